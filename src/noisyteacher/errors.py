@@ -1,0 +1,50 @@
+"""Every error this package raises on purpose: one base class, a sentence that helps, an exit code for the CLI."""
+
+from __future__ import annotations
+
+
+class NoisyTeacherError(Exception):
+    """Base of all errors of this package; the message says what was given, what was expected and what to do next.
+
+    `exit_code` is what the command line exits with: 2 when the question was wrong, 1 when the work failed.
+    """
+
+    exit_code = 1
+
+
+class AskedWronglyError(NoisyTeacherError, ValueError):
+    """An argument, option or name cannot be meant as given: nothing was started."""
+
+    exit_code = 2
+
+
+class UnknownNameError(AskedWronglyError):
+    """A name is not one of the known ones; the message names the nearest."""
+
+
+class ConfigError(AskedWronglyError):
+    """One or more settings are wrong; the message lists all of them at once."""
+
+
+class MismatchError(AskedWronglyError):
+    """Two things that must fit do not: classes, shapes, rows, or a store and its teacher or data."""
+
+
+class DataError(NoisyTeacherError):
+    """A data set is missing, empty, unreadable or out of range; the message names the file or the row."""
+
+
+class FileFormatError(NoisyTeacherError):
+    """A file is truncated, corrupt, of another kind or of an unknown schema; the message names it and the place."""
+
+
+class StoreError(FileFormatError):
+    """A logit store is missing, unfinished or damaged."""
+
+
+class WriteError(NoisyTeacherError):
+    """A file could not be written: the disk is full, read-only or gone. Nothing half-written stays behind."""
+
+
+class TrainingError(NoisyTeacherError):
+    """Training cannot go on: the loss is not finite, the logits are not, or there is nothing to learn from."""

@@ -1,0 +1,160 @@
+"""The one module that writes durably, and the checksums that notice a flipped bit.
+
+A write goes to a temporary file in the same folder, is flushed to the disk, given the mode the umask asks for, renamed
+over the target, and the folder is flushed too: after a crash the old file is there or the new one, never a mixture.
+
+A *sealed* file holds the CRC-32C of itself: the eight hex digits after the first `crc32c=` stand as zeros while the sum
+is taken over the whole file, so every bit is covered, those of the sum included. JSON and safetensors files are sealed
+alike (docs/formats.md), and stay readable by any JSON or safetensors reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from noisyteacher.errors import FileFormatError, WriteError
+
+SEAL = b"crc32c="
+BLANK = b"00000000"
+
+
+def crc32c(data: bytes | memoryview) -> str:
+    """The CRC-32C of the bytes as eight lower-case hex digits. `crc32c(b"123456789") == "e3069283"`."""
+    return f"{google_crc32c.value(bytes(data)):08x}"
+
+
+def sha256(parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of the parts one after the other, as hex: the fingerprint of weights, data and code."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents. Raises WriteError with the reason when the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file by these bytes, durably and all at once. Raises WriteError; then the old file is untouched."""
+    target = Path(path)
+    make_folder(target.parent)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fchmod(stream.fileno(), 0o666 & ~_umask())
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync_folder(target.parent)
+    except OSError as error:
+        raise _write_error(target, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def seal(data: bytes) -> bytes:
+    """The same bytes with the blank after the first `crc32c=` replaced by the checksum of the whole."""
+    place = data.find(SEAL + BLANK)
+    if place < 0 or data.find(SEAL) != place:
+        raise ValueError("data to seal must hold 'crc32c=00000000' at its first mention of 'crc32c='")
+    place += len(SEAL)
+    return data[:place] + crc32c(data).encode() + data[place + len(BLANK) :]
+
+
+def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
+    """Raises FileFormatError naming the file unless the bytes match the checksum they carry."""
+    place = data.find(SEAL) + len(SEAL)
+    stated = data[place : place + len(BLANK)]
+    if place < len(SEAL) or len(stated) < len(BLANK):
+        raise FileFormatError(f"{path}: no checksum in it: the file is truncated, or not written by noisyteacher")
+    found = crc32c(data[:place] + BLANK + data[place + len(BLANK) :]).encode()
+    if stated != found:
+        raise FileFormatError(
+            f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: the file "
+            f"({len(data)} bytes) is truncated or damaged; restore it from a copy or make it again"
+        )
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The file's bytes. Raises FileFormatError that names the file when it is missing or unreadable."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def write_json(path: str | os.PathLike[str], kind: str, schema: int, content: dict[str, Any]) -> None:
+    """Write a sealed JSON file of one kind and schema number: `{"checksum", "kind", "schema", **content}`."""
+    record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, seal(text.encode() + b"\n"))
+
+
+def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
+    """The content of a sealed JSON file, without its checksum, kind and schema.
+
+    Raises FileFormatError naming the file when it is missing, damaged, of another kind or of another schema.
+    """
+    data = read_bytes(path)
+    check_seal(data, path)
+    record: dict[str, Any] = json.loads(data)
+    return unwrap(record, path, kind, schema)
+
+
+def unwrap(record: dict[str, Any], path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
+    """The record without its three leading fields, once kind and schema are the expected ones."""
+    found_kind, found_schema = record.get("kind"), record.get("schema")
+    if found_kind != kind:
+        raise FileFormatError(f"{path}: holds a {found_kind!r}, expected a {kind!r}")
+    if found_schema != schema:
+        raise FileFormatError(f"{path}: {kind} schema {found_schema}, this version of noisyteacher reads {schema}")
+    return {key: value for key, value in record.items() if key not in ("checksum", "kind", "schema")}
+
+
+def _umask() -> int:
+    """The process's umask; the only portable way to read it is to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space or choose another output folder",
+        errno.EDQUOT: "the disk quota is used up: free some space or choose another output folder",
+        errno.EROFS: "the file system is read-only: choose another output folder",
+        errno.EACCES: "permission denied: choose an output folder you may write to",
+        errno.EPERM: "permission denied: choose an output folder you may write to",
+        errno.ENOTDIR: "a parent of it is a file: choose another output folder",
+        errno.EEXIST: "a file of that name is in the way: choose another output folder",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return WriteError(f"{path}: cannot be written: {advice}")

@@ -1,0 +1,87 @@
+"""Named tensors in one sealed safetensors file, with a JSON record beside them in its metadata.
+
+Any safetensors reader loads these files. Ours also checks the seal (safetensors itself notices no flipped bit), the
+kind and the schema. The record is the only metadata key, so equal content gives equal bytes (docs/formats.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from noisyteacher.errors import FileFormatError
+from noisyteacher.files import BLANK, SEAL, check_seal, read_bytes, seal, unwrap, write_bytes
+
+KEY = "noisyteacher"
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The tensor's values as little-endian bytes in row-major order, whatever its device and strides."""
+    plain = tensor.detach().to("cpu").contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+
+
+def write_tensors(
+    path: str | os.PathLike[str], kind: str, schema: int, tensors: dict[str, Tensor], content: dict[str, Any]
+) -> None:
+    """Write tensors and a JSON-able record as one sealed safetensors file, durably and all at once.
+
+    Equal arguments give equal bytes. Raises WriteError when the disk refuses; nothing half-written stays.
+    """
+    record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
+    data = safetensors.torch.save(plain, {KEY: json.dumps(record, allow_nan=False)})
+    write_bytes(path, seal(data))
+
+
+def read_tensors(path: str | os.PathLike[str], kind: str, schema: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (in memory, on the CPU) and the record of a sealed file.
+
+    Raises FileFormatError naming the file when it is missing, truncated, damaged, or of another kind or schema.
+    """
+    data = read_bytes(path)
+    check_seal(data, path)
+    record = read_record(path)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path}: not a safetensors file: {error}") from error
+    return tensors, unwrap(record, path, kind, schema)
+
+
+def map_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped read-only: pages are read as rows are used.
+
+    Checks the header's shapes against the file's length, not the seal: call `verify` for that.
+    Raises FileFormatError naming the file.
+    """
+    try:
+        with safetensors.safe_open(Path(path), framework="pt", device="cpu") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FileFormatError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON record in the file's metadata, whole: checksum, kind, schema and content."""
+    try:
+        with safetensors.safe_open(Path(path), framework="pt", device="cpu") as opened:
+            metadata = opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FileFormatError(f"{path}: not a readable safetensors file: {error}") from error
+    if KEY not in metadata:
+        raise FileFormatError(f"{path}: a safetensors file, but not written by noisyteacher: no {KEY!r} in its header")
+    record: dict[str, Any] = json.loads(metadata[KEY])
+    return record
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Raises FileFormatError naming the file unless every byte of it matches its seal."""
+    check_seal(read_bytes(path), path)

@@ -1,0 +1,48 @@
+"""Words for people: the nearest known name, counts, bytes, durations. Plain strings in, plain strings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from noisyteacher.errors import UnknownNameError
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is close. `nearest("lenett", ["lenet", "nin"]) == "lenet"`."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not among `known`: it suggests the nearest one and lists the rest."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
+    return UnknownNameError(f"unknown {what} {name!r}: {hint}known are {', '.join(names)}")
+
+
+def count(value: float) -> str:
+    """A count in at most four figures. `count(431080) == "431.1 k"`, `count(222490000) == "222.5 M"`."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def size_bytes(value: float) -> str:
+    """Bytes in decimal units. `size_bytes(1724320) == "1.724 MB"`."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.4g} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them. `duration(8.25) == "8.2 s"`, `duration(3723) == "1 h 02 min"`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
