@@ -1,1 +1,105 @@
-"""noisyteacher."""
+"""Small, fast classifiers by distillation from noisy teachers, with numbers you can believe.
+
+The table below is the whole public API; each name is loaded when it is first used, so that `import noisyteacher` and
+the command line's help do not wait for torch. See docs/architecture.md for how the parts hang together.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noisyteacher.data import Batch as Batch
+    from noisyteacher.data import Split as Split
+    from noisyteacher.data import Splits as Splits
+    from noisyteacher.data import load_data as load_data
+    from noisyteacher.errors import NoisyTeacherError as NoisyTeacherError
+    from noisyteacher.evaluate import Scores as Scores
+    from noisyteacher.evaluate import evaluate as evaluate
+    from noisyteacher.evaluate import predict as predict
+    from noisyteacher.extract import extract as extract
+    from noisyteacher.history import History as History
+    from noisyteacher.losses import logit_regression as logit_regression
+    from noisyteacher.losses import soft_targets as soft_targets
+    from noisyteacher.measure import Costs as Costs
+    from noisyteacher.measure import measure as measure
+    from noisyteacher.models import Classifier as Classifier
+    from noisyteacher.models import build_model as build_model
+    from noisyteacher.models import load_model as load_model
+    from noisyteacher.models import save_model as save_model
+    from noisyteacher.noise import Noise as Noise
+    from noisyteacher.noise import perturb as perturb
+    from noisyteacher.objectives import Objective as Objective
+    from noisyteacher.objectives import distil as distil
+    from noisyteacher.objectives import supervised as supervised
+    from noisyteacher.pipeline import Result as Result
+    from noisyteacher.pipeline import compress as compress
+    from noisyteacher.store import LogitStore as LogitStore
+    from noisyteacher.teachers import NoisyTeacher as NoisyTeacher
+    from noisyteacher.train import fit as fit
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "Batch": "data",
+    "Classifier": "models",
+    "Costs": "measure",
+    "History": "history",
+    "LogitStore": "store",
+    "Noise": "noise",
+    "NoisyTeacher": "teachers",
+    "NoisyTeacherError": "errors",
+    "Objective": "objectives",
+    "Result": "pipeline",
+    "Scores": "evaluate",
+    "Split": "data",
+    "Splits": "data",
+    "build_model": "models",
+    "compress": "pipeline",
+    "distil": "objectives",
+    "evaluate": "evaluate",
+    "extract": "extract",
+    "fit": "train",
+    "load_data": "data",
+    "load_model": "models",
+    "logit_regression": "losses",
+    "measure": "measure",
+    "perturb": "noise",
+    "predict": "evaluate",
+    "save_model": "models",
+    "soft_targets": "losses",
+    "supervised": "objectives",
+}
+"""Public name -> module that defines it."""
+
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'noisyteacher' has no attribute {name!r}")
+    found = getattr(import_module(f"noisyteacher.{PUBLIC[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])
+
+
+class _Package(ModuleType):
+    """The package as a module whose public names stay what the table says.
+
+    `evaluate`, `extract` and `measure` are functions and the modules that define them; importing such a module would
+    put it in the function's place.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

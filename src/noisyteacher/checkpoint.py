@@ -1,0 +1,83 @@
+"""The resume state of a training run: all that is not a function of seed and step, in one sealed file."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.errors import MismatchError
+from noisyteacher.tensorfile import read_tensors, write_tensors
+
+KIND, SCHEMA = "checkpoint", 1
+NAME = Path("checkpoint") / "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step, the running epoch's sums, the finished epochs, the best one so far."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_key: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def write_checkpoint(
+    run: Path,
+    settings: dict[str, Any],
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+) -> None:
+    """Write the run's state to `RUN/checkpoint/state.safetensors`, durably: the old state or the new one survives."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in best.items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items() if isinstance(value, Tensor)}
+    write_tensors(run / NAME, KIND, SCHEMA, tensors, {"settings": settings, "progress": vars(progress)})
+
+
+def read_checkpoint(
+    run: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]] | None:
+    """Put the saved state back into model and optimizer; the progress and the best weights, or None without a file.
+
+    Raises FileFormatError for a damaged file, MismatchError naming the setting when the run was started otherwise.
+    """
+    path = run / NAME
+    if not path.exists():
+        return None
+    tensors, record = read_tensors(path, KIND, SCHEMA)
+    check_settings(path, record["settings"], settings)
+    model.load_state_dict(_under("model/", tensors))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer/", tensors).items():
+        index, slot = name.split("/", 1)
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**record["progress"]), _under("best/", tensors)
+
+
+def check_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises MismatchError naming every setting that differs between a saved run and the one asked for."""
+    keys = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
+    if keys:
+        told = "; ".join(f"{key}: saved {saved.get(key)!r}, given {given.get(key)!r}" for key in keys)
+        raise MismatchError(f"{path}: holds a run with other settings ({told}): resume with the same or start anew")
+
+
+def drop_checkpoint(run: Path) -> None:
+    """Remove the resume state of a finished run."""
+    shutil.rmtree(run / NAME.parent, ignore_errors=True)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,20 @@
+"""Data sets as two tensors and an index: splits, views, and the sources they are read from."""
+
+from noisyteacher.data.sources import DATASETS, default_root, limited, load_data
+from noisyteacher.data.split import Batch, Split, Splits
+from noisyteacher.data.summary import data_summary
+from noisyteacher.data.views import apply_view, apply_views, expand_views
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Split",
+    "Splits",
+    "apply_view",
+    "apply_views",
+    "data_summary",
+    "default_root",
+    "expand_views",
+    "limited",
+    "load_data",
+]

@@ -1,0 +1,251 @@
+"""A data set is two tensors and an index: uint8 images, int64 labels, and which of their rows belong to a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from noisyteacher.data.views import apply_view, apply_views, expand_views
+from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
+from noisyteacher.files import sha256
+from noisyteacher.tensorfile import tensor_bytes
+
+ROLES = ("train", "val", "test")
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """Rows of a data set with a role. Raises DataError when images, labels and index do not make one.
+
+    images: uint8 `[M, C, H, W]`, in memory or memory-mapped, shared between the splits that are cut from it.
+    labels: int64 `[M]` in 0..K-1, or None where there are none.
+    index: int64 `[N]`; row r of the split is image `index[r]`.
+    role: `train`, `val` or `test`. name: the data set's name. class_names: K names, in the order of the labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    index: Tensor
+    role: str
+    name: str
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        what = f"{self.name} ({self.role})"
+        if self.role not in ROLES:
+            raise DataError(f"{self.name}: role {self.role!r} is none of {', '.join(ROLES)}")
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise DataError(
+                f"{what}: images are {_describe(self.images)}; expected uint8 [M, C, H, W] with values 0..255"
+            )
+        if 0 in self.images.shape:
+            raise DataError(f"{what}: images have shape {list(self.images.shape)}: there is nothing in them")
+        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
+            raise DataError(f"{what}: class names {list(self.class_names)}: expected two or more, all different")
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.images), len(self.class_names), what)
+        if self.index.dtype != torch.int64 or self.index.ndim != 1:
+            raise DataError(f"{what}: index is {_describe(self.index)}; expected int64 [N]")
+        if not len(self.index):
+            raise DataError(f"{what}: the split is empty; it needs at least one row")
+        low, high = int(self.index.min()), int(self.index.max())
+        if low < 0 or high >= len(self.images):
+            raise DataError(f"{what}: index holds {low}..{high}, but there are {len(self.images)} images")
+
+    def __repr__(self) -> str:
+        """One line without the pixels: `Split(mnist-5k, train, 4000 x [1, 28, 28], 10 classes)`."""
+        classes = f"{self.classes} classes{', unlabelled' if self.labels is None else ''}"
+        return f"Split({self.name}, {self.role}, {len(self)} x {list(self.input_shape)}, {classes})"
+
+    def __len__(self) -> int:
+        """The number of rows N."""
+        return len(self.index)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes K."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def images_at(self, rows: Tensor, views: Sequence[str] | str = "clean", which: Tensor | None = None) -> Tensor:
+        """The images of the rows `[B]`, uint8 `[B, C, H, W]`, each under its view.
+
+        views: one name for all rows, or a table of names with `which` `[B]` saying which of them each row takes.
+        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view.
+        """
+        images = self.images[self._places(rows).to(self.images.device)]
+        if isinstance(views, str):
+            if which is not None:
+                raise AskedWronglyError(
+                    f"views is the one name {views!r}: `which` says nothing beside it, leave it out"
+                )
+            return apply_view(images, views)
+        if which is None and len(views) != 1:
+            raise AskedWronglyError(f"a table of {len(views)} views needs `which`, one number per row")
+        return apply_view(images, views[0]) if which is None else apply_views(images, views, which)
+
+    def labels_at(self, rows: Tensor) -> Tensor:
+        """The labels of the rows `[B]`, int64 `[B]`. Raises DataError when the split is unlabelled."""
+        if self.labels is None:
+            raise DataError(f"{self.name} ({self.role}): the images have no labels; use an objective that needs none")
+        return self.labels[self._places(rows).to(self.labels.device)]
+
+    @property
+    def targets(self) -> Tensor:
+        """All labels in row order, int64 `[N]`. Raises DataError when the split is unlabelled."""
+        return self.labels_at(torch.arange(len(self)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) over the shape `N x C x H x W` and the image bytes in row order; labels stay out."""
+        shape = "x".join(map(str, (len(self), *self.input_shape)))
+        parts = torch.split(self.index, _CHUNK)
+        return sha256(
+            [f"uint8 {shape}\n".encode(), *(tensor_bytes(self.images[part.to(self.images.device)]) for part in parts)]
+        )
+
+    def subset(self, rows: Tensor, role: str | None = None) -> Split:
+        """The split of these rows `[B]` of this one, in this order. Raises DataError when there are none."""
+        return replace(self, index=self._places(rows), role=role or self.role)
+
+    def take(self, n: int) -> Split:
+        """The split of the first n rows. Raises AskedWronglyError unless 1 <= n <= N."""
+        if not 1 <= n <= len(self):
+            raise AskedWronglyError(f"{self.name} ({self.role}) has {len(self)} rows: cannot take the first {n}")
+        return self.subset(torch.arange(n))
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Where the rows lie among the images. Negative rows are refused: they would count from the end in silence."""
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise MismatchError(
+                f"{self.name} ({self.role}): rows {int(rows.min())}..{int(rows.max())} asked for, it has {len(self)}"
+            )
+        return self.index[rows.to(self.index.device)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Splits:
+    """A data set: what to train on, what to choose on, what to report on. Raises DataError when they do not fit.
+
+    test: None when there is none. preprocess: the name of the preprocessing that models take for it by default.
+    views: the training views the paper uses for it. note: a sentence reports should repeat, or "".
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split | None = None
+    preprocess: str = "standardize"
+    views: tuple[str, ...] = ("clean",)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for role, split in self.parts.items():
+            if split.role != role:
+                raise DataError(f"{self.name}: the split given as {role} has the role {split.role!r}")
+            if split.class_names != self.class_names:
+                raise DataError(
+                    f"{self.name}: train has the classes {_few(self.class_names)}, {role} has {_few(split.class_names)}"
+                )
+            if split.input_shape != self.input_shape:
+                raise DataError(
+                    f"{self.name}: train images are {list(self.input_shape)}, {role} images {list(split.input_shape)}"
+                )
+        _check_disjoint(self.name, list(self.parts.values()))
+        object.__setattr__(self, "views", expand_views(self.views))
+
+    def __repr__(self) -> str:
+        """One line: `Splits(mnist-5k, train 4000, val 400, test 600, [1, 28, 28], 10 classes)`."""
+        sizes = ", ".join(f"{role} {len(split)}" for role, split in self.parts.items())
+        return f"Splits({self.name}, {sizes}, {list(self.input_shape)}, {self.classes} classes)"
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The splits there are, by role: train, val and, where there is one, test."""
+        given = {"train": self.train, "val": self.val, "test": self.test}
+        return {role: split for role, split in given.items() if split is not None}
+
+    @property
+    def classes(self) -> int:
+        """The number of classes K."""
+        return self.train.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names, in the order of the labels."""
+        return self.train.class_names
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.train.input_shape
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch:
+    """What the training loop hands to an objective: B images under their views, and everything that names them.
+
+    images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
+    split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
+    step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    rows: Tensor
+    views: tuple[str, ...]
+    which: Tensor
+    step: int
+    seed: int
+    total_rows: int
+
+    def __repr__(self) -> str:
+        """One line without the pixels: `Batch(64 x [1, 28, 28], 1 view(s), step 3)`."""
+        shape = list(self.images.shape)
+        return f"Batch({shape[0]} x {shape[1:]}, {len(self.views)} view(s), step {self.step})"
+
+
+def _check_labels(labels: Tensor, images: int, classes: int, what: str) -> None:
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise DataError(f"{what}: labels are {_describe(labels)}; expected int64 [M]")
+    if len(labels) != images:
+        raise DataError(f"{what}: {images} images but {len(labels)} labels; there must be one label per image")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{what}: label {int(labels[row])} of image {row} is out of range 0..{classes - 1} "
+            f"({classes} classes); {len(wrong)} label(s) are"
+        )
+
+
+def _check_disjoint(name: str, splits: list[Split]) -> None:
+    """An image in two splits makes the number reported on the second worthless: refused where it can be seen."""
+    for place, first in enumerate(splits):
+        for second in splits[place + 1 :]:
+            if first.images.data_ptr() != second.images.data_ptr():
+                continue
+            seen = torch.zeros(len(first.images), dtype=torch.bool)
+            seen[first.index.cpu()] = True
+            shared = int(seen[second.index.cpu()].sum())
+            if shared:
+                raise DataError(f"{name}: {first.role} and {second.role} share {shared} image(s); draw them apart")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _few(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown

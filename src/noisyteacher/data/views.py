@@ -1,0 +1,102 @@
+"""Views: named deterministic augmentations, finite in number, so that every view can have exact teacher logits.
+
+A view is `clean`, `mirror` (left and right exchanged), `crop-yA-xB` (four zero pixels added on every side, then a
+window of the image's own size cut A pixels from the top and B from the left, both in 0..8) or `mirror-crop-yA-xB` (the
+same crop of the mirrored image). The window in the middle changes nothing: `crop-y4-x4` is `clean`, and
+`mirror-crop-y4-x4` is `mirror`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.text import unknown_name
+
+PAD = 4
+OFFSETS = 2 * PAD + 1
+FAMILIES: dict[str, int] = {"clean": 1, "mirror": 1, "crop": OFFSETS**2, "mirror*crop": OFFSETS**2}
+_PATTERN = re.compile(r"(mirror-)?crop-y([0-8])-x([0-8])")
+_KNOWN = (*FAMILIES, "crop-yA-xB", "mirror-crop-yA-xB (A and B in 0..8)")
+
+
+def view_name(mirrored: bool, top: int, left: int) -> str:
+    """The canonical name: `view_name(False, 4, 4) == "clean"`, `view_name(True, 0, 8) == "mirror-crop-y0-x8"`."""
+    if top == left == PAD:
+        return "mirror" if mirrored else "clean"
+    return f"{'mirror-' if mirrored else ''}crop-y{top}-x{left}"
+
+
+def parse_view(name: str) -> tuple[bool, int, int]:
+    """(mirrored, top, left) of one view; top and left in 0..8, 4 being the middle. Raises UnknownNameError."""
+    if name in ("clean", "mirror"):
+        return name == "mirror", PAD, PAD
+    found = _PATTERN.fullmatch(name)
+    if found is None:
+        raise unknown_name("view", name, _KNOWN)
+    return found[1] is not None, int(found[2]), int(found[3])
+
+
+def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """The canonical view names a spec stands for, in the order given, each once.
+
+    A spec is a view, a family (`clean`, `mirror`, `crop` with 81 views, `mirror*crop` with the 81 crops of the mirrored
+    image), several of them separated by commas (`"clean,mirror"`), or a sequence of these. Crops come row by row.
+    Raises UnknownNameError with the nearest name, AskedWronglyError when nothing is left.
+    """
+    parts = [spec] if isinstance(spec, str) else list(spec)
+    words = [word.strip() for part in parts for word in part.split(",") if word.strip()]
+    names: dict[str, None] = {}
+    for word in words:
+        if word in ("crop", "mirror*crop"):
+            for place in range(OFFSETS**2):
+                names[view_name(word != "crop", place // OFFSETS, place % OFFSETS)] = None
+        else:
+            names[view_name(*parse_view(word))] = None
+    if not names:
+        raise AskedWronglyError(f"no view in {spec!r}: name at least one, such as 'clean'")
+    return tuple(names)
+
+
+@lru_cache(maxsize=256)
+def _table(views: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirrored [V] bool, top [V] and left [V] int64 of the named views."""
+    parsed = [parse_view(name) for name in views]
+    mirrored, top, left = zip(*parsed, strict=True)
+    return torch.tensor(mirrored), torch.tensor(top), torch.tensor(left)
+
+
+def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
+    """Each image under its own view: images `[B, C, H, W]`, `views` a table of names, `which` `[B]` int64 into it.
+
+    Comes back with the shape, dtype and device of the images, in one batched gather whatever the number of views.
+    Raises UnknownNameError for a name, MismatchError when `which` does not fit the images or the table.
+    """
+    if images.ndim != 4 or which.shape != images.shape[:1]:
+        raise MismatchError(
+            f"images {list(images.shape)} and which {list(which.shape)} do not fit: expected [B, C, H, W] and [B]"
+        )
+    if not views:
+        raise MismatchError("no view to apply: give a table with at least one name, such as ('clean',)")
+    if which.numel() and not 0 <= int(which.min()) <= int(which.max()) < len(views):
+        raise MismatchError(f"which holds {int(which.min())}..{int(which.max())}, the table has {len(views)} views")
+    mirrored, top, left = (column.to(which.device)[which].to(images.device) for column in _table(tuple(views)))
+    if bool(mirrored.any()):
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    if bool(((top == PAD) & (left == PAD)).all()):
+        return images
+    height, width = images.shape[-2:]
+    # All 81 windows of every image as one strided view [B, C, 9, 9, H, W]: nothing is copied before the gather.
+    windows = pad(images, (PAD, PAD, PAD, PAD)).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def apply_view(images: Tensor, name: str) -> Tensor:
+    """All images `[B, C, H, W]` under one view; same shape and dtype. Raises UnknownNameError."""
+    return apply_views(images, (name,), torch.zeros(len(images), dtype=torch.int64, device=images.device))

@@ -1,0 +1,37 @@
+"""Where the arithmetic runs, and in what precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.text import unknown_name
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The torch device of a name; `auto` is the first GPU where there is one, else the CPU.
+
+    Raises AskedWronglyError when the device is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise AskedWronglyError(f"device {str(name)!r} cannot be used here ({reason}); give cpu or auto") from error
+    return device
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context a forward pass runs in: nothing for `fp32`, autocast for `bf16` (weights and logits stay fp32)."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,111 @@
+"""What a model does on a split, with n beside every number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher import metrics
+from noisyteacher.data import Batch, Split
+from noisyteacher.device import precision_context, resolve_device
+from noisyteacher.errors import DataError, TrainingError
+from noisyteacher.models import as_classifier
+from noisyteacher.modes import inference
+from noisyteacher.stats import Quantity
+from noisyteacher.teachers import as_teacher
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's scores on one split. `accuracy`, `error`, `ece`, `agreement` in %, `nll` in nats; None where unknown.
+
+    Each is a float that carries its unit and n: `scores.error.n`.
+    """
+
+    split: str
+    accuracy: Quantity | None
+    error: Quantity | None
+    nll: Quantity | None
+    ece: Quantity | None
+    agreement: Quantity | None
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON-able form: every known score with value, unit and n."""
+        known = {name: getattr(self, name) for name in ("accuracy", "error", "nll", "ece", "agreement")}
+        return {"split": self.split, **{name: value.describe() for name, value in known.items() if value is not None}}
+
+
+def predict(
+    model: nn.Module, split: Split, *, batch_size: int = 512, device: str = "auto", precision: str = "fp32"
+) -> Tensor:
+    """The model's logits for every clean image of the split, `[N, K]` fp32 on the CPU, in row order.
+
+    The model runs in eval mode without gradients; its own modes are as before afterwards.
+    Raises MismatchError when it does not return `[B, K]`.
+    """
+    classifier = as_classifier(model)
+    place = resolve_device(device)
+    with inference(classifier, place), precision_context(precision, place):
+        found = [
+            classifier(split.images_at(rows).to(place)).float().cpu()
+            for rows in torch.split(torch.arange(len(split)), batch_size)
+        ]
+    return torch.cat(found)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    teacher: object = None,
+    batch_size: int = 512,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Scores:
+    """The model's scores on the split: accuracy, error, nll and ece where there are labels, agreement with a teacher.
+
+    `teacher`: anything `distil` takes. Raises DataError with neither labels nor a teacher, MismatchError when classes
+    differ, TrainingError for logits that are not finite.
+    """
+    if split.labels is None and teacher is None:
+        raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
+    logits = predict(model, split, batch_size=batch_size, device=device, precision=precision)
+    if not torch.isfinite(logits).all():
+        row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
+        raise TrainingError(f"the model's logits are not finite, first in row {row} of {split.role}: it has diverged")
+    agreement = None
+    if teacher is not None:
+        agreement = metrics.agreement(logits, _teacher_logits(teacher, split, logits.shape[1], batch_size, device))
+    return score(logits, split, agreement)
+
+
+def score(logits: Tensor, split: Split, agreement: float | None = None) -> Scores:
+    """The scores of logits `[N, K]` that belong to the split's rows."""
+    n = len(split)
+    share = None if agreement is None else Quantity(agreement, "%", n)
+    if split.labels is None:
+        return Scores(split.role, None, None, None, None, share)
+    labels = split.targets
+    return Scores(
+        split.role,
+        Quantity(metrics.accuracy(logits, labels), "%", n),
+        Quantity(metrics.error(logits, labels), "%", n),
+        Quantity(metrics.nll(logits, labels), "nats", n),
+        Quantity(metrics.ece(logits, labels), "%", n),
+        share,
+    )
+
+
+def _teacher_logits(teacher: object, split: Split, classes: int, batch_size: int, device: str) -> Tensor:
+    if isinstance(teacher, nn.Module):
+        return predict(teacher, split, batch_size=batch_size, device=device)
+    source = as_teacher(teacher)
+    source.check(split, ("clean",), classes)
+    found = []
+    for rows in torch.split(torch.arange(len(split)), batch_size):
+        which = torch.zeros(len(rows), dtype=torch.int64)
+        found.append(source.logits(Batch(split.images_at(rows), None, rows, ("clean",), which, 0, 0, len(split))))
+    return torch.cat(found).float().cpu()

@@ -1,0 +1,46 @@
+"""What a training run leaves behind: a line of numbers per epoch and the record `fit` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What `progress` is told after a step: how far the run is, in steps, and the newest numbers."""
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    loss: float
+    val_error: float | None
+
+
+@dataclass(frozen=True)
+class History:
+    """What `fit` returns: a dict of numbers per epoch, which epoch was kept, and both sets of weights.
+
+    `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`. `best_epoch`
+    counts from 1, chosen by validation error, then NLL; 0 without validation. `seconds` is training time, validation
+    left out. `stopped_early` tells whether patience ended the run.
+    """
+
+    epochs: tuple[dict[str, Any], ...]
+    best_epoch: int
+    kept: str
+    seconds: float
+    stopped_early: bool
+    best: dict[str, Tensor]
+    last: dict[str, Tensor]
+
+    @property
+    def val_error(self) -> float | None:
+        """Validation error (%) of the weights that were kept; None without validation."""
+        if not self.best_epoch:
+            return None
+        epoch = self.best_epoch if self.kept == "best" else len(self.epochs)
+        return float(self.epochs[epoch - 1]["val/error"])

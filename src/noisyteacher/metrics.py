@@ -1,0 +1,55 @@
+"""What is said of logits and labels, as pure functions. Percentages are 0..100, NLL is in nats."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisyteacher.errors import MismatchError
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of rows whose largest logit is the label's, in percent. `[N, K]` and `[N]`."""
+    _check(logits, labels)
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def error(logits: Tensor, labels: Tensor) -> float:
+    """The share of rows whose largest logit is not the label's, in percent. `[N, K]` and `[N]`."""
+    _check(logits, labels)
+    return 100 * int((logits.argmax(1) != labels).sum()) / len(labels)
+
+
+def nll(logits: Tensor, labels: Tensor) -> float:
+    """Mean of -log softmax(logits)[label] over the rows, in nats. `[N, K]` and `[N]`."""
+    _check(logits, labels)
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error in percent: |accuracy - confidence| over equal-width bins, weighted by their rows.
+
+    Confidence is the largest softmax probability; bin b holds ((b-1)/bins, b/bins]. `[N, K]` and `[N]`.
+    Source: Guo et al. 2017, Eq. 3.
+    """
+    _check(logits, labels)
+    confidence, chosen = logits.double().softmax(1).max(1)
+    hit = (chosen == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, hit - confidence)
+    return 100 * float(gap.abs().sum()) / len(labels)
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """The share of rows where two models choose the same class, in percent. Both `[N, K]`."""
+    if first.shape != second.shape:
+        raise MismatchError(f"logits {list(first.shape)} and {list(second.shape)} differ in shape: nothing to compare")
+    return 100 * int((first.argmax(1) == second.argmax(1)).sum()) / len(first)
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2 or labels.dim() != 1 or len(logits) != len(labels) or not len(labels):
+        raise MismatchError(
+            f"logits {list(logits.shape)} and labels {list(labels.shape)}: expected [N, K] and [N] with N >= 1"
+        )

@@ -1,0 +1,213 @@
+"""Preprocessing as modules in front of the network: images enter as uint8, statistics travel as buffers.
+
+Each module takes uint8 `[B, C, H, W]` and returns float32 of the same shape. It is saved, fingerprinted and exported
+with the network behind it, so a model cannot be deployed with another normalisation than it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
+from noisyteacher.text import unknown_name
+
+Shape = tuple[int, int, int]
+CHUNK = 4096
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """The images as float32 in [0, 1], same shape `[B, C, H, W]`: x / 255.
+
+    Raises MismatchError unless they are uint8: a float image may be in any range, and guessing it wrong would go
+    unnoticed.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise MismatchError(
+            f"images of dtype {images.dtype} and shape {tuple(images.shape)} were given to a model that takes uint8 "
+            "[B, C, H, W]: pass the raw 0..255 pixels, preprocessing is part of the model"
+        )
+    return images.to(torch.float32) / 255.0
+
+
+class Scale(nn.Module):
+    """x / 255: the MNIST networks of the paper see their pixels like this ("no preprocessing")."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 `[B, C, H, W]` in [0, 1] from uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        return unit_range(images)
+
+
+class Standardize(nn.Module):
+    """(x / 255 - mean) / std per channel; mean and std are `[C]`, in units of the [0, 1] range."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
+        """Raises AskedWronglyError when the two differ in length or a deviation is not above zero."""
+        super().__init__()
+        mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
+        if mean.dim() != 1 or mean.shape != std.shape:
+            raise AskedWronglyError(
+                f"mean of shape {tuple(mean.shape)} and std of shape {tuple(std.shape)}: both must be [C], one value a "
+                "channel"
+            )
+        if not std.is_meta and not bool((std > 0).all()):
+            raise AskedWronglyError(f"std {std.tolist()}: every channel's standard deviation must be above 0")
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def fit(self, images: Tensor | Iterable[Tensor]) -> None:
+        """Nothing comes back: mean and std are set from uint8 `[N, C, H, W]`, summed in float64.
+
+        A channel that never varies gets std 1, so that it becomes 0 rather than infinite.
+        """
+        pixels = 0
+        total, squares = torch.zeros((2, len(self.mean)), dtype=torch.float64)
+        for chunk in _chunks(images, len(self.mean)):
+            values = chunk.to("cpu", torch.float64) / 255.0
+            pixels += values.numel() // values.shape[1]
+            total = total + values.sum((0, 2, 3))
+            squares = squares + values.square().sum((0, 2, 3))
+        mean = total / pixels
+        std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 `[B, C, H, W]`, about 0 mean and 1 deviation per channel. Raises MismatchError for another dtype."""
+        return (unit_range(images) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """The number of channels, for the printed model; the values are weights, not code."""
+        return f"channels={len(self.mean)}"
+
+
+class PixelMean(nn.Module):
+    """x / 255 - mean / 255 with a mean image `[C, H, W]` in 0..255: the paper's CIFAR-10 preprocessing (section 3)."""
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor) -> None:
+        """Raises AskedWronglyError unless the mean image is `[C, H, W]`."""
+        super().__init__()
+        if mean.dim() != 3:
+            raise AskedWronglyError(f"a mean image of shape {tuple(mean.shape)}: it must be [C, H, W]")
+        self.register_buffer("mean", mean.to(torch.float32))
+
+    def fit(self, images: Tensor | Iterable[Tensor]) -> None:
+        """Nothing comes back: the mean image is set from uint8 `[N, C, H, W]`, summed in float64."""
+        count, total = 0, torch.zeros(self.mean.shape, dtype=torch.float64)
+        for chunk in _chunks(images, self.mean.shape[0]):
+            count += len(chunk)
+            total += chunk.to("cpu", torch.float64).sum(0)
+        self.mean.copy_(total / count)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 `[B, C, H, W]` with zero mean per pixel. Raises MismatchError for another dtype."""
+        return unit_range(images) - self.mean / 255.0
+
+    def extra_repr(self) -> str:
+        """The shape of the mean image, for the printed model."""
+        return f"shape={tuple(self.mean.shape)}"
+
+
+class LocalContrast(nn.Module):
+    """Local contrast normalisation of Jarrett et al. 2009 (section 3.1): subtractive, then divisive.
+
+    v = x - sum_ipq w_pq x_i,j+p,k+q; y = v / max(sigma, mean(sigma)), sigma^2 = sum_ipq w_pq v^2_i,j+p,k+q. The
+    Gaussian window w sums to 1 over its pixels and all channels i together, as in that paper. Left open there and
+    chosen here: the Gaussian's deviation is window / 4, and at the border w is rescaled to the part of it inside the
+    image.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, window: int = 9, deviation: float | None = None, eps: float = 1e-4) -> None:
+        """`window` in pixels, odd; `deviation` of the Gaussian in pixels; `eps` floors the divisor in flat images."""
+        super().__init__()
+        if window < 3 or window % 2 == 0:
+            raise AskedWronglyError(f"window {window}: local contrast needs an odd window of 3 pixels or more")
+        self.window, self.deviation, self.eps = window, window / 4 if deviation is None else deviation, eps
+        offsets = torch.arange(window, dtype=torch.float64) - window // 2
+        line = torch.exp(-0.5 * (offsets / self.deviation).square())
+        # A Gaussian is separable: two lines of 9 instead of a window of 81.
+        self.register_buffer("kernel", (line / line.sum()).to(torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 `[B, C, H, W]`: each pixel relative to its surroundings. Raises MismatchError for another dtype."""
+        x = unit_range(images)
+        inside = self._blur(torch.ones_like(x[:1, :1]))
+        v = x - self._blur(x.mean(1, keepdim=True)) / inside
+        sigma = torch.sqrt(self._blur(v.square().mean(1, keepdim=True)) / inside)
+        divisor = torch.maximum(sigma, sigma.mean((2, 3), keepdim=True)).clamp(min=self.eps)
+        return v / divisor
+
+    def _blur(self, plane: Tensor) -> Tensor:
+        half = self.window // 2
+        rows = nn.functional.conv2d(plane, self.kernel.view(1, 1, -1, 1), padding=(half, 0))
+        return nn.functional.conv2d(rows, self.kernel.view(1, 1, 1, -1), padding=(0, half))
+
+    def extra_repr(self) -> str:
+        """Window, deviation and floor, for the printed model and the code fingerprint."""
+        return f"window={self.window}, deviation={self.deviation}, eps={self.eps}"
+
+
+PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
+    "scale": lambda shape: Scale(),
+    "standardize": lambda shape: Standardize(torch.zeros(shape[0]), torch.ones(shape[0])),
+    "pixel-mean": lambda shape: PixelMean(torch.zeros(shape)),
+    "local-contrast": lambda shape: LocalContrast(),
+}
+"""Name -> builder of a module for images of one shape; those with statistics start with mean 0 and deviation 1."""
+
+
+def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
+    """The named module with statistics of zero mean: what weights are loaded into. Raises UnknownNameError."""
+    if name not in PREPROCESS:
+        raise unknown_name("preprocessing", name, PREPROCESS)
+    return PREPROCESS[name](input_shape)
+
+
+def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_shape: Shape) -> nn.Module:
+    """The named module, its statistics taken from the training images (uint8 `[N, C, H, W]`, or an iterable of such).
+
+    `images` may be None for those without statistics. Raises UnknownNameError; AskedWronglyError when statistics are
+    needed and no images were given; DataError when they are empty or of another shape.
+    """
+    module = blank_preprocess(name, input_shape)
+    if isinstance(module, (Standardize, PixelMean)):
+        if images is None:
+            raise AskedWronglyError(
+                f"preprocessing {name!r} takes its statistics from training images and none were given: pass data=, or "
+                "choose 'scale' or 'local-contrast'"
+            )
+        module.fit(images)
+    return module
+
+
+def preprocess_name(module: nn.Module) -> str:
+    """The name that rebuilds this module, or `module:pkg.Class` for one that only its owner can build again."""
+    names = {Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean", LocalContrast: "local-contrast"}
+    kind = type(module)
+    if kind in names and (kind is not LocalContrast or module.extra_repr() == LocalContrast().extra_repr()):
+        return names[kind]
+    return f"module:{kind.__module__}.{kind.__qualname__}"
+
+
+def _chunks(images: Tensor | Iterable[Tensor], channels: int) -> Iterator[Tensor]:
+    """The images a few thousand at a time, checked: float64 copies of a whole data set would not fit."""
+    seen = 0
+    for part in [images] if isinstance(images, Tensor) else images:
+        if part.dtype != torch.uint8 or part.dim() != 4 or part.shape[1] != channels:
+            raise DataError(
+                f"training images of dtype {part.dtype} and shape {tuple(part.shape)}: expected uint8 [N, {channels}, "
+                "H, W]"
+            )
+        seen += len(part)
+        yield from part.split(CHUNK)
+    if not seen:
+        raise DataError("preprocessing takes its statistics from training images, and there is none")

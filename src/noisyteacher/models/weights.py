@@ -1,0 +1,210 @@
+"""Weights on disk in one sealed file with the architecture beside them, and the fingerprints that tell models apart.
+
+A flipped bit, a missing tensor and one too many are all noticed; nothing is unpickled; a file names a factory but
+cannot make `load_model` import it unless the caller says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacherError
+from noisyteacher.files import BLANK, SEAL, sha256
+from noisyteacher.models.build import MODELS, architecture_of, build_model
+from noisyteacher.models.classifier import Classifier, as_classifier
+from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess
+from noisyteacher.tensorfile import KEY, read_tensors, tensor_bytes, write_tensors
+
+KIND = "model"
+SCHEMA = 1
+Path = str | os.PathLike[str]
+
+
+def save_model(model: nn.Module, path: Path, record: dict[str, Any] | None = None) -> None:
+    """Write the model's tensors, its architecture and a JSON-able `record` (epochs, scores, ...) as one sealed file.
+
+    Parameters and buffers, those of the preprocessing included. Raises WriteError when the disk refuses, and
+    AskedWronglyError when the record uses the name "architecture" or the model has state that is not a tensor.
+    """
+    whole = as_classifier(model)
+    write_tensors(path, KIND, SCHEMA, _state(whole), _content(whole, record))
+
+
+def saved_bytes(model: nn.Module, record: dict[str, Any] | None = None) -> int:
+    """The length in bytes of the file that `save_model(model, path, record)` writes."""
+    whole = as_classifier(model)
+    header = {"checksum": (SEAL + BLANK).decode(), "kind": KIND, "schema": SCHEMA, **_content(whole, record)}
+    # The header depends on names, dtypes and shapes only; the data is the sum of the tensors.
+    state = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(_state(whole).items())}
+    return len(safetensors.torch.save(state, {KEY: json.dumps(header, allow_nan=False)}))
+
+
+def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
+    """The Classifier a file holds, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
+
+    A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that: only with
+    `allow_import=True`. Raises FileFormatError naming the file when it is damaged or does not fit its architecture,
+    and AskedWronglyError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
+    """
+    tensors, record = read_tensors(path, KIND, SCHEMA)
+    architecture = _checked(record.get("architecture"), path)
+    name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
+    if name.startswith("module:") or front not in PREPROCESS or len(shape) != 3:
+        raise AskedWronglyError(
+            f"{path}: holds {name!r} with preprocessing {front!r}, which cannot be rebuilt from its name: build the "
+            "module yourself and call load_weights(model, path)"
+        )
+    if ":" in name:
+        if not allow_import:
+            raise AskedWronglyError(
+                f"{path}: rebuilding this model means importing and calling {name!r}: pass allow_import=True if you "
+                "trust the file"
+            )
+        model = build_model(
+            name,
+            classes=architecture["classes"],
+            input_shape=shape,
+            preprocess=blank_preprocess(front, shape),
+            **architecture["options"],
+        )
+        _fill(model, tensors, path)
+        return model.eval()
+    if name not in MODELS:
+        raise FileFormatError(f"{path}: holds a model {name!r}, which this version does not know")
+    try:
+        # On the meta device nothing is allocated before names and shapes are known to fit the file.
+        with torch.device("meta"):
+            network = MODELS[name](architecture["classes"], shape, **architecture["options"])
+            model = Classifier(
+                blank_preprocess(front, shape),
+                network,
+                architecture_of(name, architecture["classes"], shape, architecture["options"], front),
+            )
+    except (NoisyTeacherError, TypeError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
+    _fill(model, tensors, path, assign=True)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Nothing comes back: the model's tensors are replaced by those of the file, all or none.
+
+    Raises FileFormatError naming the file, and separately the missing, the unexpected and the misshapen tensors.
+    """
+    tensors, _ = read_tensors(path, KIND, SCHEMA)
+    _fill(as_classifier(model), tensors, path)
+
+
+def model_record(path: Path) -> dict[str, Any]:
+    """The record beside the weights: "architecture" and what was given to `save_model`. Raises FileFormatError."""
+    _, record = read_tensors(path, KIND, SCHEMA)
+    return record
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over the network's tensors in order of name: name, dtype, shape and bytes of each.
+
+    The preprocessing's buffers are not in it: they have a fingerprint of their own, so that an error can tell them
+    apart.
+    """
+    return _fingerprint(as_classifier(model).network.state_dict())
+
+
+def preprocess_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over the preprocessing: its printed form (kind and settings) and its buffers."""
+    front = as_classifier(model).preprocess
+    return sha256([_printed(front).encode(), _fingerprint(front.state_dict()).encode()])
+
+
+def code_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) over the printed module tree, the architecture and the names of all known preprocessings.
+
+    It changes with a layer, an order or an option, not with a weight. What a module computes beyond what it prints is
+    not seen.
+    """
+    whole = as_classifier(model)
+    words = json.dumps([whole.architecture, sorted(PREPROCESS)], sort_keys=True)
+    return sha256([_printed(whole).encode(), words.encode()])
+
+
+def _printed(module: nn.Module) -> str:
+    """The module tree as text without memory addresses, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(module))
+
+
+def _fingerprint(state: dict[str, Any]) -> str:
+    parts: list[bytes] = []
+    for name, tensor in sorted(state.items()):
+        if isinstance(tensor, Tensor):
+            parts += [f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode(), tensor_bytes(tensor)]
+        else:
+            parts.append(f"{name}\x1f{tensor!r}\x1f".encode())
+    return sha256(parts)
+
+
+def _state(model: Classifier) -> dict[str, Tensor]:
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise AskedWronglyError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
+    return dict(state)
+
+
+def _content(model: Classifier, record: dict[str, Any] | None) -> dict[str, Any]:
+    extra = dict(record or {})
+    taken = sorted({"architecture", "checksum", "kind", "schema"} & extra.keys())
+    if taken:
+        raise AskedWronglyError(f"the record may not use the names {taken}: the file needs them itself")
+    return {"architecture": model.architecture, **extra}
+
+
+def _checked(architecture: Any, path: Path) -> dict[str, Any]:
+    """The architecture, once its five fields are there and of the right types."""
+    kinds = {
+        "name": str,
+        "classes": (int, type(None)),
+        "input_shape": (list, type(None)),
+        "options": dict,
+        "preprocess": str,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(architecture, dict) or not isinstance(architecture.get(key), kind):  # type: ignore[arg-type]
+            raise FileFormatError(
+                f"{path}: the record's architecture lacks a valid {key!r}: not a model of noisyteacher"
+            )
+    checked: dict[str, Any] = architecture
+    return checked
+
+
+def _fill(model: Classifier, tensors: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    own = model.state_dict()
+    shared = own.keys() & tensors.keys()
+    shapes = [
+        f"{name} {_kind(tensors[name])} instead of {_kind(own[name])}"
+        for name in sorted(shared)
+        if _kind(tensors[name]) != _kind(own[name])
+    ]
+    problems = {
+        "missing": sorted(own.keys() - shared),
+        "unexpected": sorted(tensors.keys() - shared),
+        "of another shape or dtype": shapes,
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise FileFormatError(
+            f"{path}: its tensors do not fit the model {model.name!r} ({told}): load it into the model it was saved "
+            "from"
+        )
+    # Clones: tensors of a file share one buffer that must not be written through.
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

@@ -1,0 +1,226 @@
+"""The noise of the paper (Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1) and its variants, as pure functions.
+
+    z' = (1 + xi) * z        for the samples of the batch that are selected, each with probability alpha
+    xi ~ N(0, sigma^2 I)     sigma is a STANDARD DEVIATION
+
+A draw takes the mask first, then sigma's place in its range, then unit noise, and scales afterwards. So two conditions
+with one generator state share their draws: raising alpha keeps the selected samples and adds some, raising sigma
+stretches the same directions, and sigma = 0 or alpha = 0 returns the teacher's logits bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError
+from noisyteacher.rng import stream
+from noisyteacher.text import nearest
+
+DrawKind = Literal["batch", "row", "scalar"]
+Kind = Literal["multiplicative", "additive"]
+Distribution = Literal["gaussian", "uniform", "laplace"]
+Target = Literal["teacher", "student"]
+CHOICES = {
+    "draw": get_args(DrawKind),
+    "kind": get_args(Kind),
+    "distribution": get_args(Distribution),
+    "target": get_args(Target),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What noise is put on logits. Immutable; wrong values raise ConfigError, all of them in one message.
+
+    >>> Noise(sigma=0.9, alpha=0.5).draw
+    'batch'
+    """
+
+    sigma: float | tuple[float, float]
+    """Standard deviation of each component of xi, >= 0; a (low, high) pair is drawn uniformly for every batch (5.4)."""
+    alpha: float
+    """Probability that a sample of the batch is perturbed, 0..1. Not a loss weight."""
+    draw: DrawKind = "batch"
+    """`batch`: one xi of K components per mini-batch (Algorithm 1 read literally); `row`: K components per sample;
+    `scalar`: one number per sample."""
+    kind: Kind = "multiplicative"
+    """`multiplicative`: z' = (1 + xi) z (Eq. 2); `additive`: z' = z + xi, sigma then in units of the logits."""
+    distribution: Distribution = "gaussian"
+    """Shape of xi; each of the three has standard deviation sigma."""
+    target: Target = "teacher"
+    """Whose logits are perturbed: the teacher's (section 3.3) or the student's (section 5.2)."""
+    frozen: bool = False
+    """False: drawn anew at every step. True: one draw per sample, kept for the whole run."""
+
+    def __post_init__(self) -> None:
+        problems = [*_sigma_problems(self.sigma), *_alpha_problems(self.alpha)]
+        for name, known in CHOICES.items():
+            given = getattr(self, name)
+            if given not in known:
+                close = nearest(str(given), known)
+                hint = f"did you mean {close!r}? " if close else ""
+                problems.append(f"{name}={given!r}: {hint}known are {', '.join(known)}")
+        if self.frozen and isinstance(self.sigma, (tuple, list)):
+            problems.append("frozen=True with a range of sigma: a range is drawn per batch; give one number")
+        if problems:
+            raise ConfigError("noise: " + "; ".join(problems))
+        if isinstance(self.sigma, list):
+            object.__setattr__(self, "sigma", tuple(self.sigma))
+
+    def describe(self) -> dict[str, Any]:
+        """Every field as a JSON-able value, for run folders."""
+        record = asdict(self)
+        record["sigma"] = list(self.sigma) if isinstance(self.sigma, tuple) else self.sigma
+        return record
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw for B samples: who is selected (bool `[B, 1]`) and the scaled noise (float `[B or 1, K or 1]`)."""
+
+    selected: Tensor
+    xi: Tensor
+
+    def at(self, rows: Tensor) -> Draw:
+        """The draw of these rows only. `rows` is int64 `[B]`."""
+        return Draw(self.selected[rows], self.xi if self.xi.shape[0] == 1 else self.xi[rows])
+
+
+def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generator | None = None) -> Draw:
+    """One draw for `batch` samples of `classes` logits, on the generator's device (the CPU without one).
+
+    Always consumes the generator alike for one (batch, classes, draw): mask, sigma's place, unit noise.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    chance = torch.rand(batch, 1, generator=generator, device=device)
+    place = torch.rand((), generator=generator, device=device)
+    shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[noise.draw]
+    unit = UNIT_NOISE[noise.distribution](shape, generator, device)
+    if isinstance(noise.sigma, tuple):
+        low, high = noise.sigma
+        return Draw(chance < noise.alpha, unit * (low + (high - low) * place))
+    return Draw(chance < noise.alpha, unit * noise.sigma)
+
+
+def apply_noise(logits: Tensor, draw: Draw, kind: Kind = "multiplicative") -> Tensor:
+    """Logits `[B, K]` with the draw put on the selected rows; the other rows, and where xi is 0, bit for bit as given.
+
+    Source: the paper's Eq. 2 for `multiplicative`.
+    """
+    selected = draw.selected.to(logits.device)
+    xi = draw.xi.to(logits.device, logits.dtype)
+    noisy = logits * (1 + xi) if kind == "multiplicative" else logits + xi
+    return torch.where(selected & (xi != 0), noisy, logits)
+
+
+def perturb(
+    logits: Tensor,
+    *,
+    sigma: float | tuple[float, float],
+    alpha: float,
+    draw: DrawKind = "batch",
+    kind: Kind = "multiplicative",
+    distribution: Distribution = "gaussian",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The logits with noise on a random share `alpha` of the rows: `[B, K]` in, `[B, K]` out.
+
+    Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
+    CPU generator gives the same noise on every device. Gradients flow through to `logits`.
+    Raises ConfigError for impossible settings, MismatchError unless the logits are `[B, K]`, TrainingError when they
+    are not finite. Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
+
+    >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    >>> torch.equal(perturb(teacher, sigma=0.0, alpha=0.5), teacher)
+    True
+    """
+    check_logits(logits)
+    noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)
+    return apply_noise(logits, draw_noise(noise, logits.shape[0], logits.shape[1], generator), kind)
+
+
+def step_draw(
+    noise: Noise, *, seed: int, step: int, rows: Tensor | None, total_rows: int | None, size: int, classes: int
+) -> Draw:
+    """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
+
+    `size` is B. `rows` int64 `[B]` and `total_rows` are needed for frozen noise only; MismatchError without them.
+    """
+    if not noise.frozen:
+        return draw_noise(noise, size, classes, stream(seed, "noise", step))
+    if rows is None or total_rows is None:
+        raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
+    return frozen_draw(noise, seed, total_rows, classes).at(rows.to("cpu"))
+
+
+@lru_cache(maxsize=4)
+def frozen_draw(noise: Noise, seed: int, total_rows: int, classes: int) -> Draw:
+    """The one draw of a whole run with frozen noise: a row of it for every row of the split."""
+    return draw_noise(noise, total_rows, classes, stream(seed, "frozen noise"))
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises MismatchError unless the logits are float `[B, K]` with K >= 2, TrainingError unless they are finite."""
+    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise MismatchError(
+            f"logits have shape {list(logits.shape)} and type {logits.dtype}: expected floats [B, K], K >= 2"
+        )
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
+        raise TrainingError(
+            f"logits are NaN or infinite, first in row {bad} of the batch: check the teacher's weights, its "
+            "preprocessing and its precision"
+        )
+
+
+def _gaussian(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=generator, device=device)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Uniform on [-sqrt 3, sqrt 3]: standard deviation 1."""
+    return (torch.rand(shape, generator=generator, device=device) * 2 - 1) * math.sqrt(3)
+
+
+def _laplace(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Laplace of scale 1/sqrt 2, by the inverse of its distribution function: standard deviation 1."""
+    centred = torch.rand(shape, generator=generator, device=device, dtype=torch.float64) - 0.5
+    tail = torch.log1p(-2 * centred.abs().clamp(max=0.5 - 2**-54))
+    return (-centred.sign() * tail / math.sqrt(2)).float()
+
+
+UNIT_NOISE: dict[str, Callable[[tuple[int, ...], torch.Generator | None, torch.device], Tensor]] = {
+    "gaussian": _gaussian,
+    "uniform": _uniform,
+    "laplace": _laplace,
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _sigma_problems(sigma: object) -> list[str]:
+    if isinstance(sigma, (tuple, list)):
+        if len(sigma) != 2 or not all(map(_is_number, sigma)) or not 0 <= sigma[0] <= sigma[1]:
+            return [f"sigma={sigma!r}: a range is (low, high) with 0 <= low <= high"]
+        return []
+    if not _is_number(sigma) or sigma < 0:  # type: ignore[operator]
+        return [f"sigma={sigma!r}: a standard deviation is a number >= 0 (or a (low, high) pair)"]
+    return []
+
+
+def _alpha_problems(alpha: object) -> list[str]:
+    if not _is_number(alpha) or not 0 <= alpha <= 1:  # type: ignore[operator]
+        return [f"alpha={alpha!r}: the share of perturbed samples is a number from 0 to 1"]
+    return []
+
+
+FIELDS = tuple(field.name for field in fields(Noise))

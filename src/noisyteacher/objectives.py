@@ -1,0 +1,141 @@
+"""What a student is taught by: closures over a batch, for `fit` and for nobody else's concern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisyteacher.data import Batch, Split
+from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
+from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
+from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, step_draw
+from noisyteacher.teachers import as_teacher
+from noisyteacher.text import unknown_name
+
+LOSSES = ("logit_regression", "soft_targets")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss of the student's logits `[B, K]` and the batch, with a check before the first step and a record of itself.
+
+    `loss` returns the scalar to minimise and a dict of numbers worth a line in the metrics.
+    """
+
+    loss: Callable[[Tensor, Batch], tuple[Tensor, dict[str, float]]]
+    check: Callable[[Split, tuple[str, ...], int], None]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss and its numbers for one batch."""
+        return self.loss(logits, batch)
+
+
+def supervised() -> Objective:
+    """Cross-entropy on the labels: how a teacher is trained, and the student's first control.
+
+    Its check raises DataError for a split without labels, MismatchError when classes differ.
+    """
+
+    def loss(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.labels is not None
+        return cross_entropy(logits, batch.labels), {}
+
+    def check(split: Split, views: tuple[str, ...], classes: int) -> None:
+        _need_labels(split)
+        if classes != split.classes:
+            raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
+
+    return Objective(loss, check, {"objective": "supervised"})
+
+
+def distil(
+    teacher: object,
+    *,
+    noise: Noise | None = None,
+    loss: str = "logit_regression",
+    temperature: float | None = None,
+    label_weight: float = 0.0,
+    combine: str = "mean",
+) -> Objective:
+    """Learning from a teacher's logits, perturbed by `noise` where it is given.
+
+    `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, put
+    together by `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets`
+    (Hinton; `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
+    Raises ConfigError for settings without effect, UnknownNameError, AskedWronglyError.
+    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
+    """
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    if temperature is not None and loss != "soft_targets":
+        raise ConfigError(f"temperature={temperature} has no effect with loss='{loss}': leave it out")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature={temperature}: expected a number above 0")
+    if not 0 <= label_weight < 1:
+        raise ConfigError(f"label_weight={label_weight}: expected 0 <= w < 1 (for labels alone use supervised())")
+    if combine != "mean" and not isinstance(teacher, (list, tuple)):
+        raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
+    if noise is not None and not isinstance(noise, Noise):
+        raise AskedWronglyError(f"noise is an nt.Noise, given: {type(noise).__name__}")
+    source = as_teacher(teacher, combine)
+    softness = 4.0 if temperature is None else temperature
+
+    def value(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        targets = source.logits(batch)
+        check_logits(targets)
+        numbers: dict[str, float] = {}
+        if noise is not None:
+            draw = _draw(noise, batch, targets.shape[1])
+            if noise.target == "teacher":
+                clean, targets = targets, apply_noise(targets, draw, noise.kind)
+                numbers["noise/flipped_%"] = 100 * _share(clean.argmax(1) != targets.argmax(1))
+            else:
+                logits = apply_noise(logits.float(), draw, noise.kind)
+            numbers["noise/selected_%"] = 100 * _share(draw.selected)
+        term = (
+            logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
+        )
+        if label_weight:
+            assert batch.labels is not None
+            labelled = cross_entropy(logits, batch.labels)
+            numbers |= {"train/teacher_term": float(term.detach()), "train/label_term": float(labelled.detach())}
+            term = (1 - label_weight) * term + label_weight * labelled
+        return term, numbers
+
+    def check(split: Split, views: tuple[str, ...], classes: int) -> None:
+        if label_weight:
+            _need_labels(split)
+        source.check(split, views, classes)
+
+    record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
+    if loss == "soft_targets":
+        record["temperature"] = softness
+    if noise is not None:
+        record["noise"] = noise.describe()
+    return Objective(value, check, record)
+
+
+def _draw(noise: Noise, batch: Batch, classes: int) -> Draw:
+    return step_draw(
+        noise,
+        seed=batch.seed,
+        step=batch.step,
+        rows=batch.rows,
+        total_rows=batch.total_rows,
+        size=len(batch.rows),
+        classes=classes,
+    )
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.to(torch.float32).mean())
+
+
+def _need_labels(split: Split) -> None:
+    if split.labels is None:
+        raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")

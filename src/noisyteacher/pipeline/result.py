@@ -1,0 +1,197 @@
+"""What a compression came to: a row per model, costs as ratios to the teacher, one sentence on the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
+from noisyteacher.text import count, duration, size_bytes
+
+HEADERS = ("model", "{role} error %", "parameters", "bytes", "MACs", "latency ms", "training")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model under one condition, over its seeds."""
+
+    name: str
+    title: str
+    errors: tuple[float, ...]
+    """Error (%) on the evaluation split, one per seed."""
+    agreement: tuple[float, ...]
+    """Share (%) of the split where the model chooses the teacher's class, one per seed; empty for the teacher."""
+    seconds: tuple[float, ...]
+    """Training time, one per seed; empty when the model was given."""
+    costs: Mapping[str, Any]
+    """`Costs.describe()` of the model."""
+    runs: tuple[str, ...]
+    """Run folders, one per seed."""
+
+    @property
+    def error(self) -> Interval:
+        """Mean error over the seeds with its interval."""
+        return mean_interval(self.errors)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `compress`: rows in the order teacher, controls, student; `str()` of it is the table."""
+
+    path: Path
+    data: str
+    role: str
+    n: int
+    rows: tuple[Row, ...]
+    noise: Mapping[str, Any] | None
+    extraction_s: float
+    store: str
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each student was trained with."""
+        return len(self.rows[-1].errors)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence on what the noise changed against clean logit regression, pair by pair of seeds."""
+        named = {row.name: row for row in self.rows}
+        if self.noise is None or "noisy" not in named:
+            return "no noise was used"
+        if "clean" not in named:
+            return "nothing can be said of the noise: no clean student was trained beside the noisy one"
+        difference = paired_difference(named["clean"].errors, named["noisy"].errors)
+        unit = f"points of {'test' if self.role == 'test' else 'validation'} error"
+        return verdict(difference, f"noise of sigma {_sigma(self.noise)}, alpha {self.noise['alpha']:g}", unit)
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headers and rows as text; a cell's second line is the ratio student / teacher (below 1: smaller, faster)."""
+        teacher = self.rows[0]
+        headers = tuple(header.format(role=self.role) for header in HEADERS)
+        return headers, [self._cells(row, teacher) for row in self.rows]
+
+    def _cells(self, row: Row, teacher: Row) -> tuple[str, ...]:
+        def cost(costs: Mapping[str, Any], key: str) -> float | None:
+            value = costs["latency_ms"] and costs["latency_ms"]["median"] if key == "latency_ms" else costs[key]
+            return None if value is None else float(value)
+
+        def cell(value: float | None, reference: float | None, shown: str) -> str:
+            if value is None:
+                return "-"
+            return shown if row is teacher or not reference else f"{shown}\n{value / reference:.2f}x"
+
+        shown: dict[str, Callable[[float], str]] = {
+            "parameters": count,
+            "bytes": size_bytes,
+            "macs": count,
+            "latency_ms": "{:.3f}".format,
+        }
+        cells = []
+        for key, show in shown.items():
+            value = cost(row.costs, key)
+            text = "-" if value is None else show(value)
+            if key == "macs" and row.costs["unsupported"]:
+                text = f">= {text}"
+            cells.append(cell(value, cost(teacher.costs, key), text))
+        spent = sum(row.seconds) / len(row.seconds) if row.seconds else None
+        reference = teacher.seconds[0] if teacher.seconds else None
+        cells.append(cell(spent, reference, "given" if spent is None else duration(spent)) if row.seconds else "given")
+        return (row.title, self._error(row), *cells)
+
+    def _error(self, row: Row) -> str:
+        error = row.error
+        if error.low is not None and error.high is not None:
+            return f"{error.mean:.2f}\n[{error.low:.2f}, {error.high:.2f}]"
+        low, high = binomial_interval(round(error.mean * self.n / 100), self.n)
+        return f"{error.mean:.2f}\n({low:.2f}, {high:.2f})"
+
+    def notes(self) -> list[str]:
+        """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
+        latency = self.rows[-1].costs["latency_ms"]
+        found = [
+            f"Errors: {self.data}, {self.role}, n = {self.n:,} images; "
+            + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds; " if self.seeds > 1 else "")
+            + "( ) = 95 % Wilson interval of one run.",
+            "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
+            "linear layers per image. Bytes: the weights file.",
+        ]
+        if latency:
+            found.append(
+                f"Latency: median of {latency['runs']} forward passes, batch {latency['batch']}, {latency['threads']} "
+                f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
+                f"teacher's logits took {duration(self.extraction_s)} once."
+            )
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON-able form, which `Result.read` takes back."""
+        return {
+            "data": self.data,
+            "role": self.role,
+            "n": self.n,
+            "noise": None if self.noise is None else dict(self.noise),
+            "verdict": self.verdict,
+            "store": self.store,
+            "extraction_s": self.extraction_s,
+            "rows": [
+                {
+                    "name": row.name,
+                    "title": row.title,
+                    "error_%": {"per_seed": list(row.errors), **_interval(row.error)},
+                    "agreement_%": list(row.agreement),
+                    "training_s": list(row.seconds),
+                    "costs": dict(row.costs),
+                    "runs": list(row.runs),
+                }
+                for row in self.rows
+            ],
+        }
+
+    @classmethod
+    def read(cls, path: Path, record: Mapping[str, Any]) -> Result:
+        """The Result of a compression's run folder and the content of its result.json."""
+        rows = tuple(
+            Row(
+                one["name"],
+                one["title"],
+                tuple(one["error_%"]["per_seed"]),
+                tuple(one["agreement_%"]),
+                tuple(one["training_s"]),
+                one["costs"],
+                tuple(one["runs"]),
+            )
+            for one in record["rows"]
+        )
+        return cls(
+            path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
+            record["store"],
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        headers, rows = self.table()
+        return "\n".join([_plain([headers, *rows]), "", *self.notes(), "", f"Verdict: {self.verdict}."])
+
+
+def _plain(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as aligned text; a cell may have two lines."""
+    widths = [max(len(line) for row in rows for line in row[column].split("\n")) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        split = [cell.split("\n") for cell in row]
+        for depth in range(max(map(len, split))):
+            parts = [cell[depth] if depth < len(cell) else "" for cell in split]
+            lines.append("  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
+        if number == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "sd": interval.sd, "n": interval.n}
+
+
+def _sigma(noise: Mapping[str, Any]) -> str:
+    sigma = noise["sigma"]
+    return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (list, tuple)) else f"{sigma:g}"

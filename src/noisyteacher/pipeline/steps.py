@@ -1,0 +1,161 @@
+"""One step of the way: a model trained in a run folder of its own, and a teacher found in one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from noisyteacher.data import Splits
+from noisyteacher.device import resolve_device
+from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, NoisyTeacherError
+from noisyteacher.evaluate import evaluate
+from noisyteacher.history import Tick
+from noisyteacher.models import Classifier, load_model, load_weights, save_model
+from noisyteacher.objectives import Objective
+from noisyteacher.runs import Run, is_run
+from noisyteacher.train import WEIGHTS, fit
+
+Watch = Callable[[str, int, int, str], None]
+"""Told of progress: what is being done, how much of it is done, how much there is, a note for people."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with the run it lies in and what its result.json says."""
+
+    model: nn.Module
+    run: Run
+    result: dict[str, Any]
+
+
+def train_run(
+    run: Run,
+    model: nn.Module,
+    data: Splits,
+    objective: Objective,
+    *,
+    recipe: Mapping[str, Any],
+    seed: int,
+    device: str = "auto",
+    teacher: object = None,
+    title: str = "training",
+    watch: Watch | None = None,
+) -> Trained:
+    """The model trained in this run's folder, evaluated on validation and test, its result written last.
+
+    A run that is done is not trained again; one that was interrupted goes on from its checkpoint. `recipe` holds
+    options of `fit`; `teacher` is a network to agree with on the evaluation splits.
+    An error of this package is written to error.txt on its way out.
+    """
+    whole = run.result() if run.state == "done" else None
+    if whole is not None:
+        load_weights(model, run.path / WEIGHTS)
+        return Trained(model, run, whole)
+    with errors_kept(run):
+        history = fit(
+            model,
+            data.train,
+            objective,
+            val=data.val,
+            seed=seed,
+            device=device,
+            run=run.path,
+            resume=True,
+            progress=None if watch is None else _relay(watch, title),
+            **recipe,
+        )
+        result = {
+            "scores": _scores(model, data, teacher, device),
+            "training": {
+                "seconds": history.seconds,
+                "epochs": len(history.epochs),
+                "best_epoch": history.best_epoch,
+                "kept": history.kept,
+                "stopped_early": history.stopped_early,
+                "device": str(resolve_device(device)),
+                "threads": torch.get_num_threads(),
+            },
+        }
+        run.write_result(result)
+    return Trained(model, run, result)
+
+
+def given_run(run: Run, model: nn.Module, data: Splits, *, device: str = "auto", source: Run | None = None) -> Trained:
+    """A model that was trained before, evaluated and kept in this run's folder, so that the folder tells all.
+
+    `source` is the run it comes from; its training time is taken over.
+    """
+    with errors_kept(run):
+        before = (source.result() or {}).get("training") if source is not None else None
+        save_model(model, run.path / WEIGHTS)
+        result = {"scores": _scores(model, data, None, device), "training": before}
+        run.write_result(result)
+    return Trained(model, run, result)
+
+
+@contextmanager
+def errors_kept(run: Run) -> Iterator[None]:
+    """Inside, an error of this package is written to the run's error.txt on its way out; an old one is cleared."""
+    run.clear_error()
+    try:
+        yield
+    except NoisyTeacherError as error:
+        with suppress(NoisyTeacherError):  # a full disk must not hide what went wrong
+            run.write_error(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _scores(model: nn.Module, data: Splits, teacher: object, device: str) -> dict[str, Any]:
+    """The model's scores on validation and test, JSON-able, by the split's role."""
+    splits = [split for split in (data.val, data.test) if split is not None]
+    return {split.role: evaluate(model, split, teacher=teacher, device=device).describe() for split in splits}
+
+
+def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> tuple[Classifier, Run | None]:
+    """The trained model of a run folder or a weights file, and its run where there is one.
+
+    Raises MismatchError when it does not fit the data, FileFormatError when the file is damaged, DataError when the
+    path leads nowhere.
+    """
+    path = Path(where)
+    run = Run.open(path) if is_run(path) else None
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.exists():
+        state = f"the run is {run.state}" if run is not None else "no such file"
+        raise DataError(f"{file}: no weights there ({state}): give a finished run's folder or a .safetensors file")
+    model = load_model(file)
+    if data is not None:
+        for what, own, theirs in (
+            ("classes", model.classes, data.classes),
+            ("input_shape", model.input_shape, data.input_shape),
+        ):
+            if own != theirs:
+                raise MismatchError(f"{file}: the model has {what} {own}, the data {data.name!r} have {theirs}")
+    return model, run
+
+
+def names_a_file(name: str) -> bool:
+    """Whether a teacher's name means a path: it exists, or it looks like one. `names_a_file("lenet")` is False."""
+    if name.endswith((".pt", ".pth", ".pkl", ".bin")):
+        raise AskedWronglyError(
+            f"{name}: a pickle may run code when it is read, so it is not: save the weights as .safetensors, or build "
+            "the model in Python and pass the module"
+        )
+    return name.endswith(".safetensors") or os.sep in name or Path(name).is_dir()
+
+
+def _relay(watch: Watch, title: str) -> Callable[[Tick], None]:
+    def tell(tick: Tick) -> None:
+        note = f"epoch {tick.epoch}/{tick.epochs} loss {tick.loss:.3g}"
+        if tick.val_error is not None:
+            note += f" val error {tick.val_error:.2f} %"
+        watch(title, tick.step, tick.total_steps, note)
+
+    return tell

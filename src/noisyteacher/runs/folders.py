@@ -1,0 +1,88 @@
+"""Folders of runs: list them, find one, compare two, remove one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from noisyteacher.errors import AskedWronglyError, WriteError
+from noisyteacher.files import sync_folder
+from noisyteacher.runs.record import compare
+from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
+from noisyteacher.text import nearest
+
+
+def list_runs(output_dir: str | os.PathLike[str], depth: int = 3) -> list[Run]:
+    """All runs of the folder and the runs inside them, down to `depth` levels, newest first; none if it is missing.
+
+    Never fails on a damaged run: it is listed, and its state says so.
+    """
+    found = list(_walk(Path(output_dir), depth))
+    return sorted(found, key=lambda run: (run.started, run.id), reverse=True)
+
+
+def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) -> Run:
+    """The run with this path, this id, the only one whose id starts like this, or ends in `-` and this.
+
+    A child is `PARENT/NAME`, where both may be shortened. Raises AskedWronglyError when none or several are meant.
+    """
+    text = os.fspath(which).rstrip("/")
+    if text and is_run(Path(text)):
+        return Run(text)
+    parent, _, last = text.rpartition("/")
+    runs = find_run(output_dir, parent).children() if parent else list(_walk(Path(output_dir), 1))
+    names = {run.path.name: run for run in runs}
+    if last in names:
+        return names[last]
+    meant = [name for name in names if last and (name.startswith(last) or name.endswith(f"-{last}"))]
+    if len(meant) == 1:
+        return names[meant[0]]
+    where = f"{parent or Path(output_dir)}"
+    if meant:
+        raise AskedWronglyError(f"{text!r} may mean {len(meant)} runs of {where}: {', '.join(sorted(meant)[:5])}")
+    close = nearest(last, names)
+    hint = f"did you mean {close!r}?" if close else f"there are {len(names)} runs there"
+    raise AskedWronglyError(f"no run {text!r} in {where}: {hint}")
+
+
+def diff_runs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
+    """Where two runs' configs differ: (dotted key, value in a, value in b) by key; ABSENT where there is none."""
+    return compare(a.config, b.config)
+
+
+def remove_run(run: Run) -> None:
+    """Delete the run's folder with all that is in it; a link in it is removed, what it leads to stays.
+
+    The folder is renamed first, so an interrupted removal leaves no half run behind. Raises AskedWronglyError for
+    something that is not a run folder, or is a link to one; WriteError when the disk refuses.
+    """
+    path = run.path.absolute()
+    if path.is_symlink():
+        raise AskedWronglyError(f"{path}: a link to a folder, not removed: remove the link, or name the folder itself")
+    if not is_run(path):
+        raise AskedWronglyError(f"{path}: not a run folder (no {INFO} in it), not removed")
+    grave = path.with_name(f".removed-{path.name}-{secrets.token_hex(3)}")
+    try:
+        path.rename(grave)
+        shutil.rmtree(grave)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be removed: {error.strerror or error}") from error
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Run]:
+    """The runs in the folder, each followed by those inside it; links inside a run are not followed."""
+    for path in visible_folders(folder):
+        if is_run(path):
+            yield Run(path)
+            yield from _inside(Run(path), depth - 1)
+
+
+def _inside(run: Run, depth: int) -> Iterator[Run]:
+    for child in run.children() if depth > 0 else ():
+        yield child
+        yield from _inside(child, depth - 1)

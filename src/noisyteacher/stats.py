@@ -1,0 +1,128 @@
+"""Numbers that travel with their n and unit, intervals over seeds, paired differences, one honest sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noisyteacher.errors import AskedWronglyError
+
+
+class Quantity(float):
+    """A float that knows its unit and how many observations stand behind it. `Quantity(98.3, "%", 10000).n == 10000`"""
+
+    unit: str
+    n: int
+
+    def __new__(cls, value: float, unit: str, n: int) -> Quantity:
+        """The value with its unit ("%", "nats", "ms") and n."""
+        made = super().__new__(cls, value)
+        made.unit, made.n = unit, n
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Quantity, (float(self), self.unit, self.n)
+
+    def __repr__(self) -> str:
+        return f"{float(self):.4g} {self.unit} (n={self.n:,})"
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON-able form: value, unit and n."""
+        return {"value": float(self), "unit": self.unit, "n": self.n}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n seeds with its Student-t interval; low and high are None with a single seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    sd: float | None
+    n: int
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean of b - a over n pairs, its Student-t interval and the two-sided p-value; None with a single pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+    confidence: float = 0.95
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean, sample standard deviation and Student-t interval of the values (one per seed).
+
+    `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 .. 4.484. Raises AskedWronglyError when empty.
+    """
+    n = len(values)
+    if n == 0:
+        raise AskedWronglyError("no values: an interval needs at least one seed")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, None, None, None, 1, confidence)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = _t_quantile(0.5 + confidence / 2, n - 1) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, sd, n, confidence)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
+    """How much larger b is than a, pair by pair (the same seed in both): mean, Student-t interval, paired t-test's p.
+
+    Raises AskedWronglyError unless a and b have the same length, at least 1.
+    """
+    if len(a) != len(b) or not a:
+        raise AskedWronglyError(f"{len(a)} and {len(b)} values: a paired difference needs the same seeds on both sides")
+    gaps = [second - first for first, second in zip(a, b, strict=True)]
+    interval = mean_interval(gaps, confidence)
+    if interval.sd is None:
+        return PairedDifference(interval.mean, None, None, None, 1, confidence)
+    if interval.sd == 0:
+        p = 1.0 if interval.mean == 0 else 0.0
+    else:
+        from scipy.special import stdtr
+
+        t = interval.mean / (interval.sd / math.sqrt(interval.n))
+        p = float(2 * stdtr(interval.n - 1, -abs(t)))
+    return PairedDifference(interval.mean, interval.low, interval.high, p, interval.n, confidence)
+
+
+def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "points of test error") -> str:
+    """One honest sentence on a difference (smaller is better): helped, hurt or no evidence, with n and interval."""
+    d = difference
+    size = f"{d.mean:+.2f} {unit}"
+    if d.low is None or d.high is None:
+        return (
+            f"{what} changed the result by {size} on the one seed run: no interval, no evidence; run at least 3 seeds"
+        )
+    basis = f"({size}, {d.confidence:.0%} interval {d.low:+.2f} to {d.high:+.2f}, p = {d.p:.2g}, {d.n} paired seeds)"
+    if d.high < 0:
+        return f"{what} helped here {basis}"
+    if d.low > 0:
+        return f"{what} hurt here {basis}"
+    return f"no evidence that {what} helped or hurt here {basis}"
+
+
+def binomial_interval(wrong: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson interval of a share wrong/n, in percent: what a test set of n images can tell of one model's error."""
+    if not 0 <= wrong <= n or n == 0:
+        raise AskedWronglyError(f"{wrong} of {n}: expected 0 <= wrong <= n and n >= 1")
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.5 + confidence / 2))
+    centre = (wrong + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(wrong * (n - wrong) / n + z * z / 4)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def _t_quantile(probability: float, freedom: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))

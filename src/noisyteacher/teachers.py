@@ -1,0 +1,256 @@
+"""Where targets come from: stored logits, a table, a live network, or several of them put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.data import Batch, Split
+from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.models import as_classifier, logits_of
+from noisyteacher.noise import Noise, apply_noise, check_logits, step_draw
+from noisyteacher.rng import derive
+from noisyteacher.store import LogitStore
+from noisyteacher.text import unknown_name
+
+
+class Teacher(Protocol):
+    """What an objective asks of a teacher: clean logits for a batch, and a check before the first step."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Clean teacher logits `[B, K]` for the batch, without gradient."""
+        ...
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """Raises MismatchError when this teacher cannot serve the split, the views or the classes."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able record of what this teacher is."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """A logit store as a teacher: exact targets for every stored view, joined by row number."""
+
+    store: LogitStore
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The stored logits of the batch's rows under each row's own view."""
+        views = self.store.views
+        if len(batch.views) == 1:
+            return self.store.logits(batch.views[0], batch.rows.cpu()).to(batch.images.device)
+        table = torch.tensor([views.index(view) for view in batch.views])
+        return self.store.logits(table[batch.which.cpu()], batch.rows.cpu()).to(batch.images.device)
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """The store must belong to these images, hold every view and have as many classes as the student."""
+        missing = [view for view in views if view not in self.store.views]
+        if missing:
+            raise MismatchError(
+                f"{self.store.path}: no logits for view {missing[0]!r} ({len(missing)} of {len(views)} views missing): "
+                "extract the store again with the views the student trains on"
+            )
+        self.store.check(data=split.fingerprint)
+        _same_classes(self.store.classes, classes, f"the store {self.store.path}")
+
+    def describe(self) -> dict[str, Any]:
+        """The store's digest: the same wherever the store lies."""
+        return {"store": self.store.digest}
+
+
+@dataclass(frozen=True)
+class TableTeacher:
+    """A tensor of logits `[N, K]`, row r for row r of the split, as a teacher."""
+
+    table: Tensor
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The table's rows of the batch."""
+        return self.table[batch.rows.to(self.table.device)].to(batch.images.device)
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """The table must be finite, cover the split's rows, and can serve clean images only."""
+        check_logits(self.table)
+        if len(self.table) != len(split):
+            raise MismatchError(f"a table of {len(self.table)} rows of logits for a split of {len(split)} rows")
+        if views != ("clean",):
+            raise MismatchError(f"a table of logits serves clean images only, the student trains on {', '.join(views)}")
+        _same_classes(self.table.shape[1], classes, "the table of logits")
+
+    def describe(self) -> dict[str, Any]:
+        """The table's shape."""
+        return {"table": list(self.table.shape)}
+
+
+class LiveTeacher:
+    """A network as a teacher: asked at every step, always in eval mode, never with gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = as_classifier(module)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The network's logits for the batch's images, with its dropout and batch statistics off."""
+        return frozen_forward(self.module, batch.images)
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """One image goes through: the network must take its shape and give as many classes as the student."""
+        image = split.images_at(torch.zeros(1, dtype=torch.int64))
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        _same_classes(frozen_forward(self.module, image.to(device)).shape[1], classes, "the teacher")
+
+    def describe(self) -> dict[str, Any]:
+        """The network's architecture."""
+        return {"live": self.module.architecture}
+
+
+def frozen_forward(module: nn.Module, images: Tensor) -> Tensor:
+    """The module's logits in eval mode and without gradients; the module follows the images' device."""
+    if any(part.training for part in module.modules()):
+        module.eval()
+    first = next(module.parameters(), None)
+    if first is not None and first.device != images.device:
+        module.to(images.device)
+    with torch.no_grad():
+        logits: Tensor = module(images)
+    return logits.float()
+
+
+def mean_logits(logits: Tensor, pick: int) -> Tensor:
+    """The arithmetic mean over teachers: `[M, B, K]` to `[B, K]`."""
+    return logits.mean(0)
+
+
+def geometric_logits(logits: Tensor, pick: int) -> Tensor:
+    """The signed geometric mean over teachers: `[M, B, K]` to `[B, K]`.
+
+    Section 5.4 of the paper averages teachers by the geometric mean of their logits, which is undefined for negative
+    ones. Here: where all M logits have one sign, that sign times (prod |z|)^(1/M); where signs differ, 0. That is
+    continuous (a factor that crosses zero takes the mean through zero) and equals the paper's for positive logits.
+    """
+    sign = logits.sign()
+    agreed = (sign == sign[0]).all(0)
+    size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny).log().mean(0).exp()
+    return torch.where(agreed, sign[0] * size, torch.zeros_like(size))
+
+
+def picked_logits(logits: Tensor, pick: int) -> Tensor:
+    """The logits of one teacher for the whole batch: `[M, B, K]` to `[B, K]`."""
+    return logits[pick]
+
+
+COMBINE: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "mean": mean_logits,
+    "geometric": geometric_logits,
+    "pick": picked_logits,
+}
+
+
+@dataclass(frozen=True)
+class SeveralTeachers:
+    """Several teachers as one: their `mean`, their `geometric` mean, or one of them `pick`ed for every batch."""
+
+    teachers: tuple[Teacher, ...]
+    combine: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINE:
+            raise unknown_name("way to combine teachers", self.combine, COMBINE)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The combined logits; `pick` draws the teacher from the stream (seed, "teacher", step)."""
+        if self.combine == "pick":
+            chosen = derive(batch.seed, "teacher", batch.step) % len(self.teachers)
+            return self.teachers[chosen].logits(batch)
+        return COMBINE[self.combine](torch.stack([teacher.logits(batch) for teacher in self.teachers]), 0)
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """Every teacher must serve."""
+        for teacher in self.teachers:
+            teacher.check(split, views, classes)
+
+    def describe(self) -> dict[str, Any]:
+        """All teachers and how they are combined."""
+        return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
+
+
+def as_teacher(source: object, combine: str = "mean") -> Teacher:
+    """The teacher of a LogitStore, a folder with one, a tensor `[N, K]`, an nn.Module, or a list of these.
+
+    Raises AskedWronglyError for anything else.
+    """
+    if isinstance(source, LogitStore):
+        return StoredTeacher(source)
+    if isinstance(source, Tensor):
+        return TableTeacher(source.detach())
+    if isinstance(source, nn.Module):
+        return LiveTeacher(source)
+    if isinstance(source, Sequence) and not isinstance(source, str) and source:
+        return SeveralTeachers(tuple(as_teacher(one) for one in source), combine)
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        return StoredTeacher(LogitStore.open(source))
+    raise AskedWronglyError(
+        f"a teacher is a LogitStore (or its folder), a tensor of logits [N, K], an nn.Module, or a list of these; "
+        f"given: {type(source).__name__}"
+    )
+
+
+class NoisyTeacher(nn.Module):
+    """A module that returns the teacher's logits with noise on them, for any training loop.
+
+    The teacher is put in eval mode and stays there, its parameters stop requiring gradients, and the forward pass runs
+    without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
+    dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
+    Raises ConfigError for noise meant for the student, MismatchError for frozen noise without row numbers.
+    Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
+    """
+
+    calls: Tensor
+
+    def __init__(self, teacher: nn.Module, noise: Noise, *, seed: int = 0, total_rows: int | None = None) -> None:
+        super().__init__()
+        if noise.target != "teacher":
+            raise AskedWronglyError(
+                f"NoisyTeacher perturbs the teacher's logits, the noise says target={noise.target!r}: "
+                "perturb the student's logits in the loop with nt.perturb"
+            )
+        self.teacher = teacher.requires_grad_(False)
+        self.noise, self.seed, self.total_rows = noise, seed, total_rows
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.eval()
+
+    def train(self, mode: bool = True) -> NoisyTeacher:
+        """Stays in eval mode whatever is asked: a teacher with dropout on is another teacher."""
+        super().train(False)
+        return self
+
+    def forward(self, *inputs: Any, rows: Tensor | None = None, **named: Any) -> Tensor:
+        """Perturbed logits `[B, K]`; `rows` int64 `[B]` is needed for frozen noise only."""
+        self.teacher.eval()
+        with torch.no_grad():
+            logits = logits_of(self.teacher(*inputs, **named)).float()
+            check_logits(logits)
+            draw = step_draw(
+                self.noise,
+                seed=self.seed,
+                step=int(self.calls),
+                rows=rows,
+                total_rows=self.total_rows,
+                size=logits.shape[0],
+                classes=logits.shape[1],
+            )
+            self.calls += 1
+            return apply_noise(logits, draw, self.noise.kind)
+
+
+def _same_classes(teacher: int, student: int, who: str) -> None:
+    if teacher != student:
+        raise MismatchError(
+            f"{who} has {teacher} class{'es' if teacher != 1 else ''}, the student {student}: both must have the same "
+            "classes in the same order"
+        )

@@ -1,0 +1,314 @@
+"""The one training loop. It knows nothing of teachers: what is learned comes from an objective (objectives.py)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.checkpoint import Progress, check_settings, drop_checkpoint, read_checkpoint, write_checkpoint
+from noisyteacher.data import Batch, Split, expand_views
+from noisyteacher.device import PRECISIONS, precision_context, resolve_device
+from noisyteacher.errors import AskedWronglyError, ConfigError, TrainingError
+from noisyteacher.evaluate import predict, score
+from noisyteacher.history import History, Tick
+from noisyteacher.models import Classifier, as_classifier, save_model
+from noisyteacher.optimizers import build_optimizer
+from noisyteacher.rng import derive, stream
+from noisyteacher.runs import Run
+from noisyteacher.schedule import SCHEDULES, rate_factor
+from noisyteacher.tensorfile import read_tensors
+from noisyteacher.text import unknown_name
+
+WEIGHTS, OTHER = "weights.safetensors", {"best": "last.safetensors", "last": "best.safetensors"}
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    objective: Callable[[Tensor, Batch], Any],
+    *,
+    val: Split | None = None,
+    epochs: int = 20,
+    batch_size: int = 64,
+    optimizer: str = "adam",
+    lr: float = 1e-3,
+    momentum: float | None = None,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    warmup_epochs: float = 0.0,
+    views: str | tuple[str, ...] = "clean",
+    every_view: bool = False,
+    precision: str = "fp32",
+    patience: int | None = None,
+    keep: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    run: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every_s: float = 30.0,
+    progress: Callable[[Tick], None] | None = None,
+) -> History:
+    """Train the model in place on the split and return the History; the model ends with the kept weights.
+
+    `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
+    any callable. Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
+    view. After every epoch `val` is evaluated; `keep` says which weights the model ends with, `best` (lowest validation
+    error, then NLL; the default with `val`) or `last`. `patience` stops after so many epochs without a better one.
+    With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
+    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run.
+    On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
+    views, same dropout, same noise draws.
+    Raises AskedWronglyError for a split whose role is `test`, ConfigError listing every wrong setting, MismatchError
+    when classes differ, TrainingError before the update when the loss is not finite.
+    """
+    _check_roles(split, val)
+    chosen_views = expand_views(views)
+    classifier = as_classifier(model, input_shape=split.input_shape)
+    place = resolve_device(device)
+    settings: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
+        "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
+        "every_view": every_view, "precision": precision, "patience": patience,
+        "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
+        "val": None if val is None else val.fingerprint, "objective": getattr(objective, "record", {}),
+        "architecture": classifier.architecture,
+    }  # fmt: skip
+    _check_settings(settings, val, run, resume)
+    rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if hasattr(objective, "check"):
+        objective.check(split, chosen_views, int(classifier.architecture.get("classes") or split.classes))
+    loop = _Loop(classifier.to(place), rule, objective, split, val, place, settings, chosen_views)
+    folder = None if run is None else Path(run)
+    if folder is not None and resume and (folder / WEIGHTS).exists():
+        return loop.finished(folder)
+    return loop.run(folder, resume, checkpoint_every_s, progress)
+
+
+class _Loop:
+    """The state of one `fit`, so that its parts can be read one by one."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        optimizer: torch.optim.Optimizer,
+        objective: Callable[[Tensor, Batch], Any],
+        split: Split,
+        val: Split | None,
+        device: torch.device,
+        settings: dict[str, Any],
+        views: tuple[str, ...],
+    ) -> None:
+        self.model, self.optimizer, self.objective = model, optimizer, objective
+        self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        samples = len(split) * (len(views) if settings["every_view"] else 1)
+        self.batches = max(1, samples // settings["batch_size"] + (samples % settings["batch_size"] > 1))
+        self.total_steps = self.batches * settings["epochs"]
+
+    def run(
+        self, folder: Path | None, resume: bool, checkpoint_every_s: float, tell: Callable[[Tick], None] | None
+    ) -> History:
+        """All epochs from where the checkpoint stands, or from the start."""
+        if folder is not None and resume:
+            found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
+            if found is not None:
+                self.progress, self.best = found
+        state, saved = self.progress, time.monotonic()
+        with torch.random.fork_rng():
+            while state.step < self.total_steps and not self._out_of_patience():
+                started = time.monotonic()
+                for batch in self._epoch_batches(state.step // self.batches, state.step % self.batches):
+                    loss = self._step(batch)
+                    state.step += 1
+                    if tell is not None:
+                        tell(self._tick(loss))
+                    if state.step % self.batches == 0:
+                        break
+                    if folder is not None and time.monotonic() - saved >= checkpoint_every_s:
+                        state.seconds += time.monotonic() - started
+                        self._save(folder)
+                        started = saved = time.monotonic()
+                state.seconds += time.monotonic() - started
+                self._end_epoch()
+                if folder is not None:
+                    Run(folder).write_metrics(state.epochs)
+                    if time.monotonic() - saved >= checkpoint_every_s:
+                        self._save(folder)
+                        saved = time.monotonic()
+        return self._finish(folder)
+
+    def _save(self, folder: Path) -> None:
+        write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
+
+    def _epoch_batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The epoch's batches from number `first` on: order and views are functions of (seed, epoch) alone."""
+        seed, size, rows_total = self.settings["seed"], self.settings["batch_size"], len(self.split)
+        samples = rows_total * (len(self.views) if self.settings["every_view"] else 1)
+        order = torch.randperm(samples, generator=stream(seed, "order", epoch))
+        if self.settings["every_view"]:
+            which_of = order // rows_total
+        else:
+            which_of = torch.randint(len(self.views), (samples,), generator=stream(seed, "view", epoch))
+        for number in range(first, self.batches):
+            part = slice(number * size, (number + 1) * size)
+            rows, which = order[part] % rows_total, which_of[part]
+            images = self.split.images_at(rows, self.views, which).to(self.device)
+            labels = self.split.labels_at(rows).to(self.device) if self.split.labels is not None else None
+            yield Batch(images, labels, rows, self.views, which, epoch * self.batches + number, seed, rows_total)
+
+    def _step(self, batch: Batch) -> float:
+        """One update; returns the loss before it. Raises TrainingError instead of updating on a loss not finite."""
+        settings = self.settings
+        factor = rate_factor(
+            settings["schedule"], batch.step, self.total_steps, round(settings["warmup_epochs"] * self.batches)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings["lr"] * factor
+        torch.manual_seed(derive(settings["seed"], "dropout", batch.step))
+        self.model.train()
+        with precision_context(settings["precision"], self.device):
+            logits = self.model(batch.images)
+        answer = self.objective(logits.float(), batch)
+        loss, numbers = answer if isinstance(answer, tuple) else (answer, {})
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {batch.step + 1} of {self.total_steps} (epoch "
+                f"{batch.step // self.batches + 1}); the weights were not updated. Try a lower lr (now "
+                f"{settings['lr']:g}), a warm-up, or precision fp32, and check the inputs for NaN"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        for name, number in {"train/loss": value, **numbers}.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number * len(batch.rows)
+        self.progress.sums["samples"] = self.progress.sums.get("samples", 0.0) + len(batch.rows)
+        return value
+
+    def _end_epoch(self) -> None:
+        """Close the epoch: its means, its validation, whether it is the best so far."""
+        state = self.progress
+        samples = state.sums.pop("samples")
+        line: dict[str, Any] = {"epoch": len(state.epochs) + 1, "step": state.step}
+        line |= {name: total / samples for name, total in state.sums.items()}
+        state.sums = {}
+        line["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.val is not None:
+            logits = predict(self.model, self.val, device=str(self.device), precision=self.settings["precision"])
+            if not torch.isfinite(logits).all():
+                raise TrainingError(
+                    f"the logits on validation are not finite after epoch {line['epoch']}: try a lower lr"
+                )
+            scores = score(logits, self.val)
+            assert scores.error is not None
+            assert scores.nll is not None
+            line |= {"val/error": float(scores.error), "val/nll": float(scores.nll)}
+            key = [float(scores.error), float(scores.nll)]
+            if not state.best_key or key < state.best_key:
+                state.best_key, state.best_epoch = key, line["epoch"]
+                self.best = _copy(self.model)
+        line["seconds"] = round(state.seconds, 3)
+        state.epochs.append(line)
+
+    def _out_of_patience(self) -> bool:
+        patience, state = self.settings["patience"], self.progress
+        return patience is not None and len(state.epochs) - state.best_epoch >= patience and bool(state.epochs)
+
+    def _tick(self, loss: float) -> Tick:
+        state = self.progress
+        newest = state.epochs[-1].get("val/error") if state.epochs else None
+        return Tick(
+            (state.step - 1) // self.batches + 1, self.settings["epochs"], state.step, self.total_steps, loss, newest
+        )
+
+    def _finish(self, folder: Path | None) -> History:
+        state, last, keep = self.progress, _copy(self.model), self.settings["keep"]
+        ends = {"last": last, "best": self.best} if self.val is not None else {"last": last}
+        if folder is not None:
+            Run(folder).write_metrics(state.epochs)
+        for name in sorted(ends, key=lambda one: one == keep):  # the kept one last: its file says that the run is over
+            self.model.load_state_dict(ends[name])
+            if folder is not None:
+                file = WEIGHTS if name == keep else OTHER[keep]
+                save_model(self.model, folder / file, {"training": self._record()})
+        if folder is not None:
+            drop_checkpoint(folder)
+        return self._history(ends)
+
+    def _record(self) -> dict[str, Any]:
+        state = self.progress
+        return {"settings": self.settings, "best_epoch": state.best_epoch, "epochs": len(state.epochs)}
+
+    def finished(self, folder: Path) -> History:
+        """The History of a run that ended before: its weights are put into the model, nothing is trained."""
+        keep = self.settings["keep"]
+        kept, record = read_tensors(folder / WEIGHTS, "model", 1)
+        training = record.get("training", {})
+        check_settings(folder / WEIGHTS, training.get("settings", {}), self.settings)
+        ends = {keep: kept}
+        if self.val is not None:
+            ends[next(name for name in OTHER if name != keep)] = read_tensors(folder / OTHER[keep], "model", 1)[0]
+        self.progress.epochs, self.progress.best_epoch = Run(folder).metrics(), training["best_epoch"]
+        self.progress.seconds = self.progress.epochs[-1]["seconds"]
+        self.model.load_state_dict(kept)
+        return self._history(ends)
+
+    def _history(self, ends: dict[str, dict[str, Tensor]]) -> History:
+        state = self.progress
+        return History(
+            epochs=tuple(state.epochs),
+            best_epoch=state.best_epoch,
+            kept=self.settings["keep"],
+            seconds=state.seconds,
+            stopped_early=len(state.epochs) < self.settings["epochs"],
+            best=ends.get("best", {}),
+            last=ends["last"],
+        )
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _check_roles(split: Split, val: Split | None) -> None:
+    for given, use in ((split, "trained on"), (val, "used to choose")):
+        if given is not None and given.role == "test":
+            raise AskedWronglyError(
+                f"a test split of {given.name!r} cannot be {use}: choose on validation, report on test once (evaluate)"
+            )
+
+
+def _check_settings(settings: dict[str, Any], val: Split | None, run: object, resume: bool) -> None:
+    """Raises ConfigError with every setting that is out of range, contradicts another or has no effect."""
+    problems = []
+    for name in ("epochs", "batch_size"):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            problems.append(f"{name}={settings[name]!r}: expected a whole number >= 1")
+    if settings["schedule"] not in SCHEDULES:
+        problems.append(str(unknown_name("schedule", settings["schedule"], SCHEDULES)))
+    if settings["precision"] not in PRECISIONS:
+        problems.append(str(unknown_name("precision", settings["precision"], PRECISIONS)))
+    if not settings["warmup_epochs"] >= 0:
+        problems.append(f"warmup_epochs={settings['warmup_epochs']}: expected a number >= 0")
+    if settings["keep"] not in OTHER:
+        problems.append(f"keep={settings['keep']!r}: known are best, last")
+    patience = settings["patience"]
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        problems.append(f"patience={patience!r}: expected a whole number >= 1")
+    if val is None and patience is not None:
+        problems.append(f"patience={patience} has no effect without val: give a validation split")
+    if val is None and settings["keep"] == "best":
+        problems.append("keep='best' has no effect without val: give a validation split")
+    if settings["every_view"] and len(settings["views"]) == 1:
+        problems.append(f"every_view=True has no effect with the one view {settings['views'][0]!r}")
+    if resume and run is None:
+        problems.append("resume=True has no effect without run=FOLDER")
+    if problems:
+        raise ConfigError("; ".join(problems))

@@ -1,0 +1,30 @@
+"""What the tests share: the folder of full data sets, where there is one, and one CPU thread count for all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Small tensors on two threads wait for each other more than they compute, all the more beside other processes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MNIST/raw, cifar10_q75.npz, cifar-10-batches-py and svhn_1083.npz; skips where it cannot be had."""
+    given = os.environ.get("NOISYTEACHER_TEST_DATA")
+    if given:
+        return Path(given)
+    if not BESIDE.exists():
+        pytest.skip("full data sets are not here: set NOISYTEACHER_TEST_DATA to a folder that holds them")
+    out = tmp_path_factory.mktemp("real-data")
+    subprocess.run([sys.executable, str(BESIDE), str(out)], check=True, capture_output=True)
+    return out

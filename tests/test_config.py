@@ -1,0 +1,94 @@
+"""Settings as typed code: all problems at once, the nearest name, nothing without effect."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from noisyteacher import config, noise, train
+from noisyteacher.errors import ConfigError
+
+
+def test_the_template_is_the_default_config() -> None:
+    assert config.build_config(tomllib.loads(config.template())) == config.Config()
+    assert config.build_config(config.describe(config.Config())) == config.Config()
+
+
+def test_every_setting_has_a_meaning() -> None:
+    told = list(config.explain())
+    assert len(told) > 40
+    assert all((doc and doc[0].isupper()) or doc[:2] in ("bf", "cp", "fp") for _, _, _, doc in told)
+    assert ("noise.alpha", "number", 0.15, "Probability that a sample is perturbed.") in told
+
+
+def test_all_problems_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as told:
+        config.build_config(
+            {
+                "noise": {"sigmaa": 1, "alpha": 2, "sigma": -1, "draw": "rows"},
+                "studnt": {},
+                "student": {"epochs": 0, "lr": "fast"},
+                "data": 3,
+            }
+        )
+    for part in (
+        "8 settings are wrong",
+        "noise.sigmaa: unknown setting; did you mean 'noise.sigma'?",
+        "noise.alpha: given 2",
+        "noise.sigma: given -1",
+        "did you mean 'row'?",
+        "studnt: unknown setting; did you mean 'student'?",
+        "student.epochs: given 0",
+        "student.lr: given 'fast'",
+        "data: given 3, expected a table",
+    ):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"student": {"momentum": 0.5}}, "student.momentum: 0.5 has no effect"),
+        ({"student": {"temperature": 3.0}}, "student.temperature: has no effect"),
+        ({"teacher": {"every_view": True}}, "teacher.every_view: has no effect"),
+        ({"data": {"root": "/data"}}, "data.root: has no effect"),
+        ({"noise": {"sigma": [0.5, 0.1]}}, "low <= high"),
+        ({"noise": {"sigma": [0.1, 0.5], "frozen": True}}, "noise.frozen"),
+        ({"student": {"views": []}}, "student.views"),
+    ],
+)
+def test_settings_without_effect_are_refused(given: dict[str, object], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        config.build_config(given)
+
+
+def test_files_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[noise]\nsigma = 0.3\n[student]\nname = "nin"\n')
+    given = config.read_config(path, ("noise.sigma=[0.01, 1]", "student.views=['clean', 'mirror']", "data.name=mnist"))
+    built = config.build_config(given)
+    assert built.noise.sigma == (0.01, 1.0)
+    assert built.student.views == ["clean", "mirror"]
+    assert (built.student.name, built.data.name) == ("nin", "mnist")
+    path.write_text("[noise\n")
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML"):
+        config.read_config(path)
+    with pytest.raises(ConfigError, match=r"missing\.toml: cannot be read: No such file"):
+        config.read_config(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        config.read_config(None, ("epochs",))
+    with pytest.raises(ConfigError, match="noise is a value"):
+        config.build_config(config.read_config(None, ("noise=3", "noise.sigma=1")))
+
+
+def test_settings_and_functions_speak_of_the_same_choices() -> None:
+    """The typed settings repeat the names of noise.py and of fit, without importing torch: they must not drift."""
+    hints = {key.split(".")[1]: kind for key, kind, _, _ in config.explain() if key.startswith("noise.")}
+    assert set(hints) == set(noise.FIELDS)
+    for name, known in noise.CHOICES.items():
+        assert hints[name] == " | ".join(known)
+    recipe = {one.name for one in config.fields(config.Recipe)} - {"name"}
+    assert recipe <= set(inspect.signature(train.fit).parameters)

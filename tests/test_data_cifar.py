@@ -1,0 +1,232 @@
+"""CIFAR-10's pickles: official ones read, others refused, and no code of theirs run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from noisyteacher.data import load_data
+from noisyteacher.data.cifar import BATCHES, CLASSES, FOLDER
+from noisyteacher.data.cifar_pickle import read_batch
+from noisyteacher.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+LABELS = [row % 10 for row in range(20)]
+
+
+def text(value: bytes) -> bytes:
+    return b"U" + bytes([len(value)]) + value
+
+
+def python2_batch(shape: tuple[int, int] = (20, 3072), code: bytes = b"u1") -> bytes:
+    """A batch opcode by opcode as Python 2 and numpy 1 wrote them (protocol 2): the official files' own form."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85q\x03" + text(b"b") + b"\x87Rq\x04"
+    )
+    state = b"(K\x01M" + struct.pack("<H", shape[0]) + b"M" + struct.pack("<H", shape[1]) + b"\x86"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(code)
+        + b"K\x00K\x01\x87R(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    raw = b"\x89T" + struct.pack("<I", PIXELS.nbytes) + PIXELS.tobytes() + b"tb"
+    labels = b"](" + b"".join(b"K" + bytes([label]) for label in LABELS) + b"e"
+    return b"\x80\x02}(" + text(b"labels") + labels + text(b"data") + array + state + dtype + raw + b"u."
+
+
+def test_a_batch_as_python_2_wrote_it() -> None:
+    images, labels = read_batch(python2_batch(), "batch")
+    assert np.array_equal(images, PIXELS.reshape(20, 3, 32, 32))
+    assert labels.tolist() == LABELS
+    assert labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("names", [("data", "labels"), (b"data", b"labels")])
+def test_a_batch_as_python_3_writes_it(protocol: int, names: tuple[Any, Any]) -> None:
+    written = pickle.dumps({names[0]: PIXELS, names[1]: LABELS}, protocol=protocol)
+    images, labels = read_batch(written, "batch")
+    assert np.array_equal(images.reshape(20, -1), PIXELS)
+    assert labels.tolist() == LABELS
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "evil", [Call(os.system, "mkdir pwned"), Call(os.mkdir, "pwned"), Call(eval, "__import__('os').mkdir('pwned')")]
+)
+def test_code_in_a_pickle_never_runs(
+    evil: Call, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in (evil, {"data": PIXELS, "labels": [evil]}, {evil: 1}):
+        with pytest.raises(DataError, match=r"batch: not a CIFAR-10 batch: (opcode|it asks for)"):
+            read_batch(pickle.dumps(content, protocol=protocol), "batch")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_the_global_asked_for_is_named() -> None:
+    with pytest.raises(DataError, match=r"asks for builtins\.eval; nothing of it was run"):
+        read_batch(pickle.dumps({"data": Call(eval, "1")}, protocol=2).replace(b"__builtin__", b"builtins"), "batch")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (b"(S'mkdir pwned'\nios\nsystem\n.", "opcode MARK|opcode STRING"),
+        (b"\x80\x02}\x82\x01.", "opcode EXT1"),
+        (b"\x80\x02cnumpy\ndtype\n)\x81.", "opcode NEWOBJ"),
+        (b"\x80\x02}Q.", "opcode BINPERSID"),
+        (b"\x80\x02cnumpy\ndtype\n}U\x01aK\x01sb.", "sets the state of a function"),
+        (b"\x80\x02cnumpy\nndarray\n}U\x01aK\x01sb.", "sets the state of a class"),
+        (b"\x80\x02cnumpy\nndarray\n)R.", "not callable"),
+        (b"\x80\x02cnumpy\ndtype\nU\x01O\x85R.", "dtype b'O', expected uint8"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aU\x05utf-8\x86R.", "encodes something else"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "memo number 2147483647"),
+        (b"\x80\x02N" + b"\x85" * 10**5 + b".", "more than 64 of opcode TUPLE1"),
+        (b"\x80\x02" + b"](" * 10**4 + b"e" * 10**4 + b".", "more than 64 of opcode EMPTY_LIST"),
+        (b"\x80\x02T\xff\xff\xff\x7fabc.", "truncated, damaged"),
+        (b"\x80\x02]q\x00h\x00a.", "holds a list"),
+        (b"\x80\x02}.", "holds neither"),
+        (b"", "truncated, damaged"),
+        (b"hello", "truncated, damaged|opcode"),
+        (bytes(2**26 + 1), "more than a CIFAR-10 batch has"),
+    ],
+)
+def test_what_no_batch_needs_is_refused(written: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=f"^batch: .*({words})"):
+        read_batch(written, "batch")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"data": PIXELS[:, :3000].copy(), "labels": LABELS}, r"data \[20, 3000\]"),
+        ({"data": PIXELS, "labels": LABELS[:-1]}, "19 labels"),
+        ({"data": PIXELS, "labels": [10, *LABELS[1:]]}, "label 10 of row 0 is out of range 0..9"),
+        ({"data": PIXELS, "labels": [*LABELS[:-1], -1]}, "label -1 of row 19"),
+        ({"data": PIXELS, "labels": [True, *LABELS[1:]]}, "label True of row 0"),
+        ({"data": PIXELS, "labels": [None, *LABELS[1:]]}, "label None of row 0"),
+        ({"data": PIXELS.astype(np.int16), "labels": LABELS}, "dtype 'i2'"),
+        ({"data": np.asfortranarray(PIXELS), "labels": LABELS}, "row by row"),
+        ({"data": PIXELS[:0], "labels": []}, r"data \[0, 3072\]"),
+        ({"data": LABELS, "labels": LABELS}, "must be an array"),
+    ],
+)
+def test_a_batch_that_holds_something_else_is_refused(content: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_batch(pickle.dumps(content, protocol=4), "batch")
+
+
+def test_shapes_that_lie_are_refused() -> None:
+    for lie in (python2_batch((21, 3072)), python2_batch((20, 3000)), python2_batch(code=b"f8")):
+        with pytest.raises(DataError, match="array"):
+            read_batch(lie, "batch")
+
+
+def test_a_truncated_or_flipped_batch_is_refused_or_read_whole() -> None:
+    """Flipped pixels are the md5's business; here nothing else than DataError may come out, whatever the bytes."""
+    whole = python2_batch()
+    for length in [*range(250), *range(250, len(whole), 6007)]:
+        with pytest.raises(DataError):
+            read_batch(whole[:length], "batch")
+    structure = [place for place in range(len(whole)) if place < 320 or place > len(whole) - 6]
+    for place in structure:
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[place] ^= 1 << bit
+            try:
+                images, _ = read_batch(bytes(broken), "batch")
+            except DataError:
+                continue
+            assert images.shape == (20, 3, 32, 32)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six small batches in the official layout, 20 images each, every one a shade of its batch's own."""
+    (tmp_path / FOLDER).mkdir()
+    for number, name in enumerate(BATCHES):
+        content = {"data": np.full((20, 3072), number, np.uint8), "labels": LABELS}
+        (tmp_path / FOLDER / name).write_bytes(pickle.dumps(content, protocol=2))
+    return tmp_path
+
+
+def test_the_folder_becomes_three_splits(root: Path) -> None:
+    data = load_data("cifar10", root=root, verify=False, download=False)
+    assert data.test is not None
+    assert [len(data.train), len(data.val), len(data.test)] == [90, 10, 20]
+    assert data.val.targets.bincount().tolist() == [1] * 10
+    assert (data.class_names, data.preprocess, data.views) == (CLASSES, "pixel-mean", ("clean", "mirror"))
+    assert "not the official ones" in data.note
+    assert data.train.images[:, 0, 0, 0].tolist() == [number for number in range(5) for _ in range(20)]
+    assert data.test.images.unique().tolist() == [5]
+
+
+def test_files_that_are_not_the_official_ones_need_verify_false(root: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data_batch_1: md5 [0-9a-f]{32}, the official file has c99cafc1.*verify=False"
+    ):
+        load_data("cifar10", root=root)
+
+
+def test_a_missing_batch_is_named(root: Path) -> None:
+    (root / FOLDER / "data_batch_4").unlink()
+    with pytest.raises(DataError, match="data_batch_4: missing, though"):
+        load_data("cifar10", root=root, verify=False)
+
+
+def test_the_tar_file_is_read_without_unpacking(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("tar")
+    archive = other / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as out:
+        out.add(root / FOLDER, FOLDER)
+    unpacked = load_data("cifar10", root=root, verify=False)
+    data = load_data("cifar10", root=other, verify=False)
+    assert data.train.fingerprint == unpacked.train.fingerprint
+    assert torch.equal(data.val.targets, unpacked.val.targets)
+    assert [entry.name for entry in other.iterdir()] == [archive.name]
+    archive.write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: truncated, damaged"):
+        load_data("cifar10", root=other, verify=False)
+
+
+def test_a_tar_file_with_links_for_batches_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as out:
+        link = tarfile.TarInfo(f"{FOLDER}/data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        out.addfile(link, io.BytesIO())
+    with pytest.raises(DataError, match="no plain file"):
+        load_data("cifar10", root=tmp_path, verify=False)
+
+
+@pytest.mark.data
+def test_the_full_data_set_through_both_doors(real_data: Path) -> None:
+    pickled, plain = load_data("cifar10", root=real_data, verify=False), load_data(real_data / "cifar10_q75.npz")
+    assert pickled.test is not None
+    assert plain.test is not None
+    assert [len(split) for split in pickled.parts.values()] == [45000, 5000, 10000]
+    assert pickled.val.targets.bincount().tolist() == [500] * 10
+    assert pickled.test.fingerprint == plain.test.fingerprint
+    assert torch.equal(pickled.train.images, plain.train.images)
+    assert torch.equal(pickled.test.targets, plain.test.targets)

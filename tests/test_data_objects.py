@@ -1,0 +1,232 @@
+"""Folders of images and data set objects, good and bad."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
+
+from noisyteacher.data import load_data
+from noisyteacher.errors import AskedWronglyError, DataError
+
+RNG = np.random.default_rng(0)
+
+
+def paint(path: Path, value: int, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
+    """One image of a single value; size is (width, height), as Pillow has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten images of each of three classes, in folders of their names."""
+    for label, name in enumerate(("cat", "ant", "bee")):
+        for number in range(10):
+            paint(tmp_path / "pets" / name / f"{number}.png", 10 * label + number)
+    return tmp_path / "pets"
+
+
+def test_a_folder_of_classes_is_cut_in_three(folder: Path) -> None:
+    (folder / ".cache").mkdir()
+    (folder / "cat" / ".DS_Store").write_bytes(b"x")
+    (folder / "cat" / "notes.txt").write_text("x")
+    data = load_data(folder)
+    assert data.test is not None
+    assert (data.name, data.class_names, data.input_shape) == ("pets", ("ant", "bee", "cat"), (3, 4, 6))
+    assert [split.targets.bincount().tolist() for split in data.parts.values()] == [[8, 8, 8], [1, 1, 1], [1, 1, 1]]
+    assert data.train.images[:, 0, 0, 0].tolist() == [*range(10, 20), *range(20, 30), *range(10)]
+    assert data.train.images[:, 1:].max() == 0
+
+
+def test_train_val_test_folders_are_taken_as_they_are(folder: Path) -> None:
+    root = folder.parent / "split"
+    for name in ("a", "b"):
+        for number in range(10):
+            paint(root / "train" / name / f"{number}.bmp", number)
+        paint(root / "test" / name / "0.bmp", 99)
+    paint(root / "val" / "b" / "0.bmp", 77)
+    data = load_data(str(root))
+    assert data.test is not None
+    assert [len(data.train), len(data.val), len(data.test)] == [20, 1, 2]
+    assert data.val.targets.tolist() == [1]
+    assert data.val.images[0, 0, 0, 0] == 77
+    (root / "val" / "b" / "0.bmp").unlink()
+    (root / "val" / "b").rmdir()
+    assert [len(split) for split in load_data(root).parts.values()] == [18, 2, 2]
+    for name in ("a", "b"):
+        (root / "test" / name / "0.bmp").unlink()
+        (root / "test" / name).rmdir()
+    assert load_data(root).test is None
+
+
+def test_grey_and_size(folder: Path) -> None:
+    paint(folder / "cat" / "big.png", 200, (60, 40))
+    with pytest.raises(DataError, match=r"big\.png: 40x60 \(height x width\).*pass size="):
+        load_data(folder)
+    data = load_data(folder, size=(8, 5), grey=True)
+    assert data.input_shape == (1, 8, 5)
+    # Pillow's grey of a red r is r * 0.299, rounded.
+    assert int(data.train.images.max()) == round(200 * 0.299)
+    assert load_data(folder, size=7).input_shape == (3, 7, 7)
+    with pytest.raises(AskedWronglyError, match="size 0"):
+        load_data(folder, size=0)
+
+
+def test_sizes_that_differ_between_train_and_test_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(5):
+            paint(tmp_path / "train" / name / f"{number}.png", number)
+        paint(tmp_path / "test" / name / "0.png", 1, (5, 5))
+    with pytest.raises(DataError, match=r"images are 5x5 .* those of train 4x6; pass size="):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp", "tif"])
+def test_a_corrupt_image_is_named(folder: Path, ending: str) -> None:
+    bad = folder / "bee" / f"bad.{ending}"
+    Image.fromarray(RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(bad)
+    whole = bad.read_bytes()
+    for content in (b"", b"no image at all", whole[: len(whole) // 3]):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=rf"bad\.{ending}: cannot be decoded"):
+            load_data(folder, size=4)
+
+
+def test_sixteen_bits_are_refused_not_clipped(folder: Path) -> None:
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folder / "ant" / "deep.png")
+    for options in ({}, {"size": 9}):
+        with pytest.raises(DataError, match=r"deep\.png: an image of mode 'I;16' has more than 8 bits"):
+            load_data(folder, **options)
+
+
+def test_palettes_and_transparency_become_rgb(tmp_path: Path) -> None:
+    for name, mode in (("a", "P"), ("b", "RGBA")):
+        for number in range(5):
+            path = tmp_path / name / f"{number}.png"
+            paint(path, 51)  # a colour of the web palette, so that nothing is rounded
+            Image.open(path).convert(mode).save(path)
+    assert load_data(tmp_path).train.images[:, 0].unique().tolist() == [51]
+
+
+def test_what_is_no_tree_of_classes_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ant: 0 sub-folder\(s\)"):
+        load_data(folder / "ant")
+    (folder / "dog").mkdir()
+    with pytest.raises(DataError, match="dog: no image in it"):
+        load_data(folder)
+    (folder / "dog" / "readme.md").write_text("x")
+    with pytest.raises(DataError, match=r"1 other file\(s\), such as readme\.md"):
+        load_data(folder)
+    paint(tmp_path / "two" / "train" / "a" / "0.png", 1)
+    paint(tmp_path / "two" / "train" / "b" / "0.png", 1)
+    paint(tmp_path / "two" / "val" / "c" / "0.png", 1)
+    with pytest.raises(DataError, match=r"val/c: a class that .*train does not have"):
+        load_data(tmp_path / "two")
+    with pytest.raises(DataError, match="max_bytes"):
+        load_data(tmp_path / "two" / "train", max_bytes=100)
+
+
+class Items(list[Any]):
+    """A list of (image, label) with class names."""
+
+    classes = ("no", "yes")
+
+
+PIXELS = RNG.integers(0, 256, (30, 5, 7, 3), dtype=np.uint8)
+MAKERS = {
+    "pillow": Image.fromarray,
+    "array": lambda pixels: pixels,
+    "tensor": lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+    "float": lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255)),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_of_image_gives_the_same_pixels(kind: str) -> None:
+    data = load_data(Items((MAKERS[kind](pixels), row % 2) for row, pixels in enumerate(PIXELS)))  # type: ignore[no-untyped-call]
+    assert data.test is not None
+    assert (data.name, data.class_names) == ("dataset", ("no", "yes"))
+    assert [len(data.train), len(data.val), len(data.test)] == [24, 3, 3]
+    assert np.array_equal(data.train.images.numpy(), PIXELS.transpose(0, 3, 1, 2))
+    assert data.train.labels is not None
+    assert data.train.labels.tolist() == [row % 2 for row in range(30)]
+
+
+def test_grey_images_keep_one_channel() -> None:
+    pillow = [(Image.fromarray(pixels[..., 0]), np.int64(row % 3)) for row, pixels in enumerate(PIXELS)]
+    plain = [{"image": pixels[..., 0], "label": torch.tensor(row % 3)} for row, pixels in enumerate(PIXELS)]
+    for items in (pillow, plain):
+        data = load_data(items)
+        assert data.input_shape == (1, 5, 7)
+        assert data.classes == 3
+        assert np.array_equal(data.train.images[:, 0].numpy(), PIXELS[..., 0])
+
+
+def test_torch_datasets_and_subsets_with_given_splits() -> None:
+    whole = TensorDataset(torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy()), torch.arange(30) % 2)
+    whole.classes = ["x", "y"]  # type: ignore[attr-defined]
+    train, val, test = Subset(whole, range(20)), Subset(whole, range(20, 26)), Subset(whole, range(26, 30))
+    for source in ((train, val, test), {"train": train, "val": val, "test": test}):
+        data = load_data(source)
+        assert [len(split) for split in data.parts.values()] == [20, 6, 4]
+        assert data.class_names == ("x", "y")
+        assert np.array_equal(data.val.images.numpy(), PIXELS[20:26].transpose(0, 3, 1, 2))
+    assert [len(split) for split in load_data({"train": train, "test": test}).parts.values()] == [18, 2, 4]
+
+
+GOOD = [(pixels, row % 2) for row, pixels in enumerate(PIXELS)]
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([], "the dataset is empty"),
+        ([*GOOD, (PIXELS[0], -1)], "item 30: label -1 is no class number"),
+        ([*GOOD, (PIXELS[0], 1.0)], "item 30: label 1.0"),
+        ([*GOOD, (PIXELS[0], True)], "item 30: label True"),
+        ([*GOOD, (PIXELS[0], None)], "item 30: label None"),
+        ([*GOOD, (PIXELS[0][:4], 0)], r"item 30 is \[3, 4, 7\], item 0 is \[3, 5, 7\]"),
+        ([*GOOD, (PIXELS[0].astype(np.float32), 0)], "item 30: array float32"),
+        ([*GOOD, (torch.randn(3, 5, 7), 0)], "item 30: float tensor with values .*expected 0..1"),
+        ([*GOOD, (torch.full((3, 5, 7), torch.nan), 0)], "item 30: float tensor with values nan"),
+        ([*GOOD, (torch.zeros(3, 5, 7, dtype=torch.int64), 0)], "item 30: tensor torch.int64"),
+        ([*GOOD, ("x.png", 0)], "item 30: a str is no image"),
+        ([*GOOD, PIXELS[0]], "item 30 is a ndarray"),
+        ([(PIXELS[0], 0), (PIXELS[1], 1)], "too few"),
+        ([(pixels, 0) for pixels in PIXELS], "two or more"),
+    ],
+)
+def test_bad_items_are_named(items: list[Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load_data(items)
+
+
+def test_labels_beyond_the_class_names_are_refused() -> None:
+    with pytest.raises(DataError, match=r"label 2 of image 29 is out of range 0\.\.1"):
+        load_data(Items([*GOOD[:29], (PIXELS[29], 2)]))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (3, "a int is no data"),
+        (iter(GOOD), "is no data"),
+        ((GOOD, GOOD), "a tuple of 2"),
+        ({"train": GOOD, "valid": GOOD}, "expected train and"),
+        ({"test": GOOD}, "expected train and"),
+    ],
+)
+def test_objects_that_are_no_data_are_refused(source: Any, words: str) -> None:
+    with pytest.raises(AskedWronglyError, match=words):
+        load_data(source)
+
+
+def test_a_data_set_that_takes_too_much_memory_is_refused() -> None:
+    with pytest.raises(DataError, match="max_bytes"):
+        load_data(GOOD, max_bytes=1000)

@@ -1,0 +1,241 @@
+"""From names, factories and modules to classifiers; what a network may return; who must agree with whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
+from noisyteacher.models import Classifier, as_classifier, build_model, logits_of
+
+SHAPE = (1, 6, 6)
+
+
+@dataclass
+class Images:
+    """As much of a split as a model needs to see."""
+
+    images: Tensor
+    role: str = "train"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def images_at(self, rows: Tensor, views: str = "clean") -> Tensor:
+        return self.images[rows]
+
+
+@dataclass
+class Data:
+    preprocess: str = "scale"
+    classes: int = 4
+    input_shape: tuple[int, int, int] = SHAPE
+    train: Images = field(default_factory=lambda: Images(torch.arange(5 * 36, dtype=torch.uint8).reshape(5, *SHAPE)))
+
+
+class Answer(nn.Module):
+    """A linear network that returns its logits in one of many ways."""
+
+    def __init__(self, how: str = "tensor", outputs: int = 4) -> None:
+        super().__init__()
+        self.fc = nn.Linear(36, outputs)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.fc(x.flatten(1))
+        return {
+            "tensor": logits,
+            "tuple": (logits, x),
+            "list": [logits],
+            "dict": {"loss": x, "logits": logits},
+            "object": SimpleNamespace(logits=logits),
+            "flat": logits.flatten(),
+            "integers": logits.argmax(1, keepdim=True),
+            "nothing": {"scores": logits},
+            "none": None,
+        }[self.how]
+
+
+def linear_factory(classes: int, input_shape: tuple[int, int, int], bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], classes, bias=bias))
+
+
+def torchvision_like(num_classes: int = 1000, **kwargs: Any) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def thousand(**kwargs: Any) -> nn.Module:
+    return Answer(outputs=1000)
+
+
+def not_a_model() -> str:
+    return "weights"
+
+
+@pytest.mark.parametrize("how", ["tensor", "tuple", "list", "dict", "object"])
+def test_logits_are_found_in_every_usual_answer(how: str) -> None:
+    model = as_classifier(Answer(how), input_shape=SHAPE)
+    images = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+    expected = model.network.fc(images.float().flatten(1) / 255)
+    torch.testing.assert_close(model(images), expected)
+    assert model.classes == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("flat", r"expected floating-point logits \[B, K\]"),
+        ("integers", "int64"),
+        ("nothing", "with keys.*scores"),
+        ("none", "NoneType"),
+    ],
+)
+def test_answers_without_logits_are_refused(how: str, message: str) -> None:
+    with pytest.raises(MismatchError, match=message):
+        logits_of(Answer(how)(torch.zeros(2, *SHAPE)))
+    with pytest.raises(MismatchError, match=message):
+        as_classifier(Answer(how), input_shape=SHAPE)
+
+
+def test_a_network_of_one_output_cannot_broadcast_against_four_classes() -> None:
+    with pytest.raises(MismatchError, match=r"\(2, 1\) for 2 images, expected \(2, 4\)"):
+        build_model(Answer(outputs=1), Data())
+    late = as_classifier(Answer(outputs=1), classes=4)
+    with pytest.raises(MismatchError, match="broadcast"):
+        late(torch.zeros((3, *SHAPE), dtype=torch.uint8))
+
+
+def test_images_of_another_shape_are_refused_before_the_network_sees_them() -> None:
+    model = build_model("mlp800", classes=4, input_shape=(1, 6, 6))
+    with pytest.raises(MismatchError, match=r"\(2, 1, 4, 9\).*takes \[B, 1, 6, 6\]"):
+        model(torch.zeros((2, 1, 4, 9), dtype=torch.uint8))  # as many pixels: the network alone would take them
+
+
+def test_wrapping_shares_the_module_and_leaves_modes_and_random_state_alone() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), Answer())
+    module[1].eval()
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    model = as_classifier(module, input_shape=SHAPE)
+    assert model.network is module
+    assert [part.training for part in module] == [True, False, True]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert module[0].num_batches_tracked == 0
+    assert as_classifier(model) is model
+
+
+def test_wrapping_a_classifier_checks_that_it_fits() -> None:
+    model = build_model("mlp800", classes=4, input_shape=SHAPE)
+    assert as_classifier(model, classes=4, input_shape=[1, 6, 6]) is model
+    with pytest.raises(MismatchError, match="classes 4, and 10"):
+        as_classifier(model, classes=10)
+    with pytest.raises(MismatchError, match="input_shape"):
+        as_classifier(model, input_shape=(1, 28, 28))
+    with pytest.raises(AskedWronglyError, match="already has its preprocessing"):
+        as_classifier(model, preprocess=nn.Identity())
+    late = as_classifier(Answer())
+    assert (late.classes, late.input_shape) == (None, None)
+    assert as_classifier(late, input_shape=SHAPE).classes == 4
+    assert as_classifier(late, classes=4).classes == 4
+    with pytest.raises(AskedWronglyError, match="a function is not a model"):
+        as_classifier(lambda images: images)  # type: ignore[arg-type]
+
+
+def test_architecture_records_everything_the_model_is_made_of() -> None:
+    model = build_model("nin", classes=10, input_shape=(3, 32, 32), preprocess="local-contrast", dropout=0.3)
+    assert model.architecture == {
+        "name": "nin",
+        "classes": 10,
+        "input_shape": [3, 32, 32],
+        "options": {"dropout": 0.3, "final_relu": False},
+        "preprocess": "local-contrast",
+    }
+
+
+def test_one_seed_is_one_initialisation_and_disturbs_nobody() -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, again = (build_model("mlp800", classes=4, input_shape=SHAPE, seed=5) for _ in range(2))
+    other = build_model("mlp800", classes=4, input_shape=SHAPE, seed=6)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first.network.fc1.weight, again.network.fc1.weight)
+    assert not torch.equal(first.network.fc1.weight, other.network.fc1.weight)
+
+
+def test_data_say_classes_shape_and_preprocessing() -> None:
+    data = Data(preprocess="pixel-mean")
+    model = build_model("mlp800", data)
+    assert (model.classes, model.input_shape) == (4, SHAPE)
+    torch.testing.assert_close(model.preprocess.mean, data.train.images.float().mean(0))
+    assert build_model("mlp800", data, preprocess="scale").architecture["preprocess"] == "scale"
+    assert build_model("mlp800", data, preprocess=nn.Identity()).architecture["preprocess"].startswith("module:")
+    # A module of somebody else's was made for another preprocessing than this data set's default.
+    assert build_model(Answer(), data).architecture["preprocess"] == "scale"
+
+
+def test_statistics_are_not_taken_from_test_images() -> None:
+    held_out = SimpleNamespace(classes=4, input_shape=SHAPE, preprocess="pixel-mean", role="test")
+    with pytest.raises(AskedWronglyError, match="role is 'test'"):
+        build_model("mlp800", held_out)
+
+
+def test_data_and_arguments_must_agree() -> None:
+    with pytest.raises(MismatchError, match="classes 10 was given, but the data have 4"):
+        build_model("mlp800", Data(), classes=10)
+    with pytest.raises(MismatchError, match="input_shape"):
+        build_model("mlp800", Data(), input_shape=(3, 6, 6))
+    assert build_model("mlp800", Data(), classes=4, input_shape=[1, 6, 6]).classes == 4
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
+        build_model("lenett", Data())
+    with pytest.raises(AskedWronglyError, match="needs to know its classes"):
+        build_model("lenet")
+    with pytest.raises(AskedWronglyError, match="two or more"):
+        build_model("lenet", classes=1, input_shape=(1, 28, 28))
+    for wrong in ((28, 28), (1, 0, 28), (1, 2.5, 3)):
+        with pytest.raises(AskedWronglyError, match="channels, height, width"):
+            build_model("lenet", classes=10, input_shape=wrong)  # type: ignore[arg-type]
+    with pytest.raises(AskedWronglyError, match="no effect"):
+        build_model(Answer(), Data(), dropout=0.5)
+    with pytest.raises(AskedWronglyError, match="already has its preprocessing"):
+        build_model(build_model("mlp800", Data()), preprocess="scale")
+    with pytest.raises(AskedWronglyError, match="a int is not a model"):
+        build_model(3, Data())  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match="failed on images of shape"):
+        build_model(Answer(), classes=4, input_shape=(3, 8, 8))
+
+
+def test_a_factory_gets_what_it_names() -> None:
+    model = build_model(f"{__name__}:linear_factory", Data(), bias=False)
+    assert isinstance(model, Classifier)
+    assert model.architecture["options"] == {"bias": False}
+    assert model.network[1].bias is None
+    again = build_model(f"{__name__}:linear_factory", Data(), bias=False)
+    assert torch.equal(model.network[1].weight, again.network[1].weight)
+    lazy = build_model(f"{__name__}:torchvision_like", Data())
+    assert lazy.network[1].weight.shape == (4, 36)
+
+
+def test_factories_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(MismatchError, match=r"\(2, 1000\)"):
+        build_model(f"{__name__}:thousand", Data())
+    with pytest.raises(AskedWronglyError, match="returned a str"):
+        build_model(f"{__name__}:not_a_model", Data())
+    with pytest.raises(AskedWronglyError, match="could not be called with options"):
+        build_model(f"{__name__}:linear_factory", Data(), depth=3)
+    with pytest.raises(AskedWronglyError, match="cannot be written"):
+        build_model(f"{__name__}:torchvision_like", Data(), hook=len)
+    with pytest.raises(AskedWronglyError, match="No module named 'nowhere'"):
+        build_model("nowhere:factory", Data())
+    with pytest.raises(AskedWronglyError, match="not a function"):
+        build_model(f"{__name__}:SHAPE", Data())
+    for prefix in ("timm", "torchvision", "hf"):
+        with pytest.raises(AskedWronglyError, match="not supported in this version"):
+            build_model(f"{prefix}:resnet18", Data())

@@ -1,0 +1,185 @@
+"""The noise against closed forms: who is selected, how far the noise reaches, what two conditions share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import noisyteacher as nt
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError
+from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, step_draw
+from noisyteacher.rng import stream
+
+
+def clean(rows: int = 64, classes: int = 10) -> torch.Tensor:
+    return torch.randn(rows, classes, generator=stream(7, "logits")) * 5
+
+
+def test_eq_2_by_hand() -> None:
+    draw = Draw(torch.tensor([[True], [False]]), torch.tensor([[0.5, -1.0]]))
+    logits = torch.tensor([[2.0, 4.0], [3.0, -1.0]])
+    assert torch.equal(apply_noise(logits, draw), torch.tensor([[3.0, 0.0], [3.0, -1.0]]))
+    assert torch.equal(apply_noise(logits, draw, "additive"), torch.tensor([[2.5, 3.0], [3.0, -1.0]]))
+
+
+@pytest.mark.parametrize("kind", CHOICES["kind"])
+@pytest.mark.parametrize("draw", CHOICES["draw"])
+@pytest.mark.parametrize(("sigma", "alpha"), [(0.0, 1.0), (0.9, 0.0)])
+def test_no_noise_is_bit_identical(draw: str, kind: str, sigma: float, alpha: float) -> None:
+    logits = clean()
+    logits[0, 0] = -0.0
+    noisy = nt.perturb(logits, sigma=sigma, alpha=alpha, draw=draw, kind=kind, generator=stream(0, "n"))
+    assert torch.equal(noisy.view(torch.int32), logits.view(torch.int32))
+
+
+@pytest.mark.parametrize("distribution", CHOICES["distribution"])
+@pytest.mark.parametrize("draw", ["row", "scalar"])
+def test_sigma_is_a_standard_deviation(draw: str, distribution: str) -> None:
+    noise = nt.Noise(sigma=0.7, alpha=1.0, draw=draw, distribution=distribution)
+    xi = draw_noise(noise, 40_000, 10, stream(0, "sd")).xi
+    bound = 5 / math.sqrt(xi.numel())
+    assert abs(float(xi.mean())) < 0.7 * bound
+    assert abs(float(xi.std()) / 0.7 - 1) < 2 * bound
+
+
+def test_the_three_distributions_differ_in_their_fourth_moment() -> None:
+    """Kurtosis of the Gaussian is 3, of the uniform 1.8, of the Laplace 6."""
+    found = {}
+    for name in CHOICES["distribution"]:
+        xi = draw_noise(nt.Noise(sigma=1.0, alpha=1.0, draw="row", distribution=name), 100_000, 10, stream(0, "k")).xi
+        found[name] = float(xi.double().pow(4).mean())
+    assert found == pytest.approx({"gaussian": 3.0, "uniform": 1.8, "laplace": 6.0}, rel=0.05)
+
+
+def test_alpha_selects_samples_one_by_one() -> None:
+    """Over many batches the number selected is binomial: its mean T alpha, its variance T alpha (1 - alpha)."""
+    noise = nt.Noise(sigma=1.0, alpha=0.3)
+    counts = torch.tensor([float(draw_noise(noise, 64, 10, stream(s, "m")).selected.sum()) for s in range(3000)])
+    assert float(counts.mean()) == pytest.approx(64 * 0.3, rel=0.02)
+    assert float(counts.var()) == pytest.approx(64 * 0.3 * 0.7, rel=0.15)
+
+
+def test_the_readings_of_xi() -> None:
+    logits = torch.ones(64, 10)
+    xi = {
+        draw: nt.perturb(logits, sigma=0.5, alpha=1.0, draw=draw, generator=stream(0, "x")) - 1
+        for draw in CHOICES["draw"]
+    }
+    assert torch.equal(xi["batch"], xi["batch"][:1].expand(64, 10))
+    assert xi["batch"][0].unique().numel() == 10
+    assert xi["row"].unique().numel() == 640
+    assert torch.equal(xi["scalar"], xi["scalar"][:, :1].expand(64, 10))
+    assert xi["scalar"][:, 0].unique().numel() == 64
+
+
+def test_conditions_share_their_draws() -> None:
+    """More alpha keeps the selected samples; more sigma stretches the same directions."""
+    few, many = (draw_noise(nt.Noise(sigma=0.5, alpha=a), 64, 10, stream(3, "s")) for a in (0.2, 0.7))
+    assert bool((few.selected <= many.selected).all())
+    assert int(few.selected.sum()) < int(many.selected.sum())
+    assert torch.equal(few.xi, many.xi)
+    wide = draw_noise(nt.Noise(sigma=1.0, alpha=0.2), 64, 10, stream(3, "s"))
+    assert torch.equal(wide.xi, 2 * few.xi)
+
+
+def test_a_range_of_sigma_is_drawn_uniformly_per_batch() -> None:
+    """Relative to the draw at sigma 1 the scale is one number per batch, uniform on the range."""
+    scales = []
+    for step in range(2000):
+        wide = draw_noise(nt.Noise(sigma=(0.01, 1.0), alpha=1.0), 8, 10, stream(step, "r")).xi
+        unit = draw_noise(nt.Noise(sigma=1.0, alpha=1.0), 8, 10, stream(step, "r")).xi
+        ratio = wide / unit
+        assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4)
+        scales.append(float(ratio[0, 0]))
+    found = torch.tensor(scales)
+    assert 0.01 <= float(found.min()) <= float(found.max()) <= 1.0
+    assert float(found.mean()) == pytest.approx(0.505, abs=0.03)
+    assert float(found.std()) == pytest.approx(0.99 / math.sqrt(12), rel=0.05)
+
+
+def test_expected_loss_is_the_clean_one_plus_a_constant() -> None:
+    """E L(z') = L(z) + alpha sigma^2 / 2T * sum ||z||^2: the second term does not depend on the student."""
+    teacher, student = clean(16), torch.randn(16, 10, generator=stream(1, "student"))
+    noise = nt.Noise(sigma=0.6, alpha=0.4, draw="row")
+    losses = [
+        float(nt.logit_regression(student, apply_noise(teacher, draw_noise(noise, 16, 10, stream(s, "e")))))
+        for s in range(4000)
+    ]
+    mean = sum(losses) / len(losses)
+    expected = float(nt.logit_regression(student, teacher)) + 0.4 * 0.36 / 32 * float(teacher.square().sum())
+    error = (sum((one - mean) ** 2 for one in losses) / len(losses)) ** 0.5 / math.sqrt(len(losses))
+    assert abs(mean - expected) < 4 * error
+
+
+def test_noise_on_the_student_regularises() -> None:
+    """E ||(1 + xi) g - z||^2 = ||g - z||^2 + alpha sigma^2 ||g||^2, and the gradient flows through the factor."""
+    teacher = clean(16)
+    student = torch.randn(16, 10, generator=stream(1, "student"), requires_grad=True)
+    noise = nt.Noise(sigma=0.6, alpha=0.4, draw="row")
+    total = torch.zeros(())
+    for s in range(4000):
+        total = total + nt.logit_regression(apply_noise(student, draw_noise(noise, 16, 10, stream(s, "g"))), teacher)
+    (total / 4000).backward()
+    assert student.grad is not None
+    expected = ((student - teacher) + 0.4 * 0.36 * student).detach() / 16
+    assert torch.allclose(student.grad, expected, atol=0.08)
+
+
+def test_fresh_and_frozen() -> None:
+    rows = torch.tensor([3, 1, 2])
+
+    def at(noise: nt.Noise, step: int, which: torch.Tensor) -> Draw:
+        return step_draw(noise, seed=0, step=step, rows=which, total_rows=5, size=len(which), classes=4)
+
+    fresh = nt.Noise(sigma=1.0, alpha=1.0, draw="row")
+    assert not torch.equal(at(fresh, 0, rows).xi, at(fresh, 1, rows).xi)
+    assert torch.equal(at(fresh, 1, rows).xi, at(fresh, 1, rows).xi)
+    frozen = replace(fresh, frozen=True, alpha=0.5)
+    first, later = at(frozen, 0, rows), at(frozen, 9, rows.flip(0))
+    assert torch.equal(first.xi.flip(0), later.xi)
+    assert torch.equal(first.selected.flip(0), later.selected)
+    with pytest.raises(MismatchError, match="row numbers"):
+        step_draw(frozen, seed=0, step=0, rows=None, total_rows=None, size=3, classes=4)
+
+
+@given(
+    sigma=st.floats(0, 3), alpha=st.floats(0, 1), rows=st.integers(1, 9), classes=st.integers(2, 6), seed=st.integers(0)
+)
+@settings(max_examples=60, deadline=None)
+def test_unselected_rows_are_untouched(sigma: float, alpha: float, rows: int, classes: int, seed: int) -> None:
+    logits = clean(rows, classes)
+    noise = nt.Noise(sigma=sigma, alpha=alpha, draw="row")
+    draw = draw_noise(noise, rows, classes, stream(seed, "u"))
+    noisy = apply_noise(logits, draw)
+    rest = ~draw.selected[:, 0]
+    assert torch.equal(noisy[rest], logits[rest])
+    expected = logits * (1 + draw.xi)
+    assert torch.allclose(noisy[~rest], expected[~rest])
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as told:
+        nt.Noise(sigma=-0.5, alpha=1.5, draw="rows", kind="add")  # type: ignore[arg-type]
+    for part in ("sigma=-0.5", "alpha=1.5", "did you mean 'row'?", "kind='add'"):
+        assert part in str(told.value)
+    for sigma in ((0.5, 0.1), (1.0,), float("nan"), float("inf"), "0.5", True, (-1.0, 1.0)):
+        with pytest.raises(ConfigError, match="sigma="):
+            nt.Noise(sigma=sigma, alpha=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="range"):
+        nt.Noise(sigma=(0.1, 0.5), alpha=0.5, frozen=True)
+
+
+def test_bad_logits_are_refused() -> None:
+    with pytest.raises(MismatchError, match=r"\[4, 1\]"):
+        nt.perturb(torch.ones(4, 1), sigma=0.5, alpha=0.5)
+    with pytest.raises(MismatchError, match="int64"):
+        nt.perturb(torch.ones(4, 3, dtype=torch.int64), sigma=0.5, alpha=0.5)
+    bad = torch.ones(4, 3)
+    bad[2, 1] = float("nan")
+    with pytest.raises(TrainingError, match="row 2"):
+        nt.perturb(bad, sigma=0.5, alpha=0.5)

@@ -1,0 +1,322 @@
+"""The training loop: the same bits again, the same bits after a kill, honest roles, an early stop that keeps both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import noisyteacher as nt
+from noisyteacher.errors import AskedWronglyError, ConfigError, FileFormatError, MismatchError, TrainingError
+from noisyteacher.history import Tick
+
+
+def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
+    """Images whose brightest quarter tells the class: learnable in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % classes
+    images = torch.randint(0, 120, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, 2 * label : 2 * label + 2] += 100
+    names = tuple("abcdefgh"[:classes])
+    return nt.Split(images, labels, torch.arange(rows), role, "blobs", names)
+
+
+def small(dropout: bool = True) -> nn.Module:
+    torch.manual_seed(5)
+    drop = nn.Dropout(0.3 if dropout else 0.0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), drop, nn.Linear(16, 3))
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_learns_and_reports() -> None:
+    model, ticks = small(), []
+    history = nt.fit(
+        model, blobs(), nt.supervised(), val=blobs(60, "val", seed=1), epochs=12, lr=0.01, progress=ticks.append
+    )
+    assert len(history.epochs) == 12
+    first, last = history.epochs[0], history.epochs[-1]
+    assert last["train/loss"] < 0.5 * first["train/loss"]
+    assert set(first) == {"epoch", "step", "train/loss", "lr", "val/error", "val/nll", "seconds"}
+    best = min(history.epochs, key=lambda line: (line["val/error"], line["val/nll"]))
+    assert history.best_epoch == best["epoch"]
+    assert history.val_error == best["val/error"]
+    assert ticks[-1] == Tick(12, 12, 24, 24, ticks[-1].loss, history.epochs[-2]["val/error"])
+    scores = nt.evaluate(model, blobs(60, "val", seed=1))
+    assert scores.error == history.val_error
+    assert scores.error is not None
+    assert scores.error.n == 60
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    found = [nt.fit(small(), blobs(), nt.supervised(), epochs=3, seed=seed).last for seed in (4, 4, 5)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_global_randomness_is_left_alone() -> None:
+    model = small()
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    nt.fit(model, blobs(), nt.supervised(), epochs=1, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_noise_cannot_change_the_order() -> None:
+    """Two conditions with one seed are a pair: same rows at every step, and at sigma 0 the same weights."""
+    split, seen = blobs(), {}
+    table = torch.randn(96, 3, generator=torch.Generator().manual_seed(2))
+
+    def watch(name: str, objective: nt.Objective):  # type: ignore[no-untyped-def]
+        def call(logits: torch.Tensor, batch: nt.Batch):  # type: ignore[no-untyped-def]
+            seen.setdefault(name, []).append(batch.rows.clone())
+            return objective(logits, batch)
+
+        return call
+
+    weights = {}
+    for name, noise in {
+        "clean": None,
+        "zero": nt.Noise(sigma=0.0, alpha=0.5),
+        "noisy": nt.Noise(sigma=0.9, alpha=0.5),
+    }.items():
+        weights[name] = nt.fit(small(), split, watch(name, nt.distil(table, noise=noise)), epochs=2).last
+    for name in ("zero", "noisy"):
+        assert all(torch.equal(a, b) for a, b in zip(seen["clean"], seen[name], strict=True))
+    assert all(torch.equal(weights["clean"][key], weights["zero"][key]) for key in weights["clean"])
+    assert not all(torch.equal(weights["clean"][key], weights["noisy"][key]) for key in weights["clean"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_killed_at_every_step_and_resumed_gives_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
+    options = {
+        "val": blobs(30, "val", seed=1), "epochs": 3, "batch_size": 40, "optimizer": optimizer, "lr": 0.01,
+        "schedule": "cosine", "views": "clean,mirror", "checkpoint_every_s": 0.0,
+    }  # fmt: skip
+
+    def train(folder: Path, resume: bool = False, kill_at: int | None = None) -> nt.History:
+        def progress(tick: Tick) -> None:
+            if tick.step == kill_at:
+                raise KilledError
+
+        teacher = small(dropout=False)
+        objective = nt.distil(teacher, noise=nt.Noise(sigma=0.9, alpha=0.5), label_weight=0.1)
+        return nt.fit(small(), blobs(), objective, run=folder, resume=resume, progress=progress, **options)  # type: ignore[arg-type]
+
+    whole = train(tmp_path / "whole")
+    for kill_at in range(1, 9):
+        folder = tmp_path / f"killed-{kill_at}"
+        with pytest.raises(KilledError):
+            train(folder, kill_at=kill_at)
+        resumed = train(folder, resume=True)
+        for name in ("weights.safetensors", "last.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert not (folder / "checkpoint").exists()
+        strip = [{key: value for key, value in line.items() if key != "seconds"} for line in resumed.epochs]
+        assert strip == [{key: value for key, value in line.items() if key != "seconds"} for line in whole.epochs]
+        assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+            resumed.epochs
+        )
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, run=tmp_path)
+    steps: list[Tick] = []
+    model = small()
+    again = nt.fit(
+        model,
+        blobs(),
+        nt.supervised(),
+        val=blobs(30, "val"),
+        epochs=3,
+        run=tmp_path,
+        resume=True,
+        progress=steps.append,
+    )
+    assert not steps
+    assert again.epochs == first.epochs
+    assert all(torch.equal(first.best[name], again.best[name]) for name in first.best)
+    assert all(torch.equal(first.last[name], again.last[name]) for name in first.last)
+    assert torch.equal(model[1].weight, first.best["network.1.weight"])  # type: ignore[index]
+    with pytest.raises(MismatchError, match=r"lr: saved 0\.001, given 0\.01"):
+        nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, lr=0.01, run=tmp_path, resume=True)
+
+
+KILLED_RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_train import blobs, small
+import noisyteacher as nt
+nt.fit(small(), blobs(600), nt.supervised(), val=blobs(30, "val"), epochs=4, batch_size=8, checkpoint_every_s=0.0,
+       run=sys.argv[1], resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume_gives_the_same_bytes(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(KILLED_RUN.format(tests=str(Path(__file__).parent)))
+
+    def start(folder: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, str(script), str(tmp_path / folder)])
+
+    assert start("whole").wait() == 0
+    kills = 0
+    for wait in (0.05, 0.4, 0.9, 0.0):
+        process = start("killed")
+        checkpoint = tmp_path / "killed" / "checkpoint" / "state.safetensors"
+        while wait and process.poll() is None and not checkpoint.exists():
+            time.sleep(0.01)
+        time.sleep(wait)
+        if wait and process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    assert start("killed").wait() == 0
+    for name in ("weights.safetensors", "last.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    def stop(tick: Tick) -> None:
+        if tick.step == 3:
+            raise KilledError
+
+    options = {"epochs": 3, "checkpoint_every_s": 0.0, "run": tmp_path}
+    with pytest.raises(KilledError):
+        nt.fit(small(), blobs(), nt.supervised(), progress=stop, **options)  # type: ignore[arg-type]
+    path = tmp_path / "checkpoint" / "state.safetensors"
+    good = path.read_bytes()
+    for place in (9, len(good) // 2, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 4
+        path.write_bytes(bytes(bad))
+        with pytest.raises(FileFormatError, match=r"state\.safetensors"):
+            nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
+    path.write_bytes(good[:-7])
+    with pytest.raises(FileFormatError, match=r"state\.safetensors"):
+        nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    model = small()
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        return logits.sum() * (float("nan") if batch.step == 2 else 1e-3)
+
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def keep(tick: Tick) -> None:
+        steps.append({name: value.clone() for name, value in model.named_parameters()})
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3 of 4 \(epoch 2\).*lower lr"):
+        nt.fit(model, blobs(), objective, epochs=2, progress=keep)
+    assert len(steps) == 2
+    assert all(torch.equal(value, steps[-1][name]) for name, value in model.named_parameters())
+
+
+def test_the_test_split_is_refused() -> None:
+    for split, val in ((blobs(role="test"), None), (blobs(), blobs(role="test"))):
+        with pytest.raises(AskedWronglyError, match="report on test once"):
+            nt.fit(small(), split, nt.supervised(), val=val, epochs=1)
+
+
+def test_early_stopping_keeps_best_and_last(tmp_path: Path) -> None:
+    """A validation set with shuffled labels gets worse as training goes on, so patience ends the run."""
+    val = blobs(30, "val", seed=1)
+    wrong = nt.Split(val.images, (val.targets + 1) % 3, val.index, "val", "blobs", val.class_names)
+    history = nt.fit(
+        small(), blobs(), nt.supervised(), val=wrong, epochs=50, lr=0.02, patience=3, keep="last", run=tmp_path
+    )
+    assert history.stopped_early
+    assert len(history.epochs) == history.best_epoch + 3
+    assert not all(torch.equal(history.best[name], history.last[name]) for name in history.last)
+    assert (tmp_path / "weights.safetensors").exists()
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_wrong_settings_are_told_together() -> None:
+    with pytest.raises(ConfigError) as told:
+        nt.fit(
+            small(), blobs(), nt.supervised(),
+            epochs=0, batch_size=0, schedule="linar", precision="fp8", patience=2, keep="best", every_view=True,
+            resume=True,
+        )  # fmt: skip
+    for part in (
+        "epochs=0",
+        "batch_size=0",
+        "did you mean 'linear'",
+        "fp8",
+        "patience=2",
+        "keep='best'",
+        "every_view",
+        "resume",
+    ):
+        assert part in str(told.value)
+    with pytest.raises(ConfigError, match=r"lr=0.*momentum=0.5 has no effect"):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=1, lr=0, momentum=0.5)
+    frozen = small().requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing can be learned"):
+        nt.fit(frozen, blobs(), nt.supervised(), epochs=1)
+
+
+def test_a_last_batch_of_one_is_left_out() -> None:
+    """Batch norm cannot train on one sample: 97 rows by 32 are three batches of 32."""
+    sizes: list[int] = []
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        sizes.append(len(batch.rows))
+        return logits.square().mean()
+
+    nt.fit(small(), blobs(97), objective, epochs=2, batch_size=32)
+    assert sizes == [32] * 6
+
+
+def test_every_view_shows_each_row_under_each_view() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        seen.extend(zip(batch.rows.tolist(), batch.which.tolist(), strict=True))
+        expected = blobs().images_at(batch.rows, batch.views, batch.which)
+        assert torch.equal(batch.images, expected)
+        return logits.square().mean()
+
+    nt.fit(small(), blobs(), objective, epochs=1, batch_size=32, views=("clean", "mirror"), every_view=True)
+    assert sorted(seen) == sorted((row, view) for row in range(96) for view in range(2))
+
+
+def test_modes_during_and_after() -> None:
+    """The student is in train mode at every step, also after the first validation."""
+    model, modes = small(), []
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        modes.append(all(part.training for part in model.modules()))
+        return logits.square().mean()
+
+    nt.fit(model, blobs(), objective, val=blobs(30, "val"), epochs=3)
+    assert all(modes)
+
+
+def test_bf16_learns_and_fp32_weights_stay() -> None:
+    model = small()
+    history = nt.fit(model, blobs(), nt.supervised(), epochs=10, lr=0.01, precision="bf16")
+    assert history.epochs[-1]["train/loss"] < 0.6 * history.epochs[0]["train/loss"]
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def test_classes_that_differ_are_refused_before_the_first_step() -> None:
+    with pytest.raises(MismatchError, match=r"the model has 3 classes, the data .blobs. have 2"):
+        nt.fit(small(), blobs(classes=2), nt.supervised(), epochs=1)
