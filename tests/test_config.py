@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from noisyteacher import config, noise, train
+import noisyteacher as nt
+from noisyteacher import config, noise
 from noisyteacher.errors import ConfigError
 
 
@@ -90,5 +92,5 @@ def test_settings_and_functions_speak_of_the_same_choices() -> None:
     assert set(hints) == set(noise.FIELDS)
     for name, known in noise.CHOICES.items():
         assert hints[name] == " | ".join(known)
-    recipe = {one.name for one in config.fields(config.Recipe)} - {"name"}
-    assert recipe <= set(inspect.signature(train.fit).parameters)
+    recipe = {one.name for one in fields(config.Recipe)} - {"name"}
+    assert recipe <= set(inspect.signature(nt.fit).parameters)

@@ -140,7 +140,7 @@ def test_a_batch_that_holds_something_else_is_refused(content: Any, words: str) 
 
 def test_shapes_that_lie_are_refused() -> None:
     for lie in (python2_batch((21, 3072)), python2_batch((20, 3000)), python2_batch(code=b"f8")):
-        with pytest.raises(DataError, match="array"):
+        with pytest.raises(DataError, match="not a CIFAR-10 batch: its array"):
             read_batch(lie, "batch")
 
 

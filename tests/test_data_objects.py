@@ -158,6 +158,12 @@ def test_every_kind_of_image_gives_the_same_pixels(kind: str) -> None:
     assert data.train.labels.tolist() == [row % 2 for row in range(30)]
 
 
+def test_floats_are_rounded_not_cut_off() -> None:
+    # 0.999 * 255 is 254.745: the nearest byte is 255.
+    data = load_data([(torch.full((1, 5, 5), 0.999), row % 2) for row in range(10)])
+    assert data.train.images.unique().tolist() == [255]
+
+
 def test_grey_images_keep_one_channel() -> None:
     pillow = [(Image.fromarray(pixels[..., 0]), np.int64(row % 3)) for row, pixels in enumerate(PIXELS)]
     plain = [{"image": pixels[..., 0], "label": torch.tensor(row % 3)} for row, pixels in enumerate(PIXELS)]

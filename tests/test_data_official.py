@@ -119,6 +119,9 @@ def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"images\.gz"):
             read_idx(path, 3)
+    path.write_bytes(whole[:10] + b"\xff" * 40)  # a block of a type that deflate does not have
+    with pytest.raises(DataError, match=r"images\.gz: cannot be read"):
+        read_idx(path, 3)
     for place in range(0, len(whole), 37):
         broken = bytearray(whole)
         broken[place] ^= 16

@@ -382,8 +382,11 @@ def test_logits_that_are_not_finite_stop_it_with_view_and_row(tmp_path: Path, ro
             hit = (images == marked / 255).flatten(1).all(1)
             return torch.where(hit[:, None], torch.tensor(float("nan")), logits)
 
+    teacher = Diverged()
     with pytest.raises(StoreError, match=f"view 'clean', row {row}: .*nan.*not finite"):
-        extract(Diverged(), split(), tmp_path / "s", batch_size=4, rows_per_shard=7)
+        extract(teacher, split(), tmp_path / "s", batch_size=4)
+    # At once, not when the shard is full: 2 images to learn the classes, then the first batch, or its half and three.
+    assert teacher.shown == 2 + (4 if row == 0 else 4 + 2 + 12)
     assert not (tmp_path / "s" / "store.json").exists()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.measure import Costs, measure
-from noisyteacher.measure.multiplications import FORMULAS, FREE
+from noisyteacher.measure.multiplications import FORMULAS, FREE, attention_macs
 from noisyteacher.models import Classifier, Scale, as_classifier, build_model
 
 # Per layer: output height * width * kernels * (kernel size^2 * input channels), or inputs * outputs.
@@ -162,14 +162,22 @@ def test_matrix_products_by_hand(function: Any, expected: int) -> None:
     assert (found.macs, found.unsupported) == (expected, ())
 
 
+def test_attention_formula_by_hand() -> None:
+    query, key, value = torch.ones(2, 4, 6, 8), torch.ones(2, 4, 5, 8), torch.ones(2, 4, 5, 3)
+    assert attention_macs(query, key, value) == 2 * 4 * (6 * 5 * 8 + 6 * 5 * 3)
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_by_hand(causal: bool) -> None:
+@pytest.mark.parametrize("wide", [2, 8])
+def test_attention_by_hand(causal: bool, wide: int) -> None:
+    """Torch runs it fused where keys and values are equally wide, and as two products where they are not."""
+
     def attend(x: Tensor) -> Tensor:
-        value = x[..., :2]
+        value = x[..., :wide]
         return nn.functional.scaled_dot_product_attention(x, x, value, is_causal=causal)
 
     found = costs(Does(attend), (4, 6, 8))
-    assert (found.macs, found.unsupported) == (4 * 6 * 6 * (8 + 2), ())
+    assert (found.macs, found.unsupported) == (4 * 6 * 6 * (8 + wide), ())
 
 
 def test_multihead_attention_counts_its_four_projections_and_both_products() -> None:
@@ -276,6 +284,19 @@ def test_products_outside_any_layer_belong_to_the_model() -> None:
 
     (row,) = measure(as_classifier(Bare(), input_shape=(1, 2, 2)), latency=False).layers
     assert (row.name, row.macs, row.parameters, row.output_shape) == ("model", 12, 12, (3,))
+
+
+def test_products_before_between_and_after_layers_belong_to_the_parent() -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.child = nn.Parameter(torch.ones(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.child(self.child(x @ self.weight) @ self.weight) @ self.weight
+
+    rows = {layer.name: layer.macs for layer in costs(Parent(), (1, 1, 4)).layers}
+    assert rows == {"core": 3 * 16, "core.child": 2 * 16}
 
 
 def test_every_listed_operation_exists_and_none_is_listed_twice() -> None:

@@ -302,7 +302,7 @@ def test_a_link_inside_a_run_is_not_followed_by_a_listing(tmp_path: Path) -> Non
 def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
     one, two = make(tmp_path, "alpha"), make(tmp_path, "beta")
     child = two.child("seed-1", "cell", {})
-    two.child("seed-2", "cell", {})
+    two.child("seed-10", "cell", {})
     beginning = one.id[: one.id.index("alpha") + 2]
     for which in (one.path, str(one.path) + "/", one.id, beginning, one.id[-6:]):
         assert find_run(tmp_path, which).id == one.id

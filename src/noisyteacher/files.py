@@ -126,12 +126,17 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
     """
     data = read_bytes(path)
     check_seal(data, path)
-    record: dict[str, Any] = json.loads(data)
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not JSON: {error}") from error
     return unwrap(record, path, kind, schema)
 
 
-def unwrap(record: dict[str, Any], path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
+def unwrap(record: Any, path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
     """The record without its three leading fields, once kind and schema are the expected ones."""
+    if not isinstance(record, dict):
+        raise FileFormatError(f"{path}: holds a {type(record).__name__}, expected a {kind!r}")
     found_kind, found_schema = record.get("kind"), record.get("schema")
     if found_kind != kind:
         raise FileFormatError(f"{path}: holds a {found_kind!r}, expected a {kind!r}")

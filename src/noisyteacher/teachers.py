@@ -42,20 +42,12 @@ class StoredTeacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """The stored logits of the batch's rows under each row's own view."""
-        views = self.store.views
-        if len(batch.views) == 1:
-            return self.store.logits(batch.views[0], batch.rows.cpu()).to(batch.images.device)
-        table = torch.tensor([views.index(view) for view in batch.views])
-        return self.store.logits(table[batch.which.cpu()], batch.rows.cpu()).to(batch.images.device)
+        which = self.store.view_indices(batch.views)[batch.which.cpu()]
+        return self.store.logits(which, batch.rows.cpu()).to(batch.images.device)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """The store must belong to these images, hold every view and have as many classes as the student."""
-        missing = [view for view in views if view not in self.store.views]
-        if missing:
-            raise MismatchError(
-                f"{self.store.path}: no logits for view {missing[0]!r} ({len(missing)} of {len(views)} views missing): "
-                "extract the store again with the views the student trains on"
-            )
+        self.store.view_indices(views)
         self.store.check(data=split.fingerprint)
         _same_classes(self.store.classes, classes, f"the store {self.store.path}")
 

@@ -69,7 +69,7 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise FileFormatError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_record(path: str | os.PathLike[str]) -> Any:
     """The JSON record in the file's metadata, whole: checksum, kind, schema and content."""
     try:
         with safetensors.safe_open(Path(path), framework="pt", device="cpu") as opened:
@@ -78,8 +78,10 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileFormatError(f"{path}: not a readable safetensors file: {error}") from error
     if KEY not in metadata:
         raise FileFormatError(f"{path}: a safetensors file, but not written by noisyteacher: no {KEY!r} in its header")
-    record: dict[str, Any] = json.loads(metadata[KEY])
-    return record
+    try:
+        return json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the record in its header is not JSON: {error}") from error
 
 
 def verify(path: str | os.PathLike[str]) -> None:

@@ -80,7 +80,8 @@ def paper_network(name: str, classes: int, input_shape: tuple[int, int, int], **
 def he_normal(network: nn.Sequential) -> nn.Sequential:
     """The same network with He-normal weights (He et al. 2015, eq. 10: variance 2 / fan-in) and zero biases."""
     for layer in network:
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        # On the meta device there is nothing to draw, and torch would spend two seconds importing how not to.
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from noisyteacher.config import Config, Recipe, build_config, describe
@@ -22,7 +21,17 @@ from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.result import Result, Row
-from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, given_run, load_teacher, names_a_file, train_run
+from noisyteacher.pipeline.steps import (
+    Trained,
+    Watch,
+    errors_kept,
+    given_run,
+    load_config_data,
+    load_teacher,
+    names_a_file,
+    recipe_of,
+    train_run,
+)
 from noisyteacher.runs import Run, is_run, new_run
 from noisyteacher.store import LogitStore
 
@@ -99,10 +108,7 @@ def compress_config(
 ) -> Result:
     """The same as `compress`, asked by a Config; `run` is an interrupted one to go on with."""
     noise = Noise(**asdict(config.noise))
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    options: dict[str, Any] = {} if config.data.size is None else {"size": config.data.size}
-    data = load_data(config.data.name, root=config.data.root, verify=config.data.verify, **options)
+    data = load_config_data(config)
     settings = describe(config)
     folder = run or _folder(None, config.run.output_dir, config.student.name, settings, command)
     taught = {name: getattr(config.student, name) for name in ("loss", "temperature", "label_weight")}
@@ -132,12 +138,6 @@ def resume_compress(run: Run, watch: Watch | None = None) -> Result:
     if done is not None:
         return Result.read(run.path, done)
     return compress_config(build_config(run.config), run=run, watch=watch)
-
-
-def recipe_of(settings: Recipe) -> dict[str, Any]:
-    """The options of `fit` in a Recipe (or Teacher, Student), without the name and what belongs to `distil`."""
-    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name != "name"}
-    return {**own, "views": tuple(own["views"])}
 
 
 def _compress(plan: Plan) -> Result:

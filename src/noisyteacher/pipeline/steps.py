@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from noisyteacher.data import Splits
+from noisyteacher.config import Config, Recipe
+from noisyteacher.data import Splits, load_data
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import evaluate
@@ -139,6 +140,20 @@ def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> t
             if own != theirs:
                 raise MismatchError(f"{file}: the model has {what} {own}, the data {data.name!r} have {theirs}")
     return model, run
+
+
+def recipe_of(settings: Recipe) -> dict[str, Any]:
+    """The options of `fit` in a Recipe (or Teacher, Student), without the name and what belongs to `distil`."""
+    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name != "name"}
+    return {**own, "views": tuple(own["views"])}
+
+
+def load_config_data(config: Config) -> Splits:
+    """The data set a Config names; also sets torch's threads where the Config says so."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    options: dict[str, Any] = {} if config.data.size is None else {"size": config.data.size}
+    return load_data(config.data.name, root=config.data.root, verify=config.data.verify, **options)
 
 
 def names_a_file(name: str) -> bool:

@@ -1,0 +1,68 @@
+"""The command line: results on stdout, progress on stderr, exit codes that mean something; torch when it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from noisyteacher.cli import inspect, keep, work
+from noisyteacher.errors import NoisyTeacherError
+
+app = typer.Typer(
+    name="noisyteacher",
+    help="Small, fast classifiers by distillation from noisy teachers.\n\nStart with: noisyteacher demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (*work.COMMANDS, *inspect.COMMANDS):
+    app.command(command.__name__)(command)
+for group in (keep.runs, keep.config, keep.data, keep.logits):
+    app.add_typer(group)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Small, fast classifiers by distillation from noisy teachers.
+
+    Start with: noisyteacher demo
+    """
+    if version:
+        from noisyteacher import __version__
+
+        typer.echo(f"noisyteacher {__version__}")
+        raise typer.Exit
+
+
+class TerminatedError(BaseException):
+    """SIGTERM, as an exception that unwinds like the KeyboardInterrupt of SIGINT."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130/143 interrupted (resumable)."""
+    with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=True)
+    except NoisyTeacherError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, TerminatedError) as stop:
+        sys.stderr.write("interrupted; what was saved is kept, `--resume RUN` goes on from it\n")
+        sys.exit(143 if isinstance(stop, TerminatedError) else 130)
+    except BrokenPipeError:  # `noisyteacher runs ls | head`: the reader has left, nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError

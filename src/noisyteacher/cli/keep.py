@@ -1,0 +1,303 @@
+"""The commands for what is kept: run folders, config files, data sets, logit stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import print_json, print_result, print_scores, print_table
+
+runs = typer.Typer(name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True)
+config = typer.Typer(name="config", help="Write, check and explain settings.", no_args_is_help=True)
+data = typer.Typer(name="data", help="List and check data sets.", no_args_is_help=True)
+logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True)
+
+Where = Annotated[str, typer.Option("--output-dir", help="Folder of run folders.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning or end of it.")]
+
+
+@runs.command("ls")
+def runs_ls(
+    output_dir: Where = "runs",
+    everything: Annotated[bool, typer.Option("--all", help="Also the runs inside runs.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """List the runs, newest first.
+
+    Example: noisyteacher runs ls
+    """
+    from noisyteacher.runs import list_runs
+
+    found = [
+        {"run": run.id, "state": run.state, "started": run.started[:16], "error_%": _error_of(run)}
+        for run in list_runs(output_dir, 3 if everything else 1)
+    ]
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(("run", "state", "started (UTC)", "error %"), [list(one.values()) for one in found], right=(3,))
+    else:
+        typer.echo(f"no runs in {output_dir}")
+
+
+@runs.command("show")
+def runs_show(run: RunName, output_dir: Where = "runs", as_json: o.Json = False) -> None:
+    """Show what a run is and what came of it.
+
+    Example: noisyteacher runs show 7f3a9c
+    """
+    from noisyteacher.runs import find_run
+
+    found = find_run(output_dir, run)
+    result = found.result() if found.state == "done" else None
+    if as_json:
+        print_json(
+            {"run": found.id, "state": found.state, "info": found.info, "config": found.config, "result": result}
+        )
+        return
+    if result is not None and "rows" in result:
+        from noisyteacher.pipeline import Result
+
+        print_result(Result.read(found.path, result), False)
+        return
+    typer.echo(f"{found.path}: {found.state}, {found.info['kind']}, started {found.info['started']}")
+    for name, parent in found.info["parents"].items():
+        typer.echo(f"{name}: {parent}")
+    if found.info["command"]:
+        typer.echo(f"command: {found.info['command']}")
+    if found.error():
+        typer.echo(f"error: {found.error()}")
+    if result is not None:
+        print_scores(result["scores"])
+
+
+@runs.command("diff")
+def runs_diff(first: RunName, second: RunName, output_dir: Where = "runs", as_json: o.Json = False) -> None:
+    """List the settings in which two runs differ.
+
+    Example: noisyteacher runs diff 7f3a9c 91bb02
+    """
+    from noisyteacher.runs import diff_runs, find_run
+
+    found = diff_runs(find_run(output_dir, first), find_run(output_dir, second))
+    if as_json:
+        print_json([{"key": key, "first": a, "second": b} for key, a, b in found])
+    elif found:
+        print_table(("setting", first, second), found)
+    else:
+        typer.echo("no setting differs")
+
+
+@runs.command("rm")
+def runs_rm(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to remove.")],
+    output_dir: Where = "runs",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove run folders, with all that is in them.
+
+    Example: noisyteacher runs rm 7f3a9c --yes
+    """
+    from noisyteacher.runs import find_run, remove_run
+
+    found = [find_run(output_dir, name) for name in names]
+    if not yes:
+        typer.confirm(f"remove {', '.join(str(run.path) for run in found)}?", abort=True)
+    for run in found:
+        remove_run(run)
+        typer.echo(f"removed {run.path}")
+
+
+@config.command("init")
+def config_init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compress.toml"),
+) -> None:
+    """Write a TOML file with every setting at its default and its meaning beside it.
+
+    Example: noisyteacher config init compress.toml
+    """
+    from noisyteacher.config import template
+    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.files import write_bytes
+
+    if path.exists():
+        raise AskedWronglyError(f"{path}: is there already: choose another name, or remove it first")
+    write_bytes(path, template().encode())
+    typer.echo(f"wrote {path}; run it with: noisyteacher compress {path}")
+
+
+@config.command("check")
+def config_check(
+    path: Annotated[Path, typer.Argument(help="A TOML file.")], overrides: o.Set = None, as_json: o.Json = False
+) -> None:
+    """Check a file's settings and tell every problem at once; --json prints them resolved.
+
+    Example: noisyteacher config check compress.toml --set noise.sigma=0.5
+    """
+    from noisyteacher.config import build_config, describe, read_config
+
+    built = build_config(read_config(path, tuple(overrides or ())))
+    if as_json:
+        print_json(describe(built))
+    else:
+        typer.echo(f"{path}: fine")
+
+
+@config.command("explain")
+def config_explain(
+    key: Annotated[str, typer.Argument(help="A setting or a part of its name; all without.")] = "",
+    as_json: o.Json = False,
+) -> None:
+    """Explain settings: type, default, meaning.
+
+    Example: noisyteacher config explain noise
+    """
+    from noisyteacher.config import explain
+    from noisyteacher.text import unknown_name
+
+    every = list(explain())
+    found = [one for one in every if key in one[0]]
+    if not found:
+        raise unknown_name("setting", key, [one[0] for one in every])
+    if as_json:
+        names = ("key", "type", "default", "meaning")
+        print_json([dict(zip(names, one, strict=True)) for one in found])
+    else:
+        shown = [(name, kind, "" if default is None else default, doc) for name, kind, default, doc in found]
+        print_table(("setting", "type", "default", "meaning"), shown)
+
+
+@data.command("ls")
+def data_ls(data_root: o.DataRoot = None, as_json: o.Json = False) -> None:
+    """List the data sets known by name and whether their files are here.
+
+    Example: noisyteacher data ls --data-root ~/data
+    """
+    from noisyteacher.data import datasets_here
+
+    found = datasets_here(data_root)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("data set", "here", "where or what is missing"), [list(one.values()) for one in found])
+
+
+@data.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file or a folder of images.")],
+    data_root: o.DataRoot = None,
+    overrides: o.Set = None,
+    as_json: o.Json = False,
+) -> None:
+    """Read a data set whole and say what is in it.
+
+    Example: noisyteacher data check mnist-5k
+    """
+    from noisyteacher.config import build_config
+    from noisyteacher.data import data_summary
+    from noisyteacher.pipeline import load_config_data
+
+    flags = {"data.name": name, "data.root": data_root}
+    summary = data_summary(load_config_data(build_config(o.settings(None, overrides, flags))))
+    if as_json:
+        print_json(summary)
+        return
+    typer.echo(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
+    if summary["note"]:
+        typer.echo(summary["note"])
+    rows = []
+    for role, found in summary["splits"].items():
+        per_class = list((found["per_class"] or {}).values())
+        spread = f"{min(per_class)}..{max(per_class)}" if per_class else "no labels"
+        mean = " ".join(f"{value:.3f}" for value in found["mean"])
+        std = " ".join(f"{value:.3f}" for value in found["std"])
+        rows.append((role, f"{found['n']:,}", spread, mean, std, found["fingerprint"][:12]))
+    print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, right=(1, 2))
+
+
+@logits.command("show")
+def logits_show(store: Annotated[str, typer.Argument(help="A store's folder.")], as_json: o.Json = False) -> None:
+    """Show what a logit store holds and whose it is.
+
+    Example: noisyteacher logits show runs/logits/lenet-mnist-5k-train-2b7e11
+    """
+    from noisyteacher.store import LogitStore
+
+    opened = LogitStore.open(store)
+    record: dict[str, Any] = {
+        "store": str(opened.path),
+        "views": list(opened.views),
+        "rows": opened.rows,
+        "classes": opened.classes,
+        "dtype": opened.dtype,
+        "shards": len(opened.shards),
+        "bytes": sum(shard.bytes for shard in opened.shards),
+        "digest": opened.digest,
+        "fingerprints": opened.fingerprints,
+        **opened.meta,
+    }
+    if as_json:
+        print_json(record)
+        return
+    flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    flat |= {f"fingerprint of {key}": value for key, value in opened.fingerprints.items()}
+    shown = [(key, ", ".join(map(str, value[:6])) if isinstance(value, list) else value) for key, value in flat.items()]
+    print_table(("field", "value"), shown)
+
+
+@logits.command("verify")
+def logits_verify(
+    store: Annotated[str, typer.Argument(help="A store's folder.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Ask this model (a run or weights file) for a sample again.")
+    ] = None,
+    data_name: o.DataName = None,
+    data_root: o.DataRoot = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows per view to ask again.")] = 256,
+    output_dir: o.OutputDir = None,
+    overrides: o.Set = None,
+    as_json: o.Json = False,
+) -> None:
+    """Read every byte of a store against its checksums; with --teacher also recompute a sample of rows.
+
+    Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c --data mnist-5k
+    """
+    from noisyteacher.config import build_config
+    from noisyteacher.pipeline import load_config_data, load_teacher
+    from noisyteacher.store import LogitStore
+
+    opened = LogitStore.open(store)
+    if teacher is None:
+        report = opened.verify()
+    else:
+        flags = {"data.name": data_name, "data.root": data_root}
+        splits = load_config_data(build_config(o.settings(None, overrides, flags)))
+        model, _ = load_teacher(o.model_path(teacher, output_dir), splits)
+        opened.check(data=splits.train.fingerprint)
+        report = opened.verify(model, splits.train, sample)
+    if as_json:
+        print_json(vars(report))
+        return
+    typer.echo(f"{opened.path}: {report.shards} shard(s), {report.bytes:,} bytes, all checksums hold")
+    if report.rows:
+        typer.echo(
+            f"{report.rows} rows of {len(opened.views)} view(s) asked again: largest difference "
+            f"{report.max_abs_difference:.2g}"
+        )
+
+
+def _error_of(run: Any) -> str:
+    """The test (else validation) error of a run, or of a compression's last row; empty where there is none."""
+    result = run.result() if run.state == "done" else None
+    if not result:
+        return ""
+    if "rows" in result:
+        return f"{result['rows'][-1]['error_%']['mean']:.2f}"
+    for split in ("test", "val"):
+        error = result.get("scores", {}).get(split, {}).get("error")
+        if error:
+            return f"{error['value']:.2f}"
+    return ""

@@ -1,0 +1,81 @@
+"""The options that commands share, stated once: each flag and the setting it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file (see: config init).")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting (see: config explain).")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+DataName = Annotated[
+    str | None, typer.Option("--data", help="mnist-5k, mnist, cifar10, svhn, an .npz file or a folder of images.")
+]
+DataRoot = Annotated[str | None, typer.Option("--data-root", "--data-dir", help="Where the official files lie.")]
+OutputDir = Annotated[str | None, typer.Option("--output-dir", help="Folder for run folders (default: runs).")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training split.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples per update.")]
+Lr = Annotated[float | None, typer.Option("--lr", help="Base learning rate.")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.")]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw or sgd.")]
+Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.")]
+Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine or step.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or bf16.")]
+Patience = Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without a better one.")]
+Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]
+Sigma = Annotated[
+    str | None, typer.Option("--sigma", help="Standard deviation of the noise, or a range such as '[0.01, 1]'.")
+]
+Alpha = Annotated[float | None, typer.Option("--alpha", help="Probability that a sample is perturbed.")]
+Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
+Seed = Annotated[int, typer.Option("--seed", help="Names every random stream of the run.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
+
+
+def settings(config: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings from a file, then the flags that were given, then `--set`."""
+    from noisyteacher.config import parse_value, put, read_config
+
+    given = read_config(config)
+    for key, value in flags.items():
+        if value is None:
+            continue
+        if key.endswith(".views"):
+            value = [view.strip() for view in value.split(",")]
+        elif key == "noise.sigma":
+            value = parse_value(value)
+        put(given, key, value)
+    return read_config(None, tuple(overrides or ()), given)
+
+
+def refuse_with_resume(config: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> None:
+    """A resumed run has its own settings: naming others is a contradiction."""
+    named = [key for key, value in flags.items() if value is not None]
+    if config is not None or overrides or named:
+        shown = ", ".join(named) or "CONFIG or --set"
+        raise typer.BadParameter(f"--resume takes the run's own settings; leave out {shown}")
+
+
+def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
+    """The path of a trained model: a weights file or folder as given, or the run of that id or its beginning.
+
+    `known` are names that would have been allowed too, so that a mistyped one gets the better hint.
+    """
+    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.pipeline import names_a_file
+    from noisyteacher.runs import find_run
+    from noisyteacher.text import nearest, unknown_name
+
+    if names_a_file(name) and Path(name).exists():
+        return name
+    try:
+        return str(find_run(output_dir or "runs", name).path)
+    except AskedWronglyError as error:
+        if nearest(name, known):
+            raise unknown_name("model", name, known) from error
+        raise

@@ -1,0 +1,140 @@
+"""How the command line shows things: tables and JSON on stdout, progress with time left on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from noisyteacher.pipeline import Result, Watch
+
+WIDE = 120  # a table that is piped somewhere is not cut to 80 columns
+
+
+def out() -> Console:
+    """The console of results."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def command_line() -> str:
+    """The command as it was typed, for run.json."""
+    return shlex.join(["noisyteacher", *sys.argv[1:]])
+
+
+def print_json(value: Any) -> None:
+    """The value as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
+    """A table on stdout; the columns whose numbers are in `right` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, header in enumerate(headers):
+        # Names and numbers stay whole where a narrow terminal allows it; text wraps first.
+        table.add_column(Text(header), justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    out().print(table)
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    """A compression's table, notes, verdict and run folders; or all of it as JSON."""
+    if as_json:
+        print_json({"run": str(result.path), **result.describe()})
+        return
+    from rich.text import Text
+
+    headers, rows = result.table()
+    print_table(headers, rows, right=range(1, len(headers)))
+    console = out()
+    console.print()
+    for note in result.notes():
+        console.print(Text(note), style="dim")
+    console.print()
+    console.print(Text(f"Verdict: {result.verdict}."), style="bold")
+    console.print()
+    console.print(Text(f"Run folder: {result.path}"))
+    folders = [folder for row in result.rows for folder in row.runs]
+    console.print(Text(f"  in it: {', '.join(folders)}; logits in {result.store}"))
+
+
+def print_scores(scores: Mapping[str, Any]) -> None:
+    """Scores by split, each with n."""
+    rows = []
+    for split, found in scores.items():
+        for name, value in found.items():
+            if isinstance(value, Mapping):
+                rows.append((split, name, f"{value['value']:.4g}", value["unit"], f"{value['n']:,}"))
+    print_table(("split", "score", "value", "unit", "n"), rows, right=(2, 4))
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Watch | None]:
+    """Yields what the pipeline tells its progress to: a bar with time left in a terminal, else a line per stage."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        ) as bar:
+            yield _Bars(bar)
+    else:
+        yield _Lines()
+
+
+class _Bars:
+    """One bar per stage of the work."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=total, note=note)
+        self.bar.update(self.tasks[stage], completed=done, note=note)
+
+
+class _Lines:
+    """A line when a stage begins, every half minute, and when it ends: for logs."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, float] = {}
+        self.told = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        from noisyteacher.text import duration
+
+        now = time.monotonic()
+        first = stage not in self.begun
+        started = self.begun.setdefault(stage, now)
+        if first or done == total or now - self.told >= 30:
+            self.told = now
+            left = "" if first or done == total else f", {duration((now - started) / done * (total - done))} left"
+            sys.stderr.write(f"{stage}: {100 * done // total} % {note}, {duration(now - started)}{left}\n")
+            sys.stderr.flush()

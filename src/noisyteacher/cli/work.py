@@ -1,0 +1,306 @@
+"""The commands that do the work: demo, compress, train, extract, distil."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import command_line, print_json, print_result, print_scores, progress
+
+
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 20,
+    output_dir: o.OutputDir = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run the whole way on 5,000 embedded digits, in about a minute and a half.
+
+    Trains the paper's MNIST teacher, stores its logits, trains students on labels, by logit regression and by the noisy
+    teacher, and prints what came of it.
+
+    Example: noisyteacher demo
+    """
+    given = {
+        "teacher": {"epochs": 10},
+        "student": {"epochs": epochs},
+        "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
+    }
+    _compress(given, as_json, quiet)
+
+
+def compress(
+    config: o.ConfigFile = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A network's name (trained first), a run or a weights file.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="A network's name, or pkg.module:factory.")] = None,
+    sigma: o.Sigma = None,
+    alpha: o.Alpha = None,
+    draw: o.Draw = None,
+    epochs: o.Epochs = None,
+    teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of a teacher that is trained first.")] = None,
+    batch_size: o.BatchSize = None,
+    lr: o.Lr = None,
+    weight_decay: o.WeightDecay = None,
+    precision: o.Precision = None,
+    views: o.Views = None,
+    seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
+    baselines: Annotated[
+        bool | None, typer.Option("--baselines/--no-baselines", help="Also train on labels and by clean logits.")
+    ] = None,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    resume: o.Resume = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compress a teacher into a student and say what was gained and what the noise did.
+
+    Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
+    """
+    flags = {
+        "data.name": data,
+        "data.root": data_root,
+        "teacher.name": teacher,
+        "teacher.epochs": teacher_epochs,
+        "student.name": student,
+        "noise.sigma": sigma,
+        "noise.alpha": alpha,
+        "noise.draw": draw,
+        "student.epochs": epochs,
+        "student.batch_size": batch_size,
+        "student.lr": lr,
+        "student.weight_decay": weight_decay,
+        "student.precision": precision,
+        "student.views": views,
+        "run.seeds": seeds,
+        "run.baselines": baselines,
+        "run.output_dir": output_dir,
+        "run.device": device,
+        "run.threads": threads,
+    }
+    if resume is None:
+        _compress(o.settings(config, overrides, flags), as_json, quiet)
+        return
+    o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
+    from noisyteacher.pipeline import resume_compress
+    from noisyteacher.runs import find_run
+
+    with progress(quiet) as watch:
+        result = resume_compress(find_run(output_dir or "runs", resume), watch)
+    print_result(result, as_json)
+
+
+def train(
+    config: o.ConfigFile = None,
+    model: Annotated[str | None, typer.Option("--model", help="A network's name, or pkg.module:factory.")] = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.Optimizer = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.Schedule = None,
+    precision: o.Precision = None,
+    patience: o.Patience = None,
+    views: o.Views = None,
+    seed: o.Seed = 0,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    resume: o.Resume = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a network on labels: a teacher, or a student to compare with.
+
+    Example: noisyteacher train --model lenet --data mnist-5k --epochs 10
+    """
+    recipe = _recipe(
+        "teacher", epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, precision, patience
+    )
+    flags = {
+        "teacher.name": model,
+        **recipe,
+        "teacher.views": views,
+        **_place(data, data_root, output_dir, device, threads),
+    }
+    _single("train", config, overrides, flags, seed, resume, output_dir, as_json, quiet)
+
+
+def extract(
+    teacher: Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")],
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    views: o.Views = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Folder of the store (default: OUTPUT_DIR/logits/...).")
+    ] = None,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Store a teacher's raw logits for a training split, one for every image and view.
+
+    Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --data mnist-5k
+    """
+    from noisyteacher.config import build_config
+    from noisyteacher.pipeline import extract_config
+
+    flags = {
+        "teacher.name": o.model_path(teacher, output_dir),
+        "student.views": views,
+        **_place(data, data_root, output_dir, device, threads),
+    }
+    with progress(quiet) as watch:
+        store = extract_config(build_config(o.settings(None, overrides, flags)), to, watch)
+    record = {
+        "store": str(store.path),
+        "views": len(store.views),
+        "rows": store.rows,
+        "classes": store.classes,
+        "bytes": sum(shard.bytes for shard in store.shards),
+        "digest": store.digest,
+    }
+    if as_json:
+        print_json(record)
+    else:
+        typer.echo(
+            f"{store.path}: {len(store.views)} view(s) x {store.rows:,} rows x {store.classes} classes, "
+            f"{record['bytes']:,} bytes"
+        )
+
+
+def distil(
+    store: Annotated[
+        str | None, typer.Argument(help="A logit store's folder (see: extract).", show_default=False)
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="A TOML file (see: config init).")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="A network's name, or pkg.module:factory.")] = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    sigma: o.Sigma = None,
+    alpha: o.Alpha = None,
+    draw: o.Draw = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    optimizer: o.Optimizer = None,
+    lr: o.Lr = None,
+    momentum: o.Momentum = None,
+    weight_decay: o.WeightDecay = None,
+    schedule: o.Schedule = None,
+    precision: o.Precision = None,
+    patience: o.Patience = None,
+    views: o.Views = None,
+    seed: o.Seed = 0,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    resume: o.Resume = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a student from stored logits, with noise on them.
+
+    Example: noisyteacher distil runs/logits/lenet-mnist-5k-train-2b7e11 --student mlp800 --sigma 0.8 --alpha 0.15
+    """
+    from pathlib import Path
+
+    if (store is None) == (resume is None):
+        raise typer.BadParameter("give a store's folder, or --resume RUN")
+    recipe = _recipe(
+        "student", epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, precision, patience
+    )
+    flags = {
+        "student.name": student,
+        "noise.sigma": sigma,
+        "noise.alpha": alpha,
+        "noise.draw": draw,
+        **recipe,
+        "student.views": views,
+        **_place(data, data_root, output_dir, device, threads),
+    }
+    file = None if config is None else Path(config)
+    _single("distil", file, overrides, flags, seed, resume, output_dir, as_json, quiet, store)
+
+
+def _compress(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    from noisyteacher.config import build_config
+    from noisyteacher.pipeline import compress_config
+
+    built = build_config(given)
+    with progress(quiet) as watch:
+        result = compress_config(built, command=command_line(), watch=watch)
+    print_result(result, as_json)
+
+
+def _single(
+    kind: str,
+    config: Any,
+    overrides: list[str] | None,
+    flags: dict[str, Any],
+    seed: int,
+    resume: str | None,
+    output_dir: str | None,
+    as_json: bool,
+    quiet: bool,
+    store: str | None = None,
+) -> None:
+    """One training run of a kind, new or resumed, and its scores."""
+    from noisyteacher.config import build_config
+    from noisyteacher.pipeline import distil_config, resume_single, train_config
+    from noisyteacher.runs import find_run
+
+    if resume is not None:
+        o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
+        with progress(quiet) as watch:
+            trained = resume_single(find_run(output_dir or "runs", resume), watch)
+    else:
+        built = build_config(o.settings(config, overrides, flags))
+        with progress(quiet) as watch:
+            if kind == "train":
+                trained = train_config(built, seed=seed, command=command_line(), watch=watch)
+            else:
+                trained = distil_config(built, store or "", seed=seed, command=command_line(), watch=watch)
+    if as_json:
+        print_json({"run": str(trained.run.path), **trained.result})
+    else:
+        print_scores(trained.result["scores"])
+        typer.echo(f"\nRun folder: {trained.run.path}")
+
+
+def _recipe(part: str, *values: Any) -> dict[str, Any]:
+    names = ["epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "precision", "patience"]
+    return {f"{part}.{name}": value for name, value in zip(names, values, strict=True)}
+
+
+def _place(
+    data: str | None, data_root: str | None, output_dir: str | None, device: str | None, threads: int | None
+) -> dict[str, Any]:
+    return {
+        "data.name": data,
+        "data.root": data_root,
+        "run.output_dir": output_dir,
+        "run.device": device,
+        "run.threads": threads,
+    }
+
+
+COMMANDS = (demo, compress, train, extract, distil)

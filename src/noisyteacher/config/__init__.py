@@ -1,0 +1,22 @@
+"""Settings as typed code: read them, check them, explain them."""
+
+from noisyteacher.config.explaining import explain, template
+from noisyteacher.config.reading import build_config, describe, parse_value, put, read_config
+from noisyteacher.config.settings import Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
+
+__all__ = [
+    "Config",
+    "Data",
+    "NoiseSettings",
+    "Recipe",
+    "RunSettings",
+    "Student",
+    "Teacher",
+    "build_config",
+    "describe",
+    "explain",
+    "parse_value",
+    "put",
+    "read_config",
+    "template",
+]

@@ -1,0 +1,77 @@
+"""What each setting means, read off the settings themselves, and a file with all of them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, get_type_hints
+
+from noisyteacher.config.settings import Config
+
+
+def explain(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Every setting as (dotted key, type, default, docstring), in order."""
+    hints = get_type_hints(kind, include_extras=True)
+    for one in fields(kind):
+        inner = hints[one.name]
+        if is_dataclass(inner) and isinstance(inner, type):
+            yield from explain(inner, f"{prefix}{one.name}.")
+        else:
+            default = getattr(kind(), one.name)
+            yield f"{prefix}{one.name}", type_name(inner), default, field_docs(kind)[one.name]
+
+
+def type_name(hint: Any) -> str:
+    """A type as a person reads it. `type_name(int | None) == "whole number or empty"`."""
+    origin = getattr(hint, "__origin__", None)
+    if hasattr(hint, "__metadata__"):
+        return type_name(hint.__origin__)
+    if origin is Literal:
+        return " | ".join(map(str, hint.__args__))
+    if origin is list:
+        return "list of text"
+    if origin is tuple:
+        return "[low, high]"
+    if hasattr(hint, "__args__"):
+        return " or ".join(type_name(one) for one in hint.__args__)
+    names = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "empty"}
+    return names.get(hint, str(hint))
+
+
+@cache
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field of a settings class, its parents' included."""
+    found: dict[str, str] = {}
+    for owner in reversed([one for one in kind.__mro__ if is_dataclass(one)]):
+        body = ast.parse(inspect.getsource(owner)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for this, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(this, ast.AnnAssign) and isinstance(this.target, ast.Name) and isinstance(after, ast.Expr):
+                assert isinstance(after.value, ast.Constant)
+                found[this.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def template() -> str:
+    """A TOML file with every setting at its default, each with its meaning; `build_config` accepts it unchanged."""
+    lines, part = ["# noisyteacher compress CONFIG"], ""
+    for key, kind, default, doc in explain():
+        table, name = key.split(".", 1)
+        if table != part:
+            part = table
+            lines += ["", f"[{table}]"]
+        lines += [f"# {doc} ({kind})", f"{'# ' if default is None else ''}{name} = {_toml(default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '""'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

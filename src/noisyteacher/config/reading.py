@@ -1,0 +1,135 @@
+"""From a file, flags and overrides to checked settings: every problem at once, each with its key and a hint."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from noisyteacher.config.settings import Config
+from noisyteacher.errors import ConfigError
+from noisyteacher.text import nearest
+
+
+def build_config(given: Mapping[str, Any]) -> Config:
+    """The Config of nested settings. Raises ConfigError with every problem at once, each naming its key."""
+    try:
+        config = TypeAdapter(Config).validate_python(dict(given))
+    except ValidationError as error:
+        found = error.errors()
+        if any(one["type"] != "tuple_type" for one in found):  # of a union's two complaints, the telling one
+            found = [one for one in found if one["type"] != "tuple_type"]
+        raise ConfigError(_listed(map(_sentence, found))) from error
+    problems = list(_contradictions(config, given))
+    if problems:
+        raise ConfigError(_listed(problems))
+    return config
+
+
+def read_config(
+    path: str | Path | None, overrides: tuple[str, ...] = (), given: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The nested settings of a TOML file with `a.b=c` overrides put in; not yet checked (`build_config` does that).
+
+    Without a file the overrides go into the settings `given`, or into empty ones.
+
+    Raises ConfigError naming the file and line, or the override, that cannot be read.
+    """
+    given = given or {}
+    if path is not None:
+        try:
+            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, for example student.epochs=5")
+        put(given, key.strip(), parse_value(value.strip()))
+    return given
+
+
+def put(given: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested settings. `put({}, "noise.sigma", 0.5)` makes `{"noise": {"sigma": 0.5}}`."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = given.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {part} is a value, not a table")
+        given = inner
+    given[last] = value
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself when it is none: `0.5`, `true`, `["a", "b"]`, `mlp800`."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The resolved config as nested JSON-able settings; `build_config` makes the same Config of it."""
+    return asdict(config)
+
+
+def _sentence(problem: Any) -> str:
+    """One of pydantic's problems as `key: what was given and what was expected`."""
+    place = [
+        str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "tuple[", "float", "list["))
+    ]
+    key = ".".join(place)
+    if problem["type"] == "unexpected_keyword_argument":
+        *path, wrong = place
+        known = [one.name for one in fields(_at(path))]
+        close = nearest(wrong, known)
+        hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known are {', '.join(known)}"
+        return f"{key}: unknown setting; {hint}"
+    if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
+        return f"{key}: given {problem['input']!r}, expected a table of settings ([{key}] in TOML)"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    expected = problem.get("ctx", {}).get("expected")
+    if problem["type"] == "literal_error" and expected:
+        close = nearest(str(problem["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        message = f"expected {expected}" + (f"; did you mean {close!r}?" if close else "")
+    return f"{key}: given {problem['input']!r}; {message}"
+
+
+def _at(path: list[str]) -> type:
+    kind: type = Config
+    for part in path:
+        kind = get_type_hints(kind)[part]
+    return kind
+
+
+def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that are each possible but refute each other, or have no effect."""
+    for part, recipe in (("teacher", config.teacher), ("student", config.student)):
+        if recipe.momentum is not None and recipe.optimizer != "sgd":
+            yield f"{part}.momentum: {recipe.momentum} has no effect with optimizer {recipe.optimizer!r}: leave it out"
+        if recipe.every_view and len(recipe.views) == 1 and recipe.views[0] in ("clean", "mirror"):
+            yield f"{part}.every_view: has no effect with the one view {recipe.views[0]!r}"
+        if not recipe.views:
+            yield f"{part}.views: the list is empty; give at least clean"
+    if config.student.temperature is not None and config.student.loss != "soft_targets":
+        yield f"student.temperature: has no effect with loss {config.student.loss!r}: leave it out"
+    sigma = config.noise.sigma
+    if isinstance(sigma, tuple) and sigma[0] > sigma[1]:
+        yield f"noise.sigma: given {list(sigma)}; a range is [low, high] with low <= high"
+    if isinstance(sigma, tuple) and config.noise.frozen:
+        yield "noise.frozen: a range of sigma is drawn per batch, frozen noise only once: give one number"
+    if config.data.name == "mnist-5k" and config.data.root is not None:
+        yield "data.root: has no effect with mnist-5k, which comes with the package: leave it out"
+
+
+def _listed(problems: Iterable[str]) -> str:
+    found = list(dict.fromkeys(problems))
+    if len(found) == 1:
+        return str(found[0])
+    return f"{len(found)} settings are wrong:\n" + "\n".join(f"  {one}" for one in found)

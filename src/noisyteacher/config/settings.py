@@ -1,0 +1,150 @@
+"""The settings of a compression as typed code: one dataclass per part, a docstring per field.
+
+No torch here, so that a wrong setting is told before anything heavy is loaded. The defaults below are the one place
+where a command's defaults stand; the functions further down take plain arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Which images."""
+
+    __pydantic_config__ = STRICT
+
+    name: str = "mnist-5k"
+    """A data set by name (mnist-5k, mnist, cifar10, svhn), an .npz file, or a folder of images by class."""
+    root: str | None = None
+    """Where the official files of mnist, cifar10 and svhn lie or are downloaded to (default: the user's cache)."""
+    verify: bool = True
+    """Compare the official files with their published MD5 sums; false for files changed on purpose."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A network and how it is trained."""
+
+    __pydantic_config__ = STRICT
+
+    name: str = ""
+    """Which network."""
+    epochs: Count = 20
+    """Passes over the training split."""
+    batch_size: Count = 64
+    """Samples per update; the paper's 64."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """The paper's Adam; adamw decouples weight decay; sgd has momentum."""
+    lr: Positive = 1e-3
+    """Base learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of sgd (default 0.9); without effect, and refused, elsewhere."""
+    weight_decay: NotNegative = 0.0
+    """L2 term of the update (decoupled with adamw)."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """How the rate falls over the run after the warm-up."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs over which the rate rises linearly to its base."""
+    views: list[str] = field(default_factory=lambda: ["clean"])
+    """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
+    every_view: bool = False
+    """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 autocast with fp32 weights."""
+    patience: Count | None = None
+    """Stop after so many epochs without a better validation error; empty: never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are used: of the epoch with the best validation error, or of the last."""
+
+
+@dataclass(kw_only=True)
+class Teacher(Recipe):
+    """The network that is compressed, and how it is trained when it is not given."""
+
+    name: str = "lenet"
+    """A network by name, pkg.module:factory, or a trained one: a run folder or a weights file."""
+
+
+@dataclass(kw_only=True)
+class Student(Recipe):
+    """The small network, and how it learns."""
+
+    name: str = "mlp800"
+    """A network by name or pkg.module:factory."""
+    loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
+    """The paper's regression on logits, or Hinton's soft targets."""
+    temperature: Positive | None = None
+    """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
+    label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the cross-entropy on labels; the rest goes to the teacher's term."""
+
+
+@dataclass(kw_only=True)
+class NoiseSettings:
+    """The noise on logits: z' = (1 + xi) z with xi ~ N(0, sigma^2) for a share alpha of the samples."""
+
+    __pydantic_config__ = STRICT
+
+    sigma: NotNegative | tuple[NotNegative, NotNegative] = 0.8
+    """Standard deviation of xi, or a range [low, high] drawn uniformly per batch."""
+    alpha: Share = 0.15
+    """Probability that a sample is perturbed."""
+    draw: Literal["batch", "row", "scalar"] = "batch"
+    """One xi per mini-batch (the paper's Algorithm 1 read literally), per sample, or one number per sample."""
+    kind: Literal["multiplicative", "additive"] = "multiplicative"
+    """The paper's factor 1 + xi, or xi added to the logits."""
+    distribution: Literal["gaussian", "uniform", "laplace"] = "gaussian"
+    """Shape of xi; its standard deviation is sigma in each case."""
+    target: Literal["teacher", "student"] = "teacher"
+    """Whose logits are perturbed."""
+    frozen: bool = False
+    """True: one draw per sample for the whole run instead of a new one at every step."""
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """How often, where and on what."""
+
+    __pydantic_config__ = STRICT
+
+    seeds: Count = 1
+    """Students per condition, with seeds 0, 1, ...; intervals need at least 2, claims more."""
+    baselines: bool = True
+    """Also train the same students on labels alone and by clean logit regression: without them no claim can be made."""
+    output_dir: str = "runs"
+    """Folder in which the run's folder is made."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    threads: Count | None = None
+    """CPU threads for torch (default: torch's own choice)."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything `noisyteacher compress` needs to know."""
+
+    __pydantic_config__ = STRICT
+
+    data: Data = field(default_factory=Data)
+    """Which images."""
+    teacher: Teacher = field(default_factory=Teacher)
+    """The network that is compressed."""
+    student: Student = field(default_factory=Student)
+    """The small network."""
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    """The noise on the logits."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """How often, where and on what."""

@@ -1,0 +1,113 @@
+"""The steps of the way one by one, each asked by a Config and each leaving one run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from noisyteacher.config import Config, build_config, describe
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.extract import extract
+from noisyteacher.models import build_model, weights_fingerprint
+from noisyteacher.noise import Noise
+from noisyteacher.objectives import distil, supervised
+from noisyteacher.pipeline.steps import Trained, Watch, load_config_data, load_teacher, recipe_of, train_run
+from noisyteacher.runs import Run, new_run
+from noisyteacher.store import LogitStore
+
+
+def train_config(
+    config: Config, *, seed: int = 0, run: Run | None = None, command: str | None = None, watch: Watch | None = None
+) -> Trained:
+    """The Config's teacher trained on labels, in a run folder of kind `train`."""
+    data = load_config_data(config)
+    model = build_model(config.teacher.name, data, seed=seed)
+    settings = {"config": describe(config), "seed": seed}
+    folder = run or new_run(config.run.output_dir, "train", config.teacher.name, settings, seed=seed, command=command)
+    return train_run(
+        folder,
+        model,
+        data,
+        supervised(),
+        recipe=recipe_of(config.teacher),
+        seed=seed,
+        device=config.run.device,
+        title=f"{config.teacher.name}, seed {seed}",
+        watch=watch,
+    )
+
+
+def extract_config(config: Config, path: str | None = None, watch: Watch | None = None) -> LogitStore:
+    """The logits of the Config's teacher (a run or weights file) for the views its student trains on.
+
+    Kept in `path`, by default `OUTPUT_DIR/logits/TEACHER-DATA-train-FINGERPRINT`.
+    """
+    data = load_config_data(config)
+    model, _ = load_teacher(config.teacher.name, data)
+    name = f"{model.architecture['name']}-{data.name}-train-{weights_fingerprint(model)[:6]}"
+    tell: Callable[[int, int], None] | None = None
+    if watch is not None:
+
+        def tell(done: int, total: int) -> None:
+            watch("teacher's logits", done, total, "answers")
+
+    return extract(
+        model,
+        data.train,
+        path or Path(config.run.output_dir) / "logits" / name,
+        views=tuple(config.student.views),
+        device=config.run.device,
+        progress=tell,
+    )
+
+
+def distil_config(
+    config: Config,
+    store: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    command: str | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
+    data = load_config_data(config)
+    opened = LogitStore.open(store)
+    student = config.student
+    objective = distil(
+        opened,
+        noise=Noise(**asdict(config.noise)),
+        loss=student.loss,
+        temperature=student.temperature,
+        label_weight=student.label_weight,
+    )
+    model = build_model(student.name, data, seed=seed)
+    settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
+    parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
+    folder = run or new_run(
+        config.run.output_dir, "distil", student.name, settings, parents=parents, seed=seed, command=command
+    )
+    return train_run(
+        folder,
+        model,
+        data,
+        objective,
+        recipe=recipe_of(student),
+        seed=seed,
+        device=config.run.device,
+        title=f"{student.name}, seed {seed}",
+        watch=watch,
+    )
+
+
+def resume_single(run: Run, watch: Watch | None = None) -> Trained:
+    """Go on with an interrupted `train` or `distil` run from its own config.json."""
+    kind, settings = run.info["kind"], run.config
+    if "config" not in settings or kind not in ("train", "distil"):
+        raise AskedWronglyError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
+    config = build_config(settings["config"])
+    if kind == "train":
+        return train_config(config, seed=settings["seed"], run=run, watch=watch)
+    return distil_config(config, settings["store"], seed=settings["seed"], run=run, watch=watch)

@@ -1,0 +1,107 @@
+"""Durable writes and seals: the old file or the new one, and every flipped bit noticed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from noisyteacher import files, tensorfile
+from noisyteacher.errors import FileFormatError, WriteError
+
+
+def test_crc32c_of_the_published_check_value() -> None:
+    """RFC 3720: the CRC-32C of the nine ASCII digits."""
+    assert files.crc32c(b"123456789") == "e3069283"
+
+
+def test_every_flipped_bit_of_a_json_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, "thing", 3, {"name": "crc32c=trap", "values": [1, 2.5, None]})
+    good = path.read_bytes()
+    assert files.read_json(path, "thing", 3) == {"name": "crc32c=trap", "values": [1, 2.5, None]}
+    assert json.loads(good)["schema"] == 3
+    for place in range(len(good) * 8):
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        with pytest.raises(FileFormatError, match=r"a\.json"):
+            files.check_seal(bytes(bad), path)
+    for cut in (0, 5, 20, len(good) - 1):
+        with pytest.raises(FileFormatError):
+            files.check_seal(good[:cut], path)
+
+
+def test_every_flipped_bit_of_a_tensor_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"b": torch.randn(2, 3), "a": torch.arange(4), "c": torch.tensor(True), "e": torch.empty(0, 3)}
+    tensorfile.write_tensors(path, "thing", 1, tensors, {"note": "x"})
+    good = path.read_bytes()
+    found, record = tensorfile.read_tensors(path, "thing", 1)
+    assert record == {"note": "x"}
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    for place in range(len(good) * 8):
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        with pytest.raises(FileFormatError):
+            files.check_seal(bytes(bad), path)
+    tensorfile.write_tensors(tmp_path / "b.safetensors", "thing", 1, dict(reversed(tensors.items())), {"note": "x"})
+    assert (tmp_path / "b.safetensors").read_bytes() == good
+
+
+def test_kind_and_schema_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, "thing", 1, {})
+    with pytest.raises(FileFormatError, match=r"holds a 'thing', expected a 'store'"):
+        files.read_json(path, "store", 1)
+    with pytest.raises(FileFormatError, match=r"schema 1, this version of noisyteacher reads 2"):
+        files.read_json(path, "thing", 2)
+    with pytest.raises(FileFormatError, match=r"nothing\.json: cannot be read: No such file"):
+        files.read_json(tmp_path / "nothing.json", "thing", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EIO, "Input/output error")],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace", "fchmod"])
+def test_a_refusing_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, words: str
+) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, "thing", 1, {"old": True})
+
+    def refuse(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(WriteError, match=rf"a\.json: cannot be written: .*{words}"):
+            files.write_json(path, "thing", 1, {"old": False})
+    assert files.read_json(path, "thing", 1) == {"old": True}
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_mode_follows_the_umask_and_writes_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(stat.S_ISDIR(os.fstat(handle).st_mode)) or real(handle)
+    )
+    before = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "a", b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert flushed == [False, True]
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    with pytest.raises(WriteError, match="a file"):
+        files.write_bytes(tmp_path / "f" / "x", b"")

@@ -1,0 +1,310 @@
+"""The mistakes of earlier implementations, each a check on ours, and each check seen failing with the mistake put in.
+
+A check is a function that asserts. Every test runs it on the package as it is, then puts the mistake into the package
+and expects the assertion to fail: a check that a mistake passes is no check.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher import noise as noise_module
+from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.models import Classifier
+from noisyteacher.noise import Draw, apply_noise, draw_noise, step_draw
+from noisyteacher.rng import stream
+
+ROWS, CLASSES = 48, 4
+
+
+def split(role: str = "train", rows: int = ROWS) -> nt.Split:
+    images = torch.randint(0, 256, (rows, 1, 6, 6), generator=stream(0, "images"), dtype=torch.uint8)
+    return nt.Split(images, torch.arange(rows) % CLASSES, torch.arange(rows), role, "toy", tuple("abcd"))
+
+
+def net(dropout: float = 0.0, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, CLASSES))
+
+
+def batch_of(rows: Tensor, step: int = 0, views: tuple[str, ...] = ("clean",)) -> nt.Batch:
+    which = torch.zeros(len(rows), dtype=torch.int64)
+    return nt.Batch(split().images_at(rows, views, which), split().labels_at(rows), rows, views, which, step, 0, ROWS)
+
+
+def table() -> Tensor:
+    return torch.randn(ROWS, CLASSES, generator=stream(1, "table")) * 4
+
+
+def loss_of(objective: nt.Objective, logits: Tensor, batch: nt.Batch) -> Tensor:
+    return objective(logits, batch)[0]
+
+
+def mistaken(check: Callable[[], None], *swaps: tuple[Any, str, Any]) -> None:
+    """The check holds as things are, and fails with the swaps (object, attribute, mistaken value) in place."""
+    check()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, value in swaps:
+            patch.setattr(owner, name, value)
+        with pytest.raises(AssertionError):
+            check()
+
+
+def module(name: str) -> Any:
+    """The module itself: the package's attribute of that name may be the public function."""
+    return importlib.import_module(f"noisyteacher.{name}")
+
+
+def test_target_is_one_plus_xi_times_z() -> None:
+    """Mistake: z * xi, so that unselected samples regress to 0."""
+
+    def check() -> None:
+        rows = torch.arange(ROWS)
+        objective = nt.distil(table(), noise=nt.Noise(sigma=0.5, alpha=0.5, draw="row"))
+        draw = draw_noise(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, stream(0, "noise", 0))
+        own = table().clone().requires_grad_()
+        loss_of(objective, own, batch_of(rows)).backward()
+        assert own.grad is not None
+        assert torch.equal(own.grad[~draw.selected[:, 0]], torch.zeros_like(own.grad[~draw.selected[:, 0]]))
+        expected = -(draw.xi * table())[draw.selected[:, 0]] / ROWS
+        assert torch.allclose(own.grad[draw.selected[:, 0]], expected, atol=1e-6)
+
+    def z_times_xi(logits: Tensor, draw: Draw, kind: str = "multiplicative") -> Tensor:
+        return logits * draw.xi * draw.selected
+
+    mistaken(check, (module("objectives"), "apply_noise", z_times_xi))
+
+
+def test_the_teachers_dropout_is_off() -> None:
+    """Mistake: the teacher is asked in train mode, so that its dropout is noise of another kind."""
+
+    def check() -> None:
+        teacher = net(dropout=0.5)
+        teacher.train()
+        seen: list[Tensor] = []
+        objective = nt.distil(teacher)
+        for step in range(3):
+            teacher.train()
+            batch = batch_of(torch.arange(8), step)
+            silent = torch.zeros(8, CLASSES)
+            seen.append(loss_of(objective, silent, batch))
+        expected = net(dropout=0.0)
+        expected.load_state_dict(teacher.state_dict())
+        right = expected.eval()(split().images[:8].float() / 255)
+        assert all(torch.allclose(loss, right.square().sum() / 16, rtol=1e-5) for loss in seen)
+
+    def asked_in_train_mode(classifier: nn.Module, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return classifier.train()(images)  # type: ignore[no-any-return]
+
+    mistaken(check, (module("teachers"), "frozen_forward", asked_in_train_mode))
+
+
+def test_xi_is_a_vector() -> None:
+    """Mistake: xi is one scalar per sample, so that the argmax never changes sign by sign."""
+
+    def check() -> None:
+        for draw in ("batch", "row"):
+            drawn = draw_noise(nt.Noise(sigma=0.5, alpha=1.0, draw=draw), 16, CLASSES, stream(0, "v"))
+            factors = (apply_noise(torch.ones(16, CLASSES), drawn) - 1)[0]
+            assert factors.unique().numel() == CLASSES
+
+    def scalar(shape: tuple[int, ...], generator: Any, device: Any) -> Tensor:
+        return torch.randn(shape[0], 1, generator=generator).expand(shape)
+
+    mistaken(check, (noise_module, "UNIT_NOISE", {"gaussian": scalar}))
+
+
+def test_alpha_is_a_share_of_the_samples() -> None:
+    """Mistake: one coin per batch, so that a whole batch is noisy or clean."""
+
+    def check() -> None:
+        noise = nt.Noise(sigma=1.0, alpha=0.5)
+        shares = [float(draw_noise(noise, 64, CLASSES, stream(s, "a")).selected.float().mean()) for s in range(50)]
+        assert all(0.2 < share < 0.8 for share in shares)
+
+    def one_coin(*shape: Any, generator: Any = None, device: Any = None) -> Tensor:
+        return real_rand((), generator=generator).expand(*shape) if shape else real_rand((), generator=generator)
+
+    real_rand = torch.rand
+    mistaken(check, (torch, "rand", one_coin))
+
+
+def test_sigma_is_not_a_variance() -> None:
+    """Mistake: the argument is used as a variance, so that 0.25 gives noise of standard deviation 0.5."""
+
+    def check() -> None:
+        noise = nt.Noise(sigma=0.25, alpha=1.0, draw="row")
+        noisy = apply_noise(torch.ones(4000, CLASSES), draw_noise(noise, 4000, CLASSES, stream(0, "sd")))
+        assert float(noisy.std()) == pytest.approx(0.25, rel=0.05)
+
+    def root(noise: nt.Noise, batch: int, classes: int, generator: Any = None) -> Draw:
+        drawn = right(noise, batch, classes, generator)
+        assert isinstance(noise.sigma, float)
+        return replace(drawn, xi=drawn.xi / noise.sigma**0.5)
+
+    right = noise_module.draw_noise
+    mistaken(check, (sys.modules[__name__], "draw_noise", root))
+
+
+def test_the_loss_is_zero_when_student_and_teacher_agree() -> None:
+    """Mistake: mean squared error between log-softmax(student) and softmax(teacher)."""
+
+    def check() -> None:
+        rows = torch.arange(16)
+        for objective in (nt.distil(table()), nt.distil(table(), loss="soft_targets", temperature=4.0)):
+            assert float(loss_of(objective, table()[:16], batch_of(rows))) == pytest.approx(0.0, abs=1e-6)
+        by_hand = sum(float((1.0 - value) ** 2) for value in table()[:16].flatten()) / 32
+        assert float(loss_of(nt.distil(table()), torch.ones(16, CLASSES), batch_of(rows))) == pytest.approx(by_hand)
+
+    def mixed(student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(F.log_softmax(student, 1), F.softmax(teacher, 1))
+
+    def mean_over_classes(student: Tensor, teacher: Tensor) -> Tensor:
+        return F.mse_loss(student, teacher)
+
+    mistaken(check, (module("objectives"), "logit_regression", mixed))
+    mistaken(check, (module("objectives"), "logit_regression", mean_over_classes))
+
+
+def test_the_teacher_is_asked_without_gradients() -> None:
+    """Mistake: the teacher's graph is kept at every step, and its weights get gradients."""
+
+    def check() -> None:
+        teacher, student = net(seed=1), net(seed=2)
+        objective = nt.distil(teacher)
+        images = split().images[:8].float() / 255
+        loss_of(objective, student(images), batch_of(torch.arange(8))).backward()
+        assert all(value.grad is None for value in teacher.parameters())
+        assert all(value.grad is not None for value in student.parameters())
+
+    def with_graph(classifier: nn.Module, images: Tensor) -> Tensor:
+        return classifier.eval()(images)  # type: ignore[no-any-return]
+
+    mistaken(check, (module("teachers"), "frozen_forward", with_graph))
+
+
+def test_the_best_epoch_is_never_chosen_on_test() -> None:
+    """Mistake: the test split is given as validation, or trained on."""
+
+    def check() -> None:
+        refused = 0
+        for train, val in ((split(), split("test")), (split("test"), None)):
+            try:
+                nt.fit(net(), train, nt.supervised(), val=val, epochs=1)
+            except AskedWronglyError:
+                refused += 1
+        assert refused == 2
+
+    mistaken(check, (module("train"), "_check_roles", lambda train, val: None))
+
+
+def test_the_student_is_in_train_mode_in_every_epoch() -> None:
+    """Mistake: validation leaves the student in eval mode, so that its dropout is off from epoch 2 on."""
+
+    def check() -> None:
+        student, modes = net(dropout=0.5), []
+
+        def objective(logits: Tensor, batch: nt.Batch) -> Tensor:
+            modes.append(student.training)
+            return logits.square().mean()
+
+        nt.fit(student, split(), objective, val=split("val"), epochs=3)
+        assert modes
+        assert all(modes)
+
+    def leaves_eval(classifier: nn.Module, *rest: Any, **named: Any) -> Tensor:
+        found = right(classifier, *rest, **named)
+        classifier.eval()
+        return found
+
+    right = module("train").predict
+    keep = Classifier.train
+    mistaken(
+        check,
+        (module("train"), "predict", leaves_eval),
+        (Classifier, "train", lambda self, mode=True: self if mode else keep(self, mode)),
+    )
+
+
+@pytest.mark.parametrize("views", [("clean",), ("clean", "mirror", "crop-y0-x1", "mirror-crop-y8-x3")])
+def test_stored_logits_belong_to_the_row_and_the_view(tmp_path: Path, views: tuple[str, ...]) -> None:
+    """Mistakes: a cache keyed by position in the batch; one made from one crop and served for others."""
+    teacher = nt.build_model(net(seed=3), split())
+    store = nt.extract(teacher, split(), tmp_path / "store", views=views, batch_size=7, rows_per_shard=10)
+
+    def check() -> None:
+        stored, steps = nt.distil(store), []
+
+        def objective(logits: Tensor, batch: nt.Batch) -> Tensor:
+            with torch.no_grad():
+                live = teacher(batch.images)
+            steps.append(float(stored(live, batch)[0]))
+            return logits.square().mean()
+
+        nt.fit(net(), split(), objective, epochs=3, batch_size=16, views=views)
+        assert max(steps) < 1e-8
+
+    def by_position(self: Any, batch: nt.Batch) -> Tensor:
+        return store.logits("clean", torch.arange(len(batch.rows)))
+
+    def first_view(self: Any, batch: nt.Batch) -> Tensor:
+        return store.logits("clean", batch.rows)
+
+    mistaken(check, (module("teachers").StoredTeacher, "logits", by_position))
+    if len(views) > 1:
+        mistaken(check, (module("teachers").StoredTeacher, "logits", first_view))
+
+
+def test_a_store_of_other_data_or_another_teacher_is_refused(tmp_path: Path) -> None:
+    """Mistake: nobody checks that the cache belongs to this teacher, these data, this preprocessing."""
+    teacher = nt.build_model(net(seed=3), split())
+    store = nt.extract(teacher, split(), tmp_path / "store")
+    shuffled = split().subset(torch.randperm(ROWS, generator=stream(0, "s")))
+    other = nt.build_model(net(seed=4), split())
+
+    def check() -> None:
+        refused = 0
+        for attempt in (
+            lambda: nt.fit(net(), shuffled, nt.distil(store), epochs=1),
+            lambda: nt.fit(net(), split(), nt.distil(store), epochs=1, views="mirror"),
+            lambda: nt.extract(other, split(), tmp_path / "store"),
+        ):
+            try:
+                attempt()
+            except MismatchError:
+                refused += 1
+        assert refused == 3
+
+    mistaken(check, (nt.LogitStore, "check", lambda self, **prints: None))
+
+
+def test_noise_is_not_kept_with_the_logits(tmp_path: Path) -> None:
+    """Mistake: the noise is cached too, so that a row sees one draw for ever."""
+    teacher = nt.build_model(net(seed=3), split())
+    store = nt.extract(teacher, split(), tmp_path / "store")
+    with torch.no_grad():
+        raw = teacher(split().images)
+
+    def check() -> None:
+        assert torch.allclose(store.logits("clean", torch.arange(ROWS)), raw, atol=1e-6)
+        objective = nt.distil(store, noise=nt.Noise(sigma=0.9, alpha=1.0, draw="row"))
+        rows = torch.arange(ROWS)
+        first, second = (loss_of(objective, raw, batch_of(rows, step)) for step in (0, 1))
+        assert float(first) != float(second)
+
+    def always_the_same(noise: nt.Noise, **named: Any) -> Draw:
+        return step_draw(noise, **{**named, "step": 0})
+
+    mistaken(check, (module("objectives"), "step_draw", always_the_same))
