@@ -33,7 +33,10 @@ def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) 
 def small(dropout: bool = True) -> nn.Module:
     torch.manual_seed(5)
     drop = nn.Dropout(0.3 if dropout else 0.0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), drop, nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten(), nn.Linear(72, 16), nn.BatchNorm1d(16),
+        nn.ReLU(), drop, nn.Linear(16, 3),
+    )  # fmt: skip
 
 
 class KilledError(Exception):
@@ -149,7 +152,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert again.epochs == first.epochs
     assert all(torch.equal(first.best[name], again.best[name]) for name in first.best)
     assert all(torch.equal(first.last[name], again.last[name]) for name in first.last)
-    assert torch.equal(model[1].weight, first.best["network.1.weight"])  # type: ignore[index]
+    assert torch.equal(model[0].weight, first.best["network.0.weight"])  # type: ignore[index]
     with pytest.raises(MismatchError, match=r"lr: saved 0\.001, given 0\.01"):
         nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, lr=0.01, run=tmp_path, resume=True)
 

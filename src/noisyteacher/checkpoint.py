@@ -59,9 +59,10 @@ def read_checkpoint(
     check_settings(path, record["settings"], settings)
     model.load_state_dict(_under("model/", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in _under("optimizer/", tensors).items():
         index, slot = name.split("/", 1)
-        slots.setdefault(int(index), {})[slot] = value
+        slots.setdefault(int(index), {})[slot] = _laid_out_like(learned[int(index)], value)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(**record["progress"]), _under("best/", tensors)
 
@@ -77,6 +78,11 @@ def check_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> 
 def drop_checkpoint(run: Path) -> None:
     """Remove the resume state of a finished run."""
     shutil.rmtree(run / NAME.parent, ignore_errors=True)
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the parameter's memory order: a fused update walks both in step, whatever their strides say."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -104,7 +104,9 @@ class _Loop:
         settings: dict[str, Any],
         views: tuple[str, ...],
     ) -> None:
-        self.model, self.optimizer, self.objective = model, optimizer, objective
+        # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer, self.objective = optimizer, objective
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -159,7 +161,8 @@ class _Loop:
         for number in range(first, self.batches):
             part = slice(number * size, (number + 1) * size)
             rows, which = order[part] % rows_total, which_of[part]
-            images = self.split.images_at(rows, self.views, which).to(self.device)
+            images = self.split.images_at(rows, self.views, which)
+            images = images.to(self.device, memory_format=torch.channels_last)
             labels = self.split.labels_at(rows).to(self.device) if self.split.labels is not None else None
             yield Batch(images, labels, rows, self.views, which, epoch * self.batches + number, seed, rows_total)
 

@@ -12,7 +12,7 @@ from noisyteacher.cli.show import command_line, print_json, print_result, print_
 
 def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 12,
     output_dir: o.OutputDir = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -25,7 +25,7 @@ def demo(
     Example: noisyteacher demo
     """
     given = {
-        "teacher": {"epochs": 10},
+        "teacher": {"epochs": 8},
         "student": {"epochs": epochs},
         "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
     }

@@ -1,5 +1,6 @@
 """Data sets as two tensors and an index: splits, views, and the sources they are read from."""
 
+from noisyteacher.data.listing import datasets_here
 from noisyteacher.data.sources import DATASETS, default_root, limited, load_data
 from noisyteacher.data.split import Batch, Split, Splits
 from noisyteacher.data.summary import data_summary
@@ -13,6 +14,7 @@ __all__ = [
     "apply_view",
     "apply_views",
     "data_summary",
+    "datasets_here",
     "default_root",
     "expand_views",
     "limited",

@@ -34,7 +34,7 @@ def load_mnist(root: Path, *, download: bool = True, verify: bool = True, seed: 
     Source: LeCun, Cortes and Burges; the paper's section on MNIST (no preprocessing: pixels / 255).
     Raises DataError naming the file: missing and not to be had, another md5 while `verify`, truncated or damaged.
     """
-    folder = next((place for place in (root / "MNIST" / "raw", root) if _complete(place)), root / "MNIST" / "raw")
+    folder = folder_of(root)
     official = True
     read: dict[str, Tensor] = {}
     for name, (gzipped, plain) in FILES.items():
@@ -80,6 +80,11 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             "the file is truncated or damaged"
         )
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
+
+
+def folder_of(root: Path) -> Path:
+    """Where the four files are under the root, or are to be put: torchvision's `MNIST/raw`, or the root itself."""
+    return next((place for place in (root / "MNIST" / "raw", root) if _complete(place)), root / "MNIST" / "raw")
 
 
 def _complete(folder: Path) -> bool:

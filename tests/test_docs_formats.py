@@ -1,0 +1,199 @@
+"""docs/formats.md is true: its readers run on files the package wrote, and what it says of bytes is found in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import noisyteacher as nt
+from noisyteacher.data.sources import EMBEDDED
+from noisyteacher.files import write_json
+from noisyteacher.models import weights_fingerprint
+from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def reader(name: str) -> Any:
+    """The function of this name from the one code block of the page that defines it."""
+    (block,) = [block for block in BLOCKS if f"def {name}(" in block]
+    made: dict[str, Any] = {}
+    exec(compile(block, f"{PAGE.name}: {name}", "exec"), made)
+    return made[name]
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+
+
+def fake_store(folder: Path, dtype: str = "float32") -> torch.Tensor:
+    """A store of 2 views x 7 rows x 3 classes in shards of 3, 3 and 1 rows; returns its logits `[2, 7, 3]`."""
+    prints = {name: "0123456789abcdef" * 4 for name in FINGERPRINTS}
+    plan = Plan(7, 3, ("clean", "mirror"), prints, dtype, "fp32", 3)
+    logits = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * 5
+    with StoreWriter(folder, plan) as writer:
+        for shard in writer.missing:
+            writer.write(shard, logits[:, shard.first_row : shard.first_row + shard.rows])
+        writer.finish()
+    return logits
+
+
+def test_every_python_block_is_one_of_those_run_here() -> None:
+    assert [re.findall(r"^def (\w+)", block, re.MULTILINE) for block in BLOCKS] == [
+        ["crc32c", "read_sealed"],
+        ["read_store"],
+    ]
+
+
+def test_the_first_block_needs_the_standard_library_alone() -> None:
+    assert set(re.findall(r"^(?:import|from) (\w+)", BLOCKS[0], re.MULTILINE)) == {"json", "struct", "pathlib"}
+
+
+def test_the_checksum_is_the_published_one() -> None:
+    assert f"{reader('crc32c')(b'123456789'):08x}" == "e3069283"
+
+
+def test_the_seal_of_a_json_file(tmp_path: Path) -> None:
+    file = tmp_path / "one.json"
+    write_json(file, "run-result", 1, {"note": "crc32c=deadbeef, größer", "value": 1.5})
+    read_sealed = reader("read_sealed")
+    found = read_sealed(file)
+    assert list(found) == ["checksum", "kind", "schema", "note", "value"]
+    assert found["note"] == "crc32c=deadbeef, größer"
+    whole = file.read_bytes()
+    assert whole.startswith(b'{\n "checksum": "crc32c=')
+    assert whole.endswith(b"}\n")
+    # Every bit, those of the seal included.
+    for bit in range(len(whole) * 8):
+        file.write_bytes(flipped(whole, bit))
+        with pytest.raises(ValueError):
+            read_sealed(file)
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError):
+        read_sealed(file)
+
+
+def test_the_record_of_a_model_file(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    model = nt.build_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), input_shape=(1, 2, 2))
+    nt.save_model(model, file, {"scores": {"error": 1.5}})
+    record = reader("read_sealed")(file)
+    assert list(record) == ["checksum", "kind", "schema", "architecture", "scores"]
+    assert (record["kind"], record["schema"]) == ("model", 1)
+    assert list(record["architecture"]) == ["name", "classes", "input_shape", "options", "preprocess"]
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    assert list(header)[0] == "__metadata__"
+    assert list(header["__metadata__"]) == ["noisyteacher"]
+    assert {name.split(".")[0] for name in header if name != "__metadata__"} == {"network"}
+    file.write_bytes(flipped(data, 8 * len(data) - 1))
+    with pytest.raises(ValueError):
+        reader("read_sealed")(file)
+
+
+def test_fingerprints_are_what_the_page_says() -> None:
+    linear = torch.nn.Linear(2, 3)
+    model = nt.build_model(torch.nn.Sequential(torch.nn.Flatten(), linear), input_shape=(1, 1, 2))
+    bias, weight = (tensor.detach().numpy().tobytes() for tensor in (linear.bias, linear.weight))
+    told = b"1.bias\x1ftorch.float32\x1f(3,)\x1f" + bias + b"1.weight\x1ftorch.float32\x1f(3, 2)\x1f" + weight
+    assert weights_fingerprint(model) == hashlib.sha256(told).hexdigest()
+    images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
+    split = nt.Split(images, None, torch.tensor([2, 0]), "train", "toy", ("a", "b"))
+    pixels = bytes([8, 9, 10, 11, 0, 1, 2, 3])
+    assert split.fingerprint == hashlib.sha256(b"uint8 2x1x2x2\n" + pixels).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_reader_of_a_store(tmp_path: Path, dtype: str) -> None:
+    logits = fake_store(tmp_path / "store", dtype)
+    views, found = reader("read_store")(tmp_path / "store")
+    assert views == ["clean", "mirror"]
+    assert found.dtype == np.float32
+    stored = logits if dtype == "float32" else logits.half().float()
+    assert np.array_equal(found, stored.numpy())
+
+
+def test_the_reader_notices_a_shard_of_another_place_and_a_truncated_one(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    fake_store(folder)
+    read_store, (first, second) = reader("read_store"), sorted(folder.glob("shard-*"))[:2]
+    whole = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match="another store"):
+        read_store(folder)
+    second.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        read_store(folder)
+
+
+def test_store_json_and_its_digests(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    fake_store(folder)
+    store = reader("read_sealed")(folder / "store.json")
+    section = TEXT[TEXT.index("### store.json") : TEXT.index("One entry of `shards`")]
+    assert list(store) == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    keys = ("rows", "classes", "views", "fingerprints", "dtype", "precision", "rows_per_shard")
+    asked = json.dumps({key: store[key] for key in keys}, sort_keys=True, separators=(",", ":"))
+    assert store["plan"] == hashlib.sha256(asked.encode()).hexdigest()
+    assert nt.LogitStore.open(folder).digest == hashlib.sha256((folder / "store.json").read_bytes()).hexdigest()
+    for shard in store["shards"]:
+        data = (folder / shard["file"]).read_bytes()
+        assert list(shard) == ["file", "first_row", "rows", "bytes", "crc32c"]
+        assert (shard["bytes"], shard["crc32c"]) == (len(data), f"{reader('crc32c')(data):08x}")
+        assert list(reader("read_sealed")(folder / shard["file"]))[2:] == ["schema", "plan", "first_row", "rows"]
+
+
+def test_the_files_of_a_training(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (24, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, names = torch.arange(24) % 2, ("a", "b")
+    train = nt.Split(images, labels, torch.arange(16), "train", "toy", names)
+    val = nt.Split(images, labels, torch.arange(16, 24), "val", "toy", names)
+    seen: list[dict[str, Any]] = []
+
+    def look(tick: Any) -> None:
+        state = tmp_path / "run" / "checkpoint" / "state.safetensors"
+        if state.exists():
+            seen.append(reader("read_sealed")(state))
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    nt.fit(
+        model, train, nt.supervised(), val=val, epochs=2, batch_size=4,
+        run=tmp_path / "run", checkpoint_every_s=0.0, progress=look,
+    )  # fmt: skip
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert files == ["last.safetensors", "metrics.jsonl", "weights.safetensors"]
+    training = reader("read_sealed")(tmp_path / "run" / "weights.safetensors")["training"]
+    row = next(line for line in TEXT.splitlines() if line.startswith("| `settings` |"))
+    assert list(training) == ["settings", "best_epoch", "epochs"]
+    assert list(training["settings"]) == re.findall(r"`(\w+)`", row)[1:17] + ["val", "objective", "architecture"]
+    section = TEXT[TEXT.index("The record has, beside the three") : TEXT.index("A training is gone on with only")]
+    assert seen
+    assert list(seen[-1]["progress"]) == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = TEXT[TEXT.index("### metrics.jsonl") : TEXT.index("### Weights of a training")]
+    assert len(metrics) == 2
+    assert set(metrics[0]) <= set(re.findall(r"`([^`\n]+)`", told))
+
+
+def test_the_embedded_data() -> None:
+    data = (EMBEDDED / "mnist-5k.npz").read_bytes()
+    assert f"{len(data):,} bytes" in TEXT
+    assert hashlib.sha256(data).hexdigest() in TEXT
+    with zipfile.ZipFile(EMBEDDED / "mnist-5k.npz") as opened:
+        kinds = [(one.filename, one.compress_type, one.date_time[:3]) for one in opened.infolist()]
+    assert kinds == [(f"{name}.npy", zipfile.ZIP_DEFLATED, (1980, 1, 1)) for name in "xy"]
+    with np.load(EMBEDDED / "mnist-5k.npz") as arrays:
+        assert (arrays["x"].dtype, arrays["x"].shape) == (np.uint8, (5000, 28, 28))
+        assert np.array_equal(arrays["y"], np.arange(5000) % 10)
