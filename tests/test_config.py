@@ -93,4 +93,6 @@ def test_settings_and_functions_speak_of_the_same_choices() -> None:
     for name, known in noise.CHOICES.items():
         assert hints[name] == " | ".join(known)
     recipe = {one.name for one in fields(config.Recipe)} - {"name"}
-    assert recipe <= set(inspect.signature(nt.fit).parameters)
+    arguments = inspect.signature(nt.fit).parameters
+    for name in recipe - {"keep", "views"}:  # keep follows val, views are a list in TOML
+        assert arguments[name].default == getattr(config.Recipe(), name), name

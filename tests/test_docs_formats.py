@@ -17,7 +17,7 @@ import torch
 import noisyteacher as nt
 from noisyteacher.data.sources import EMBEDDED
 from noisyteacher.files import write_json
-from noisyteacher.models import weights_fingerprint
+from noisyteacher.models import code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
@@ -39,7 +39,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 def fake_store(folder: Path, dtype: str = "float32") -> torch.Tensor:
     """A store of 2 views x 7 rows x 3 classes in shards of 3, 3 and 1 rows; returns its logits `[2, 7, 3]`."""
-    prints = {name: "0123456789abcdef" * 4 for name in FINGERPRINTS}
+    prints = dict.fromkeys(FINGERPRINTS, "0123456789abcdef" * 4)
     plan = Plan(7, 3, ("clean", "mirror"), prints, dtype, "fp32", 3)
     logits = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * 5
     with StoreWriter(folder, plan) as writer:
@@ -75,7 +75,7 @@ def test_the_seal_of_a_json_file(tmp_path: Path) -> None:
     assert whole.startswith(b'{\n "checksum": "crc32c=')
     assert whole.endswith(b"}\n")
     # Every bit, those of the seal included.
-    for bit in range(len(whole) * 8):
+    for bit in range(len(whole) * 8):  # about 1,000
         file.write_bytes(flipped(whole, bit))
         with pytest.raises(ValueError):
             read_sealed(file)
@@ -95,7 +95,7 @@ def test_the_record_of_a_model_file(tmp_path: Path) -> None:
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    assert list(header)[0] == "__metadata__"
+    assert next(iter(header)) == "__metadata__"
     assert list(header["__metadata__"]) == ["noisyteacher"]
     assert {name.split(".")[0] for name in header if name != "__metadata__"} == {"network"}
     file.write_bytes(flipped(data, 8 * len(data) - 1))
@@ -109,6 +109,15 @@ def test_fingerprints_are_what_the_page_says() -> None:
     bias, weight = (tensor.detach().numpy().tobytes() for tensor in (linear.bias, linear.weight))
     told = b"1.bias\x1ftorch.float32\x1f(3,)\x1f" + bias + b"1.weight\x1ftorch.float32\x1f(3, 2)\x1f" + weight
     assert weights_fingerprint(model) == hashlib.sha256(told).hexdigest()
+    nothing = hashlib.sha256(b"").hexdigest()
+    assert preprocess_fingerprint(model) == hashlib.sha256(b"Scale()" + nothing.encode()).hexdigest()
+    known = '["local-contrast", "pixel-mean", "scale", "standardize"]'
+    architecture = (
+        '{"classes": 3, "input_shape": [1, 1, 2], "name": "module:torch.nn.modules.container.Sequential", '
+        '"options": {}, "preprocess": "scale"}'
+    )
+    code = f"{model}[{architecture}, {known}]"
+    assert code_fingerprint(model) == hashlib.sha256(code.encode()).hexdigest()
     images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
     split = nt.Split(images, None, torch.tensor([2, 0]), "train", "toy", ("a", "b"))
     pixels = bytes([8, 9, 10, 11, 0, 1, 2, 3])
@@ -177,7 +186,7 @@ def test_the_files_of_a_training(tmp_path: Path) -> None:
     training = reader("read_sealed")(tmp_path / "run" / "weights.safetensors")["training"]
     row = next(line for line in TEXT.splitlines() if line.startswith("| `settings` |"))
     assert list(training) == ["settings", "best_epoch", "epochs"]
-    assert list(training["settings"]) == re.findall(r"`(\w+)`", row)[1:17] + ["val", "objective", "architecture"]
+    assert list(training["settings"]) == list(dict.fromkeys(re.findall(r"`(\w+)`", row)))[1:]
     section = TEXT[TEXT.index("The record has, beside the three") : TEXT.index("A training is gone on with only")]
     assert seen
     assert list(seen[-1]["progress"]) == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)

@@ -11,7 +11,7 @@ LAYERS = [
     {"cli"},
     {"pipeline"},
     {"train", "extract", "measure"},
-    {"checkpoint", "history", "optimizers"},
+    {"checkpoint", "events", "history", "optimizers", "refusals"},
     {"evaluate", "objectives"},
     {"teachers"},
     {"data", "models", "store", "runs"},

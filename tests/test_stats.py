@@ -31,7 +31,10 @@ def test_paired_difference_is_scipys() -> None:
     assert found.p == pytest.approx(float(expected.pvalue))
     assert (found.low, found.high) == pytest.approx((float(low), float(high)))
     assert paired_difference([1.0, 2.0], [1.0, 2.0]).p == 1.0
-    assert paired_difference([1.0, 2.0], [1.5, 2.5]).p == 0.0
+    alike = paired_difference([1.0, 2.0], [1.5, 2.5])
+    assert (alike.mean, alike.low, alike.p, alike.n) == (0.5, None, None, 2)
+    assert "no evidence" in verdict(alike)
+    assert "differ alike" in verdict(alike)
     with pytest.raises(AskedWronglyError, match="same seeds"):
         paired_difference([1.0], [1.0, 2.0])
 

@@ -323,3 +323,58 @@ def test_bf16_learns_and_fp32_weights_stay() -> None:
 def test_classes_that_differ_are_refused_before_the_first_step() -> None:
     with pytest.raises(MismatchError, match=r"the model has 3 classes, the data .blobs. have 2"):
         nt.fit(small(), blobs(classes=2), nt.supervised(), epochs=1)
+
+
+def test_a_folder_with_a_training_is_not_trained_over(tmp_path: Path) -> None:
+    nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(AskedWronglyError, match="holds a training already"):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=2, run=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resuming_with_another_teacher_or_other_labels_is_refused(tmp_path: Path) -> None:
+    def table(seed: int) -> torch.Tensor:
+        return torch.randn(96, 3, generator=torch.Generator().manual_seed(seed))
+
+    nt.fit(small(), blobs(), nt.distil(table(1)), epochs=1, run=tmp_path / "table")
+    with pytest.raises(MismatchError, match="objective"):
+        nt.fit(small(), blobs(), nt.distil(table(2)), epochs=1, run=tmp_path / "table", resume=True)
+    nt.fit(small(), blobs(), nt.distil(small()), epochs=1, run=tmp_path / "live")
+    other = small()
+    with torch.no_grad():
+        other[0].weight += 1  # type: ignore[index,operator]
+    with pytest.raises(MismatchError, match="objective"):
+        nt.fit(small(), blobs(), nt.distil(other), epochs=1, run=tmp_path / "live", resume=True)
+    nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "labels")
+    split = blobs()
+    swapped = nt.Split(split.images, split.targets.flip(0), split.index, "train", "blobs", split.class_names)
+    with pytest.raises(MismatchError, match="labels"):
+        nt.fit(small(), swapped, nt.supervised(), epochs=1, run=tmp_path / "labels", resume=True)
+
+
+def test_a_number_that_is_not_finite_is_told() -> None:
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        return logits.square().mean(), {"mine/ratio": float("nan")}
+
+    with pytest.raises(TrainingError, match="mine/ratio"):
+        nt.fit(small(), blobs(), objective, epochs=1)
+
+
+def test_a_trained_model_answers_like_the_one_loaded_from_its_file(tmp_path: Path) -> None:
+    """Bit for bit, convolutions included: whether a teacher was just trained or loaded must not change its logits."""
+    model = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
+    images = torch.randint(0, 256, (64, 1, 16, 16), dtype=torch.uint8)
+    split = nt.Split(images, torch.arange(64) % 3, torch.arange(64), "train", "x", ("a", "b", "c"))
+    nt.fit(model, split, nt.supervised(), epochs=2, run=tmp_path)
+    assert torch.equal(nt.predict(model, split), nt.predict(nt.load_model(tmp_path / "weights.safetensors"), split))
+
+
+def test_tensorboard_events(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    history = nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, run=tmp_path, tensorboard=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    found = [(one.step, one.value) for one in events.Scalars("val/error")]
+    assert [step for step, _ in found] == [1, 2, 3]
+    assert [value for _, value in found] == pytest.approx([line["val/error"] for line in history.epochs])

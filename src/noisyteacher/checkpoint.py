@@ -56,7 +56,7 @@ def read_checkpoint(
     if not path.exists():
         return None
     tensors, record = read_tensors(path, KIND, SCHEMA)
-    check_settings(path, record["settings"], settings)
+    same_settings(path, record["settings"], settings)
     model.load_state_dict(_under("model/", tensors))
     slots: dict[int, dict[str, Tensor]] = {}
     learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -67,7 +67,7 @@ def read_checkpoint(
     return Progress(**record["progress"]), _under("best/", tensors)
 
 
-def check_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises MismatchError naming every setting that differs between a saved run and the one asked for."""
     keys = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
     if keys:

@@ -76,6 +76,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """How much larger b is than a, pair by pair (the same seed in both): mean, Student-t interval, paired t-test's p.
 
+    With a single pair, or when all pairs differ by the same amount, there is no interval.
     Raises AskedWronglyError unless a and b have the same length, at least 1.
     """
     if len(a) != len(b) or not a:
@@ -84,13 +85,13 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     interval = mean_interval(gaps, confidence)
     if interval.sd is None:
         return PairedDifference(interval.mean, None, None, None, 1, confidence)
-    if interval.sd == 0:
-        p = 1.0 if interval.mean == 0 else 0.0
-    else:
-        from scipy.special import stdtr
+    if interval.sd <= 1e-9 * abs(interval.mean):
+        # All pairs differ alike: a width of zero says that the measure is coarse, not that the difference is certain.
+        return PairedDifference(interval.mean, None, None, 1.0 if interval.mean == 0 else None, interval.n, confidence)
+    from scipy.special import stdtr
 
-        t = interval.mean / (interval.sd / math.sqrt(interval.n))
-        p = float(2 * stdtr(interval.n - 1, -abs(t)))
+    t = interval.mean / (interval.sd / math.sqrt(interval.n))
+    p = float(2 * stdtr(interval.n - 1, -abs(t)))
     return PairedDifference(interval.mean, interval.low, interval.high, p, interval.n, confidence)
 
 
@@ -99,9 +100,10 @@ def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "
     d = difference
     size = f"{d.mean:+.2f} {unit}"
     if d.low is None or d.high is None:
-        return (
-            f"{what} changed the result by {size} on the one seed run: no interval, no evidence; run at least 3 seeds"
-        )
+        why = "one seed has no interval; run at least 3 seeds"
+        if d.n > 1:
+            why = f"all {d.n} paired seeds differ alike, so there is no interval; run more seeds or a larger test set"
+        return f"no evidence that {what} helped or hurt here ({size}; {why})"
     basis = f"({size}, {d.confidence:.0%} interval {d.low:+.2f} to {d.high:+.2f}, p = {d.p:.2g}, {d.n} paired seeds)"
     if d.high < 0:
         return f"{what} helped here {basis}"

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, MismatchError
-from noisyteacher.models import as_classifier, logits_of
+from noisyteacher.files import sha256
+from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, apply_noise, check_logits, step_draw
 from noisyteacher.rng import derive
 from noisyteacher.store import LogitStore
+from noisyteacher.tensorfile import tensor_bytes
 from noisyteacher.text import unknown_name
 
 
@@ -76,8 +78,8 @@ class TableTeacher:
         _same_classes(self.table.shape[1], classes, "the table of logits")
 
     def describe(self) -> dict[str, Any]:
-        """The table's shape."""
-        return {"table": list(self.table.shape)}
+        """The table's shape and the SHA-256 of its bytes."""
+        return {"table": list(self.table.shape), "sha256": sha256([tensor_bytes(self.table)])}
 
 
 class LiveTeacher:
@@ -97,8 +99,8 @@ class LiveTeacher:
         _same_classes(frozen_forward(self.module, image.to(device)).shape[1], classes, "the teacher")
 
     def describe(self) -> dict[str, Any]:
-        """The network's architecture."""
-        return {"live": self.module.architecture}
+        """The network's architecture and the fingerprint of its weights."""
+        return {"live": self.module.architecture, "weights": weights_fingerprint(self.module)}
 
 
 def frozen_forward(module: nn.Module, images: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ class NoisyTeacher(nn.Module):
     The teacher is put in eval mode and stays there, its parameters stop requiring gradients, and the forward pass runs
     without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
     dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
-    Raises ConfigError for noise meant for the student, MismatchError for frozen noise without row numbers.
+    Raises AskedWronglyError for noise meant for the student, MismatchError for frozen noise without row numbers.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
     """
 

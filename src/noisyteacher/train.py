@@ -11,21 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.checkpoint import Progress, check_settings, drop_checkpoint, read_checkpoint, write_checkpoint
+from noisyteacher.checkpoint import NAME as CHECKPOINT
+from noisyteacher.checkpoint import Progress, drop_checkpoint, read_checkpoint, same_settings, write_checkpoint
 from noisyteacher.data import Batch, Split, expand_views
-from noisyteacher.device import PRECISIONS, precision_context, resolve_device
-from noisyteacher.errors import AskedWronglyError, ConfigError, TrainingError
+from noisyteacher.device import precision_context, resolve_device
+from noisyteacher.errors import AskedWronglyError, TrainingError
 from noisyteacher.evaluate import predict, score
+from noisyteacher.events import Events
+from noisyteacher.files import sha256
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, as_classifier, save_model
 from noisyteacher.optimizers import build_optimizer
+from noisyteacher.refusals import OTHER, check_roles, check_settings
 from noisyteacher.rng import derive, stream
 from noisyteacher.runs import Run
-from noisyteacher.schedule import SCHEDULES, rate_factor
-from noisyteacher.tensorfile import read_tensors
-from noisyteacher.text import unknown_name
+from noisyteacher.schedule import rate_factor
+from noisyteacher.tensorfile import read_tensors, tensor_bytes
 
-WEIGHTS, OTHER = "weights.safetensors", {"best": "last.safetensors", "last": "best.safetensors"}
+WEIGHTS = "weights.safetensors"
 
 
 def fit(
@@ -40,7 +43,7 @@ def fit(
     lr: float = 1e-3,
     momentum: float | None = None,
     weight_decay: float = 0.0,
-    schedule: str = "constant",
+    schedule: str = "linear",
     warmup_epochs: float = 0.0,
     views: str | tuple[str, ...] = "clean",
     every_view: bool = False,
@@ -52,22 +55,25 @@ def fit(
     run: str | Path | None = None,
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
+    tensorboard: bool = False,
     progress: Callable[[Tick], None] | None = None,
 ) -> History:
     """Train the model in place on the split and return the History; the model ends with the kept weights.
 
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
     any callable. Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
-    view. After every epoch `val` is evaluated; `keep` says which weights the model ends with, `best` (lowest validation
-    error, then NLL; the default with `val`) or `last`. `patience` stops after so many epochs without a better one.
+    view (a last batch of a single sample is left out: batch norm cannot learn from it). After every epoch `val` is
+    evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
+    with `val`) or `last`. `patience` stops after so many epochs without a better one.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run.
+    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. `tensorboard` also writes the
+    metrics as TensorBoard events (extra `track`).
     On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
     views, same dropout, same noise draws.
     Raises AskedWronglyError for a split whose role is `test`, ConfigError listing every wrong setting, MismatchError
     when classes differ, TrainingError before the update when the loss is not finite.
     """
-    _check_roles(split, val)
+    check_roles(split, val)
     chosen_views = expand_views(views)
     classifier = as_classifier(model, input_shape=split.input_shape)
     place = resolve_device(device)
@@ -76,18 +82,21 @@ def fit(
         "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
         "every_view": every_view, "precision": precision, "patience": patience,
         "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
-        "val": None if val is None else val.fingerprint, "objective": getattr(objective, "record", {}),
-        "architecture": classifier.architecture,
+        "val": None if val is None else val.fingerprint, "labels": _labels_fingerprint(split, val),
+        "objective": getattr(objective, "record", {}), "architecture": classifier.architecture,
     }  # fmt: skip
-    _check_settings(settings, val, run, resume)
+    check_settings(settings, val, run, {"resume": resume, "tensorboard": tensorboard})
     rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     if hasattr(objective, "check"):
         objective.check(split, chosen_views, int(classifier.architecture.get("classes") or split.classes))
     loop = _Loop(classifier.to(place), rule, objective, split, val, place, settings, chosen_views)
     folder = None if run is None else Path(run)
-    if folder is not None and resume and (folder / WEIGHTS).exists():
-        return loop.finished(folder)
-    return loop.run(folder, resume, checkpoint_every_s, progress)
+    if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
+        if not resume:
+            raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
+        if (folder / WEIGHTS).exists():
+            return loop.finished(folder)
+    return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
 
 
 class _Loop:
@@ -115,7 +124,12 @@ class _Loop:
         self.total_steps = self.batches * settings["epochs"]
 
     def run(
-        self, folder: Path | None, resume: bool, checkpoint_every_s: float, tell: Callable[[Tick], None] | None
+        self,
+        folder: Path | None,
+        resume: bool,
+        checkpoint_every_s: float,
+        tensorboard: bool,
+        tell: Callable[[Tick], None] | None,
     ) -> History:
         """All epochs from where the checkpoint stands, or from the start."""
         if folder is not None and resume:
@@ -123,6 +137,7 @@ class _Loop:
             if found is not None:
                 self.progress, self.best = found
         state, saved = self.progress, time.monotonic()
+        events = Events(folder, len(state.epochs)) if tensorboard and folder is not None else None
         with torch.random.fork_rng():
             while state.step < self.total_steps and not self._out_of_patience():
                 started = time.monotonic()
@@ -131,22 +146,26 @@ class _Loop:
                     state.step += 1
                     if tell is not None:
                         tell(self._tick(loss))
-                    if state.step % self.batches == 0:
-                        break
-                    if folder is not None and time.monotonic() - saved >= checkpoint_every_s:
+                    due = folder is not None and time.monotonic() - saved >= checkpoint_every_s
+                    if due and state.step % self.batches:
                         state.seconds += time.monotonic() - started
                         self._save(folder)
                         started = saved = time.monotonic()
                 state.seconds += time.monotonic() - started
-                self._end_epoch()
+                line = self._end_epoch()
+                if events is not None:
+                    events.write(line)
                 if folder is not None:
                     Run(folder).write_metrics(state.epochs)
                     if time.monotonic() - saved >= checkpoint_every_s:
                         self._save(folder)
                         saved = time.monotonic()
+        if events is not None:
+            events.close()
         return self._finish(folder)
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, folder: Path | None) -> None:
+        assert folder is not None
         write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
 
     def _epoch_batches(self, epoch: int, first: int) -> Iterator[Batch]:
@@ -191,12 +210,14 @@ class _Loop:
         loss.backward()
         self.optimizer.step()
         for name, number in {"train/loss": value, **numbers}.items():
+            if not math.isfinite(number):
+                raise TrainingError(f"the objective's number {name!r} is {number} at step {batch.step + 1}")
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number * len(batch.rows)
         self.progress.sums["samples"] = self.progress.sums.get("samples", 0.0) + len(batch.rows)
         return value
 
-    def _end_epoch(self) -> None:
-        """Close the epoch: its means, its validation, whether it is the best so far."""
+    def _end_epoch(self) -> dict[str, Any]:
+        """Close the epoch: its means, its validation, whether it is the best so far; its line of metrics."""
         state = self.progress
         samples = state.sums.pop("samples")
         line: dict[str, Any] = {"epoch": len(state.epochs) + 1, "step": state.step}
@@ -219,6 +240,7 @@ class _Loop:
                 self.best = _copy(self.model)
         line["seconds"] = round(state.seconds, 3)
         state.epochs.append(line)
+        return line
 
     def _out_of_patience(self) -> bool:
         patience, state = self.settings["patience"], self.progress
@@ -241,6 +263,8 @@ class _Loop:
             if folder is not None:
                 file = WEIGHTS if name == keep else OTHER[keep]
                 save_model(self.model, folder / file, {"training": self._record()})
+        # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
+        self.model.to(memory_format=torch.contiguous_format)
         if folder is not None:
             drop_checkpoint(folder)
         return self._history(ends)
@@ -254,7 +278,7 @@ class _Loop:
         keep = self.settings["keep"]
         kept, record = read_tensors(folder / WEIGHTS, "model", 1)
         training = record.get("training", {})
-        check_settings(folder / WEIGHTS, training.get("settings", {}), self.settings)
+        same_settings(folder / WEIGHTS, training.get("settings", {}), self.settings)
         ends = {keep: kept}
         if self.val is not None:
             ends[next(name for name in OTHER if name != keep)] = read_tensors(folder / OTHER[keep], "model", 1)[0]
@@ -276,42 +300,10 @@ class _Loop:
         )
 
 
+def _labels_fingerprint(*splits: Split | None) -> str:
+    """The labels of both splits, which their images' fingerprints leave out."""
+    return sha256(tensor_bytes(split.targets) for split in splits if split is not None and split.labels is not None)
+
+
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-def _check_roles(split: Split, val: Split | None) -> None:
-    for given, use in ((split, "trained on"), (val, "used to choose")):
-        if given is not None and given.role == "test":
-            raise AskedWronglyError(
-                f"a test split of {given.name!r} cannot be {use}: choose on validation, report on test once (evaluate)"
-            )
-
-
-def _check_settings(settings: dict[str, Any], val: Split | None, run: object, resume: bool) -> None:
-    """Raises ConfigError with every setting that is out of range, contradicts another or has no effect."""
-    problems = []
-    for name in ("epochs", "batch_size"):
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            problems.append(f"{name}={settings[name]!r}: expected a whole number >= 1")
-    if settings["schedule"] not in SCHEDULES:
-        problems.append(str(unknown_name("schedule", settings["schedule"], SCHEDULES)))
-    if settings["precision"] not in PRECISIONS:
-        problems.append(str(unknown_name("precision", settings["precision"], PRECISIONS)))
-    if not settings["warmup_epochs"] >= 0:
-        problems.append(f"warmup_epochs={settings['warmup_epochs']}: expected a number >= 0")
-    if settings["keep"] not in OTHER:
-        problems.append(f"keep={settings['keep']!r}: known are best, last")
-    patience = settings["patience"]
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
-        problems.append(f"patience={patience!r}: expected a whole number >= 1")
-    if val is None and patience is not None:
-        problems.append(f"patience={patience} has no effect without val: give a validation split")
-    if val is None and settings["keep"] == "best":
-        problems.append("keep='best' has no effect without val: give a validation split")
-    if settings["every_view"] and len(settings["views"]) == 1:
-        problems.append(f"every_view=True has no effect with the one view {settings['views'][0]!r}")
-    if resume and run is None:
-        problems.append("resume=True has no effect without run=FOLDER")
-    if problems:
-        raise ConfigError("; ".join(problems))

@@ -30,8 +30,14 @@ class Data:
     """Where the official files of mnist, cifar10 and svhn lie or are downloaded to (default: the user's cache)."""
     verify: bool = True
     """Compare the official files with their published MD5 sums; false for files changed on purpose."""
-    size: Annotated[int, Field(ge=1)] | None = None
+    size: Count | None = None
     """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
+    grey: bool = False
+    """Read the images of a folder as one channel."""
+    extra: bool = True
+    """SVHN: train on its 531,131 extra images too, as the paper does."""
+    limit: Count | None = None
+    """At most so many rows of each split, every class in proportion: for trying things out."""
 
 
 @dataclass(kw_only=True)
@@ -130,6 +136,8 @@ class RunSettings:
     """cpu, cuda, or auto."""
     threads: Count | None = None
     """CPU threads for torch (default: torch's own choice)."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
 
 
 @dataclass(kw_only=True)

@@ -39,9 +39,9 @@ def load_npz(path: Path, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Splits
     """
     arrays = read_npz(path, IMAGES_AND_LABELS, max_bytes)
     names = _class_names(arrays, path)
-    if "x" in arrays:
-        if any(key.startswith("x_") for key in arrays):
-            raise DataError(f"{path}: holds 'x' and {_listed(arrays)}: give x and y alone, or x_train and the rest")
+    if "x" in arrays or "y" in arrays:
+        if any(key.startswith(("x_", "y_")) for key in arrays) or "x" not in arrays:
+            raise DataError(f"{path}: holds {_listed(arrays)}: give x and y alone, or x_train and the rest")
         images = _images(arrays, "x", path)
         labels = _labels(arrays, "y", len(images), len(names), path)
         return cut(path.stem, images, labels, names, seed=seed)

@@ -6,20 +6,20 @@ import copy
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Config, Recipe, build_config, describe
-from noisyteacher.data import Splits, load_data
-from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError
+from noisyteacher.config import Config, build_config, describe
+from noisyteacher.data import load_data
+from noisyteacher.errors import AskedWronglyError, ConfigError
 from noisyteacher.extract import extract
 from noisyteacher.measure import measure
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, plain, recipe_from
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.steps import (
     Trained,
@@ -32,29 +32,10 @@ from noisyteacher.pipeline.steps import (
     recipe_of,
     train_run,
 )
-from noisyteacher.runs import Run, is_run, new_run
+from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
 TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `compress` was asked, with names resolved to things; the one argument of the steps below."""
-
-    run: Run
-    data: Splits
-    teacher: str | nn.Module
-    student: str | nn.Module
-    noise: Noise | None
-    taught: Mapping[str, Any]
-    """Options of `distil`: loss, temperature, label_weight."""
-    teacher_recipe: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    seeds: int
-    baselines: bool
-    device: str
-    watch: Watch | None
 
 
 def compress(
@@ -72,6 +53,7 @@ def compress(
     output_dir: str | os.PathLike[str] = "runs",
     run: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    tensorboard: bool = False,
     watch: Watch | None = None,
     **training: Any,
 ) -> Result:
@@ -85,21 +67,36 @@ def compress(
     run: the folder of an interrupted call with the same arguments, to go on with it.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
-    recipe, teacher_recipe = _recipe(training), _recipe(teacher_training or {})
+    recipe, teacher_recipe = recipe_from(training), recipe_from(teacher_training or {})
     splits = load_data(data)
     taught = {"loss": loss, "temperature": temperature, "label_weight": label_weight}
     settings = {
+        "call": "python",
         "data": {"name": splits.name, "train": splits.train.fingerprint},
-        "teacher": {"name": _called(teacher), **teacher_recipe},
-        "student": {"name": _called(student), **recipe, **taught},
+        "teacher": {"name": called(teacher), **teacher_recipe},
+        "student": {"name": called(student), **recipe, **taught},
         "noise": None if noise is None else noise.describe(),
         "run": {"seeds": seeds, "baselines": baselines, "device": device},
     }
     if seeds < 1:
         raise ConfigError(f"seeds={seeds}: expected a whole number >= 1")
-    folder = _folder(run, output_dir, _called(student), settings, None)
+    folder = folder_for(run, output_dir, called(student), settings, None)
     return _compress(
-        Plan(folder, splits, teacher, student, noise, taught, teacher_recipe, recipe, seeds, baselines, device, watch)
+        Plan(
+            folder,
+            splits,
+            teacher,
+            student,
+            noise,
+            taught,
+            teacher_recipe,
+            recipe,
+            seeds,
+            baselines,
+            device,
+            tensorboard,
+            watch,
+        )
     )
 
 
@@ -110,7 +107,7 @@ def compress_config(
     noise = Noise(**asdict(config.noise))
     data = load_config_data(config)
     settings = describe(config)
-    folder = run or _folder(None, config.run.output_dir, config.student.name, settings, command)
+    folder = run or folder_for(None, config.run.output_dir, config.student.name, settings, command)
     taught = {name: getattr(config.student, name) for name in ("loss", "temperature", "label_weight")}
     return _compress(
         Plan(
@@ -125,6 +122,7 @@ def compress_config(
             config.run.seeds,
             config.run.baselines,
             config.run.device,
+            config.run.tensorboard,
             watch,
         )
     )
@@ -134,6 +132,10 @@ def resume_compress(run: Run, watch: Watch | None = None) -> Result:
     """Go on with an interrupted compression from its own config.json; one that is done is only read."""
     if run.info["kind"] != "compress":
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
+    if run.config.get("call") == "python":
+        raise AskedWronglyError(
+            f"{run.path}: was started in Python: call compress(..., run={str(run.path)!r}) there again"
+        )
     done = run.result()
     if done is not None:
         return Result.read(run.path, done)
@@ -153,7 +155,7 @@ def _steps(plan: Plan) -> Result:
         students = {"labels": None, "clean": None, **students}
     total = 2 + len(students) * plan.seeds
     build_model(plan.student, plan.data)  # a wrong name is told before the teacher is trained
-    teacher = _teacher(plan, f"[1/{total}] teacher {_called(plan.teacher)}")
+    teacher = _teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     store = _store(plan, teacher.model, f"[2/{total}] teacher's logits")
     extraction_s = time.monotonic() - started
@@ -169,7 +171,7 @@ def _steps(plan: Plan) -> Result:
         name: asdict(measure(model, plan.data.input_shape, device=plan.device))
         for name, model in (("teacher", teacher.model), ("student", next(iter(trained.values()))[0].model))
     }
-    rows = [_row("teacher", f"teacher {_called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
+    rows = [_row("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
     rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
     noise_record = None if plan.noise is None else plan.noise.describe()
@@ -181,7 +183,7 @@ def _teacher(plan: Plan, title: str) -> Trained:
     """The teacher: as given, from its file, or trained in the child run `teacher`."""
     given, data = plan.teacher, plan.data
     if isinstance(given, str) and not names_a_file(given):
-        settings = {"data": _data_record(data), "model": given, "recipe": _plain(plan.teacher_recipe), "seed": 0}
+        settings = {"data": data_record(data), "model": given, "recipe": plain(plan.teacher_recipe), "seed": 0}
         run = plan.run.child("teacher", "train", settings, seed=0)
         return train_run(
             run,
@@ -191,6 +193,7 @@ def _teacher(plan: Plan, title: str) -> Trained:
             recipe=plan.teacher_recipe,
             seed=0,
             device=plan.device,
+            tensorboard=plan.tensorboard,
             title=title,
             watch=plan.watch,
         )
@@ -199,7 +202,7 @@ def _teacher(plan: Plan, title: str) -> Trained:
         model, found = load_teacher(given, data)
     else:
         model = build_model(given, data)
-    settings = {"data": _data_record(data), "given": _called(given), "weights": weights_fingerprint(model)}
+    settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
     run = plan.run.child("teacher", "given", settings, parents={"run": found.id} if found is not None else None)
     return given_run(run, model, data, device=plan.device, source=found)
 
@@ -207,7 +210,7 @@ def _teacher(plan: Plan, title: str) -> Trained:
 def _store(plan: Plan, teacher: nn.Module, title: str) -> LogitStore:
     """The teacher's logits for every view the students train on, in the run's folder `logits`."""
     train = plan.data.train
-    name = f"{_called(plan.teacher)}-{plan.data.name}-train-{weights_fingerprint(teacher)[:6]}"
+    name = f"{called(plan.teacher)}-{plan.data.name}-train-{weights_fingerprint(teacher)[:6]}"
     tell: Callable[[int, int], None] | None = None
     if plan.watch is not None:
         watch = plan.watch
@@ -225,9 +228,9 @@ def _student(
     """One student under one condition with one seed, in a child run of its own."""
     objective: Objective = supervised() if name == "labels" else distil(store, noise=noise, **plan.taught)
     settings = {
-        "data": _data_record(plan.data),
-        "model": _called(plan.student),
-        "recipe": _plain(plan.recipe),
+        "data": data_record(plan.data),
+        "model": called(plan.student),
+        "recipe": plain(plan.recipe),
         "objective": objective.record,
         "seed": seed,
     }
@@ -246,6 +249,7 @@ def _student(
         recipe=plan.recipe,
         seed=seed,
         device=plan.device,
+        tensorboard=plan.tensorboard,
         teacher=teacher.model,
         title=title,
         watch=plan.watch,
@@ -263,45 +267,3 @@ def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], 
         costs,
         tuple(os.path.relpath(one.run.path, run.path) for one in found),
     )
-
-
-def _folder(
-    given: str | os.PathLike[str] | None,
-    output_dir: str | os.PathLike[str],
-    name: str,
-    settings: dict[str, Any],
-    command: str | None,
-) -> Run:
-    if given is None:
-        return new_run(output_dir, "compress", name, settings, command=command)
-    path = Path(given)
-    if not is_run(path):
-        raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
-    run = Run.open(path)
-    if run.config != _plain(settings):
-        raise MismatchError(f"{path}: was started with other arguments: see its config.json, or start a new run")
-    return run
-
-
-def _recipe(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `fit` for a recipe. Raises ConfigError naming those that `compress` sets itself or does not know."""
-    known = set(Recipe.__dataclass_fields__) - {"name"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no option of a recipe; known are {', '.join(sorted(known))}")
-    return {**recipe_of(Recipe()), **options}
-
-
-def _data_record(data: Splits) -> dict[str, Any]:
-    return {role: split.fingerprint for role, split in data.parts.items()} | {"name": data.name}
-
-
-def _called(model: str | nn.Module) -> str:
-    return type(model).__name__ if isinstance(model, nn.Module) else model.rstrip("/").split("/")[-1]
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -34,6 +34,7 @@ def train_config(
         recipe=recipe_of(config.teacher),
         seed=seed,
         device=config.run.device,
+        tensorboard=config.run.tensorboard,
         title=f"{config.teacher.name}, seed {seed}",
         watch=watch,
     )
@@ -97,6 +98,7 @@ def distil_config(
         recipe=recipe_of(student),
         seed=seed,
         device=config.run.device,
+        tensorboard=config.run.tensorboard,
         title=f"{student.name}, seed {seed}",
         watch=watch,
     )

@@ -46,6 +46,7 @@ def train_run(
     seed: int,
     device: str = "auto",
     teacher: object = None,
+    tensorboard: bool = False,
     title: str = "training",
     watch: Watch | None = None,
 ) -> Trained:
@@ -69,6 +70,7 @@ def train_run(
             device=device,
             run=run.path,
             resume=True,
+            tensorboard=tensorboard,
             progress=None if watch is None else _relay(watch, title),
             **recipe,
         )
@@ -152,8 +154,16 @@ def load_config_data(config: Config) -> Splits:
     """The data set a Config names; also sets torch's threads where the Config says so."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    options: dict[str, Any] = {} if config.data.size is None else {"size": config.data.size}
-    return load_data(config.data.name, root=config.data.root, verify=config.data.verify, **options)
+    data = config.data
+    return load_data(
+        data.name,
+        root=data.root,
+        verify=data.verify,
+        size=data.size,
+        grey=data.grey,
+        extra=data.extra,
+        limit=data.limit,
+    )
 
 
 def names_a_file(name: str) -> bool:

@@ -21,7 +21,21 @@ from noisyteacher.runs.record import compare, host, plain, versions
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
-RESERVED = frozenset({"checkpoint", "events", "weights.safetensors", CONFIG, INFO, RESULT, METRICS, ERROR})
+RESERVED = frozenset(
+    {
+        "checkpoint",
+        "events",
+        "weights.safetensors",
+        "last.safetensors",
+        "best.safetensors",
+        "logits",
+        CONFIG,
+        INFO,
+        RESULT,
+        METRICS,
+        ERROR,
+    }
+)
 _ID = re.compile(r"\d{8}T\d{4}Z-.+")
 
 

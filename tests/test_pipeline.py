@@ -1,0 +1,186 @@
+"""The whole way on few images: what it leaves behind, resuming to the same bytes, honest sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import noisyteacher as nt
+from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError, UnknownNameError
+from noisyteacher.pipeline import Result, Row, resume_compress
+from noisyteacher.runs import Run, list_runs
+from noisyteacher.store import LogitStore
+
+
+@pytest.fixture(scope="module")
+def data() -> nt.Splits:
+    from noisyteacher.data import limited
+
+    return limited(nt.load_data("mnist-5k"), 120)
+
+
+NOISE = nt.Noise(sigma=0.5, alpha=0.5, draw="row")
+
+
+def run(data: nt.Splits, folder: Path, **options: Any) -> Result:
+    settings: dict[str, Any] = {"noise": NOISE, "seeds": 2, "epochs": 2, "teacher_training": {"epochs": 2}, **options}
+    return nt.compress("lenet", "mlp800", data, output_dir=folder, **settings)
+
+
+def test_the_whole_way(tmp_path: Path, data: nt.Splits) -> None:
+    seen: list[str] = []
+    result = run(data, tmp_path, watch=lambda stage, done, total, note: seen.append(stage))
+    assert [row.name for row in result.rows] == ["teacher", "labels", "clean", "noisy"]
+    assert len(set(seen)) == 2 + 3 * 2
+    assert (result.n, result.role, result.seeds) == (120, "test", 2)
+    top = Run.open(result.path)
+    assert top.state == "done"
+    assert {child.path.name for child in top.children()} == {
+        "teacher", "labels-seed0", "labels-seed1", "clean-seed0", "clean-seed1", "noisy-seed0", "noisy-seed1"
+    }  # fmt: skip
+    assert all(one.state == "done" for one in list_runs(tmp_path))
+    store = LogitStore.open(result.path / result.store)
+    teacher = nt.load_model(result.path / "teacher" / "weights.safetensors")
+    assert store.verify(teacher, data.train).max_abs_difference < 1e-4
+    student = nt.load_model(result.path / "noisy-seed1" / "weights.safetensors")
+    scores = nt.evaluate(student, data.test, teacher=teacher)  # type: ignore[arg-type]
+    assert scores.error == result.rows[3].errors[1]
+    assert scores.agreement == result.rows[3].agreement[1]
+    assert Run.open(result.path / "noisy-seed1").info["parents"]["store"] == store.digest
+    assert result.rows[0].costs["parameters"] == 431_080
+    assert result.rows[3].costs["parameters"] == 1_276_810
+    again = Result.read(result.path, top.result() or {})
+    assert str(again) == str(result)
+    for part in ("teacher lenet", "student, noisy teacher", "2.96x", "n = 120 images", result.verdict):
+        assert part in str(result)
+
+
+def test_conditions_of_one_seed_start_from_the_same_weights(tmp_path: Path, data: nt.Splits) -> None:
+    """At sigma 0 the noisy student is the clean one, bit for bit: the pair differs by the noise and by nothing else."""
+    result = run(data, tmp_path, noise=nt.Noise(sigma=0.0, alpha=0.5))
+    named = {row.name: row for row in result.rows}
+    for seed in range(2):
+        clean, noisy = (
+            nt.load_model(result.path / f"{name}-seed{seed}" / "weights.safetensors").state_dict()
+            for name in ("clean", "noisy")
+        )
+        assert all(torch.equal(clean[key], noisy[key]) for key in clean)
+    assert named["clean"].errors == named["noisy"].errors
+    assert "no evidence" in result.verdict
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 40, 80])
+def test_interrupted_anywhere_and_resumed_gives_the_same_bytes(tmp_path: Path, data: nt.Splits, stop_at: int) -> None:
+    class StopError(Exception):
+        pass
+
+    calls = 0
+
+    def stop(*told: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            raise StopError
+
+    options: dict[str, Any] = {"seeds": 1, "batch_size": 12, "epochs": 3}
+    whole = run(data, tmp_path / "whole", **options)
+    with pytest.raises(StopError):
+        run(data, tmp_path / "cut", watch=stop, **options)
+    (cut,) = (one for one in list_runs(tmp_path / "cut", 1))
+    assert cut.state == "unfinished"
+    resumed = run(data, tmp_path / "cut", run=cut.path, **options)
+    assert resumed.path == cut.path
+    compared = 0
+    for path in sorted(whole.path.rglob("*.safetensors")):
+        other = cut.path / path.relative_to(whole.path)
+        assert other.read_bytes() == path.read_bytes(), path
+        compared += 1
+    assert compared == 1 + 2 * 4
+    assert (cut.path / whole.store / "store.json").read_bytes() == (
+        whole.path / whole.store / "store.json"
+    ).read_bytes()
+    assert [row.errors for row in resumed.rows] == [row.errors for row in whole.rows]
+    assert run(data, tmp_path / "cut", run=cut.path, **options).rows[3].errors == resumed.rows[3].errors
+    with pytest.raises(MismatchError, match="other arguments"):
+        run(data, tmp_path / "cut", run=cut.path, **{**options, "epochs": 4})
+    with pytest.raises(AskedWronglyError, match=r"started in Python: call compress\(\.\.\., run="):
+        resume_compress(cut)
+
+
+def test_a_given_teacher(tmp_path: Path, data: nt.Splits) -> None:
+    teacher = nt.build_model("lenet", data)
+    nt.fit(teacher, data.train, nt.supervised(), epochs=1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    module = run(data, tmp_path / "module", seeds=1, baselines=False)
+    del module
+    result = nt.compress(teacher, "mlp800", data, noise=NOISE, epochs=1, output_dir=tmp_path / "a")
+    assert result.rows[0].seconds == ()
+    assert "given" in str(result)
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    nt.save_model(teacher, tmp_path / "t.safetensors")
+    from_file = nt.compress(
+        str(tmp_path / "t.safetensors"), "mlp800", data, noise=NOISE, epochs=1, output_dir=tmp_path / "b"
+    )
+    from_run = nt.compress(
+        str(result.path / "teacher"), "mlp800", data, noise=NOISE, epochs=1, output_dir=tmp_path / "c"
+    )
+    assert from_file.rows[3].errors == from_run.rows[3].errors == result.rows[3].errors
+
+
+def test_a_students_module_of_the_users_own(tmp_path: Path, data: nt.Splits) -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    before = student[1].weight.clone()
+    result = nt.compress(
+        "lenet", student, data, noise=None, epochs=1, teacher_training={"epochs": 1}, output_dir=tmp_path
+    )
+    assert [row.name for row in result.rows] == ["teacher", "labels", "clean"]
+    assert result.verdict == "no noise was used"
+    assert torch.equal(student[1].weight, before)
+    assert result.rows[2].costs["macs"] == 7840
+
+
+def test_without_a_test_split_validation_is_reported_and_said(tmp_path: Path, data: nt.Splits) -> None:
+    from dataclasses import replace
+
+    result = run(replace(data, test=None), tmp_path, seeds=1)
+    assert result.role == "val"
+    assert "val error %" in str(result)
+    assert "validation error" in result.verdict or "no interval" in result.verdict
+
+
+def test_wrong_questions_start_nothing(tmp_path: Path, data: nt.Splits) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'mlp800'"):
+        nt.compress("lenet", "mlp80", data, output_dir=tmp_path / "a")
+    with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
+        nt.compress("lenett", "mlp800", data, output_dir=tmp_path / "b")
+    with pytest.raises(ConfigError, match="epoch: no option"):
+        nt.compress("lenet", "mlp800", data, epoch=3, output_dir=tmp_path / "c")
+    with pytest.raises(ConfigError, match="seeds=0"):
+        nt.compress("lenet", "mlp800", data, seeds=0, output_dir=tmp_path / "d")
+    with pytest.raises(DataError, match="no weights there"):
+        nt.compress(str(tmp_path / "nothing.safetensors"), "mlp800", data, output_dir=tmp_path / "e")
+    with pytest.raises(AskedWronglyError, match="pickle may run code"):
+        nt.compress("teacher.pt", "mlp800", data, output_dir=tmp_path / "f")
+    wrong = nt.build_model("lenet", classes=3, input_shape=(1, 28, 28))
+    with pytest.raises(MismatchError, match="classes 3"):
+        nt.compress(wrong, "mlp800", data, output_dir=tmp_path / "g")
+
+
+def test_a_failed_run_says_why(tmp_path: Path, data: nt.Splits) -> None:
+    with pytest.raises(nt.NoisyTeacherError, match=r"not finite|loss is"):
+        run(data, tmp_path, lr=1e30, epochs=3)
+    top = list_runs(tmp_path, 1)[0]
+    assert top.state == "failed"
+    assert "TrainingError" in (top.error() or "")
+
+
+def test_the_table_says_lower_bound_where_operations_were_not_counted() -> None:
+    costs = {"parameters": 10, "bytes": 40, "macs": 100, "unsupported": ["model: op"], "latency_ms": None}
+    row = Row("teacher", "teacher x", (5.0,), (), (), costs, ("teacher",))
+    shown = str(Result(Path("x"), "d", "test", 100, (row,), None, 0.0, "logits/x"))
+    assert ">= 100" in shown

@@ -1,0 +1,228 @@
+"""Where targets come from: several teachers, live and stored ones, the noisy teacher for other people's loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher.errors import (
+    AskedWronglyError,
+    ConfigError,
+    DataError,
+    MismatchError,
+    TrainingError,
+    UnknownNameError,
+)
+from noisyteacher.noise import apply_noise, draw_noise
+from noisyteacher.rng import derive, stream
+from noisyteacher.teachers import as_teacher, geometric_logits
+
+ROWS, CLASSES = 24, 3
+
+
+def split(rows: int = ROWS, labels: bool = True) -> nt.Split:
+    images = torch.randint(0, 256, (rows, 1, 4, 4), generator=stream(0, "images"), dtype=torch.uint8)
+    return nt.Split(
+        images, torch.arange(rows) % CLASSES if labels else None, torch.arange(rows), "train", "toy", tuple("abc")
+    )
+
+
+def batch(step: int = 0, seed: int = 0) -> nt.Batch:
+    rows = torch.arange(ROWS)
+    which = torch.zeros(ROWS, dtype=torch.int64)
+    return nt.Batch(split().images, split().labels, rows, ("clean",), which, step, seed, ROWS)
+
+
+def table(seed: int) -> Tensor:
+    return torch.randn(ROWS, CLASSES, generator=stream(seed, "table")) * 3
+
+
+def net(classes: int = CLASSES) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+
+
+def test_geometric_mean_by_hand() -> None:
+    """Positive logits as in the paper; two negative ones keep their sign; opposite signs and zeros give 0."""
+    logits = torch.tensor([[[4.0, -2.0, 3.0, 0.0]], [[9.0, -8.0, -3.0, 5.0]]])
+    assert torch.allclose(geometric_logits(logits, 0), torch.tensor([[6.0, -4.0, 0.0, 0.0]]), atol=1e-6)
+    assert torch.allclose(geometric_logits(logits[:1].repeat(3, 1, 1), 0), logits[0], atol=1e-5)
+
+
+def test_geometric_mean_is_continuous_where_a_sign_changes() -> None:
+    near = [float(geometric_logits(torch.tensor([[[x]], [[4.0]]]), 0)) for x in (-1e-10, 0.0, 1e-10)]
+    assert max(abs(value) for value in near) < 1e-4
+
+
+def test_several_teachers() -> None:
+    tables = [table(1), table(2), table(3)]
+    assert torch.allclose(as_teacher(tables).logits(batch()), torch.stack(tables).mean(0))
+    assert torch.allclose(as_teacher(tables, "geometric").logits(batch()), geometric_logits(torch.stack(tables), 0))
+    picks = []
+    for step in range(60):
+        found = as_teacher(tables, "pick").logits(batch(step))
+        picks.append(next(i for i, one in enumerate(tables) if torch.equal(one, found)))
+        assert picks[-1] == derive(0, "teacher", step) % 3
+    assert set(picks) == {0, 1, 2}
+    with pytest.raises(UnknownNameError, match="did you mean 'geometric'"):
+        nt.distil(tables, combine="geometrc")
+    with pytest.raises(ConfigError, match="no effect with one teacher"):
+        nt.distil(tables[0], combine="pick")
+
+
+def test_live_and_stored_teachers_agree(tmp_path: Path) -> None:
+    teacher = nt.build_model(net(), split())
+    store = nt.extract(teacher, split(), tmp_path / "s", views="clean,mirror")
+    rows = torch.arange(ROWS)
+    which = torch.arange(ROWS) % 2
+    views = ("mirror", "clean")  # not the store's order: joined by name
+    images = split().images_at(rows, views, which)
+    mixed = nt.Batch(images, None, rows, views, which, 0, 0, ROWS)
+    for source in (store, str(tmp_path / "s")):
+        assert torch.allclose(as_teacher(source).logits(mixed), as_teacher(teacher).logits(mixed), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (torch.ones(ROWS - 1, CLASSES), r"23 rows of logits for a split of 24"),
+        (torch.ones(ROWS, 1), r"\[24, 1\]"),
+        (torch.ones(ROWS, 5), r"has 5 classes, the student 3"),
+        (net(1), r"has 1 class, the student 3|returned logits"),
+        (net(7), r"has 7 classes, the student 3"),
+        ([torch.ones(ROWS, CLASSES), torch.ones(ROWS, 4)], r"has 4 classes, the student 3"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused_before_the_first_step(source: object, message: str) -> None:
+    student = net()
+    before = [value.clone() for value in student.parameters()]
+    with pytest.raises(MismatchError, match=message):
+        nt.fit(student, split(), nt.distil(source), epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    bad = table(1)
+    bad[7, 1] = float("nan")
+    with pytest.raises(TrainingError, match="row 7"):
+        nt.fit(net(), split(), nt.distil(bad), epochs=1)
+
+
+def test_settings_of_distil() -> None:
+    with pytest.raises(ConfigError, match=r"temperature=4\.0 has no effect"):
+        nt.distil(table(1), temperature=4.0)
+    with pytest.raises(ConfigError, match=r"label_weight=1\.0"):
+        nt.distil(table(1), label_weight=1.0)
+    with pytest.raises(UnknownNameError, match="did you mean 'soft_targets'"):
+        nt.distil(table(1), loss="soft_target")
+    with pytest.raises(AskedWronglyError, match="given: int"):
+        nt.distil(3)
+    with pytest.raises(AskedWronglyError, match="noise is an"):
+        nt.distil(table(1), noise=0.5)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no labels"):
+        nt.fit(net(), split(labels=False), nt.distil(table(1), label_weight=0.5), epochs=1)
+    with pytest.raises(DataError, match="no labels"):
+        nt.fit(net(), split(labels=False), nt.supervised(), epochs=1)
+
+
+def test_label_weight_by_hand() -> None:
+    student = table(2).requires_grad_()
+    teacher_term = float(nt.logit_regression(student.detach(), table(1)))
+    label_term = float(nn.functional.cross_entropy(student.detach(), batch().labels))  # type: ignore[arg-type]
+    loss, numbers = nt.distil(table(1), label_weight=0.25)(student, batch())
+    assert float(loss.detach()) == pytest.approx(0.75 * teacher_term + 0.25 * label_term)
+    assert numbers == pytest.approx({"train/teacher_term": teacher_term, "train/label_term": label_term})
+
+
+def test_noise_on_the_students_side() -> None:
+    noise = nt.Noise(sigma=0.5, alpha=0.5, draw="row", target="student")
+    student = table(2)
+    loss, numbers = nt.distil(table(1), noise=noise)(student, batch(step=4, seed=9))
+    draw = draw_noise(noise, ROWS, CLASSES, stream(9, "noise", 4))
+    assert float(loss) == pytest.approx(float(nt.logit_regression(apply_noise(student, draw), table(1))))
+    assert numbers["noise/selected_%"] == pytest.approx(100 * float(draw.selected.float().mean()))
+    assert "noise/flipped_%" not in numbers
+
+
+def test_unlabelled_images_are_enough_to_distil() -> None:
+    history = nt.fit(net(), split(labels=False), nt.distil(table(1)), epochs=3, lr=0.05)
+    assert history.epochs[-1]["train/loss"] < history.epochs[0]["train/loss"]
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(16, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.body(images)}
+
+
+def test_noisy_teacher_in_a_foreign_loop() -> None:
+    noise = nt.Noise(sigma=0.9, alpha=0.5, draw="row")
+    images = torch.rand(ROWS, 1, 4, 4)
+    inner = Dropping()
+    clean = inner.eval()(images)["logits"].detach()
+    noisy = nt.NoisyTeacher(inner, noise, seed=3)
+    noisy.train()
+    assert not any(part.training for part in noisy.modules())
+    first, second = noisy(images), noisy(images)
+    for step, found in enumerate((first, second)):
+        assert torch.equal(found, apply_noise(clean, draw_noise(noise, ROWS, CLASSES, stream(3, "noise", step))))
+    assert not first.requires_grad
+    assert not any(value.requires_grad for value in noisy.parameters())
+    again = nt.NoisyTeacher(Dropping(), noise, seed=3)
+    again.load_state_dict(noisy.state_dict())
+    assert torch.equal(again(images), noisy(images))
+
+
+def test_noisy_teacher_refuses() -> None:
+    with pytest.raises(AskedWronglyError, match="target='student'"):
+        nt.NoisyTeacher(net(), nt.Noise(sigma=0.5, alpha=0.5, target="student"))
+    frozen = nt.NoisyTeacher(net(), nt.Noise(sigma=0.5, alpha=0.5, frozen=True), total_rows=ROWS)
+    with pytest.raises(MismatchError, match="row numbers"):
+        frozen(torch.rand(2, 1, 4, 4))
+    kept = frozen(torch.rand(2, 1, 4, 4), rows=torch.tensor([3, 5]))
+    assert kept.shape == (2, CLASSES)
+
+
+def test_evaluate_by_hand() -> None:
+    """A model that always answers class 0: a third is right, and it agrees with a teacher that says 0 half the time."""
+
+    class Always(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([5.0, 0.0, 0.0]).expand(len(images), 3)
+
+    half = torch.zeros(ROWS, CLASSES)
+    half[: ROWS // 2, 0] = 1.0
+    half[ROWS // 2 :, 1] = 1.0
+    scores = nt.evaluate(Always(), split(), teacher=half)
+    assert (scores.accuracy, scores.error, scores.agreement) == pytest.approx((100 / 3, 200 / 3, 50.0))
+    assert scores.describe()["error"] == {"value": pytest.approx(200 / 3), "unit": "%", "n": ROWS}
+    unlabelled = nt.evaluate(Always(), split(labels=False), teacher=half)
+    assert unlabelled.error is None
+    assert unlabelled.agreement == 50.0
+    with pytest.raises(DataError, match="no labels"):
+        nt.evaluate(Always(), split(labels=False))
+
+
+def test_evaluate_leaves_modes_as_they_were() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    model.train()
+    model[2].eval()
+    nt.evaluate(model, split())
+    assert [part.training for part in model] == [True, True, False, True]
+
+
+def test_evaluate_refuses_logits_that_are_not_finite() -> None:
+    model = net()
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("inf")  # type: ignore[index]
+    with pytest.raises(TrainingError, match="not finite"):
+        nt.evaluate(model, split())
