@@ -22,7 +22,9 @@ unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0
+	mkdir -p benchmarks/results
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
+		--benchmark-json benchmarks/results/latest.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info

@@ -1,0 +1,79 @@
+"""Extraction against the teacher's bare forward passes over the same images."""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Turns
+from synthetic import CIFAR, CLASSES, MNIST, synthetic_split
+from torch import Tensor
+
+from noisyteacher import Classifier, Split, build_model, extract
+
+CASES = {
+    "lenet-mnist": ("lenet", MNIST, 16_384, 512, 7),
+    "nin-cifar": ("nin", CIFAR, 384, 32, 5),
+}
+
+
+def forward(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+    """The logits of all images, and nothing else: what cannot be saved."""
+    with torch.no_grad():
+        return torch.cat([model(part) for part in images.split(batch_size)])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_extract(turns: Turns, tmp_path: Path, case: str) -> None:
+    name, shape, rows, batch_size, rounds = CASES[case]
+    split, model = synthetic_split(rows, shape), build_model(name, classes=CLASSES, input_shape=shape).eval()
+    bare: list[Tensor] = []
+    numbers = count()
+
+    def work() -> None:
+        extract(model, split, tmp_path / str(next(numbers)), batch_size=batch_size, device="cpu")
+
+    found = turns.measure(work, lambda: bare.append(forward(model, split.images, batch_size)), rounds=rounds)
+    store = extract(model, split, tmp_path / "0", batch_size=batch_size, device="cpu")
+    assert torch.equal(store.logits("clean", torch.arange(rows)), bare[0])
+    # Before the first batch, that batch and its first half are asked once more, to see whether the answers are steady.
+    answers = rows + batch_size + batch_size // 2
+    per_answer = found.ratio * rows / answers
+    turns.tell_ratio(
+        found,
+        "bare forward passes",
+        f"{rows / found.work:,.0f} images/s ({rows} in batches of {batch_size}; "
+        f"{per_answer:.2f} when the {answers - rows} answers of the steadiness check count too)",
+        images_per_second=rows / found.work,
+        ratio_per_answer=per_answer,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_extract_bf16(turns: Turns, tmp_path: Path, case: str) -> None:
+    name, shape, rows, batch_size, _ = CASES[case]
+    rows = rows // 4
+    split, model = synthetic_split(rows, shape), build_model(name, classes=CLASSES, input_shape=shape).eval()
+    numbers = count()
+
+    def run(precision: str) -> None:
+        folder = tmp_path / str(next(numbers))
+        extract(model, split, folder, batch_size=batch_size, device="cpu", precision=precision)
+
+    found = turns.measure(lambda: run("bf16"), lambda: run("fp32"), rounds=3)
+    assert_near(split, model, tmp_path)
+    turns.tell_ratio(found, "fp32", f"{rows / found.work:,.0f} images/s", images_per_second=rows / found.work)
+
+
+def assert_near(split: Split, model: Classifier, folder: Path) -> None:
+    """The first two stores, fp32 and bf16, hold the same logits up to bf16's eight bits."""
+    rows = torch.arange(len(split))
+    full, half = (
+        extract(model, split, folder / place, batch_size=512, precision=precision, device="cpu").logits("clean", rows)
+        for place, precision in (("0", "fp32"), ("1", "bf16"))
+    )
+    assert not torch.equal(full, half)
+    assert float((full - half).norm() / full.norm()) < math.ldexp(1, -4)

@@ -1,0 +1,225 @@
+"""Distillation steps against a bare torch loop that does the same arithmetic, in turns."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import Turns
+from synthetic import CIFAR, CLASSES, MNIST, synthetic_split
+from torch import Tensor, nn
+
+from noisyteacher import Batch, Classifier, LogitStore, Noise, Split, build_model, distil, extract, fit
+from noisyteacher.history import Tick
+from noisyteacher.rng import stream
+
+NOISE = Noise(sigma=0.5, alpha=0.5)
+LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Task:
+    """A student, what it learns from, and how many rounds are worth their time."""
+
+    student: Classifier
+    split: Split
+    store: LogitStore
+    rounds: int
+
+    @property
+    def table(self) -> Tensor:
+        """The store's logits `[N, K]` as one tensor."""
+        return self.store.logits("clean", torch.arange(len(self.split)))
+
+
+@dataclass
+class Steps:
+    """Losses and moments of the steps of one run."""
+
+    losses: list[float]
+    moments: list[float]
+
+    def add(self, loss: float) -> None:
+        """One step is over."""
+        self.losses.append(loss)
+        self.moments.append(time.perf_counter())
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """Of every step but the first."""
+        return [1000 * (b - a) for a, b in zip(self.moments, self.moments[1:], strict=False)]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    """The paper's MNIST pair and its NIN with the CIFAR-10 student, on synthetic images."""
+    made = {}
+    for name, teacher, student, shape, rows, rounds in (
+        ("mnist", "lenet", "mlp800", MNIST, 4096, 7),
+        ("cifar", "nin", "lenet-cifar", CIFAR, 384, 5),
+    ):
+        split = synthetic_split(rows, shape)
+        asked = build_model(teacher, classes=CLASSES, input_shape=shape)
+        store = extract(asked, split, tmp_path_factory.mktemp(name), device="cpu", batch_size=64)
+        made[name] = Task(build_model(student, classes=CLASSES, input_shape=shape), split, store, rounds)
+    return made
+
+
+def package_epoch(task: Task, batch_size: int, noise: Noise | None = None, precision: str = "fp32") -> Steps:
+    """One epoch of `fit` on the stored logits, from the student's first weights."""
+    steps = Steps([], [])
+
+    def progress(tick: Tick) -> None:
+        steps.add(tick.loss)
+
+    fit(
+        copy.deepcopy(task.student), task.split, distil(task.store, noise=noise), epochs=1, batch_size=batch_size,
+        lr=LR, schedule="constant", precision=precision, device="cpu", progress=progress,
+    )  # fmt: skip
+    return steps
+
+
+def bare_epoch(task: Task, table: Tensor, batch_size: int, layout: torch.memory_format) -> Steps:
+    """The same epoch without the package's loop: tensors, plain indexing, fused Adam."""
+    steps, images = Steps([], []), task.split.images
+    model: nn.Module = copy.deepcopy(task.student).to(memory_format=layout)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    order = torch.randperm(len(images), generator=stream(0, "order", 0))
+    for rows in order.split(batch_size):
+        logits = model(images[rows].to(memory_format=layout))
+        loss = (logits - table[rows]).square().sum() / (2 * len(rows))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        steps.add(float(loss.detach()))
+    return steps
+
+
+def assert_taught_by_the_store(task: Task, batch_size: int) -> None:
+    """Every loss of an epoch is, bit for bit, that of the stored logits taken out by plain indexing."""
+    objective, table, seen = distil(task.store), task.table, []
+
+    def watched(logits: Tensor, batch: Batch) -> Tensor:
+        loss, _ = objective(logits, batch)
+        assert torch.equal(loss, (logits - table[batch.rows]).square().sum() / (2 * len(batch.rows)))
+        seen.append(batch.rows)
+        return loss
+
+    few = task.split.take(2 * batch_size)
+    fit(copy.deepcopy(task.student), few, watched, epochs=1, batch_size=batch_size, lr=LR, device="cpu")
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(2 * batch_size))
+
+
+def assert_falls(steps: Steps) -> None:
+    """The last loss, or the mean of the last quarter, is below the first."""
+    quarter = max(1, len(steps.losses) // 4)
+    assert statistics.fmean(steps.losses[-quarter:]) < statistics.fmean(steps.losses[:quarter])
+
+
+CASES = [("mnist", 64), ("mnist", 128), ("cifar", 128)]
+
+
+@pytest.mark.parametrize(("name", "batch_size"), CASES)
+def test_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int) -> None:
+    task = tasks[name]
+    assert_taught_by_the_store(task, batch_size)
+    table, ours, bare = task.table, [], []
+    found = turns.measure(
+        lambda: ours.append(package_epoch(task, batch_size)),
+        lambda: bare.append(bare_epoch(task, table, batch_size, torch.channels_last)),
+        rounds=task.rounds,
+    )
+    assert_falls(ours[0])
+    assert all(steps.losses == bare[0].losses for steps in (*ours, *bare)), "the two loops do not do the same"
+    step, bare_step = (statistics.median(ms for one in runs for ms in one.milliseconds) for runs in (ours, bare))
+    turns.tell_ratio(
+        found,
+        "a bare loop",
+        f"{step:.1f} ms a step, bare {bare_step:.1f}; an epoch of {len(ours[0].losses)} steps {found.work:.2f} s",
+        ms_per_step=step,
+        bare_ms_per_step=bare_step,
+    )
+
+
+@pytest.mark.parametrize(("name", "batch_size"), CASES)
+def test_noisy_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int) -> None:
+    task, noisy = tasks[name], []
+    found = turns.measure(
+        lambda: noisy.append(package_epoch(task, batch_size, NOISE)),
+        lambda: package_epoch(task, batch_size),
+        rounds=task.rounds,
+    )
+    assert noisy[0].losses != package_epoch(task, batch_size).losses
+    assert_falls(noisy[0])
+    turns.tell_ratio(found, "a clean epoch", "")
+
+
+def test_bf16_epoch(turns: Turns, tasks: dict[str, Task]) -> None:
+    task, half = tasks["cifar"], []
+    found = turns.measure(
+        lambda: half.append(package_epoch(task, 128, precision="bf16")), lambda: package_epoch(task, 128), rounds=3
+    )
+    assert_falls(half[0])
+    turns.tell_ratio(found, "an fp32 epoch", "")
+
+
+def test_memory_order(turns: Turns, tasks: dict[str, Task]) -> None:
+    """Both without the package: what channels-last memory, which `fit` chooses, is worth to a convolutional student."""
+    task, table = tasks["cifar"], tasks["cifar"].table
+    plain: list[Steps] = []
+    found = turns.measure(
+        lambda: plain.append(bare_epoch(task, table, 128, torch.contiguous_format)),
+        lambda: bare_epoch(task, table, 128, torch.channels_last),
+        rounds=task.rounds,
+    )
+    assert_falls(plain[0])
+    turns.tell_ratio(found, "channels-last", "contiguous memory")
+
+
+@contextmanager
+def clocked(spent: dict[str, float], part: str) -> Iterator[None]:
+    """Adds the seconds of the block to its part."""
+    start = time.perf_counter()
+    yield
+    spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+
+
+@pytest.mark.parametrize(("name", "batch_size"), CASES)
+def test_parts_of_a_step(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int) -> None:
+    """Where the time of a noisy step goes. The parts are those of `fit`, called one by one."""
+    task, spent = tasks[name], {}
+    objective = distil(task.store, noise=NOISE)
+    model = copy.deepcopy(task.student).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    model.train()
+    losses = []
+
+    def epoch() -> None:
+        for step, rows in enumerate(torch.arange(len(task.split)).split(batch_size)):
+            with clocked(spent, "batch"):
+                which = torch.zeros(len(rows), dtype=torch.int64)
+                images = task.split.images_at(rows, ("clean",), which).to(memory_format=torch.channels_last)
+                labels = task.split.labels_at(rows)
+                batch = Batch(images, labels, rows, ("clean",), which, step, 0, len(task.split))
+            with clocked(spent, "forward"):
+                logits = model(images)
+            with clocked(spent, "targets, noise and loss"):
+                loss, _ = objective(logits, batch)
+            with clocked(spent, "backward"):
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            with clocked(spent, "optimiser"):
+                optimizer.step()
+            losses.append(float(loss.detach()))
+
+    turns.benchmark.pedantic(epoch, rounds=3, iterations=1, warmup_rounds=0)
+    assert losses[-1] < losses[0]
+    shares = {part: 100 * seconds / sum(spent.values()) for part, seconds in spent.items()}
+    turns.tell(", ".join(f"{part} {share:.1f} %" for part, share in shares.items()), **shares)

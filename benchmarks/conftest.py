@@ -1,0 +1,127 @@
+"""What the benchmarks share: comparisons measured in turns, and a summary of their ratios after the run."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+LINES = pytest.StashKey[list[str]]()
+FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Seconds of the work and of the reference, and the ratio of the two: medians, and the ratio's quartiles."""
+
+    work: float
+    reference: float
+    ratio: float
+    quartiles: tuple[float, float]
+    rounds: int
+
+
+@dataclass
+class Turns:
+    """Measures work against a reference in turns: reference, work, reference, ..., work, reference.
+
+    Each round of work is divided by the mean of the references before and after it, so that a machine that becomes
+    slower or faster meanwhile moves both. One untimed call of each goes first.
+    """
+
+    benchmark: BenchmarkFixture
+    lines: list[str]
+    name: str
+    times: dict[str, list[float]] = field(default_factory=lambda: {"work": [], "reference": []})
+
+    def measure(self, work: Callable[[], object], reference: Callable[[], object], *, rounds: int) -> Compared:
+        """The comparison; pytest-benchmark's table shows the work alone."""
+        reference()
+        work()
+        before = self._timed("reference", reference)
+        self.benchmark.pedantic(self._timed("work", work), setup=before, rounds=rounds, iterations=1)
+        before()
+        works, references = self.times["work"], self.times["reference"]
+        pairs = zip(works, references, references[1:], strict=False)
+        ratios = [2 * one / (earlier + later) for one, earlier, later in pairs]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        found = Compared(
+            statistics.median(works), statistics.median(references), statistics.median(ratios), (low, high), len(works)
+        )
+        self.benchmark.extra_info |= {
+            "ratio": found.ratio,
+            "ratio_quartiles": [low, high],
+            "reference_seconds": found.reference,
+            "rounds": found.rounds,
+        }
+        return found
+
+    def tell(self, line: str, **numbers: float) -> None:
+        """A line of the summary, and the numbers in it for the JSON file."""
+        self.benchmark.extra_info |= numbers
+        self.lines.append(f"{self.name}: {line}")
+
+    def tell_ratio(self, found: Compared, against: str, line: str, **numbers: float) -> None:
+        """As `tell`, with the ratio, its quartiles and the number of rounds behind the line."""
+        low, high = found.quartiles
+        ratio = f"{found.ratio:.2f} x {against} ({low:.2f} to {high:.2f}, n={found.rounds})"
+        self.tell(f"{line}; {ratio}" if line else ratio, **numbers)
+
+    def _timed(self, kind: str, call: Callable[[], object]) -> Callable[[], None]:
+        def timed() -> None:
+            start = time.perf_counter()
+            call()
+            self.times[kind].append(time.perf_counter() - start)
+
+        return timed
+
+
+@pytest.fixture
+def turns(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Turns:
+    """The comparison of one benchmark."""
+    name = request.node.name.removeprefix("test_")
+    return Turns(benchmark, request.config.stash.setdefault(LINES, []), name)
+
+
+def machine() -> dict[str, Any]:
+    """Threads, torch and what the processor can do: without these a time means nothing."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model, flags = re.search(r"model name\s*: (.*)", text), re.search(r"flags\s*: (.*)", text)
+    known = set(flags[1].split()) if flags else set()
+    return {
+        "cpu_model": model[1] if model else "unknown",
+        "cpu_flags": [flag for flag in FLAGS if flag in known],
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Puts our facts beside pytest-benchmark's; the host's name is nobody's business."""
+    machine_info.pop("node", None)
+    machine_info |= machine()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The ratios, one line each."""
+    lines = config.stash.get(LINES, [])
+    if lines:
+        facts = machine()
+        terminalreporter.section("ratios: medians of rounds measured in turns (quartiles, rounds)")
+        terminalreporter.line(
+            f"{facts['cpu_model']}, {' '.join(facts['cpu_flags'])}; torch {facts['torch']}, "
+            f"{facts['torch_threads']} thread(s), kernels {facts['torch_kernels']}"
+        )
+        for line in lines:
+            terminalreporter.line(line)
