@@ -21,9 +21,11 @@ types: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
+# One thread: ratios stay steady beside other work. `make bench THREADS=2` for the times of a machine of one's own.
+bench: THREADS ?= 1
 bench: $(VENV)/.installed-dev
 	mkdir -p benchmarks/results
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
 		--benchmark-json benchmarks/results/latest.json
 
 clean:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Turns
 from synthetic import CIFAR, CLASSES, MNIST, synthetic_split
 from torch import Tensor
 
+from conftest import Turns
 from noisyteacher import Classifier, Split, build_model, extract
 
 CASES = {
-    "lenet-mnist": ("lenet", MNIST, 16_384, 512, 7),
-    "nin-cifar": ("nin", CIFAR, 384, 32, 5),
+    "lenet-mnist": ("lenet", MNIST, 4096, 256, 7),
+    "nin-cifar": ("nin", CIFAR, 160, 16, 3),
 }
 
 

@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from conftest import Turns
 
 GOAL_SECONDS = 0.3

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Turns
 from torch import Tensor
 
+from conftest import Turns
 from noisyteacher import LogitStore
 from noisyteacher.data import expand_views
 from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
 
-ROWS, CLASSES, SHARD_ROWS, GATHERS = 4096, 10, 512, 300
+ROWS, CLASSES, GATHERS = 4096, 10, 100
 VIEWS = {1: "clean", 162: "crop,mirror*crop"}
+SHARDS = {"memory": 8, "mapped-8": 8, "mapped-128": 128}
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Tensor, Path]]:
-    """For 1 and 162 views: the logits `[V, N, K]` and the folder of the store that holds them, in eight shards."""
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tuple[Tensor, Path]]:
+    """For views and shards: the logits `[V, N, K]` and the folder of the store that holds them."""
     made = {}
-    for number, spec in VIEWS.items():
-        views, folder = expand_views(spec), tmp_path_factory.mktemp(f"views-{number}")
+    for number, shards in product(VIEWS, sorted(set(SHARDS.values()))):
+        views, folder = expand_views(VIEWS[number]), tmp_path_factory.mktemp(f"views-{number}")
         assert len(views) == number
         table = torch.randn(number, ROWS, CLASSES, generator=torch.Generator().manual_seed(number))
-        plan = Plan(ROWS, CLASSES, views, dict.fromkeys(FINGERPRINTS, "synthetic"), rows_per_shard=SHARD_ROWS)
+        plan = Plan(ROWS, CLASSES, views, dict.fromkeys(FINGERPRINTS, "synthetic"), rows_per_shard=ROWS // shards)
         with StoreWriter(folder, plan) as writer:
             for shard in writer.missing:
                 writer.write(shard, table[:, shard.first_row : shard.first_row + shard.rows])
             writer.finish()
-        made[number] = table, folder
+        made[number, shards] = table, folder
     return made
 
 
 @pytest.mark.parametrize("batch_size", [64, 128])
 @pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("kept", ["memory", "mapped"])
-def test_gather(turns: Turns, stores: dict[int, tuple[Tensor, Path]], kept: str, views: int, batch_size: int) -> None:
-    table, folder = stores[views]
+@pytest.mark.parametrize("kept", SHARDS)
+def test_gather(
+    turns: Turns, stores: dict[tuple[int, int], tuple[Tensor, Path]], kept: str, views: int, batch_size: int
+) -> None:
+    table, folder = stores[views, SHARDS[kept]]
     store = LogitStore.open(folder) if kept == "memory" else LogitStore.open(folder, memory_bytes=0)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(ROWS, (GATHERS, batch_size), generator=generator)
@@ -55,7 +59,7 @@ def test_gather(turns: Turns, stores: dict[int, tuple[Tensor, Path]], kept: str,
         for view, row in wanted:
             table[view, row]
 
-    found = turns.measure(gather, index, rounds=15)
+    found = turns.measure(gather, index, rounds=11)
     rate = GATHERS * batch_size / found.work
     turns.tell_ratio(
         found,

@@ -34,7 +34,7 @@ class Turns:
     """Measures work against a reference in turns: reference, work, reference, ..., work, reference.
 
     Each round of work is divided by the mean of the references before and after it, so that a machine that becomes
-    slower or faster meanwhile moves both. One untimed call of each goes first.
+    slower or faster meanwhile moves both. One untimed call of each goes first, unless they are `warm` already.
     """
 
     benchmark: BenchmarkFixture
@@ -42,10 +42,13 @@ class Turns:
     name: str
     times: dict[str, list[float]] = field(default_factory=lambda: {"work": [], "reference": []})
 
-    def measure(self, work: Callable[[], object], reference: Callable[[], object], *, rounds: int) -> Compared:
+    def measure(
+        self, work: Callable[[], object], reference: Callable[[], object], *, rounds: int, warm: bool = False
+    ) -> Compared:
         """The comparison; pytest-benchmark's table shows the work alone."""
-        reference()
-        work()
+        if not warm:
+            reference()
+            work()
         before = self._timed("reference", reference)
         self.benchmark.pedantic(self._timed("work", work), setup=before, rounds=rounds, iterations=1)
         before()

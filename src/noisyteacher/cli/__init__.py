@@ -11,6 +11,7 @@ from types import FrameType
 import typer
 
 from noisyteacher.cli import inspect, keep, work
+from noisyteacher.cli.show import TerminatedError
 from noisyteacher.errors import NoisyTeacherError
 
 app = typer.Typer(
@@ -43,10 +44,6 @@ def root(
         raise typer.Exit
 
 
-class TerminatedError(BaseException):
-    """SIGTERM, as an exception that unwinds like the KeyboardInterrupt of SIGINT."""
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130/143 interrupted (resumable)."""
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
@@ -57,7 +54,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, TerminatedError) as stop:
-        sys.stderr.write("interrupted; what was saved is kept, `--resume RUN` goes on from it\n")
+        sys.stderr.write("interrupted\n")
         sys.exit(143 if isinstance(stop, TerminatedError) else 130)
     except BrokenPipeError:  # `noisyteacher runs ls | head`: the reader has left, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from noisyteacher.pipeline import Result, Watch
+    from noisyteacher.runs import Run
 
 WIDE = 120  # a table that is piped somewhere is not cut to 80 columns
 
@@ -138,3 +139,19 @@ class _Lines:
             left = "" if first or done == total else f", {duration((now - started) / done * (total - done))} left"
             sys.stderr.write(f"{stage}: {100 * done // total} % {note}, {duration(now - started)}{left}\n")
             sys.stderr.flush()
+
+
+class TerminatedError(BaseException):
+    """SIGTERM, as an exception that unwinds like the KeyboardInterrupt of SIGINT."""
+
+
+@contextmanager
+def resumable(command: str) -> Iterator[Callable[[Run], None]]:
+    """Yields what is told the run once it has begun; an interruption then says how to go on with it."""
+    begun: list[Run] = []
+    try:
+        yield begun.append
+    except (KeyboardInterrupt, TerminatedError):
+        if begun:
+            sys.stderr.write(f"go on with: {shlex.join(['noisyteacher', command, '--resume', str(begun[0].path)])}\n")
+        raise

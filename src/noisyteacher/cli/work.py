@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, print_json, print_result, print_scores, progress
+from noisyteacher.cli.show import command_line, print_json, print_result, print_scores, progress, resumable
 
 
 def demo(
@@ -94,8 +94,8 @@ def compress(
     from noisyteacher.pipeline import resume_compress
     from noisyteacher.runs import find_run
 
-    with progress(quiet) as watch:
-        result = resume_compress(find_run(output_dir or "runs", resume), watch)
+    with resumable("compress") as begun, progress(quiet) as watch:
+        result = resume_compress(find_run(output_dir or "runs", resume), begun, watch)
     print_result(result, as_json)
 
 
@@ -246,8 +246,8 @@ def _compress(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from noisyteacher.pipeline import compress_config
 
     built = build_config(given)
-    with progress(quiet) as watch:
-        result = compress_config(built, command=command_line(), watch=watch)
+    with resumable("compress") as begun, progress(quiet) as watch:
+        result = compress_config(built, command=command_line(), begun=begun, watch=watch)
     print_result(result, as_json)
 
 
@@ -270,15 +270,15 @@ def _single(
 
     if resume is not None:
         o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
-        with progress(quiet) as watch:
-            trained = resume_single(find_run(output_dir or "runs", resume), watch)
+        with resumable(kind) as begun, progress(quiet) as watch:
+            trained = resume_single(find_run(output_dir or "runs", resume), begun, watch)
     else:
         built = build_config(o.settings(config, overrides, flags))
-        with progress(quiet) as watch:
+        with resumable(kind) as begun, progress(quiet) as watch:
             if kind == "train":
-                trained = train_config(built, seed=seed, command=command_line(), watch=watch)
+                trained = train_config(built, seed=seed, command=command_line(), begun=begun, watch=watch)
             else:
-                trained = distil_config(built, store or "", seed=seed, command=command_line(), watch=watch)
+                trained = distil_config(built, store or "", seed=seed, command=command_line(), begun=begun, watch=watch)
     if as_json:
         print_json({"run": str(trained.run.path), **trained.result})
     else:

@@ -13,13 +13,13 @@ from torch import nn
 
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.data import load_data
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.measure import measure
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, plain, recipe_from
+from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, plain, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.steps import (
     Trained,
@@ -67,68 +67,49 @@ def compress(
     run: the folder of an interrupted call with the same arguments, to go on with it.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
-    recipe, teacher_recipe = recipe_from(training), recipe_from(teacher_training or {})
+    config = build_config(
+        {
+            "teacher": {"name": called(teacher), **_listed(teacher_training or {})},
+            "student": {
+                "name": called(student), "loss": loss, "temperature": temperature, "label_weight": label_weight,
+                **_listed(training),
+            },
+            "run": {
+                "seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device,
+                "tensorboard": tensorboard,
+            },
+        }
+    )  # fmt: skip
     splits = load_data(data)
-    taught = {"loss": loss, "temperature": temperature, "label_weight": label_weight}
-    settings = {
+    settings = describe(config) | {
         "call": "python",
-        "data": {"name": splits.name, "train": splits.train.fingerprint},
-        "teacher": {"name": called(teacher), **teacher_recipe},
-        "student": {"name": called(student), **recipe, **taught},
+        "data": data_record(splits),
         "noise": None if noise is None else noise.describe(),
-        "run": {"seeds": seeds, "baselines": baselines, "device": device},
     }
-    if seeds < 1:
-        raise ConfigError(f"seeds={seeds}: expected a whole number >= 1")
-    folder = folder_for(run, output_dir, called(student), settings, None)
-    return _compress(
-        Plan(
-            folder,
-            splits,
-            teacher,
-            student,
-            noise,
-            taught,
-            teacher_recipe,
-            recipe,
-            seeds,
-            baselines,
-            device,
-            tensorboard,
-            watch,
-        )
-    )
+    refuse_early(teacher, student, splits)
+    folder = folder_for(run, config.run.output_dir, called(student), settings, None)
+    return _compress(Plan(config, splits, teacher, student, noise, settings, folder, watch))
 
 
 def compress_config(
-    config: Config, *, command: str | None = None, run: Run | None = None, watch: Watch | None = None
+    config: Config,
+    *,
+    command: str | None = None,
+    run: Run | None = None,
+    begun: Callable[[Run], None] | None = None,
+    watch: Watch | None = None,
 ) -> Result:
-    """The same as `compress`, asked by a Config; `run` is an interrupted one to go on with."""
-    noise = Noise(**asdict(config.noise))
-    data = load_config_data(config)
-    settings = describe(config)
-    folder = run or folder_for(None, config.run.output_dir, config.student.name, settings, command)
-    taught = {name: getattr(config.student, name) for name in ("loss", "temperature", "label_weight")}
-    return _compress(
-        Plan(
-            folder,
-            data,
-            config.teacher.name,
-            config.student.name,
-            noise,
-            taught,
-            recipe_of(config.teacher),
-            recipe_of(config.student),
-            config.run.seeds,
-            config.run.baselines,
-            config.run.device,
-            config.run.tensorboard,
-            watch,
-        )
-    )
+    """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
+    noise, settings, data = Noise(**asdict(config.noise)), describe(config), load_config_data(config)
+    teacher, student = config.teacher.name, config.student.name
+    refuse_early(teacher, student, data)
+    folder = folder_for(run, config.run.output_dir, student, settings, command)
+    if begun is not None:
+        begun(folder)
+    return _compress(Plan(config, data, teacher, student, noise, settings, folder, watch))
 
 
-def resume_compress(run: Run, watch: Watch | None = None) -> Result:
+def resume_compress(run: Run, begun: Callable[[Run], None] | None = None, watch: Watch | None = None) -> Result:
     """Go on with an interrupted compression from its own config.json; one that is done is only read."""
     if run.info["kind"] != "compress":
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
@@ -139,7 +120,7 @@ def resume_compress(run: Run, watch: Watch | None = None) -> Result:
     done = run.result()
     if done is not None:
         return Result.read(run.path, done)
-    return compress_config(build_config(run.config), run=run, watch=watch)
+    return compress_config(build_config(run.config), run=run, begun=begun, watch=watch)
 
 
 def _compress(plan: Plan) -> Result:
@@ -151,24 +132,23 @@ def _compress(plan: Plan) -> Result:
 
 def _steps(plan: Plan) -> Result:
     students = {"noisy" if plan.noise is not None else "clean": plan.noise}
-    if plan.baselines:
+    if plan.config.run.baselines:
         students = {"labels": None, "clean": None, **students}
-    total = 2 + len(students) * plan.seeds
-    build_model(plan.student, plan.data)  # a wrong name is told before the teacher is trained
+    total = 2 + len(students) * plan.config.run.seeds
     teacher = _teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     store = _store(plan, teacher.model, f"[2/{total}] teacher's logits")
     extraction_s = time.monotonic() - started
     trained: dict[str, list[Trained]] = {name: [] for name in students}
     number = 2
-    for seed in range(plan.seeds):
+    for seed in range(plan.config.run.seeds):
         for name, noise in students.items():
             number += 1
             title = f"[{number}/{total}] {TITLES[name]}, seed {seed}"
             trained[name].append(_student(plan, name, noise, seed, teacher, store, title))
     role = "val" if plan.data.test is None else "test"
     costs = {
-        name: asdict(measure(model, plan.data.input_shape, device=plan.device))
+        name: asdict(measure(model, plan.data.input_shape, device=plan.config.run.device))
         for name, model in (("teacher", teacher.model), ("student", next(iter(trained.values()))[0].model))
     }
     rows = [_row("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
@@ -183,17 +163,22 @@ def _teacher(plan: Plan, title: str) -> Trained:
     """The teacher: as given, from its file, or trained in the child run `teacher`."""
     given, data = plan.teacher, plan.data
     if isinstance(given, str) and not names_a_file(given):
-        settings = {"data": data_record(data), "model": given, "recipe": plain(plan.teacher_recipe), "seed": 0}
+        settings = {
+            "data": data_record(data),
+            "model": given,
+            "recipe": plain(recipe_of(plan.config.teacher)),
+            "seed": 0,
+        }
         run = plan.run.child("teacher", "train", settings, seed=0)
         return train_run(
             run,
             build_model(given, data, seed=0),
             data,
             supervised(),
-            recipe=plan.teacher_recipe,
+            recipe=recipe_of(plan.config.teacher),
             seed=0,
-            device=plan.device,
-            tensorboard=plan.tensorboard,
+            device=plan.config.run.device,
+            tensorboard=plan.config.run.tensorboard,
             title=title,
             watch=plan.watch,
         )
@@ -204,7 +189,7 @@ def _teacher(plan: Plan, title: str) -> Trained:
         model = build_model(given, data)
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
     run = plan.run.child("teacher", "given", settings, parents={"run": found.id} if found is not None else None)
-    return given_run(run, model, data, device=plan.device, source=found)
+    return given_run(run, model, data, device=plan.config.run.device, source=found)
 
 
 def _store(plan: Plan, teacher: nn.Module, title: str) -> LogitStore:
@@ -218,8 +203,10 @@ def _store(plan: Plan, teacher: nn.Module, title: str) -> LogitStore:
         def tell(done: int, total: int) -> None:
             watch(title, done, total, "answers")
 
-    views = plan.recipe.get("views", "clean")
-    return extract(teacher, train, plan.run.path / "logits" / name, views=views, device=plan.device, progress=tell)
+    views = tuple(plan.config.student.views)
+    return extract(
+        teacher, train, plan.run.path / "logits" / name, views=views, device=plan.config.run.device, progress=tell
+    )
 
 
 def _student(
@@ -230,7 +217,7 @@ def _student(
     settings = {
         "data": data_record(plan.data),
         "model": called(plan.student),
-        "recipe": plain(plan.recipe),
+        "recipe": plain(recipe_of(plan.config.student)),
         "objective": objective.record,
         "seed": seed,
     }
@@ -246,10 +233,10 @@ def _student(
         build_model(source, plan.data, seed=seed),
         plan.data,
         objective,
-        recipe=plan.recipe,
+        recipe=recipe_of(plan.config.student),
         seed=seed,
-        device=plan.device,
-        tensorboard=plan.tensorboard,
+        device=plan.config.run.device,
+        tensorboard=plan.config.run.tensorboard,
         teacher=teacher.model,
         title=title,
         watch=plan.watch,
@@ -267,3 +254,9 @@ def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], 
         costs,
         tuple(os.path.relpath(one.run.path, run.path) for one in found),
     )
+
+
+def _listed(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `fit` as settings hold them: views as a list."""
+    views = training.get("views", ["clean"])
+    return {**training, "views": views.split(",") if isinstance(views, str) else list(views)}

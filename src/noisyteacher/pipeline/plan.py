@@ -10,45 +10,55 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Recipe
+from noisyteacher.config import Config
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError
-from noisyteacher.models import Classifier
+from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.models import Classifier, build_model
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.steps import Watch, recipe_of
+from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file
 from noisyteacher.runs import Run, is_run, new_run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `compress` was asked, with names resolved to things; the one argument of the steps below."""
+    """What `compress` was asked, with names resolved to things; the one argument of the steps."""
 
-    run: Run
+    config: Config
     data: Splits
     teacher: str | nn.Module
     student: str | nn.Module
     noise: Noise | None
-    taught: Mapping[str, Any]
-    """Options of `distil`: loss, temperature, label_weight."""
-    teacher_recipe: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    seeds: int
-    baselines: bool
-    device: str
-    tensorboard: bool
+    settings: Mapping[str, Any]
+    """What config.json holds: the Config, or for a call from Python the same with fingerprints of its objects."""
+    run: Run
     watch: Watch | None
+
+    @property
+    def taught(self) -> dict[str, Any]:
+        """Options of `distil`."""
+        return {name: getattr(self.config.student, name) for name in ("loss", "temperature", "label_weight")}
+
+
+def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Splits) -> None:
+    """Raises what a wrong teacher or student would raise later, before a folder is made or a teacher trained."""
+    build_model(student, data)
+    if isinstance(teacher, str) and names_a_file(teacher):
+        load_teacher(teacher, data)
+    else:
+        build_model(teacher, data)
 
 
 def folder_for(
-    given: str | os.PathLike[str] | None,
-    output_dir: str | os.PathLike[str],
+    given: str | os.PathLike[str] | Run | None,
+    output_dir: str,
     name: str,
     settings: dict[str, Any],
     command: str | None,
 ) -> Run:
+    """A new run folder, or the given one, once it is a compression with these settings."""
     if given is None:
         return new_run(output_dir, "compress", name, settings, command=command)
-    path = Path(given)
+    path = given.path if isinstance(given, Run) else Path(given)
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
@@ -57,16 +67,8 @@ def folder_for(
     return run
 
 
-def recipe_from(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `fit` for a recipe. Raises ConfigError naming those that `compress` sets itself or does not know."""
-    known = set(Recipe.__dataclass_fields__) - {"name"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no option of a recipe; known are {', '.join(sorted(known))}")
-    return {**recipe_of(Recipe()), **options}
-
-
 def data_record(data: Splits) -> dict[str, Any]:
+    """The data set's name and the fingerprint of each split, for the config of a child run."""
     return {role: split.fingerprint for role, split in data.parts.items()} | {"name": data.name}
 
 

@@ -19,13 +19,21 @@ from noisyteacher.store import LogitStore
 
 
 def train_config(
-    config: Config, *, seed: int = 0, run: Run | None = None, command: str | None = None, watch: Watch | None = None
+    config: Config,
+    *,
+    seed: int = 0,
+    run: Run | None = None,
+    command: str | None = None,
+    begun: Callable[[Run], None] | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
     data = load_config_data(config)
     model = build_model(config.teacher.name, data, seed=seed)
     settings = {"config": describe(config), "seed": seed}
     folder = run or new_run(config.run.output_dir, "train", config.teacher.name, settings, seed=seed, command=command)
+    if begun is not None:
+        begun(folder)
     return train_run(
         folder,
         model,
@@ -71,6 +79,7 @@ def distil_config(
     seed: int = 0,
     run: Run | None = None,
     command: str | None = None,
+    begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
@@ -90,6 +99,8 @@ def distil_config(
     folder = run or new_run(
         config.run.output_dir, "distil", student.name, settings, parents=parents, seed=seed, command=command
     )
+    if begun is not None:
+        begun(folder)
     return train_run(
         folder,
         model,
@@ -104,12 +115,12 @@ def distil_config(
     )
 
 
-def resume_single(run: Run, watch: Watch | None = None) -> Trained:
+def resume_single(run: Run, begun: Callable[[Run], None] | None = None, watch: Watch | None = None) -> Trained:
     """Go on with an interrupted `train` or `distil` run from its own config.json."""
     kind, settings = run.info["kind"], run.config
     if "config" not in settings or kind not in ("train", "distil"):
         raise AskedWronglyError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
     config = build_config(settings["config"])
     if kind == "train":
-        return train_config(config, seed=settings["seed"], run=run, watch=watch)
-    return distil_config(config, settings["store"], seed=settings["seed"], run=run, watch=watch)
+        return train_config(config, seed=settings["seed"], run=run, begun=begun, watch=watch)
+    return distil_config(config, settings["store"], seed=settings["seed"], run=run, begun=begun, watch=watch)
