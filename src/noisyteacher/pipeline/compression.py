@@ -86,7 +86,7 @@ def compress(
         "data": data_record(splits),
         "noise": None if noise is None else noise.describe(),
     }
-    refuse_early(teacher, student, splits)
+    refuse_early(teacher, student, splits, config)
     folder = folder_for(run, config.run.output_dir, called(student), settings, None)
     return _compress(Plan(config, splits, teacher, student, noise, settings, folder, watch))
 
@@ -102,7 +102,7 @@ def compress_config(
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
     noise, settings, data = Noise(**asdict(config.noise)), describe(config), load_config_data(config)
     teacher, student = config.teacher.name, config.student.name
-    refuse_early(teacher, student, data)
+    refuse_early(teacher, student, data, config)
     folder = folder_for(run, config.run.output_dir, student, settings, command)
     if begun is not None:
         begun(folder)

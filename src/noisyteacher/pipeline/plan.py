@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from noisyteacher.config import Config
-from noisyteacher.data import Splits
+from noisyteacher.data import Splits, expand_views
+from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models import Classifier, build_model
 from noisyteacher.noise import Noise
@@ -39,8 +40,11 @@ class Plan:
         return {name: getattr(self.config.student, name) for name in ("loss", "temperature", "label_weight")}
 
 
-def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Splits) -> None:
-    """Raises what a wrong teacher or student would raise later, before a folder is made or a teacher trained."""
+def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config) -> None:
+    """Raises what a wrong name would raise later, before a folder is made or a teacher trained."""
+    resolve_device(config.run.device)
+    for recipe in (config.teacher, config.student):
+        expand_views(recipe.views)
     build_model(student, data)
     if isinstance(teacher, str) and names_a_file(teacher):
         load_teacher(teacher, data)
