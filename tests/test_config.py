@@ -23,7 +23,8 @@ def test_every_setting_has_a_meaning() -> None:
     told = list(config.explain())
     assert len(told) > 40
     assert all((doc and doc[0].isupper()) or doc[:2] in ("bf", "cp", "fp") for _, _, _, doc in told)
-    assert ("noise.alpha", "number", 0.15, "Probability that a sample is perturbed.") in told
+    meaning = "Probability that a sample is perturbed, or auto: chosen on validation."
+    assert ("noise.alpha", "number or auto", 0.15, meaning) in told
 
 
 def test_all_problems_at_once_with_the_nearest_name() -> None:
@@ -92,7 +93,7 @@ def test_settings_and_functions_speak_of_the_same_choices() -> None:
     assert set(hints) == set(noise.FIELDS)
     for name, known in noise.CHOICES.items():
         assert hints[name] == " | ".join(known)
-    recipe = {one.name for one in fields(config.Recipe)} - {"name"}
+    recipe = {one.name for one in fields(config.Recipe)} - {"name", "options"}
     arguments = inspect.signature(nt.fit).parameters
     for name in recipe - {"keep", "views"}:  # keep follows val, views are a list in TOML
         assert arguments[name].default == getattr(config.Recipe(), name), name

@@ -145,7 +145,8 @@ def test_noise_on_the_students_side() -> None:
     draw = draw_noise(noise, ROWS, CLASSES, stream(9, "noise", 4))
     assert float(loss) == pytest.approx(float(nt.logit_regression(apply_noise(student, draw), table(1))))
     assert numbers["noise/selected_%"] == pytest.approx(100 * float(draw.selected.float().mean()))
-    assert "noise/flipped_%" not in numbers
+    flipped = (apply_noise(student, draw).argmax(1) != student.argmax(1)).float().mean()
+    assert numbers["noise/flipped_%"] == pytest.approx(100 * float(flipped))
 
 
 def test_unlabelled_images_are_enough_to_distil() -> None:

@@ -70,6 +70,19 @@ def evaluate(
     `teacher`: anything `distil` takes. Raises DataError with neither labels nor a teacher, MismatchError when classes
     differ, TrainingError for logits that are not finite.
     """
+    return judge(model, split, teacher=teacher, batch_size=batch_size, device=device, precision=precision)[0]
+
+
+def judge(
+    model: nn.Module,
+    split: Split,
+    *,
+    teacher: object = None,
+    batch_size: int = 512,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> tuple[Scores, Tensor]:
+    """The same as `evaluate`, and the logits `[N, K]` the scores were taken from."""
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
     logits = predict(model, split, batch_size=batch_size, device=device, precision=precision)
@@ -79,7 +92,7 @@ def evaluate(
     agreement = None
     if teacher is not None:
         agreement = metrics.agreement(logits, _teacher_logits(teacher, split, logits.shape[1], batch_size, device))
-    return score(logits, split, agreement)
+    return score(logits, split, agreement), logits
 
 
 def score(logits: Tensor, split: Split, agreement: float | None = None) -> Scores:

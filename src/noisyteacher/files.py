@@ -16,11 +16,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: writers do not wait for each other there
+    fcntl = None  # type: ignore[assignment]
 
 from noisyteacher.errors import FileFormatError, WriteError
 
@@ -163,3 +168,23 @@ def _write_error(path: Path, error: OSError) -> WriteError:
         errno.EEXIST: "a file of that name is in the way: choose another output folder",
     }.get(error.errno or 0, error.strerror or str(error))
     return WriteError(f"{path}: cannot be written: {advice}")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in this folder; waits for one that does.
+
+    The lock is the folder's own (flock), so it leaves no file and ends with the process. Where the file system knows
+    no such lock we go on without: files are replaced all at once, and two workers with one task write the same.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be opened: {error.strerror or error}") from error
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -33,12 +33,28 @@ def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     Confidence is the largest softmax probability; bin b holds ((b-1)/bins, b/bins]. `[N, K]` and `[N]`.
     Source: Guo et al. 2017, Eq. 3.
     """
+    _, confidence, hits = reliability(logits, labels, bins)
+    return 100 * float((hits - confidence).abs().sum()) / len(labels)
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Per bin of confidence: rows, the sum of their confidences, how many were right. float64 `[bins]` each.
+
+    Confidence is the largest softmax probability; bin b holds ((b-1)/bins, b/bins]. `[N, K]` and `[N]`.
+    """
     _check(logits, labels)
     confidence, chosen = logits.double().softmax(1).max(1)
-    hit = (chosen == labels).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, hit - confidence)
-    return 100 * float(gap.abs().sum()) / len(labels)
+    empty = torch.zeros(bins, dtype=torch.float64)
+    rows = empty.index_add(0, place, torch.ones_like(confidence))
+    return rows, empty.index_add(0, place, confidence), empty.index_add(0, place, (chosen == labels).double())
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How often each class was taken for each: int64 `[K, K]`, row = label, column = largest logit."""
+    _check(logits, labels)
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
 
 
 def agreement(first: Tensor, second: Tensor) -> float:

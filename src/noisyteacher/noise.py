@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -27,12 +27,22 @@ DrawKind = Literal["batch", "row", "scalar"]
 Kind = Literal["multiplicative", "additive"]
 Distribution = Literal["gaussian", "uniform", "laplace"]
 Target = Literal["teacher", "student"]
+Schedule = Literal["constant", "linear", "cosine", "early", "late"]
 CHOICES = {
     "draw": get_args(DrawKind),
     "kind": get_args(Kind),
     "distribution": get_args(Distribution),
     "target": get_args(Target),
+    "schedule": get_args(Schedule),
 }
+NOISE_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "early": lambda done: float(done < 0.5),
+    "late": lambda done: float(done >= 0.5),
+}
+"""Schedule -> what sigma is multiplied by once a share `done` (0..1) of the run's steps is behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,9 @@ class Noise:
     """Whose logits are perturbed: the teacher's (section 3.3) or the student's (section 5.2)."""
     frozen: bool = False
     """False: drawn anew at every step. True: one draw per sample, kept for the whole run."""
+    schedule: Schedule = "constant"
+    """How sigma changes over the run: `constant` (the paper), `linear` or `cosine` from sigma to 0, `early` (sigma in
+    the first half, then 0), `late` (0, then sigma in the second half)."""
 
     def __post_init__(self) -> None:
         problems = [*_sigma_problems(self.sigma), *_alpha_problems(self.alpha)]
@@ -109,6 +122,18 @@ def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generato
     return Draw(chance < noise.alpha, unit * noise.sigma)
 
 
+def scheduled(draw: Draw, schedule: str, step: int, total_steps: int | None) -> Draw:
+    """The draw with its noise scaled as the schedule says at `step` (from 0) of `total_steps`.
+
+    Raises MismatchError for a schedule other than `constant` without the run's length.
+    """
+    if schedule == "constant":
+        return draw
+    if total_steps is None:
+        raise MismatchError(f"noise with schedule {schedule!r} needs the length of the run: give total_steps")
+    return replace(draw, xi=draw.xi * NOISE_SCHEDULES[schedule](min(1.0, step / total_steps)))
+
+
 def apply_noise(logits: Tensor, draw: Draw, kind: Kind = "multiplicative") -> Tensor:
     """Logits `[B, K]` with the draw put on the selected rows; the other rows, and where xi is 0, bit for bit as given.
 
@@ -147,17 +172,28 @@ def perturb(
 
 
 def step_draw(
-    noise: Noise, *, seed: int, step: int, rows: Tensor | None, total_rows: int | None, size: int, classes: int
+    noise: Noise,
+    *,
+    seed: int,
+    step: int,
+    rows: Tensor | None,
+    total_rows: int | None,
+    size: int,
+    classes: int,
+    total_steps: int | None = None,
 ) -> Draw:
     """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
 
-    `size` is B. `rows` int64 `[B]` and `total_rows` are needed for frozen noise only; MismatchError without them.
+    `size` is B. `rows` int64 `[B]` and `total_rows` are needed for frozen noise only, `total_steps` for a schedule;
+    MismatchError without them.
     """
     if not noise.frozen:
-        return draw_noise(noise, size, classes, stream(seed, "noise", step))
-    if rows is None or total_rows is None:
+        draw = draw_noise(noise, size, classes, stream(seed, "noise", step))
+    elif rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
-    return frozen_draw(noise, seed, total_rows, classes).at(rows.to("cpu"))
+    else:
+        draw = frozen_draw(noise, seed, total_rows, classes).at(rows.to("cpu"))
+    return scheduled(draw, noise.schedule, step, total_steps)
 
 
 @lru_cache(maxsize=4)

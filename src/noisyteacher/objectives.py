@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ def distil(
         raise AskedWronglyError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     source = as_teacher(teacher, combine)
     softness = 4.0 if temperature is None else temperature
+    slope = _regression_slope if loss == "logit_regression" else partial(_soft_slope, temperature=softness)
 
     def value(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         targets = source.logits(batch)
@@ -91,12 +93,19 @@ def distil(
         numbers: dict[str, float] = {}
         if noise is not None:
             draw = _draw(noise, batch, targets.shape[1])
+            student, clean = logits, targets
             if noise.target == "teacher":
-                clean, targets = targets, apply_noise(targets, draw, noise.kind)
-                numbers["noise/flipped_%"] = 100 * _share(clean.argmax(1) != targets.argmax(1))
+                targets = apply_noise(targets, draw, noise.kind)
             else:
                 logits = apply_noise(logits.float(), draw, noise.kind)
-            numbers["noise/selected_%"] = 100 * _share(draw.selected)
+            with torch.no_grad():
+                before, after = (clean, targets) if noise.target == "teacher" else (student, logits)
+                numbers = {
+                    "noise/selected_%": 100 * _share(draw.selected),
+                    "noise/flipped_%": 100 * _share(before.argmax(1) != after.argmax(1)),
+                    "noise/xi_rms": float(draw.xi.square().mean().sqrt()),
+                    "noise/gradient_ratio": gradient_ratio(student, clean, logits, targets, draw, noise, slope),
+                }
         term = (
             logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
         )
@@ -120,6 +129,36 @@ def distil(
     return Objective(value, check, record)
 
 
+def gradient_ratio(
+    student: Tensor,
+    teacher: Tensor,
+    noisy_student: Tensor,
+    noisy_teacher: Tensor,
+    draw: Draw,
+    noise: Noise,
+    slope: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """How large the noise is in the gradient: ||noisy - clean|| / ||clean|| over one batch, a number >= 0.
+
+    The gradients are those of the teacher's term in the student's logits, `[B, K]` each, where both are exact and
+    cheap. The ratio is 0 where the clean gradient is 0. `slope(student, teacher)` is the gradient times B.
+    """
+    clean = slope(student.float(), teacher)
+    noisy = slope(noisy_student.float(), noisy_teacher)
+    if noise.target == "student" and noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
+        noisy = torch.where(draw.selected.to(noisy.device), noisy * (1 + draw.xi.to(noisy.device)), noisy)
+    size = float(clean.norm())
+    return float((noisy - clean).norm()) / size if size > 0 else 0.0
+
+
+def _regression_slope(student: Tensor, teacher: Tensor) -> Tensor:
+    return student - teacher
+
+
+def _soft_slope(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1))
+
+
 def _draw(noise: Noise, batch: Batch, classes: int) -> Draw:
     return step_draw(
         noise,
@@ -129,6 +168,7 @@ def _draw(noise: Noise, batch: Batch, classes: int) -> Draw:
         total_rows=batch.total_rows,
         size=len(batch.rows),
         classes=classes,
+        total_steps=batch.total_steps or None,
     )
 
 

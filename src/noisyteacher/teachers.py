@@ -200,13 +200,23 @@ class NoisyTeacher(nn.Module):
     The teacher is put in eval mode and stays there, its parameters stop requiring gradients, and the forward pass runs
     without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
     dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
-    Raises AskedWronglyError for noise meant for the student, MismatchError for frozen noise without row numbers.
+    `total_rows` is needed for frozen noise, `total_steps` for noise with a schedule.
+    Raises AskedWronglyError for noise meant for the student, MismatchError for frozen noise without row numbers and for
+    a schedule without `total_steps`.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
     """
 
     calls: Tensor
 
-    def __init__(self, teacher: nn.Module, noise: Noise, *, seed: int = 0, total_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        noise: Noise,
+        *,
+        seed: int = 0,
+        total_rows: int | None = None,
+        total_steps: int | None = None,
+    ) -> None:
         super().__init__()
         if noise.target != "teacher":
             raise AskedWronglyError(
@@ -214,7 +224,7 @@ class NoisyTeacher(nn.Module):
                 "perturb the student's logits in the loop with nt.perturb"
             )
         self.teacher = teacher.requires_grad_(False)
-        self.noise, self.seed, self.total_rows = noise, seed, total_rows
+        self.noise, self.seed, self.total_rows, self.total_steps = noise, seed, total_rows, total_steps
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.eval()
 
@@ -237,6 +247,7 @@ class NoisyTeacher(nn.Module):
                 total_rows=self.total_rows,
                 size=logits.shape[0],
                 classes=logits.shape[1],
+                total_steps=self.total_steps,
             )
             self.calls += 1
             return apply_noise(logits, draw, self.noise.kind)

@@ -46,3 +46,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun. `plural(1, "seed") == "1 seed"`, `plural(3, "seed") == "3 seeds"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

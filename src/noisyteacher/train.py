@@ -61,7 +61,8 @@ def fit(
     """Train the model in place on the split and return the History; the model ends with the kept weights.
 
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
-    any callable. Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
+    any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
+    `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
     view (a last batch of a single sample is left out: batch norm cannot learn from it). After every epoch `val` is
     evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
     with `val`) or `last`. `patience` stops after so many epochs without a better one.
@@ -183,7 +184,8 @@ class _Loop:
             images = self.split.images_at(rows, self.views, which)
             images = images.to(self.device, memory_format=torch.channels_last)
             labels = self.split.labels_at(rows).to(self.device) if self.split.labels is not None else None
-            yield Batch(images, labels, rows, self.views, which, epoch * self.batches + number, seed, rows_total)
+            step = epoch * self.batches + number
+            yield Batch(images, labels, rows, self.views, which, step, seed, rows_total, self.total_steps)
 
     def _step(self, batch: Batch) -> float:
         """One update; returns the loss before it. Raises TrainingError instead of updating on a loss not finite."""
@@ -216,6 +218,8 @@ class _Loop:
         for name, number in {"train/loss": value, **numbers}.items():
             if not math.isfinite(number):
                 raise TrainingError(f"the objective's number {name!r} is {number} at step {batch.step + 1}")
+            if name.endswith("_rms"):
+                number = number**2
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number * len(batch.rows)
         self.progress.sums["samples"] = self.progress.sums.get("samples", 0.0) + len(batch.rows)
         return value
@@ -225,7 +229,8 @@ class _Loop:
         state = self.progress
         samples = state.sums.pop("samples")
         line: dict[str, Any] = {"epoch": len(state.epochs) + 1, "step": state.step}
-        line |= {name: total / samples for name, total in state.sums.items()}
+        means = {name: total / samples for name, total in state.sums.items()}
+        line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
         state.sums = {}
         line["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.val is not None:

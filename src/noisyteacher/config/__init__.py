@@ -2,9 +2,10 @@
 
 from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import build_config, describe, parse_value, put, read_config
-from noisyteacher.config.settings import Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
+from noisyteacher.config.settings import Choice, Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
 
 __all__ = [
+    "Choice",
     "Config",
     "Data",
     "NoiseSettings",

@@ -32,7 +32,9 @@ def type_name(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, hint.__args__))
     if origin is list:
-        return "list of text"
+        return "list of text" if str in hint.__args__ else "list of numbers"
+    if origin is dict:
+        return "table"
     if origin is tuple:
         return "[low, high]"
     if hasattr(hint, "__args__"):
@@ -72,6 +74,8 @@ def _toml(value: Any) -> str:
         return '""'
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)

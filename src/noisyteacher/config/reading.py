@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from noisyteacher.config.settings import Config
+from noisyteacher.config.settings import Choice, Config
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import nearest
 
@@ -20,10 +20,7 @@ def build_config(given: Mapping[str, Any]) -> Config:
     try:
         config = TypeAdapter(Config).validate_python(dict(given))
     except ValidationError as error:
-        found = error.errors()
-        if any(one["type"] != "tuple_type" for one in found):  # of a union's two complaints, the telling one
-            found = [one for one in found if one["type"] != "tuple_type"]
-        raise ConfigError(_listed(map(_sentence, found))) from error
+        raise ConfigError(_listed(map(_sentence, _telling(error.errors())))) from error
     problems = list(_contradictions(config, given))
     if problems:
         raise ConfigError(_listed(problems))
@@ -79,11 +76,37 @@ def describe(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+def _key(problem: Any) -> tuple[str, ...]:
+    """Where a problem is, without pydantic's words for the branches of a union."""
+    place = [str(part) for part in problem["loc"]]
+    branches = ("constrained", "tuple[", "float", "list[", "literal[")
+    if "options" in place:  # options.NAME.TYPE
+        return tuple(place[: place.index("options") + 2])
+    return tuple(part for part in place if not part.startswith(branches))
+
+
+def _telling(problems: list[Any]) -> list[Any]:
+    """Of the complaints of all branches of a union, the one that tells a person what is wrong."""
+    kept = []
+    for key in dict.fromkeys(map(_key, problems)):
+        those = [one for one in problems if _key(one) == key]
+        words = [one for one in those if one["type"] == "literal_error"]
+        if len(those) > 1 and words and isinstance(words[0]["input"], str):
+            kept.append(words[0] | {"msg": f"Expected a number or {words[0]['ctx']['expected']}", "type": "union"})
+        elif len(those) > 1 and "options" in key:
+            kept.append(those[0] | {"msg": "Expected a number, true, false or text", "type": "union"})
+        elif len(those) > 1:
+            kept.append(next(one for one in those if one["type"] not in ("tuple_type", "literal_error")))
+        elif not (those[0]["type"] == "literal_error" and any(_key(one)[: len(key)] == key for one in kept)):
+            kept.append(those[0])
+    # [0.1] is no number, but above all it lacks its second half: the inner complaint tells more
+    deeper = {_key(one)[:-1] for one in kept}
+    return [one for one in kept if _key(one) not in deeper]
+
+
 def _sentence(problem: Any) -> str:
     """One of pydantic's problems as `key: what was given and what was expected`."""
-    place = [
-        str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "tuple[", "float", "list["))
-    ]
+    place = _key(problem)
     key = ".".join(place)
     if problem["type"] == "unexpected_keyword_argument":
         *path, wrong = place
@@ -115,11 +138,19 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{part}.momentum: {recipe.momentum} has no effect with optimizer {recipe.optimizer!r}: leave it out"
         if recipe.every_view and len(recipe.views) == 1 and recipe.views[0] in ("clean", "mirror"):
             yield f"{part}.every_view: has no effect with the one view {recipe.views[0]!r}"
+        for name in ("model", "data", "classes", "input_shape", "seed"):
+            if name in recipe.options:
+                yield f"{part}.options.{name}: comes from the data and the run, not from here: leave it out"
         if not recipe.views:
             yield f"{part}.views: the list is empty; give at least clean"
     if config.student.temperature is not None and config.student.loss != "soft_targets":
         yield f"student.temperature: has no effect with loss {config.student.loss!r}: leave it out"
     sigma = config.noise.sigma
+    if "auto" not in (sigma, config.noise.alpha) and config.choice != Choice():
+        yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
+    for name in ("sigmas", "alphas"):
+        if not getattr(config.choice, name):
+            yield f"choice.{name}: the list is empty; give at least one candidate"
     if isinstance(sigma, tuple) and sigma[0] > sigma[1]:
         yield f"noise.sigma: given {list(sigma)}; a range is [low, high] with low <= high"
     if isinstance(sigma, tuple) and config.noise.frozen:

@@ -38,6 +38,8 @@ class Data:
     """SVHN: train on its 531,131 extra images too, as the paper does."""
     limit: Count | None = None
     """At most so many rows of each split, every class in proportion: for trying things out."""
+    train_limit: Count | None = None
+    """At most so many rows of the training split alone, every class in proportion: what little data would do."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +50,8 @@ class Recipe:
 
     name: str = ""
     """Which network."""
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the network, as in options.dropout = 0.5."""
     epochs: Count = 20
     """Passes over the training split."""
     batch_size: Count = 64
@@ -104,10 +108,10 @@ class NoiseSettings:
 
     __pydantic_config__ = STRICT
 
-    sigma: NotNegative | tuple[NotNegative, NotNegative] = 0.8
-    """Standard deviation of xi, or a range [low, high] drawn uniformly per batch."""
-    alpha: Share = 0.15
-    """Probability that a sample is perturbed."""
+    sigma: NotNegative | tuple[NotNegative, NotNegative] | Literal["auto"] = "auto"
+    """Standard deviation of xi, a range [low, high] drawn per batch, or auto: chosen on validation, 0 included."""
+    alpha: Share | Literal["auto"] = 0.15
+    """Probability that a sample is perturbed, or auto: chosen on validation."""
     draw: Literal["batch", "row", "scalar"] = "batch"
     """One xi per mini-batch (the paper's Algorithm 1 read literally), per sample, or one number per sample."""
     kind: Literal["multiplicative", "additive"] = "multiplicative"
@@ -118,6 +122,24 @@ class NoiseSettings:
     """Whose logits are perturbed."""
     frozen: bool = False
     """True: one draw per sample for the whole run instead of a new one at every step."""
+    schedule: Literal["constant", "linear", "cosine", "early", "late"] = "constant"
+    """How sigma changes over the run: linear or cosine to 0, early or late: in one half only."""
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """How sigma and alpha are chosen where they are auto: short runs of every candidate, judged on validation."""
+
+    __pydantic_config__ = STRICT
+
+    sigmas: list[NotNegative] = field(default_factory=lambda: [0.1, 0.3, 0.6, 0.9])
+    """Candidates for sigma; no noise (sigma 0) is always one more."""
+    alphas: list[Share] = field(default_factory=lambda: [0.15, 0.5])
+    """Candidates for alpha."""
+    epochs: Count | None = None
+    """Length of each short run (empty: a quarter of the student's epochs)."""
+    seeds: Count = 2
+    """Short runs per candidate."""
 
 
 @dataclass(kw_only=True)
@@ -154,5 +176,7 @@ class Config:
     """The small network."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     """The noise on the logits."""
+    choice: Choice = field(default_factory=Choice)
+    """How sigma and alpha are chosen where they are auto."""
     run: RunSettings = field(default_factory=RunSettings)
     """How often, where and on what."""

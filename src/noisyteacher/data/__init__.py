@@ -1,7 +1,7 @@
 """Data sets as two tensors and an index: splits, views, and the sources they are read from."""
 
 from noisyteacher.data.listing import datasets_here
-from noisyteacher.data.sources import DATASETS, default_root, limited, load_data
+from noisyteacher.data.sources import DATASETS, default_root, load_data
 from noisyteacher.data.split import Batch, Split, Splits
 from noisyteacher.data.summary import data_summary
 from noisyteacher.data.views import apply_view, apply_views, expand_views
@@ -17,6 +17,5 @@ __all__ = [
     "datasets_here",
     "default_root",
     "expand_views",
-    "limited",
     "load_data",
 ]

@@ -60,6 +60,7 @@ def load_data(
     verify: bool = True,
     seed: int = 0,
     limit: int | None = None,
+    train_limit: int | None = None,
     extra: bool = True,
     size: int | tuple[int, int] | None = None,
     grey: bool = False,
@@ -75,7 +76,8 @@ def load_data(
         sets alone.
     seed: of the draw that holds validation (and test) rows out where the source has none of its own; it has nothing to
         do with a run's seed, and runs to be compared must share it.
-    limit: at most so many rows of each split, each class in proportion; for trying things out.
+    limit: at most so many rows of each split, each class in proportion; for trying things out. train_limit: the same of
+        the training split alone.
     extra: svhn alone; False leaves its 531,131 extra images out. size, grey: folders alone; resize, and one channel.
     max_bytes: refuse a file, folder or object that takes more memory (4 GiB unless given).
     Raises UnknownNameError with the nearest name, AskedWronglyError for an option that has no effect on this source,
@@ -89,8 +91,9 @@ def load_data(
     _refuse("extra", not extra and named != "svhn", "'svhn'", source)
     fixed = named == "mnist-5k" or isinstance(source, Splits)
     _refuse("seed", seed != 0 and fixed, "sources without a validation split of their own", source)
-    if limit is not None and limit < 1:
-        raise AskedWronglyError(f"limit={limit}: expected at least 1 row, or None for all")
+    for name, value in (("limit", limit), ("train_limit", train_limit)):
+        if value is not None and value < 1:
+            raise AskedWronglyError(f"{name}={value}: expected at least 1 row, or None for all")
     if named == "mnist-5k":
         splits = load_mnist5k()
     elif named is not None:
@@ -105,20 +108,19 @@ def load_data(
         splits = source
     else:
         splits = load_object(source, seed=seed, max_bytes=max_bytes)
-    return splits if limit is None else limited(splits, limit)
+    if limit is not None:
+        test = None if splits.test is None else _limited(splits.test, limit)
+        splits = replace(splits, train=_limited(splits.train, limit), val=_limited(splits.val, limit), test=test)
+    return splits if train_limit is None else replace(splits, train=_limited(splits.train, train_limit))
 
 
-def limited(splits: Splits, limit: int) -> Splits:
-    """The same splits with at most `limit` rows each, every class in proportion; the same rows every time."""
-    parts: dict[str, Split] = {}
-    for role, split in splits.parts.items():
-        if limit >= len(split):
-            parts[role] = split
-        elif split.labels is None:
-            parts[role] = split.take(limit)
-        else:
-            parts[role] = split.subset(partition(split.targets, [limit], 0, "limit", role)[0])
-    return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
+def _limited(split: Split, limit: int) -> Split:
+    """At most `limit` rows of the split, every class in proportion; the same rows every time."""
+    if limit >= len(split):
+        return split
+    if split.labels is None:
+        return split.take(limit)
+    return split.subset(partition(split.targets, [limit], 0, "limit", split.role)[0])
 
 
 def _path_of(source: Any) -> Path | None:

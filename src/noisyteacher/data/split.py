@@ -198,6 +198,7 @@ class Batch:
     images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
     split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
     step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
+    total_steps: the steps of the whole training, 0 where there is no training.
     """
 
     images: Tensor
@@ -208,6 +209,7 @@ class Batch:
     step: int
     seed: int
     total_rows: int
+    total_steps: int = 0
 
     def __repr__(self) -> str:
         """One line without the pixels: `Batch(64 x [1, 28, 28], 1 view(s), step 3)`."""

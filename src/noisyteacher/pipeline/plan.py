@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Config
+from noisyteacher.config import Choice, Config, NoiseSettings
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models import Classifier, build_model
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file
+from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
 from noisyteacher.runs import Run, is_run, new_run
 
 
@@ -29,10 +29,18 @@ class Plan:
     teacher: str | nn.Module
     student: str | nn.Module
     noise: Noise | None
+    """What the students are taught under; not yet known where there are candidates."""
+    candidates: tuple[Noise, ...]
+    """The noises to choose from on validation; empty where the noise was named."""
     settings: Mapping[str, Any]
     """What config.json holds: the Config, or for a call from Python the same with fingerprints of its objects."""
     run: Run
     watch: Watch | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the student's network."""
+        return options_of(self.config.student)
 
     @property
     def taught(self) -> dict[str, Any]:
@@ -40,16 +48,29 @@ class Plan:
         return {name: getattr(self.config.student, name) for name in ("loss", "temperature", "label_weight")}
 
 
+def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
+    """The noise that settings name, and the candidates where they leave sigma or alpha to validation."""
+    named = asdict(settings)
+    if "auto" not in (settings.sigma, settings.alpha):
+        return Noise(**named), ()
+    sigmas = choice.sigmas if settings.sigma == "auto" else [settings.sigma]
+    alphas = choice.alphas if settings.alpha == "auto" else [settings.alpha]
+    found = [Noise(**{**named, "sigma": sigma, "alpha": alpha}) for sigma in sigmas for alpha in alphas]
+    return None, tuple(one for one in found if one.alpha and one.sigma)
+
+
 def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config) -> None:
     """Raises what a wrong name would raise later, before a folder is made or a teacher trained."""
     resolve_device(config.run.device)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
-    build_model(student, data)
+    build_model(student, data, **options_of(config.student))
     if isinstance(teacher, str) and names_a_file(teacher):
+        if config.teacher.options:
+            raise AskedWronglyError(f"teacher.options: have no effect on {teacher}, which is built already: leave out")
         load_teacher(teacher, data)
     else:
-        build_model(teacher, data)
+        build_model(teacher, data, **options_of(config.teacher))
 
 
 def folder_for(
@@ -72,8 +93,9 @@ def folder_for(
 
 
 def data_record(data: Splits) -> dict[str, Any]:
-    """The data set's name and the fingerprint of each split, for the config of a child run."""
-    return {role: split.fingerprint for role, split in data.parts.items()} | {"name": data.name}
+    """The data set's name, its classes and the fingerprint of each split, for the config of a child run."""
+    prints = {role: split.fingerprint for role, split in data.parts.items()}
+    return {"name": data.name, "classes": list(data.class_names), **prints}
 
 
 def called(model: str | nn.Module) -> str:

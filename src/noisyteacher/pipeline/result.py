@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, size_bytes
 
@@ -48,6 +49,8 @@ class Result:
     noise: Mapping[str, Any] | None
     extraction_s: float
     store: str
+    choice: Mapping[str, Any] | None = None
+    """How the noise was chosen on validation, where it was: candidates, their errors, what won."""
 
     @property
     def seeds(self) -> int:
@@ -59,7 +62,7 @@ class Result:
         """One sentence on what the noise changed against clean logit regression, pair by pair of seeds."""
         named = {row.name: row for row in self.rows}
         if self.noise is None or "noisy" not in named:
-            return "no noise was used"
+            return "no noise was used" if self.choice is None else explain_choice(self.choice)
         if "clean" not in named:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
         difference = paired_difference(named["clean"].errors, named["noisy"].errors)
@@ -117,6 +120,8 @@ class Result:
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",
         ]
+        if self.choice is not None and self.noise is not None:
+            found.append(f"Noise: {explain_choice(self.choice)}.")
         if latency:
             found.append(
                 f"Latency: median of {latency['runs']} forward passes, batch {latency['batch']}, {latency['threads']} "
@@ -135,6 +140,7 @@ class Result:
             "verdict": self.verdict,
             "store": self.store,
             "extraction_s": self.extraction_s,
+            "choice": None if self.choice is None else dict(self.choice),
             "rows": [
                 {
                     "name": row.name,
@@ -166,7 +172,7 @@ class Result:
         )
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
-            record["store"],
+            record["store"], record.get("choice"),
         )  # fmt: skip
 
     def __str__(self) -> str:

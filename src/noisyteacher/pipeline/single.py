@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
-from noisyteacher.models import build_model, weights_fingerprint
-from noisyteacher.noise import Noise
+from noisyteacher.models import build_model
 from noisyteacher.objectives import distil, supervised
-from noisyteacher.pipeline.steps import Trained, Watch, load_config_data, load_teacher, recipe_of, train_run
+from noisyteacher.pipeline.choosing import choose_noise, planned
+from noisyteacher.pipeline.conditions import store_name
+from noisyteacher.pipeline.plan import Plan, called, noise_of
+from noisyteacher.pipeline.steps import (
+    Trained,
+    Watch,
+    errors_kept,
+    load_config_data,
+    load_teacher,
+    options_of,
+    recipe_of,
+    train_run,
+)
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
 
@@ -29,7 +39,7 @@ def train_config(
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
     data = load_config_data(config)
-    model = build_model(config.teacher.name, data, seed=seed)
+    model = build_model(config.teacher.name, data, seed=seed, **options_of(config.teacher))
     settings = {"config": describe(config), "seed": seed}
     folder = run or new_run(config.run.output_dir, "train", config.teacher.name, settings, seed=seed, command=command)
     if begun is not None:
@@ -55,7 +65,7 @@ def extract_config(config: Config, path: str | None = None, watch: Watch | None 
     """
     data = load_config_data(config)
     model, _ = load_teacher(config.teacher.name, data)
-    name = f"{model.architecture['name']}-{data.name}-train-{weights_fingerprint(model)[:6]}"
+    name = store_name(called(model), data.train, model)
     tell: Callable[[int, int], None] | None = None
     if watch is not None:
 
@@ -83,17 +93,9 @@ def distil_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
-    data = load_config_data(config)
-    opened = LogitStore.open(store)
-    student = config.student
-    objective = distil(
-        opened,
-        noise=Noise(**asdict(config.noise)),
-        loss=student.loss,
-        temperature=student.temperature,
-        label_weight=student.label_weight,
-    )
-    model = build_model(student.name, data, seed=seed)
+    data, opened, student = load_config_data(config), LogitStore.open(store), config.student
+    noise, candidates = noise_of(config.noise, config.choice)
+    model = build_model(student.name, data, seed=seed, **options_of(student))
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
     folder = run or new_run(
@@ -101,16 +103,22 @@ def distil_config(
     )
     if begun is not None:
         begun(folder)
+    plan = Plan(config, data, opened.fingerprints["teacher"], student.name, noise, candidates, settings, folder, watch)
+    title, choice = f"{student.name}, seed {seed}", None
+    if candidates and folder.state != "done":
+        with errors_kept(folder):
+            noise, choice = choose_noise(plan, {"train": opened}, (0, planned(plan)))
     return train_run(
         folder,
         model,
         data,
-        objective,
+        distil(opened, noise=noise, **plan.taught),
         recipe=recipe_of(student),
         seed=seed,
         device=config.run.device,
         tensorboard=config.run.tensorboard,
-        title=f"{student.name}, seed {seed}",
+        extra=None if choice is None else {"choice": choice},
+        title=title,
         watch=watch,
     )
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from noisyteacher import metrics
 from noisyteacher.config import Config, Recipe
 from noisyteacher.data import Splits, load_data
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, NoisyTeacherError
-from noisyteacher.evaluate import evaluate
+from noisyteacher.evaluate import judge
+from noisyteacher.files import alone
 from noisyteacher.history import Tick
 from noisyteacher.models import Classifier, load_model, load_weights, save_model
 from noisyteacher.objectives import Objective
@@ -45,48 +47,52 @@ def train_run(
     recipe: Mapping[str, Any],
     seed: int,
     device: str = "auto",
-    teacher: object = None,
+    answers: Mapping[str, object] | None = None,
+    extra: Mapping[str, Any] | None = None,
     tensorboard: bool = False,
     title: str = "training",
     watch: Watch | None = None,
 ) -> Trained:
     """The model trained in this run's folder, evaluated on validation and test, its result written last.
 
-    A run that is done is not trained again; one that was interrupted goes on from its checkpoint. `recipe` holds
-    options of `fit`; `teacher` is a network to agree with on the evaluation splits.
+    A run that is done is not trained again; one that was interrupted goes on from its checkpoint; one that another
+    process works on is waited for. `recipe` holds options of `fit`; `answers` holds by role (`val`, `test`) a teacher
+    to agree with there; `extra` goes into the result as it is.
     An error of this package is written to error.txt on its way out.
     """
-    whole = run.result() if run.state == "done" else None
-    if whole is not None:
-        load_weights(model, run.path / WEIGHTS)
-        return Trained(model, run, whole)
-    with errors_kept(run):
-        history = fit(
-            model,
-            data.train,
-            objective,
-            val=data.val,
-            seed=seed,
-            device=device,
-            run=run.path,
-            resume=True,
-            tensorboard=tensorboard,
-            progress=None if watch is None else _relay(watch, title),
-            **recipe,
-        )
-        result = {
-            "scores": _scores(model, data, teacher, device),
-            "training": {
-                "seconds": history.seconds,
-                "epochs": len(history.epochs),
-                "best_epoch": history.best_epoch,
-                "kept": history.kept,
-                "stopped_early": history.stopped_early,
-                "device": str(resolve_device(device)),
-                "threads": torch.get_num_threads(),
-            },
-        }
-        run.write_result(result)
+    with alone(run.path):
+        whole = run.result() if run.state == "done" else None
+        if whole is not None:
+            load_weights(model, run.path / WEIGHTS)
+            return Trained(model, run, whole)
+        with errors_kept(run):
+            history = fit(
+                model,
+                data.train,
+                objective,
+                val=data.val,
+                seed=seed,
+                device=device,
+                run=run.path,
+                resume=True,
+                tensorboard=tensorboard,
+                progress=None if watch is None else _relay(watch, title),
+                **recipe,
+            )
+            result = {
+                **_judged(model, data, answers or {}, device),
+                "training": {
+                    "seconds": history.seconds,
+                    "epochs": len(history.epochs),
+                    "best_epoch": history.best_epoch,
+                    "kept": history.kept,
+                    "stopped_early": history.stopped_early,
+                    "device": str(resolve_device(device)),
+                    "threads": torch.get_num_threads(),
+                },
+                **(extra or {}),
+            }
+            run.write_result(result)
     return Trained(model, run, result)
 
 
@@ -98,7 +104,7 @@ def given_run(run: Run, model: nn.Module, data: Splits, *, device: str = "auto",
     with errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
         save_model(model, run.path / WEIGHTS)
-        result = {"scores": _scores(model, data, None, device), "training": before}
+        result = {**_judged(model, data, {}, device), "training": before}
         run.write_result(result)
     return Trained(model, run, result)
 
@@ -115,10 +121,37 @@ def errors_kept(run: Run) -> Iterator[None]:
         raise
 
 
-def _scores(model: nn.Module, data: Splits, teacher: object, device: str) -> dict[str, Any]:
-    """The model's scores on validation and test, JSON-able, by the split's role."""
-    splits = [split for split in (data.val, data.test) if split is not None]
-    return {split.role: evaluate(model, split, teacher=teacher, device=device).describe() for split in splits}
+MANY_CLASSES = 100
+"""Up to so many classes a result keeps the whole table of confusions."""
+
+
+def _judged(model: nn.Module, data: Splits, answers: Mapping[str, object], device: str) -> dict[str, Any]:
+    """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able."""
+    scores, details = {}, {}
+    for split in (data.val, data.test):
+        if split is not None:
+            found, logits = judge(model, split, teacher=answers.get(split.role), device=device)
+            scores[split.role] = found.describe()
+            if split.labels is not None:
+                details[split.role] = _details(logits, split.targets)
+    return {"scores": scores, "details": details}
+
+
+def _details(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    rows, confidence, hits = metrics.reliability(logits, labels)
+    return {
+        "confusion": metrics.confusion(logits, labels).tolist() if logits.shape[1] <= MANY_CLASSES else None,
+        "reliability": {
+            "count": rows.long().tolist(),
+            "confidence_%": _shares(confidence, rows),
+            "accuracy_%": _shares(hits, rows),
+        },
+    }
+
+
+def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
+    """Percentages of the whole; None where there is nothing."""
+    return [100 * a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
 def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> tuple[Classifier, Run | None]:
@@ -145,9 +178,14 @@ def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> t
 
 
 def recipe_of(settings: Recipe) -> dict[str, Any]:
-    """The options of `fit` in a Recipe (or Teacher, Student), without the name and what belongs to `distil`."""
-    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name != "name"}
+    """The options of `fit` in a Recipe (or Teacher, Student), without the network and what belongs to `distil`."""
+    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in ("name", "options")}
     return {**own, "views": tuple(own["views"])}
+
+
+def options_of(settings: Recipe) -> dict[str, Any]:
+    """The arguments of the network in a Recipe."""
+    return dict(settings.options)
 
 
 def load_config_data(config: Config) -> Splits:
@@ -163,6 +201,7 @@ def load_config_data(config: Config) -> Splits:
         grey=data.grey,
         extra=data.extra,
         limit=data.limit,
+        train_limit=data.train_limit,
     )
 
 

@@ -13,15 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError, WriteError
-from noisyteacher.files import crc32c, make_folder, read_bytes, sync_folder, write_json
+from noisyteacher.files import alone, crc32c, make_folder, read_bytes, sync_folder, write_json
 from noisyteacher.store.plan import DTYPES, INDEX, KIND, SCHEMA, SHARD_KIND, Plan, Shard, refuse_non_finite
 from noisyteacher.store.reader import LogitStore
 from noisyteacher.tensorfile import read_tensors, write_tensors
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: writers do not wait for each other there
-    fcntl = None  # type: ignore[assignment]
 
 SHARDS = "shard-[0-9][0-9][0-9][0-9][0-9]*.safetensors"
 
@@ -48,7 +43,7 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         """Raises MismatchError naming the field when a finished store of another plan is there, unless `overwrite`."""
         make_folder(self.path)
-        self._locks.enter_context(_alone(self.path))
+        self._locks.enter_context(alone(self.path))
         try:
             self._take_stock()
         except BaseException:
@@ -147,23 +142,3 @@ class StoreWriter:
             except OSError as error:
                 raise WriteError(f"{file}: cannot be removed: {error.strerror or error}") from error
         sync_folder(self.path)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process writes a store into this folder; waits for one that does.
-
-    The lock is the folder's own (flock), so it leaves no file and ends with the process. Where the file system knows
-    no such lock we go on without: shards are replaced all at once, and two writers of one plan write the same.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be opened: {error.strerror or error}") from error
-    try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

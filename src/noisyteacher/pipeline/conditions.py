@@ -1,0 +1,122 @@
+"""What every way to students is made of: the teacher, its answers to every split, one student under one condition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from noisyteacher.data import Split
+from noisyteacher.extract import extract
+from noisyteacher.models import build_model, weights_fingerprint
+from noisyteacher.noise import Noise
+from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.pipeline.plan import Plan, called, data_record, plain
+from noisyteacher.pipeline.steps import Trained, given_run, load_teacher, names_a_file, options_of, recipe_of, train_run
+from noisyteacher.runs import Run
+from noisyteacher.store import LogitStore
+
+
+def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
+    """The teacher: as given, from its file, or trained; kept in the child run `name`."""
+    given, data = plan.teacher, plan.data
+    if isinstance(given, str) and not names_a_file(given):
+        recipe = recipe_of(plan.config.teacher)
+        options = options_of(plan.config.teacher)
+        settings = {
+            "data": data_record(data), "model": given, "options": options, "recipe": plain(recipe), "seed": 0,
+        }  # fmt: skip
+        return train_run(
+            plan.run.child(name, "train", settings, seed=0),
+            build_model(given, data, seed=0, **options),
+            data,
+            supervised(),
+            recipe=recipe,
+            seed=0,
+            device=plan.config.run.device,
+            tensorboard=plan.config.run.tensorboard,
+            title=title,
+            watch=plan.watch,
+        )
+    found: Run | None = None
+    if isinstance(given, str):
+        model, found = load_teacher(given, data)
+    else:
+        model = build_model(given, data)
+    settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
+    run = plan.run.child(name, "given", settings, parents={"run": found.id} if found is not None else None)
+    return given_run(run, model, data, device=plan.config.run.device, source=found)
+
+
+def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore]:
+    """The teacher's stored logits by role, in the run's folder `logits`.
+
+    For the views the students train on, and of clean images for the splits on which they are compared with it.
+    """
+    views = {"train": tuple(plan.config.student.views)}
+    tell: Callable[[int, int], None] | None = None
+    if plan.watch is not None:
+        watch = plan.watch
+        sizes = {role: len(split) * len(views.get(role, ("",))) for role, split in plan.data.parts.items()}
+        begun = dict.fromkeys(sizes, 0)
+
+        def tell(done: int, total: int) -> None:
+            begun[role] = done
+            watch(title, sum(begun.values()), sum(sizes.values()), "answers")
+
+    found = {}
+    for role, split in plan.data.parts.items():
+        path = plan.run.path / "logits" / store_name(called(plan.teacher), split, teacher)
+        found[role] = extract(
+            teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device, progress=tell
+        )
+    return found
+
+
+def store_name(teacher: str, split: Split, model: nn.Module) -> str:
+    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`."""
+    return f"{teacher}-{split.name}-{split.role}-{weights_fingerprint(model)[:6]}"
+
+
+def a_student(
+    plan: Plan,
+    run: str,
+    condition: str,
+    noise: Noise | None,
+    seed: int,
+    answers: Mapping[str, LogitStore],
+    title: str,
+) -> Trained:
+    """One student with one seed in the child run `run`: on labels alone where the condition is `labels`, else distilled
+    from the stored answers under the noise.
+    """
+    store = answers["train"]
+    objective: Objective = supervised() if condition == "labels" else distil(store, noise=noise, **plan.taught)
+    recipe = recipe_of(plan.config.student)
+    settings = {
+        "data": data_record(plan.data),
+        "model": called(plan.student),
+        "options": plan.options,
+        "recipe": plain(recipe),
+        "objective": objective.record,
+        "seed": seed,
+    }
+    parents = {"teacher": store.fingerprints["teacher"]}
+    if condition != "labels":
+        parents["store"] = store.digest
+    folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
+    source = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
+    return train_run(
+        folder,
+        build_model(source, plan.data, seed=seed, **plan.options),
+        plan.data,
+        objective,
+        recipe=recipe,
+        seed=seed,
+        device=plan.config.run.device,
+        tensorboard=plan.config.run.tensorboard,
+        answers={role: found for role, found in answers.items() if role != "train"},
+        title=title,
+        watch=plan.watch,
+    )
