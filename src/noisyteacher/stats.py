@@ -95,6 +95,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     return PairedDifference(interval.mean, interval.low, interval.high, p, interval.n, confidence)
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p-values corrected for there being several (Holm 1979), in the given order, each at most 1.
+
+    Calling "different" what is below 0.05 here is wrong anywhere in the family at most 5 times in 100.
+    `holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]`.
+    """
+    order = sorted(range(len(ps)), key=lambda place: ps[place])
+    corrected, worst = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(order):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = worst
+    return corrected
+
+
 def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "points of test error") -> str:
     """One honest sentence on a difference (smaller is better): helped, hurt or no evidence, with n and interval."""
     d = difference

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from noisyteacher.cli import inspect, keep, work
+from noisyteacher.cli import inspect, keep, many, work
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.errors import NoisyTeacherError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*work.COMMANDS, *inspect.COMMANDS):
+for command in (*work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS):
     app.command(command.__name__)(command)
 for group in (keep.runs, keep.config, keep.data, keep.logits):
     app.add_typer(group)

@@ -29,9 +29,11 @@ Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or bf16
 Patience = Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without a better one.")]
 Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]
 Sigma = Annotated[
-    str | None, typer.Option("--sigma", help="Standard deviation of the noise, or a range such as '[0.01, 1]'.")
+    str | None, typer.Option("--sigma", help="Standard deviation of the noise, a range such as '[0.01, 1]', or auto.")
 ]
-Alpha = Annotated[float | None, typer.Option("--alpha", help="Probability that a sample is perturbed.")]
+Alpha = Annotated[
+    str | None, typer.Option("--alpha", help="Probability that a sample is perturbed, or auto: chosen on validation.")
+]
 Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
 Seed = Annotated[int, typer.Option("--seed", help="Names every random stream of the run.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
@@ -47,7 +49,7 @@ def settings(config: Path | None, overrides: list[str] | None, flags: dict[str, 
             continue
         if key.endswith(".views"):
             value = [view.strip() for view in value.split(",")]
-        elif key == "noise.sigma":
+        elif key in ("noise.sigma", "noise.alpha"):
             value = parse_value(value)
         put(given, key, value)
     return read_config(None, tuple(overrides or ()), given)

@@ -27,6 +27,7 @@ def demo(
     given = {
         "teacher": {"epochs": 8},
         "student": {"epochs": epochs},
+        "noise": {"sigma": 0.8, "alpha": 0.15},
         "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
     }
     _compress(given, as_json, quiet)

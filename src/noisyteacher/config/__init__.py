@@ -1,7 +1,16 @@
 """Settings as typed code: read them, check them, explain them."""
 
 from noisyteacher.config.explaining import explain, template
-from noisyteacher.config.reading import build_config, describe, parse_value, put, read_config
+from noisyteacher.config.reading import (
+    build_config,
+    describe,
+    flat_grids,
+    leaves,
+    parse_grid,
+    parse_value,
+    put,
+    read_config,
+)
 from noisyteacher.config.settings import Choice, Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
 
 __all__ = [
@@ -16,6 +25,9 @@ __all__ = [
     "build_config",
     "describe",
     "explain",
+    "flat_grids",
+    "leaves",
+    "parse_grid",
     "parse_value",
     "put",
     "read_config",

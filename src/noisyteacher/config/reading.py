@@ -71,6 +71,46 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def parse_grid(given: Iterable[str]) -> dict[str, list[Any]]:
+    """The grid of `KEY=V1,V2` arguments. `parse_grid(["noise.sigma=0,0.5"]) == {"noise.sigma": [0, 0.5]}`.
+
+    Values are TOML, or text: `student.optimizer=adam,sgd`, `noise.sigma=0.3,[0.01, 1]`. Raises ConfigError.
+    """
+    grid: dict[str, list[Any]] = {}
+    for argument in given:
+        key, sign, text = argument.partition("=")
+        if not sign or not key.strip() or not text.strip():
+            raise ConfigError(f"--grid {argument!r}: expected KEY=V1,V2, for example noise.sigma=0.1,0.5")
+        if key.strip() in grid:
+            raise ConfigError(f"--grid {key.strip()}: given twice; list all its values behind one '='")
+        values = parse_value(f"[{text}]")
+        grid[key.strip()] = (
+            values if isinstance(values, list) else [parse_value(one.strip()) for one in text.split(",")]
+        )
+    return grid
+
+
+def flat_grids(table: Any) -> list[dict[str, list[Any]]]:
+    """The grids of a config file's [sweep] table, or of several [[sweep]] tables, with dotted keys."""
+    if table is None:
+        return []
+    tables = table if isinstance(table, list) else [table]
+    if not all(isinstance(one, dict) for one in tables):
+        raise ConfigError(
+            f"sweep: given {table!r}, expected a table of settings with lists of values ([sweep] in TOML)"
+        )
+    return [dict(leaves(one)) for one in tables]
+
+
+def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
 def describe(config: Config) -> dict[str, Any]:
     """The resolved config as nested JSON-able settings; `build_config` makes the same Config of it."""
     return asdict(config)
@@ -148,6 +188,8 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
     sigma = config.noise.sigma
     if "auto" not in (sigma, config.noise.alpha) and config.choice != Choice():
         yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
+    if config.student.combine != "mean" and not config.teacher.also:
+        yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"

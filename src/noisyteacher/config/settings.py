@@ -86,6 +86,8 @@ class Teacher(Recipe):
 
     name: str = "lenet"
     """A network by name, pkg.module:factory, or a trained one: a run folder or a weights file."""
+    also: list[str] = field(default_factory=list)
+    """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 
 
 @dataclass(kw_only=True)
@@ -100,6 +102,8 @@ class Student(Recipe):
     """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
     label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the cross-entropy on labels; the rest goes to the teacher's term."""
+    combine: Literal["mean", "geometric", "pick"] = "mean"
+    """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""
 
 
 @dataclass(kw_only=True)

@@ -1,24 +1,41 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
+from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.plan import Plan, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
-from noisyteacher.pipeline.steps import Trained, Watch, load_config_data, load_teacher, names_a_file, train_run
+from noisyteacher.pipeline.steps import (
+    Trained,
+    Watch,
+    load_config_data,
+    load_teacher,
+    names_a_file,
+    options_of,
+    train_run,
+)
 
 __all__ = [
+    "Plan",
     "Result",
     "Row",
     "Trained",
     "Watch",
+    "a_student",
     "compress",
     "compress_config",
     "distil_config",
     "extract_config",
+    "further_answers",
+    "its_answers",
     "load_config_data",
     "load_teacher",
     "names_a_file",
+    "options_of",
+    "refuse_early",
     "resume_compress",
     "resume_single",
+    "the_teacher",
     "train_config",
     "train_run",
 ]

@@ -16,7 +16,7 @@ from noisyteacher.errors import AskedWronglyError
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.choosing import choose_noise, planned
-from noisyteacher.pipeline.conditions import a_student, its_answers, the_teacher
+from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data
@@ -133,6 +133,7 @@ def _steps(plan: Plan) -> Result:
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     answers = its_answers(plan, teacher.model, f"[2/{total}] teacher's logits")
+    answers |= further_answers(plan, "teacher")
     extraction_s = time.monotonic() - started
     number, noise, choice = 2 + planned(plan), plan.noise, None
     if plan.candidates:

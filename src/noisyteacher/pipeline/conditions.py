@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -74,6 +75,17 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
     return found
 
 
+def further_answers(plan: Plan, title: str) -> dict[str, LogitStore]:
+    """The answers of `teacher.also` to the training split, called train-2, train-3, ...; empty with one teacher."""
+    found = {}
+    for number, name in enumerate(plan.config.teacher.also, 2):
+        other = replace(plan, teacher=name)
+        trained = the_teacher(other, f"{title} {number}", f"teacher-{number}")
+        only = replace(other, data=replace(plan.data, test=None))
+        found[f"train-{number}"] = its_answers(only, trained.model, f"{title} {number}'s logits")["train"]
+    return found
+
+
 def store_name(teacher: str, split: Split, model: nn.Module) -> str:
     """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`."""
     return f"{teacher}-{split.name}-{split.role}-{weights_fingerprint(model)[:6]}"
@@ -92,7 +104,9 @@ def a_student(
     from the stored answers under the noise.
     """
     store = answers["train"]
-    objective: Objective = supervised() if condition == "labels" else distil(store, noise=noise, **plan.taught)
+    several = [found for role, found in answers.items() if role.startswith("train")]
+    source = several if len(several) > 1 else store
+    objective: Objective = supervised() if condition == "labels" else distil(source, noise=noise, **plan.taught)
     recipe = recipe_of(plan.config.student)
     settings = {
         "data": data_record(plan.data),
@@ -106,17 +120,17 @@ def a_student(
     if condition != "labels":
         parents["store"] = store.digest
     folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
-    source = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
+    student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
     return train_run(
         folder,
-        build_model(source, plan.data, seed=seed, **plan.options),
+        build_model(student, plan.data, seed=seed, **plan.options),
         plan.data,
         objective,
         recipe=recipe,
         seed=seed,
         device=plan.config.run.device,
         tensorboard=plan.config.run.tensorboard,
-        answers={role: found for role, found in answers.items() if role != "train"},
+        answers={role: found for role, found in answers.items() if role in plan.data.parts and role != "train"},
         title=title,
         watch=plan.watch,
     )

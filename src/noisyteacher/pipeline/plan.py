@@ -45,7 +45,8 @@ class Plan:
     @property
     def taught(self) -> dict[str, Any]:
         """Options of `distil`."""
-        return {name: getattr(self.config.student, name) for name in ("loss", "temperature", "label_weight")}
+        names = ["loss", "temperature", "label_weight", *(["combine"] if self.config.teacher.also else [])]
+        return {name: getattr(self.config.student, name) for name in names}
 
 
 def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
@@ -65,12 +66,13 @@ def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Split
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
     build_model(student, data, **options_of(config.student))
-    if isinstance(teacher, str) and names_a_file(teacher):
-        if config.teacher.options:
-            raise AskedWronglyError(f"teacher.options: have no effect on {teacher}, which is built already: leave out")
-        load_teacher(teacher, data)
-    else:
-        build_model(teacher, data, **options_of(config.teacher))
+    for one in (teacher, *config.teacher.also):
+        if isinstance(one, str) and names_a_file(one):
+            if config.teacher.options:
+                raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
+            load_teacher(one, data)
+        else:
+            build_model(one, data, **options_of(config.teacher))
 
 
 def folder_for(

@@ -1,0 +1,188 @@
+"""The commands that train many students: sweep and paper."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import command_line, out, print_json, print_table, progress, resumable
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
+Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
+
+
+def sweep(
+    config: o.ConfigFile = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V1,V2", help="A setting and the values to try; may be repeated."),
+    ] = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    teacher: Annotated[str | None, typer.Option(help="A network to train, or a run or file of a trained one.")] = None,
+    student: Annotated[str | None, typer.Option(help="The small network.")] = None,
+    sigma: o.Sigma = None,
+    alpha: o.Alpha = None,
+    draw: o.Draw = None,
+    epochs: o.Epochs = None,
+    seeds: Annotated[int | None, typer.Option(help="Students per condition, with seeds 0, 1, ...")] = None,
+    jobs: Jobs = 1,
+    scheduler: Scheduler = None,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    resume: o.Resume = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a grid of students and say, with intervals and paired tests, which noise helped.
+
+    The grid is given by --grid or by a table [sweep] of CONFIG (several tables [[sweep]] are put together). Exit code 3
+    when a cell failed.
+
+    Example: noisyteacher sweep --grid noise.sigma=0.1,0.3,0.6,0.9 --grid noise.draw=batch,row --seeds 3 --jobs 2
+    """
+    from noisyteacher.sweep import resume_sweep
+    from noisyteacher.sweep import sweep as run_sweep
+
+    flags: dict[str, Any] = {
+        "data.name": data, "data.root": data_root, "teacher.name": teacher, "student.name": student,
+        "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs, "run.seeds": seeds,
+        "run.device": device, "run.threads": threads,
+    }  # fmt: skip
+    if resume is not None:
+        from noisyteacher.runs import find_run
+
+        o.refuse_with_resume(config, [*(overrides or ()), *(grid or ())], flags)
+        found = find_run(output_dir or "runs", resume)
+        with resumable("sweep") as begun, progress(quiet) as watch:
+            result = resume_sweep(found, jobs=jobs, scheduler=scheduler, begun=begun, watch=watch)
+    else:
+        base, grids = _asked(config, grid, overrides, flags | {"run.output_dir": output_dir})
+        with resumable("sweep") as begun, progress(quiet) as watch:
+            result = run_sweep(
+                base, grids, jobs=jobs, scheduler=scheduler, command=command_line(), begun=begun, watch=watch
+            )
+    print_sweep(result, as_json)
+    if result.failed:
+        raise typer.Exit(3)
+
+
+def _asked(
+    config: Any, grid: list[str] | None, overrides: list[str] | None, flags: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, list[Any]]]]:
+    """The base settings and the grids of a config file, flags and --grid."""
+    from noisyteacher.config import flat_grids, parse_grid
+    from noisyteacher.errors import ConfigError
+
+    base = o.settings(config, overrides, flags)
+    grids = flat_grids(base.pop("sweep", None))
+    named = parse_grid(grid or [])
+    if named and grids:
+        raise ConfigError(f"--grid and the table [sweep] of {config}: give the grid in one place")
+    grids = grids or ([named] if named else [])
+    if not grids:
+        raise ConfigError(
+            "no grid: give --grid KEY=V1,V2 (such as noise.sigma=0.1,0.5,0.9) or a table [sweep] in CONFIG"
+        )
+    return base, grids
+
+
+def print_sweep(result: Any, as_json: bool) -> None:
+    """A sweep's table, notes, verdicts, failed cells and run folder; or all of it as JSON."""
+    if as_json:
+        print_json({"run": str(result.path), **result.record})
+        return
+    from rich.text import Text
+
+    headers, rows = result.table()
+    print_table(headers, rows, right=range(1, len(headers)))
+    console = out()
+    console.print()
+    for note in result.notes():
+        console.print(Text(note), style="dim")
+    console.print()
+    for verdict in result.verdicts():
+        console.print(Text(f"Verdict: {verdict}."), style="bold")
+    if result.failed:
+        console.print(Text(f"\n{len(result.failed)} failed:"), style="bold red")
+        for one in result.failed:
+            console.print(Text(f"  {one['run']}: {one['error']}"))
+    console.print(Text(f"\nRun folder: {result.path}"))
+
+
+def paper(
+    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, or all.")],
+    budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
+    data_root: o.DataRoot = None,
+    teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the official files with their published MD5 sums.")] = True,
+    extra: Annotated[bool, typer.Option(help="SVHN: with its 531,131 extra images, as the paper.")] = True,
+    jobs: Jobs = 1,
+    scheduler: Scheduler = None,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    overrides: o.Set = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run an experiment of the paper and print its numbers beside ours; asked again, goes on where it stopped.
+
+    Example: noisyteacher paper table1 --budget quick --data-root data
+    """
+    from noisyteacher.config import leaves, read_config
+    from noisyteacher.paper import EXPERIMENTS, run_paper
+
+    names = list(EXPERIMENTS) if experiment == "all" else [experiment]
+    settings = dict(leaves(read_config(None, tuple(overrides or ()))))
+    results = []
+    for name in names:
+        with resumable("paper") as begun, progress(quiet) as watch:
+            result = run_paper(
+                name,
+                budget,
+                data_root=data_root,
+                verify=verify,
+                extra=extra,
+                teacher=teacher,
+                jobs=jobs,
+                scheduler=scheduler,
+                output_dir=output_dir or "runs",
+                device=device or "auto",
+                overrides=settings,
+                command=command_line(),
+                begun=begun,
+                watch=watch,
+            )
+        results.append(result)
+        if not as_json:
+            print_paper(result)
+    if as_json:
+        print_json([{"run": str(one.path), **one.record} for one in results])
+    if any(one.failed for one in results):
+        raise typer.Exit(3)
+
+
+def print_paper(result: Any) -> None:
+    """An experiment's table with the paper's numbers, its notes, verdicts and run folder."""
+    from rich.text import Text
+
+    console = out()
+    record = result.record
+    console.print(Text(f"{record['title']} ({record['budget']}, {record['data']})"), style="bold")
+    headers, rows = result.table()
+    print_table(headers, rows, right=range(1, len(headers)))
+    console.print()
+    for note in record["notes"]:
+        console.print(Text(note), style="dim")
+    for verdict in record["verdicts"]:
+        console.print(Text(f"Verdict: {verdict}."), style="bold")
+    for one in result.failed:
+        console.print(Text(f"failed: {one['run']}: {one['error']}"), style="bold red")
+    console.print(Text(f"\nRun folder: {result.path}"))
+
+
+COMMANDS = (sweep, paper)

@@ -1,0 +1,7 @@
+"""Grids over the pipeline: every condition with every seed, resumable, on one machine or many, judged at the end."""
+
+from noisyteacher.sweep.grid import Condition, Family, expand
+from noisyteacher.sweep.result import SweepResult, judge_sweep, spread, summary
+from noisyteacher.sweep.run import resume_sweep, sweep
+
+__all__ = ["Condition", "Family", "SweepResult", "expand", "judge_sweep", "resume_sweep", "spread", "summary", "sweep"]

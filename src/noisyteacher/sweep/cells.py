@@ -1,0 +1,116 @@
+"""One cell of a sweep: a condition with a seed, trained in a child run of its own by whatever process is at hand."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisyteacher.config import build_config, describe
+from noisyteacher.data import Splits
+from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.noise import Noise
+from noisyteacher.pipeline import Plan, a_student, load_config_data
+from noisyteacher.runs import Run
+from noisyteacher.store import LogitStore
+from noisyteacher.sweep.grid import Condition
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a worker needs to know, as plain values that travel to another process or machine."""
+
+    folder: str
+    """The sweep's run folder, on a file system that all workers share."""
+    run: str
+    """The child run's name."""
+    condition: str
+    kind: str
+    seed: int
+    config: Mapping[str, Any]
+    stores: Mapping[str, str]
+    """Folder of the teacher's answers by role, relative to the sweep's."""
+    threads: int | None
+
+    @property
+    def path(self) -> Path:
+        """The child run's folder."""
+        return Path(self.folder) / self.run
+
+
+def cell_of(condition: Condition, seed: int, run: Run, stores: Mapping[str, str], threads: int | None) -> Cell:
+    """The cell of a condition and a seed in this sweep."""
+    return Cell(
+        str(run.path.absolute()),
+        f"{condition.name}-seed{seed}",
+        condition.name,
+        condition.kind,
+        seed,
+        describe(condition.config),
+        dict(stores),
+        threads,
+    )
+
+
+def train_cell(cell: Cell) -> str | None:
+    """Train the cell, or find it done. Returns None, or why it failed (also in the cell's error.txt)."""
+    try:
+        if cell.threads is not None:
+            torch.set_num_threads(cell.threads)
+        config = build_config(cell.config)
+        data = _data(_key(cell.config["data"]))
+        answers = {role: _store(os.path.join(cell.folder, place)) for role, place in cell.stores.items()}
+        noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
+        plan = Plan(
+            config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None
+        )
+        a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+    except NoisyTeacherError as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # a defect or a lost machine must not take the other cells with it
+        told = f"{type(error).__name__}: {error}"
+        if cell.path.is_dir():
+            Run(cell.path).write_error(told)
+        return told
+    return None
+
+
+def progress_of(cell: Cell) -> float:
+    """The share (0..1) of a cell's epochs that its metrics.jsonl tells of."""
+    try:
+        with open(cell.path / "metrics.jsonl", "rb") as file:
+            return min(1.0, sum(1 for _ in file) / int(cell.config["student"]["epochs"]))
+    except OSError:
+        return 0.0
+
+
+def leave_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent has: a worker must not train on for a sweep that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.25)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _key(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(settings.items()))
+
+
+@lru_cache(maxsize=2)
+def _data(settings: tuple[tuple[str, Any], ...]) -> Splits:
+    return load_config_data(build_config({"data": dict(settings)}))
+
+
+@lru_cache(maxsize=8)
+def _store(path: str) -> LogitStore:
+    return LogitStore.open(path)

@@ -1,0 +1,136 @@
+"""Who trains the cells: this process, several on this machine, or a cluster. All are `concurrent.futures` executors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.sweep.cells import Cell, leave_with_parent, train_cell
+
+RETRIES = 3
+"""How often a cell is given to another worker after its own has died."""
+Make = Callable[[], Executor]
+
+
+def local(jobs: int) -> Make:
+    """Makes an executor of so many processes on this machine. They are started afresh (no fork: torch has threads)."""
+
+    def make() -> Executor:
+        return ProcessPoolExecutor(
+            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+        )
+
+    return make
+
+
+def share_of_threads(jobs: int) -> int:
+    """The threads each of so many processes gets of the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Make]:
+    """Makes executors of the dask scheduler at this address; its workers must see the run folder and the data.
+
+    Raises AskedWronglyError without the extra `cluster`, NoisyTeacherError when nobody answers there.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise AskedWronglyError("--scheduler needs dask: pip install 'noisyteacher[cluster]'") from error
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise NoisyTeacherError(f"{address}: no dask scheduler answers there: {error}") from error
+    try:
+        yield lambda: client.get_executor(pure=False, retries=RETRIES)
+    finally:
+        client.close()
+
+
+def train_all(
+    cells: Sequence[Cell], make: Make | None, tell: Callable[[Sequence[Cell], dict[str, str]], None]
+) -> dict[str, str]:
+    """Train every cell; returns why, by run name, for those that failed.
+
+    `make` makes an executor (None: this process trains them one after the other). Where a worker dies, its cells are
+    given out again, each RETRIES times at most. `tell(waiting cells, failures)` is called about every second.
+    """
+    failures: dict[str, str] = {}
+    if make is None:
+        for number, cell in enumerate(cells):
+            tell(cells[number:], failures)
+            error = train_cell(cell)
+            if error is not None:
+                failures[cell.run] = error
+        tell([], failures)
+        return failures
+    left, tries = list(cells), dict.fromkeys((cell.run for cell in cells), 0)
+    while left:
+        left = _round(left, make, tell, failures, tries)
+    tell([], failures)
+    return failures
+
+
+def _round(
+    cells: list[Cell],
+    make: Make,
+    tell: Callable[[Sequence[Cell], dict[str, str]], None],
+    failures: dict[str, str],
+    tries: dict[str, int],
+) -> list[Cell]:
+    """Give the cells to a new executor; returns those whose worker died and that may be tried again."""
+    again: list[Cell] = []
+    executor = make()
+    try:
+        waiting: dict[Future[Any], Cell] = {executor.submit(train_cell, cell): cell for cell in cells}
+        while waiting:
+            done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell = waiting.pop(future)
+                again += _settle(cell, future, failures, tries)
+            tell(list(waiting.values()), failures)
+    except BaseException:
+        _stop(executor)
+        raise
+    executor.shutdown(wait=True, cancel_futures=True)
+    return again
+
+
+def _settle(cell: Cell, future: Future[Any], failures: dict[str, str], tries: dict[str, int]) -> list[Cell]:
+    """Take down how a cell ended; returns it if its worker died and it may be tried again."""
+    try:
+        error = future.result()
+    except BrokenProcessPool:
+        tries[cell.run] += cell.path.is_dir()  # one that had not begun is not to blame
+        if tries[cell.run] <= RETRIES:
+            return [cell]
+        error = f"its process died {tries[cell.run]} times: is there enough memory? fewer --jobs need less"
+    except Exception as lost:  # what a cluster makes of a worker that is gone for good
+        error = f"{type(lost).__name__}: {lost}"
+    if error is not None:
+        failures[cell.run] = str(error)
+    return []
+
+
+def _stop(executor: Executor) -> None:
+    """Leave at once: what the workers have not saved is trained again after a resume."""
+    processes = list((getattr(executor, "_processes", None) or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+
+
+def _begin(parent: int) -> None:
+    """In a new worker: Ctrl-C is the parent's to handle, and the parent's end is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_with_parent(parent)

@@ -1,0 +1,204 @@
+"""From a grid over settings to conditions: every combination once, with what it must be compared to beside it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from noisyteacher.config import Config, NoiseSettings, build_config, put
+from noisyteacher.errors import ConfigError
+from noisyteacher.files import sha256
+
+Grid = Mapping[str, Sequence[Any]]
+KINDS = ("labels", "clean", "noisy")
+TAUGHT = {"loss": "logit_regression", "temperature": None, "label_weight": 0.0}
+"""Settings of the student that a student on labels alone does not look at, with their defaults."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train a student; with a seed it is a cell of the sweep."""
+
+    name: str
+    """Unique in the sweep, and a part of the run folders' names."""
+    label: str
+    kind: str
+    """`labels`, `clean` (distilled without noise) or `noisy`."""
+    family: str
+    """Conditions of one family differ in their noise only."""
+    settings: Mapping[str, Any]
+    """What tells it from the others: dotted key -> value."""
+    config: Config
+
+
+@dataclass(frozen=True)
+class Family:
+    """Conditions that differ in their noise alone, with the names of their two controls."""
+
+    name: str
+    settings: Mapping[str, Any]
+    clean: str
+    labels: str
+    noisy: tuple[str, ...]
+
+
+def expand(base: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[Condition], list[Family], list[str]]:
+    """The conditions of the grids over the nested settings `base`, their families, and the keys that vary.
+
+    Every combination of a grid's values is a condition; several grids are put together. A combination is there once:
+    sigma = 0 or alpha = 0 is `clean` whatever the rest of the noise says. Every family gets its label-only student and
+    its clean one. Raises ConfigError listing every wrong combination's complaint.
+    """
+    axes = list(dict.fromkeys(key for grid in grids for key in grid))
+    _refuse(axes, grids)
+    configs, problems = [], []
+    for grid in grids or [{}]:
+        for values in itertools.product(*grid.values()):
+            nested = copy.deepcopy(dict(base))
+            for key, value in zip(grid, values, strict=True):
+                put(nested, key, value)
+            try:
+                config = build_config(nested)
+            except ConfigError as error:
+                problems += [line.strip() for line in str(error).splitlines()[-8:]]
+                continue
+            if "auto" in (config.noise.sigma, config.noise.alpha):
+                problems.append(
+                    "noise.sigma, noise.alpha: a sweep compares numbers: give them, or put them on the grid"
+                )
+            configs.append(config)
+    if problems:
+        raise ConfigError("the grid is wrong: " + "; ".join(dict.fromkeys(problems)))
+    return _conditions(configs, axes, build_config(base))
+
+
+def _refuse(axes: list[str], grids: Sequence[Grid]) -> None:
+    for key in axes:
+        if key.split(".")[0] not in ("noise", "student", "teacher", "data") or "." not in key:
+            raise ConfigError(
+                f"grid: {key!r} cannot vary here: a grid is over noise.*, student.*, teacher.* and data.*"
+            )
+    for grid in grids:
+        for key, values in grid.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ConfigError(f"grid: {key} is {values!r}: give a list of one or more values")
+
+
+def _conditions(
+    configs: list[Config], axes: list[str], base: Config
+) -> tuple[list[Condition], list[Family], list[str]]:
+    noises = [asdict(config.noise) for config in configs if not _is_clean(config)]
+    varying = [key for key in _DEFAULT if len({fingerprint(noise[key]) for noise in noises}) > 1]
+    found: dict[str, list[Config]] = {}
+    for config in configs:
+        found.setdefault(fingerprint(_without_noise(config)), []).append(config)
+    conditions: list[Condition] = []
+    families: list[Family] = []
+    labels: dict[str, str] = {}
+    names: set[str] = set()
+    for number, (_, members) in enumerate(found.items()):
+        family, first = f"f{number}", members[0]
+        own = {key: _value(first, key) for key in axes if not key.startswith("noise.")}
+        varied = {
+            key: value for key, value in own.items() if len({fingerprint(_value(one, key)) for one in configs}) > 1
+        }
+
+        def add(kind: str, config: Config, settings: dict[str, Any], words: list[str]) -> str:
+            label = ", ".join(words)
+            name = _unique(_slug(label), names, config, kind)
+            conditions.append(Condition(name, label, kind, family, settings, config))  # noqa: B023
+            return name
+
+        taught = replace(first.student, **TAUGHT)  # type: ignore[arg-type]
+        key = fingerprint([asdict(taught), asdict(first.data), asdict(first.teacher)])
+        plain = {key: value for key, value in varied.items() if key.removeprefix("student.") not in TAUGHT}
+        own_words = _words({key: value for key, value in varied.items() if value != _value(base, key)})
+        plain_words = _words({key: value for key, value in plain.items() if value != _value(base, key)})
+        if key not in labels:
+            config = replace(first, student=taught, noise=NoiseSettings(sigma=0.0, alpha=0.0))
+            labels[key] = add("labels", config, plain, ["labels alone", *plain_words])
+        clean = add("clean", replace(first, noise=NoiseSettings(sigma=0.0, alpha=0.0)), varied, ["clean", *own_words])
+        noisy: dict[str, str] = {}
+        for config in members:
+            noise = asdict(config.noise)
+            if _is_clean(config) or fingerprint(noise) in noisy:
+                continue
+            settings = varied | {f"noise.{key}": value for key, value in noise.items()}
+            noisy[fingerprint(noise)] = add("noisy", config, settings, [*_noise_words(noise, varying), *own_words])
+        families.append(Family(family, varied, clean, labels[key], tuple(noisy.values())))
+    return conditions, families, axes
+
+
+_DEFAULT = asdict(NoiseSettings())
+
+
+def _is_clean(config: Config) -> bool:
+    return config.noise.sigma in (0, (0, 0)) or config.noise.alpha == 0
+
+
+def _without_noise(config: Config) -> list[Any]:
+    return [asdict(config.data), asdict(config.teacher), asdict(config.student)]
+
+
+def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:
+    sigma = noise["sigma"]
+    words = [f"sigma {sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (tuple, list)) else f"sigma {sigma:g}"]
+    if "alpha" in told:
+        words.append(f"alpha {noise['alpha']:g}")
+    for key in ("draw", "kind", "distribution", "schedule"):
+        if key in told:
+            words.append(str(noise[key]))
+    if "target" in told and noise["target"] == "student":
+        words.append("on the student")
+    if "frozen" in told:
+        words.append("frozen" if noise["frozen"] else "fresh")
+    return words
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings in words: text values stand alone, others behind their key's last part."""
+    found = []
+    for key, value in settings.items():
+        last = key.split(".")[-1].replace("_", " ")
+        alone = isinstance(value, str) and key != "teacher.name"
+        found.append(value.replace("_", " ") if alone else f"{last} {_short(value)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "+".join(map(_short, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _value(config: Config, key: str) -> Any:
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else getattr(found, part)
+    return found
+
+
+def _slug(label: str) -> str:
+    text = re.sub(r"\b(sigma|alpha|lr|epochs|dropout) (?=[\d.])", r"\1", label)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "condition"
+
+
+def _unique(name: str, taken: set[str], config: Config, kind: str) -> str:
+    if name in taken:
+        name = f"{name}-{fingerprint([kind, asdict(config)])[:6]}"
+    taken.add(name)
+    return name
+
+
+def fingerprint(value: Any) -> str:
+    return sha256([json.dumps(value, sort_keys=True, default=list).encode()])
+
+
+def shown(values: Iterable[Any]) -> str:
+    """Values of an axis as people read them. `shown([0.1, 0.3]) == "0.1, 0.3"`."""
+    return ", ".join(map(_short, values))

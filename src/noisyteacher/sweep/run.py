@@ -1,0 +1,215 @@
+"""The sweep itself: one teacher and its answers for all, then every cell, wherever it is trained; judged at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from noisyteacher.config import Config, build_config, describe
+from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.files import write_json
+from noisyteacher.measure import measure
+from noisyteacher.models import load_model
+from noisyteacher.pipeline import (
+    Plan,
+    Watch,
+    further_answers,
+    its_answers,
+    load_config_data,
+    options_of,
+    refuse_early,
+    the_teacher,
+)
+from noisyteacher.runs import Run, new_run, plain
+from noisyteacher.sweep.cells import Cell, cell_of, progress_of
+from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
+from noisyteacher.sweep.grid import Condition, Grid, expand, fingerprint
+from noisyteacher.sweep.result import SweepResult, judge_sweep
+from noisyteacher.text import plural
+
+CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 1
+
+
+def sweep(
+    base: Mapping[str, Any],
+    grids: Sequence[Grid] | Grid,
+    *,
+    seeds: int | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    name: str | None = None,
+    command: str | None = None,
+    run: Run | None = None,
+    parent: Run | None = None,
+    begun: Callable[[Run], None] | None = None,
+    watch: Watch | None = None,
+) -> SweepResult:
+    """Train every condition of the grids with every seed, and judge them: a SweepResult and a run folder.
+
+    base: nested settings as in a config file. grids: dotted keys of settings with the values to try, one grid or
+    several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. A label-only and a clean student of every
+    family are always among the conditions. seeds: 0 .. seeds-1 (default: base's run.seeds).
+    jobs: processes on this machine. scheduler: address of a dask scheduler instead.
+    run: an interrupted sweep to go on with: cells that are done are not run again. parent, name: make it a child run.
+    A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
+    """
+    grids = [grids] if isinstance(grids, Mapping) else list(grids)
+    config = build_config(base)
+    if jobs < 1:
+        raise AskedWronglyError(f"jobs={jobs}: expected 1 or more processes")
+    count = seeds or config.run.seeds
+    conditions, families, axes = expand(base, grids)
+    settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
+    bases = _bases(conditions)
+    for members in bases.values():
+        data = load_config_data(members[0].config)
+        for one in members:
+            refuse_early(one.config.teacher.name, one.config.student.name, data, one.config)
+    title = name or config.student.name
+    if run is None and parent is not None:
+        run = parent.child(title, "sweep", settings)
+    elif run is None:
+        run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
+    elif run.config != settings:
+        raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new sweep")
+    if begun is not None:
+        begun(run)
+    done = run.result()
+    if done is not None and not done["failed"]:
+        return SweepResult(run.path, done)
+    run.clear_error()
+    threads = config.run.threads
+    if threads is None and (jobs > 1 or scheduler is not None):
+        threads = share_of_threads(jobs)
+    cells, bodies = _prepare(run, bases, count, threads, watch)
+    local_make = None if jobs == 1 else local(jobs)
+    place: AbstractContextManager[Make | None] = (
+        cluster(scheduler) if scheduler is not None else nullcontext(local_make)
+    )
+    with place as make:
+        failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch))
+    results = {(one.condition, one.seed): Run(one.path).result() for one in cells if one.run not in failures}
+    judged, groups = judge_sweep(conditions, families, {key: one for key, one in results.items() if one is not None})
+    failed = [
+        {"condition": one.condition, "seed": one.seed, "run": one.run, "error": failures[one.run]}
+        for one in cells
+        if one.run in failures
+    ]
+    write_json(run.path / CONDITIONS, KIND, SCHEMA, {"conditions": judged, "families": groups, "failed": failed})
+    record = _record(run, axes, judged, groups, failed, bodies, results, conditions)
+    run.write_result(record)
+    return SweepResult(run.path, plain(record, "result"))
+
+
+def resume_sweep(
+    run: Run,
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    begun: Callable[[Run], None] | None = None,
+    watch: Watch | None = None,
+) -> SweepResult:
+    """Go on with an interrupted sweep, or one with failed cells, from its own config.json."""
+    if run.info["kind"] != "sweep":
+        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
+    settings = run.config
+    return sweep(
+        settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, scheduler=scheduler, run=run,
+        begun=begun, watch=watch,
+    )  # fmt: skip
+
+
+def _bases(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
+    """The conditions by what they share: data and teacher."""
+    found: dict[str, list[Condition]] = {}
+    for one in conditions:
+        found.setdefault(fingerprint([asdict(one.config.data), asdict(one.config.teacher)])[:6], []).append(one)
+    return found
+
+
+def _prepare(
+    run: Run, bases: Mapping[str, list[Condition]], seeds: int, threads: int | None, watch: Watch | None
+) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """Train or load every teacher, store its answers; returns all cells, seed by seed, and a record per teacher."""
+    cells: list[Cell] = []
+    teachers: list[dict[str, Any]] = []
+    for number, (key, members) in enumerate(bases.items()):
+        config = members[0].config
+        views = list(dict.fromkeys(view for one in members for view in one.config.student.views))
+        shared: Config = replace(config, student=replace(config.student, views=views))
+        data = load_config_data(config)
+        plan = Plan(shared, data, config.teacher.name, config.student.name, None, (), {}, run, watch)
+        name = "teacher" if len(bases) == 1 else f"teacher-{key}"
+        label = name if len(bases) == 1 else f"teacher {number + 1}/{len(bases)}"
+        teacher = the_teacher(plan, label, name)
+        answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
+        stores = {role: str(Path(store.path).relative_to(run.path)) for role, store in answers.items()}
+        scores = teacher.result["scores"]
+        teachers.append(
+            {
+                "name": config.teacher.name,
+                "run": name,
+                "conditions": [one.name for one in members],
+                "data": data.name,
+                "n": {role: len(split) for role, split in data.parts.items()},
+                **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
+                "input_shape": list(data.input_shape),
+            }
+        )
+        cells += [cell_of(one, seed, run, stores, threads) for seed in range(seeds) for one in members]
+    return sorted(cells, key=lambda one: one.seed), teachers
+
+
+def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Cell], dict[str, str]], None]:
+    """Relays how far the cells are, by looking at their metrics, to whoever watches."""
+
+    def tell(waiting: Sequence[Cell], failures: dict[str, str]) -> None:
+        if watch is None:
+            return
+        done = len(cells) - len(waiting)
+        part = sum(progress_of(cell) for cell in waiting)
+        note = f"{done} of {plural(len(cells), 'cell')} done" + (f", {len(failures)} failed" if failures else "")
+        watch("sweep", round(100 * (done + part)), 100 * len(cells), note)
+
+    return tell
+
+
+def _record(
+    run: Run,
+    axes: list[str],
+    judged: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+    failed: list[dict[str, Any]],
+    teachers: list[dict[str, Any]],
+    results: Mapping[tuple[str, int], Mapping[str, Any] | None],
+    conditions: Sequence[Condition],
+) -> dict[str, Any]:
+    """What result.json holds: what was judged, and the times and costs that no second run would repeat."""
+    timed = []
+    for one in judged:
+        seconds = [(results[one["name"], seed] or {})["training"]["seconds"] for seed in one["seeds"]]
+        timed.append({**one, "training_s": seconds})
+    first = teachers[0]
+    students: dict[str, Any] = {}
+    for condition, one in zip(conditions, judged, strict=True):
+        words = [condition.config.student.name]
+        words += [f"{key} {value}" for key, value in options_of(condition.config.student).items()]
+        title = ", ".join(words)
+        if title not in students and one["runs"]:
+            model = load_model(run.path / one["runs"][0] / "weights.safetensors")
+            students[title] = asdict(measure(model, device="cpu"))
+    body = load_model(run.path / first["run"] / "weights.safetensors")
+    return {
+        "data": first["data"],
+        "n": first["n"],
+        "teacher": first,
+        "teachers": teachers,
+        "axes": axes,
+        "conditions": timed,
+        "families": groups,
+        "failed": failed,
+        "costs": {"teacher": asdict(measure(body, device="cpu")), "students": students},
+    }
