@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "noisyteacher"
 LAYERS = [
+    {"__main__"},
     {"cli"},
+    {"paper"},
+    {"sweep", "report"},
     {"pipeline"},
     {"train", "extract", "measure"},
     {"checkpoint", "events", "history", "optimizers", "refusals"},
@@ -17,11 +20,11 @@ LAYERS = [
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device"},
-    {"files", "stats", "config"},
+    {"files", "stats", "config", "references"},
     {"text"},
     {"errors"},
 ]
-WITHOUT_TORCH = {"cli", "errors", "files", "stats", "config", "text"}
+WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text"}
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -90,8 +90,9 @@ def _round(
     """Give the cells to a new executor; returns those whose worker died and that may be tried again."""
     again: list[Cell] = []
     executor = make()
+    waiting: dict[Future[Any], Cell] = {}
     try:
-        waiting: dict[Future[Any], Cell] = {executor.submit(train_cell, cell): cell for cell in cells}
+        waiting = {executor.submit(train_cell, cell): cell for cell in cells}
         while waiting:
             done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
@@ -99,9 +100,9 @@ def _round(
                 again += _settle(cell, future, failures, tries)
             tell(list(waiting.values()), failures)
     except BaseException:
-        _stop(executor)
+        _stop(executor, waiting)
         raise
-    executor.shutdown(wait=True, cancel_futures=True)
+    executor.shutdown(wait=True)
     return again
 
 
@@ -121,10 +122,12 @@ def _settle(cell: Cell, future: Future[Any], failures: dict[str, str], tries: di
     return []
 
 
-def _stop(executor: Executor) -> None:
+def _stop(executor: Executor, waiting: Iterable[Future[Any]]) -> None:
     """Leave at once: what the workers have not saved is trained again after a resume."""
+    for future in waiting:
+        future.cancel()
     processes = list((getattr(executor, "_processes", None) or {}).values())
-    executor.shutdown(wait=False, cancel_futures=True)
+    executor.shutdown(wait=False)
     for process in processes:
         process.terminate()
 

@@ -172,7 +172,7 @@ def _words(settings: Mapping[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:g}".replace("e+", "e")
     return "+".join(map(_short, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -137,17 +137,15 @@ def _family(family: Family, records: dict[str, dict[str, Any]]) -> dict[str, Any
         if any(records[name]["test_error_%"] for name in (family.clean, *family.noisy))
         else "val_error_%"
     )
-    compared = []
     for name in dict.fromkeys([family.labels, *family.noisy]):
         against = _against(records[name], records[family.clean])
         if against is not None and records[name]["against_clean"] is None:
             records[name]["against_clean"] = against
-        if against is not None and name in family.noisy and against[role]["p"] is not None:
-            compared.append(name)
     for key in ("val_error_%", "test_error_%"):
-        ps = [records[name]["against_clean"][key]["p"] for name in compared if records[name]["against_clean"].get(key)]
-        for name, p in zip(compared, holm(ps) if len(ps) == len(compared) else [], strict=False):
-            records[name]["against_clean"][key]["p_holm"] = p
+        found = [(records[name]["against_clean"] or {}).get(key) for name in family.noisy]
+        tested = [one for one in found if one is not None and one["p"] is not None]
+        for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
+            one["p_holm"] = p
     members = [name for name in (family.clean, *family.noisy) if records[name]["val_error_%"]]
     record: dict[str, Any] = {
         "name": family.name, "settings": dict(family.settings), "clean": family.clean, "labels": family.labels,
@@ -193,7 +191,8 @@ def _verdict(family: Family, records: Mapping[str, Mapping[str, Any]], chosen: s
     best = min(noisy, key=lambda name: records[name]["val_error_%"]["mean"])
     record, d = records[best], records[best]["against_clean"][role]
     split = "test" if role == "test_error_%" else "validation"
-    what = f"{record['label']}, which validation prefers among {plural(len(noisy), 'noise')},"
+    preferred = f", which validation prefers among {len(noisy)} noises," if len(noisy) > 1 else ""
+    what = record["label"] + preferred
     size = f"{d['mean']:+.2f} points of {split} error against no noise"
     if d["p_holm"] is None or d["low"] is None:
         word, basis = "no evidence", f"{size}, {plural(d['n'], 'paired seed')}: no interval"

@@ -1,0 +1,132 @@
+"""sigma and alpha left to validation: candidates, the evidence, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import noisyteacher as nt
+from noisyteacher.config import build_config
+from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
+from noisyteacher.pipeline.choosing import explain_choice
+from noisyteacher.pipeline.plan import noise_of
+from noisyteacher.runs import Run
+
+SMALL: dict[str, Any] = {
+    "data": {"limit": 60},
+    "teacher": {"epochs": 1},
+    "student": {"epochs": 4, "batch_size": 30},
+    "choice": {"sigmas": [0.5, 1.0], "alphas": [0.5, 1.0], "seeds": 2},
+}
+
+
+def settings(folder: Path, noise: dict[str, Any], **more: Any) -> Any:
+    given = {**SMALL, "noise": noise, "run": {"output_dir": str(folder), "baselines": False}, **more}
+    if "choice" in more and more["choice"] is None:
+        del given["choice"]
+    return build_config(given)
+
+
+def test_candidates() -> None:
+    def asked(**noise: Any) -> list[tuple[Any, float]]:
+        config = build_config({"noise": noise})
+        return [(one.sigma, one.alpha) for one in noise_of(config.noise, config.choice)[1]]
+
+    assert asked() == [(sigma, 0.15) for sigma in (0.1, 0.3, 0.6, 0.9)]  # nobody named sigma: it is chosen
+    assert asked(sigma=0.5, alpha="auto") == [(0.5, 0.15), (0.5, 0.5)]
+    assert len(asked(sigma="auto", alpha="auto")) == 8
+    assert asked(sigma=0.5) == []
+    named, none = noise_of(build_config({"noise": {"sigma": 0.5}}).noise, build_config({}).choice)
+    assert (named, none) == (nt.Noise(sigma=0.5, alpha=0.15), ())
+
+
+def test_compress_chooses_and_shows_why(tmp_path: Path) -> None:
+    result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": "auto", "draw": "row"}))
+    choice = result.choice
+    assert choice is not None
+    assert [(one["sigma"], one["alpha"]) for one in choice["candidates"]] == [
+        (0.0, 0.0), (0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)
+    ]  # fmt: skip
+    assert (choice["epochs"], choice["seeds"], choice["n"]) == (1, [0, 1], 60)  # a quarter of four epochs
+    best = min(choice["candidates"], key=lambda one: one["mean"])
+    assert choice["chosen"] == {"sigma": best["sigma"], "alpha": best["alpha"]}
+    for one in choice["candidates"]:
+        for run, error in zip(one["runs"], one["val_error_%"], strict=True):
+            child = Run.open(result.path / run)
+            assert (child.result() or {})["scores"]["val"]["error"]["value"] == error
+            if one["sigma"]:
+                assert child.config["objective"]["noise"] == {
+                    **nt.Noise(sigma=one["sigma"], alpha=one["alpha"], draw="row").describe()
+                }
+    assert f"lowest of {len(choice['candidates'])} candidates" in str(result)
+    again = Result.read(result.path, Run.open(result.path).result() or {})
+    assert str(again) == str(result)
+    assert str(resume_compress(Run.open(result.path))) == str(result)
+
+
+@pytest.mark.parametrize("errors", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
+def test_the_lowest_validation_error_wins_and_no_noise_wins_a_tie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, float]
+) -> None:
+    """The short runs' errors are put in by hand: (no noise, sigma 0.5)."""
+    import noisyteacher.pipeline.choosing as module
+
+    class Told:
+        def __init__(self, value: float) -> None:
+            self.result = {"scores": {"val": {"error": {"value": value}}}}
+
+    def fake(plan: Any, run: str, condition: str, noise: Any, *rest: Any) -> Told:
+        return Told(errors[noise is not None])
+
+    monkeypatch.setattr(module, "a_student", fake)
+    result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5]}))
+    names = [row.name for row in result.rows]
+    if errors[1] < errors[0]:
+        assert names == ["teacher", "noisy"]
+        assert result.noise is not None
+        assert result.noise["sigma"] == 0.5
+        assert "sigma 0.5, alpha 0.5 was chosen on validation (n = 60): error 1.00 % against 2.00 %" in str(result)
+    else:
+        assert names == ["teacher", "clean"]
+        assert result.noise is None
+        assert result.verdict.startswith("no noise (sigma 0) was chosen on validation")
+
+
+def test_distil_chooses_too(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=60)
+    teacher = nt.build_model("lenet", data)
+    nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=1)
+    store = nt.extract(teacher, data.train, tmp_path / "store")
+    config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5], "seeds": 1})
+    trained = distil_config(config, store.path)
+    assert {child.path.name for child in trained.run.children()} == {
+        "choice-clean-seed0",
+        "choice-sigma0.5-alpha0.5-seed0",
+    }
+    chosen = trained.result["choice"]["chosen"]
+    noise = nt.load_model(trained.run.path / "weights.safetensors") and trained.run.result()
+    assert noise is not None
+    assert "candidates" in explain_choice(trained.result["choice"])
+    assert chosen["sigma"] in (0.0, 0.5)
+
+
+def test_from_python(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=60)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 30, "teacher_training": {"epochs": 1}, "baselines": False}
+    result = nt.compress("lenet", "mlp800", data, noise="auto", output_dir=tmp_path, **options)
+    assert result.choice is not None
+    assert len(result.choice["candidates"]) == 9
+    with pytest.raises(AskedWronglyError, match="'auto'"):
+        nt.compress("lenet", "mlp800", data, noise="automatic", output_dir=tmp_path)
+
+
+def test_settings_of_a_choice_that_is_not_made_are_refused() -> None:
+    with pytest.raises(ConfigError, match="choice: has no effect"):
+        build_config({"noise": {"sigma": 0.5}, "choice": {"seeds": 5}})
+    with pytest.raises(ConfigError, match=r"choice\.sigmas: the list is empty"):
+        build_config({"choice": {"sigmas": []}})
+    with pytest.raises(ConfigError, match="expected a number or 'auto'"):
+        build_config({"noise": {"sigma": "atuo"}})

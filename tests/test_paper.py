@@ -1,0 +1,146 @@
+"""The paper's experiments: what is run is what the paper states, and its numbers stand beside the right rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noisyteacher.errors import UnknownNameError
+from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
+from noisyteacher.paper.experiments import experiment
+from noisyteacher.paper.run import _paper
+from noisyteacher.references import curve
+from noisyteacher.runs import Run, list_runs
+from noisyteacher.sweep import expand
+
+FULL = BUDGETS["full"]
+SMALL = {"student.epochs": 1, "student.batch_size": 100, "data.limit": 100, "teacher.epochs": 1}
+
+
+def conditions(name: str) -> list[tuple[str, list[Any]]]:
+    return [(part.name, expand(part.base, part.grids)[0]) for part in experiment(name).parts(FULL)]
+
+
+def test_every_table_is_what_the_paper_states() -> None:
+    """Networks, data, alpha, batch and optimiser of paper.md sections 3 and 5, read off the resolved settings."""
+    stated = {
+        "table1": ("mnist", "lenet", ["mlp800"], 0.15),
+        "table2": ("svhn", "nin", ["lenet-svhn"], 0.15),
+        "table3": ("cifar10", "nin", ["lenet-cifar"], 0.5),
+        "table6": ("cifar10", "nin", ["student1", "student2", "student3"], 0.5),
+        "fig2": ("cifar10", "nin", ["lenet-cifar"], 0.5),
+    }
+    for name, (data, teacher, students, alpha) in stated.items():
+        found = conditions(name)
+        assert [members[0].config.student.name for _, members in found] == students, name
+        for _, members in found:
+            for one in members:
+                config = one.config
+                assert (config.data.name, config.teacher.name) == (data, teacher)
+                assert (config.student.optimizer, config.student.batch_size) == ("adam", 64)
+                assert one.kind != "noisy" or config.noise.alpha == alpha
+                mirrored = ["clean", "mirror"] if data == "cifar10" else ["clean"]
+                assert (config.student.views, config.student.every_view) == (mirrored, data == "cifar10")
+
+
+def test_the_grids_are_the_papers_and_ours() -> None:
+    tenths = {number / 10 for number in range(1, 11)}
+    (_, table1), = conditions("table1")  # fmt: skip
+    labels = [one.label for one in table1]
+    assert {"labels alone", "clean", "clean, soft targets", "sigma 0.9, on the student, batch"} & set(labels) >= {
+        "labels alone", "clean", "clean, soft targets"
+    }  # fmt: skip
+    for draw in ("batch", "row"):
+        on_teacher = [one for one in table1 if one.kind == "noisy" and one.config.noise.target == "teacher"]
+        assert {one.config.noise.sigma for one in on_teacher if one.config.noise.draw == draw} == tenths
+    assert any(one.config.noise.target == "student" for one in table1)
+    (_, figure2), = conditions("fig2")  # fmt: skip
+    assert {one.config.noise.sigma for one in figure2 if one.kind == "noisy"} == tenths
+    assert {one.config.noise.target for one in figure2 if one.kind == "noisy"} == {"student"}
+    (_, table4), = conditions("table4")  # fmt: skip
+    assert {one.config.noise.alpha for one in table4 if one.kind == "noisy"} == tenths
+    assert {one.config.noise.sigma for one in table4 if one.kind == "noisy"} == {0.6}
+    (_, table5), = conditions("table5")  # fmt: skip
+    dropouts = {one.config.student.options.get("dropout") for one in table5}
+    assert dropouts == {number / 10 for number in range(1, 10)}
+    assert not any(one.kind == "noisy" for one in table5)
+    section = dict(conditions("section5.4"))
+    assert any(one.config.noise.sigma == (0.01, 1.0) for one in section["drawn-sigma"])
+    assert {one.config.teacher.name for one in section["teacher2"]} == {"alexnet-cifar"}
+    both = section["two-teachers"][1].config
+    assert (both.teacher.name, both.teacher.also, both.student.combine) == ("nin", ["alexnet-cifar"], "geometric")
+
+
+def test_the_papers_numbers_stand_beside_the_right_conditions() -> None:
+    (part,) = experiment("table1").parts(FULL)
+    told = curve("table1")
+    found = {}
+    for one in expand(part.base, part.grids)[0]:
+        record = {"kind": one.kind, "settings": one.settings}
+        found[one.label] = _paper(part, told, record)
+    assert found["clean"] == 0.97
+    assert found["sigma 0.8, batch"] == found["sigma 0.8, row"] == 0.86
+    assert found["sigma 0.1, batch"] == 0.96
+    assert found["labels alone"] is None
+    assert found["clean, soft targets"] is None
+    assert [value for label, value in found.items() if "on the student" in label] == [None, None]
+    (part,) = experiment("table5").parts(FULL)
+    values = {
+        one.settings.get("student.options.dropout"): _paper(
+            part, curve("table5"), {"kind": one.kind, "settings": one.settings}
+        )
+        for one in expand(part.base, part.grids)[0]
+        if one.kind == "clean"
+    }
+    assert (values[0.1], values[0.8]) == (26.48, 20.41)
+    drawn = experiment("section5.4").parts(FULL)[0]
+    assert _paper(drawn, None, {"kind": "noisy", "settings": {}}) == 19.08
+    assert _paper(drawn, None, {"kind": "clean", "settings": {}}) is None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_and_is_gone_on_with(
+    tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every experiment's own networks, grids and views, on a few generated images of the data set's shape."""
+    least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,))
+    monkeypatch.setitem(BUDGETS, "quick", least)
+    result = run_paper(name, "quick", output_dir=tmp_path, overrides={**SMALL, **tiny[experiment(name).name]})
+    assert not result.failed
+    assert Run.open(result.path).state == "done"
+    headers, rows = result.table()
+    assert len(rows) == len(result.record["rows"]) > 2
+    assert all(len(row) == len(headers) for row in rows)
+    again = run_paper(name, "quick", output_dir=tmp_path, overrides={**SMALL, **tiny[experiment(name).name]})
+    assert again.path == result.path
+    assert again.record["rows"] == result.record["rows"]
+    assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "paper"]) == 1
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'table1'"):
+        run_paper("tabel1", "quick", output_dir=tmp_path)
+    with pytest.raises(UnknownNameError, match="did you mean 'quick'"):
+        run_paper("table1", "quik", output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Per experiment, settings that put a small .npz in the place of its official files."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("tiny")
+    found = {}
+    for name, shape in (("grey", (28, 28)), ("colour", (32, 32, 3))):
+        rng = np.random.default_rng(0)
+        arrays = {}
+        for role, count in (("train", 40), ("val", 20), ("test", 20)):
+            arrays[f"x_{role}"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+            arrays[f"y_{role}"] = np.arange(count) % 10
+        np.savez(folder / f"{name}.npz", **arrays)
+        found[name] = {"data.name": str(folder / f"{name}.npz")}
+    return {name: found["grey" if name == "table1" else "colour"] for name in EXPERIMENTS}

@@ -1,0 +1,277 @@
+"""Sweeps that run: every cell once, shared teacher, resumed after any end to the same bytes, failures listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import noisyteacher.sweep.cells as cells_module
+from noisyteacher.errors import (
+    AskedWronglyError,
+    ConfigError,
+    DataError,
+    MismatchError,
+    NoisyTeacherError,
+    UnknownNameError,
+)
+from noisyteacher.runs import Run, list_runs
+from noisyteacher.sweep import resume_sweep, sweep
+from noisyteacher.sweep.cells import Cell, train_cell
+from noisyteacher.sweep.executors import RETRIES, local, train_all
+
+BASE: dict[str, Any] = {
+    "data": {"limit": 60},
+    "teacher": {"epochs": 1},
+    "student": {"epochs": 1, "batch_size": 30},
+    "noise": {"sigma": 0.0},
+    "run": {"threads": 1},
+}
+GRID = {"noise.sigma": [0, 0.5, 1.0], "noise.draw": ["batch", "row"]}
+
+
+def base(folder: Path, **more: Any) -> dict[str, Any]:
+    return {**BASE, "run": {**BASE["run"], "output_dir": str(folder)}, **more}
+
+
+def contents(run: Run) -> bytes:
+    return (run.path / "conditions.json").read_bytes()
+
+
+def test_a_sweep_and_what_it_leaves(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int, str]] = []
+    result = sweep(base(tmp_path), GRID, seeds=2, watch=lambda *words: told.append(words))
+    run = Run.open(result.path)
+    assert (run.state, run.info["kind"]) == ("done", "sweep")
+    names = {child.path.name for child in run.children()}
+    expected = {
+        "labels-alone",
+        "clean",
+        *(f"sigma{sigma}-{draw}" for sigma in ("0.5", "1") for draw in ("batch", "row")),
+    }
+    assert names == {"teacher", *(f"{name}-seed{seed}" for name in expected for seed in (0, 1))}
+    assert all(child.state == "done" for child in run.children())
+    assert len(list((run.path / "logits").iterdir())) == 3  # one store per split, shared by all cells
+    prints = {child.info["parents"].get("store") for child in run.children() if child.info["kind"] == "distil"}
+    assert len(prints) == 1
+    noisy = {one["name"]: one for one in result.conditions}["sigma0.5-row"]
+    cell = Run.open(run.path / "sigma0.5-row-seed1")
+    assert noisy["test_error_%"]["per_seed"][1] == (cell.result() or {})["scores"]["test"]["error"]["value"]
+    assert cell.config["objective"]["noise"]["draw"] == "row"
+    assert {"noise/selected_%", "noise/flipped_%", "noise/xi_rms", "noise/gradient_ratio"} <= set(cell.metrics()[0])
+    assert told[-1][:3] == ("sweep", 1200, 1200)
+    assert result.record["teacher"]["test_error_%"] is not None
+    assert result.record["costs"]["students"]["mlp800"]["parameters"] == 1_276_810
+    for part in ("sigma 0.5, batch", "labels alone", "test n = 60", "no evidence", "alpha 0.15"):
+        assert part in str(result)
+    json.dumps(result.record, allow_nan=False)
+
+
+def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2)
+    before = contents(Run(result.path))
+    (result.path / "result.json").unlink()
+    lost = result.path / "sigma0.5-seed1"
+    (lost / "result.json").unlink()
+    asked: list[str] = []
+    real = cells_module.a_student
+
+    def counted(plan: Any, run: str, *rest: Any) -> Any:
+        asked.append(run)
+        return real(plan, run, *rest)
+
+    monkeypatch.setattr(cells_module, "a_student", counted)
+    again = resume_sweep(Run.open(result.path))
+    assert asked == ["sigma0.5-seed1"]
+    assert contents(Run(again.path)) == before
+    assert resume_sweep(Run.open(result.path)).record == again.record
+    assert asked == ["sigma0.5-seed1"]
+
+
+def test_processes_give_the_same_bytes_as_one(tmp_path: Path) -> None:
+    alone = sweep(base(tmp_path / "a"), {"noise.sigma": [0.5]}, seeds=2)
+    two = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2, jobs=2)
+    assert contents(Run(two.path)) == contents(Run(alone.path))
+
+
+def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
+    grid = {"noise.sigma": [0.5], "student.lr": [1e-3, 1e30]}
+    result = sweep(base(tmp_path), grid)
+    assert {one["run"] for one in result.failed} == {
+        "clean-lr1e30-seed0",
+        "labels-alone-lr1e30-seed0",
+        "sigma0.5-lr1e30-seed0",
+    }
+    assert all("not finite" in one["error"] or "loss" in one["error"] for one in result.failed)
+    assert Run(result.path / result.failed[0]["run"]).state == "failed"
+    done = {one["name"]: one["seeds"] for one in result.conditions}
+    assert done["sigma0.5"] == [0]
+    assert done["sigma0.5-lr1e30"] == []
+    assert len(resume_sweep(Run.open(result.path)).failed) == 3  # tried again, and failed again
+
+
+def test_a_defect_in_one_cell_is_a_failure_of_that_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cells_module.a_student
+
+    def broken(plan: Any, run: str, *rest: Any) -> Any:
+        if run == "clean-seed0":
+            raise RuntimeError("the disk has melted")
+        return real(plan, run, *rest)
+
+    monkeypatch.setattr(cells_module, "a_student", broken)
+    result = sweep(base(tmp_path), {"noise.sigma": [0.5]})
+    assert [(one["run"], one["error"]) for one in result.failed] == [
+        ("clean-seed0", "RuntimeError: the disk has melted")
+    ]
+
+
+def test_teachers_and_data_may_vary_too(tmp_path: Path) -> None:
+    result = sweep(base(tmp_path), {"data.train_limit": [30, 60]})
+    assert len(result.record["teachers"]) == 2
+    assert [one["kind"] for one in result.conditions] == ["labels", "clean"] * 2
+    sizes = [Run.open(result.path / one["run"]).config["data"]["train"] for one in result.record["teachers"]]
+    assert len(set(sizes)) == 2
+    assert len(list((result.path / "logits").iterdir())) == 6
+
+
+def test_several_teachers_by_their_geometric_mean(tmp_path: Path) -> None:
+    given = base(tmp_path, teacher={"epochs": 1, "also": ["mlp800"]}, student={"epochs": 1, "combine": "geometric"})
+    result = sweep(given, {"noise.sigma": [0.5]})
+    record = Run.open(result.path / "sigma0.5-seed0").config["objective"]["teacher"]
+    assert (record["combine"], len(record["teachers"])) == ("geometric", 2)
+    assert Run.open(result.path / "teacher-2").state == "done"
+
+
+def test_wrong_questions_start_nothing(tmp_path: Path) -> None:
+    for given, grid, error, part in (
+        (BASE, {"noise.sigma": [-1]}, ConfigError, "noise.sigma: given -1"),
+        ({"student": {"name": "mlp80"}}, {"noise.sigma": [1]}, UnknownNameError, "mlp800"),
+        (BASE, {"data.name": ["mnist-5k", "nope.npz"]}, DataError, "nope.npz"),
+        ({}, {"student.epochs": [1]}, ConfigError, "a sweep compares numbers"),
+    ):
+        with pytest.raises(error, match=part):
+            sweep({**given, "run": {"output_dir": str(tmp_path / "runs")}}, grid)
+    with pytest.raises(AskedWronglyError, match="jobs=0"):
+        sweep(base(tmp_path / "runs"), GRID, jobs=0)
+    assert not (tmp_path / "runs").exists()
+    done = sweep(base(tmp_path / "runs"), {"noise.sigma": [0.5]})
+    with pytest.raises(MismatchError, match="other settings"):
+        sweep(base(tmp_path / "runs"), {"noise.sigma": [0.6]}, run=Run.open(done.path))
+    with pytest.raises(AskedWronglyError, match="not a sweep"):
+        resume_sweep(Run.open(done.path / "teacher"))
+
+
+def dying(cell: Cell) -> None:
+    """A worker that is killed on the first try of the cell, and always on the cell `cursed`."""
+    mark = cell.path / "tried"
+    first = not mark.exists()
+    cell.path.mkdir(exist_ok=True)
+    mark.write_text("x" + (mark.read_text() if not first else ""))
+    if first or cell.run == "cursed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_cells_of_a_killed_worker_are_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisyteacher.sweep.executors.train_cell", dying)
+    cells = [
+        Cell(str(tmp_path), name, name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")
+    ]
+    failures = train_all(cells, local(1), lambda waiting, failed: None)
+    assert list(failures) == ["cursed"]
+    assert "process died" in failures["cursed"]
+    assert len((tmp_path / "a" / "tried").read_text()) <= 1 + RETRIES
+    assert len((tmp_path / "cursed" / "tried").read_text()) == 1 + RETRIES
+
+
+COMMAND = [
+    sys.executable, "-m", "noisyteacher", "sweep", "--epochs", "1", "--seeds", "4", "--jobs", "2", "-q",
+    "--threads", "1", "--set", "data.limit=60", "--set", "teacher.epochs=1", "--set", "student.batch_size=30",
+    "--grid", "noise.sigma=0,0.5,1", "--grid", "noise.draw=batch,row",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_and_restarted_the_results_are_the_same(tmp_path: Path) -> None:
+    """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
+    whole = subprocess.run([*COMMAND, "--output-dir", tmp_path / "whole"], capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    (reference,) = list_runs(tmp_path / "whole", 1)
+    dice, kills = random.Random(7), 0
+    cut, errors = tmp_path / "cut", tmp_path / "stderr"
+    while True:
+        found = list_runs(cut, 1)
+        resume = ["--resume", str(found[0].path)] if found else []
+        command = [*COMMAND[:4], *resume, "--jobs", "2", "-q"] if resume else [*COMMAND, "--output-dir", str(cut)]
+        with open(errors, "wb") as stderr:
+            process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr)
+        if kills < 10:
+            before = len(list(cut.glob("*/*/result.json")))
+            deadline = time.monotonic() + 60
+            pause = dice.uniform(0.0, 1.5)
+            # Let a random part of the work pass, whatever the machine's speed: a cell or two more, and a moment.
+            wanted = before + dice.choice([0, 0, 1, 2])
+            while process.poll() is None and time.monotonic() < deadline:
+                if len(list(cut.glob("*/*/result.json"))) >= wanted and list_runs(cut, 1):
+                    break
+                time.sleep(0.05)
+            time.sleep(pause)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                process.wait()
+                continue
+        assert process.wait(timeout=200) == 0, errors.read_text()
+        break
+    (run,) = list_runs(cut, 1)
+    assert kills >= 5  # it may be done before ten kills on a fast machine
+    assert contents(run) == contents(reference)
+    for path in sorted(reference.path.rglob("weights.safetensors")):
+        assert (run.path / path.relative_to(reference.path)).read_bytes() == path.read_bytes()
+
+
+def test_train_cell_says_what_is_wrong_instead_of_raising(tmp_path: Path) -> None:
+    cell = Cell(str(tmp_path), "a-seed0", "a", "clean", 0, {"student": {"epochs": 0}}, {}, None)
+    assert "student.epochs: given 0" in (train_cell(cell) or "")
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+    """Scheduler and workers are processes of their own. The killed worker's cells are run by the other: none lost, none
+    doubled, and the results are those of one process.
+    """
+    distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
+    alone = sweep(base(tmp_path / "a"), {"noise.sigma": [0.5, 1.0]}, seeds=2)
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    )
+    try:
+        killed: list[int] = []
+
+        def watch(stage: str, done: int, total: int, note: str) -> None:
+            if stage == "sweep" and not killed and done >= 100:
+                victim = next(iter(cluster.workers.values()))
+                killed.append(victim.pid)
+                os.kill(victim.pid, signal.SIGKILL)
+
+        result = sweep(
+            base(tmp_path / "b"), {"noise.sigma": [0.5, 1.0]}, seeds=2, scheduler=cluster.scheduler_address, watch=watch
+        )
+    finally:
+        cluster.close()
+    assert killed
+    assert not result.failed
+    assert contents(Run(result.path)) == contents(Run(alone.path))
+
+
+def test_no_scheduler_there(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `cluster`")
+    with pytest.raises(NoisyTeacherError, match="no dask scheduler answers"):
+        sweep(base(tmp_path), {"noise.sigma": [0.5]}, scheduler="tcp://127.0.0.1:9")
