@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from noisyteacher.models import Classifier as Classifier
     from noisyteacher.models import build_model as build_model
     from noisyteacher.models import load_model as load_model
+    from noisyteacher.models import pretrained as pretrained
     from noisyteacher.models import save_model as save_model
     from noisyteacher.noise import Noise as Noise
     from noisyteacher.noise import perturb as perturb
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from noisyteacher.pipeline import Result as Result
     from noisyteacher.pipeline import compress as compress
     from noisyteacher.store import LogitStore as LogitStore
+    from noisyteacher.sweep import SweepResult as SweepResult
+    from noisyteacher.sweep import sweep as sweep
     from noisyteacher.teachers import NoisyTeacher as NoisyTeacher
     from noisyteacher.train import fit as fit
 
@@ -57,6 +60,7 @@ PUBLIC = {
     "Scores": "evaluate",
     "Split": "data",
     "Splits": "data",
+    "SweepResult": "sweep",
     "build_model": "models",
     "compress": "pipeline",
     "distil": "objectives",
@@ -69,9 +73,11 @@ PUBLIC = {
     "measure": "measure",
     "perturb": "noise",
     "predict": "evaluate",
+    "pretrained": "models",
     "save_model": "models",
     "soft_targets": "losses",
     "supervised": "objectives",
+    "sweep": "sweep",
 }
 """Public name -> module that defines it."""
 

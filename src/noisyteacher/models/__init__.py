@@ -11,6 +11,7 @@ from noisyteacher.models.preprocess import (
     Standardize,
     build_preprocess,
 )
+from noisyteacher.models.pretrained import PREFIX, pretrained, weights_file
 from noisyteacher.models.weights import (
     code_fingerprint,
     load_model,
@@ -25,6 +26,7 @@ from noisyteacher.models.weights import (
 __all__ = [
     "MODELS",
     "PAPER",
+    "PREFIX",
     "PREPROCESS",
     "Classifier",
     "LocalContrast",
@@ -42,7 +44,9 @@ __all__ = [
     "paper_network",
     "paper_options",
     "preprocess_fingerprint",
+    "pretrained",
     "save_model",
     "saved_bytes",
+    "weights_file",
     "weights_fingerprint",
 ]

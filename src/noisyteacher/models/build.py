@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
 from noisyteacher.models.classifier import Classifier, as_classifier
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Shape, build_preprocess, preprocess_name
@@ -45,6 +45,8 @@ def build_model(
     factory, and x / 255 for a module. Raises UnknownNameError, MismatchError when model, data and arguments disagree,
     AskedWronglyError else.
     """
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        raise AskedWronglyError(f"classes {classes!r}: expected a whole number of two or more")
     count = _agreed("classes", classes, getattr(data, "classes", None))
     shape = _agreed("input_shape", _shape(input_shape), _shape(getattr(data, "input_shape", None)))
     if isinstance(model, nn.Module):
@@ -127,6 +129,8 @@ def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]
         raise AskedWronglyError(
             f"model {name!r}: {error}; it must read 'pkg.module:factory', with pkg on the Python path"
         ) from error
+    except Exception as error:  # whatever a module of the user's does when it is imported
+        raise AskedWronglyError(f"model {name!r}: importing {place!r} failed: {_told(error)}") from error
     if not callable(factory):
         raise AskedWronglyError(f"model {name!r} is a {type(factory).__name__}, not a function or class to call")
     offered = {"classes": classes, "num_classes": classes, "input_shape": shape}
@@ -141,9 +145,17 @@ def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]
         raise AskedWronglyError(
             f"model {name!r} could not be called with options {sorted(options)}: {error}"
         ) from error
+    except NoisyTeacherError:
+        raise
+    except Exception as error:  # the factory is the user's: it may raise anything
+        raise AskedWronglyError(f"model {name!r}: the factory raised {_told(error)}") from error
     if not isinstance(network, nn.Module):
         raise AskedWronglyError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _plain(options: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path as Folder
 from typing import Any
 
 import safetensors.torch
@@ -20,6 +21,7 @@ from noisyteacher.files import BLANK, SEAL, sha256
 from noisyteacher.models.build import MODELS, architecture_of, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess
+from noisyteacher.models.pretrained import weights_file
 from noisyteacher.tensorfile import KEY, read_tensors, tensor_bytes, write_tensors
 
 KIND = "model"
@@ -27,14 +29,17 @@ SCHEMA = 1
 Path = str | os.PathLike[str]
 
 
-def save_model(model: nn.Module, path: Path, record: dict[str, Any] | None = None) -> None:
+def save_model(
+    model: nn.Module, path: Path, record: dict[str, Any] | None = None, *, within: Folder | None = None
+) -> None:
     """Write the model's tensors, its architecture and a JSON-able `record` (epochs, scores, ...) as one sealed file.
 
-    Parameters and buffers, those of the preprocessing included. Raises WriteError when the disk refuses, and
-    AskedWronglyError when the record uses the name "architecture" or the model has state that is not a tensor.
+    Parameters and buffers, those of the preprocessing included. The file's folder is made where it is missing, but not
+    `within`, a folder that must be there still. Raises WriteError when the disk refuses, and AskedWronglyError when the
+    record uses the name "architecture" or the model has state that is not a tensor.
     """
     whole = as_classifier(model)
-    write_tensors(path, KIND, SCHEMA, _state(whole), _content(whole, record))
+    write_tensors(path, KIND, SCHEMA, _state(whole), _content(whole, record), within)
 
 
 def saved_bytes(model: nn.Module, record: dict[str, Any] | None = None) -> int:
@@ -49,10 +54,12 @@ def saved_bytes(model: nn.Module, record: dict[str, Any] | None = None) -> int:
 def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     """The Classifier a file holds, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
+    `path` is a weights file, or `pretrained:NAME` for one that comes with the package (`pretrained()` lists them).
     A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that: only with
     `allow_import=True`. Raises FileFormatError naming the file when it is damaged or does not fit its architecture,
     and AskedWronglyError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
     """
+    path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
     architecture = _checked(record.get("architecture"), path)
     name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
@@ -64,8 +71,8 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     if ":" in name:
         if not allow_import:
             raise AskedWronglyError(
-                f"{path}: rebuilding this model means importing and calling {name!r}: pass allow_import=True if you "
-                "trust the file"
+                f"{path}: rebuilding this model means importing and calling {name!r}: if you trust the file, pass "
+                "--allow-import (in Python allow_import=True)"
             )
         model = build_model(
             name,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import build_config, describe, put
+from noisyteacher.evaluate import predict
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
-from noisyteacher.pipeline import Watch, names_a_file, train_config
+from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, train_config
 from noisyteacher.references import Curve, curve, values
 from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.sweep import SweepResult, spread, sweep
@@ -98,10 +99,11 @@ def run_paper(
     for part in parts:
         tell = None if watch is None else _titled(watch, part.name)
         base = _taught(part.base, output_dir, tell)
+        grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
         found.append(
             sweep(
                 base,
-                part.grids,
+                grids,
                 seeds=size.seeds,
                 jobs=jobs,
                 scheduler=scheduler,
@@ -136,7 +138,7 @@ def _with(
             put(base, key, value)
     if teacher is not None and names_a_file(teacher):
         base["teacher"] = {**base["teacher"], "name": teacher}
-    return Part(part.name, part.title, base, part.grids, part.curve)
+    return replace(part, base=base)
 
 
 def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -> Run | None:
@@ -155,7 +157,8 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
             return name
         own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also")}
         run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
-        config = build_config({"data": base["data"], "teacher": {**own, "name": name}, "run": run})
+        data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
+        config = build_config({"data": data, "teacher": {**own, "name": name}, "run": run})
         found = _same(output_dir, "train", plain({"config": describe(config), "seed": 0}, "config"))
         if found is None or found.state != "done":
             found = train_config(config, run=found, watch=watch).run
@@ -165,6 +168,19 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
     if base["teacher"].get("also"):
         teacher["also"] = [trained(one) for one in base["teacher"]["also"]]
     return {**base, "teacher": teacher}
+
+
+def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """The grid with its sigmas in units of logits: multiplied by the root mean square of the teacher's on validation.
+
+    alpha sigma^2 z^2 is the variance that multiplicative noise brings into the gradient of a logit z; additive noise of
+    these sigmas brings in the same on average over the logits, but evenly.
+    """
+    config = build_config(base)
+    data = load_config_data(config)
+    model, _ = load_teacher(config.teacher.name, data)
+    size = float(predict(model, data.val).square().mean().sqrt())
+    return {**grid, "noise.sigma": [round(size * sigma, 4) for sigma in grid["noise.sigma"]]}
 
 
 def _titled(watch: Watch, name: str) -> Watch:
@@ -225,7 +241,8 @@ def _paper(part: Part, told: Curve | None, one: Mapping[str, Any]) -> float | No
     if settings.get("student.loss", "logit_regression") != "logit_regression":
         return None
     if told.axis == "dropout":
-        place = settings.get("student.options.dropout")
+        dropped = settings.get("student.options.dropout")
+        place = None if dropped is None else 1 - dropped
     elif one["kind"] == "clean":
         return told.clean_error
     elif one["kind"] == "labels" or settings["noise.target"] != told.target:

@@ -150,13 +150,15 @@ def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:
     words = [f"sigma {sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (tuple, list)) else f"sigma {sigma:g}"]
     if "alpha" in told:
         words.append(f"alpha {noise['alpha']:g}")
-    for key in ("draw", "kind", "distribution", "schedule"):
-        if key in told:
+    if "draw" in told:
+        words.append(str(noise["draw"]))
+    for key in ("kind", "distribution", "schedule"):
+        if key in told and noise[key] != _DEFAULT[key]:
             words.append(str(noise[key]))
     if "target" in told and noise["target"] == "student":
         words.append("on the student")
-    if "frozen" in told:
-        words.append("frozen" if noise["frozen"] else "fresh")
+    if "frozen" in told and noise["frozen"]:
+        words.append("frozen")
     return words
 
 

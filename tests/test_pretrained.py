@@ -1,0 +1,48 @@
+"""The teachers that come with the package are what their cards say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import noisyteacher as nt
+from noisyteacher.errors import UnknownNameError
+from noisyteacher.files import sha256
+from noisyteacher.models import weights_file
+
+
+@pytest.mark.parametrize("name", nt.pretrained())
+def test_every_file_has_its_card(name: str) -> None:
+    card = nt.pretrained()[name]
+    file = weights_file(f"pretrained:{name}")
+    assert sha256([file.read_bytes()]) == card["sha256"]
+    model = nt.load_model(f"pretrained:{name}")
+    assert model.architecture["name"] == card["model"]
+    for key in ("data", "recipe", "seed", "versions", "licence"):
+        assert key in card
+    for scores in card["scores"].values():
+        assert scores["error"]["n"] > 0
+    assert "root" not in card["data"]
+
+
+def test_weights_and_cards_come_in_pairs() -> None:
+    folder = weights_file("pretrained:lenet-mnist").parent
+    assert {file.stem for file in folder.glob("*.safetensors")} == set(nt.pretrained())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+
+
+def test_an_unknown_name_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'lenet-mnist'"):
+        nt.load_model("pretrained:lenet-mnits")
+    assert weights_file("some/file.safetensors") == Path("some/file.safetensors")
+
+
+def test_the_stated_error_is_measured_again(real_data: Path) -> None:
+    card = nt.pretrained()["lenet-mnist"]
+    data = nt.load_data("mnist", root=real_data)
+    assert data.test is not None
+    scores = nt.evaluate(nt.load_model("pretrained:lenet-mnist"), data.test)
+    assert scores.error is not None
+    assert scores.error == pytest.approx(card["scores"]["test"]["error"]["value"], abs=0.011)
+    assert scores.error < 0.9
