@@ -222,11 +222,15 @@ def test_unknown_names_and_missing_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": 8}, "size= has no effect on 'mnist-5k'"),
-        ({"grey": True}, "grey= has no effect"),
-        ({"extra": False}, "extra= has no effect"),
-        ({"seed": 1}, "seed= has no effect"),
+        ({"size": 8}, "size has no effect on 'mnist-5k'"),
+        ({"grey": True}, "grey has no effect"),
+        ({"extra": False}, "extra has no effect"),
+        ({"seed": 1}, "seed has no effect"),
         ({"limit": 0}, "limit=0"),
+        ({"limit": 1.5}, "limit=1.5"),
+        ({"limit": "50"}, "limit='50'"),
+        ({"limit": True}, "limit=True"),
+        ({"train_limit": 1.5}, "train_limit=1.5"),
     ],
 )
 def test_an_option_without_effect_is_refused(options: dict[str, Any], words: str) -> None:

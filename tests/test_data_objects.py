@@ -213,6 +213,19 @@ def test_bad_items_are_named(items: list[Any], words: str) -> None:
         load_data(items)
 
 
+def test_an_item_that_cannot_be_read_is_named() -> None:
+    class Torn(list[Any]):
+        def __getitem__(self, row: Any) -> Any:
+            if row == 7:
+                raise KeyError("img_7")
+            return super().__getitem__(row)
+
+    with pytest.raises(DataError, match=r"dataset: item 7 cannot be read \(KeyError: 'img_7'\)"):
+        load_data(Torn(GOOD))
+    with pytest.raises(DataError, match=r"val: item 7 cannot be read"):
+        load_data({"train": GOOD, "val": Torn(GOOD)})
+
+
 def test_labels_beyond_the_class_names_are_refused() -> None:
     with pytest.raises(DataError, match=r"label 2 of image 29 is out of range 0\.\.1"):
         load_data(Items([*GOOD[:29], (PIXELS[29], 2)]))

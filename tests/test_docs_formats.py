@@ -196,6 +196,34 @@ def test_the_files_of_a_training(tmp_path: Path) -> None:
     assert set(metrics[0]) <= set(re.findall(r"`([^`\n]+)`", told))
 
 
+def test_the_results_of_a_sweep(tmp_path: Path) -> None:
+    """Every key of a sweep's, a condition's and a training's result stands in the page's tables, and no other."""
+    told = TEXT[TEXT.index("### Results") : TEXT.index("### metrics.jsonl")]
+    a, b, c = (told.index(mark) for mark in ("`result` of a compression", "A condition:", "`conditions.json` (sealed"))
+
+    def keys(text: str) -> list[str]:
+        first = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        return [key for cell in first for key in re.findall(r"`([^`]+)`", cell)]
+
+    base = {
+        "data": {"limit": 40},
+        "teacher": {"epochs": 1},
+        "student": {"epochs": 1},
+        "run": {"output_dir": str(tmp_path)},
+    }
+    result = nt.sweep(base, {"noise.sigma": [0.5]})
+    record, condition = result.record, result.conditions[-1]
+    assert set(record) == set(keys(told[a:b]))
+    assert set(condition) == set(keys(told[b:c]))
+    cell = json.loads((result.path / condition["runs"][0] / "result.json").read_text())["result"]
+    assert set(cell) == set(keys(told[:a])) - {"choice"}
+    beside = json.loads((result.path / "conditions.json").read_text())
+    assert list(beside) == ["checksum", "kind", "schema", "conditions", "families", "failed"]
+    assert set(beside["conditions"][0]) == set(condition) - {"training_s"}
+    row = next(line for line in told.splitlines() if line.startswith("| `families` |"))
+    assert set(record["families"][0]) <= set(re.findall(r"`(\w+)`", row))
+
+
 def test_the_embedded_data() -> None:
     data = (EMBEDDED / "mnist-5k.npz").read_bytes()
     assert f"{len(data):,} bytes" in TEXT

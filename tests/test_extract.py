@@ -362,6 +362,13 @@ def test_the_fingerprints_are_those_of_the_model_as_it_was_given(tmp_path: Path,
     assert store.meta["class_names"] == list(NAMES)
 
 
+@pytest.mark.parametrize("batch_size", [0, 1.5, "8", True, None])
+def test_a_batch_size_is_a_whole_number(tmp_path: Path, batch_size: Any) -> None:
+    with pytest.raises(AskedWronglyError, match=f"batch_size={batch_size!r}"):
+        extract(Counting(), split(), tmp_path / "s", batch_size=batch_size)
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize("outputs", [1, 2, 4])
 def test_a_teacher_with_other_classes_than_the_data_is_refused(tmp_path: Path, outputs: int) -> None:
     with pytest.raises(MismatchError, match="class"):

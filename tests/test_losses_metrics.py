@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import noisyteacher as nt
 from noisyteacher import metrics
-from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
+from noisyteacher.errors import AskedWronglyError, MismatchError, TrainingError, UnknownNameError
 from noisyteacher.schedule import rate_factor
 
 
@@ -80,3 +80,73 @@ def test_schedules() -> None:
     assert [rate_factor("linear", step, 6, 2) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
         rate_factor("cosin", 0, 1)
+
+
+def test_an_empty_batch_has_no_loss() -> None:
+    for loss in (nt.logit_regression, nt.soft_targets):
+        with pytest.raises(MismatchError, match=r"\[0, 3\].*at least one row"):
+            loss(torch.ones(0, 3), torch.ones(0, 3))
+
+
+@pytest.mark.parametrize("temperature", [math.inf, math.nan, -1.0, "4", None])
+def test_a_temperature_is_a_finite_number_above_0(temperature: object) -> None:
+    with pytest.raises(AskedWronglyError, match="temperature="):
+        nt.soft_targets(torch.ones(2, 3), torch.zeros(2, 3), temperature)  # type: ignore[arg-type]
+
+
+MEASURES = (metrics.accuracy, metrics.error, metrics.nll, metrics.ece, metrics.reliability, metrics.confusion)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_metrics_refuse_what_they_cannot_mean(measure: object) -> None:
+    """The largest of NaN logits is class 0: labels of 0 would all be right."""
+    assert callable(measure)
+    logits, labels = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+    broken = logits.clone()
+    broken[2, 1] = math.nan
+    with pytest.raises(TrainingError, match=r"not finite, first in row 2"):
+        measure(broken, labels)
+    for label in (3, -1):
+        with pytest.raises(MismatchError, match=rf"label {label} of row 1.*0\.\.2"):
+            measure(logits, torch.tensor([0, label, 0, 0]))
+    for wrong in (labels.double(), labels.bool(), labels.to(torch.uint8)):
+        with pytest.raises(MismatchError, match="int64"):
+            measure(logits, wrong)
+    with pytest.raises(MismatchError, match="N >= 1"):
+        measure(logits[:0], labels[:0])
+
+
+def test_agreement_refuses_what_it_cannot_mean() -> None:
+    with pytest.raises(MismatchError, match=r"\[0, 3\].*N >= 1"):
+        metrics.agreement(torch.ones(0, 3), torch.ones(0, 3))
+    with pytest.raises(MismatchError, match="N >= 1"):
+        metrics.agreement(torch.ones(3), torch.ones(3))
+    for logits in (torch.full((2, 3), math.nan), torch.tensor([[0.0, 1.0, 2.0], [0.0, math.inf, 0.0]])):
+        with pytest.raises(TrainingError, match="not finite"):
+            metrics.agreement(torch.ones(2, 3), logits)
+
+
+def test_reliability_by_hand() -> None:
+    """Five bins (0.2 wide): .55 wrong in the third; .7 right and .75 wrong in the fourth; .9 right in the last."""
+    confidence = torch.tensor([0.7, 0.9, 0.55, 0.75], dtype=torch.float64)
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], 1)
+    rows, sums, hits = metrics.reliability(logits, torch.tensor([0, 0, 1, 1]), bins=5)
+    assert rows.tolist() == [0, 0, 1, 2, 1]
+    assert sums.tolist() == pytest.approx([0, 0, 0.55, 1.45, 0.9])
+    assert hits.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    """One half of four bins is the end of the second; certainty is in the last."""
+    rows, sums, _ = metrics.reliability(torch.tensor([[0.0, 0.0], [900.0, 0.0]]), torch.tensor([0, 0]), bins=4)
+    assert rows.tolist() == [0, 1, 0, 1]
+    assert sums.tolist() == [0, 0.5, 0, 1.0]
+
+
+def test_confusion_by_hand() -> None:
+    """Of class 0 two right and one taken for 2; one of class 1 taken for 0; one of class 2 right; none of class 3."""
+    chosen = torch.tensor([0, 2, 0, 2, 0])
+    logits = F.one_hot(chosen, 4).float()
+    found = metrics.confusion(logits, torch.tensor([0, 0, 1, 2, 0]))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [[2, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]

@@ -187,6 +187,9 @@ def test_devices_and_shapes_that_cannot_be_are_refused() -> None:
         measure(model(), device="abacus")
     with pytest.raises(AskedWronglyError, match="pass input_shape"):
         measure(nn.Flatten())
+    for shape in (28, (28, 28), (1, 0, 28), (1, 2.5, 28), "1,4,4"):
+        with pytest.raises(AskedWronglyError, match=r"input_shape .*channels, height, width"):
+            measure(model(), shape)  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="input_shape"):
         measure(model(), (3, 4, 4))
     assert measure(model(), (1, 4, 4), device="cpu", latency=False).parameters > 0

@@ -199,6 +199,11 @@ def test_what_cannot_be_meant_is_refused() -> None:
         build_model("lenet")
     with pytest.raises(AskedWronglyError, match="two or more"):
         build_model("lenet", classes=1, input_shape=(1, 28, 28))
+    for classes in ("10", 10.5, 10.0, True):
+        with pytest.raises(AskedWronglyError, match=f"classes {classes!r}: expected a whole number"):
+            build_model("lenet", classes=classes, input_shape=(1, 28, 28))  # type: ignore[arg-type]
+        with pytest.raises(AskedWronglyError, match=f"classes {classes!r}: expected a whole number"):
+            build_model(Answer(), Data(), classes=classes)  # type: ignore[arg-type]
     for wrong in ((28, 28), (1, 0, 28), (1, 2.5, 3)):
         with pytest.raises(AskedWronglyError, match="channels, height, width"):
             build_model("lenet", classes=10, input_shape=wrong)  # type: ignore[arg-type]

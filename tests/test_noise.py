@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisyteacher as nt
-from noisyteacher.errors import ConfigError, MismatchError, TrainingError
-from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, step_draw
+from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError, TrainingError
+from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, scheduled, step_draw
 from noisyteacher.rng import stream
 
 
@@ -183,3 +184,95 @@ def test_bad_logits_are_refused() -> None:
     bad[2, 1] = float("nan")
     with pytest.raises(TrainingError, match="row 2"):
         nt.perturb(bad, sigma=0.5, alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (torch.tensor([3]), r"rows are int64 \[1\].*int64 \[6\]"),
+        (torch.tensor([[0, 1, 2, 3, 4, 5]]), r"rows are int64 \[1, 6\]"),
+        (torch.arange(6.0), r"rows are float32 \[6\]"),
+        ([0, 1, 2, 3, 4, 5], "rows are a list"),
+        (torch.tensor([0, 1, 2, 3, 4, -1]), r"rows -1\.\.4.*0\.\.7"),
+        (torch.tensor([0, 1, 2, 3, 4, 8]), r"rows 0\.\.8.*0\.\.7"),
+    ],
+)
+def test_frozen_noise_takes_one_row_of_the_split_per_sample(rows: torch.Tensor, words: str) -> None:
+    """One row for six images would be broadcast, a negative one would count from the end."""
+    frozen = nt.Noise(sigma=1.0, alpha=1.0, draw="row", frozen=True)
+    with pytest.raises(MismatchError, match=words):
+        step_draw(frozen, seed=0, step=0, rows=rows, total_rows=8, size=6, classes=4)
+
+
+def test_what_is_no_tensor_no_generator_and_no_switch_is_refused() -> None:
+    for logits in ([[1.0, 2.0]], np.ones((4, 3), np.float32)):
+        with pytest.raises(MismatchError, match=f"logits are a {type(logits).__name__}"):
+            nt.perturb(logits, sigma=0.5, alpha=0.5)  # type: ignore[arg-type]
+    with pytest.raises(AskedWronglyError, match=r"generator is a int.*torch\.Generator"):
+        nt.perturb(clean(), sigma=0.5, alpha=0.5, generator=3)  # type: ignore[arg-type]
+    for frozen in ("no", 1, None):
+        with pytest.raises(ConfigError, match=f"frozen={frozen!r}: expected True or False"):
+            nt.Noise(sigma=0.5, alpha=0.5, frozen=frozen)  # type: ignore[arg-type]
+    with pytest.raises(AskedWronglyError, match=r"noise=0\.5: expected an nt\.Noise"):
+        nt.compress("lenet", "mlp800", "mnist-5k", noise=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", CHOICES["kind"])
+def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
+    """The result is the exact one rounded to the type: 1 + xi alone would already lose most of a small xi."""
+    logits = clean().to(dtype)
+    noise = nt.Noise(sigma=0.003, alpha=0.5, draw="row", kind=kind)
+    draw = draw_noise(noise, 64, 10, stream(0, "half"))
+    wide, xi = logits.double(), draw.xi.double()
+    exact = torch.where(draw.selected, wide * (1 + xi) if kind == "multiplicative" else wide + xi, wide)
+    found = apply_noise(logits, draw, kind)
+    assert found.dtype == dtype
+    assert float((found != exact.to(dtype)).float().mean()) < 0.005  # two roundings, by way of fp32, are rarely one
+    assert torch.equal(found[~draw.selected[:, 0]], logits[~draw.selected[:, 0]])
+
+
+def test_half_precision_that_overflows_is_refused() -> None:
+    logits = torch.full((8, 4), 60_000.0, dtype=torch.float16)
+    with pytest.raises(TrainingError, match=r"overflow.*float16"):
+        nt.perturb(logits, sigma=1.0, alpha=1.0, draw="row", generator=stream(0, "h"))
+    assert torch.equal(nt.perturb(logits, sigma=1.0, alpha=0.0), logits)
+
+
+SCALES = {
+    "constant": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    "linear": [1.0, 0.75, 0.5, 0.25, 0.0, 0.0],
+    "cosine": [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0.0, 0.0],
+    "early": [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+    "late": [0.0, 0.0, 1.0, 1.0, 1.0, 1.0],
+}
+"""Schedule -> what sigma is multiplied by at steps 0 to 5 of 4: the last two are past the end."""
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", CHOICES["schedule"])
+def test_a_schedule_scales_sigma_and_nothing_else(name: str, frozen: bool) -> None:
+    """Every schedule sees the draws of constant noise: same rows, same directions, another length."""
+    rows = torch.tensor([4, 0, 2])
+
+    def at(noise: nt.Noise, step: int, total_steps: int | None) -> Draw:
+        return step_draw(noise, seed=1, step=step, rows=rows, total_rows=5, size=3, classes=4, total_steps=total_steps)
+
+    noise = nt.Noise(sigma=0.8, alpha=0.5, draw="row", frozen=frozen)
+    for step, scale in enumerate(SCALES[name]):
+        plain, found = at(noise, step, None), at(replace(noise, schedule=name), step, 4)  # type: ignore[arg-type]
+        assert torch.equal(found.selected, plain.selected)
+        assert torch.allclose(found.xi, scale * plain.xi, rtol=1e-6, atol=1e-7)
+        assert bool(plain.xi.all())
+
+
+def test_constant_noise_needs_no_length_and_keeps_its_bits() -> None:
+    draw = draw_noise(nt.Noise(sigma=0.8, alpha=0.5), 6, 4, stream(0, "c"))
+    for total_steps in (None, 7):
+        found = scheduled(draw, "constant", 3, total_steps)
+        assert torch.equal(found.xi.view(torch.int32), draw.xi.view(torch.int32))
+    for name in ("linear", "cosine", "early", "late"):
+        with pytest.raises(MismatchError, match=f"schedule '{name}' needs the length of the run"):
+            scheduled(draw, name, 3, None)
+    with pytest.raises(ConfigError, match="schedule='linaer': did you mean 'linear'"):
+        nt.Noise(sigma=0.8, alpha=0.5, schedule="linaer")  # type: ignore[arg-type]

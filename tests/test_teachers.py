@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from noisyteacher.errors import (
     TrainingError,
     UnknownNameError,
 )
-from noisyteacher.noise import apply_noise, draw_noise
+from noisyteacher.noise import CHOICES, apply_noise, draw_noise
 from noisyteacher.rng import derive, stream
 from noisyteacher.teachers import as_teacher, geometric_logits
 
@@ -227,3 +228,127 @@ def test_evaluate_refuses_logits_that_are_not_finite() -> None:
         model[1].weight[0, 0] = float("inf")  # type: ignore[index]
     with pytest.raises(TrainingError, match="not finite"):
         nt.evaluate(model, split())
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_evaluate_refuses_a_model_of_other_classes(outputs: int) -> None:
+    with pytest.raises(MismatchError, match=rf"{outputs} class(es)?.*'toy'.*have 3"):
+        nt.evaluate(net(outputs), split())
+    with pytest.raises(MismatchError, match=rf"{outputs} class(es)?.*'toy'.*have 3"):
+        nt.evaluate(net(outputs), split(), teacher=net(outputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label_weight": "1"}, "label_weight='1'"),
+        ({"label_weight": float("nan")}, "label_weight=nan"),
+        ({"label_weight": True}, "label_weight=True"),
+        ({"loss": "soft_targets", "temperature": "4"}, "temperature='4'"),
+        ({"loss": "soft_targets", "temperature": float("inf")}, "temperature=inf"),
+        ({"loss": "soft_targets", "temperature": True}, "temperature=True"),
+    ],
+)
+def test_numbers_of_distil_are_numbers(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        nt.distil(table(1), **options)  # type: ignore[arg-type]
+
+
+def test_labels_of_other_classes_are_not_mixed_in() -> None:
+    wide = torch.zeros(ROWS, 5)
+    nt.fit(net(5), split(), nt.distil(wide), epochs=1)
+    with pytest.raises(MismatchError, match="the model has 5 classes, the data 'toy' have 3"):
+        nt.fit(net(5), split(), nt.distil(wide, label_weight=0.5), epochs=1)
+
+
+def test_a_live_teacher_of_another_precision_is_refused_before_the_first_step() -> None:
+    with pytest.raises(MismatchError, match=r"the teacher failed.*float32.*torch\.float64.*\.float\(\)"):
+        nt.fit(net(), split(), nt.distil(net().double()), epochs=1)
+    with pytest.raises(MismatchError, match=r"the teacher failed on an image of shape \(1, 4, 4\)"):
+        nt.fit(net(), split(), nt.distil(nn.Sequential(nn.Flatten(), nn.Linear(9, 3))), epochs=1)
+
+
+def test_noisy_teacher_takes_a_module_a_noise_and_whole_numbers() -> None:
+    noise = nt.Noise(sigma=0.5, alpha=0.5)
+    with pytest.raises(AskedWronglyError, match=r"teacher is a str.*nn\.Module"):
+        nt.NoisyTeacher("lenet", noise)  # type: ignore[arg-type]
+    with pytest.raises(AskedWronglyError, match=r"noise is a dict.*nt\.Noise"):
+        nt.NoisyTeacher(net(), {"sigma": 0.5, "alpha": 0.5})  # type: ignore[arg-type]
+    for option in ({"seed": None}, {"seed": 1.5}, {"total_rows": 0}, {"total_rows": 2.0}, {"total_steps": 0}):
+        with pytest.raises(AskedWronglyError, match=next(iter(option))):
+            nt.NoisyTeacher(net(), noise, **option)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [[3], [0, 1, 2, 3, 4, -1], [0, 1, 2, 3, 4, ROWS]])
+def test_noisy_teacher_wants_one_row_of_the_split_per_image(rows: list[int]) -> None:
+    noise = nt.Noise(sigma=0.5, alpha=1.0, draw="row", frozen=True)
+    noisy = nt.NoisyTeacher(net(), noise, total_rows=ROWS)
+    with pytest.raises(MismatchError, match="frozen noise"):
+        noisy(torch.rand(6, 1, 4, 4), rows=torch.tensor(rows))
+    assert int(noisy.calls) == 0
+
+
+def test_noisy_teacher_follows_a_schedule() -> None:
+    noise = nt.Noise(sigma=0.9, alpha=0.5, draw="row", schedule="linear")
+    images = torch.rand(ROWS, 1, 4, 4)
+    teacher = net()
+    clean = teacher(images).detach()
+    noisy = nt.NoisyTeacher(teacher, noise, seed=3, total_steps=4)
+    for step, sigma in enumerate((0.9, 0.675, 0.45, 0.225, 0.0)):
+        draw = draw_noise(nt.Noise(sigma=sigma, alpha=0.5, draw="row"), ROWS, CLASSES, stream(3, "noise", step))
+        assert torch.allclose(noisy(images), apply_noise(clean, draw), atol=1e-6)
+    with pytest.raises(MismatchError, match="give total_steps"):
+        nt.NoisyTeacher(net(), noise)(images)
+
+
+@pytest.mark.parametrize("kind", CHOICES["kind"])
+@pytest.mark.parametrize("target", CHOICES["target"])
+@pytest.mark.parametrize("loss", ["logit_regression", "soft_targets"])
+def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> None:
+    """The gradient of the teacher's term with and without noise, by autograd of the formulas of docs/method.md."""
+    temperature, student, teacher = 3.0, table(2), table(1)
+    noise = nt.Noise(sigma=2.0, alpha=0.5, draw="row", target=target, kind=kind)  # type: ignore[arg-type]
+    options = {"temperature": temperature} if loss == "soft_targets" else {}
+    objective = nt.distil(teacher, noise=noise, loss=loss, label_weight=0.25, **options)  # type: ignore[arg-type]
+    _, numbers = objective(student.clone().requires_grad_(), batch(step=6, seed=9))
+
+    draw = draw_noise(noise, ROWS, CLASSES, stream(9, "noise", 6))
+    mask = draw.selected.float()
+
+    def gradient(mask: Tensor) -> Tensor:
+        own = student.clone().requires_grad_()
+        shift = mask * draw.xi
+        g, z = own, teacher
+        if target == "teacher":
+            z = z * (1 + shift) if kind == "multiplicative" else z + shift
+        else:
+            g = g * (1 + shift) if kind == "multiplicative" else g + shift
+        if loss == "logit_regression":
+            value = ((g - z) ** 2).sum() / (2 * ROWS)
+        else:
+            p, q = (z / temperature).softmax(1), (g / temperature).softmax(1)
+            value = temperature**2 * (p * (p / q).log()).sum() / ROWS
+        return torch.autograd.grad(value, own)[0]
+
+    clean, noisy = gradient(torch.zeros_like(mask)), gradient(mask)
+    moved = (teacher if target == "teacher" else student) * 1.0
+    after = moved * (1 + mask * draw.xi) if kind == "multiplicative" else moved + mask * draw.xi
+    assert {name: value for name, value in numbers.items() if name.startswith("noise/")} == pytest.approx(
+        {
+            "noise/selected_%": 100 * float(mask.mean()),
+            "noise/flipped_%": 100 * float((after.argmax(1) != moved.argmax(1)).float().mean()),
+            "noise/xi_rms": math.sqrt(float((draw.xi**2).mean())),
+            "noise/gradient_ratio": float((noisy - clean).norm() / clean.norm()),
+        },
+        rel=1e-4,
+    )
+    assert 0 < numbers["noise/flipped_%"] < 100
+
+
+def test_without_a_gradient_there_is_no_ratio() -> None:
+    """A student at its teacher's logits has no clean gradient to compare with: the ratio is 0, not infinite."""
+    noise = nt.Noise(sigma=0.8, alpha=0.5)
+    _, numbers = nt.distil(table(1), noise=noise)(table(1), batch())
+    assert numbers["noise/gradient_ratio"] == 0.0
+    _, numbers = nt.distil(table(1), noise=nt.Noise(sigma=0.0, alpha=0.5))(table(2), batch())
+    assert [numbers[f"noise/{name}"] for name in ("gradient_ratio", "xi_rms", "flipped_%")] == [0.0, 0.0, 0.0]

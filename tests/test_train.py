@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, ConfigError, FileFormatError, MismatchError, TrainingError
+from noisyteacher.errors import (
+    AskedWronglyError,
+    ConfigError,
+    DataError,
+    FileFormatError,
+    MismatchError,
+    TrainingError,
+)
 from noisyteacher.history import Tick
+from noisyteacher.models import model_record
 
 
 def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
@@ -378,3 +390,237 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     found = [(one.step, one.value) for one in events.Scalars("val/error")]
     assert [step for step, _ in found] == [1, 2, 3]
     assert [value for _, value in found] == pytest.approx([line["val/error"] for line in history.epochs])
+
+
+def unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def taken(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def unlabelled(split: nt.Split) -> nt.Split:
+    return nt.Split(split.images, None, split.index, split.role, split.name, split.class_names)
+
+
+def renamed(split: nt.Split, names: tuple[str, ...]) -> nt.Split:
+    return nt.Split(split.images, split.labels, split.index, split.role, split.name, names)
+
+
+@pytest.mark.parametrize(
+    ("val", "error", "words"),
+    [
+        (unlabelled(blobs(30, "val")), DataError, r"validation split of 'blobs' has no labels.*val="),
+        (blobs(30, "val", classes=2), MismatchError, r"class 2 is 'c' in train.*missing in val"),
+        (blobs(30, "val", classes=4), MismatchError, r"class 3 is missing in train.*'d' in val"),
+        (renamed(blobs(30, "val"), ("a", "c", "b")), MismatchError, r"class 1 is 'b' in train.*'c' in val"),
+        (
+            nt.Split(torch.zeros(9, 1, 9, 8, dtype=torch.uint8), torch.arange(9) % 3, torch.arange(9), "val", "x",
+                     ("a", "b", "c")),
+            MismatchError, r"train images are \[1, 8, 8\], val images \[1, 9, 8\]",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_val_is_refused_before_the_first_step(val: nt.Split, error: type[Exception], words: str) -> None:
+    model = small()
+    before, steps = taken(model), []  # type: ignore[var-annotated]
+    with pytest.raises(error, match=words):
+        nt.fit(model, blobs(), nt.supervised(), val=val, epochs=1, progress=steps.append)
+    assert not steps
+    assert unchanged(model, before)
+
+
+def test_a_model_of_other_classes_than_val_is_refused_before_the_first_step() -> None:
+    with pytest.raises(MismatchError, match="the model has 3 classes, val 2"):
+        nt.fit(small(), blobs(classes=2), nt.distil(torch.zeros(96, 3)), val=blobs(30, "val", classes=2), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lr", ["1", math.inf, math.nan, 0, -1.0, None, True]),
+        ("weight_decay", [math.nan, math.inf, -0.1, "0", None]),
+        ("warmup_epochs", [math.inf, math.nan, -1, 3, "1", None]),
+        ("seed", [None, 1.5, "0", True]),
+        ("epochs", [1.5, True, "2", None]),
+        ("batch_size", [1.5, True, None]),
+        ("patience", [True, 1.5]),
+        ("optimizer", ["adm", 3, None]),
+        ("schedule", [3, None, ["linear"]]),
+        ("precision", [16]),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        model = small()
+        before = taken(model)
+        with pytest.raises(ConfigError, match=name):
+            nt.fit(model, blobs(), nt.supervised(), val=blobs(30, "val"), **{"epochs": 2, name: value})
+        assert unchanged(model, before)
+
+
+def test_a_momentum_that_cannot_be_meant_is_refused() -> None:
+    for momentum in (1.0, -0.1, math.nan, "0.9", True):
+        with pytest.raises(ConfigError, match="momentum="):
+            nt.fit(small(), blobs(), nt.supervised(), epochs=1, optimizer="sgd", momentum=momentum)  # type: ignore[arg-type]
+
+
+def test_update_rule_and_loop_are_told_together() -> None:
+    with pytest.raises(ConfigError) as told:
+        nt.fit(
+            small(), blobs(), nt.supervised(),
+            epochs=2, lr=math.inf, weight_decay=math.nan, optimizer="adm", warmup_epochs=5, seed=1.5,  # type: ignore[arg-type]
+            batch_size=1, momentum=0.5,
+        )  # fmt: skip
+    for part in ("lr=inf", "weight_decay=nan", "did you mean 'adam'", "warmup_epochs=5", "seed=1.5", "batch norm"):
+        assert part in str(told.value)
+
+
+def test_batch_norm_does_not_meet_a_single_sample() -> None:
+    """It needs a second one to have a variance; a network without it trains on single samples."""
+    for split, size in ((blobs(), 1), (blobs().take(1), 64)):
+        model = small()
+        before = taken(model)
+        with pytest.raises(ConfigError, match="batch norm cannot learn from batches of a single sample"):
+            nt.fit(model, split, nt.supervised(), epochs=1, batch_size=size)
+        assert unchanged(model, before)
+        nt.fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), split, nt.supervised(), epochs=1, batch_size=size)
+    one = blobs().take(1)
+    nt.fit(small(), one, nt.supervised(), epochs=1, views="clean,mirror", every_view=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda logits: logits.square().mean(1), r"returned a tensor of shape \[64\]: expected one number"),
+        (lambda logits: "0.5", "returned a str"),
+        (lambda logits: None, "returned a NoneType"),
+        (lambda logits: 0.5, "returned a float"),
+        (lambda logits: logits.square().mean().detach(), "without a gradient"),
+        (lambda logits: (logits.square().mean(), {}, 3), "returned a tuple of 3"),
+        (lambda logits: (logits.square().mean(), 3.0), "numbers.*float"),
+        (lambda logits: (logits.square().mean(), {"mine": "x"}), "number 'mine' is 'x'"),
+        (lambda logits: (logits.square().mean(), {"mine": logits}), "number 'mine'"),
+    ],
+)
+def test_what_an_objective_may_not_return(answer: Any, words: str) -> None:
+    model = small()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(AskedWronglyError, match=words):
+        nt.fit(model, blobs(), lambda logits, batch: answer(logits), epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_an_objective_is_callable() -> None:
+    for objective in (None, "supervised", 3):
+        model = small()
+        before = taken(model)
+        with pytest.raises(AskedWronglyError, match=f"objective is a {type(objective).__name__}"):
+            nt.fit(model, blobs(), objective, epochs=1)  # type: ignore[arg-type]
+        assert unchanged(model, before)
+
+
+def stopped(folder: Path, model: nn.Module, objective: Any) -> None:
+    def stop(tick: Tick) -> None:
+        if tick.step == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        nt.fit(model, blobs(), objective, epochs=3, run=folder, checkpoint_every_s=0.0, progress=stop)
+
+
+def test_resuming_with_other_parameters_frozen_is_refused(tmp_path: Path) -> None:
+    def first_layer_frozen() -> nn.Module:
+        model = small()
+        model[0].requires_grad_(False)  # type: ignore[index]
+        return model
+
+    stopped(tmp_path / "all", small(), nt.supervised())
+    with pytest.raises(MismatchError, match=r"frozen: saved None, given \['network\.0\.weight', 'network\.0\.bias'\]"):
+        nt.fit(first_layer_frozen(), blobs(), nt.supervised(), epochs=3, run=tmp_path / "all", resume=True)
+    stopped(tmp_path / "some", first_layer_frozen(), nt.supervised())
+    with pytest.raises(MismatchError, match="frozen"):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=3, run=tmp_path / "some", resume=True)
+    resumed = nt.fit(first_layer_frozen(), blobs(), nt.supervised(), epochs=3, run=tmp_path / "some", resume=True)
+    assert len(resumed.epochs) == 3
+
+
+def one_loss(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+    return logits.square().mean()
+
+
+def other_loss(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+    return logits.abs().mean()
+
+
+class CallableLoss:
+    def __call__(self, logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        return logits.square().mean()
+
+
+def test_resuming_with_another_callable_is_refused(tmp_path: Path) -> None:
+    objectives = {
+        f"{__name__}.one_loss": one_loss,
+        f"{__name__}.other_loss": other_loss,
+        f"{__name__}.CallableLoss": CallableLoss(),
+        f"functools.partial({__name__}.one_loss)": functools.partial(one_loss),
+    }
+    for name, objective in objectives.items():
+        stopped(tmp_path / name, small(), objective)
+        others = [other for other in objectives.values() if other is not objective]
+        for other in others:
+            with pytest.raises(MismatchError, match=rf"objective: saved {{'callable': '{re.escape(name)}'}}"):
+                nt.fit(small(), blobs(), other, epochs=3, run=tmp_path / name, resume=True)
+        nt.fit(small(), blobs(), objective, epochs=3, run=tmp_path / name, resume=True)
+
+
+def test_settings_of_an_ordinary_run_stay_as_they_are(tmp_path: Path) -> None:
+    """A run is gone on with only under equal settings: those of a run saved long ago must still be what is made now."""
+    noise = nt.Noise(sigma=0.9, alpha=0.5)
+    nt.fit(small(), blobs(), nt.distil(torch.zeros(96, 3), noise=noise), val=blobs(30, "val"), epochs=1, run=tmp_path)
+    settings = model_record(tmp_path / "weights.safetensors")["training"]["settings"]
+    assert list(settings) == [
+        "epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "views",
+        "every_view", "precision", "patience", "keep", "seed", "train", "val", "labels", "objective", "architecture",
+    ]  # fmt: skip
+    assert list(settings["objective"]) == ["objective", "loss", "teacher", "label_weight", "noise"]
+    assert nt.supervised().record == {"objective": "supervised"}
+    nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "labels")
+    settings = model_record(tmp_path / "labels" / "weights.safetensors")["training"]["settings"]
+    assert settings["objective"] == {"objective": "supervised"}
+
+
+def test_a_root_mean_square_stays_one_over_an_epoch() -> None:
+    """Batches of 64 and 32 rows that tell 3 and 6: the mean is 4, the root mean square sqrt((2 * 9 + 36) / 3)."""
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        told = 6.0 if batch.step % 2 else 3.0
+        return logits.square().mean(), {"mine/mean": told, "mine/x_rms": told}
+
+    for line in nt.fit(small(), blobs(), objective, epochs=2).epochs:
+        assert line["mine/mean"] == pytest.approx(4.0)
+        assert line["mine/x_rms"] == pytest.approx(math.sqrt(18))
+
+
+def test_a_schedule_of_noise_runs_over_the_whole_training() -> None:
+    """96 rows are 2 steps an epoch, so `early` is all of epochs 1 and 2 of 4, and `late` all of 3 and 4."""
+    seen: list[int] = []
+
+    def told(schedule: str) -> list[float]:
+        noise = nt.Noise(sigma=0.9, alpha=0.5, schedule=schedule)  # type: ignore[arg-type]
+        inner = nt.distil(torch.zeros(96, 3) + torch.arange(3.0), noise=noise)
+
+        def objective(logits: torch.Tensor, batch: nt.Batch) -> tuple[torch.Tensor, dict[str, float]]:
+            seen.append(batch.total_steps)
+            return inner(logits, batch)
+
+        return [line["noise/xi_rms"] for line in nt.fit(small(), blobs(), objective, epochs=4).epochs]
+
+    found = {name: told(name) for name in ("constant", "early", "late", "linear")}
+    constant = found["constant"]
+    assert min(constant) > 0
+    assert found["early"] == [*constant[:2], 0.0, 0.0]
+    assert found["late"] == [0.0, 0.0, *constant[2:]]
+    assert all(less < full for less, full in zip(found["linear"], constant, strict=True))
+    assert set(seen) == {8}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.data import Split
 from noisyteacher.errors import MismatchError
-from noisyteacher.tensorfile import read_tensors, write_tensors
+from noisyteacher.files import sha256
+from noisyteacher.tensorfile import read_tensors, tensor_bytes, write_tensors
 
 KIND, SCHEMA = "checkpoint", 1
 NAME = Path("checkpoint") / "state.safetensors"
@@ -42,7 +48,7 @@ def write_checkpoint(
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items() if isinstance(value, Tensor)}
-    write_tensors(run / NAME, KIND, SCHEMA, tensors, {"settings": settings, "progress": vars(progress)})
+    write_tensors(run / NAME, KIND, SCHEMA, tensors, {"settings": settings, "progress": vars(progress)}, run)
 
 
 def read_checkpoint(
@@ -75,9 +81,55 @@ def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> N
         raise MismatchError(f"{path}: holds a run with other settings ({told}): resume with the same or start anew")
 
 
+def labels_fingerprint(*splits: Split | None) -> str:
+    """The labels of the splits, which their images' fingerprints leave out."""
+    return sha256(tensor_bytes(split.targets) for split in splits if split is not None and split.labels is not None)
+
+
+def frozen_record(model: nn.Module) -> dict[str, list[str]]:
+    """The parameters that are not learned, for the settings of a run; nothing where all are."""
+    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return {"frozen": names} if names else {}
+
+
 def drop_checkpoint(run: Path) -> None:
     """Remove the resume state of a finished run."""
     shutil.rmtree(run / NAME.parent, ignore_errors=True)
+
+
+@contextmanager
+def signals_held() -> Iterator[Callable[[], None]]:
+    """Inside, SIGINT and SIGTERM wait until the yielded function is called, or the end: what is half done is finished.
+
+    They then do what they would have done. A second one does so at once. Signals that would end the process without a
+    word of Python are left alone, and so are all of them outside the main thread.
+    """
+    before: dict[int, Callable[..., object]] = {}
+    waiting: list[int] = []
+
+    def hold(number: int, frame: object) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            release()
+
+    def release() -> None:
+        if waiting:
+            number = waiting[-1]
+            waiting.clear()
+            before[number](number, None)
+
+    if threading.current_thread() is threading.main_thread():
+        for one in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(one)
+            if callable(handler):
+                before[one] = handler
+                signal.signal(one, hold)
+    try:
+        yield release
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        release()
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

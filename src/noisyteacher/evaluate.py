@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from noisyteacher import metrics
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import precision_context, resolve_device
-from noisyteacher.errors import DataError, TrainingError
+from noisyteacher.errors import DataError, MismatchError, TrainingError
 from noisyteacher.models import as_classifier
 from noisyteacher.modes import inference
 from noisyteacher.stats import Quantity
@@ -86,6 +86,7 @@ def judge(
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
     logits = predict(model, split, batch_size=batch_size, device=device, precision=precision)
+    _check_classes(logits, split)
     if not torch.isfinite(logits).all():
         row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
         raise TrainingError(f"the model's logits are not finite, first in row {row} of {split.role}: it has diverged")
@@ -96,7 +97,8 @@ def judge(
 
 
 def score(logits: Tensor, split: Split, agreement: float | None = None) -> Scores:
-    """The scores of logits `[N, K]` that belong to the split's rows."""
+    """The scores of logits `[N, K]` that belong to the split's rows. Raises MismatchError when classes differ."""
+    _check_classes(logits, split)
     n = len(split)
     share = None if agreement is None else Quantity(agreement, "%", n)
     if split.labels is None:
@@ -110,6 +112,14 @@ def score(logits: Tensor, split: Split, agreement: float | None = None) -> Score
         Quantity(metrics.ece(logits, labels), "%", n),
         share,
     )
+
+
+def _check_classes(logits: Tensor, split: Split) -> None:
+    if logits.shape[1] != split.classes:
+        raise MismatchError(
+            f"the model has {logits.shape[1]} class(es), the data {split.name!r} have {split.classes}: both must have "
+            "the same classes in the same order"
+        )
 
 
 def _teacher_logits(teacher: object, split: Split, classes: int, batch_size: int, device: str) -> Tensor:

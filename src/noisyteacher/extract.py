@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from noisyteacher.data import Split, expand_views
 from noisyteacher.device import PRECISIONS, precision_context, resolve_device
 from noisyteacher.errors import AskedWronglyError, StoreError
+from noisyteacher.files import unmade_on_failure
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.modes import inference
 from noisyteacher.store import LogitStore, Plan, Shard, StoreWriter, refuse_non_finite
@@ -43,8 +45,8 @@ def extract(
     Raises MismatchError when the model does not fit the split or another store is there, naming the field; StoreError
     for logits that are not finite or change from call to call; WriteError when the disk refuses.
     """
-    if batch_size < 1:
-        raise AskedWronglyError(f"batch_size must be 1 or more, got {batch_size}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise AskedWronglyError(f"batch_size={batch_size!r}: expected a whole number >= 1")
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     names, place = expand_views(views), resolve_device(device)
@@ -64,7 +66,7 @@ def extract(
         "input_shape": list(split.input_shape),
         "class_names": list(split.class_names),
     }
-    with StoreWriter(path, plan, meta, overwrite=overwrite) as writer:
+    with unmade_on_failure(Path(path)), StoreWriter(path, plan, meta, overwrite=overwrite) as writer:
         missing = writer.missing
         if missing:
             with inference(teacher, place), precision_context(precision, place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +14,7 @@ def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
     """1/(2T) * sum over the T samples of ||g - z||^2, a scalar. Both `[T, K]`.
 
     Not `F.mse_loss`, which divides by T*K and is smaller by the factor K/2.
-    Raises MismatchError unless the shapes are equal: a teacher with one output would broadcast silently.
+    Raises MismatchError unless the shapes are equal (a teacher with one output would broadcast silently) and T >= 1.
     Source: Ba & Caruana 2014; Sau & Balasubramanian 2016, Eq. 1 (and Eq. 3 with perturbed teacher logits).
 
     >>> import torch
@@ -27,12 +29,13 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
     """T^2 * KL(softmax(z/T) || softmax(g/T)), mean over the batch, a scalar. Both `[B, K]`.
 
     The factor T^2 keeps the gradient's size when the temperature changes. Zero when the two agree.
-    Raises MismatchError unless the shapes are equal, AskedWronglyError unless temperature > 0.
+    Raises MismatchError unless the shapes are equal and B >= 1, AskedWronglyError unless temperature is a
+    finite number above 0.
     Source: Hinton, Vinyals & Dean 2015, section 2.
     """
     check_pair(student, teacher)
-    if not temperature > 0:
-        raise AskedWronglyError(f"temperature={temperature!r}: expected a number above 0")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise AskedWronglyError(f"temperature={temperature!r}: expected a finite number above 0")
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
@@ -44,9 +47,11 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_pair(student: Tensor, teacher: Tensor) -> None:
-    """Raises MismatchError unless both are `[B, K]` of one shape."""
+    """Raises MismatchError unless both are `[B, K]` of one shape with B >= 1."""
     if student.dim() != 2 or student.shape != teacher.shape:
         raise MismatchError(
             f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} differ: both must be "
             "[B, K] with the same batch and the same number of classes in the same order"
         )
+    if not len(student):
+        raise MismatchError(f"logits {list(student.shape)} of an empty batch have no mean: give at least one row")

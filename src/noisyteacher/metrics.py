@@ -1,4 +1,8 @@
-"""What is said of logits and labels, as pure functions. Percentages are 0..100, NLL is in nats."""
+"""What is said of logits and labels, as pure functions. Percentages are 0..100, NLL is in nats.
+
+All raise MismatchError unless logits are `[N, K]` and labels int64 `[N]` in 0..K-1 with N >= 1, and TrainingError for
+logits that are not finite: the largest of NaNs would be class 0.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyteacher.errors import MismatchError
+from noisyteacher.errors import MismatchError, TrainingError
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -59,8 +63,12 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 def agreement(first: Tensor, second: Tensor) -> float:
     """The share of rows where two models choose the same class, in percent. Both `[N, K]`."""
-    if first.shape != second.shape:
-        raise MismatchError(f"logits {list(first.shape)} and {list(second.shape)} differ in shape: nothing to compare")
+    if first.shape != second.shape or first.dim() != 2 or not len(first):
+        raise MismatchError(
+            f"logits {list(first.shape)} and {list(second.shape)} cannot be compared: expected two [N, K] with N >= 1"
+        )
+    _check_finite(first)
+    _check_finite(second)
     return 100 * int((first.argmax(1) == second.argmax(1)).sum()) / len(first)
 
 
@@ -69,3 +77,20 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         raise MismatchError(
             f"logits {list(logits.shape)} and labels {list(labels.shape)}: expected [N, K] and [N] with N >= 1"
         )
+    if labels.dtype != torch.int64:
+        raise MismatchError(f"labels are {labels.dtype}: expected class numbers as int64 (labels.long())")
+    wrong = (labels < 0) | (labels >= logits.shape[1])
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise MismatchError(
+            f"label {int(labels[row])} of row {row} is out of range for {logits.shape[1]} logits: expected "
+            f"0..{logits.shape[1] - 1}"
+        )
+    _check_finite(logits)
+
+
+def _check_finite(logits: Tensor) -> None:
+    finite = torch.isfinite(logits)
+    if not finite.all():
+        row = int((~finite).any(1).nonzero()[0])
+        raise TrainingError(f"logits are not finite, first in row {row}: the model that gave them has diverged")

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from noisyteacher.errors import ConfigError, MismatchError, TrainingError
+from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError, TrainingError
 from noisyteacher.rng import stream
 from noisyteacher.text import nearest
 
@@ -80,7 +80,9 @@ class Noise:
                 close = nearest(str(given), known)
                 hint = f"did you mean {close!r}? " if close else ""
                 problems.append(f"{name}={given!r}: {hint}known are {', '.join(known)}")
-        if self.frozen and isinstance(self.sigma, (tuple, list)):
+        if not isinstance(self.frozen, bool):
+            problems.append(f"frozen={self.frozen!r}: expected True or False")
+        elif self.frozen and isinstance(self.sigma, (tuple, list)):
             problems.append("frozen=True with a range of sigma: a range is drawn per batch; give one number")
         if problems:
             raise ConfigError("noise: " + "; ".join(problems))
@@ -137,12 +139,20 @@ def scheduled(draw: Draw, schedule: str, step: int, total_steps: int | None) -> 
 def apply_noise(logits: Tensor, draw: Draw, kind: Kind = "multiplicative") -> Tensor:
     """Logits `[B, K]` with the draw put on the selected rows; the other rows, and where xi is 0, bit for bit as given.
 
+    Half-precision logits are perturbed in float32 and rounded once; TrainingError when the result overflows them.
     Source: the paper's Eq. 2 for `multiplicative`.
     """
     selected = draw.selected.to(logits.device)
-    xi = draw.xi.to(logits.device, logits.dtype)
-    noisy = logits * (1 + xi) if kind == "multiplicative" else logits + xi
-    return torch.where(selected & (xi != 0), noisy, logits)
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    wide = logits.float() if half else logits
+    xi = draw.xi.to(wide.device, wide.dtype)
+    noisy = wide * (1 + xi) if kind == "multiplicative" else wide + xi
+    found = torch.where(selected & (xi != 0), noisy.to(logits.dtype), logits)
+    if half and not torch.isfinite(found).all():
+        raise TrainingError(
+            f"the perturbed logits overflow {logits.dtype}: give them as float32 (logits.float()) or lower sigma"
+        )
+    return found
 
 
 def perturb(
@@ -159,14 +169,19 @@ def perturb(
 
     Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
     CPU generator gives the same noise on every device. Gradients flow through to `logits`.
-    Raises ConfigError for impossible settings, MismatchError unless the logits are `[B, K]`, TrainingError when they
-    are not finite. Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
+    Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
+    when they are not finite or overflow half precision, AskedWronglyError for a generator that is none.
+    Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
 
     >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     >>> torch.equal(perturb(teacher, sigma=0.0, alpha=0.5), teacher)
     True
     """
     check_logits(logits)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise AskedWronglyError(
+            f"generator is a {type(generator).__name__}: expected a torch.Generator (torch.Generator().manual_seed(3))"
+        )
     noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)
     return apply_noise(logits, draw_noise(noise, logits.shape[0], logits.shape[1], generator), kind)
 
@@ -184,15 +199,15 @@ def step_draw(
 ) -> Draw:
     """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
 
-    `size` is B. `rows` int64 `[B]` and `total_rows` are needed for frozen noise only, `total_steps` for a schedule;
-    MismatchError without them.
+    `size` is B. `rows` int64 `[B]`, each in 0..total_rows - 1, and `total_rows` are needed for frozen noise only,
+    `total_steps` for a schedule; MismatchError without them.
     """
     if not noise.frozen:
         draw = draw_noise(noise, size, classes, stream(seed, "noise", step))
     elif rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
     else:
-        draw = frozen_draw(noise, seed, total_rows, classes).at(rows.to("cpu"))
+        draw = frozen_draw(noise, seed, total_rows, classes).at(_checked_rows(rows, size, total_rows))
     return scheduled(draw, noise.schedule, step, total_steps)
 
 
@@ -204,6 +219,8 @@ def frozen_draw(noise: Noise, seed: int, total_rows: int, classes: int) -> Draw:
 
 def check_logits(logits: Tensor) -> None:
     """Raises MismatchError unless the logits are float `[B, K]` with K >= 2, TrainingError unless they are finite."""
+    if not isinstance(logits, Tensor):
+        raise MismatchError(f"logits are a {type(logits).__name__}: expected a torch tensor of floats [B, K], K >= 2")
     if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise MismatchError(
             f"logits have shape {list(logits.shape)} and type {logits.dtype}: expected floats [B, K], K >= 2"
@@ -214,6 +231,22 @@ def check_logits(logits: Tensor) -> None:
             f"logits are NaN or infinite, first in row {bad} of the batch: check the teacher's weights, its "
             "preprocessing and its precision"
         )
+
+
+def _checked_rows(rows: Tensor, size: int, total_rows: int) -> Tensor:
+    """The row numbers on the CPU. One row for all would be broadcast, a negative one would count from the end."""
+    needed = f"frozen noise needs one row number per sample, int64 [{size}]"
+    if not isinstance(rows, Tensor):
+        raise MismatchError(f"rows are a {type(rows).__name__}: {needed}")
+    if rows.dtype != torch.int64 or rows.shape != (size,):
+        raise MismatchError(f"rows are {str(rows.dtype).removeprefix('torch.')} {list(rows.shape)}: {needed}")
+    found = rows.to("cpu")
+    low, high = (int(bound) for bound in found.aminmax()) if size else (0, 0)
+    if low < 0 or high >= total_rows:
+        raise MismatchError(
+            f"rows {low}..{high} were given to frozen noise of {total_rows} rows: expected 0..{total_rows - 1}"
+        )
+    return found
 
 
 def _gaussian(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -239,22 +272,23 @@ UNIT_NOISE: dict[str, Callable[[tuple[int, ...], torch.Generator | None, torch.d
 }
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite int or float; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sigma_problems(sigma: object) -> list[str]:
     if isinstance(sigma, (tuple, list)):
-        if len(sigma) != 2 or not all(map(_is_number, sigma)) or not 0 <= sigma[0] <= sigma[1]:
+        if len(sigma) != 2 or not all(map(is_number, sigma)) or not 0 <= sigma[0] <= sigma[1]:
             return [f"sigma={sigma!r}: a range is (low, high) with 0 <= low <= high"]
         return []
-    if not _is_number(sigma) or sigma < 0:  # type: ignore[operator]
+    if not is_number(sigma) or sigma < 0:  # type: ignore[operator]
         return [f"sigma={sigma!r}: a standard deviation is a number >= 0 (or a (low, high) pair)"]
     return []
 
 
 def _alpha_problems(alpha: object) -> list[str]:
-    if not _is_number(alpha) or not 0 <= alpha <= 1:  # type: ignore[operator]
+    if not is_number(alpha) or not 0 <= alpha <= 1:  # type: ignore[operator]
         return [f"alpha={alpha!r}: the share of perturbed samples is a number from 0 to 1"]
     return []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
-from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, step_draw
+from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, step_draw
 from noisyteacher.teachers import as_teacher
 from noisyteacher.text import unknown_name
 
@@ -47,9 +47,7 @@ def supervised() -> Objective:
         return cross_entropy(logits, batch.labels), {}
 
     def check(split: Split, views: tuple[str, ...], classes: int) -> None:
-        _need_labels(split)
-        if classes != split.classes:
-            raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
+        _need_labels(split, classes)
 
     return Objective(loss, check, {"objective": "supervised"})
 
@@ -72,13 +70,13 @@ def distil(
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
     """
     if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
+        raise unknown_name("loss", str(loss), LOSSES)
     if temperature is not None and loss != "soft_targets":
         raise ConfigError(f"temperature={temperature} has no effect with loss='{loss}': leave it out")
-    if temperature is not None and not temperature > 0:
-        raise ConfigError(f"temperature={temperature}: expected a number above 0")
-    if not 0 <= label_weight < 1:
-        raise ConfigError(f"label_weight={label_weight}: expected 0 <= w < 1 (for labels alone use supervised())")
+    if temperature is not None and not (is_number(temperature) and temperature > 0):
+        raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
+    if not is_number(label_weight) or not 0 <= label_weight < 1:
+        raise ConfigError(f"label_weight={label_weight!r}: expected 0 <= w < 1 (for labels alone use supervised())")
     if combine != "mean" and not isinstance(teacher, (list, tuple)):
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
     if noise is not None and not isinstance(noise, Noise):
@@ -118,7 +116,7 @@ def distil(
 
     def check(split: Split, views: tuple[str, ...], classes: int) -> None:
         if label_weight:
-            _need_labels(split)
+            _need_labels(split, classes)
         source.check(split, views, classes)
 
     record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
@@ -176,6 +174,67 @@ def _share(flags: Tensor) -> float:
     return float(flags.to(torch.float32).mean())
 
 
-def _need_labels(split: Split) -> None:
+def _need_labels(split: Split, classes: int) -> None:
     if split.labels is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")
+    if classes != split.classes:
+        raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
+
+
+def record_of(objective: object) -> dict[str, Any]:
+    """What a resumed run must have in common with the saved one: an objective's own record, else a callable's name.
+
+    Raises AskedWronglyError for what cannot be called.
+    """
+    if not callable(objective):
+        raise AskedWronglyError(
+            f"objective is a {type(objective).__name__}: expected supervised(), distil(...), or a function of (logits, "
+            "batch) that returns the loss"
+        )
+    record = getattr(objective, "record", None)
+    if isinstance(record, dict) and record:
+        return record
+    return {"callable": _called(objective.loss if isinstance(objective, Objective) else objective)}
+
+
+def loss_and_numbers(answer: object) -> tuple[Tensor, dict[str, float]]:
+    """The loss and the dict of numbers in an objective's answer: a scalar tensor, or (loss, numbers).
+
+    Raises AskedWronglyError for any other answer and for a loss without a gradient.
+    """
+    told = f"the objective returned a {type(answer).__name__}"
+    if isinstance(answer, tuple):
+        if len(answer) != 2:
+            raise AskedWronglyError(f"{told} of {len(answer)}: expected the loss, or (loss, dict of numbers)")
+        loss, numbers = answer
+    else:
+        loss, numbers = answer, {}
+    if not isinstance(loss, Tensor):
+        raise AskedWronglyError(f"{told}: expected the loss as a tensor of one number, made from the logits")
+    if loss.numel() != 1:
+        raise AskedWronglyError(
+            f"the objective returned a tensor of shape {list(loss.shape)}: expected one number, such as its .mean()"
+        )
+    if not loss.requires_grad:
+        raise AskedWronglyError(
+            "the objective returned a loss without a gradient: make it from the logits, without .detach(), .item() or "
+            "torch.no_grad()"
+        )
+    if not isinstance(numbers, Mapping):
+        raise AskedWronglyError(f"the objective's numbers are a {type(numbers).__name__}: expected a dict of them")
+    return loss, {str(name): _number(name, value) for name, value in numbers.items()}
+
+
+def _number(name: object, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AskedWronglyError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
+
+
+def _called(function: Any) -> str:
+    """Module and qualified name of a function, of an object's class, or of what a partial calls."""
+    if isinstance(function, partial):
+        return f"functools.partial({_called(function.func)})"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -8,9 +8,6 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import ConfigError
-from noisyteacher.text import unknown_name
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 def build_optimizer(
@@ -18,21 +15,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd` (momentum, 0.9).
 
-    Raises UnknownNameError, ConfigError for values out of range and for momentum where it has no effect.
+    The values are those that `refusals.check_settings` let pass. Raises ConfigError when nothing is to be learned.
     """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
-    problems = []
-    if not lr > 0:
-        problems.append(f"lr={lr}: expected a number above 0")
-    if weight_decay < 0:
-        problems.append(f"weight_decay={weight_decay}: expected a number >= 0")
-    if momentum is not None and name != "sgd":
-        problems.append(f"momentum={momentum} has no effect with optimizer={name!r}: leave it out")
-    if momentum is not None and not 0 <= momentum < 1:
-        problems.append(f"momentum={momentum}: expected 0 <= momentum < 1")
-    if problems:
-        raise ConfigError("; ".join(problems))
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
+
+from torch import nn
 
 from noisyteacher.data import Split
 from noisyteacher.device import PRECISIONS
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
+from noisyteacher.noise import is_number
 from noisyteacher.schedule import SCHEDULES
 from noisyteacher.text import unknown_name
 
+OPTIMIZERS = ("adam", "adamw", "sgd")
 OTHER = {"best": "last.safetensors", "last": "best.safetensors"}
 """Which weights may be kept, and the file of those that are not."""
 
@@ -23,23 +28,41 @@ def check_roles(split: Split, val: Split | None) -> None:
             )
 
 
-def check_settings(settings: dict[str, Any], val: Split | None, run: object, needing_run: dict[str, bool]) -> None:
+def check_val(split: Split, val: Split | None, classes: int) -> None:
+    """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError without labels,
+    MismatchError for other classes or images of another shape.
+    """
+    if val is None:
+        return
+    if val.labels is None:
+        raise DataError(
+            f"the validation split of {val.name!r} has no labels, by which every epoch is judged: leave val= out, or "
+            "give labelled images"
+        )
+    if val.input_shape != split.input_shape:
+        raise MismatchError(f"train images are {list(split.input_shape)}, val images {list(val.input_shape)}")
+    for number, (ours, theirs) in enumerate(zip_longest(split.class_names, val.class_names)):
+        if ours != theirs:
+            told = ["missing" if name is None else repr(name) for name in (ours, theirs)]
+            raise MismatchError(
+                f"class {number} is {told[0]} in train ({split.classes} classes) and {told[1]} in val ({val.classes}): "
+                "both must have the same classes in the same order"
+            )
+    if classes != val.classes:
+        raise MismatchError(f"the model has {classes} classes, val {val.classes}: build the model for these data")
+
+
+def check_settings(
+    settings: dict[str, Any],
+    model: nn.Module,
+    split: Split,
+    val: Split | None,
+    run: object,
+    needing_run: dict[str, bool],
+) -> None:
     """Raises ConfigError with every setting that is out of range, contradicts another or has no effect."""
-    problems = []
-    for name in ("epochs", "batch_size"):
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            problems.append(f"{name}={settings[name]!r}: expected a whole number >= 1")
-    if settings["schedule"] not in SCHEDULES:
-        problems.append(str(unknown_name("schedule", settings["schedule"], SCHEDULES)))
-    if settings["precision"] not in PRECISIONS:
-        problems.append(str(unknown_name("precision", settings["precision"], PRECISIONS)))
-    if not settings["warmup_epochs"] >= 0:
-        problems.append(f"warmup_epochs={settings['warmup_epochs']}: expected a number >= 0")
-    if settings["keep"] not in OTHER:
-        problems.append(f"keep={settings['keep']!r}: known are best, last")
+    problems = [*_rule_problems(settings), *_loop_problems(settings), *_single_sample_problems(settings, model, split)]
     patience = settings["patience"]
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
-        problems.append(f"patience={patience!r}: expected a whole number >= 1")
     if val is None and patience is not None:
         problems.append(f"patience={patience} has no effect without val: give a validation split")
     if val is None and settings["keep"] == "best":
@@ -50,3 +73,60 @@ def check_settings(settings: dict[str, Any], val: Split | None, run: object, nee
         problems += [f"{name}=True has no effect without run=FOLDER" for name, given in needing_run.items() if given]
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _rule_problems(settings: dict[str, Any]) -> list[str]:
+    """Of the update rule."""
+    problems = []
+    name, lr, momentum, decay = (settings[key] for key in ("optimizer", "lr", "momentum", "weight_decay"))
+    if name not in OPTIMIZERS:
+        problems.append(str(unknown_name("optimizer", str(name), OPTIMIZERS)))
+    if not is_number(lr) or not lr > 0:
+        problems.append(f"lr={lr!r}: expected a finite number above 0")
+    if not is_number(decay) or decay < 0:
+        problems.append(f"weight_decay={decay!r}: expected a finite number >= 0")
+    if momentum is not None and name != "sgd":
+        problems.append(f"momentum={momentum} has no effect with optimizer={name!r}: leave it out")
+    if momentum is not None and not (is_number(momentum) and 0 <= momentum < 1):
+        problems.append(f"momentum={momentum!r}: expected 0 <= momentum < 1")
+    return problems
+
+
+def _loop_problems(settings: dict[str, Any]) -> list[str]:
+    """Of how long, how and in which arithmetic."""
+    problems = []
+    whole = {name: _is_whole(settings[name]) for name in ("epochs", "batch_size")}
+    for name in whole:
+        if not whole[name]:
+            problems.append(f"{name}={settings[name]!r}: expected a whole number >= 1")
+    for name, known in (("schedule", tuple(SCHEDULES)), ("precision", PRECISIONS)):
+        if settings[name] not in known:
+            problems.append(str(unknown_name(name, str(settings[name]), known)))
+    warmup = settings["warmup_epochs"]
+    if not is_number(warmup) or warmup < 0:
+        problems.append(f"warmup_epochs={warmup!r}: expected a finite number >= 0")
+    elif whole["epochs"] and warmup > settings["epochs"]:
+        problems.append(f"warmup_epochs={warmup} of epochs={settings['epochs']}: the rate would never reach lr")
+    if settings["keep"] not in tuple(OTHER):
+        problems.append(f"keep={settings['keep']!r}: known are best, last")
+    if settings["patience"] is not None and not _is_whole(settings["patience"]):
+        problems.append(f"patience={settings['patience']!r}: expected a whole number >= 1")
+    if not isinstance(settings["seed"], int) or isinstance(settings["seed"], bool):
+        problems.append(f"seed={settings['seed']!r}: expected a whole number")
+    return problems
+
+
+def _single_sample_problems(settings: dict[str, Any], model: nn.Module, split: Split) -> list[str]:
+    """The loop leaves out a last batch of a single sample; where every batch is one, batch norm has no variance."""
+    samples = len(split) * (len(settings["views"]) if settings["every_view"] else 1)
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not norms or (samples > 1 and settings["batch_size"] != 1):
+        return []
+    return [
+        f"batch norm cannot learn from batches of a single sample (batch_size={settings['batch_size']}, {samples} in "
+        f"{split.role}; {norms[0]}): give batches of two or more"
+    ]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

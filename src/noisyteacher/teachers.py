@@ -96,7 +96,15 @@ class LiveTeacher:
         """One image goes through: the network must take its shape and give as many classes as the student."""
         image = split.images_at(torch.zeros(1, dtype=torch.int64))
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        _same_classes(frozen_forward(self.module, image.to(device)).shape[1], classes, "the teacher")
+        try:
+            logits = frozen_forward(self.module, image.to(device))
+        except RuntimeError as error:
+            kinds = ", ".join(sorted({str(parameter.dtype) for parameter in self.module.parameters()}))
+            raise MismatchError(
+                f"the teacher failed on an image of shape {split.input_shape}: {error}; images reach it as float32, "
+                f"its weights are {kinds or 'none'}: build it for this shape, and call .float() on it"
+            ) from error
+        _same_classes(logits.shape[1], classes, "the teacher")
 
     def describe(self) -> dict[str, Any]:
         """The network's architecture and the fingerprint of its weights."""
@@ -201,8 +209,8 @@ class NoisyTeacher(nn.Module):
     without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
     dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
     `total_rows` is needed for frozen noise, `total_steps` for noise with a schedule.
-    Raises AskedWronglyError for noise meant for the student, MismatchError for frozen noise without row numbers and for
-    a schedule without `total_steps`.
+    Raises AskedWronglyError for wrong arguments and for noise meant for the student, MismatchError for frozen noise
+    without row numbers of the split, one per image, and for a schedule without `total_steps`.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
     """
 
@@ -218,6 +226,15 @@ class NoisyTeacher(nn.Module):
         total_steps: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(teacher, nn.Module):
+            raise AskedWronglyError(f"teacher is a {type(teacher).__name__}: expected an nn.Module (nt.build_model)")
+        if not isinstance(noise, Noise):
+            raise AskedWronglyError(f"noise is a {type(noise).__name__}: expected an nt.Noise")
+        if not _whole(seed):
+            raise AskedWronglyError(f"seed={seed!r}: expected a whole number")
+        for name, value in (("total_rows", total_rows), ("total_steps", total_steps)):
+            if value is not None and not (_whole(value) and value > 0):
+                raise AskedWronglyError(f"{name}={value!r}: expected a whole number >= 1, or None")
         if noise.target != "teacher":
             raise AskedWronglyError(
                 f"NoisyTeacher perturbs the teacher's logits, the noise says target={noise.target!r}: "
@@ -251,6 +268,10 @@ class NoisyTeacher(nn.Module):
             )
             self.calls += 1
             return apply_noise(logits, draw, self.noise.kind)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _same_classes(teacher: int, student: int, who: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.checkpoint import NAME as CHECKPOINT
-from noisyteacher.checkpoint import Progress, drop_checkpoint, read_checkpoint, same_settings, write_checkpoint
-from noisyteacher.data import Batch, Split, expand_views
+from noisyteacher.checkpoint import (
+    Progress,
+    drop_checkpoint,
+    frozen_record,
+    labels_fingerprint,
+    read_checkpoint,
+    same_settings,
+    signals_held,
+    write_checkpoint,
+)
+from noisyteacher.data import Batch, Split, epoch_batches, expand_views, samples_of
 from noisyteacher.device import precision_context, resolve_device
-from noisyteacher.errors import AskedWronglyError, TrainingError
+from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, TrainingError
 from noisyteacher.evaluate import predict, score
 from noisyteacher.events import Events
-from noisyteacher.files import sha256
+from noisyteacher.files import make_folder
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, as_classifier, save_model
+from noisyteacher.objectives import loss_and_numbers, record_of
 from noisyteacher.optimizers import build_optimizer
-from noisyteacher.refusals import OTHER, check_roles, check_settings
-from noisyteacher.rng import derive, stream
+from noisyteacher.refusals import OTHER, check_roles, check_settings, check_val
+from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
-from noisyteacher.tensorfile import read_tensors, tensor_bytes
+from noisyteacher.tensorfile import read_tensors
 
 WEIGHTS = "weights.safetensors"
 
@@ -67,29 +78,33 @@ def fit(
     evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
     with `val`) or `last`. `patience` stops after so many epochs without a better one.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. `tensorboard` also writes the
-    metrics as TensorBoard events (extra `track`).
+    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
+    effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
+    TensorBoard events (extra `track`).
     On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
     views, same dropout, same noise draws.
-    Raises AskedWronglyError for a split whose role is `test`, ConfigError listing every wrong setting, MismatchError
-    when classes differ, TrainingError before the update when the loss is not finite.
+    Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
+    ConfigError listing every wrong setting, DataError for `val` without labels, MismatchError when classes or shapes
+    differ, TrainingError before the update when the loss is not finite.
     """
     check_roles(split, val)
     chosen_views = expand_views(views)
     classifier = as_classifier(model, input_shape=split.input_shape)
+    classes = int(classifier.architecture.get("classes") or split.classes)
+    check_val(split, val, classes)
     place = resolve_device(device)
     settings: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
         "every_view": every_view, "precision": precision, "patience": patience,
         "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
-        "val": None if val is None else val.fingerprint, "labels": _labels_fingerprint(split, val),
-        "objective": getattr(objective, "record", {}), "architecture": classifier.architecture,
+        "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
+        "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
     }  # fmt: skip
-    check_settings(settings, val, run, {"resume": resume, "tensorboard": tensorboard})
+    check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
     rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     if hasattr(objective, "check"):
-        objective.check(split, chosen_views, int(classifier.architecture.get("classes") or split.classes))
+        objective.check(split, chosen_views, classes)
     loop = _Loop(classifier.to(place), rule, objective, split, val, place, settings, chosen_views)
     folder = None if run is None else Path(run)
     if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
@@ -97,104 +112,97 @@ def fit(
             raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
         if (folder / WEIGHTS).exists():
             return loop.finished(folder)
-    return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
+    if folder is None:
+        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
+    make_folder(folder)
+    with signals_held() as loop.release:
+        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
 
 
 class _Loop:
     """The state of one `fit`, so that its parts can be read one by one."""
 
     def __init__(
-        self,
-        model: Classifier,
-        optimizer: torch.optim.Optimizer,
-        objective: Callable[[Tensor, Batch], Any],
-        split: Split,
-        val: Split | None,
-        device: torch.device,
-        settings: dict[str, Any],
-        views: tuple[str, ...],
-    ) -> None:
+        self, model: Classifier, optimizer: torch.optim.Optimizer, objective: Callable[[Tensor, Batch], Any],
+        split: Split, val: Split | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
+    ) -> None:  # fmt: skip
         # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer, self.objective = optimizer, objective
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        samples = len(split) * (len(views) if settings["every_view"] else 1)
+        self.saved = self.clock = 0.0
+        self.whole = True  # weights, optimizer and progress belong to one step: a checkpoint may be written
+        self.release: Callable[[], None] = lambda: None  # lets a signal take effect that came during a step
+        samples = samples_of(split, views, settings["every_view"])
         self.batches = max(1, samples // settings["batch_size"] + (samples % settings["batch_size"] > 1))
         self.total_steps = self.batches * settings["epochs"]
 
     def run(
-        self,
-        folder: Path | None,
-        resume: bool,
-        checkpoint_every_s: float,
-        tensorboard: bool,
+        self, folder: Path | None, resume: bool, checkpoint_every_s: float, tensorboard: bool,
         tell: Callable[[Tick], None] | None,
-    ) -> History:
+    ) -> History:  # fmt: skip
         """All epochs from where the checkpoint stands, or from the start."""
         if folder is not None and resume:
             found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
             if found is not None:
                 self.progress, self.best = found
-        state, saved = self.progress, time.monotonic()
-        events = Events(folder, len(state.epochs)) if tensorboard and folder is not None else None
-        with torch.random.fork_rng():
-            while state.step < self.total_steps and not self._out_of_patience():
-                started = time.monotonic()
-                for batch in self._epoch_batches(state.step // self.batches, state.step % self.batches):
-                    loss = self._step(batch)
-                    state.step += 1
-                    if tell is not None:
-                        tell(self._tick(loss))
-                    due = folder is not None and time.monotonic() - saved >= checkpoint_every_s
-                    if due and state.step % self.batches:
-                        state.seconds += time.monotonic() - started
-                        self._save(folder)
-                        started = saved = time.monotonic()
-                state.seconds += time.monotonic() - started
-                line = self._end_epoch()
-                if events is not None:
-                    events.write(line)
-                if folder is not None:
-                    Run(folder).write_metrics(state.epochs)
-                    if time.monotonic() - saved >= checkpoint_every_s:
-                        self._save(folder)
-                        saved = time.monotonic()
+        events = Events(folder, len(self.progress.epochs)) if tensorboard and folder is not None else None
+        self.saved = time.monotonic()
+        try:
+            with torch.random.fork_rng():
+                while not self._over():
+                    self._train_epoch(folder, checkpoint_every_s, tell)
+                    line = self._end_epoch()
+                    if events is not None:
+                        events.write(line)
+                    if folder is not None:
+                        Run(folder).write_metrics(self.progress.epochs)
+                        self._save(folder, checkpoint_every_s)
+                    self.release()
+        except NoisyTeacherError:
+            raise
+        except BaseException:  # interrupted, or a `progress` of the caller's that raises: nothing whole is lost
+            if folder is not None and self.whole and self.progress.step:
+                with suppress(NoisyTeacherError):  # a full disk must not hide what ended the run
+                    self._save(folder)
+            raise
         if events is not None:
             events.close()
         return self._finish(folder)
 
-    def _save(self, folder: Path | None) -> None:
-        assert folder is not None
-        write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
+    def _train_epoch(self, folder: Path | None, every_s: float, tell: Callable[[Tick], None] | None) -> None:
+        """The steps that the epoch still lacks: none when a checkpoint was written between them and its end."""
+        state, epoch, self.clock = self.progress, len(self.progress.epochs), time.monotonic()
+        for batch in epoch_batches(
+            self.split, self.views, seed=self.settings["seed"], epoch=epoch, first=state.step - epoch * self.batches,
+            batches=self.batches, batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
+            total_steps=self.total_steps, device=self.device,
+        ):  # fmt: skip
+            self.whole = False
+            loss = self._step(batch)
+            state.step += 1
+            now = time.monotonic()
+            state.seconds, self.clock = state.seconds + now - self.clock, now
+            self.whole = True
+            if tell is not None:
+                tell(self._tick(loss))
+            if folder is not None:
+                self._save(folder, every_s)
+            self.release()
 
-    def _epoch_batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The epoch's batches from number `first` on: order and views are functions of (seed, epoch) alone."""
-        seed, size, rows_total = self.settings["seed"], self.settings["batch_size"], len(self.split)
-        samples = rows_total * (len(self.views) if self.settings["every_view"] else 1)
-        order = torch.randperm(samples, generator=stream(seed, "order", epoch))
-        if self.settings["every_view"]:
-            which_of = order // rows_total
-        else:
-            which_of = torch.randint(len(self.views), (samples,), generator=stream(seed, "view", epoch))
-        for number in range(first, self.batches):
-            part = slice(number * size, (number + 1) * size)
-            rows, which = order[part] % rows_total, which_of[part]
-            images = self.split.images_at(rows, self.views, which)
-            images = images.to(self.device, memory_format=torch.channels_last)
-            labels = self.split.labels_at(rows).to(self.device) if self.split.labels is not None else None
-            step = epoch * self.batches + number
-            yield Batch(images, labels, rows, self.views, which, step, seed, rows_total, self.total_steps)
+    def _save(self, folder: Path, every_s: float = 0.0) -> None:
+        """Write a checkpoint when the last one is so many seconds old."""
+        if time.monotonic() - self.saved >= every_s:
+            write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
+            self.saved = self.clock = time.monotonic()
 
     def _step(self, batch: Batch) -> float:
         """One update; returns the loss before it. Raises TrainingError instead of updating on a loss not finite."""
-        settings = self.settings
-        factor = rate_factor(
-            settings["schedule"], batch.step, self.total_steps, round(settings["warmup_epochs"] * self.batches)
-        )
+        settings, rate = self.settings, self._rate(batch.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings["lr"] * factor
+            group["lr"] = rate
         seed = derive(settings["seed"], "dropout", batch.step)
         if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
             torch.default_generator.manual_seed(seed)
@@ -203,8 +211,7 @@ class _Loop:
         self.model.train()
         with precision_context(settings["precision"], self.device):
             logits = self.model(batch.images)
-        answer = self.objective(logits.float(), batch)
-        loss, numbers = answer if isinstance(answer, tuple) else (answer, {})
+        loss, numbers = loss_and_numbers(self.objective(logits.float(), batch))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -213,7 +220,7 @@ class _Loop:
                 f"{settings['lr']:g}), a warm-up, or precision fp32, and check the inputs for NaN"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         for name, number in {"train/loss": value, **numbers}.items():
             if not math.isfinite(number):
@@ -224,15 +231,20 @@ class _Loop:
         self.progress.sums["samples"] = self.progress.sums.get("samples", 0.0) + len(batch.rows)
         return value
 
+    def _rate(self, step: int) -> float:
+        settings = self.settings
+        warmup = round(settings["warmup_epochs"] * self.batches)
+        return float(settings["lr"] * rate_factor(settings["schedule"], step, self.total_steps, warmup))
+
     def _end_epoch(self) -> dict[str, Any]:
         """Close the epoch: its means, its validation, whether it is the best so far; its line of metrics."""
         state = self.progress
-        samples = state.sums.pop("samples")
+        samples = state.sums["samples"]
         line: dict[str, Any] = {"epoch": len(state.epochs) + 1, "step": state.step}
-        means = {name: total / samples for name, total in state.sums.items()}
+        means = {name: total / samples for name, total in state.sums.items() if name != "samples"}
         line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
-        state.sums = {}
-        line["lr"] = self.optimizer.param_groups[0]["lr"]
+        line["lr"] = self._rate(state.step - 1)
+        key: list[float] = []
         if self.val is not None:
             logits = predict(self.model, self.val, device=str(self.device), precision=self.settings["precision"])
             if not torch.isfinite(logits).all():
@@ -244,16 +256,21 @@ class _Loop:
             assert scores.nll is not None
             line |= {"val/error": float(scores.error), "val/nll": float(scores.nll)}
             key = [float(scores.error), float(scores.nll)]
-            if not state.best_key or key < state.best_key:
-                state.best_key, state.best_epoch = key, line["epoch"]
-                self.best = _copy(self.model)
         line["seconds"] = round(state.seconds, 3)
+        self.whole = False
+        if key and (not state.best_key or key < state.best_key):
+            state.best_key, state.best_epoch = key, line["epoch"]
+            self.best = _copy(self.model)
+        state.sums = {}
         state.epochs.append(line)
+        self.whole = True
         return line
 
-    def _out_of_patience(self) -> bool:
+    def _over(self) -> bool:
+        """Every epoch is closed, or there was no better one for as long as there is patience."""
         patience, state = self.settings["patience"], self.progress
-        return patience is not None and len(state.epochs) - state.best_epoch >= patience and bool(state.epochs)
+        done = len(state.epochs)
+        return done >= self.settings["epochs"] or (patience is not None and 0 < done >= state.best_epoch + patience)
 
     def _tick(self, loss: float) -> Tick:
         state = self.progress
@@ -271,7 +288,7 @@ class _Loop:
             self.model.load_state_dict(ends[name])
             if folder is not None:
                 file = WEIGHTS if name == keep else OTHER[keep]
-                save_model(self.model, folder / file, {"training": self._record()})
+                save_model(self.model, folder / file, {"training": self._record()}, within=folder)
         # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
         self.model.to(memory_format=torch.contiguous_format)
         if folder is not None:
@@ -307,11 +324,6 @@ class _Loop:
             best=ends.get("best", {}),
             last=ends["last"],
         )
-
-
-def _labels_fingerprint(*splits: Split | None) -> str:
-    """The labels of both splits, which their images' fingerprints leave out."""
-    return sha256(tensor_bytes(split.targets) for split in splits if split is not None and split.labels is not None)
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Data sets as two tensors and an index: splits, views, and the sources they are read from."""
 
+from noisyteacher.data.batches import epoch_batches, samples_of
 from noisyteacher.data.listing import datasets_here
 from noisyteacher.data.sources import DATASETS, default_root, load_data
 from noisyteacher.data.split import Batch, Split, Splits
@@ -16,6 +17,8 @@ __all__ = [
     "data_summary",
     "datasets_here",
     "default_root",
+    "epoch_batches",
     "expand_views",
     "load_data",
+    "samples_of",
 ]

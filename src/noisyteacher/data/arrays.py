@@ -134,7 +134,7 @@ def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, what: str, max_
         if min(shape, default=0) < 0 or count * dtype.itemsize > max_bytes:
             raise DataError(
                 f"{what} says it has shape {list(shape)} of {dtype}, {size_bytes(count * dtype.itemsize)}: more than "
-                f"the {size_bytes(max_bytes)} that are allowed; pass max_bytes= if it is meant"
+                f"the {size_bytes(max_bytes)} that are allowed; in Python a larger max_bytes= allows it"
             )
         if not count * dtype.itemsize:
             raise DataError(f"{what} has shape {list(shape)} of {dtype}: it is empty")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noisyteacher.errors import DataError
+from noisyteacher.files import unmade_on_failure
 
 _CHUNK = 2**20
 
@@ -38,7 +39,8 @@ def check(path: Path, md5: str, verify: bool) -> bool:
     if found != md5 and verify:
         raise DataError(
             f"{path}: md5 {found}, the official file has {md5}: it is truncated, damaged or not the official one; "
-            "delete it to have it fetched again, or pass verify=False if you know that it differs"
+            "delete it to have it fetched again, or, if you know that it differs, pass --set data.verify=false (in "
+            "Python verify=False)"
         )
     return found == md5
 
@@ -63,16 +65,17 @@ def _fetch(official: Official, path: Path) -> None:
     import pooch
 
     reasons = []
-    for url in official.urls:
-        try:
-            pooch.retrieve(url, known_hash=f"md5:{official.md5}", fname=path.name, path=path.parent)
-            return
-        except Exception as error:  # requests, urllib3, ssl, sockets, hashes and disks: each has its own family
-            reasons.append(f"{url}: {_first_line(error)}")
-    raise DataError(
-        f"{path}: missing, and it could not be fetched ({'; '.join(reasons)}). Without a network, fetch "
-        f"{official.urls[0]} elsewhere, put it at {path} and try again, or use the embedded data set 'mnist-5k'"
-    )
+    with unmade_on_failure(path.parent):
+        for url in official.urls:
+            try:
+                pooch.retrieve(url, known_hash=f"md5:{official.md5}", fname=path.name, path=path.parent)
+                return
+            except Exception as error:  # requests, urllib3, ssl, sockets, hashes and disks: each has its own family
+                reasons.append(f"{url}: {_first_line(error)}")
+        raise DataError(
+            f"{path}: missing, and it could not be fetched ({'; '.join(reasons)}). Without a network, fetch "
+            f"{official.urls[0]} elsewhere, put it at {path} and try again, or use the embedded data set 'mnist-5k'"
+        )
 
 
 def _first_line(error: Exception) -> str:

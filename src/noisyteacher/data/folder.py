@@ -62,7 +62,7 @@ def load_folder(
         if (height, width) != (expected, across):
             raise DataError(
                 f"{folder / role}: images are {height}x{width} (height x width), those of train {expected}x{across}; "
-                "pass size= to bring them to one size"
+                "bring them to one size by --set data.size=32 (in Python size=32)"
             )
     held = {
         role: Split(images, labels, torch.arange(len(images)), role, folder.name, names)
@@ -96,13 +96,14 @@ def _load(
             if needed > max_bytes:
                 raise DataError(
                     f"{folder}: {len(files)} images of {list(pixels.shape)} take {size_bytes(needed)} in memory, more "
-                    f"than the {size_bytes(max_bytes)} that are allowed; pass a smaller size= or a larger max_bytes="
+                    f"than the {size_bytes(max_bytes)} that are allowed; scale them by --set data.size=32 (in Python "
+                    "size=32); in Python a larger max_bytes= allows it"
                 )
             into = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
         if pixels.shape != tuple(into.shape[1:]):
             raise DataError(
                 f"{path}: {pixels.shape[1]}x{pixels.shape[2]} (height x width), but {files[0][0]} is "
-                f"{into.shape[2]}x{into.shape[3]}; pass size= to bring them to one size"
+                f"{into.shape[2]}x{into.shape[3]}; bring them to one size by --set data.size=32 (in Python size=32)"
             )
         into[row] = torch.from_numpy(pixels.copy())
     if into is None:

@@ -65,7 +65,11 @@ def _read(dataset: Any, what: str, max_bytes: int) -> tuple[Tensor, Tensor]:
     into: Tensor | None = None
     labels = torch.empty(count, dtype=torch.int64)
     for row in range(count):
-        image, label = _item(dataset[row], f"{what}: item {row}")
+        try:
+            item = dataset[row]
+        except Exception as error:
+            raise DataError(f"{what}: item {row} cannot be read ({type(error).__name__}: {error})") from error
+        image, label = _item(item, f"{what}: item {row}")
         pixels = _pixels(image, f"{what}: item {row}")
         if into is None:
             needed = count * pixels.nbytes

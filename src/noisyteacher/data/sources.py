@@ -85,15 +85,15 @@ def load_data(
     """
     named = source if isinstance(source, str) and source in DATASETS else None
     path = _path_of(source) if named is None else None
-    is_folder = path is not None and path.is_dir()
+    is_folder = path is not None and os.path.isdir(path)
     _refuse("size", size is not None and not is_folder, "a folder of images", source)
     _refuse("grey", grey and not is_folder, "a folder of images", source)
     _refuse("extra", not extra and named != "svhn", "'svhn'", source)
     fixed = named == "mnist-5k" or isinstance(source, Splits)
     _refuse("seed", seed != 0 and fixed, "sources without a validation split of their own", source)
     for name, value in (("limit", limit), ("train_limit", train_limit)):
-        if value is not None and value < 1:
-            raise AskedWronglyError(f"{name}={value}: expected at least 1 row, or None for all")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise AskedWronglyError(f"{name}={value!r}: expected a whole number of rows, at least 1, or None for all")
     if named == "mnist-5k":
         splits = load_mnist5k()
     elif named is not None:
@@ -127,10 +127,12 @@ def _path_of(source: Any) -> Path | None:
     """The path a source means, or None for an object. Raises UnknownNameError, or DataError when nothing is there."""
     if not isinstance(source, (str, os.PathLike)):
         return None
+    if not os.fspath(source).strip():
+        raise AskedWronglyError("the data set's name is empty: name one of those known, a .npz file or a folder")
     path = Path(os.fspath(source)).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".npz"):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(f"{path}: neither a folder nor a .npz file; see load_data for what can be read")
     if isinstance(source, str) and path.suffix != ".npz" and len(path.parts) == 1:
         raise unknown_name("data set", source, [*DATASETS, "a .npz file", "a folder"])
@@ -140,4 +142,4 @@ def _path_of(source: Any) -> Path | None:
 def _refuse(option: str, wrong: bool, meant_for: str, source: Any) -> None:
     if wrong:
         shown = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
-        raise AskedWronglyError(f"{option}= has no effect on {shown}: it is meant for {meant_for}; leave it out")
+        raise AskedWronglyError(f"{option} has no effect on {shown}: it is meant for {meant_for}; leave it out")

@@ -95,6 +95,10 @@ def measure(
     for what, value in (("batch", batch), ("runs", runs), ("threads", 1 if threads is None else threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise AskedWronglyError(f"{what} {value!r}: it must be a whole number of 1 or more")
+    if input_shape is not None and not _is_shape(input_shape):
+        raise AskedWronglyError(
+            f"input_shape {input_shape!r}: it is (channels, height, width), three sizes of 1 or more"
+        )
     whole = as_classifier(model, input_shape=input_shape)
     shape = whole.input_shape
     if shape is None:
@@ -146,6 +150,11 @@ def ratios(teacher: Costs, student: Costs) -> dict[str, float | None]:
                 )
         pairs["latency_ms"] = (old.median, new.median)
     return {what: ours / theirs if ours and theirs else None for what, (ours, theirs) in pairs.items()}
+
+
+def _is_shape(sizes: object) -> bool:
+    whole = isinstance(sizes, Sequence) and all(isinstance(size, int) and size >= 1 for size in sizes)
+    return whole and len(sizes) == 3  # type: ignore[arg-type]
 
 
 def _layers(model: Classifier, counter: MultiplicationCounter) -> tuple[LayerCost, ...]:

@@ -16,6 +16,7 @@ import torch
 from noisyteacher.config import build_config, describe
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.files import read_bytes
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline import Plan, a_student, load_config_data
 from noisyteacher.runs import Run
@@ -84,11 +85,10 @@ def train_cell(cell: Cell) -> str | None:
 
 def progress_of(cell: Cell) -> float:
     """The share (0..1) of a cell's epochs that its metrics.jsonl tells of."""
-    try:
-        with open(cell.path / "metrics.jsonl", "rb") as file:
-            return min(1.0, sum(1 for _ in file) / int(cell.config["student"]["epochs"]))
-    except OSError:
+    file = cell.path / "metrics.jsonl"
+    if not file.exists():
         return 0.0
+    return min(1.0, len(read_bytes(file).splitlines()) / int(cell.config["student"]["epochs"]))
 
 
 def leave_with_parent(parent: int) -> None:

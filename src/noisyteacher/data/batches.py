@@ -1,0 +1,46 @@
+"""An epoch's batches: which rows, in which order, under which views. All of it is a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from noisyteacher.data.split import Batch, Split
+from noisyteacher.rng import stream
+
+
+def samples_of(split: Split, views: tuple[str, ...], every_view: bool) -> int:
+    """How many samples an epoch has: a row counts once, or once per view."""
+    return len(split) * (len(views) if every_view else 1)
+
+
+def epoch_batches(
+    split: Split,
+    views: tuple[str, ...],
+    *,
+    seed: int,
+    epoch: int,
+    first: int,
+    batches: int,
+    batch_size: int,
+    every_view: bool,
+    total_steps: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
+
+    Every row once under a random view, or, with `every_view`, once under each view.
+    """
+    rows_total, samples = len(split), samples_of(split, views, every_view)
+    order = torch.randperm(samples, generator=stream(seed, "order", epoch))
+    if every_view:
+        which_of = order // rows_total
+    else:
+        which_of = torch.randint(len(views), (samples,), generator=stream(seed, "view", epoch))
+    for number in range(first, batches):
+        part = slice(number * batch_size, (number + 1) * batch_size)
+        rows, which = order[part] % rows_total, which_of[part]
+        images = split.images_at(rows, views, which).to(device, memory_format=torch.channels_last)
+        labels = split.labels_at(rows).to(device) if split.labels is not None else None
+        yield Batch(images, labels, rows, views, which, epoch * batches + number, seed, rows_total, total_steps)
