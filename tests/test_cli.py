@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,23 +12,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer.main
 
+import noisyteacher as nt
 from noisyteacher import cli
-from noisyteacher.runs import list_runs
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.runs import list_runs, remove_run
 
 COMMON = {"--help"}
 COMMANDS = {
-    "demo", "compress", "train", "extract", "distil", "evaluate", "measure",
+    "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "sweep", "paper", "report",
     "runs ls", "runs show", "runs diff", "runs rm",
     "config init", "config check", "config explain", "data ls", "data check", "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
     "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--views", "--seeds", "--baselines",
-    "--output-dir", "--device", "--threads", "--set", "--resume", "--json", "--quiet", "-q",
+    "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet", "-q",
 }  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 
@@ -93,10 +97,11 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert "epoch 1/2" in err
     assert "epoch" not in out
     (teacher,) = [run for run in list_runs("runs") if "train-lenet" in run.id]
-    code, out, err = call("extract", teacher.id, "--views", "clean,mirror", "--set", "data.limit=100", "--json", "-q")
+    code, out, err = call("extract", teacher.id, "--views", "clean,mirror", "--json", "-q")
     assert (code, err) == (0, "")
     store = json.loads(out)
     assert (store["views"], store["rows"], store["classes"]) == (2, 100, 10)
+    assert (store["data"]["name"], store["model"]) == ("mnist-5k", str(teacher.path))
     code, out, _ = call(
         "distil", store["store"], "--student", "mlp800", "--sigma", "[0.1, 0.5]", "--alpha", "0.5", "--draw", "scalar",
         "--views", "clean,mirror", "--epochs", "2", *SMALL, "--json", "-q",
@@ -105,20 +110,22 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     distilled = json.loads(out)
     saved = json.loads((Path(distilled["run"]) / "config.json").read_text())["config"]["config"]["noise"]
     assert (saved["sigma"], saved["alpha"], saved["draw"]) == ([0.1, 0.5], 0.5, "scalar")
-    small = ("--set", "data.limit=100")
-    code, out, _ = call("evaluate", distilled["run"], "--teacher", teacher.id, *small, "--json")
-    assert code == 0
-    assert json.loads(out)["error"] == distilled["scores"]["test"]["error"]
-    code, table, _ = call("evaluate", distilled["run"], "--teacher", teacher.id, *small)
+    code, out, err = call("evaluate", distilled["run"], "--teacher", teacher.id, "--json")
+    assert (code, err) == (0, "")
+    scored = json.loads(out)
+    assert scored["error"] == distilled["scores"]["test"]["error"]
+    assert (scored["model"], scored["data"]["name"], scored["data"]["n"]) == (distilled["run"], "mnist-5k", 100)
+    code, table, _ = call("evaluate", distilled["run"], "--teacher", teacher.id)
+    assert f"Model: {distilled['run']}\nData: mnist-5k, test, 100 images, fingerprint" in table
     assert f"{distilled['scores']['test']['error']['value']:.4g}" in table
     code, out, _ = call("measure", distilled["run"], "--json", "--runs", "3")
     assert json.loads(out)["parameters"] == 1_276_810
     code, out, _ = call("measure", "nin", "--input-shape", "3,32,32", "--layers", "--runs", "1")
     assert code == 0
     assert "966,986" in out
-    code, out, _ = call("logits", "verify", store["store"], "--teacher", teacher.id, *small, "--json")
+    code, out, _ = call("logits", "verify", store["store"], "--teacher", teacher.id, "--json")
     assert code == 0
-    assert json.loads(out)["rows"] == 100
+    assert (json.loads(out)["rows"], json.loads(out)["data"]["name"]) == (100, "mnist-5k")
     assert "mirror" in call("logits", "show", store["store"])[1]
     assert len(json.loads(call("runs", "ls", "--json")[1])) == 2
     assert (
@@ -182,6 +189,28 @@ def test_an_interrupted_run_can_be_resumed(tmp_path: Path, call: Call, number: i
     (run,) = list_runs(tmp_path / "runs")
     assert f"go on with: noisyteacher train --resume runs/{run.id}" in told
     assert run.state == "unfinished"
+    assert (run.path / "checkpoint" / "state.safetensors").exists()  # long before the first one would have been due
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_ended_goes_on_to_the_same_bytes(tmp_path: Path, call: Call, number: int) -> None:
+    words = ("train", "--model", "lenet", "--epochs", "6", "--seed", "3", "--threads", "1", *SMALL)
+    assert call(*words, "--output-dir", "whole", "-q")[0] == 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "noisyteacher", *words, "--output-dir", "cut"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        while "epoch 1/6" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        process.stderr.read()
+        assert process.wait(60) in (130, 143)
+    (cut,), (whole,) = list_runs("cut"), list_runs("whole")
+    assert (cut.path / "checkpoint" / "state.safetensors").exists()
+    assert call("train", "--resume", str(cut.path), "-q")[0] == 0
+    for name in ("weights.safetensors", "last.safetensors"):
+        assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
 WRONG = [
@@ -198,6 +227,26 @@ WRONG = [
     (("compress", "--device", "gpu7"), 2, "device 'gpu7' cannot be used here"),
     (("compress", "--teacher", "teacher.pt"), 2, "a pickle may run code"),
     (("compress", "--teacher", "none.safetensors"), 1, "none.safetensors: no weights there"),
+    (("compress", "--device", "meta"), 2, "device 'meta' cannot be used here"),
+    (("train", "--device", "meta"), 2, "device 'meta' cannot be used here"),
+    (("train", "--threads", "10000000000"), 2, "threads 10000000000: expected 1 to 1024"),
+    (("measure", "lenet", "--threads", "10000000000"), 2, "threads 10000000000: expected 1 to 1024"),
+    (("train", "--views", "foo"), 2, "unknown view 'foo'"),
+    (("train", "--data", ""), 2, "is empty"),
+    (("train", "--data-root", " "), 2, "is empty"),
+    (("train", "--output-dir", ""), 2, "is empty"),
+    (("runs", "ls", "--output-dir", ""), 2, "is empty"),
+    (("train", "--data", "n" * 5000), 2, "unknown data set"),
+    (("train", "--data", "n" * 5000 + ".npz"), 1, "no such file or folder"),
+    (("train", "--output-dir", "n" * 5000, *SMALL), 1, "the name is too long"),
+    (("evaluate", "n" * 5000), 2, "no run"),
+    (("evaluate", "n" * 5000 + ".safetensors"), 2, "no run"),
+    (("logits", "show", "n" * 5000), 1, "no logit store here"),
+    (("distil", "n" * 5000), 1, "no logit store here"),
+    (("compress", "n" * 5000), 2, "cannot be read"),
+    (("runs", "show", "n" * 5000), 2, "no run"),
+    (("train", "--set", "x=" + "9" * 5000), 2, "x: unknown setting"),
+    (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),
     (("compress", "--data", "none.npz"), 1, "none.npz: no such file or folder"),
     (("compress", "nothing.toml"), 2, "nothing.toml: cannot be read"),
     (("train", "--resume", "7f3a9c"), 2, "no run '7f3a9c' in runs"),
@@ -212,7 +261,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[" ".join(one[0]) for one in WRONG])
+@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[" ".join(one[0])[:40] for one in WRONG])
 def test_wrong_questions_and_failures(
     call: Call, tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
@@ -238,7 +287,7 @@ def test_damaged_files_are_named(call: Call, tmp_path: Path) -> None:
     assert call("compress", "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "-q")[0] == 0
     (run,) = list_runs("runs", 1)
     weights = run.path / "teacher" / "weights.safetensors"
-    (shard,) = run.path.glob("logits/*/shard-00000.safetensors")
+    (shard,) = run.path.glob("logits/*-train-*/shard-00000.safetensors")
     for path, words in (
         (weights, ("evaluate", str(weights), "--set", "data.limit=100")),
         (shard, ("logits", "verify", str(shard.parent))),
@@ -283,3 +332,284 @@ def test_a_pickle_is_never_read(call: Call, tmp_path: Path) -> None:
         assert code in (1, 2)
         assert name in err
     assert not (tmp_path / "pwned").exists()
+
+
+# ------------------------------------------------------------------------------------------------- which data
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """A data set of one's own that fits the networks of mnist-5k."""
+    generator = np.random.default_rng(0)
+    for name in ("mine", "other"):
+        images = generator.integers(0, 255, (60, 28, 28), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", x=images, y=np.arange(60) % 10)
+    return tmp_path / "mine.npz"
+
+
+def run_of(out: str) -> str:
+    return str(json.loads(out)["run"])
+
+
+def test_a_model_is_looked_at_on_the_data_it_was_trained_on(call: Call, npz: Path, tmp_path: Path) -> None:
+    run = run_of(call("train", "--data", str(npz), "--epochs", "1", "--json", "-q")[1])
+    for path in (run, f"{run}/weights.safetensors"):
+        code, out, err = call("evaluate", path, "--json")
+        assert (code, err) == (0, "")
+        scored = json.loads(out)
+        assert scored["data"]["name"] == "mine"
+        assert (
+            scored["error"] == json.loads((Path(run) / "result.json").read_text())["result"]["scores"]["test"]["error"]
+        )
+    store = json.loads(call("extract", run, "--json", "-q")[1])
+    assert (store["data"]["name"], store["rows"]) == ("mine", 48)
+    code, out, _ = call("logits", "verify", store["store"], "--teacher", run)
+    assert code == 0
+    assert f"of mine, train, asked again of {run}" in out
+    code, out, err = call("evaluate", run, "--data", str(tmp_path / "other.npz"), "--json")
+    assert (code, json.loads(out)["data"]["name"]) == (0, "other")
+    assert err.count("\n") == 1
+    assert f"note: {run} was not trained on these data" in err
+    assert "was not trained on these data" in call("evaluate", run, "--set", f"data.name={tmp_path / 'other.npz'}")[2]
+    assert json.loads(call("evaluate", run, "--set", "data.limit=5", "--json")[1])["data"]["n"] == 5
+    (tmp_path / "bare.safetensors").write_bytes((Path(run) / "weights.safetensors").read_bytes())
+    for words in (("evaluate",), ("extract",), ("logits", "verify", store["store"], "--teacher")):
+        code, out, err = call(*words, "bare.safetensors")
+        assert (code, out) == (2, "")
+        assert "name the data by --data" in err
+    assert call("evaluate", "bare.safetensors", "--data", str(npz))[0] == 0
+
+
+def test_a_run_inside_a_run_is_looked_at_on_the_data_of_the_outer_one(call: Call, npz: Path) -> None:
+    fast = ("--data", str(npz), "--epochs", "1", "--set", "teacher.epochs=1", "--json", "-q")
+    run = run_of(call("compress", *fast, "--sigma", "0.5", "--no-baselines")[1])
+    swept = run_of(call("sweep", *fast, "--grid", "noise.sigma=0.5")[1])
+    for path in (f"{run}/teacher", f"{run}/noisy-seed0", f"{swept}/teacher"):
+        code, out, err = call("evaluate", path, "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["data"]["name"] == "mine"
+    assert call("runs", "show", swept)[0] == 0
+    python = nt.compress("lenet", "mlp800", str(npz), epochs=1, teacher_training={"epochs": 1}, output_dir="python")
+    code, _, err = call("evaluate", str(python.path / "clean-seed0"))
+    assert code == 2
+    assert "name the data by --data" in err
+
+
+# ------------------------------------------------------------------------------------------------- factories
+
+FACTORIES = """
+from torch import nn
+
+def good(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+
+def bad(classes):
+    raise RuntimeError("no such luck")
+
+def worse(classes):
+    {}["key"]
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "factories_here.py").write_text(FACTORIES)
+    (tmp_path / "factories_broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("factories")
+def test_a_model_of_a_factory_is_loaded_where_that_is_allowed(call: Call) -> None:
+    run = run_of(call("train", "--model", "factories_here:good", "--epochs", "1", *SMALL, "--json", "-q")[1])
+    code, _, err = call("evaluate", run)
+    assert code == 2
+    assert "pass --allow-import" in err
+    allow = "--allow-import"
+    assert call("evaluate", run, "--teacher", run, allow)[0] == 0
+    assert call("measure", run, "--runs", "1")[0] == 2
+    assert call("measure", run, "--runs", "1", allow)[0] == 0
+    assert call("extract", run, "-q")[0] == 2
+    store = json.loads(call("extract", run, allow, "--json", "-q")[1])["store"]
+    assert call("logits", "verify", store, "--teacher", run)[0] == 2
+    assert call("logits", "verify", store, "--teacher", run, allow)[0] == 0
+    compress = ("compress", "--teacher", run, "--epochs", "1", "--sigma", "0.5", "--no-baselines", *SMALL, "-q")
+    assert call(*compress)[0] == 2
+    code, out, _ = call(*compress, allow, "--json")
+    assert code == 0
+    resumed = Path(run_of(out))
+    (resumed / "result.json").unlink()
+    assert call("compress", "--resume", str(resumed), "-q")[0] == 2
+    assert call("compress", "--resume", str(resumed), allow, "-q")[0] == 0
+
+
+@pytest.mark.usefixtures("factories")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("factories_here:bad", "model 'factories_here:bad': the factory raised RuntimeError: no such luck"),
+        ("factories_here:worse", "model 'factories_here:worse': the factory raised KeyError: 'key'"),
+        (
+            "factories_broken:any",
+            "model 'factories_broken:any': importing 'factories_broken' failed: ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_factory_that_fails_is_named_with_its_error(call: Call, name: str, told: str) -> None:
+    code, _, err = call("train", "--model", name)
+    assert code == 2
+    assert told in err
+    assert not Path("runs").exists()
+
+
+# ------------------------------------------------------------------------------------------------- resuming, refusing
+
+
+def test_what_a_resumed_run_is_asked_besides_is_refused(call: Call, tmp_path: Path) -> None:
+    run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
+    for words, told in (
+        (("train", "--resume", run, "--seed", "5"), "leave out seed"),
+        (("train", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
+        (("distil", "--resume", run), "a train run, not one of kind distil"),
+        (("compress", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
+        (("sweep", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
+        (("compress", "--resume", run), "not a compression"),
+    ):
+        code, out, err = call(*words)
+        assert (code, out) == (2, ""), words
+        assert told in " ".join(err.split())
+    assert call("train", "--resume", Path(run).name, "--output-dir", "runs", "-q")[0] == 0
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_wrong_question_to_distil_leaves_no_run(call: Call, npz: Path) -> None:
+    run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
+    store = json.loads(call("extract", run, "--views", "mirror*crop", "--json", "-q")[1])["store"]
+    before = [one.id for one in list_runs("runs")]
+    for words, told in (
+        (("--data", str(npz), "--views", "mirror"), "made from data"),
+        (SMALL, "no logits of view 'clean', only of"),
+    ):
+        code, out, err = call("distil", store, *words)
+        assert (code, out) == (2, "")
+        assert told in err
+        assert len(err) < 500
+    assert [one.id for one in list_runs("runs")] == before
+
+
+def test_config_check_knows_the_names(call: Call) -> None:
+    for setting, told in (
+        ("student.name=nope", "student.name: unknown model 'nope'"),
+        ("teacher.name=lenett", "teacher.name: unknown model 'lenett': did you mean 'lenet'?"),
+        ("teacher.views=['foo']", "teacher.views: unknown view 'foo'"),
+        ("run.device=foo", "run.device: device 'foo' cannot be used here"),
+        ("run.threads=99999", "run.threads: threads 99999"),
+        ("data.name=nope", "data.name: unknown data set 'nope'"),
+        ("student.lr=1e400", "student.lr: given inf"),
+    ):
+        assert call("config", "init", "c.toml")[0] in (0, 2)
+        code, out, err = call("config", "check", "c.toml", "--set", setting)
+        assert (code, out) == (2, "")
+        assert told in err
+    code, _, err = call("config", "check", "c.toml", "--set", "student.name=nope", "--set", "run.device=foo")
+    assert "unknown model 'nope'" in err
+    assert "device 'foo'" in err
+    for fine in ("teacher.name=runs/x", "student.name=pkg.module:factory", "data.name=images/of/mine"):
+        assert call("config", "check", "c.toml", "--set", fine)[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------- kept things
+
+
+def test_runs_rm_twice_the_same_and_what_lies_inside(call: Call) -> None:
+    run = run_of(
+        call("compress", "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "--json", "-q")[1]
+    )
+    code, out, _ = call("runs", "rm", run, run, f"{run}/teacher", f"{run}/", "--yes")
+    assert (code, out) == (0, f"removed {run}\n")
+    assert not Path(run).exists()
+
+
+def test_a_sweep_that_works_is_not_removed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even between two of its students, when nobody works on any of them."""
+    sweeping = importlib.import_module("noisyteacher.sweep.run")
+    tried, judged = [], sweeping.judge_sweep
+
+    def judge(*given: object) -> object:
+        (run,) = list_runs("runs", 1)
+        with pytest.raises(AskedWronglyError, match="a process is working on it"):
+            remove_run(run)
+        tried.append(run)
+        return judged(*given)
+
+    monkeypatch.setattr(sweeping, "judge_sweep", judge)
+    fast = ("--epochs", "1", "--set", "teacher.epochs=1", *SMALL[:2], "-q")
+    assert call("sweep", *fast, "--grid", "noise.sigma=0.5")[0] == 0
+    assert len(tried) == 1
+    remove_run(tried[0])
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "result.json"])
+def test_a_damaged_run_is_shown_with_the_file_and_why(call: Call, name: str) -> None:
+    run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
+    (Path(run) / name).write_text("damaged")
+    for more in ((), ("--json",)):
+        code, out, err = call("runs", "show", run, *more)
+        assert (code, out) == (1, "")
+        assert f"{run}/{name}: no checksum in it" in err
+
+
+def test_an_extraction_that_fails_leaves_no_empty_folder_and_another_store_is_replaced(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["noisyteacher.extract"], "UNSTEADY", -1.0)
+        assert call("extract", run, "--to", "new/store", "-q")[0] == 1
+    assert not (tmp_path / "new").exists()
+    assert call("extract", run, "--to", "store", "-q")[0] == 0
+    code, _, err = call("extract", run, "--to", "store", "--views", "mirror", "-q")
+    assert code == 2
+    assert "--overwrite" in err
+    assert call("extract", run, "--to", "store", "--views", "mirror", "--overwrite", "-q")[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------- streams
+
+
+def piped(tmp_path: Path, command: str) -> tuple[int, str]:
+    """The exit code and stderr of a shell line in which `nt` is the command line."""
+    script = f'nt() {{ "{sys.executable}" -m noisyteacher "$@"; }}; {command}'
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("nt runs ls > /dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("nt data ls > /dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("nt runs ls >&-", 1, "standard output cannot be written (it is closed)"),
+        ("nt data ls --json >&-", 1, "standard output cannot be written (it is closed)"),
+        ("nt runs ls --json | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
+        ("nt data ls | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
+        ("nt --help | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
+        ("nt runs show nothing 2> /dev/full", 2, ""),
+        ("nt data ls 2>&- > /dev/null", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes(tmp_path: Path, command: str, code: int, told: str) -> None:
+    found, err = piped(tmp_path, command)
+    assert found == code
+    assert told in err
+    assert err.count("\n") == (1 if told else 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_training_whose_output_nobody_takes_is_done_all_the_same(tmp_path: Path) -> None:
+    command = "nt train --model mlp800 --epochs 1 --set data.limit=40"
+    code, err = piped(tmp_path, f"{command} -q > /dev/full")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert piped(tmp_path, f"{command} 2> /dev/full > /dev/null")[0] == 0
+    assert [run.state for run in list_runs(tmp_path / "runs")] == ["done", "done"]

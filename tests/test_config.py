@@ -97,3 +97,49 @@ def test_settings_and_functions_speak_of_the_same_choices() -> None:
     arguments = inspect.signature(nt.fit).parameters
     for name in recipe - {"keep", "views"}:  # keep follows val, views are a list in TOML
         assert arguments[name].default == getattr(config.Recipe(), name), name
+
+
+@pytest.mark.parametrize(
+    "text", ["student.lr=1e400", "noise.sigma=inf", "student.options.dropout=nan", "noise.alpha=nan"]
+)
+def test_numbers_are_finite(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{text.partition('=')[0]}: given (inf|nan)"):
+        config.build_config(config.read_config(None, (text,)))
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[noise]\nsigma = 0.3\n")
+    assert config.read_config(tmp_path / "a.toml") == {"noise": {"sigma": 0.3}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x=" + "[" * 5000,
+        "student.name=" + "[" * 200 + "]" * 200,
+        "student.options." + "a." * 3000 + "a=1",
+        "x=" + "{a=" * 3000,
+    ],
+    ids=["open", "closed", "dotted", "tables"],
+)
+def test_what_is_nested_too_deep_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nested deeper than 16"):
+        config.build_config(config.read_config(None, (text,)))
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.toml: nested deeper than 16"):
+        config.build_config(config.read_config(tmp_path / "a.toml"))
+
+
+def test_numbers_of_thousands_of_digits_are_shown_short(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.epochs: given '9+\.\.\.9+'") as told:
+        config.build_config(config.read_config(None, ("student.epochs=" + "9" * 5000,)))
+    assert len(str(told.value)) < 500
+    (tmp_path / "a.toml").write_text("x = " + "9" * 5000)
+    with pytest.raises(ConfigError, match=r"a\.toml: not TOML"):
+        config.read_config(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("key", ["data.name", "data.root", "run.output_dir"])
+def test_an_empty_name_is_not_the_folder_one_is_in(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: is empty"):
+        config.build_config(config.read_config(None, (f"{key}=",)))

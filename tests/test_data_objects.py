@@ -67,7 +67,7 @@ def test_train_val_test_folders_are_taken_as_they_are(folder: Path) -> None:
 
 def test_grey_and_size(folder: Path) -> None:
     paint(folder / "cat" / "big.png", 200, (60, 40))
-    with pytest.raises(DataError, match=r"big\.png: 40x60 \(height x width\).*pass size="):
+    with pytest.raises(DataError, match=r"big\.png: 40x60 \(height x width\).*by --set data\.size=32"):
         load_data(folder)
     data = load_data(folder, size=(8, 5), grey=True)
     assert data.input_shape == (1, 8, 5)
@@ -83,7 +83,7 @@ def test_sizes_that_differ_between_train_and_test_are_refused(tmp_path: Path) ->
         for number in range(5):
             paint(tmp_path / "train" / name / f"{number}.png", number)
         paint(tmp_path / "test" / name / "0.png", 1, (5, 5))
-    with pytest.raises(DataError, match=r"images are 5x5 .* those of train 4x6; pass size="):
+    with pytest.raises(DataError, match=r"images are 5x5 .* those of train 4x6; bring .* by --set data\.size="):
         load_data(tmp_path)
 
 

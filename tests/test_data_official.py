@@ -266,7 +266,7 @@ def test_a_file_that_arrives_damaged_leaves_nothing(site: tuple[str, Path], tmp_
     remote = Official("b", hashlib.md5(b"hello").hexdigest(), (f"{address}b",))
     with pytest.raises(DataError, match="could not be fetched"):
         obtain(remote, tmp_path / "root")
-    assert list((tmp_path / "root").iterdir()) == []
+    assert not (tmp_path / "root").exists()
 
 
 def test_without_a_network_the_sentence_names_url_target_and_remedy(
@@ -279,6 +279,7 @@ def test_without_a_network_the_sentence_names_url_target_and_remedy(
     assert "http://127.0.0.1:9/mnist/train-images-idx3-ubyte.gz" in sentence
     assert str(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz") in sentence
     assert "mnist-5k" in sentence
+    assert list(tmp_path.iterdir()) == []  # and no empty MNIST/raw
 
 
 def test_download_false_never_touches_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import noisyteacher as nt
 from noisyteacher.data.sources import EMBEDDED
 from noisyteacher.files import write_json
 from noisyteacher.models import code_fingerprint, preprocess_fingerprint, weights_fingerprint
+from noisyteacher.runs.run import RESERVED
 from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
@@ -145,6 +146,11 @@ def test_the_reader_notices_a_shard_of_another_place_and_a_truncated_one(tmp_pat
     second.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="truncated"):
         read_store(folder)
+
+
+def test_the_names_that_a_child_run_cannot_have() -> None:
+    told = TEXT[TEXT.index("and none of") : TEXT.index("A run's id is")]
+    assert set(re.findall(r"`([^`]+)`", told)) == RESERVED
 
 
 def test_store_json_and_its_digests(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from noisyteacher import files, tensorfile
-from noisyteacher.errors import FileFormatError, WriteError
+from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
 
 
 def test_crc32c_of_the_published_check_value() -> None:
@@ -105,3 +105,56 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     with pytest.raises(WriteError, match="a file"):
         files.write_bytes(tmp_path / "f" / "x", b"")
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for write in (
+        lambda: files.write_bytes(folder / "a", b"", folder),
+        lambda: files.write_json(folder / "inner" / "a.json", "thing", 1, {}, folder),
+        lambda: tensorfile.write_tensors(folder / "a.safetensors", "thing", 1, {}, {}, folder),
+    ):
+        with pytest.raises(WriteError, match="run: the folder is gone"):
+            write()
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
+    files.write_bytes(folder / "inner" / "a", b"x", folder)
+    assert (folder / "inner" / "a").read_bytes() == b"x"
+
+
+def refused(folder: Path) -> bool:
+    try:
+        with files.alone(folder, wait=False):
+            return False
+    except AskedWronglyError as error:
+        return "a process is working on it" in str(error)
+
+
+def test_a_folder_that_is_worked_on_is_not_had_alone_without_waiting(tmp_path: Path) -> None:
+    with files.at_work(tmp_path), files.at_work(tmp_path):
+        assert refused(tmp_path)
+    with files.alone(tmp_path, wait=False):
+        assert refused(tmp_path)
+    assert not refused(tmp_path)
+    with pytest.raises(WriteError, match="nowhere: cannot be opened"), files.at_work(tmp_path / "nowhere"):
+        pass
+
+
+def fail_in(folder: Path, made: Path) -> None:
+    with files.unmade_on_failure(folder):
+        if made.suffix:
+            files.write_bytes(made, b"")
+        else:
+            files.make_folder(made)
+        raise KeyError
+
+
+def test_what_was_made_in_vain_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for folder in (tmp_path / "a" / "b" / "c", tmp_path / "old"):
+        with pytest.raises(KeyError):
+            fail_in(folder, folder)
+        assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    with pytest.raises(KeyError):
+        fail_in(tmp_path / "a" / "b", tmp_path / "a" / "x.txt")
+    assert (tmp_path / "a" / "x.txt").exists()

@@ -10,9 +10,17 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError, UnknownNameError
+from noisyteacher.errors import (
+    AskedWronglyError,
+    ConfigError,
+    DataError,
+    MismatchError,
+    UnknownNameError,
+    WriteError,
+)
+from noisyteacher.models import weights_fingerprint
 from noisyteacher.pipeline import Result, Row, resume_compress
-from noisyteacher.runs import Run, list_runs
+from noisyteacher.runs import Run, list_runs, remove_run
 from noisyteacher.store import LogitStore
 
 
@@ -141,6 +149,57 @@ def test_a_students_module_of_the_users_own(tmp_path: Path, data: nt.Splits) -> 
     assert result.verdict == "no noise was used"
     assert torch.equal(student[1].weight, before)
     assert result.rows[2].costs["macs"] == 7840
+
+
+def test_a_run_is_gone_on_with_only_by_the_same_modules(tmp_path: Path, data: nt.Splits) -> None:
+    """Two modules of one class are two students, and two teachers: weights, shapes and layers tell them apart."""
+
+    def module(seed: int, layer: nn.Module | None = None) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), layer or nn.Identity(), nn.Linear(784, 10))
+
+    def go(student: nn.Module, teacher: nn.Module | str = "lenet", run: Path | None = None) -> Result:
+        return nt.compress(
+            teacher, student, data, epochs=1, teacher_training={"epochs": 1}, output_dir=tmp_path, run=run
+        )
+
+    whole = go(module(0))
+    config = Run.open(whole.path / "clean-seed0").config
+    assert config["module"]["weights"] == weights_fingerprint(module(0))
+    assert config["module"]["architecture"]["name"] == "module:torch.nn.modules.container.Sequential"
+    assert [row.errors for row in go(module(0), run=whole.path).rows] == [row.errors for row in whole.rows]
+    (whole.path / "result.json").unlink()
+    for other in (module(1), module(0, nn.ReLU())):
+        with pytest.raises(MismatchError, match=r"other arguments .*student_module"):
+            go(other, run=whole.path)
+    taught = go(module(0), teacher=module(2))
+    with pytest.raises(MismatchError, match=r"other arguments .*teacher_module"):
+        go(module(0), teacher=module(3), run=taught.path)
+
+
+def test_a_run_that_is_removed_while_it_works_is_not_made_again(tmp_path: Path, data: nt.Splits) -> None:
+    def remove(stage: str, done: int, total: int, note: str) -> None:
+        if "labels alone" in stage:
+            for one in list_runs(tmp_path, 1):
+                one.path.rename(tmp_path / ".elsewhere")
+
+    with pytest.raises(WriteError, match="the folder is gone"):
+        run(data, tmp_path, watch=remove, seeds=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".elsewhere"]
+
+
+def test_a_run_is_not_removed_while_it_works(tmp_path: Path, data: nt.Splits) -> None:
+    refused = []
+
+    def remove(stage: str, done: int, total: int, note: str) -> None:
+        for one in list_runs(tmp_path):
+            with pytest.raises(AskedWronglyError, match="a process is working on it"):
+                remove_run(one)
+            refused.append(stage)
+
+    run(data, tmp_path, watch=remove, seeds=1, epochs=1)
+    assert len(set(refused)) == 5  # teacher, its logits, three students
+    remove_run(list_runs(tmp_path, 1)[0])
 
 
 def test_without_a_test_split_validation_is_reported_and_said(tmp_path: Path, data: nt.Splits) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
-from noisyteacher.files import write_json
+from noisyteacher.files import alone, at_work, write_json
 from noisyteacher.runs import ABSENT, Run, diff_runs, find_run, is_run, list_runs, new_run, plain, remove_run
 
 CONFIG = {"student": "mlp800", "noise": {"sigma": 0.9, "alpha": 0.5}, "views": ["clean", "mirror"], "epochs": 20}
@@ -374,6 +374,52 @@ def test_only_run_folders_are_removed_damaged_ones_too(tmp_path: Path) -> None:
     flip(run.path / "run.json", 50)
     remove_run(run)
     assert not run.path.exists()
+
+
+def test_a_folder_that_is_named_like_a_run_but_holds_other_files_is_not_removed(tmp_path: Path) -> None:
+    photos = tmp_path / "20260101T0000Z-photos"
+    (photos / "logits").mkdir(parents=True)
+    for dear in (photos / "dear.txt", photos / "logits" / "dear.txt"):
+        dear.write_text("dear")
+        with pytest.raises(AskedWronglyError, match=r"not removed: .*dear\.txt is no file of a run"):
+            remove_run(Run(photos))
+        dear.unlink()
+    (photos / "link").symlink_to(tmp_path)
+    with pytest.raises(AskedWronglyError, match="link is no file of a run"):
+        remove_run(Run(photos))
+    (photos / "link").unlink()
+    for name in ("config.json", "metrics.jsonl", ".result.json.x7_a.tmp", "checkpoint/state.safetensors"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_text("{}")
+    remove_run(Run(photos))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_worked_on_is_not_removed_nor_the_one_around_it(tmp_path: Path) -> None:
+    parent = make(tmp_path)
+    child, other = parent.child("one", "cell", {}), parent.child("two", "cell", {})
+    with at_work(*child.around), alone(child.path):
+        for run in (child, parent, other):
+            with pytest.raises(AskedWronglyError, match="a process is working on it"):
+                remove_run(run)
+    assert child.around == [parent.path]
+    remove_run(other)
+    remove_run(parent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_was_removed_is_not_made_again_by_a_write(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    remove_run(Run(run.path))
+    for write in (
+        lambda: run.write_result({}),
+        lambda: run.write_error("x"),
+        lambda: run.write_metrics([{"epoch": 1}]),
+        lambda: run.child("c", "cell", {}),
+    ):
+        with pytest.raises(WriteError, match="the folder is gone"):
+            write()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_removal_that_is_interrupted_leaves_no_run_to_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

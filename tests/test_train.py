@@ -624,3 +624,86 @@ def test_a_schedule_of_noise_runs_over_the_whole_training() -> None:
     assert found["late"] == [0.0, 0.0, *constant[2:]]
     assert all(less < full for less, full in zip(found["linear"], constant, strict=True))
     assert set(seen) == {8}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, KilledError])
+def test_stopped_at_every_step_without_a_checkpoint_due_goes_on_from_there(
+    tmp_path: Path, stop: type[BaseException]
+) -> None:
+    """What ends a run between two steps leaves a checkpoint, whenever the last one was; the bytes stay the same."""
+    options = {"val": blobs(30, "val", seed=1), "epochs": 2, "batch_size": 40, "lr": 0.01, "schedule": "cosine"}
+
+    def train(folder: Path, resume: bool = False, stop_at: int | None = None) -> tuple[nt.History, list[int]]:
+        steps = []
+
+        def progress(tick: Tick) -> None:
+            steps.append(tick.step)
+            if tick.step == stop_at:
+                raise stop
+
+        history = nt.fit(small(), blobs(), nt.supervised(), run=folder, resume=resume, progress=progress, **options)  # type: ignore[arg-type]
+        return history, steps
+
+    whole, all_steps = train(tmp_path / "whole")
+    for stop_at in all_steps:  # 3 and 6 are the last of their epochs: the validation is then still to come
+        folder = tmp_path / f"stopped-{stop_at}"
+        with pytest.raises(stop):
+            train(folder, stop_at=stop_at)
+        resumed, steps = train(folder, resume=True)
+        assert steps == all_steps[stop_at:]
+        for name in ("weights.safetensors", "last.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        strip = [{key: value for key, value in line.items() if key != "seconds"} for line in resumed.epochs]
+        assert strip == [{key: value for key, value in line.items() if key != "seconds"} for line in whole.epochs]
+
+
+class SignalInside(nn.Module):
+    """Sends the process a signal in the middle of a forward pass, when batch norm has moved and nothing else has."""
+
+    def __init__(self, number: int, times: int) -> None:
+        super().__init__()
+        self.number, self.times, self.calls = number, times, 0
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training
+        if self.training and self.calls == 4:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+        return values
+
+
+def signalling(number: int, times: int) -> nn.Module:
+    model = small()
+    assert isinstance(model, nn.Sequential)
+    model[5] = nn.Sequential(nn.ReLU(), SignalInside(number, times))
+    return model
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_step_takes_effect_after_it_and_the_bytes_stay(tmp_path: Path, number: int) -> None:
+    class EndedError(BaseException):
+        pass
+
+    def ended(*_: object) -> None:
+        raise EndedError
+
+    def train(folder: str, times: int, **more: Any) -> None:
+        options = {"epochs": 3, "batch_size": 40, "lr": 0.01, "val": blobs(30, "val", seed=1), **more}
+        nt.fit(signalling(number, times), blobs(), nt.supervised(), run=tmp_path / folder, **options)  # type: ignore[arg-type]
+
+    train("whole", 0)
+    before = signal.signal(number, ended)
+    try:
+        with pytest.raises(EndedError):
+            train("cut", 1)
+        assert signal.getsignal(number) is ended
+        steps: list[Tick] = []
+        train("cut", 0, resume=True, progress=steps.append)
+        assert steps[0].step == 5
+        for name in ("weights.safetensors", "last.safetensors"):
+            assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        with pytest.raises(EndedError):  # a second one does not wait: half a step is not kept
+            train("twice", 2)
+        assert not (tmp_path / "twice" / "checkpoint").exists()
+    finally:
+        signal.signal(number, before)

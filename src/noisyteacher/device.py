@@ -10,6 +10,7 @@ from noisyteacher.errors import AskedWronglyError
 from noisyteacher.text import unknown_name
 
 PRECISIONS = ("fp32", "bf16")
+MOST_THREADS = 1024
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -21,11 +22,18 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # `meta` makes tensors, but no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise AskedWronglyError(f"device {str(name)!r} cannot be used here ({reason}); give cpu or auto") from error
     return device
+
+
+def check_threads(threads: int) -> int:
+    """The number of CPU threads. Raises AskedWronglyError for one that no machine can start."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise AskedWronglyError(f"threads {threads}: expected 1 to {MOST_THREADS}, best as many as there are cores")
+    return threads
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -27,7 +27,7 @@ try:
 except ImportError:  # not a POSIX system: writers do not wait for each other there
     fcntl = None  # type: ignore[assignment]
 
-from noisyteacher.errors import FileFormatError, WriteError
+from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
 
 SEAL = b"crc32c="
 BLANK = b"00000000"
@@ -46,18 +46,39 @@ def sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder and its parents. Raises WriteError with the reason when the disk refuses."""
+def make_folder(folder: Path, within: Path | None = None) -> None:
+    """Make the folder and its parents. Raises WriteError with the reason when the disk refuses.
+
+    `within` is a folder that is there already: one that was removed meanwhile is not made again, that is a WriteError.
+    """
+    if within is not None and not os.path.isdir(within):
+        raise _gone(within)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _write_error(folder, error) from error
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file by these bytes, durably and all at once. Raises WriteError; then the old file is untouched."""
+@contextlib.contextmanager
+def unmade_on_failure(folder: Path) -> Iterator[None]:
+    """Inside, the folder may be made; on a failure it and its parents go again where they are new and still empty."""
+    new = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty, or was not made, ends it
+            for one in new:
+                one.rmdir()
+        raise
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None = None) -> None:
+    """Replace the file by these bytes, durably and all at once. Raises WriteError; then the old file is untouched.
+
+    The folder is made where it is missing, but not `within`, the folder that should be there (`make_folder`).
+    """
     target = Path(path)
-    make_folder(target.parent)
+    make_folder(target.parent, within)
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -117,11 +138,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def write_json(path: str | os.PathLike[str], kind: str, schema: int, content: dict[str, Any]) -> None:
+def write_json(
+    path: str | os.PathLike[str], kind: str, schema: int, content: dict[str, Any], within: Path | None = None
+) -> None:
     """Write a sealed JSON file of one kind and schema number: `{"checksum", "kind", "schema", **content}`."""
     record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, seal(text.encode() + b"\n"))
+    write_bytes(path, seal(text.encode() + b"\n"), within)
 
 
 def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
@@ -157,6 +180,10 @@ def _umask() -> int:
     return mask
 
 
+def _gone(folder: Path) -> WriteError:
+    return WriteError(f"{folder}: the folder is gone, removed or moved while it was worked on: start anew")
+
+
 def _write_error(path: Path, error: OSError) -> WriteError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space or choose another output folder",
@@ -166,25 +193,51 @@ def _write_error(path: Path, error: OSError) -> WriteError:
         errno.EPERM: "permission denied: choose an output folder you may write to",
         errno.ENOTDIR: "a parent of it is a file: choose another output folder",
         errno.EEXIST: "a file of that name is in the way: choose another output folder",
+        errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     }.get(error.errno or 0, error.strerror or str(error))
     return WriteError(f"{path}: cannot be written: {advice}")
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in this folder; waits for one that does.
+def alone(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Inside, no other process works in this folder; waits for one that does, or, with `wait=False`, refuses.
 
     The lock is the folder's own (flock), so it leaves no file and ends with the process. Where the file system knows
     no such lock we go on without: files are replaced all at once, and two workers with one task write the same.
+    Raises AskedWronglyError when it does not wait and should, WriteError when the folder is not there.
     """
+    with _locked(folder, wait, shared=False):
+        yield
+
+
+@contextlib.contextmanager
+def at_work(*folders: Path) -> Iterator[None]:
+    """Inside, something is being done in folders inside these: `alone` waits for it, others at work do not mind."""
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            held.enter_context(_locked(folder, wait=True, shared=True))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool, shared: bool) -> Iterator[None]:
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise WriteError(f"{folder}: cannot be opened: {error.strerror or error}") from error
     try:
         if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, how)
+            except BlockingIOError as error:
+                raise AskedWronglyError(
+                    f"{folder}: a process is working on it: stop that process, or wait for its end"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        if not os.path.isdir(folder):
+            raise _gone(folder)
         yield
     finally:
         os.close(handle)

@@ -29,16 +29,22 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], kind: str, schema: int, tensors: dict[str, Tensor], content: dict[str, Any]
+    path: str | os.PathLike[str],
+    kind: str,
+    schema: int,
+    tensors: dict[str, Tensor],
+    content: dict[str, Any],
+    within: Path | None = None,
 ) -> None:
     """Write tensors and a JSON-able record as one sealed safetensors file, durably and all at once.
 
-    Equal arguments give equal bytes. Raises WriteError when the disk refuses; nothing half-written stays.
+    Equal arguments give equal bytes. `within`: the folder that must be there (`files.write_bytes`). Raises WriteError
+    when the disk refuses; nothing half-written stays.
     """
     record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
     plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
     data = safetensors.torch.save(plain, {KEY: json.dumps(record, allow_nan=False)})
-    write_bytes(path, seal(data))
+    write_bytes(path, seal(data), within)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str, schema: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

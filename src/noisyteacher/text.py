@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from noisyteacher.errors import UnknownNameError
@@ -46,6 +46,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list that may be long. `few(["a", "b", "c"], 2) == "a, b, ... (3)"`."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, ... ({len(names)})"
 
 
 def plural(number: int, noun: str) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from types import FrameType
 
 import typer
 
-from noisyteacher.cli import inspect, keep, many, work
+from noisyteacher.cli import inspect, keep, many, report, work
 from noisyteacher.cli.show import TerminatedError
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.cli.streams import safe_streams
+from noisyteacher.errors import NoisyTeacherError, WriteError
 
 app = typer.Typer(
     name="noisyteacher",
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS):
+for command in (*work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS, *report.COMMANDS):
     app.command(command.__name__)(command)
 for group in (keep.runs, keep.config, keep.data, keep.logits):
     app.add_typer(group)
@@ -48,17 +48,34 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130/143 interrupted (resumable)."""
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminated)
+    with safe_streams():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int | str | None:
+    """What came of the command, once all of its output is written or known to be lost."""
+    code: int | str | None
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        except SystemExit as ended:
+            code = ended.code
+        sys.stdout.flush()
+    except SystemExit as ended:
+        code = ended.code
     except NoisyTeacherError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except OSError as error:  # of a path that nothing else has looked at first
+        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
+        code = 1
     except (KeyboardInterrupt, TerminatedError) as stop:
         sys.stderr.write("interrupted\n")
-        sys.exit(143 if isinstance(stop, TerminatedError) else 130)
-    except BrokenPipeError:  # `noisyteacher runs ls | head`: the reader has left, nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 143 if isinstance(stop, TerminatedError) else 130
+    with contextlib.suppress(WriteError, SystemExit):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -22,11 +22,14 @@ def evaluate(
     output_dir: o.OutputDir = None,
     device: o.Device = None,
     overrides: o.Set = None,
+    allow_import: o.AllowImport = False,
     as_json: o.Json = False,
 ) -> None:
     """Say how good a model is: error, NLL, calibration, agreement with a teacher, each with n.
 
-    Example: noisyteacher evaluate runs/20261122T1246Z-distil-mlp800-7f3a9c --data mnist-5k
+    On the data that the model's run was trained on, unless --data names others.
+
+    Example: noisyteacher evaluate runs/20261122T1246Z-distil-mlp800-7f3a9c --split val
     """
     from noisyteacher.config import build_config
     from noisyteacher.errors import DataError
@@ -36,19 +39,24 @@ def evaluate(
 
     if split not in ("train", "val", "test"):
         raise unknown_name("split", split, ("train", "val", "test"))
+    path = o.model_path(model, output_dir)
     flags = {"data.name": data, "data.root": data_root, "run.device": device}
-    config = build_config(o.settings(None, overrides, flags))
+    config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
     splits = load_config_data(config)
     part = splits.parts.get(split)
     if part is None:
         raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
-    found, _ = load_teacher(o.model_path(model, output_dir), splits)
-    second = None if teacher is None else load_teacher(o.model_path(teacher, output_dir), splits)[0]
+    found, _ = load_teacher(path, splits, allow_import)
+    second = None if teacher is None else load_teacher(o.model_path(teacher, output_dir), splits, allow_import)[0]
+    o.note_other_data(path, splits)
     scores = scores_of(found, part, teacher=second, device=config.run.device).describe()
+    record = {"name": splits.name, "split": split, "n": len(part), "fingerprint": part.fingerprint}
     if as_json:
-        print_json(scores)
+        print_json({"model": path, "data": record, **scores})
     else:
         print_scores({split: scores})
+        typer.echo(f"\nModel: {path}")
+        typer.echo(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
 
 
 def measure(
@@ -61,18 +69,22 @@ def measure(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     runs: Annotated[int, typer.Option(help="Timed calls.")] = 50,
     output_dir: o.OutputDir = None,
+    allow_import: o.AllowImport = False,
     as_json: o.Json = False,
 ) -> None:
     """Say what a model costs: parameters, bytes, multiplications, latency, memory.
 
     Example: noisyteacher measure nin --input-shape 3,32,32 --layers
     """
+    from noisyteacher.device import check_threads
     from noisyteacher.errors import AskedWronglyError
     from noisyteacher.measure import measure as costs_of
     from noisyteacher.models import MODELS, Classifier, build_model
     from noisyteacher.pipeline import load_teacher
     from noisyteacher.text import count, size_bytes
 
+    if threads is not None:
+        check_threads(threads)
     if model in MODELS or (":" in model and "/" not in model):
         try:
             shape = tuple(int(size) for size in input_shape.split(","))
@@ -80,7 +92,7 @@ def measure(
             raise AskedWronglyError(f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32") from error
         built: Classifier = build_model(model, classes=classes, input_shape=shape)
     else:
-        built = load_teacher(o.model_path(model, output_dir, MODELS))[0]
+        built = load_teacher(o.model_path(model, output_dir, MODELS), allow_import=allow_import)[0]
     costs = costs_of(built, batch=batch, threads=threads, device=device, runs=runs)
     if as_json:
         print_json({"architecture": built.architecture, **asdict(costs)})

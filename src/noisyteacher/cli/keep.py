@@ -15,7 +15,7 @@ config = typer.Typer(name="config", help="Write, check and explain settings.", n
 data = typer.Typer(name="data", help="List and check data sets.", no_args_is_help=True)
 logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True)
 
-Where = Annotated[str, typer.Option("--output-dir", help="Folder of run folders.")]
+Where = Annotated[str, typer.Option("--output-dir", help="Folder of run folders.", callback=o.not_empty)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning or end of it.")]
 
 
@@ -52,7 +52,8 @@ def runs_show(run: RunName, output_dir: Where = "runs", as_json: o.Json = False)
     from noisyteacher.runs import find_run
 
     found = find_run(output_dir, run)
-    result = found.result() if found.state == "done" else None
+    found.check()
+    result = found.result()
     if as_json:
         print_json(
             {"run": found.id, "state": found.state, "info": found.info, "config": found.config, "result": result}
@@ -63,6 +64,12 @@ def runs_show(run: RunName, output_dir: Where = "runs", as_json: o.Json = False)
 
         print_result(Result.read(found.path, result), False)
         return
+    if result is not None and found.info["kind"] == "sweep":
+        from noisyteacher.cli.many import print_sweep
+        from noisyteacher.sweep import SweepResult
+
+        print_sweep(SweepResult(found.path, result), False)
+        return
     typer.echo(f"{found.path}: {found.state}, {found.info['kind']}, started {found.info['started']}")
     for name, parent in found.info["parents"].items():
         typer.echo(f"{name}: {parent}")
@@ -70,7 +77,7 @@ def runs_show(run: RunName, output_dir: Where = "runs", as_json: o.Json = False)
         typer.echo(f"command: {found.info['command']}")
     if found.error():
         typer.echo(f"error: {found.error()}")
-    if result is not None:
+    if result is not None and "scores" in result:
         print_scores(result["scores"])
 
 
@@ -103,7 +110,8 @@ def runs_rm(
     """
     from noisyteacher.runs import find_run, remove_run
 
-    found = [find_run(output_dir, name) for name in names]
+    named = {run.path.resolve(): run for run in (find_run(output_dir, name) for name in names)}
+    found = [run for path, run in named.items() if not any(around in named for around in path.parents)]
     if not yes:
         typer.confirm(f"remove {', '.join(str(run.path) for run in found)}?", abort=True)
     for run in found:
@@ -138,8 +146,13 @@ def config_check(
     Example: noisyteacher config check compress.toml --set noise.sigma=0.5
     """
     from noisyteacher.config import build_config, describe, read_config
+    from noisyteacher.errors import ConfigError
+    from noisyteacher.pipeline import wrong_names
 
     built = build_config(read_config(path, tuple(overrides or ())))
+    problems = wrong_names(built)
+    if problems:
+        raise ConfigError("\n".join(problems))
     if as_json:
         print_json(describe(built))
     else:
@@ -259,33 +272,44 @@ def logits_verify(
     sample: Annotated[int, typer.Option(min=1, help="Rows per view to ask again.")] = 256,
     output_dir: o.OutputDir = None,
     overrides: o.Set = None,
+    allow_import: o.AllowImport = False,
     as_json: o.Json = False,
 ) -> None:
     """Read every byte of a store against its checksums; with --teacher also recompute a sample of rows.
 
-    Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c --data mnist-5k
+    The rows are those of the data that the teacher's run was trained on, unless --data names others.
+
+    Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c
     """
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import load_config_data, load_teacher
     from noisyteacher.store import LogitStore
 
-    opened = LogitStore.open(store)
+    opened, asked = LogitStore.open(store), {}
     if teacher is None:
         report = opened.verify()
     else:
+        path = o.model_path(teacher, output_dir)
         flags = {"data.name": data_name, "data.root": data_root}
-        splits = load_config_data(build_config(o.settings(None, overrides, flags)))
-        model, _ = load_teacher(o.model_path(teacher, output_dir), splits)
+        splits = load_config_data(
+            build_config(o.settings(None, overrides, flags, o.data_of(path, data_name, overrides)))
+        )
+        model, _ = load_teacher(path, splits, allow_import)
         opened.check(data=splits.train.fingerprint)
+        o.note_other_data(path, splits)
         report = opened.verify(model, splits.train, sample)
+        asked = {
+            "model": path,
+            "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
+        }
     if as_json:
-        print_json(vars(report))
+        print_json({**asked, **vars(report)})
         return
     typer.echo(f"{opened.path}: {report.shards} shard(s), {report.bytes:,} bytes, all checksums hold")
     if report.rows:
         typer.echo(
-            f"{report.rows} rows of {len(opened.views)} view(s) asked again: largest difference "
-            f"{report.max_abs_difference:.2g}"
+            f"{report.rows} rows of {len(opened.views)} view(s) of {splits.name}, train, asked again of {path}: "
+            f"largest difference {report.max_abs_difference:.2g}"
         )
 
 

@@ -35,6 +35,7 @@ def sweep(
     threads: o.Threads = None,
     overrides: o.Set = None,
     resume: o.Resume = None,
+    allow_import: o.AllowImport = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -54,17 +55,24 @@ def sweep(
         "run.device": device, "run.threads": threads,
     }  # fmt: skip
     if resume is not None:
-        from noisyteacher.runs import find_run
-
         o.refuse_with_resume(config, [*(overrides or ()), *(grid or ())], flags)
-        found = find_run(output_dir or "runs", resume)
+        found = o.resumed(resume, output_dir)
         with resumable("sweep") as begun, progress(quiet) as watch:
-            result = resume_sweep(found, jobs=jobs, scheduler=scheduler, begun=begun, watch=watch)
+            result = resume_sweep(
+                found, jobs=jobs, scheduler=scheduler, allow_import=allow_import, begun=begun, watch=watch
+            )
     else:
         base, grids = _asked(config, grid, overrides, flags | {"run.output_dir": output_dir})
         with resumable("sweep") as begun, progress(quiet) as watch:
             result = run_sweep(
-                base, grids, jobs=jobs, scheduler=scheduler, command=command_line(), begun=begun, watch=watch
+                base,
+                grids,
+                jobs=jobs,
+                scheduler=scheduler,
+                command=command_line(),
+                allow_import=allow_import,
+                begun=begun,
+                watch=watch,
             )
     print_sweep(result, as_json)
     if result.failed:
@@ -140,7 +148,7 @@ def paper(
     settings = dict(leaves(read_config(None, tuple(overrides or ()))))
     results = []
     for name in names:
-        with resumable("paper") as begun, progress(quiet) as watch:
+        with resumable(None) as begun, progress(quiet) as watch:
             result = run_paper(
                 name,
                 budget,

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from noisyteacher.runs import Run
+
+
+def not_empty(value: str | None) -> str | None:
+    """An empty name would mean the folder one happens to be in."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("is empty: name it, or leave the option out")
+    return value
+
 
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file (see: config init).")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting (see: config explain).")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 DataName = Annotated[
-    str | None, typer.Option("--data", help="mnist-5k, mnist, cifar10, svhn, an .npz file or a folder of images.")
+    str | None,
+    typer.Option(
+        "--data", help="mnist-5k, mnist, cifar10, svhn, an .npz file or a folder of images.", callback=not_empty
+    ),
 ]
-DataRoot = Annotated[str | None, typer.Option("--data-root", "--data-dir", help="Where the official files lie.")]
-OutputDir = Annotated[str | None, typer.Option("--output-dir", help="Folder for run folders (default: runs).")]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", "--data-dir", help="Where the official files lie.", callback=not_empty)
+]
+OutputDir = Annotated[
+    str | None, typer.Option("--output-dir", help="Folder for run folders (default: runs).", callback=not_empty)
+]
+AllowImport = Annotated[
+    bool, typer.Option("--allow-import", help="A model's file may name pkg.module:factory: import and call it.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training split.")]
@@ -35,15 +57,17 @@ Alpha = Annotated[
     str | None, typer.Option("--alpha", help="Probability that a sample is perturbed, or auto: chosen on validation.")
 ]
 Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
-Seed = Annotated[int, typer.Option("--seed", help="Names every random stream of the run.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
 
 
-def settings(config: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings from a file, then the flags that were given, then `--set`."""
+def settings(
+    config: Path | None, overrides: list[str] | None, flags: dict[str, Any], given: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Nested settings from a file (or those given), then the flags that were given, then `--set`."""
     from noisyteacher.config import parse_value, put, read_config
 
-    given = read_config(config)
+    given = read_config(config, given=given)
     for key, value in flags.items():
         if value is None:
             continue
@@ -63,6 +87,41 @@ def refuse_with_resume(config: Path | None, overrides: list[str] | None, flags: 
         raise typer.BadParameter(f"--resume takes the run's own settings; leave out {shown}")
 
 
+def data_of(model: str, data: str | None, overrides: list[str] | None) -> dict[str, Any]:
+    """The settings to begin with: the data that the model at this path was trained on, unless others are named.
+
+    Raises AskedWronglyError when neither the command nor the model's run names the data.
+    """
+    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.pipeline import data_settings_of
+
+    if data is not None or any(one.partition("=")[0].strip() == "data.name" for one in overrides or ()):
+        return {}
+    found = data_settings_of(model)
+    if found is None:
+        raise AskedWronglyError(f"{model}: no run says on which data it was trained: name the data by --data")
+    return {"data": dict(found)}
+
+
+def note_other_data(model: str, splits: Any) -> None:
+    """One line on stderr when the model is known to have been trained on other data than these."""
+    from noisyteacher.pipeline import other_data
+
+    sentence = other_data(model, splits)
+    if sentence is not None:
+        typer.echo(f"note: {sentence}", err=True)
+
+
+def resumed(which: str, output_dir: str | None) -> Run:
+    """The run to go on with. Raises BadParameter when an output folder is named that it does not lie in."""
+    from noisyteacher.runs import find_run
+
+    found = find_run(output_dir or "runs", which)
+    if output_dir is not None and Path(output_dir).resolve() not in found.path.resolve().parents:
+        raise typer.BadParameter(f"--output-dir {output_dir}: {found.path} goes on where it is; leave --output-dir out")
+    return found
+
+
 def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
     """The path of a trained model: a weights file or folder as given, or the run of that id or its beginning.
 
@@ -73,7 +132,7 @@ def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
     from noisyteacher.runs import find_run
     from noisyteacher.text import nearest, unknown_name
 
-    if names_a_file(name) and Path(name).exists():
+    if name.startswith("pretrained:") or (names_a_file(name) and os.path.exists(name)):
         return name
     try:
         return str(find_run(output_dir or "runs", name).path)

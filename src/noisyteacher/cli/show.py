@@ -90,17 +90,32 @@ def progress(quiet: bool = False) -> Iterator[Watch | None]:
         yield None
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        from noisyteacher.text import duration
+
+        class Left(TimeRemainingColumn):
+            """The time left; of a stage that is over, the time taken."""
+
+            def render(self, task: Task) -> Text:
+                if task.finished:
+                    return Text(f"in {duration(task.finished_time or 0)}")
+                return super().render(task) + Text(" left")
+
+        console = Console(stderr=True)
+
+        def whole(width: int) -> Column:
+            return Column(min_width=width, no_wrap=True)
 
         with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            *([BarColumn(bar_width=20)] if console.width >= 110 else []),  # a narrow terminal needs the room for words
+            TextColumn("{task.percentage:>3.0f}%", table_column=whole(4)),
+            Left(table_column=whole(12)),
+            TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            console=console,
             refresh_per_second=4,
         ) as bar:
             yield _Bars(bar)
@@ -136,7 +151,7 @@ class _Lines:
         started = self.begun.setdefault(stage, now)
         if first or done == total or now - self.told >= 30:
             self.told = now
-            left = "" if first or done == total else f", {duration((now - started) / done * (total - done))} left"
+            left = "" if first or done in (0, total) else f", {duration((now - started) / done * (total - done))} left"
             sys.stderr.write(f"{stage}: {100 * done // total} % {note}, {duration(now - started)}{left}\n")
             sys.stderr.flush()
 
@@ -146,12 +161,16 @@ class TerminatedError(BaseException):
 
 
 @contextmanager
-def resumable(command: str) -> Iterator[Callable[[Run], None]]:
-    """Yields what is told the run once it has begun; an interruption then says how to go on with it."""
+def resumable(command: str | None) -> Iterator[Callable[[Run], None]]:
+    """Yields what is told the run once it has begun; an interruption then says how to go on with it.
+
+    `command` takes `--resume`; None stands for one that goes on when it is asked again.
+    """
     begun: list[Run] = []
     try:
         yield begun.append
     except (KeyboardInterrupt, TerminatedError):
         if begun:
-            sys.stderr.write(f"go on with: {shlex.join(['noisyteacher', command, '--resume', str(begun[0].path)])}\n")
+            again = command and shlex.join(["noisyteacher", command, "--resume", str(begun[0].path)])
+            sys.stderr.write(f"go on with: {again or command_line()}\n")
         raise

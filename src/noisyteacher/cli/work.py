@@ -30,7 +30,7 @@ def demo(
         "noise": {"sigma": 0.8, "alpha": 0.15},
         "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
     }
-    _compress(given, as_json, quiet)
+    _compress(given, as_json, quiet, False)
 
 
 def compress(
@@ -59,6 +59,7 @@ def compress(
     device: o.Device = None,
     threads: o.Threads = None,
     overrides: o.Set = None,
+    allow_import: o.AllowImport = False,
     resume: o.Resume = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -89,14 +90,14 @@ def compress(
         "run.threads": threads,
     }
     if resume is None:
-        _compress(o.settings(config, overrides, flags), as_json, quiet)
+        _compress(o.settings(config, overrides, flags), as_json, quiet, allow_import)
         return
     o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
     from noisyteacher.pipeline import resume_compress
-    from noisyteacher.runs import find_run
 
+    found = o.resumed(resume, output_dir)
     with resumable("compress") as begun, progress(quiet) as watch:
-        result = resume_compress(find_run(output_dir or "runs", resume), begun, watch)
+        result = resume_compress(found, begun, watch, allow_import)
     print_result(result, as_json)
 
 
@@ -115,7 +116,7 @@ def train(
     precision: o.Precision = None,
     patience: o.Patience = None,
     views: o.Views = None,
-    seed: o.Seed = 0,
+    seed: o.Seed = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
     threads: o.Threads = None,
@@ -152,25 +153,35 @@ def extract(
     device: o.Device = None,
     threads: o.Threads = None,
     overrides: o.Set = None,
+    allow_import: o.AllowImport = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store that is there.")] = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Store a teacher's raw logits for a training split, one for every image and view.
 
-    Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --data mnist-5k
+    Of the data that the teacher's run was trained on, unless --data names others.
+
+    Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
     """
     from noisyteacher.config import build_config
-    from noisyteacher.pipeline import extract_config
+    from noisyteacher.pipeline import extract_config, load_config_data
 
+    path = o.model_path(teacher, output_dir)
     flags = {
-        "teacher.name": o.model_path(teacher, output_dir),
+        "teacher.name": path,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }
+    built = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
+    splits = load_config_data(built)
     with progress(quiet) as watch:
-        store = extract_config(build_config(o.settings(None, overrides, flags)), to, watch)
+        store = extract_config(built, to, watch, data=splits, allow_import=allow_import, overwrite=overwrite)
+    o.note_other_data(path, splits)
     record = {
         "store": str(store.path),
+        "model": path,
+        "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
         "views": len(store.views),
         "rows": store.rows,
         "classes": store.classes,
@@ -184,6 +195,7 @@ def extract(
             f"{store.path}: {len(store.views)} view(s) x {store.rows:,} rows x {store.classes} classes, "
             f"{record['bytes']:,} bytes"
         )
+        typer.echo(f"{path} on {splits.name}, train, fingerprint {splits.train.fingerprint[:12]}")
 
 
 def distil(
@@ -209,7 +221,7 @@ def distil(
     precision: o.Precision = None,
     patience: o.Patience = None,
     views: o.Views = None,
-    seed: o.Seed = 0,
+    seed: o.Seed = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
     threads: o.Threads = None,
@@ -242,13 +254,13 @@ def distil(
     _single("distil", file, overrides, flags, seed, resume, output_dir, as_json, quiet, store)
 
 
-def _compress(given: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: bool) -> None:
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import compress_config
 
     built = build_config(given)
     with resumable("compress") as begun, progress(quiet) as watch:
-        result = compress_config(built, command=command_line(), begun=begun, watch=watch)
+        result = compress_config(built, command=command_line(), begun=begun, watch=watch, allow_import=allow_import)
     print_result(result, as_json)
 
 
@@ -257,7 +269,7 @@ def _single(
     config: Any,
     overrides: list[str] | None,
     flags: dict[str, Any],
-    seed: int,
+    seed: int | None,
     resume: str | None,
     output_dir: str | None,
     as_json: bool,
@@ -267,19 +279,18 @@ def _single(
     """One training run of a kind, new or resumed, and its scores."""
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import distil_config, resume_single, train_config
-    from noisyteacher.runs import find_run
 
     if resume is not None:
-        o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
+        named = {key: value for key, value in flags.items() if key != "run.output_dir"} | {"seed": seed}
+        o.refuse_with_resume(config, overrides, named)
+        found = o.resumed(resume, output_dir)
         with resumable(kind) as begun, progress(quiet) as watch:
-            trained = resume_single(find_run(output_dir or "runs", resume), begun, watch)
+            trained = resume_single(found, kind, begun, watch)
     else:
         built = build_config(o.settings(config, overrides, flags))
         with resumable(kind) as begun, progress(quiet) as watch:
-            if kind == "train":
-                trained = train_config(built, seed=seed, command=command_line(), begun=begun, watch=watch)
-            else:
-                trained = distil_config(built, store or "", seed=seed, command=command_line(), begun=begun, watch=watch)
+            how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
+            trained = train_config(built, **how) if kind == "train" else distil_config(built, store or "", **how)
     if as_json:
         print_json({"run": str(trained.run.path), **trained.result})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -13,6 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from noisyteacher.config.settings import Choice, Config
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import nearest
+
+DEEPEST, MOST_SHOWN = 16, 200
+TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build_config(given: Mapping[str, Any]) -> Config:
@@ -39,17 +46,38 @@ def read_config(
     given = given or {}
     if path is not None:
         try:
-            given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            given = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError as error:
+            raise ConfigError(f"{path}: {TOO_DEEP}") from error
+        except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
             raise ConfigError(f"{path}: not TOML: {error}") from error
+        _refuse_deep(given, str(path))
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--set {override!r}: expected KEY=VALUE, for example student.epochs=5")
+            raise ConfigError(f"--set {shown(override)}: expected KEY=VALUE, for example student.epochs=5")
         put(given, key.strip(), parse_value(value.strip()))
+        _refuse_deep(given, f"--set {shown(key)}")
     return given
+
+
+def _refuse_deep(given: dict[str, Any], where: str) -> None:
+    """Raises ConfigError for tables or lists nested deeper than any setting is: what follows could not walk them."""
+    level: list[Any] = [given]
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return
+    raise ConfigError(f"{where}: {TOO_DEEP}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: `repr`, cut where it is long. `shown("a") == "'a'"`."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def put(given: dict[str, Any], key: str, value: Any) -> None:
@@ -64,10 +92,12 @@ def put(given: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value, or the text itself when it is none: `0.5`, `true`, `["a", "b"]`, `mlp800`."""
+    """A TOML value, or the text itself when it is none: `0.5`, `true`, `["a", "b"]`, `mlp800`. Raises ConfigError."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise ConfigError(f"{shown(text)}: {TOO_DEEP}") from error
+    except ValueError:  # TOMLDecodeError, or a number of thousands of digits
         return text
 
 
@@ -118,7 +148,7 @@ def describe(config: Config) -> dict[str, Any]:
 
 def _key(problem: Any) -> tuple[str, ...]:
     """Where a problem is, without pydantic's words for the branches of a union."""
-    place = [str(part) for part in problem["loc"]]
+    place = [part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in map(str, problem["loc"])]
     branches = ("constrained", "tuple[", "float", "list[", "literal[")
     if "options" in place:  # options.NAME.TYPE
         return tuple(place[: place.index("options") + 2])
@@ -155,13 +185,13 @@ def _sentence(problem: Any) -> str:
         hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known are {', '.join(known)}"
         return f"{key}: unknown setting; {hint}"
     if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
-        return f"{key}: given {problem['input']!r}, expected a table of settings ([{key}] in TOML)"
+        return f"{key}: given {shown(problem['input'])}, expected a table of settings ([{key}] in TOML)"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     expected = problem.get("ctx", {}).get("expected")
     if problem["type"] == "literal_error" and expected:
         close = nearest(str(problem["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "))
         message = f"expected {expected}" + (f"; did you mean {close!r}?" if close else "")
-    return f"{key}: given {problem['input']!r}; {message}"
+    return f"{key}: given {shown(problem['input'])}; {message}"
 
 
 def _at(path: list[str]) -> type:
@@ -197,6 +227,13 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield f"noise.sigma: given {list(sigma)}; a range is [low, high] with low <= high"
     if isinstance(sigma, tuple) and config.noise.frozen:
         yield "noise.frozen: a range of sigma is drawn per batch, frozen noise only once: give one number"
+    for key, text in (
+        ("data.name", config.data.name),
+        ("data.root", config.data.root),
+        ("run.output_dir", config.run.output_dir),
+    ):
+        if text is not None and not text.strip():
+            yield f"{key}: is empty; name it, or leave the setting out"
     if config.data.name == "mnist-5k" and config.data.root is not None:
         yield "data.root: has no effect with mnist-5k, which comes with the package: leave it out"
 

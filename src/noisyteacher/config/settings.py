@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid")
-Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -50,7 +51,7 @@ class Recipe:
 
     name: str = ""
     """Which network."""
-    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
     epochs: Count = 20
     """Passes over the training split."""
@@ -60,7 +61,7 @@ class Recipe:
     """The paper's Adam; adamw decouples weight decay; sgd has momentum."""
     lr: Positive = 1e-3
     """Base learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """Momentum of sgd (default 0.9); without effect, and refused, elsewhere."""
     weight_decay: NotNegative = 0.0
     """L2 term of the update (decoupled with adamw)."""
@@ -100,7 +101,7 @@ class Student(Recipe):
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
     """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
-    label_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """Weight of the cross-entropy on labels; the rest goes to the teacher's term."""
     combine: Literal["mean", "geometric", "pick"] = "mean"
     """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""

@@ -230,7 +230,7 @@ EXPERIMENTS = {
             "Table 5: CIFAR-10, dropout in the student instead of noise",
             _table5,
             (
-                "The paper's 'ratio' is read as the share kept, as its trend has it: it stands beside dropout 1 - ratio.",
+                "The paper's 'ratio' is read as the share kept, as its trend has it: beside it stands dropout 1 - ratio.",
             ),
         ),
         Experiment("table6", "Table 6: CIFAR-10, NIN to Students 1 to 3", _students(STUDENTS)),

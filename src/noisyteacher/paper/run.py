@@ -11,6 +11,7 @@ from typing import Any
 
 from noisyteacher.config import build_config, describe, put
 from noisyteacher.evaluate import predict
+from noisyteacher.files import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
 from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, train_config
 from noisyteacher.references import Curve, curve, values
@@ -95,25 +96,26 @@ def run_paper(
     )
     if begun is not None:
         begun(run)
-    found = []
-    for part in parts:
-        tell = None if watch is None else _titled(watch, part.name)
-        base = _taught(part.base, output_dir, tell)
-        grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
-        found.append(
-            sweep(
-                base,
-                grids,
-                seeds=size.seeds,
-                jobs=jobs,
-                scheduler=scheduler,
-                name=part.name,
-                parent=run,
-                watch=tell,
+    with at_work(run.path):
+        found = []
+        for part in parts:
+            tell = None if watch is None else _titled(watch, part.name)
+            base = _taught(part.base, output_dir, tell)
+            grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
+            found.append(
+                sweep(
+                    base,
+                    grids,
+                    seeds=size.seeds,
+                    jobs=jobs,
+                    scheduler=scheduler,
+                    name=part.name,
+                    parent=run,
+                    watch=tell,
+                )
             )
-        )
-    record = _record(asked, size, parts, found)
-    run.write_result(record)
+        record = _record(asked, size, parts, found)
+        run.write_result(record)
     return PaperResult(run.path, plain(record, "result"), tuple(found))
 
 

@@ -2,6 +2,8 @@
 
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.names import wrong_names
+from noisyteacher.pipeline.origin import data_settings_of, other_data
 from noisyteacher.pipeline.plan import Plan, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
@@ -24,6 +26,7 @@ __all__ = [
     "a_student",
     "compress",
     "compress_config",
+    "data_settings_of",
     "distil_config",
     "extract_config",
     "further_answers",
@@ -32,10 +35,12 @@ __all__ = [
     "load_teacher",
     "names_a_file",
     "options_of",
+    "other_data",
     "refuse_early",
     "resume_compress",
     "resume_single",
     "the_teacher",
     "train_config",
     "train_run",
+    "wrong_names",
 ]

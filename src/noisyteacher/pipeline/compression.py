@@ -13,11 +13,12 @@ from torch import nn
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.data import load_data
 from noisyteacher.errors import AskedWronglyError
+from noisyteacher.files import at_work
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
-from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, noise_of, refuse_early
+from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data
 from noisyteacher.runs import Run
@@ -41,6 +42,7 @@ def compress(
     run: str | os.PathLike[str] | None = None,
     device: str = "auto",
     tensorboard: bool = False,
+    allow_import: bool = False,
     watch: Watch | None = None,
     **training: Any,
 ) -> Result:
@@ -52,10 +54,11 @@ def compress(
     logit regression; "auto" chooses sigma and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
     verdict can be paired. training: options of `fit` for the students.
-    run: the folder of an interrupted call with the same arguments, to go on with it.
+    run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
+    name a factory, which is then imported and called.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
-    if isinstance(noise, str) and noise != "auto":
+    if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
         raise AskedWronglyError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     config = build_config(
         {
@@ -77,11 +80,13 @@ def compress(
         "data": data_record(splits),
         "noise": noise.describe() if isinstance(noise, Noise) else noise,
     }
+    modules = {"teacher": teacher, "student": student}
+    settings |= {f"{role}_module": module_record(one) for role, one in modules.items() if isinstance(one, nn.Module)}
     candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
     named = noise if isinstance(noise, Noise) else None
-    refuse_early(teacher, student, splits, config)
+    refuse_early(teacher, student, splits, config, allow_import)
     folder = folder_for(run, config.run.output_dir, called(student), settings, None)
-    return _compress(Plan(config, splits, teacher, student, named, candidates, settings, folder, watch))
+    return _compress(Plan(config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import))
 
 
 def compress_config(
@@ -91,6 +96,7 @@ def compress_config(
     run: Run | None = None,
     begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
+    allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
     (noise, candidates), settings, data = (
@@ -99,14 +105,19 @@ def compress_config(
         load_config_data(config),
     )
     teacher, student = config.teacher.name, config.student.name
-    refuse_early(teacher, student, data, config)
+    refuse_early(teacher, student, data, config, allow_import)
     folder = folder_for(run, config.run.output_dir, student, settings, command)
     if begun is not None:
         begun(folder)
-    return _compress(Plan(config, data, teacher, student, noise, candidates, settings, folder, watch))
+    return _compress(Plan(config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import))
 
 
-def resume_compress(run: Run, begun: Callable[[Run], None] | None = None, watch: Watch | None = None) -> Result:
+def resume_compress(
+    run: Run,
+    begun: Callable[[Run], None] | None = None,
+    watch: Watch | None = None,
+    allow_import: bool = False,
+) -> Result:
     """Go on with an interrupted compression from its own config.json; one that is done is only read."""
     if run.info["kind"] != "compress":
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
@@ -117,11 +128,11 @@ def resume_compress(run: Run, begun: Callable[[Run], None] | None = None, watch:
     done = run.result()
     if done is not None:
         return Result.read(run.path, done)
-    return compress_config(build_config(run.config), run=run, begun=begun, watch=watch)
+    return compress_config(build_config(run.config), run=run, begun=begun, watch=watch, allow_import=allow_import)
 
 
 def _compress(plan: Plan) -> Result:
-    with errors_kept(plan.run):
+    with at_work(*plan.run.around, plan.run.path), errors_kept(plan.run):
         result = _steps(plan)
         plan.run.write_result(result.describe())
     return result

@@ -10,10 +10,11 @@ from torch import nn
 
 from noisyteacher.data import Split
 from noisyteacher.extract import extract
+from noisyteacher.files import at_work, make_folder
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.plan import Plan, called, data_record, plain
+from noisyteacher.pipeline.plan import Plan, called, data_record, module_record, plain
 from noisyteacher.pipeline.steps import Trained, given_run, load_teacher, names_a_file, options_of, recipe_of, train_run
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
@@ -42,7 +43,7 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
         )
     found: Run | None = None
     if isinstance(given, str):
-        model, found = load_teacher(given, data)
+        model, found = load_teacher(given, data, plan.allow_import)
     else:
         model = build_model(given, data)
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
@@ -66,12 +67,14 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
             begun[role] = done
             watch(title, sum(begun.values()), sum(sizes.values()), "answers")
 
-    found = {}
-    for role, split in plan.data.parts.items():
-        path = plan.run.path / "logits" / store_name(called(plan.teacher), split, teacher)
-        found[role] = extract(
-            teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device, progress=tell
-        )
+    found, folder = {}, plan.run.path
+    with at_work(*plan.run.around, folder):
+        make_folder(folder / "logits", folder)
+        for role, split in plan.data.parts.items():
+            path = folder / "logits" / store_name(called(plan.teacher), split, teacher)
+            found[role] = extract(
+                teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device, progress=tell
+            )
     return found
 
 
@@ -116,6 +119,8 @@ def a_student(
         "objective": objective.record,
         "seed": seed,
     }
+    if isinstance(plan.student, nn.Module):
+        settings["module"] = module_record(plan.student)
     parents = {"teacher": store.fingerprints["teacher"]}
     if condition != "labels":
         parents["store"] = store.digest

@@ -14,10 +14,18 @@ from noisyteacher.config import Choice, Config, NoiseSettings
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
-from noisyteacher.models import Classifier, build_model
+from noisyteacher.models import (
+    PREFIX,
+    Classifier,
+    as_classifier,
+    build_model,
+    code_fingerprint,
+    preprocess_fingerprint,
+    weights_fingerprint,
+)
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
-from noisyteacher.runs import Run, is_run, new_run
+from noisyteacher.runs import Run, compare, is_run, new_run
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Plan:
     """What config.json holds: the Config, or for a call from Python the same with fingerprints of its objects."""
     run: Run
     watch: Watch | None
+    allow_import: bool = False
+    """Whether a teacher's file may name a factory that is imported and called."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,8 +55,13 @@ class Plan:
     @property
     def taught(self) -> dict[str, Any]:
         """Options of `distil`."""
-        names = ["loss", "temperature", "label_weight", *(["combine"] if self.config.teacher.also else [])]
-        return {name: getattr(self.config.student, name) for name in names}
+        return taught_of(self.config)
+
+
+def taught_of(config: Config) -> dict[str, Any]:
+    """The options of `distil` in a Config."""
+    names = ["loss", "temperature", "label_weight", *(["combine"] if config.teacher.also else [])]
+    return {name: getattr(config.student, name) for name in names}
 
 
 def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
@@ -60,7 +75,9 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
-def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config) -> None:
+def refuse_early(
+    teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
+) -> None:
     """Raises what a wrong name would raise later, before a folder is made or a teacher trained."""
     resolve_device(config.run.device)
     for recipe in (config.teacher, config.student):
@@ -70,7 +87,7 @@ def refuse_early(teacher: str | nn.Module, student: str | nn.Module, data: Split
         if isinstance(one, str) and names_a_file(one):
             if config.teacher.options:
                 raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
-            load_teacher(one, data)
+            load_teacher(one, data, allow_import)
         else:
             build_model(one, data, **options_of(config.teacher))
 
@@ -90,7 +107,10 @@ def folder_for(
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
     if run.config != plain(settings):
-        raise MismatchError(f"{path}: was started with other arguments: see its config.json, or start a new run")
+        told = ", ".join([key for key, _, _ in compare(run.config, plain(settings))][:4])
+        raise MismatchError(
+            f"{path}: was started with other arguments ({told}): see its config.json, or start a new run"
+        )
     return run
 
 
@@ -100,11 +120,23 @@ def data_record(data: Splits) -> dict[str, Any]:
     return {"name": data.name, "classes": list(data.class_names), **prints}
 
 
+def module_record(model: nn.Module) -> dict[str, Any]:
+    """What tells a module that was passed in from another one: its architecture, its weights, its printed form."""
+    return {
+        "architecture": dict(as_classifier(model).architecture),
+        "weights": weights_fingerprint(model),
+        "preprocessing": preprocess_fingerprint(model),
+        "code": code_fingerprint(model),
+    }
+
+
 def called(model: str | nn.Module) -> str:
     """The name a model goes by in run and store names."""
     if isinstance(model, Classifier):
         return str(model.architecture["name"]).split(".")[-1].split(":")[-1]
-    return type(model).__name__ if isinstance(model, nn.Module) else model.rstrip("/").split("/")[-1]
+    return (
+        type(model).__name__ if isinstance(model, nn.Module) else model.rstrip("/").split("/")[-1].removeprefix(PREFIX)
+    )
 
 
 def plain(value: Any) -> Any:

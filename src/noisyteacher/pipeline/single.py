@@ -6,14 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from noisyteacher.config import Config, build_config, describe
+from noisyteacher.config import Config, Recipe, build_config, describe
+from noisyteacher.data import Splits, expand_views
+from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
-from noisyteacher.models import build_model
-from noisyteacher.objectives import distil, supervised
+from noisyteacher.files import at_work
+from noisyteacher.models import Classifier, build_model
+from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
-from noisyteacher.pipeline.plan import Plan, called, noise_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
@@ -40,6 +43,8 @@ def train_config(
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
     data = load_config_data(config)
     model = build_model(config.teacher.name, data, seed=seed, **options_of(config.teacher))
+    objective = supervised()
+    _refuse(objective, model, data, config, config.teacher)
     settings = {"config": describe(config), "seed": seed}
     folder = run or new_run(config.run.output_dir, "train", config.teacher.name, settings, seed=seed, command=command)
     if begun is not None:
@@ -48,7 +53,7 @@ def train_config(
         folder,
         model,
         data,
-        supervised(),
+        objective,
         recipe=recipe_of(config.teacher),
         seed=seed,
         device=config.run.device,
@@ -58,13 +63,22 @@ def train_config(
     )
 
 
-def extract_config(config: Config, path: str | None = None, watch: Watch | None = None) -> LogitStore:
+def extract_config(
+    config: Config,
+    path: str | None = None,
+    watch: Watch | None = None,
+    *,
+    data: Splits | None = None,
+    allow_import: bool = False,
+    overwrite: bool = False,
+) -> LogitStore:
     """The logits of the Config's teacher (a run or weights file) for the views its student trains on.
 
-    Kept in `path`, by default `OUTPUT_DIR/logits/TEACHER-DATA-train-FINGERPRINT`.
+    Kept in `path`, by default `OUTPUT_DIR/logits/TEACHER-DATA-train-FINGERPRINT`. `data` are the Config's where they
+    are loaded already; `allow_import` as in `load_model`, `overwrite` as in `extract`.
     """
-    data = load_config_data(config)
-    model, _ = load_teacher(config.teacher.name, data)
+    data = data or load_config_data(config)
+    model, _ = load_teacher(config.teacher.name, data, allow_import)
     name = store_name(called(model), data.train, model)
     tell: Callable[[int, int], None] | None = None
     if watch is not None:
@@ -79,6 +93,7 @@ def extract_config(config: Config, path: str | None = None, watch: Watch | None 
         views=tuple(config.student.views),
         device=config.run.device,
         progress=tell,
+        overwrite=overwrite,
     )
 
 
@@ -96,6 +111,7 @@ def distil_config(
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
     model = build_model(student.name, data, seed=seed, **options_of(student))
+    _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
     folder = run or new_run(
@@ -106,7 +122,7 @@ def distil_config(
     plan = Plan(config, data, opened.fingerprints["teacher"], student.name, noise, candidates, settings, folder, watch)
     title, choice = f"{student.name}, seed {seed}", None
     if candidates and folder.state != "done":
-        with errors_kept(folder):
+        with at_work(folder.path), errors_kept(folder):
             noise, choice = choose_noise(plan, {"train": opened}, (0, planned(plan)))
     return train_run(
         folder,
@@ -123,11 +139,21 @@ def distil_config(
     )
 
 
-def resume_single(run: Run, begun: Callable[[Run], None] | None = None, watch: Watch | None = None) -> Trained:
-    """Go on with an interrupted `train` or `distil` run from its own config.json."""
+def _refuse(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:
+    """Raises what `fit` would raise of a wrong question, before a folder is made for it."""
+    resolve_device(config.run.device)
+    objective.check(data.train, expand_views(recipe.views), model.classes or data.classes)
+
+
+def resume_single(
+    run: Run, asked: str, begun: Callable[[Run], None] | None = None, watch: Watch | None = None
+) -> Trained:
+    """Go on with an interrupted run of the kind asked for, `train` or `distil`, from its own config.json."""
     kind, settings = run.info["kind"], run.config
     if "config" not in settings or kind not in ("train", "distil"):
         raise AskedWronglyError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
+    if kind != asked:
+        raise AskedWronglyError(f"{run.path}: a {kind} run, not one of kind {asked}: go on with it by {kind} --resume")
     config = build_config(settings["config"])
     if kind == "train":
         return train_config(config, seed=settings["seed"], run=run, begun=begun, watch=watch)

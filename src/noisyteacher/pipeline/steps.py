@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from noisyteacher import metrics
 from noisyteacher.config import Config, Recipe
 from noisyteacher.data import Splits, load_data
-from noisyteacher.device import resolve_device
+from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import judge
-from noisyteacher.files import alone
+from noisyteacher.files import alone, at_work
 from noisyteacher.history import Tick
-from noisyteacher.models import Classifier, load_model, load_weights, save_model
+from noisyteacher.models import PREFIX, Classifier, load_model, load_weights, save_model, weights_file
 from noisyteacher.objectives import Objective
 from noisyteacher.runs import Run, is_run
 from noisyteacher.train import WEIGHTS, fit
@@ -60,7 +60,7 @@ def train_run(
     to agree with there; `extra` goes into the result as it is.
     An error of this package is written to error.txt on its way out.
     """
-    with alone(run.path):
+    with at_work(*run.around), alone(run.path):
         whole = run.result() if run.state == "done" else None
         if whole is not None:
             load_weights(model, run.path / WEIGHTS)
@@ -101,9 +101,9 @@ def given_run(run: Run, model: nn.Module, data: Splits, *, device: str = "auto",
 
     `source` is the run it comes from; its training time is taken over.
     """
-    with errors_kept(run):
+    with at_work(*run.around), alone(run.path), errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
-        save_model(model, run.path / WEIGHTS)
+        save_model(model, run.path / WEIGHTS, within=run.path)
         result = {**_judged(model, data, {}, device), "training": before}
         run.write_result(result)
     return Trained(model, run, result)
@@ -154,19 +154,21 @@ def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
     return [100 * a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
-def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> tuple[Classifier, Run | None]:
-    """The trained model of a run folder or a weights file, and its run where there is one.
+def load_teacher(
+    where: str | os.PathLike[str], data: Splits | None = None, allow_import: bool = False
+) -> tuple[Classifier, Run | None]:
+    """The trained model of a run folder, a weights file or `pretrained:NAME`, and its run where there is one.
 
-    Raises MismatchError when it does not fit the data, FileFormatError when the file is damaged, DataError when the
-    path leads nowhere.
+    `allow_import` as in `load_model`. Raises MismatchError when it does not fit the data, FileFormatError when the file
+    is damaged, DataError when the path leads nowhere.
     """
-    path = Path(where)
+    path = weights_file(where)
     run = Run.open(path) if is_run(path) else None
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.exists():
+    file = weights_of(path)
+    if not os.path.exists(file):
         state = f"the run is {run.state}" if run is not None else "no such file"
         raise DataError(f"{file}: no weights there ({state}): give a finished run's folder or a .safetensors file")
-    model = load_model(file)
+    model = load_model(file, allow_import=allow_import)
     if data is not None:
         for what, own, theirs in (
             ("classes", model.classes, data.classes),
@@ -175,6 +177,12 @@ def load_teacher(where: str | os.PathLike[str], data: Splits | None = None) -> t
             if own != theirs:
                 raise MismatchError(f"{file}: the model has {what} {own}, the data {data.name!r} have {theirs}")
     return model, run
+
+
+def weights_of(where: str | os.PathLike[str]) -> Path:
+    """The weights file that a trained model's path or `pretrained:` name means: itself, or the one in the folder."""
+    path = weights_file(where)
+    return path / WEIGHTS if os.path.isdir(path) else path
 
 
 def recipe_of(settings: Recipe) -> dict[str, Any]:
@@ -191,7 +199,7 @@ def options_of(settings: Recipe) -> dict[str, Any]:
 def load_config_data(config: Config) -> Splits:
     """The data set a Config names; also sets torch's threads where the Config says so."""
     if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
+        torch.set_num_threads(check_threads(config.run.threads))
     data = config.data
     return load_data(
         data.name,
@@ -206,20 +214,22 @@ def load_config_data(config: Config) -> Splits:
 
 
 def names_a_file(name: str) -> bool:
-    """Whether a teacher's name means a path: it exists, or it looks like one. `names_a_file("lenet")` is False."""
+    """Whether a teacher's name means a trained one: a path, or what looks like one, or `pretrained:NAME`.
+
+    `names_a_file("lenet")` is False. Raises AskedWronglyError for a pickle.
+    """
     if name.endswith((".pt", ".pth", ".pkl", ".bin")):
         raise AskedWronglyError(
             f"{name}: a pickle may run code when it is read, so it is not: save the weights as .safetensors, or build "
             "the model in Python and pass the module"
         )
-    return name.endswith(".safetensors") or os.sep in name or Path(name).is_dir()
+    return name.startswith(PREFIX) or name.endswith(".safetensors") or os.sep in name or os.path.isdir(name)
 
 
 def _relay(watch: Watch, title: str) -> Callable[[Tick], None]:
     def tell(tick: Tick) -> None:
-        note = f"epoch {tick.epoch}/{tick.epochs} loss {tick.loss:.3g}"
-        if tick.val_error is not None:
-            note += f" val error {tick.val_error:.2f} %"
+        judged = "" if tick.val_error is None else f" val error {tick.val_error:.2f} %"
+        note = f"epoch {tick.epoch}/{tick.epochs}{judged} loss {tick.loss:.3g}"
         watch(title, tick.step, tick.total_steps, note)
 
     return tell

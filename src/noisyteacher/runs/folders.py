@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, WriteError
-from noisyteacher.files import sync_folder
+from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.files import alone, sync_folder
 from noisyteacher.runs.record import compare
 from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
+
+_OURS = (
+    r"(config|run|result|conditions|store)\.json|metrics\.jsonl|error\.txt|"
+    r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*"
+)
+_OURS_OR_HALF_WRITTEN = re.compile(rf"({_OURS})|\.({_OURS})\.[^.]*\.tmp")
 
 
 def list_runs(output_dir: str | os.PathLike[str], depth: int = 3) -> list[Run]:
@@ -57,21 +65,42 @@ def diff_runs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
 def remove_run(run: Run) -> None:
     """Delete the run's folder with all that is in it; a link in it is removed, what it leads to stays.
 
-    The folder is renamed first, so an interrupted removal leaves no half run behind. Raises AskedWronglyError for
-    something that is not a run folder, or is a link to one; WriteError when the disk refuses.
+    The folder is renamed first, so an interrupted removal leaves no half run behind. A folder whose run.json is gone or
+    damaged is removed only where it holds nothing but files of runs. Raises AskedWronglyError for something that is not
+    a run folder, is a link to one, or is being worked on, itself, a run in it or the run around it; WriteError when the
+    disk refuses.
     """
     path = run.path.absolute()
     if path.is_symlink():
         raise AskedWronglyError(f"{path}: a link to a folder, not removed: remove the link, or name the folder itself")
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder (no {INFO} in it), not removed")
-    grave = path.with_name(f".removed-{path.name}-{secrets.token_hex(3)}")
     try:
-        path.rename(grave)
-        shutil.rmtree(grave)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be removed: {error.strerror or error}") from error
+        _ = run.info
+    except FileFormatError:
+        foreign = next(_foreign(path), None)
+        if foreign is not None:
+            raise AskedWronglyError(
+                f"{path}: not removed: it has no readable {INFO}, and {foreign} is no file of a run: move what is "
+                "yours elsewhere, or remove the folder yourself"
+            ) from None
+    grave = path.with_name(f".removed-{path.name}-{secrets.token_hex(3)}")
+    with ExitStack() as locks:
+        for folder in (*run.around, path):
+            locks.enter_context(alone(folder, wait=False))
+        try:
+            path.rename(grave)
+            shutil.rmtree(grave)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be removed: {error.strerror or error}") from error
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """The files in the folder, at any depth, that no run has written; links are among them."""
+    for here, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        yield from (Path(here, name) for name in sorted([*names, *links]) if not _OURS_OR_HALF_WRITTEN.fullmatch(name))
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Run]:

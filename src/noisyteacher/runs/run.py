@@ -77,13 +77,23 @@ class Run:
     def state(self) -> str:
         """`done`, `failed`, `unfinished`; or `damaged` when a file that should tell cannot be read."""
         try:
-            _ = self.config, self.info
-            if os.path.exists(self.path / RESULT):
-                self.result()
-                return "done"
+            self.check()
         except FileFormatError:
             return "damaged"
+        if os.path.exists(self.path / RESULT):
+            return "done"
         return "failed" if os.path.exists(self.path / ERROR) else "unfinished"
+
+    @property
+    def around(self) -> list[Path]:
+        """The folders of the runs that this run lies in, the outermost first; none unless it is a child."""
+        parent = self.path.absolute().parent
+        return [*Run(parent).around, parent] if is_run(parent) else []
+
+    def check(self) -> None:
+        """Raises FileFormatError that names the file where the run is damaged."""
+        _ = self.config, self.info
+        self.result()
 
     @property
     def started(self) -> str:
@@ -110,11 +120,11 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, the LAST file: the run is done. A number that is not finite becomes null."""
         content = {"result": plain(result, "result", null_for_nan=True), "finished": _iso(datetime.now(UTC))}
-        write_json(self.path / RESULT, "run-result", SCHEMA, content)
+        write_json(self.path / RESULT, "run-result", SCHEMA, content, self.path)
 
     def write_error(self, text: str) -> None:
         """Write error.txt (UTF-8): the run failed, and this is why."""
-        write_bytes(self.path / ERROR, (text.rstrip("\n") + "\n").encode())
+        write_bytes(self.path / ERROR, (text.rstrip("\n") + "\n").encode(), self.path)
 
     def error(self) -> str | None:
         """The text of error.txt, or None."""
@@ -131,7 +141,7 @@ class Run:
     def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by these epochs, one JSON object a line. A number that is not finite becomes null."""
         texts = [json.dumps(plain(line, "metrics", null_for_nan=True), ensure_ascii=False) + "\n" for line in lines]
-        write_bytes(self.path / METRICS, "".join(texts).encode())
+        write_bytes(self.path / METRICS, "".join(texts).encode(), self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; none when there is no such file. Raises FileFormatError naming file and line."""
@@ -165,6 +175,7 @@ class Run:
                 f"{', '.join(sorted(RESERVED))}"
             )
         folder = self.path / name
+        make_folder(folder.parent, self.path)
         asked = _asked(kind, config, parents, seed)
         if not is_run(folder):
             with contextlib.suppress(FileExistsError):  # another process was faster
@@ -222,7 +233,7 @@ def is_run(path: Path) -> bool:
 
     A config.json alone says nothing: other programs' model folders have one, and a run folder may be deleted.
     """
-    return path.is_dir() and (bool(_ID.fullmatch(path.name)) or os.path.isfile(path / INFO))
+    return os.path.isdir(path) and (bool(_ID.fullmatch(path.name)) or os.path.isfile(path / INFO))
 
 
 def _make(folder: Path, name: str, asked: dict[str, Any], command: str | Sequence[str] | None) -> Run:

@@ -17,7 +17,7 @@ from noisyteacher.modes import inference
 from noisyteacher.rng import stream
 from noisyteacher.store.plan import DTYPES, FINGERPRINTS, INDEX, KIND, SCHEMA, Plan, Shard
 from noisyteacher.tensorfile import map_tensors, read_record
-from noisyteacher.text import unknown_name
+from noisyteacher.text import few, unknown_name
 
 MEMORY_BYTES = 256_000_000  # a store up to this size is held in memory as float32
 REPAIR = f"restore it from a copy, or delete it and {INDEX} and extract again (intact shards are kept)"
@@ -61,9 +61,9 @@ class LogitStore:
         """
         folder = Path(path)
         index = folder / INDEX
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise StoreError(f"{folder}: no logit store here: extract the teacher's logits into it first")
-        if not index.exists():
+        if not os.path.exists(index):
             raise StoreError(
                 f"{folder}: no {INDEX} in it, so it is an unfinished logit store or none: extract into it again "
                 "(shards that are there already are kept)"
@@ -116,7 +116,7 @@ class LogitStore:
         missing = [name for name in names if name not in self.views]
         if missing:
             raise MismatchError(
-                f"{self.path}: no logits of view {missing[0]!r}, only of {', '.join(self.views)}: extract that view "
+                f"{self.path}: no logits of view {missing[0]!r}, only of {few(self.views)}: extract that view "
                 "too, or train without it"
             )
         return torch.tensor([self.views.index(name) for name in names], dtype=torch.int64)
@@ -135,13 +135,16 @@ class LogitStore:
             raise MismatchError(f"{len(which)} views for {len(rows)} rows: pass one view per row, or one view's name")
         if self._table is not None:
             return self._table.view(-1, self.classes).index_select(0, which * self.rows + rows)
+        # Rows sorted by shard, so that each shard is asked once and for all of its rows.
+        numbers, order = (rows // self.plan.rows_per_shard).sort(stable=True)
+        found, counts = torch.unique_consecutive(numbers, return_counts=True)
+        parts = []
+        for number, places in zip(found.tolist(), torch.split(order, counts.tolist()), strict=True):
+            shard = self.shards[number]
+            inside = which[places] * shard.rows + rows[places] - shard.first_row
+            parts.append(self._blocks[number].view(-1, self.classes).index_select(0, inside))
         out = torch.empty(len(rows), self.classes)
-        numbers = rows // self.plan.rows_per_shard
-        for number in sorted(set(numbers.tolist())):
-            shard, here = self.shards[number], (numbers == number).nonzero().squeeze(1)
-            places = which[here] * shard.rows + rows[here] - shard.first_row
-            out[here] = self._blocks[number].view(-1, self.classes).index_select(0, places).float()
-        return out
+        return out.index_copy_(0, order, torch.cat(parts).float()) if parts else out
 
     def check(self, **fingerprints: str) -> None:
         """Raises MismatchError unless each given fingerprint (`teacher=`, `data=`, ...) is the store's own."""

@@ -104,7 +104,7 @@ class StoreWriter:
             if sentence is not None:
                 raise MismatchError(
                     f"{self.path}: there is a finished store of something else in it: {sentence}; extract into another "
-                    "folder, or pass overwrite=True to replace it"
+                    "folder, or replace it by --overwrite (in Python overwrite=True)"
                 )
             self.plan = found.plan
             self._done, self._finished = {shard.file: shard for shard in found.shards}, True

@@ -10,7 +10,7 @@ from typing import Any
 
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import AskedWronglyError, MismatchError
-from noisyteacher.files import write_json
+from noisyteacher.files import at_work, write_json
 from noisyteacher.measure import measure
 from noisyteacher.models import load_model
 from noisyteacher.pipeline import (
@@ -26,7 +26,7 @@ from noisyteacher.pipeline import (
 from noisyteacher.runs import Run, new_run, plain
 from noisyteacher.sweep.cells import Cell, cell_of, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
-from noisyteacher.sweep.grid import Condition, Grid, expand, fingerprint
+from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
 from noisyteacher.sweep.result import SweepResult, judge_sweep
 from noisyteacher.text import plural
 
@@ -44,6 +44,7 @@ def sweep(
     command: str | None = None,
     run: Run | None = None,
     parent: Run | None = None,
+    allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
 ) -> SweepResult:
@@ -54,6 +55,7 @@ def sweep(
     family are always among the conditions. seeds: 0 .. seeds-1 (default: base's run.seeds).
     jobs: processes on this machine. scheduler: address of a dask scheduler instead.
     run: an interrupted sweep to go on with: cells that are done are not run again. parent, name: make it a child run.
+    allow_import: a teacher's file may name a factory to import, as in `load_model`.
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
@@ -67,7 +69,7 @@ def sweep(
     for members in bases.values():
         data = load_config_data(members[0].config)
         for one in members:
-            refuse_early(one.config.teacher.name, one.config.student.name, data, one.config)
+            refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
     if run is None and parent is not None:
         run = parent.child(title, "sweep", settings)
@@ -80,11 +82,29 @@ def sweep(
     done = run.result()
     if done is not None and not done["failed"]:
         return SweepResult(run.path, done)
+    with at_work(run.path):
+        return _run(run, config, conditions, families, axes, bases, count, jobs, scheduler, allow_import, watch)
+
+
+def _run(
+    run: Run,
+    config: Config,
+    conditions: Sequence[Condition],
+    families: Sequence[Family],
+    axes: list[str],
+    bases: Mapping[str, list[Condition]],
+    count: int,
+    jobs: int,
+    scheduler: str | None,
+    allow_import: bool,
+    watch: Watch | None,
+) -> SweepResult:
+    """Everything from the first teacher to the result, in a run folder that is there."""
     run.clear_error()
     threads = config.run.threads
     if threads is None and (jobs > 1 or scheduler is not None):
         threads = share_of_threads(jobs)
-    cells, bodies = _prepare(run, bases, count, threads, watch)
+    cells, bodies = _prepare(run, bases, count, threads, allow_import, watch)
     local_make = None if jobs == 1 else local(jobs)
     place: AbstractContextManager[Make | None] = (
         cluster(scheduler) if scheduler is not None else nullcontext(local_make)
@@ -98,8 +118,9 @@ def sweep(
         for one in cells
         if one.run in failures
     ]
-    write_json(run.path / CONDITIONS, KIND, SCHEMA, {"conditions": judged, "families": groups, "failed": failed})
-    record = _record(run, axes, judged, groups, failed, bodies, results, conditions)
+    content = {"conditions": judged, "families": groups, "failed": failed}
+    write_json(run.path / CONDITIONS, KIND, SCHEMA, content, within=run.path)
+    record = _record(run, axes, judged, groups, failed, bodies, results, conditions, allow_import)
     run.write_result(record)
     return SweepResult(run.path, plain(record, "result"))
 
@@ -109,6 +130,7 @@ def resume_sweep(
     *,
     jobs: int = 1,
     scheduler: str | None = None,
+    allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
 ) -> SweepResult:
@@ -118,7 +140,7 @@ def resume_sweep(
     settings = run.config
     return sweep(
         settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, scheduler=scheduler, run=run,
-        begun=begun, watch=watch,
+        allow_import=allow_import, begun=begun, watch=watch,
     )  # fmt: skip
 
 
@@ -131,7 +153,12 @@ def _bases(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
 
 
 def _prepare(
-    run: Run, bases: Mapping[str, list[Condition]], seeds: int, threads: int | None, watch: Watch | None
+    run: Run,
+    bases: Mapping[str, list[Condition]],
+    seeds: int,
+    threads: int | None,
+    allow_import: bool,
+    watch: Watch | None,
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
     """Train or load every teacher, store its answers; returns all cells, seed by seed, and a record per teacher."""
     cells: list[Cell] = []
@@ -141,7 +168,7 @@ def _prepare(
         views = list(dict.fromkeys(view for one in members for view in one.config.student.views))
         shared: Config = replace(config, student=replace(config.student, views=views))
         data = load_config_data(config)
-        plan = Plan(shared, data, config.teacher.name, config.student.name, None, (), {}, run, watch)
+        plan = Plan(shared, data, config.teacher.name, config.student.name, None, (), {}, run, watch, allow_import)
         name = "teacher" if len(bases) == 1 else f"teacher-{key}"
         label = name if len(bases) == 1 else f"teacher {number + 1}/{len(bases)}"
         teacher = the_teacher(plan, label, name)
@@ -186,6 +213,7 @@ def _record(
     teachers: list[dict[str, Any]],
     results: Mapping[tuple[str, int], Mapping[str, Any] | None],
     conditions: Sequence[Condition],
+    allow_import: bool,
 ) -> dict[str, Any]:
     """What result.json holds: what was judged, and the times and costs that no second run would repeat."""
     timed = []
@@ -199,9 +227,9 @@ def _record(
         words += [f"{key} {value}" for key, value in options_of(condition.config.student).items()]
         title = ", ".join(words)
         if title not in students and one["runs"]:
-            model = load_model(run.path / one["runs"][0] / "weights.safetensors")
+            model = load_model(run.path / one["runs"][0] / "weights.safetensors", allow_import=True)  # our own
             students[title] = asdict(measure(model, device="cpu"))
-    body = load_model(run.path / first["run"] / "weights.safetensors")
+    body = load_model(run.path / first["run"] / "weights.safetensors", allow_import=allow_import)
     return {
         "data": first["data"],
         "n": first["n"],
