@@ -1,4 +1,4 @@
-"""Grids become conditions, and conditions verdicts: by hand, against scipy, and by simulation where nothing is there."""
+"""Grids become conditions, and conditions verdicts: by hand, against scipy, and by simulated noise without effect."""
 
 from __future__ import annotations
 

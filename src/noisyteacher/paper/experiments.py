@@ -229,9 +229,7 @@ EXPERIMENTS = {
             "table5",
             "Table 5: CIFAR-10, dropout in the student instead of noise",
             _table5,
-            (
-                "The paper's 'ratio' is read as the share kept, as its trend has it: beside it stands dropout 1 - ratio.",
-            ),
+            ("The paper's 'ratio' is read as the share kept, as its trend has it: dropout here is 1 - ratio.",),
         ),
         Experiment("table6", "Table 6: CIFAR-10, NIN to Students 1 to 3", _students(STUDENTS)),
         Experiment("fig2", "Figure 2: CIFAR-10, noise on the student's logits", _figure2),

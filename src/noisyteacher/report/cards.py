@@ -1,0 +1,120 @@
+"""The first screen: verdicts as cards with the few numbers behind each, and a row per run where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from noisyteacher.report import tables
+from noisyteacher.report.costs import cost
+from noisyteacher.report.figures import ROLES
+from noisyteacher.report.study import Line, Study, Verdict
+from noisyteacher.report.tables import Cell, Table
+
+WORDS = {
+    "helps": "The noise helped",
+    "hurts": "The noise hurt",
+    "no evidence": "No evidence either way",
+    "unfinished": "Not finished",
+    "failed": "Failed",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number on a verdict's card."""
+
+    name: str
+    value: str
+    under: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict as the first screen shows it."""
+
+    word: str
+    heading: str
+    title: str
+    sentence: str
+    facts: tuple[Fact, ...] = ()
+
+
+def cards_of(study: Study, tag: str) -> list[Card]:
+    """A card per verdict; `tag` is what the run is called among several, "" for one alone."""
+    title = f"{tag}: {study.of_models}" if tag else ""
+    verdicts = study.verdicts or (() if study.parts else (Verdict("", "nothing was measured"),))
+    cards = []
+    for verdict in verdicts:
+        sentence = verdict.sentence.rstrip(".")
+        sentence = sentence[:1].upper() + sentence[1:] + "."
+        heading = WORDS.get(verdict.word, verdict.word or ("" if verdict.line is None else "Measured"))
+        cards.append(Card(verdict.word, heading, title, sentence, tuple(_facts(study, verdict.line))))
+    return cards
+
+
+def _facts(study: Study, line: Line | None) -> Iterable[Fact]:
+    """The few numbers behind a verdict."""
+    role = study.role
+    if line is None or (error := line.error(role)) is None:
+        return
+    teachers = [one for one in study.lines if one.kind == "teacher"]
+    teacher = next((one for one in teachers if line.teacher in (None, one.name)), None)
+    controls = study.families.get(line.family)
+    clean = next(
+        (one for one in study.lines if one.kind == "clean" and (controls is None or one.name == controls[0])), None
+    )
+    for name, one in (("teacher", teacher), ("clean student", clean), ("noisy student", line)):
+        found = one.error(role) if one is not None else None
+        if one is not None and found is not None and (one is not line or line.kind == "noisy"):
+            under = tables.interval(one, role, study.n.get(role))
+            yield Fact(f"{name}, {ROLES[role]} error", f"{found.mean:.2f} %", under)
+    if line.kind != "noisy":
+        yield Fact(f"{ROLES[role]} error", f"{error.mean:.2f} %", tables.interval(line, role, study.n.get(role)))
+    if line.against_clean is not None:
+        gap = line.against_clean
+        value, _, bounds = tables.difference_text(gap).partition(" ")
+        pairs = f"{gap.n} pair{'s' if gap.n > 1 else ''}"
+        yield Fact("noisy \u2212 clean, points", value, f"{bounds}, {pairs}" if bounds else pairs)
+    if teacher is not None and teacher is not line:
+        ratios = []
+        for key, name in (("macs", "MACs"), ("parameters", "parameters"), ("latency_ms", "latency")):
+            own, reference = cost(line.costs, key), cost(teacher.costs, key)
+            if own is not None and reference:
+                ratios.append(f"{own / reference:.2f}× {name}")
+        if ratios:
+            yield Fact("student / teacher", ratios[0], ", ".join(ratios[1:]))
+
+
+def overview(studies: Sequence[Study], tags: Sequence[str]) -> Table:
+    """A row per run of several: what it is and what came of it."""
+    rows = []
+    for study, tag in zip(studies, tags, strict=True):
+        line = next((one.line for one in study.verdicts if one.line is not None), None)
+        cells = []
+        for kind in ("teacher", "clean"):
+            found = next((one for one in study.lines if one.kind == kind), None)
+            error = found.error(study.role) if found is not None else None
+            cells.append(Cell(f"{error.mean:.2f}" if error else tables.NOTHING, number=True))
+        error = line.error(study.role) if line is not None else None
+        cells.append(Cell(f"{error.mean:.2f}" if error else tables.NOTHING, number=True))
+        word = study.verdicts[0].word if study.verdicts else ""
+        models = Cell(study.of_models, study.id)
+        rows.append((Cell(tag), models, Cell(study.kind), Cell(word or study.state), *cells))
+    heads = ("", "models, data", "kind", "outcome", "teacher error %", "clean error %", "this error %")
+    return Table(heads, tuple(rows), "This error: of the line that the outcome is about.")
+
+
+def subtitle(studies: Sequence[Study]) -> str:
+    """The line below the heading: kind, seeds, time and id of one run, or how many runs are in which state."""
+    if len(studies) == 1:
+        study = studies[0]
+        seeds = max((len(line.seeds) for line in study.lines), default=0)
+        parts = [
+            study.kind,
+            f"{seeds} seed{'s' if seeds > 1 else ''}" if seeds else "",
+            tables.moment(study.started)[:16],
+        ]
+        return " · ".join([part for part in parts if part] + [study.id])
+    states = [study.state for study in studies]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -1,0 +1,190 @@
+"""A compression as a study: from its result.json, or, unfinished, from the parts that are done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from noisyteacher.report.children import Children
+from noisyteacher.report.study import Difference, Estimate, Line, Verdict
+from noisyteacher.runs import Run
+from noisyteacher.stats import paired_difference
+
+SCORES = {"error": "error_%", "nll": "nll_nats", "ece": "ece_%", "agreement": "agreement_%"}
+_CELL = re.compile(r"(.+)-seed(\d+)")
+
+
+def read_compression(run: Run, children: Children, result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of a Study. `result` is None while the run is not done. Raises KeyError and kin for another shape."""
+    noise = run.config.get("noise") if result is None else result["noise"]
+    if result is None:
+        lines, names = partial_lines(children), [name for name in children.named if name != "teacher"]
+        role, counts = _role(children, lines), {}
+        for name in children.named:
+            counts = children.counts(name) if children.named[name].state == "done" else {}
+            if counts:
+                break
+        data = _data(children) or str(_table(run.config, "data").get("name", ""))
+        verdicts: tuple[Verdict, ...] = ()
+    else:
+        role, data = str(result["role"]), str(result["data"])
+        lines = [_line(children, row, role, noise) for row in result["rows"]]
+        names = [name for line in lines if line.kind != "teacher" for name in line.runs]
+        counts = children.counts(names[0]) if names else {}
+        counts[role] = int(result["n"])
+        lines = [_against(line, lines, role) for line in lines]
+        verdicts = (_verdict(str(result["verdict"]), lines),)
+    picture = next((name for name in names if name.startswith("noisy")), None)
+    parents = children.info(picture).get("parents", {}) if picture else {}
+    return {
+        "data": data,
+        "n": counts,
+        "role": role,
+        "teacher": next((line.model for line in lines if line.kind == "teacher" and line.model), None),
+        "student": next((line.model for line in lines if line.kind != "teacher" and line.model), None),
+        "lines": tuple(lines),
+        "verdicts": verdicts,
+        "classes": children.classes(children.named),
+        "stores": children.stores(),
+        "store_digest": parents.get("store"),
+        "noise": noise,
+        "batch_size": batch_size(children.config(picture)) if picture else 64,
+        "candidates": _candidates(children, (result or {}).get("choice")),
+    }
+
+
+def noise_settings(noise: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The noise's settings with dotted names. `{"sigma": 0.5}` becomes `{"noise.sigma": 0.5}`."""
+    return {f"noise.{key}": value for key, value in (noise or {}).items()}
+
+
+def batch_size(config: Mapping[str, Any]) -> int:
+    """The students' batch size, from a child's config."""
+    found = _table(config, "recipe").get("batch_size")
+    return found if isinstance(found, int) and found > 0 else 64
+
+
+def scores_of(children: Children, names: list[str]) -> dict[str, Estimate]:
+    """Every score of these runs as an estimate over them: `test_error_%`, `val_nll_nats`, ..."""
+    found = {}
+    for key, called in SCORES.items():
+        for role, values in children.scores(names, key).items():
+            estimate = Estimate.of(values)
+            if estimate is not None:
+                found[f"{role}_{called}"] = estimate
+    return found
+
+
+def partial_lines(children: Children) -> list[Line]:
+    """Lines of the parts that are done, for a run that is not: children called NAME-seed0, NAME-seed1, ..."""
+    groups: dict[str, list[str]] = {}
+    for name, child in children.named.items():
+        matched = _CELL.fullmatch(name)
+        trial = name.startswith("choice-")  # of a choice of the noise, shorter than the runs it is for
+        if child.state == "done" and (matched or name == "teacher") and not trial:
+            groups.setdefault(matched[1] if matched else name, []).append(name)
+    order = {"teacher": 0, "labels": 1, "clean": 2}
+    return [_partial(children, name, groups[name]) for name in sorted(groups, key=lambda one: (order.get(one, 3), one))]
+
+
+def _partial(children: Children, name: str, names: list[str]) -> Line:
+    spent = [(children.result(one).get("training") or {}).get("seconds") for one in names]
+    objective = _table(children.config(names[0]), "objective")
+    return Line(
+        name,
+        name,
+        name if name in ("teacher", "labels", "clean") else "noisy",
+        model=children.model(names[0]),
+        settings=noise_settings(_table(objective, "noise")),
+        seeds=_seeds(children, names),
+        scores=scores_of(children, names),
+        training_s=Estimate.of(spent),
+        runs=tuple(names),
+        curves=children.curves(names),
+        details=children.details(names),
+    )
+
+
+def _line(children: Children, row: Mapping[str, Any], role: str, noise: Mapping[str, Any] | None) -> Line:
+    names = [str(name) for name in row["runs"]]
+    kind = str(row["name"])
+    scores = scores_of(children, names)
+    for key, values in (("error_%", row["error_%"]["per_seed"]), ("agreement_%", row["agreement_%"])):
+        estimate = Estimate.of(values)
+        if estimate is not None:
+            scores[f"{role}_{key}"] = estimate
+    return Line(
+        kind,
+        str(row["title"]),
+        kind,
+        model=children.model(names[0]) if names else None,
+        settings=noise_settings(noise) if kind == "noisy" else {},
+        seeds=_seeds(children, names),
+        scores=scores,
+        training_s=Estimate.of(row["training_s"]),
+        costs=row["costs"],
+        runs=tuple(names),
+        curves=children.curves(names),
+        details=children.details(names),
+    )
+
+
+def _against(line: Line, lines: list[Line], role: str) -> Line:
+    """The line with its difference to clean logit regression, paired by seed."""
+    clean = next((one.error(role) for one in lines if one.kind == "clean"), None)
+    own = line.error(role)
+    if line.kind in ("teacher", "clean") or clean is None or own is None or own.n != clean.n:
+        return line
+    found = paired_difference(clean.per_seed, own.per_seed)
+    return Line(**{**vars(line), "against_clean": Difference.of(found, "clean")})
+
+
+def _verdict(sentence: str, lines: list[Line]) -> Verdict:
+    noisy = next((line for line in lines if line.kind == "noisy"), None)
+    if noisy is None or noisy.against_clean is None:
+        return Verdict("", sentence, noisy or next((line for line in lines if line.kind == "clean"), None))
+    return Verdict(noisy.against_clean.word, sentence, noisy)
+
+
+def _candidates(children: Children, choice: Mapping[str, Any] | None) -> tuple[Line, ...]:
+    """What a compression chose its noise from, with the validation errors it chose by."""
+    found = []
+    for one in (choice or {}).get("candidates", []):
+        estimate = Estimate.of(one["val_error_%"])
+        chosen = (choice or {})["chosen"]
+        if estimate is not None:
+            found.append(
+                Line(
+                    f"sigma {one['sigma']}, alpha {one['alpha']}",
+                    f"sigma {one['sigma']}, alpha {one['alpha']}",
+                    "noisy",
+                    settings={"noise.sigma": one["sigma"], "noise.alpha": one["alpha"]},
+                    seeds=tuple((choice or {}).get("seeds", ())),
+                    scores={"val_error_%": estimate},
+                    runs=tuple(map(str, one.get("runs", ()))),
+                    chosen=(one["sigma"], one["alpha"]) == (chosen["sigma"], chosen["alpha"]),
+                )
+            )
+    return tuple(found)
+
+
+def _seeds(children: Children, names: list[str]) -> tuple[int, ...]:
+    return tuple(seed for name in names if isinstance(seed := children.info(name).get("seed"), int))
+
+
+def _role(children: Children, lines: list[Line]) -> str:
+    return "test" if any("test_error_%" in line.scores for line in lines) or not lines else "val"
+
+
+def _data(children: Children) -> str | None:
+    for name in children.named:
+        found = _table(children.config(name), "data").get("name")
+        if found:
+            return str(found)
+    return None
+
+
+def _table(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}

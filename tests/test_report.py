@@ -1,0 +1,494 @@
+"""Reports: what the page says, that names stay names, that equal runs give equal bytes, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import made_runs as made
+from noisyteacher import cli, references
+from noisyteacher.errors import AskedWronglyError, FileFormatError, UnknownNameError
+from noisyteacher.report import build_report, read_studies
+from noisyteacher.report.answers import confusion
+from noisyteacher.report.drawing import COLOURS, draw, shown
+from noisyteacher.report.figures import along
+from noisyteacher.report.noising import picture
+from noisyteacher.report.plain import escaped, harmless
+from noisyteacher.report.series import charts
+from noisyteacher.report.study import Details
+from noisyteacher.runs import Run, new_run
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "=cmd()|'/C calc'!A0")
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """A page as a reader sees it: elements with their attributes, text without markup; tags must be balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "elements are left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def compression(folder: Path) -> Run:
+    return made.compression(folder)
+
+
+@pytest.fixture(scope="module")
+def sweep(folder: Path) -> Run:
+    return made.sweep(folder, failed=True)
+
+
+def captions(text: str) -> list[str]:
+    found = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    return [" ".join(html.unescape(re.sub(r"<[^>]*>", "", one)).split()) for one in found]
+
+
+@pytest.fixture(scope="module")
+def compression_page(compression: Run) -> str:
+    return build_report(compression.path)
+
+
+@pytest.fixture(scope="module")
+def both_page(compression: Run, sweep: Run) -> str:
+    return build_report([compression, sweep])
+
+
+def test_a_compression_says_its_verdict_first_and_shows_all_its_figures(compression_page: str) -> None:
+    text = compression_page
+    page = Page(text)
+    assert page.text.index("The noise helped") < page.text.index("Results")
+    assert "Noise of sigma 0.5, alpha 0.5 helped here (-1.00 points of test error)." in page.text
+    for number in (
+        "7.22 %",
+        "[6.71, 7.72]",
+        "(2.15, 11.18)",
+        "\u22120.98",
+        "3 pairs",
+        "0.40× MACs",
+        "3.00× parameters",
+    ):
+        assert number in page.text
+    told = captions(text)
+    assert len(told) == len(page.all("figure")) == len(page.all("svg")) == 13
+    for part in ("Test error minus", "Validation error (%) by epoch", "Training loss", "Reliability on test",
+                 "Confusion of teacher lenet", "Confusion of student, noisy", "Error on mnist (test, n = 100 images)",
+                 "The noise itself"):  # fmt: skip
+        assert any(one.startswith(part) for one in told), part
+    assert all("n = 100" in one or "seed" in one for one in told)
+    assert all(one["role"] == "img" and len(one["aria-label"] or "") > 20 for one in page.all("svg"))
+    (noise,) = (one for one in told if one.startswith("The noise itself"))
+    assert "sigma 0.5, alpha 0.5, draw row, kind multiplicative" in noise
+    assert "of the 16 samples of this batch were perturbed" in noise
+
+
+def test_the_page_is_whole_and_asks_for_nothing(both_page: str) -> None:
+    text = both_page
+    page = Page(text)
+    (policy,) = (one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    assert page.elements.index(("style", {})) > [tag for tag, _ in page.elements].index("meta")
+    assert {tag for tag, _ in page.elements} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "foreignobject",
+    } == set()
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert (value or "").startswith(("#", "data:")), value
+    assert "url(http" not in text
+    assert "@import" not in text
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {(one.get("href") or "")[1:] for one in page.all("a") + page.all("use")}
+    assert targets <= set(ids)
+    assert [colour for colour in COLOURS.values() if colour in text] == []
+
+
+def test_a_sweep_has_curves_with_intervals_and_the_papers_beside_them(sweep: Run) -> None:
+    text = build_report(sweep.path)
+    told = captions(text)
+    (first,) = (one for one in told if one.startswith("Test error against sigma"))
+    assert "mlp800 from lenet, mnist, n = 10,000 images, 3 seeds, alpha 0.15" in first
+    assert "95 % Student-t interval" in first
+    assert "Paper: single runs" in first
+    assert any(one.startswith("Validation error against sigma") and "Paper" not in one for one in told)
+    page = Page(text)
+    assert "paper, Table 1" in page.text
+    assert "chosen by validation, least on test" in page.text
+    assert "sigma0.9, seed 7 (sigma0.9-seed7) diverged" in page.text
+    assert "the noise helps: sigma 0.5 gives -0.40 points".capitalize() in page.text
+
+
+def test_runs_that_differ_in_sigma_alone_make_a_curve(tmp_path: Path) -> None:
+    runs = [made.compression(tmp_path, sigma=sigma, with_store=False) for sigma in (0.2, 0.5, 0.8)]
+    (chart,) = charts(read_studies(runs), "sigma", "test", ["A", "B", "C"])
+    assert (chart.title, chart.student, chart.teacher) == ("runs A, B, C", "mlp800", "lenet")
+    (series,) = chart.series
+    assert [x for x, _, _ in series.points] == [0.2, 0.5, 0.8]
+    told = along("f", chart)
+    assert told.caption.startswith("Test error against sigma, runs A, B, C: mlp800 from lenet, mnist, n = 100 images")
+    assert charts(read_studies(runs[0]), "sigma", "test", [""]) == []
+    other = made.compression(tmp_path, sigma=0.9, seeds=2, with_store=False)
+    assert len(charts(read_studies([runs[0], other]), "sigma", "test", ["A", "B"])) == 0
+
+
+def test_several_runs_show_where_they_differ(compression: Run, both_page: str, tmp_path: Path) -> None:
+    other = made.compression(tmp_path, sigma=0.9)
+    text = build_report([compression, other], "md")
+    assert "1 of 11 settings differ" in text
+    assert "| noise.sigma | 0.5 | 0.9 |" in text
+    assert "noise.alpha" not in text
+    assert "2 runs" in Page(both_page).text
+    assert "Settings that differ" in Page(both_page).text
+    assert len(read_studies([compression, compression.path])) == 1
+
+
+def test_hostile_names_are_shown_and_nothing_more(tmp_path: Path) -> None:
+    run = made.compression(tmp_path, classes=HOSTILE, name=HOSTILE[0])
+    text = build_report(run)
+    page = Page(text)
+    assert page.all("script") == page.all("img") == []
+    assert "<script>" not in text
+    for name in HOSTILE:
+        assert name in page.text, name
+    alts = " ".join(one["aria-label"] or "" for one in page.all("svg"))
+    assert HOSTILE[0] in alts
+
+
+def test_names_with_control_and_direction_characters(tmp_path: Path) -> None:
+    names = ("a\x07b\u202ec", "$\\frac{1}{2}$", "\u4e2d\u6587 \u00e9")
+    text = build_report(made.compression(tmp_path, classes=names))
+    assert "\u202e" not in text
+    assert "\x07" not in text
+    for name in ("a\\u0007b\\u202ec", *names[1:]):
+        assert name in Page(text).text
+    assert shown("a\nb\ud800") == "a\\u000ab\\ud800"
+    assert shown("twelve letters", 8) == "twelve…"
+
+
+def test_equal_runs_give_equal_bytes(sweep: Run) -> None:
+    code = (
+        "import sys, hashlib; from noisyteacher.report import build_report\n"
+        "made = [build_report(sys.argv[1:], kind) for kind in ('html', 'md', 'json', 'csv')]\n"
+        "print([hashlib.sha256(text.encode()).hexdigest() for text in made])"
+    )
+    call = [sys.executable, "-c", code, str(sweep.path)]
+    seen = {
+        subprocess.run(
+            call, check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": seed, "TZ": zone}
+        ).stdout
+        for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))
+    }
+    assert len(seen) == 1
+
+
+def test_matplotlib_waits_for_a_page() -> None:
+    code = (
+        "import sys; import noisyteacher.report, noisyteacher.cli\n"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_users_matplotlib_settings_change_nothing(tmp_path: Path) -> None:
+    import matplotlib
+
+    def paint(figure: object) -> None:
+        figure.add_subplot().plot([0, 1], [0, 1], color=COLOURS["clean"])  # type: ignore[attr-defined]
+
+    first = draw("f", 200, "a line", paint)
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.xmargin": 0.4, "xtick.direction": "in", "lines.dash_capstyle": "round"}
+    ):
+        assert draw("f", 200, "a line", paint) == first
+    assert "var(--clean)" in first
+
+
+def test_unfinished_and_failed_runs_are_told(tmp_path: Path) -> None:
+    run = made.compression(tmp_path, done=False)
+    page = Page(build_report(run))
+    assert "Not finished" in page.text
+    assert "7 of the 7 parts begun so far are done" in page.text
+    assert "clean" in page.text
+    assert "The noise helped" not in page.text
+    run.write_error("TrainingError: the loss is not finite\nat step 3")
+    assert "**This run failed: TrainingError: the loss is not finite at step 3;" in build_report(run, "md")
+    empty = new_run(tmp_path, "sweep", "mlp800", {"base": {}})
+    assert "No part of this run is done yet." in Page(build_report(empty)).text
+    assert "unfinished" in build_report([run, empty], "csv")
+
+
+def test_old_runs_without_details_say_so(tmp_path: Path) -> None:
+    text = build_report(made.compression(tmp_path, details=False))
+    assert "Calibration and confusion are not shown: the run's results do not have them." in Page(text).text
+    assert not any("Confusion" in one for one in captions(text))
+
+
+def test_one_seed_has_no_interval_and_no_claim(tmp_path: Path) -> None:
+    run = made.sweep(tmp_path, seeds=1)
+    text = build_report(run)
+    (first,) = (one for one in captions(text) if one.startswith("Test error against sigma"))
+    assert "One seed: there are no intervals over seeds" in first
+    page = Page(text)
+    assert "no interval" in page.text
+    assert "Student-t interval over seeds." not in page.text
+    assert "95 % Wilson interval of a single run" in page.text
+
+
+def test_a_store_that_is_gone_or_changed_is_no_error(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    (shard,) = (run.path / "logits").rglob("shard-*")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    told = picture("n", read_studies(run)[0])
+    assert isinstance(told, str)
+    assert "The noise is not pictured" in told
+    assert shard.name in told
+    run = made.compression(tmp_path)
+    shutil.rmtree(run.path / "logits")
+    made.logits(run, rows=30)
+    told = picture("n", read_studies(run)[0])
+    assert isinstance(told, str)
+    assert "or have changed since" in told
+    told = picture("n", read_studies(made.compression(tmp_path, with_store=False))[0])
+    assert isinstance(told, str)
+    assert "not there any more" in told
+
+
+def test_damaged_runs_are_refused_by_name(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    data = (run.path / "result.json").read_bytes()
+    (run.path / "result.json").write_bytes(data.replace(b"8.2", b"1.2", 1))
+    with pytest.raises(FileFormatError, match=r"result\.json.*checksum.*leave this run out of the report"):
+        build_report(run)
+    run = made.compression(tmp_path)
+    run.write_result({"rows": []})
+    with pytest.raises(FileFormatError, match=r"result\.json: not the result of a compress run"):
+        build_report(run)
+    run = made.sweep(tmp_path)
+    run.write_result({**(run.result() or {}), "conditions": 3})
+    with pytest.raises(FileFormatError, match="not the result of a sweep run"):
+        build_report(run)
+
+
+def test_damaged_children_are_left_out_with_a_word(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    (run.path / "noisy-seed1" / "metrics.jsonl").write_text("{")
+    (run.path / "teacher" / "result.json").write_text("{}")
+    text = build_report(run, "md")
+    assert "metrics.jsonl: line 1 is not a JSON object" in text
+    assert "teacher/result.json: no checksum" in text
+    assert "Noise of sigma 0.5, alpha 0.5 helped here" in text
+
+
+def test_names_in_results_lead_nowhere(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    result = run.result() or {}
+    result["rows"][1]["runs"] = ["../../etc", "labels-seed1", "labels-seed2"]
+    run.write_result(result)
+    assert "../../etc: this part of" in build_report(run, "md")
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, sweep: Run) -> None:
+    with pytest.raises(AskedWronglyError, match="nothing to report"):
+        build_report([])
+    with pytest.raises(AskedWronglyError, match="there is no such folder"):
+        build_report(tmp_path / "none")
+    with pytest.raises(AskedWronglyError, match=r"not a run folder: it holds \d+ runs, give those"):
+        build_report(sweep.path.parent)
+    with pytest.raises(UnknownNameError, match="did you mean 'html'"):
+        build_report(sweep, "htm")
+
+
+def test_single_trainings_and_given_teachers(tmp_path: Path, compression: Run) -> None:
+    run = new_run(tmp_path, "distil", "mlp800", {"config": {"data": {"name": "mnist"}, "student": {"name": "mlp800"},
+                  "noise": made.NOISE}, "seed": 0, "store": str(tmp_path / "none")}, seed=0)  # fmt: skip
+    run.write_metrics([{"epoch": 1, "val/error": 9.0, "train/loss": None}])
+    run.write_result({"scores": {"test": made.scores(7.5)}, "training": {"seconds": 1.0}})
+    page = Page(build_report(run))
+    assert "Mlp800, distilled: test error 7.50 % (95 % Wilson interval" in page.text
+    assert "n = 100 images" in page.text
+    page = Page(build_report([run, Run(compression.path / "teacher")]))
+    assert "Lenet, trained on labels: test error 5.00 %" in page.text
+
+
+def test_a_reproduction_sets_the_papers_numbers_beside_ours(tmp_path: Path) -> None:
+    run = made.reproduction(tmp_path)
+    text = build_report(run)
+    page = Page(text)
+    assert "MNIST: the noise helps." in page.text
+    assert "sigma 0.5 0.87 0.62 [0.57, 0.67] 3" in page.text
+    assert "quick: 3 of the paper's ten sigmas" in page.text
+    assert any("beside the paper's numbers" in one for one in captions(text))
+    assert any(one.startswith("Test error against sigma, run B") for one in captions(text))
+    assert json.loads(build_report(run, "json"))["runs"][0]["parts"][0]["kind"] == "sweep"
+
+
+def test_markdown(compression: Run, tmp_path: Path) -> None:
+    text = build_report(compression, "md")
+    assert text.startswith("# mlp800 from lenet, mnist\n")
+    assert "**Noise of sigma 0.5, alpha 0.5 helped here (-1.00 points of test error).**" in text
+    assert "| student, noisy | 3 | 7.22 \\[6.71, 7.72\\] |" in text
+    assert escaped("a|b <i> `x` *y* [z](u)\n") == "a\\|b &lt;i&gt; \\`x\\` \\*y\\* \\[z\\](u)"
+    hostile = build_report(made.compression(tmp_path, classes=HOSTILE), "md")
+    assert "<script" not in hostile
+    assert "<img" not in hostile
+    for line in hostile.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) in {3, 5, 6, 7, 10}, line
+
+
+def test_csv_is_neither_formula_nor_text_where_it_is_a_number(sweep: Run, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(build_report(sweep, "csv"))))
+    assert [row["line"] for row in rows] == ["teacher", "labels", "clean", "sigma0.1", "sigma0.5", "sigma0.9"]
+    assert float(rows[4]["difference_points"]) == pytest.approx(-0.395, abs=0.01)
+    assert rows[4]["difference_points"].startswith("-")
+    assert (rows[4]["noise_sigma"], rows[4]["noise_alpha"], rows[4]["noise_draw"]) == ("0.5", "0.15", "row")
+    assert (rows[4]["parameters"], rows[4]["latency_ms"], rows[4]["interval"], rows[4]["n"]) == (
+        "2700",
+        "0.4",
+        "t",
+        "10000",
+    )
+    assert rows[0]["interval"] == "wilson"
+    for text in ("=1+1", "+1", "-x", "@a", "\tb", "\rc", "  =d", "\n=e"):
+        assert harmless(text) == f"'{text}"
+    assert (harmless(-0.5), harmless(-3), harmless("a=b"), harmless(None), harmless(True)) == (
+        -0.5,
+        -3,
+        "a=b",
+        "",
+        "true",
+    )
+    run = made.compression(tmp_path)
+    result = run.result() or {}
+    result["rows"][1]["title"] = "=HYPERLINK(1)"
+    run.write_result(result)
+    assert "'=HYPERLINK(1)" in build_report(run, "csv")
+
+
+def test_the_command(
+    sweep: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["noisyteacher", "report", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    monkeypatch.chdir(tmp_path)
+    assert call(str(sweep.path), "--format", "csv") == (0, build_report(sweep, "csv"), "")
+    code, out, _ = call(sweep.id[-6:], "--output-dir", str(sweep.path.parent), "-o", "some/sweep.md")
+    assert (code, out.startswith("wrote some/sweep.md (1 run, ")) == (0, True)
+    assert Path("some/sweep.md").read_text(encoding="utf-8") == build_report(sweep, "md")
+    assert call(str(sweep.path))[0] == 0
+    assert Path("report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert call(str(sweep.path), "-o", "x.pdf") == (
+        2, "", "error: x.pdf: no report ends in .pdf: name it --format html, md, json, csv\n"
+    )  # fmt: skip
+    code, _, err = call("nothing", "--output-dir", str(tmp_path))
+    assert (code, "no run 'nothing'" in err) == (2, True)
+    code, _, err = call(str(tmp_path))
+    assert (code, "not a run folder" in err) == (2, True)
+
+
+def test_json_holds_every_number(sweep: Run) -> None:
+    content = json.loads(build_report(sweep, "json"))
+    assert (content["kind"], content["schema"]) == ("report", 1)
+    (one,) = content["runs"]
+    assert one["verdicts"] == [
+        {"word": "helps", "sentence": "the noise helps: sigma 0.5 gives -0.40 points", "line": "sigma0.5"}
+    ]
+    (line,) = (line for line in one["lines"] if line["name"] == "sigma0.5")
+    assert line["scores"]["test_error_%"]["per_seed"] == pytest.approx([0.605, 0.62, 0.645])
+    assert line["against_clean"]["reference"] == "clean"
+    assert line["costs"]["macs"] == 8000
+
+
+def test_the_papers_numbers() -> None:
+    """Spot checks against the paper's tables, typed again."""
+    assert references.curve("table1").errors == (0.96, 0.93, 0.94, 0.87, 0.87, 0.90, 0.90, 0.86, 0.86, 0.87)
+    assert dict(zip(references.curve("table3").x, references.curve("table3").errors, strict=True))[0.9] == 18.68
+    assert references.curve("table4").errors[4] == references.curve("table3").errors[5] == 19.15
+    assert references.curve("figure2").digitised
+    assert not references.curve("table5").digitised
+    assert references.value("section5.4-sigma-range").sigma == ((0.01, 1.0),)
+    assert references.value("table2-best").error == min(references.curve("table2").errors) == 4.45
+    for curve in references.curves():
+        assert len(curve.x) == len(curve.errors)
+        assert 0 < min(curve.errors) < max(curve.errors) < 100
+    ours = {"data": "mnist", "teacher": "lenet", "student": "mlp800", "axis": "sigma"}
+    assert [one.id for one in references.matching_curves(**ours, alpha=0.15)] == ["table1"]
+    assert references.matching_curves(**ours, alpha=0.5) == []
+    assert references.matching_curves(**{**ours, "data": "mnist-5k"}, alpha=0.15) == []
+    with pytest.raises(UnknownNameError, match="did you mean 'table1'"):
+        references.curve("tabel1")
+
+
+def test_many_classes(tmp_path: Path) -> None:
+    names = tuple(f"class {number}" for number in range(40))
+    run = made.compression(tmp_path, classes=names)
+    (study,) = read_studies(run)
+    counts = tuple(tuple(9 if row == column else (row + column) % 2 for column in range(40)) for row in range(40))
+    line = replace(study.lines[0], details={"test": Details(counts, (), 1)})
+    drawn = confusion("c", study, line, "test")
+    assert drawn is not None
+    assert 'href="data:image/png;base64,' in drawn.svg
+    assert drawn.svg.count("class ") == 2 * 10 + 2 * 5  # ticks of both axes, and the errors told in words
+    assert "800 of 1,160 answers wrong" in drawn.caption
+    noise = picture("n", study)
+    assert not isinstance(noise, str)
+    assert "Of 40 classes the 20 with the largest logits." in noise.caption
