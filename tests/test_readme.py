@@ -20,6 +20,7 @@ SHORT = {
     # The same command on fewer images: a full run takes minutes and belongs to no test.
     "compress --data mnist ": " --set data.limit=300 --epochs 1 --teacher-epochs 1",
     "noisyteacher demo": " --epochs 1 --seeds 2",
+    "noisyteacher sweep": " --epochs 1 --set data.limit=300 --set teacher.epochs=1",
 }
 
 
@@ -56,7 +57,7 @@ def exact(command: str, text: str) -> list[str]:
 
 def test_all_blocks_are_of_a_kind_that_is_executed() -> None:
     assert {kind for kind, _ in BLOCKS} == {"console", "python", "text"}
-    assert sum(kind == "console" for kind, _ in BLOCKS) == 5
+    assert sum(kind == "console" for kind, _ in BLOCKS) == 6
 
 
 def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +92,7 @@ def test_make_blocks(target: str) -> None:
 CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ make" not in block]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_console_blocks(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command, shown in commands(CONSOLE[number]):
