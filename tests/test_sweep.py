@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import noisyteacher.sweep.cells as cells_module
 from noisyteacher.errors import (
     AskedWronglyError,
     ConfigError,
@@ -24,6 +23,8 @@ from noisyteacher.errors import (
     UnknownNameError,
 )
 from noisyteacher.runs import Run, list_runs
+from noisyteacher.sweep import cells as cells_module
+from noisyteacher.sweep import executors as executors_module
 from noisyteacher.sweep import resume_sweep, sweep
 from noisyteacher.sweep.cells import Cell, train_cell
 from noisyteacher.sweep.executors import RETRIES, local, train_all
@@ -180,7 +181,7 @@ def dying(cell: Cell) -> None:
 
 
 def test_cells_of_a_killed_worker_are_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("noisyteacher.sweep.executors.train_cell", dying)
+    monkeypatch.setattr(executors_module, "train_cell", dying)
     cells = [
         Cell(str(tmp_path), name, name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")
     ]
@@ -198,8 +199,12 @@ COMMAND = [
 ]  # fmt: skip
 
 
+KILLS = int(os.environ.get("NOISYTEACHER_TEST_KILLS", "3"))
+"""How often the sweep below is killed; 10 takes a minute or two more."""
+
+
 @pytest.mark.slow
-def test_killed_ten_times_at_random_and_restarted_the_results_are_the_same(tmp_path: Path) -> None:
+def test_killed_at_random_and_restarted_the_results_are_the_same(tmp_path: Path) -> None:
     """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
     whole = subprocess.run([*COMMAND, "--output-dir", tmp_path / "whole"], capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
@@ -212,7 +217,7 @@ def test_killed_ten_times_at_random_and_restarted_the_results_are_the_same(tmp_p
         command = [*COMMAND[:4], *resume, "--jobs", "2", "-q"] if resume else [*COMMAND, "--output-dir", str(cut)]
         with open(errors, "wb") as stderr:
             process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr)
-        if kills < 10:
+        if kills < KILLS:
             before = len(list(cut.glob("*/*/result.json")))
             deadline = time.monotonic() + 60
             pause = dice.uniform(0.0, 1.5)
@@ -231,7 +236,7 @@ def test_killed_ten_times_at_random_and_restarted_the_results_are_the_same(tmp_p
         assert process.wait(timeout=200) == 0, errors.read_text()
         break
     (run,) = list_runs(cut, 1)
-    assert kills >= 5  # it may be done before ten kills on a fast machine
+    assert kills >= KILLS // 2  # it may be done before that on a fast machine
     assert contents(run) == contents(reference)
     for path in sorted(reference.path.rglob("weights.safetensors")):
         assert (run.path / path.relative_to(reference.path)).read_bytes() == path.read_bytes()

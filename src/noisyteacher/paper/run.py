@@ -239,7 +239,7 @@ def _paper(part: Part, told: Curve | None, one: Mapping[str, Any]) -> float | No
     settings = one["settings"]
     if told is None:
         known = {value.id: value.error for value in values()}
-        return known[SECTION54[part.name]] if one["kind"] == SECTION54_KIND[part.name] else None
+        return known[SECTION54[part.name]] if one["kind"] == SECTION54_KIND.get(part.name) else None
     if settings.get("student.loss", "logit_regression") != "logit_regression":
         return None
     if told.axis == "dropout":
