@@ -66,6 +66,8 @@ def compress(
 ) -> None:
     """Compress a teacher into a student and say what was gained and what the noise did.
 
+    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise.
+
     Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
     """
     flags = {

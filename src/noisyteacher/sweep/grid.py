@@ -94,55 +94,61 @@ def _conditions(
 ) -> tuple[list[Condition], list[Family], list[str]]:
     noises = [asdict(config.noise) for config in configs if not _is_clean(config)]
     varying = [key for key in _DEFAULT if len({fingerprint(noise[key]) for noise in noises}) > 1]
-    found: dict[str, list[Config]] = {}
+    own = [key for key in axes if not key.startswith("noise.")]
+    own = [key for key in own if len({fingerprint(_value(one, key)) for one in configs}) > 1]
+    groups: dict[str, list[Config]] = {}
     for config in configs:
-        found.setdefault(fingerprint(_without_noise(config)), []).append(config)
-    conditions: list[Condition] = []
+        groups.setdefault(
+            fingerprint([asdict(config.data), asdict(config.teacher), asdict(config.student)]), []
+        ).append(config)
+    made = _Conditions()
     families: list[Family] = []
     labels: dict[str, str] = {}
-    names: set[str] = set()
-    for number, (_, members) in enumerate(found.items()):
-        family, first = f"f{number}", members[0]
-        own = {key: _value(first, key) for key in axes if not key.startswith("noise.")}
-        varied = {
-            key: value for key, value in own.items() if len({fingerprint(_value(one, key)) for one in configs}) > 1
-        }
-
-        def add(kind: str, config: Config, settings: dict[str, Any], words: list[str]) -> str:
-            label = ", ".join(words)
-            name = _unique(_slug(label), names, config, kind)
-            conditions.append(Condition(name, label, kind, family, settings, config))  # noqa: B023
-            return name
-
-        taught = replace(first.student, **TAUGHT)  # type: ignore[arg-type]
-        key = fingerprint([asdict(taught), asdict(first.data), asdict(first.teacher)])
-        plain = {key: value for key, value in varied.items() if key.removeprefix("student.") not in TAUGHT}
-        own_words = _words({key: value for key, value in varied.items() if value != _value(base, key)})
-        plain_words = _words({key: value for key, value in plain.items() if value != _value(base, key)})
+    for number, members in enumerate(groups.values()):
+        family, first = f"f{number}", replace(members[0], noise=_NONE)
+        settings = {key: _value(first, key) for key in own}
+        words = _words({key: value for key, value in settings.items() if value != _value(base, key)})
+        untaught = replace(first, student=replace(first.student, **TAUGHT))  # type: ignore[arg-type]
+        key = fingerprint(asdict(untaught))
         if key not in labels:
-            config = replace(first, student=taught, noise=NoiseSettings(sigma=0.0, alpha=0.0))
-            labels[key] = add("labels", config, plain, ["labels alone", *plain_words])
-        clean = add("clean", replace(first, noise=NoiseSettings(sigma=0.0, alpha=0.0)), varied, ["clean", *own_words])
+            seen = {key: value for key, value in settings.items() if key.removeprefix("student.") not in TAUGHT}
+            few = _words({key: value for key, value in seen.items() if value != _value(base, key)})
+            labels[key] = made.add("labels", family, untaught, seen, ["labels alone", *few])
+        clean = made.add("clean", family, first, settings, ["clean", *words])
         noisy: dict[str, str] = {}
         for config in members:
             noise = asdict(config.noise)
-            if _is_clean(config) or fingerprint(noise) in noisy:
-                continue
-            settings = varied | {f"noise.{key}": value for key, value in noise.items()}
-            noisy[fingerprint(noise)] = add("noisy", config, settings, [*_noise_words(noise, varying), *own_words])
-        families.append(Family(family, varied, clean, labels[key], tuple(noisy.values())))
-    return conditions, families, axes
+            if not _is_clean(config) and fingerprint(noise) not in noisy:
+                told = settings | {f"noise.{key}": value for key, value in noise.items()}
+                noisy[fingerprint(noise)] = made.add(
+                    "noisy", family, config, told, [*_noise_words(noise, varying), *words]
+                )
+        families.append(Family(family, settings, clean, labels[key], tuple(noisy.values())))
+    return made.conditions, families, axes
+
+
+class _Conditions:
+    """The conditions so far, each under a name of its own."""
+
+    def __init__(self) -> None:
+        self.conditions: list[Condition] = []
+
+    def add(self, kind: str, family: str, config: Config, settings: dict[str, Any], words: list[str]) -> str:
+        """Put one in and return its name: its label's words, and a fingerprint where these are taken."""
+        label = ", ".join(words)
+        name = _slug(label)
+        if any(one.name == name for one in self.conditions):
+            name = f"{name}-{fingerprint([kind, asdict(config)])[:6]}"
+        self.conditions.append(Condition(name, label, kind, family, settings, config))
+        return name
 
 
 _DEFAULT = asdict(NoiseSettings())
+_NONE = NoiseSettings(sigma=0.0, alpha=0.0)
 
 
 def _is_clean(config: Config) -> bool:
     return config.noise.sigma in (0, (0, 0)) or config.noise.alpha == 0
-
-
-def _without_noise(config: Config) -> list[Any]:
-    return [asdict(config.data), asdict(config.teacher), asdict(config.student)]
 
 
 def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:
@@ -188,13 +194,6 @@ def _value(config: Config, key: str) -> Any:
 def _slug(label: str) -> str:
     text = re.sub(r"\b(sigma|alpha|lr|epochs|dropout) (?=[\d.])", r"\1", label)
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "condition"
-
-
-def _unique(name: str, taken: set[str], config: Config, kind: str) -> str:
-    if name in taken:
-        name = f"{name}-{fingerprint([kind, asdict(config)])[:6]}"
-    taken.add(name)
-    return name
 
 
 def fingerprint(value: Any) -> str:
