@@ -613,3 +613,45 @@ def test_a_training_whose_output_nobody_takes_is_done_all_the_same(tmp_path: Pat
     assert err.count("\n") == 1
     assert piped(tmp_path, f"{command} 2> /dev/full > /dev/null")[0] == 0
     assert [run.state for run in list_runs(tmp_path / "runs")] == ["done", "done"]
+
+
+def test_a_file_with_a_grid(call: Call, tmp_path: Path) -> None:
+    """config check looks at every combination; commands that train one student say what the table is for."""
+    file = tmp_path / "grid.toml"
+    file.write_text('[noise]\nsigma = 0.0\n[sweep]\nnoise.sigma = [0.3, 0.9]\nstudent.name = ["mlp800", "student3"]\n')
+    assert call("config", "check", str(file))[0] == 0
+    file.write_text('[noise]\nsigma = 0.0\n[sweep]\nnoise.sigma = [0.3]\nstudent.name = ["mlp800", "student33"]\n')
+    code, _, err = call("config", "check", str(file))
+    assert code == 2
+    assert "student.name: unknown model 'student33': did you mean 'student3'?" in err
+    code, _, err = call("compress", str(file))
+    assert (code, err) == (2, "error: sweep: a grid of settings; run the file with: noisyteacher sweep\n")
+    for asked, part in (
+        (("sweep",), "no grid: give --grid"),
+        (("sweep", str(file), "--grid", "noise.sigma=1"), "give the grid in one place"),
+        (("sweep", "--grid", "noise.sigma=1", "--jobs", "0"), "jobs=0"),
+        (("sweep", "--grid", "student.epochs=1,2"), "a sweep compares numbers"),
+        (("paper", "tabel1"), "did you mean 'table1'"),
+        (("paper", "table1", "--budget", "ful"), "did you mean 'full'"),
+    ):
+        code, _, err = call(*asked)
+        assert code == 2
+        assert part in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_from_a_file_ends_with_3_when_a_cell_failed(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text(
+        "[data]\nlimit = 60\n[teacher]\nepochs = 1\n[student]\nepochs = 1\n[noise]\nsigma = 0.5\n"
+        "[sweep]\nstudent.lr = [0.001, 1e30]\n"
+    )
+    code, shown, err = call("sweep", str(file), "--json", "-q")
+    record = json.loads(shown)
+    assert code == 3, err
+    assert {one["run"] for one in record["failed"]} == {
+        f"{kind}-lr1e30-seed0" for kind in ("labels-alone", "clean", "sigma0.5")
+    }
+    code, shown, err = call("sweep", "--resume", record["run"], "-q")
+    assert code == 3
+    assert "3 failed:" in shown

@@ -145,12 +145,16 @@ def config_check(
 
     Example: noisyteacher config check compress.toml --set noise.sigma=0.5
     """
-    from noisyteacher.config import build_config, describe, read_config
+    from noisyteacher.config import build_config, describe, flat_grids, read_config
     from noisyteacher.errors import ConfigError
     from noisyteacher.pipeline import wrong_names
+    from noisyteacher.sweep import expand
 
-    built = build_config(read_config(path, tuple(overrides or ())))
-    problems = wrong_names(built)
+    given = read_config(path, tuple(overrides or ()))
+    grids = flat_grids(given.pop("sweep", None))
+    built = build_config(given)
+    every = [built, *(one.config for one in expand(given, grids)[0])] if grids else [built]
+    problems = list(dict.fromkeys(problem for one in every for problem in wrong_names(one)))
     if problems:
         raise ConfigError("\n".join(problems))
     if as_json:

@@ -24,6 +24,8 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 def build_config(given: Mapping[str, Any]) -> Config:
     """The Config of nested settings. Raises ConfigError with every problem at once, each naming its key."""
+    if "sweep" in given:
+        raise ConfigError("sweep: a grid of settings; run the file with: noisyteacher sweep")
     try:
         config = TypeAdapter(Config).validate_python(dict(given))
     except ValidationError as error:

@@ -71,46 +71,44 @@ def sweep(
         for one in members:
             refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
-    if run is None and parent is not None:
-        run = parent.child(title, "sweep", settings)
-    elif run is None:
-        run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
-    elif run.config != settings:
-        raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new sweep")
-    if begun is not None:
-        begun(run)
-    done = run.result()
-    if done is not None and not done["failed"]:
-        return SweepResult(run.path, done)
-    with at_work(run.path):
-        return _run(run, config, conditions, families, axes, bases, count, jobs, scheduler, allow_import, watch)
+    place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
+    if scheduler is not None:
+        place = cluster(scheduler)
+    with place as make:  # nobody there? then no folder is made
+        if run is None and parent is not None:
+            run = parent.child(title, "sweep", settings)
+        elif run is None:
+            run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
+        elif run.config != settings:
+            raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
+        if begun is not None:
+            begun(run)
+        done = run.result()
+        if done is not None and not done["failed"]:
+            return SweepResult(run.path, done)
+        threads = config.run.threads
+        if threads is None and make is not None:
+            threads = share_of_threads(jobs)
+        with at_work(run.path):
+            return _run(run, conditions, families, axes, bases, count, threads, make, allow_import, watch)
 
 
 def _run(
     run: Run,
-    config: Config,
     conditions: Sequence[Condition],
     families: Sequence[Family],
     axes: list[str],
     bases: Mapping[str, list[Condition]],
     count: int,
-    jobs: int,
-    scheduler: str | None,
+    threads: int | None,
+    make: Make | None,
     allow_import: bool,
     watch: Watch | None,
 ) -> SweepResult:
     """Everything from the first teacher to the result, in a run folder that is there."""
     run.clear_error()
-    threads = config.run.threads
-    if threads is None and (jobs > 1 or scheduler is not None):
-        threads = share_of_threads(jobs)
     cells, bodies = _prepare(run, bases, count, threads, allow_import, watch)
-    local_make = None if jobs == 1 else local(jobs)
-    place: AbstractContextManager[Make | None] = (
-        cluster(scheduler) if scheduler is not None else nullcontext(local_make)
-    )
-    with place as make:
-        failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch))
+    failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch))
     results = {(one.condition, one.seed): Run(one.path).result() for one in cells if one.run not in failures}
     judged, groups = judge_sweep(conditions, families, {key: one for key, one in results.items() if one is not None})
     failed = [
