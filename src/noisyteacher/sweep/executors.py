@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.runs import Run
 from noisyteacher.sweep.cells import Cell, leave_with_parent, train_cell
 
 RETRIES = 3
@@ -62,7 +63,8 @@ def train_all(
     """Train every cell; returns why, by run name, for those that failed.
 
     `make` makes an executor (None: this process trains them one after the other). Where a worker dies, its cells are
-    given out again, each RETRIES times at most. `tell(waiting cells, failures)` is called about every second.
+    given out again, each RETRIES times at most; one that was there twice when a worker died is tried alone, so that it
+    cannot take others with it. `tell(waiting cells, failures)` is called about every second.
     """
     failures: dict[str, str] = {}
     if make is None:
@@ -74,8 +76,14 @@ def train_all(
         tell([], failures)
         return failures
     left, tries = list(cells), dict.fromkeys((cell.run for cell in cells), 0)
+    suspects: list[Cell] = []
     while left:
-        left = _round(left, make, tell, failures, tries)
+        again = _round(left, make, tell, failures, tries)
+        suspects += [cell for cell in again if tries[cell.run] > 1]
+        left = [cell for cell in again if tries[cell.run] <= 1]
+    for cell in suspects:
+        while _round([cell], make, tell, failures, tries):
+            pass
     tell([], failures)
     return failures
 
@@ -111,6 +119,8 @@ def _settle(cell: Cell, future: Future[Any], failures: dict[str, str], tries: di
     try:
         error = future.result()
     except BrokenProcessPool:
+        if cell.path.is_dir() and Run(cell.path).state == "done":
+            return []
         tries[cell.run] += cell.path.is_dir()  # one that had not begun is not to blame
         if tries[cell.run] <= RETRIES:
             return [cell]
