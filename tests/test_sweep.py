@@ -25,7 +25,7 @@ from noisyteacher.errors import (
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import cells as cells_module
 from noisyteacher.sweep import executors as executors_module
-from noisyteacher.sweep import resume_sweep, sweep
+from noisyteacher.sweep import resume_sweep, so_far, sweep
 from noisyteacher.sweep.cells import Cell, train_cell
 from noisyteacher.sweep.executors import RETRIES, local, train_all
 
@@ -95,6 +95,28 @@ def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert contents(Run(again.path)) == before
     assert resume_sweep(Run.open(result.path)).record == again.record
     assert asked == ["sigma0.5-seed1"]
+
+
+def test_what_is_done_is_judged_before_the_end(tmp_path: Path) -> None:
+    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2)
+    whole = so_far(Run.open(result.path))
+    assert whole.conditions == [{key: one[key] for key in one if key != "training_s"} for one in result.conditions]
+    assert whole.families == result.families
+    for name in ("result.json", "conditions.json", "clean-seed1/result.json"):
+        (result.path / name).unlink()
+    part = so_far(Run.open(result.path))
+    assert {one["name"]: one["seeds"] for one in part.conditions} == {
+        "labels-alone": [0, 1], "clean": [0], "sigma0.5": [0, 1]
+    }  # fmt: skip
+    assert part.conditions[2]["against_clean"]["test_error_%"]["n"] == 1
+    assert "5 of 6 cells are done" in str(part)
+    assert not (result.path / "conditions.json").exists()
+    for child in result.path.glob("*-seed*/result.json"):
+        child.unlink()
+    with pytest.raises(AskedWronglyError, match="no cell of this sweep is done"):
+        so_far(Run.open(result.path))
+    with pytest.raises(AskedWronglyError, match="not a sweep"):
+        so_far(Run.open(result.path / "teacher"))
 
 
 def test_processes_give_the_same_bytes_as_one(tmp_path: Path) -> None:

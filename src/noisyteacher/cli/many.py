@@ -35,6 +35,9 @@ def sweep(
     threads: o.Threads = None,
     overrides: o.Set = None,
     resume: o.Resume = None,
+    judge: Annotated[
+        str | None, typer.Option("--so-far", metavar="RUN", help="Train nothing: judge what is done of a sweep.")
+    ] = None,
     allow_import: o.AllowImport = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
@@ -46,7 +49,7 @@ def sweep(
 
     Example: noisyteacher sweep --grid noise.sigma=0.1,0.3,0.6,0.9 --grid noise.draw=batch,row --seeds 3 --jobs 2
     """
-    from noisyteacher.sweep import resume_sweep
+    from noisyteacher.sweep import resume_sweep, so_far
     from noisyteacher.sweep import sweep as run_sweep
 
     flags: dict[str, Any] = {
@@ -54,6 +57,12 @@ def sweep(
         "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs, "run.seeds": seeds,
         "run.device": device, "run.threads": threads,
     }  # fmt: skip
+    if judge is not None:
+        o.refuse_with_resume(
+            config, [*(overrides or ()), *(grid or ()), *([resume] if resume else ())], flags, "--so-far"
+        )
+        print_sweep(so_far(o.resumed(judge, output_dir)), as_json)
+        return
     if resume is not None:
         o.refuse_with_resume(config, [*(overrides or ()), *(grid or ())], flags)
         found = o.resumed(resume, output_dir)

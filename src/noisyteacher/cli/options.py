@@ -79,12 +79,14 @@ def settings(
     return read_config(None, tuple(overrides or ()), given)
 
 
-def refuse_with_resume(config: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> None:
-    """A resumed run has its own settings: naming others is a contradiction."""
+def refuse_with_resume(
+    config: Path | None, overrides: list[str] | None, flags: dict[str, Any], option: str = "--resume"
+) -> None:
+    """A run that is there has its own settings: naming others is a contradiction."""
     named = [key for key, value in flags.items() if value is not None]
     if config is not None or overrides or named:
         shown = ", ".join(named) or "CONFIG or --set"
-        raise typer.BadParameter(f"--resume takes the run's own settings; leave out {shown}")
+        raise typer.BadParameter(f"{option} takes the run's own settings; leave out {shown}")
 
 
 def data_of(model: str, data: str | None, overrides: list[str] | None) -> dict[str, Any]:

@@ -2,6 +2,17 @@
 
 from noisyteacher.sweep.grid import Condition, Family, expand
 from noisyteacher.sweep.result import SweepResult, judge_sweep, spread, summary
-from noisyteacher.sweep.run import resume_sweep, sweep
+from noisyteacher.sweep.run import resume_sweep, so_far, sweep
 
-__all__ = ["Condition", "Family", "SweepResult", "expand", "judge_sweep", "resume_sweep", "spread", "summary", "sweep"]
+__all__ = [
+    "Condition",
+    "Family",
+    "SweepResult",
+    "expand",
+    "judge_sweep",
+    "resume_sweep",
+    "so_far",
+    "spread",
+    "summary",
+    "sweep",
+]

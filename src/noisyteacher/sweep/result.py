@@ -73,7 +73,10 @@ class SweepResult:
         same = {key: noises[0][key] for key in (noises[0] if noises else ()) if key.startswith("noise.")}
         same = {key: value for key, value in same.items() if all(one[key] == value for one in noises)}
         constant = [f"All noises: {_settings({key[6:]: value for key, value in same.items()})}."] if same else []
+        cells = self.record.get("cells")
+        partial = [f"{cells['done']} of {cells['all']} cells are done: this is what they say so far."] if cells else []
         return [
+            *partial,
             *constant,
             f"{self.record['data']}: {sizes} images. Teacher {teacher['name']}: {error:.2f} % {self.role} error.",
             "[ ] = 95 % Student-t interval over seeds. test - clean: paired by seed with the clean student of the same "

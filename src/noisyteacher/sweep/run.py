@@ -12,7 +12,7 @@ from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import at_work, write_json
 from noisyteacher.measure import measure
-from noisyteacher.models import load_model
+from noisyteacher.models import load_model, model_record
 from noisyteacher.pipeline import (
     Plan,
     Watch,
@@ -142,6 +142,49 @@ def resume_sweep(
     )  # fmt: skip
 
 
+def so_far(run: Run) -> SweepResult:
+    """What the cells that are done say of an unfinished sweep; nothing is trained and nothing written.
+
+    Conditions may have different seeds; differences are taken over the seeds that both sides have. `.record` has no
+    costs. Raises AskedWronglyError for another kind of run, or when no cell is done.
+    """
+    if run.info["kind"] != "sweep":
+        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep")
+    settings = run.config
+    conditions, families, axes = expand(settings["base"], settings["grids"])
+    children = {child.path.name: child for child in run.children() if child.state == "done"}
+    results = {}
+    for one in conditions:
+        for seed in range(settings["seeds"]):
+            child = children.get(f"{one.name}-seed{seed}")
+            result = None if child is None else child.result()
+            if result is not None:
+                results[one.name, seed] = result
+    teachers = [child for name, child in children.items() if name.startswith("teacher")]
+    if not results or not teachers:
+        raise AskedWronglyError(f"{run.path}: no cell of this sweep is done yet")
+    judged, groups = judge_sweep(conditions, families, results)
+    scores = (teachers[0].result() or {})["scores"]
+    first = {
+        "name": _network(teachers[0]),
+        "run": teachers[0].path.name,
+        **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
+    }
+    return SweepResult(
+        run.path,
+        {
+            "data": conditions[0].config.data.name,
+            "n": {role: found["error"]["n"] for role, found in scores.items()},
+            "teacher": first,
+            "axes": axes,
+            "conditions": judged,
+            "families": groups,
+            "failed": [],
+            "cells": {"done": len(results), "all": len(conditions) * settings["seeds"]},
+        },
+    )
+
+
 def _bases(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
     """The conditions by what they share: data and teacher."""
     found: dict[str, list[Condition]] = {}
@@ -175,7 +218,7 @@ def _prepare(
         scores = teacher.result["scores"]
         teachers.append(
             {
-                "name": config.teacher.name,
+                "name": _network(teacher.run),
                 "run": name,
                 "conditions": [one.name for one in members],
                 "data": data.name,
@@ -186,6 +229,11 @@ def _prepare(
         )
         cells += [cell_of(one, seed, run, stores, threads) for seed in range(seeds) for one in members]
     return sorted(cells, key=lambda one: one.seed), teachers
+
+
+def _network(run: Run) -> str:
+    """The name of the network in a training's folder, whatever path led there."""
+    return str(model_record(run.path / "weights.safetensors")["architecture"]["name"])
 
 
 def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Cell], dict[str, str]], None]:
