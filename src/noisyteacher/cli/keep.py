@@ -153,9 +153,8 @@ def config_check(
     given = read_config(path, tuple(overrides or ()))
     grids = flat_grids(given.pop("sweep", None))
     built = build_config(given)
-    every = [built, *(one.config for one in expand(given, grids)[0])] if grids else [built]
-    problems = list(dict.fromkeys(problem for one in every for problem in wrong_names(one)))
-    if problems:
+    every = [built, *(one.config for one in (expand(given, grids)[0] if grids else ()))]
+    if problems := dict.fromkeys(problem for one in every for problem in wrong_names(one)):
         raise ConfigError("\n".join(problems))
     if as_json:
         print_json(describe(built))
