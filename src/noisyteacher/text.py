@@ -53,6 +53,11 @@ def few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, ... ({len(names)})"
 
 
+def sigma_words(sigma: float | Sequence[float]) -> str:
+    """A sigma, or a range of it, as people read it. `sigma_words([0.01, 1]) == "0.01..1"`."""
+    return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, Sequence) else f"{sigma:g}"
+
+
 def plural(number: int, noun: str) -> str:
     """A number with its noun. `plural(1, "seed") == "1 seed"`, `plural(3, "seed") == "3 seeds"`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, out, print_json, print_table, progress, resumable
+from noisyteacher.cli.show import command_line, out, print_json, print_noted, progress, resumable
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
 Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
@@ -116,11 +116,8 @@ def print_sweep(result: Any, as_json: bool) -> None:
     from rich.text import Text
 
     headers, rows = result.table()
-    print_table(headers, rows, right=range(1, len(headers)))
+    print_noted(headers, rows, result.notes())
     console = out()
-    console.print()
-    for note in result.notes():
-        console.print(Text(note), style="dim")
     console.print()
     for verdict in result.verdicts():
         console.print(Text(f"Verdict: {verdict}."), style="bold")
@@ -191,10 +188,7 @@ def print_paper(result: Any) -> None:
     record = result.record
     console.print(Text(f"{record['title']} ({record['budget']}, {record['data']})"), style="bold")
     headers, rows = result.table()
-    print_table(headers, rows, right=range(1, len(headers)))
-    console.print()
-    for note in record["notes"]:
-        console.print(Text(note), style="dim")
+    print_noted(headers, rows, record["notes"])
     for verdict in record["verdicts"]:
         console.print(Text(f"Verdict: {verdict}."), style="bold")
     for one in result.failed:

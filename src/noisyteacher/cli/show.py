@@ -52,6 +52,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     out().print(table)
 
 
+def print_noted(headers: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> None:
+    """A table of numbers on stdout with its notes beneath."""
+    from rich.text import Text
+
+    print_table(headers, rows, right=range(1, len(headers)))
+    console = out()
+    console.print()
+    for note in notes:
+        console.print(Text(note), style="dim")
+
+
 def print_result(result: Result, as_json: bool) -> None:
     """A compression's table, notes, verdict and run folders; or all of it as JSON."""
     if as_json:
@@ -60,11 +71,8 @@ def print_result(result: Result, as_json: bool) -> None:
     from rich.text import Text
 
     headers, rows = result.table()
-    print_table(headers, rows, right=range(1, len(headers)))
+    print_noted(headers, rows, result.notes())
     console = out()
-    console.print()
-    for note in result.notes():
-        console.print(Text(note), style="dim")
     console.print()
     console.print(Text(f"Verdict: {result.verdict}."), style="bold")
     console.print()

@@ -10,7 +10,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.conditions import a_student
 from noisyteacher.pipeline.plan import Plan
 from noisyteacher.store import LogitStore
-from noisyteacher.text import plural
+from noisyteacher.text import plural, sigma_words
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def explain_choice(choice: Mapping[str, Any]) -> str:
     chosen = choice["chosen"]
     means = {(one["sigma"], one["alpha"]): one["mean"] for one in map(_hashable, choice["candidates"])}
     key = _hashable(chosen)["sigma"], chosen["alpha"]
-    what = f"sigma {_shown(chosen['sigma'])}, alpha {chosen['alpha']:g}" if chosen["sigma"] else "no noise (sigma 0)"
+    what = (
+        f"sigma {sigma_words(chosen['sigma'])}, alpha {chosen['alpha']:g}" if chosen["sigma"] else "no noise (sigma 0)"
+    )
     length = f"{plural(choice['epochs'], 'epoch')} x {plural(len(choice['seeds']), 'seed')}"
     return (
         f"{what} was chosen on validation (n = {choice['n']:,}): error {means[key]:.2f} % against "
@@ -91,16 +93,12 @@ def explain_choice(choice: Mapping[str, Any]) -> str:
 
 def label(noise: Noise) -> str:
     """The noise in words. `label(Noise(sigma=0.3, alpha=0.5)) == "sigma 0.3, alpha 0.5"`."""
-    return f"sigma {_shown(noise.sigma)}, alpha {noise.alpha:g}"
+    return f"sigma {sigma_words(noise.sigma)}, alpha {noise.alpha:g}"
 
 
 def slug(noise: Noise) -> str:
     """The noise as a part of a run's name. `slug(Noise(sigma=0.3, alpha=0.5)) == "sigma0.3-alpha0.5"`."""
     return label(noise).replace(", ", "-").replace(" ", "")
-
-
-def _shown(sigma: Any) -> str:
-    return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (tuple, list)) else f"{sigma:g}"
 
 
 def _hashable(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
-from noisyteacher.text import count, duration, size_bytes
+from noisyteacher.text import count, duration, sigma_words, size_bytes
 
 HEADERS = ("model", "{role} error %", "parameters", "bytes", "MACs", "latency ms", "training")
 
@@ -67,7 +67,9 @@ class Result:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
         difference = paired_difference(named["clean"].errors, named["noisy"].errors)
         unit = f"points of {'test' if self.role == 'test' else 'validation'} error"
-        return verdict(difference, f"noise of sigma {_sigma(self.noise)}, alpha {self.noise['alpha']:g}", unit)
+        return verdict(
+            difference, f"noise of sigma {sigma_words(self.noise['sigma'])}, alpha {self.noise['alpha']:g}", unit
+        )
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headers and rows as text; a cell's second line is the ratio student / teacher (below 1: smaller, faster)."""
@@ -196,8 +198,3 @@ def _plain(rows: list[tuple[str, ...]]) -> str:
 
 def _interval(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "sd": interval.sd, "n": interval.n}
-
-
-def _sigma(noise: Mapping[str, Any]) -> str:
-    sigma = noise["sigma"]
-    return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (list, tuple)) else f"{sigma:g}"

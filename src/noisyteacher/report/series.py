@@ -9,6 +9,7 @@ from typing import Any
 
 from noisyteacher import references
 from noisyteacher.report.study import Estimate, Line, Study
+from noisyteacher.runs import flat
 
 PLACES = ("run.output_dir", "data.root", "run.device", "run.threads", "run.tensorboard")
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
@@ -174,17 +175,6 @@ def _paper(study: Study, student: str | None, axis: str, series: Sequence[Series
         ):
             found[curve.id] = curve
     return tuple(found.values())
-
-
-def flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys. `flat({"noise": {"sigma": 1}}) == {"noise.sigma": 1}`."""
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            found.update(flat(value, f"{before}{key}."))
-        else:
-            found[f"{before}{key}"] = value
-    return found
 
 
 def _value(value: Any) -> str:

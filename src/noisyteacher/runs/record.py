@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 
     `compare({"noise": {"sigma": 0.6}}, {"noise": {"sigma": 0.9}}) == [("noise.sigma", 0.6, 0.9)]`.
     """
-    left, right = _flat(a), _flat(b)
+    left, right = flat(a), flat(b)
     pairs = ((key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in sorted({**left, **right}))
     return [(key, old, new) for key, old, new in pairs if old != new or type(old) is not type(new)]
 
@@ -81,14 +82,15 @@ def host() -> dict[str, Any]:
     }
 
 
-def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys. `flat({"noise": {"sigma": 1}}) == {"noise.sigma": 1}`."""
+    found: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{before}{key}."))
+            found.update(flat(value, f"{before}{key}."))
         else:
-            flat[f"{before}{key}"] = value
-    return flat
+            found[f"{before}{key}"] = value
+    return found
 
 
 def _cpu() -> str:

@@ -6,13 +6,14 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from noisyteacher.config import Config, NoiseSettings, build_config, put
 from noisyteacher.errors import ConfigError
 from noisyteacher.files import sha256
+from noisyteacher.text import sigma_words
 
 Grid = Mapping[str, Sequence[Any]]
 KINDS = ("labels", "clean", "noisy")
@@ -152,8 +153,7 @@ def _is_clean(config: Config) -> bool:
 
 
 def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:
-    sigma = noise["sigma"]
-    words = [f"sigma {sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, (tuple, list)) else f"sigma {sigma:g}"]
+    words = [f"sigma {sigma_words(noise['sigma'])}"]
     if "alpha" in told:
         words.append(f"alpha {noise['alpha']:g}")
     if "draw" in told:
@@ -198,8 +198,3 @@ def _slug(label: str) -> str:
 
 def fingerprint(value: Any) -> str:
     return sha256([json.dumps(value, sort_keys=True, default=list).encode()])
-
-
-def shown(values: Iterable[Any]) -> str:
-    """Values of an axis as people read them. `shown([0.1, 0.3]) == "0.1, 0.3"`."""
-    return ", ".join(map(_short, values))
