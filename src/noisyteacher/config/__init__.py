@@ -2,18 +2,31 @@
 
 from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import (
+    LIMITS,
     build_config,
     describe,
     flat_grids,
     leaves,
+    limit,
     parse_grid,
     parse_value,
     put,
     read_config,
 )
-from noisyteacher.config.settings import Choice, Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
+from noisyteacher.config.settings import (
+    Choice,
+    Config,
+    Data,
+    NoiseSettings,
+    Recipe,
+    RunSettings,
+    Student,
+    Target,
+    Teacher,
+)
 
 __all__ = [
+    "LIMITS",
     "Choice",
     "Config",
     "Data",
@@ -21,12 +34,14 @@ __all__ = [
     "Recipe",
     "RunSettings",
     "Student",
+    "Target",
     "Teacher",
     "build_config",
     "describe",
     "explain",
     "flat_grids",
     "leaves",
+    "limit",
     "parse_grid",
     "parse_value",
     "put",

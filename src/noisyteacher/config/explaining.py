@@ -32,7 +32,7 @@ def type_name(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, hint.__args__))
     if origin is list:
-        return "list of text" if str in hint.__args__ else "list of numbers"
+        return {"text": "list of text"}.get(inner := type_name(hint.__args__[0]), f"list of {inner}s")
     if origin is dict:
         return "table"
     if origin is tuple:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from noisyteacher.config.settings import Choice, Config
+from noisyteacher.config.settings import Choice, Config, Target
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
+LIMITS = ("macs", "bytes", "parameters")
+"""The settings of `target` that limit a cost."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
@@ -134,6 +137,23 @@ def flat_grids(table: Any) -> list[dict[str, list[Any]]]:
     return [dict(leaves(one)) for one in tables]
 
 
+def limit(given: str | float, teachers: float) -> float:
+    """The most that a limit of `target` allows, beside what the teacher has. `limit("4x", 200) == 50`.
+
+    Raises ConfigError for text that is neither a number nor a ratio of 1 or more followed by x.
+    """
+    if not isinstance(given, str):
+        return given
+    try:
+        number = float(given.strip().removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    ratio = given.strip().endswith("x")
+    if not (math.isfinite(number) and (number >= 1 if ratio else number > 0)):
+        raise ConfigError(f"given {given!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
+    return teachers / number if ratio else number
+
+
 def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as (dotted key, value)."""
     for key, value in table.items():
@@ -222,6 +242,7 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
     if config.student.combine != "mean" and not config.teacher.also:
         yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
+    yield from _targets(config.target, config.student.name == "auto", bool(config.student.options))
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"
@@ -238,6 +259,22 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: is empty; name it, or leave the setting out"
     if config.data.name == "mnist-5k" and config.data.root is not None:
         yield "data.root: has no effect with mnist-5k, which comes with the package: leave it out"
+
+
+def _targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
+    limits = {name: getattr(target, name) for name in LIMITS}
+    for name, given in limits.items():
+        if given is not None:
+            try:
+                limit(given, 1.0)
+            except ConfigError as error:
+                yield f"target.{name}: {error}"
+    if chosen and all(given is None for given in limits.values()):
+        yield "student.name: auto needs a limit to keep within: give target.macs, target.bytes or target.parameters"
+    if chosen and options:
+        yield "student.options: have no effect where student.name is auto: leave them out"
+    if not chosen and replace(target, max_drop=None) != Target():
+        yield "target: has no effect where student.name is not auto: leave it out, or let the student be chosen"
 
 
 def _listed(problems: Iterable[str]) -> str:

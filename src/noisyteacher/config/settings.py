@@ -96,7 +96,7 @@ class Student(Recipe):
     """The small network, and how it learns."""
 
     name: str = "mlp800"
-    """A network by name or pkg.module:factory."""
+    """A network by name or pkg.module:factory, or auto: chosen on validation among those that keep within target."""
     loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
@@ -148,6 +148,30 @@ class Choice:
 
 
 @dataclass(kw_only=True)
+class Target:
+    """What the student may cost, for student.name = "auto": it is chosen on validation among those that keep within."""
+
+    __pydantic_config__ = STRICT
+
+    macs: str | Positive | None = None
+    """At most so many multiplications per image, or "4x": at most a quarter of the teacher's."""
+    bytes: str | Positive | None = None
+    """At most so many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
+    parameters: str | Positive | None = None
+    """At most so many parameters, or "8x": at most an eighth of the teacher's."""
+    max_drop: NotNegative | None = None
+    """Points of validation accuracy the student may lose against its teacher; more is told, and ends in exit code 3."""
+    students: list[str] = field(default_factory=list)
+    """Networks to choose from (empty: all that are known, and narrower copies of the teacher)."""
+    search: Count = 4
+    """How many of those within the limits are tried, in short runs judged on validation."""
+    epochs: Count | None = None
+    """Length of each short run (empty: a quarter of the student's epochs)."""
+    minutes: Positive | None = None
+    """Minutes that all training together may take, the teacher's included; fewer tries and epochs where it is short."""
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """How often, where and on what."""
 
@@ -163,6 +187,8 @@ class RunSettings:
     """cpu, cuda, or auto."""
     threads: Count | None = None
     """CPU threads for torch (default: torch's own choice)."""
+    export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "pt2", "hub"]] = field(default_factory=list)
+    """Files to write of the student that is best on validation, each checked against torch."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
 
@@ -183,5 +209,7 @@ class Config:
     """The noise on the logits."""
     choice: Choice = field(default_factory=Choice)
     """How sigma and alpha are chosen where they are auto."""
+    target: Target = field(default_factory=Target)
+    """What the student may cost where it is chosen."""
     run: RunSettings = field(default_factory=RunSettings)
     """How often, where and on what."""

@@ -4,7 +4,7 @@ from noisyteacher.pipeline.compression import compress, compress_config, resume_
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.plan import Plan, refuse_early
+from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import (
@@ -36,6 +36,7 @@ __all__ = [
     "names_a_file",
     "options_of",
     "other_data",
+    "refuse_auto",
     "refuse_early",
     "resume_compress",
     "resume_single",

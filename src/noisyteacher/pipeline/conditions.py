@@ -19,6 +19,9 @@ from noisyteacher.pipeline.steps import Trained, given_run, load_teacher, names_
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
+TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
+"""What a condition is called in words."""
+
 
 def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""

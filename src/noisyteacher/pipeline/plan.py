@@ -24,6 +24,7 @@ from noisyteacher.models import (
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
+from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
 
@@ -46,6 +47,8 @@ class Plan:
     watch: Watch | None
     allow_import: bool = False
     """Whether a teacher's file may name a factory that is imported and called."""
+    search: Search | None = None
+    """The networks to choose the student from; None where it was named."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -77,19 +80,34 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
 
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
-) -> None:
-    """Raises what a wrong name would raise later, before a folder is made or a teacher trained."""
+) -> Search | None:
+    """Raises what a wrong name would raise later, before a folder is made or a teacher trained.
+
+    What comes back are the networks to choose from where the student is not named.
+    """
     resolve_device(config.run.device)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
-    build_model(student, data, **options_of(config.student))
+    models = []
     for one in (teacher, *config.teacher.also):
         if isinstance(one, str) and names_a_file(one):
             if config.teacher.options:
                 raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
-            load_teacher(one, data, allow_import)
+            models.append(load_teacher(one, data, allow_import)[0])
         else:
-            build_model(one, data, **options_of(config.teacher))
+            models.append(build_model(one, data, **options_of(config.teacher)))
+    if student == AUTO:
+        return price_candidates(config.target, models[0], data)
+    build_model(student, data, **options_of(config.student))
+    return None
+
+
+def refuse_auto(config: Config) -> None:
+    """Raises AskedWronglyError where the student is to be chosen, which only a compression does."""
+    if config.student.name == AUTO:
+        raise AskedWronglyError(
+            "student.name: auto chooses a student by its costs, which only compress does: name the student"
+        )
 
 
 def folder_for(

@@ -51,11 +51,21 @@ class Result:
     store: str
     choice: Mapping[str, Any] | None = None
     """How the noise was chosen on validation, where it was: candidates, their errors, what won."""
+    search: Mapping[str, Any] | None = None
+    """How the student was chosen within the limits on its costs, where it was."""
+    best: Mapping[str, Any] | None = None
+    """The student that validation prefers, what it loses against the teacher, and the files written of it."""
 
     @property
     def seeds(self) -> int:
         """How many seeds each student was trained with."""
         return len(self.rows[-1].errors)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that was to be checked holds: the loss of accuracy, and every exported file."""
+        best = self.best or {"holds": True, "files": []}
+        return bool(best["holds"] and all(one["holds"] for one in best["files"]))
 
     @property
     def verdict(self) -> str:
@@ -122,8 +132,12 @@ class Result:
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",
         ]
+        if self.search is not None:
+            found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
             found.append(f"Noise: {explain_choice(self.choice)}.")
+        if self.best is not None:
+            found.append(f"{self.best['told'][0].upper()}{self.best['told'][1:]}.")
         if latency:
             found.append(
                 f"Latency: median of {latency['runs']} forward passes, batch {latency['batch']}, {latency['threads']} "
@@ -143,6 +157,8 @@ class Result:
             "store": self.store,
             "extraction_s": self.extraction_s,
             "choice": None if self.choice is None else dict(self.choice),
+            "search": None if self.search is None else dict(self.search),
+            "best": None if self.best is None else dict(self.best),
             "rows": [
                 {
                     "name": row.name,
@@ -174,7 +190,7 @@ class Result:
         )
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
-            record["store"], record.get("choice"),
+            record["store"], record.get("choice"), record.get("search"), record.get("best"),
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from noisyteacher.models import Classifier, build_model
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
-from noisyteacher.pipeline.plan import Plan, called, noise_of, taught_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
@@ -108,6 +108,7 @@ def distil_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
+    refuse_auto(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
     model = build_model(student.name, data, seed=seed, **options_of(student))

@@ -51,6 +51,8 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "noise": noise,
         "batch_size": batch_size(children.config(picture)) if picture else 64,
         "candidates": _candidates(children, (result or {}).get("choice")),
+        "search": (result or {}).get("search"),
+        "best": (result or {}).get("best"),
     }
 
 

@@ -15,6 +15,7 @@ from noisyteacher.report.cards import cards_of, overview, subtitle
 from noisyteacher.report.costs import trade_offs
 from noisyteacher.report.drawing import shown
 from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
+from noisyteacher.report.handed import searched
 from noisyteacher.report.noising import picture
 from noisyteacher.report.series import charts, choice_charts
 from noisyteacher.report.study import Line, Study
@@ -105,6 +106,10 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     yield found
     if alone:
         yield _along([study], f"{name}-along")
+    student = Section("How the student was chosen", f"{name}-search")
+    student.texts += list((study.search or {}).get("told", []))
+    student.tables += [one for one in [searched(study.search)] if one]
+    yield student
     choice = Section("How the noise was chosen", f"{name}-choice")
     choice.figures += [along(f"{name}-choice{place}", one) for place, one in enumerate(choice_charts(study))]
     yield choice

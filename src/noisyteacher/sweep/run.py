@@ -20,6 +20,7 @@ from noisyteacher.pipeline import (
     its_answers,
     load_config_data,
     options_of,
+    refuse_auto,
     refuse_early,
     the_teacher,
 )
@@ -69,6 +70,7 @@ def sweep(
     for members in bases.values():
         data = load_config_data(members[0].config)
         for one in members:
+            refuse_auto(one.config)
             refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))

@@ -1,0 +1,2 @@
+def ship(*a, **k):
+    raise NotImplementedError
