@@ -269,6 +269,13 @@ def test_unfinished_and_failed_runs_are_told(tmp_path: Path) -> None:
     assert "unfinished" in build_report([run, empty], "csv")
 
 
+def test_figures_of_an_unfinished_sweep_name_its_data(tmp_path: Path) -> None:
+    run = made.sweep(tmp_path)
+    (run.path / "result.json").unlink()
+    (first,) = (one for one in captions(build_report(run)) if one.startswith("Test error against sigma"))
+    assert "mlp800 from lenet, mnist, n = 100 images" in first
+
+
 def test_old_runs_without_details_say_so(tmp_path: Path) -> None:
     text = build_report(made.compression(tmp_path, details=False))
     assert "Calibration and confusion are not shown: the run's results do not have them." in Page(text).text
