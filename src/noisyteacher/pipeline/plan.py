@@ -124,10 +124,11 @@ def folder_for(
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
-    if run.config != plain(settings):
-        told = ", ".join([key for key, _, _ in compare(run.config, plain(settings))][:4])
+    # Where the folder was made says nothing of what is in it: it may have been moved since.
+    told = [key for key, _, _ in compare(run.config, plain(settings)) if key != "run.output_dir"]
+    if told:
         raise MismatchError(
-            f"{path}: was started with other arguments ({told}): see its config.json, or start a new run"
+            f"{path}: was started with other arguments ({', '.join(told[:4])}): see its config.json, or start a new run"
         )
     return run
 
