@@ -23,6 +23,7 @@ from noisyteacher.files import read_json, write_json
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
 
+Tell = Callable[[str, object], None]
 QUICK = 12
 """So many of the system calls are tried where not all faults are asked for (NOISYTEACHER_FAULTS=all)."""
 
@@ -121,7 +122,7 @@ def prepared(write: Write, place: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_killed_at_every_system_call(kind: str, place: Path, record_property: Callable[[str, object], None]) -> None:
+def test_killed_at_every_system_call(kind: str, place: Path, record_property: Tell) -> None:
     write, log = WRITES[kind], place.parent / "log"
     old, new = prepared(write, place)
     seen: list[object] = []
@@ -134,13 +135,15 @@ def test_killed_at_every_system_call(kind: str, place: Path, record_property: Ca
             assert left == new
         else:
             seen.append(left)
-    record_property("system calls", len(seen))
+    record_property("faults: kills at a system call", len(seen))
     assert {old, new} == set(seen)  # early ones leave the old, late ones the new
     assert seen.index(new) == len(seen) - seen.count(new)  # and nothing goes back
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_whatever_the_disk_lost_the_old_is_there_or_the_new(kind: str, place: Path, tmp_path: Path) -> None:
+def test_whatever_the_disk_lost_the_old_is_there_or_the_new(
+    kind: str, place: Path, tmp_path: Path, record_property: Tell
+) -> None:
     """A replay of the write, with everything lost or torn that was not yet flushed to the disk."""
     write, log = WRITES[kind], tmp_path / "log"
     old, new = prepared(write, place)
@@ -154,6 +157,7 @@ def test_whatever_the_disk_lost_the_old_is_there_or_the_new(kind: str, place: Pa
         seen.append(write.found(after))
         assert seen[-1] in (old, new), number
         shutil.rmtree(after)
+    record_property("faults: states of a disk after a power cut", len(seen))
     assert seen[0] == old
     assert seen[-1] == new  # what was reported as written is safe
 
@@ -181,7 +185,9 @@ def test_the_replay_finds_a_write_that_is_not_flushed(place: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("kind", WRITES)
-def test_a_failing_call_is_an_error_of_ours_and_the_old_stays(kind: str, error: str, place: Path) -> None:
+def test_a_failing_call_is_an_error_of_ours_and_the_old_stays(
+    kind: str, error: str, place: Path, record_property: Tell
+) -> None:
     write, log = WRITES[kind], place.parent / "log"
     old, new = prepared(write, place)
     found = chosen(calls(lambda: write.new(place), log, f"openat,{MUTATING}"), QUICK)
@@ -193,6 +199,7 @@ def test_a_failing_call_is_an_error_of_ours_and_the_old_stays(kind: str, error: 
         failed += outcome.code == 1
         assert write.found(place) in ((new,) if outcome.code == 0 else (old, new)), call
     assert failed
+    record_property(f"faults: {error} at a system call", failed)
 
 
 @dataclass
@@ -215,7 +222,9 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(one.relative_to(path)): one.read_bytes() for one in sorted(path.rglob("*")) if one.is_file()}
 
 
-def test_a_store_killed_at_every_system_call_is_finished_to_the_same_bytes(extraction: Extraction, place: Path) -> None:
+def test_a_store_killed_at_every_system_call_is_finished_to_the_same_bytes(
+    extraction: Extraction, place: Path, record_property: Tell
+) -> None:
     whole = contents(extraction(place / "whole").path)
     log = place / "log"
 
@@ -224,7 +233,9 @@ def test_a_store_killed_at_every_system_call_is_finished_to_the_same_bytes(extra
 
     found = [one for one in calls(again, log) if one.name in (*MUTATING.split(","), "openat", "close")]
     shutil.rmtree(place / "store")
-    for call in chosen(found, QUICK):
+    found = chosen(found, QUICK)
+    record_property("faults: kills at a system call", len(found))
+    for call in found:
         killed_at(again, log, call)
         with suppress(NoisyTeacherError):  # it is not finished, and says so
             LogitStore.open(place / "store").verify()
@@ -237,7 +248,7 @@ def test_a_store_killed_at_every_system_call_is_finished_to_the_same_bytes(extra
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_a_store_on_a_disk_that_fails_says_so_and_is_finished_later(
-    extraction: Extraction, place: Path, error: str
+    extraction: Extraction, place: Path, error: str, record_property: Tell
 ) -> None:
     whole = contents(extraction(place / "whole").path)
     log = place / "log"
@@ -247,7 +258,9 @@ def test_a_store_on_a_disk_that_fails_says_so_and_is_finished_later(
 
     found = calls(again, log, MUTATING)
     shutil.rmtree(place / "store")
-    for call in chosen(found, QUICK):
+    found = chosen(found, QUICK)
+    record_property(f"faults: {error} at a system call", len(found))
+    for call in found:
         outcome = failing_at(again, log, call, error)
         assert outcome.code in (0, 1), call
         extraction(place / "store")
