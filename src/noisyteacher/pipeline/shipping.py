@@ -1,2 +1,0 @@
-def ship(*a, **k):
-    raise NotImplementedError
