@@ -24,7 +24,7 @@ from noisyteacher.runs import list_runs, remove_run
 
 COMMON = {"--help"}
 COMMANDS = {
-    "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "sweep", "paper", "report",
+    "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "export", "sweep", "paper", "report",
     "runs ls", "runs show", "runs diff", "runs rm",
     "config init", "config check", "config explain", "data ls", "data check", "logits show", "logits verify",
 }  # fmt: skip

@@ -21,13 +21,14 @@ from noisyteacher import cli, references
 from noisyteacher.errors import AskedWronglyError, FileFormatError, UnknownNameError
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.answers import confusion
-from noisyteacher.report.drawing import COLOURS, draw, shown
+from noisyteacher.report.drawing import COLOURS, draw
 from noisyteacher.report.figures import along
 from noisyteacher.report.noising import picture
-from noisyteacher.report.plain import escaped, harmless
+from noisyteacher.report.plain import harmless
 from noisyteacher.report.series import charts
 from noisyteacher.report.study import Details
 from noisyteacher.runs import Run, new_run
+from noisyteacher.text import escaped, shown
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "=cmd()|'/C calc'!A0")
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -11,7 +11,7 @@ from noisyteacher.models.preprocess import (
     Standardize,
     build_preprocess,
 )
-from noisyteacher.models.pretrained import PREFIX, pretrained, weights_file
+from noisyteacher.models.pretrained import HUB_WEIGHTS, PREFIX, pretrained, weights_file
 from noisyteacher.models.weights import (
     code_fingerprint,
     load_model,
@@ -24,6 +24,7 @@ from noisyteacher.models.weights import (
 )
 
 __all__ = [
+    "HUB_WEIGHTS",
     "MODELS",
     "PAPER",
     "PREFIX",

@@ -1,11 +1,13 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
+from noisyteacher.pipeline.card import Story, story_of
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
 from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
 from noisyteacher.pipeline.result import Result, Row
+from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import (
     Trained,
@@ -21,6 +23,7 @@ __all__ = [
     "Plan",
     "Result",
     "Row",
+    "Story",
     "Trained",
     "Watch",
     "a_student",
@@ -40,6 +43,8 @@ __all__ = [
     "refuse_early",
     "resume_compress",
     "resume_single",
+    "ship",
+    "story_of",
     "the_teacher",
     "train_config",
     "train_run",

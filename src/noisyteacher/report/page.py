@@ -13,13 +13,13 @@ from noisyteacher.report import tables
 from noisyteacher.report.answers import confusion, reliability, shared_role
 from noisyteacher.report.cards import cards_of, overview, subtitle
 from noisyteacher.report.costs import trade_offs
-from noisyteacher.report.drawing import shown
 from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
 from noisyteacher.report.handed import searched
 from noisyteacher.report.noising import picture
 from noisyteacher.report.series import charts, choice_charts
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
+from noisyteacher.text import shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
