@@ -12,7 +12,7 @@ from noisyteacher.config import LIMITS, Target, limit
 from noisyteacher.data import Splits
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.measure import measure
-from noisyteacher.models import MODELS, build_model
+from noisyteacher.models import MODELS, SHRINK, build_model
 from noisyteacher.text import count, few, size_bytes
 
 AUTO = "auto"
@@ -102,10 +102,10 @@ def price_candidates(target: Target, teacher: nn.Module, data: Splits) -> Search
 
 def _models(names: Sequence[str], teacher: nn.Module, data: Splits) -> Iterable[tuple[str, nn.Module]]:
     """The networks to look at; of those that nobody named, only the ones that can be built for these images."""
-    known = [*MODELS, *(f"shrink:{ratio:g}" for ratio in RATIOS)]
+    known = [*MODELS, *(f"{SHRINK}{ratio:g}" for ratio in RATIOS)]
     for name in names or known:
         try:
-            yield name, build_model(name, data, teacher=teacher)
+            yield name, build_model(name, data, teacher=teacher if name.startswith(SHRINK) else None)
         except (MismatchError, AskedWronglyError):
             if names:
                 raise
