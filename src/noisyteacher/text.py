@@ -61,6 +61,11 @@ def sigma_words(sigma: float | Sequence[float]) -> str:
     return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, Sequence) else f"{sigma:g}"
 
 
+def sentence(words: str) -> str:
+    """Words that stood in a sentence as one of their own. `sentence("no limit bound") == "No limit bound."`."""
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
 def plural(number: int, noun: str) -> str:
     """A number with its noun. `plural(1, "seed") == "1 seed"`, `plural(3, "seed") == "3 seeds"`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import out, print_json, print_table, progress
+from noisyteacher.cli.show import print_exported, print_json, progress
 
 
 def export(
@@ -44,10 +44,8 @@ def export(
 
     Example: noisyteacher export runs/20261122T1246Z-distil-mlp800-7f3a9c --format onnx,onnx-int8,hub
     """
-    from rich.text import Text
-
     from noisyteacher.config import build_config
-    from noisyteacher.export import notes, refuse_formats, table, verdict
+    from noisyteacher.export import refuse_formats, verdict
     from noisyteacher.pipeline import load_config_data, load_teacher, ship, story_of
 
     chosen = [one.strip() for one in formats.split(",")]
@@ -77,12 +75,8 @@ def export(
             {"model": path, "folder": str(folder), "verdict": verdict(made), "files": [one.describe() for one in made]}
         )
     else:
-        headers, rows = table(made)
-        print_table(headers, rows, right=range(2, len(headers) - 1))
-        typer.echo()
-        for note in notes(made):
-            out().print(Text(note), style="dim")
-        out().print(Text(f"\nVerdict: {verdict(made)}.\n\nFolder: {folder}"))
+        print_exported(made)
+        typer.echo(f"\nFolder: {folder}")
     if not all(one.holds for one in made):
         raise typer.Exit(3)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,14 @@ class Exported:
             "torch_latency_ms": asdict(self.torch_latency_ms),
             "runtime": self.runtime,
         }
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Exported:
+        """The Exported that `describe` told of."""
+        known = {one.name: record[one.name] for one in fields(cls)}
+        for name in ("agreement", "accuracy", "torch_accuracy"):
+            known[name] = None if known[name] is None else Quantity(**known[name])
+        for name in ("latency_ms", "torch_latency_ms"):
+            known[name] = Latency(**known[name])
+        difference = math.nan if known["difference"] is None else known["difference"]
+        return cls(**{**known, "path": Path(known["path"]), "difference": difference})

@@ -9,7 +9,7 @@ from typing import Any
 from noisyteacher.pipeline.conditions import TITLES
 from noisyteacher.pipeline.plan import Plan
 from noisyteacher.pipeline.shipping import ship
-from noisyteacher.pipeline.steps import Trained
+from noisyteacher.pipeline.steps import Trained, Watch
 
 FOLDER = "export"
 
@@ -45,12 +45,14 @@ def best_student(
 
 def export_best(plan: Plan, best: Trained, title: str) -> list[dict[str, Any]]:
     """What came of every format of `run.export`, in the run's folder `export`; paths are relative to the run."""
-    told = plan.watch
-    if told is not None:
-        told(title, 0, 1, ", ".join(plan.config.run.export))
-    found = ship(best.model, plan.data, plan.run.path / FOLDER, plan.config.run.export, run=best.run)
-    if told is not None:
-        told(title, 1, 1, ", ".join(plan.config.run.export))
+    watch = plan.watch
+    tell: Watch | None = None
+    if watch is not None:
+
+        def tell(stage: str, done: int, total: int, note: str) -> None:
+            watch(title, done, total, note)
+
+    found = ship(best.model, plan.data, plan.run.path / FOLDER, plan.config.run.export, best.run, tell)
     return [one.describe() | {"path": os.path.relpath(one.path, plan.run.path)} for one in found]
 
 

@@ -14,6 +14,7 @@ from noisyteacher.config import Choice, Config, NoiseSettings
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
     PREFIX,
     Classifier,
@@ -86,6 +87,7 @@ def refuse_early(
     What comes back are the networks to choose from where the student is not named.
     """
     resolve_device(config.run.device)
+    refuse_formats(config.run.export)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
     models = []

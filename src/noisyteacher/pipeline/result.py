@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisyteacher.export import Exported
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
-from noisyteacher.text import count, duration, sigma_words, size_bytes
+from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
 HEADERS = ("model", "{role} error %", "parameters", "bytes", "MACs", "latency ms", "training")
 
@@ -60,6 +61,11 @@ class Result:
     def seeds(self) -> int:
         """How many seeds each student was trained with."""
         return len(self.rows[-1].errors)
+
+    @property
+    def files(self) -> list[Exported]:
+        """The files written of the student that is handed over."""
+        return [Exported.read(one) for one in (self.best or {}).get("files", ())]
 
     @property
     def holds(self) -> bool:
@@ -137,7 +143,7 @@ class Result:
         if self.choice is not None and self.noise is not None:
             found.append(f"Noise: {explain_choice(self.choice)}.")
         if self.best is not None:
-            found.append(f"{self.best['told'][0].upper()}{self.best['told'][1:]}.")
+            found.append(sentence(self.best["told"]))
         if latency:
             found.append(
                 f"Latency: median of {latency['runs']} forward passes, batch {latency['batch']}, {latency['threads']} "

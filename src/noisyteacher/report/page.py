@@ -14,7 +14,7 @@ from noisyteacher.report.answers import confusion, reliability, shared_role
 from noisyteacher.report.cards import cards_of, overview, subtitle
 from noisyteacher.report.costs import trade_offs
 from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
-from noisyteacher.report.handed import searched
+from noisyteacher.report.handed import files, searched, told
 from noisyteacher.report.noising import picture
 from noisyteacher.report.series import charts, choice_charts
 from noisyteacher.report.study import Line, Study
@@ -107,7 +107,7 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     if alone:
         yield _along([study], f"{name}-along")
     student = Section("How the student was chosen", f"{name}-search")
-    student.texts += list((study.search or {}).get("told", []))
+    student.texts += told(study.search)
     student.tables += [one for one in [searched(study.search)] if one]
     yield student
     choice = Section("How the noise was chosen", f"{name}-choice")
@@ -133,6 +133,9 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     ordered = sorted(models.items(), key=lambda one: (not one[0][0], one[0][1] or ""))
     costs.below += [one for _, line in ordered if (one := tables.layers(line))]
     yield costs
+    handed = Section("What is handed over", f"{name}-handed", texts=told(study.best))
+    handed.tables += [one for one in [files(study.best)] if one]
+    yield handed
     if study.noise or study.kind in ("compress", "sweep"):
         drawn = picture(f"{name}-noise", study)
         noise = Section("The noise", f"{name}-noise-shown")
