@@ -50,6 +50,7 @@ def compress(
     lr: o.Lr = None,
     weight_decay: o.WeightDecay = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     views: o.Views = None,
     seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
     baselines: Annotated[
@@ -84,6 +85,8 @@ def compress(
         "student.lr": lr,
         "student.weight_decay": weight_decay,
         "student.precision": precision,
+        "teacher.preset": preset,
+        "student.preset": preset,
         "student.views": views,
         "run.seeds": seeds,
         "run.baselines": baselines,
@@ -116,6 +119,7 @@ def train(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -137,6 +141,7 @@ def train(
     flags = {
         "teacher.name": model,
         **recipe,
+        "teacher.preset": preset,
         "teacher.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }
@@ -221,6 +226,7 @@ def distil(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -249,6 +255,7 @@ def distil(
         "noise.alpha": alpha,
         "noise.draw": draw,
         **recipe,
+        "student.preset": preset,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }

@@ -11,9 +11,20 @@ from noisyteacher.config.reading import (
     put,
     read_config,
 )
-from noisyteacher.config.settings import Choice, Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
+from noisyteacher.config.settings import (
+    PRESETS,
+    Choice,
+    Config,
+    Data,
+    NoiseSettings,
+    Recipe,
+    RunSettings,
+    Student,
+    Teacher,
+)
 
 __all__ = [
+    "PRESETS",
     "Choice",
     "Config",
     "Data",

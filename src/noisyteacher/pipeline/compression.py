@@ -53,7 +53,7 @@ def compress(
     starts from its weights). data: anything `load_data` takes. noise: the noise on the logits; None compresses by clean
     logit regression; "auto" chooses sigma and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
-    verdict can be paired. training: options of `fit` for the students.
+    verdict can be paired. training: options of `fit` for the students, and `preset`.
     run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
     name a factory, which is then imported and called.
     Raises NoisyTeacherError; what was done before stays in the run folder.
@@ -186,5 +186,7 @@ def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], 
 
 def _listed(training: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `fit` as settings hold them: views as a list."""
-    views = training.get("views", ["clean"])
+    if "views" not in training:
+        return dict(training)
+    views = training["views"]
     return {**training, "views": views.split(",") if isinstance(views, str) else list(views)}

@@ -16,6 +16,7 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models import (
     PREFIX,
+    SHRINK,
     Classifier,
     as_classifier,
     build_model,
@@ -75,6 +76,16 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
+def build_student(
+    student: str | nn.Module, data: Splits, config: Config, teacher: nn.Module | Mapping[str, Any], seed: int = 0
+) -> Classifier:
+    """The student of a seed; `shrink:RATIO` is a narrower copy of the teacher (a model, or the architecture of one)."""
+    options = options_of(config.student)
+    if isinstance(student, str) and student.startswith(SHRINK):
+        return build_model(student, data, seed=seed, teacher=teacher, **options)
+    return build_model(student, data, seed=seed, **options)
+
+
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
 ) -> None:
@@ -82,14 +93,15 @@ def refuse_early(
     resolve_device(config.run.device)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
-    build_model(student, data, **options_of(config.student))
+    bodies = []
     for one in (teacher, *config.teacher.also):
         if isinstance(one, str) and names_a_file(one):
             if config.teacher.options:
                 raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
-            load_teacher(one, data, allow_import)
+            bodies.append(load_teacher(one, data, allow_import)[0])
         else:
-            build_model(one, data, **options_of(config.teacher))
+            bodies.append(build_model(one, data, **options_of(config.teacher)))
+    build_student(student, data, config, bodies[0])
 
 
 def folder_for(
