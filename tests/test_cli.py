@@ -30,8 +30,9 @@ COMMANDS = {
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
-    "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--views", "--seeds", "--baselines",
-    "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet", "-q",
+    "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
+    "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet",
+    "-q",
 }  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 

@@ -70,6 +70,7 @@ def compress(
     lr: o.Lr = None,
     weight_decay: o.WeightDecay = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     views: o.Views = None,
     seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
     baselines: Annotated[
@@ -116,6 +117,8 @@ def compress(
         "student.lr": lr,
         "student.weight_decay": weight_decay,
         "student.precision": precision,
+        "teacher.preset": preset,
+        "student.preset": preset,
         "student.views": views,
         "run.seeds": seeds,
         "run.baselines": baselines,

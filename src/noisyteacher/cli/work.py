@@ -23,6 +23,7 @@ def train(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -44,6 +45,7 @@ def train(
     flags = {
         "teacher.name": model,
         **recipe,
+        "teacher.preset": preset,
         "teacher.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }
@@ -128,6 +130,7 @@ def distil(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -156,6 +159,7 @@ def distil(
         "noise.alpha": alpha,
         "noise.draw": draw,
         **recipe,
+        "student.preset": preset,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }

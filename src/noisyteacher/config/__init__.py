@@ -14,6 +14,7 @@ from noisyteacher.config.reading import (
     read_config,
 )
 from noisyteacher.config.settings import (
+    PRESETS,
     Choice,
     Config,
     Data,
@@ -27,6 +28,7 @@ from noisyteacher.config.settings import (
 
 __all__ = [
     "LIMITS",
+    "PRESETS",
     "Choice",
     "Config",
     "Data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import reprlib
 import tomllib
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from noisyteacher.config.settings import Choice, Config, Target
+from noisyteacher.config.settings import PRESETS, Choice, Config, Target
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import nearest
 
@@ -26,17 +27,31 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build_config(given: Mapping[str, Any]) -> Config:
-    """The Config of nested settings. Raises ConfigError with every problem at once, each naming its key."""
+    """The Config of nested settings, what they do not name taken from their presets.
+
+    Raises ConfigError with every problem at once, each naming its key.
+    """
     if "sweep" in given:
         raise ConfigError("sweep: a grid of settings; run the file with: noisyteacher sweep")
     try:
-        config = TypeAdapter(Config).validate_python(dict(given))
+        config = TypeAdapter(Config).validate_python(_with_presets(given))
     except ValidationError as error:
         raise ConfigError(_listed(map(_sentence, _telling(error.errors())))) from error
     problems = list(_contradictions(config, given))
     if problems:
         raise ConfigError(_listed(problems))
     return config
+
+
+def _with_presets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and those that a preset decides and nobody named; what is no table or preset stays as it is."""
+    found = dict(given)
+    for part in ("teacher", "student"):
+        table = found.get(part)
+        preset = table.get("preset") if isinstance(table, Mapping) else None
+        if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
+            found[part] = {**copy.deepcopy(PRESETS[preset][part]), **table}
+    return found
 
 
 def read_config(
@@ -233,6 +248,9 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         for name in ("model", "data", "classes", "input_shape", "seed"):
             if name in recipe.options:
                 yield f"{part}.options.{name}: comes from the data and the run, not from here: leave it out"
+        decided = PRESETS[recipe.preset][part]
+        if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
+            yield f"{part}.preset: {recipe.preset} has no effect: all that it decides is named otherwise; leave it out"
         if not recipe.views:
             yield f"{part}.views: the list is empty; give at least clean"
     if config.student.temperature is not None and config.student.loss != "soft_targets":

@@ -7,7 +7,7 @@ where a command's defaults stand; the functions further down take plain argument
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -53,6 +53,8 @@ class Recipe:
     """Which network."""
     options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
+    preset: Literal["paper", "modern"] = "paper"
+    """Where the settings of this part that are not named come from: the paper, or what is usual today."""
     epochs: Count = 20
     """Passes over the training split."""
     batch_size: Count = 64
@@ -213,3 +215,35 @@ class Config:
     """What the student may cost where it is chosen."""
     run: RunSettings = field(default_factory=RunSettings)
     """How often, where and on what."""
+
+
+_TODAY: dict[str, Any] = {
+    "batch_size": 128,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+}
+_SHIFTS = [f"crop-y{top}-x{left}" for top in (1, 4, 7) for left in (1, 4, 7) if (top, left) != (4, 4)]
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {"teacher": {}, "student": {}},
+    "modern": {
+        "teacher": {**_TODAY, "views": ["crop", "mirror*crop"]},
+        "student": {**_TODAY, "views": ["clean", "mirror", *_SHIFTS, *(f"mirror-{one}" for one in _SHIFTS)]},
+    },
+}
+"""Preset -> part -> the settings it has instead of the defaults above, which are the paper's.
+
+A student sees 18 of the 162 views a teacher sees (shifts by 3 pixels, mirrored or not): each costs an answer of the
+teacher for every image. docs/models.md has the trials behind the values.
+"""
+
+
+def governed(part: str) -> dict[str, list[tuple[str, Any]]]:
+    """The settings of `teacher` or `student` that a preset decides: name -> (preset, its value) of each that does."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for preset, parts in PRESETS.items():
+        for name, value in parts.get(part, {}).items():
+            found.setdefault(name, []).append((preset, value))
+    return found

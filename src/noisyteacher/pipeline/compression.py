@@ -55,7 +55,7 @@ def compress(
     starts from its weights). data: anything `load_data` takes. noise: the noise on the logits; None compresses by clean
     logit regression; "auto" chooses sigma and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
-    verdict can be paired. training: options of `fit` for the students.
+    verdict can be paired. training: options of `fit` for the students, and `preset`.
     target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
     student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
     "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
@@ -205,5 +205,7 @@ def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], 
 
 def _listed(training: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `fit` as settings hold them: views as a list."""
-    views = training.get("views", ["clean"])
+    if "views" not in training:
+        return dict(training)
+    views = training["views"]
     return {**training, "views": views.split(",") if isinstance(views, str) else list(views)}

@@ -14,7 +14,7 @@ from noisyteacher.files import at_work, make_folder
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.plan import Plan, called, data_record, module_record, plain
+from noisyteacher.pipeline.plan import Plan, build_student, called, data_record, module_record, plain
 from noisyteacher.pipeline.steps import Trained, given_run, load_teacher, names_a_file, options_of, recipe_of, train_run
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
@@ -129,9 +129,10 @@ def a_student(
         parents["store"] = store.digest
     folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
     student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
+    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else store.meta.get("teacher", {})
     return train_run(
         folder,
-        build_model(student, plan.data, seed=seed, **plan.options),
+        build_student(student, plan.data, plan.config, teacher, seed),
         plan.data,
         objective,
         recipe=recipe,

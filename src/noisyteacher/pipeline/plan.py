@@ -17,6 +17,7 @@ from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
     PREFIX,
+    SHRINK,
     Classifier,
     as_classifier,
     build_model,
@@ -79,6 +80,16 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
+def build_student(
+    student: str | nn.Module, data: Splits, config: Config, teacher: nn.Module | Mapping[str, Any], seed: int = 0
+) -> Classifier:
+    """The student of a seed; `shrink:RATIO` is a narrower copy of the teacher (a model, or the architecture of one)."""
+    options = options_of(config.student)
+    if isinstance(student, str) and student.startswith(SHRINK):
+        return build_model(student, data, seed=seed, teacher=teacher, **options)
+    return build_model(student, data, seed=seed, **options)
+
+
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
 ) -> Search | None:
@@ -100,7 +111,7 @@ def refuse_early(
             models.append(build_model(one, data, **options_of(config.teacher)))
     if student == AUTO:
         return price_candidates(config.target, models[0], data)
-    build_model(student, data, **options_of(config.student))
+    build_student(student, data, config, models[0])
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
@@ -12,11 +13,11 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
-from noisyteacher.models import Classifier, build_model
+from noisyteacher.models import SHRINK, Classifier, build_model, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
-from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, taught_of
+from noisyteacher.pipeline.plan import Plan, build_student, called, noise_of, refuse_auto, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
@@ -111,7 +112,7 @@ def distil_config(
     refuse_auto(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
-    model = build_model(student.name, data, seed=seed, **options_of(student))
+    model = build_student(student.name, data, config, _teacher_of(opened, student.name), seed)
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
@@ -138,6 +139,20 @@ def distil_config(
         title=title,
         watch=watch,
     )
+
+
+def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:
+    """The architecture of the teacher whose answers are stored.
+
+    Raises AskedWronglyError where a student narrowed from it would have something imported because a file says so.
+    """
+    found: dict[str, Any] = store.meta.get("teacher", {})
+    if student.startswith(SHRINK) and ":" in origin_of(found):
+        raise AskedWronglyError(
+            f"{store.path}: for {student} the teacher {origin_of(found)!r} that this store names would be imported and "
+            "called: use compress, where the teacher is named by you, or pass the module in Python"
+        )
+    return found
 
 
 def _refuse(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:

@@ -186,8 +186,9 @@ def weights_of(where: str | os.PathLike[str]) -> Path:
 
 
 def recipe_of(settings: Recipe) -> dict[str, Any]:
-    """The options of `fit` in a Recipe (or Teacher, Student), without the network and what belongs to `distil`."""
-    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in ("name", "options")}
+    """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
+    left = ("name", "options", "preset")
+    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
     return {**own, "views": tuple(own["views"])}
 
 
