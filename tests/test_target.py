@@ -121,7 +121,7 @@ def test_validation_chooses_and_the_evidence_is_kept(tmp_path: Path) -> None:
     assert search["chosen"] == best["name"]
     assert search["bound"] == ["macs"]
     assert Run.open(result.path / "noisy-seed0").config["model"] == search["chosen"]
-    assert f"{search['chosen']} was chosen on validation (n = 60): error {best['val_error_%']:.2f} %" in str(result)
+    assert f"chosen on validation (n = 60) was {search['chosen']}: error {best['val_error_%']:.2f} %" in str(result)
     assert "the limit that bound was target.macs" in str(result)
     assert result.best is not None
     assert result.best["run"] == "noisy-seed0"

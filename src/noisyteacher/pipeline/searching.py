@@ -102,7 +102,7 @@ def explain_search(search: Mapping[str, Any]) -> list[str]:
     errors = {one["name"]: one["val_error_%"] for one in search["tried"]}
     chosen, within = search["chosen"], sum(not one["over"] for one in search["candidates"])
     told = [
-        f"{chosen} was chosen on validation (n = {search['n']:,}): error {errors[chosen]:.2f} %, the lowest of "
+        f"chosen on validation (n = {search['n']:,}) was {chosen}: error {errors[chosen]:.2f} %, the lowest of "
         f"{len(errors)} tried for {plural(search['epochs'], 'epoch')} each, of {within} within the limits "
         f"({len(search['candidates'])} known)"
     ]
