@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacherError
 from noisyteacher.files import BLANK, SEAL, sha256
-from noisyteacher.models.build import MODELS, architecture_of, build_model
+from noisyteacher.models.build import MODELS, ZOO, architecture_of, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier
-from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess
+from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.models.pretrained import weights_file
+from noisyteacher.rng import seeded
 from noisyteacher.tensorfile import KEY, read_tensors, tensor_bytes, write_tensors
 
 KIND = "model"
@@ -63,11 +64,15 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     tensors, record = read_tensors(path, KIND, SCHEMA)
     architecture = _checked(record.get("architecture"), path)
     name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
-    if name.startswith("module:") or front not in PREPROCESS or len(shape) != 3:
+    if name.startswith("module:") or not is_preprocess(front) or len(shape) != 3:
         raise AskedWronglyError(
             f"{path}: holds {name!r} with preprocessing {front!r}, which cannot be rebuilt from its name: build the "
             "module yourself and call load_weights(model, path)"
         )
+    if name.partition(":")[0] in ZOO:
+        model = _from_library(architecture, tensors, path)
+        _fill(model, tensors, path)
+        return model.eval()
     if ":" in name:
         if not allow_import:
             raise AskedWronglyError(
@@ -98,6 +103,25 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
     _fill(model, tensors, path, assign=True)
     return model.eval()
+
+
+def _from_library(architecture: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Classifier:
+    """A network of timm, torchvision or transformers as a file describes it, untrained; nothing is fetched for it."""
+    prefix, _, rest = architecture["name"].partition(":")
+    options, shape = architecture["options"], tuple(architecture["input_shape"])
+    if "pretrained" in options or (prefix == "hf" and set(options) != {"config"}):
+        raise FileFormatError(
+            f"{path}: the options {sorted(options)} in it do not describe a network of {prefix} alone"
+        )
+    for device in ("meta", "cpu"):  # nothing is allocated before names and shapes are known to fit the file
+        try:
+            with torch.device(device), seeded(0, "init", rest):
+                network = ZOO[prefix](rest, architecture["classes"], shape, options).network
+                model = Classifier(blank_preprocess(architecture["preprocess"], shape), network, architecture)
+        except (NoisyTeacherError, TypeError, RuntimeError) as error:
+            raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
+        _check_fit(model, tensors, path)
+    return model
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -191,6 +215,12 @@ def _checked(architecture: Any, path: Path) -> dict[str, Any]:
 
 
 def _fill(model: Classifier, tensors: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    _check_fit(model, tensors, path)
+    # Clones: tensors of a file share one buffer that must not be written through.
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
+
+
+def _check_fit(model: Classifier, tensors: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     shared = own.keys() & tensors.keys()
     shapes = [
@@ -209,8 +239,6 @@ def _fill(model: Classifier, tensors: dict[str, Tensor], path: Path, assign: boo
             f"{path}: its tensors do not fit the model {model.name!r} ({told}): load it into the model it was saved "
             "from"
         )
-    # Clones: tensors of a file share one buffer that must not be written through.
-    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
 
 
 def _kind(tensor: Tensor) -> str:
