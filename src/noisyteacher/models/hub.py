@@ -104,7 +104,7 @@ def _told(error: Exception) -> str:
 
 
 def _plain_config(found: Any, name: str) -> dict[str, Any]:
-    """The config without what could fetch or run something. Raises AskedWronglyError for a network with its own code."""
+    """The config without what could fetch or run something. Raises AskedWronglyError for a network that is code."""
     if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
         raise AskedWronglyError(f"hf:{name}: its config names no model_type: it is not a model of transformers")
     fields = _without_dropped(found)
