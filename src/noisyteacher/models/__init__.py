@@ -1,15 +1,22 @@
 """Networks with their preprocessing in front: build them by name, wrap your own, save them, tell them apart."""
 
-from noisyteacher.models.build import MODELS, build_model
+from noisyteacher.models.build import MODELS, OWN, ZOO, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
+from noisyteacher.models.foreign import ENDINGS, load_foreign
+from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
+from noisyteacher.models.hub import class_names_of
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import (
     PREPROCESS,
     LocalContrast,
     PixelMean,
+    Resized,
     Scale,
     Standardize,
+    Untouched,
+    blank_preprocess,
     build_preprocess,
+    is_preprocess,
 )
 from noisyteacher.models.pretrained import PREFIX, pretrained, weights_file
 from noisyteacher.models.weights import (
@@ -24,19 +31,32 @@ from noisyteacher.models.weights import (
 )
 
 __all__ = [
+    "ENDINGS",
+    "FROZEN",
     "MODELS",
+    "OWN",
     "PAPER",
     "PREFIX",
     "PREPROCESS",
+    "ZOO",
     "Classifier",
+    "Frozen",
     "LocalContrast",
     "PixelMean",
+    "Resized",
     "Scale",
     "Standardize",
+    "Untouched",
     "as_classifier",
+    "blank_preprocess",
     "build_model",
     "build_preprocess",
+    "class_names_of",
     "code_fingerprint",
+    "is_frozen_file",
+    "is_preprocess",
+    "load_foreign",
+    "load_frozen",
     "load_model",
     "load_weights",
     "logits_of",

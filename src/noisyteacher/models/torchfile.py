@@ -71,7 +71,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
     names anything but tensors; nothing in it is run.
     """
     data = read_bytes(path)
-    members = _members(data, path)
+    members = archive_members(data, path)
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise FileFormatError(f"{path}: a zip archive, but not one of torch.save: it has {len(pickles)} data.pkl")
@@ -88,8 +88,11 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         raise FileFormatError(f"{path}: truncated or damaged ({type(error).__name__}: {error})") from error
 
 
-def _members(data: bytes, path: str | os.PathLike[str]) -> dict[str, memoryview]:
-    """The archive's members by name, as parts of the data: they must be stored, whole and side by side."""
+def archive_members(data: bytes, path: str | os.PathLike[str]) -> dict[str, memoryview]:
+    """The members of an archive of torch.save or torch.export.save by name, as parts of the data.
+
+    Raises FileFormatError naming the file unless all are stored uncompressed inside it and claim no more than it has.
+    """
     if data[:4] != b"PK\x03\x04":
         kind = "a pickle without an archive around it, as torch wrote before version 1.6" if data[:1] == b"\x80" else ""
         raise FileFormatError(f"{path}: not a file of torch.save: {kind or 'no zip archive'}; it is not read: {ADVICE}")

@@ -20,6 +20,7 @@ from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacher
 from noisyteacher.files import BLANK, SEAL, sha256
 from noisyteacher.models.build import MODELS, ZOO, architecture_of, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier
+from noisyteacher.models.frozen import FROZEN, NEEDS_TRUST
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.models.pretrained import weights_file
 from noisyteacher.rng import seeded
@@ -56,9 +57,11 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     """The Classifier a file holds, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
     `path` is a weights file, or `pretrained:NAME` for one that comes with the package (`pretrained()` lists them).
-    A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that: only with
-    `allow_import=True`. Raises FileFormatError naming the file when it is damaged or does not fit its architecture,
-    and AskedWronglyError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
+    A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that, and one that is a
+    torch.export program by torch's reader: only with `allow_import=True`. Networks of timm, torchvision and
+    transformers are rebuilt by those, and nothing is fetched for it. Raises FileFormatError naming the file when it is
+    damaged or does not fit its architecture, and AskedWronglyError when the model cannot be rebuilt from a name; then
+    build it and call `load_weights`.
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
@@ -69,8 +72,11 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
             f"{path}: holds {name!r} with preprocessing {front!r}, which cannot be rebuilt from its name: build the "
             "module yourself and call load_weights(model, path)"
         )
-    if name.partition(":")[0] in ZOO:
-        model = _from_library(architecture, tensors, path)
+    if name.partition(":")[0] in (*ZOO, *FROZEN):
+        build = _from_library if name.partition(":")[0] in ZOO else _from_file
+        if name.startswith("pt2:") and not allow_import:
+            raise AskedWronglyError(f"{path}: {NEEDS_TRUST}")
+        model = build(architecture, tensors, path)
         _fill(model, tensors, path)
         return model.eval()
     if ":" in name:
@@ -122,6 +128,18 @@ def _from_library(architecture: dict[str, Any], tensors: dict[str, Tensor], path
             raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
         _check_fit(model, tensors, path)
     return model
+
+
+def _from_file(architecture: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Classifier:
+    """A network that is a file itself, whose bytes are among the tensors."""
+    file, shape = tensors.get("network.file"), tuple(architecture["input_shape"])
+    if file is None or file.dtype != torch.uint8:
+        raise FileFormatError(f"{path}: holds no file of the network {architecture['name']!r}")
+    try:
+        network = FROZEN[architecture["name"].partition(":")[0]](file)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return Classifier(blank_preprocess(architecture["preprocess"], shape), network, architecture)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
