@@ -213,6 +213,10 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         for name in ("model", "data", "classes", "input_shape", "seed"):
             if name in recipe.options:
                 yield f"{part}.options.{name}: comes from the data and the run, not from here: leave it out"
+        if len(recipe.mean) != len(recipe.std):
+            yield f"{part}.mean: {len(recipe.mean)} values, {part}.std {len(recipe.std)}: one of each for every channel"
+        if recipe.mean and recipe.preprocess.partition("@")[0] not in ("", "standardize"):
+            yield f"{part}.mean: has no effect with preprocess {recipe.preprocess!r}: leave it out"
         if not recipe.views:
             yield f"{part}.views: the list is empty; give at least clean"
     if config.student.temperature is not None and config.student.loss != "soft_targets":

@@ -53,6 +53,12 @@ class Recipe:
     """Which network."""
     options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
+    preprocess: str = ""
+    """scale, standardize, pixel-mean, local-contrast, one of these @HxW-bicubic, or model (empty: what fits it)."""
+    mean: list[Finite] = field(default_factory=list)
+    """With std: per-channel statistics in 0..1 for standardize, instead of the data's own."""
+    std: list[Positive] = field(default_factory=list)
+    """See mean."""
     epochs: Count = 20
     """Passes over the training split."""
     batch_size: Count = 64
@@ -86,7 +92,9 @@ class Teacher(Recipe):
     """The network that is compressed, and how it is trained when it is not given."""
 
     name: str = "lenet"
-    """A network by name, pkg.module:factory, or a trained one: a run folder or a weights file."""
+    """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file, .onnx or .pt2."""
+    weights: str = ""
+    """A file with the named network's trained weights: .pt, .pth or .bin of torch.save, or .safetensors."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 
@@ -96,7 +104,7 @@ class Student(Recipe):
     """The small network, and how it learns."""
 
     name: str = "mlp800"
-    """A network by name or pkg.module:factory."""
+    """A network by name, timm:NAME, torchvision:NAME, hf:NAME, or pkg.module:factory."""
     loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
@@ -163,6 +171,8 @@ class RunSettings:
     """cpu, cuda, or auto."""
     threads: Count | None = None
     """CPU threads for torch (default: torch's own choice)."""
+    checks: bool = True
+    """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
 

@@ -1,6 +1,6 @@
 """Networks with their preprocessing in front: build them by name, wrap your own, save them, tell them apart."""
 
-from noisyteacher.models.build import MODELS, OWN, ZOO, build_model
+from noisyteacher.models.build import MODELS, OWN, ZOO, build_model, training_images
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
 from noisyteacher.models.foreign import ENDINGS, load_foreign
 from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
@@ -29,6 +29,7 @@ from noisyteacher.models.weights import (
     saved_bytes,
     weights_fingerprint,
 )
+from noisyteacher.models.zoo import WHOLE
 
 __all__ = [
     "ENDINGS",
@@ -38,6 +39,7 @@ __all__ = [
     "PAPER",
     "PREFIX",
     "PREPROCESS",
+    "WHOLE",
     "ZOO",
     "Classifier",
     "Frozen",
@@ -67,6 +69,7 @@ __all__ = [
     "pretrained",
     "save_model",
     "saved_bytes",
+    "training_images",
     "weights_file",
     "weights_fingerprint",
 ]

@@ -10,7 +10,18 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
 from noisyteacher.models.preprocess import Shape
-from noisyteacher.models.zoo import Brought, Own, built, fetched, flag, import_torchvision, own_of, sides
+from noisyteacher.models.zoo import (
+    WHOLE,
+    Brought,
+    Own,
+    built,
+    fetched,
+    import_torchvision,
+    own_of,
+    refuse_other_classes,
+    sides,
+    wanted,
+)
 
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers in an image processor's `resample`, for those that we have."""
@@ -25,17 +36,18 @@ DROPPED = {
 def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -> Brought:
     """An image classifier of transformers: `name` is a folder that `save_pretrained` wrote, or a name on the hub.
 
-    It comes with its weights and must have as many classes as the data; `pretrained=True` gives it a new head where it
-    has not, `pretrained=False` builds it untrained, for the data's image size. `revision` and `local_files_only` are
-    passed on; any other option replaces a value of its config. `config={...}` stands for a whole config, and then
-    nothing is looked up. Raises AskedWronglyError without transformers, for code of its own and for options it does not
-    have; DataError when it cannot be had; MismatchError for other classes or channels.
+    It comes with its weights as they are and must have as many classes as the data (`pretrained="whole"`);
+    `pretrained=True` gives it a new head where it has not, `pretrained=False` builds it untrained, for the data's image
+    size. `revision` and `local_files_only` are passed on; any other option replaces a value of its config.
+    `config={...}` stands for a whole config, and then nothing is looked up. Raises AskedWronglyError without
+    transformers, for code of its own and for options it does not have; DataError when it cannot be had; MismatchError
+    for other classes or channels.
     """
     transformers = _transformers()
     given = dict(options)
     ready = given.pop("config", None)
-    asked = given.pop("pretrained", None)
-    pretrained = ready is None and (asked is None or flag({"pretrained": asked}, "pretrained", f"hf:{name}"))
+    pretrained = wanted(given, f"hf:{name}", WHOLE) if ready is None else False
+    given.pop("pretrained", None)
     place: dict[str, Any] = {key: given.pop(key) for key in ("revision", "local_files_only") if key in given}
     found = ready if ready is not None else _config_dict(name, place)
     fields = _plain_config(found, name)
@@ -43,7 +55,7 @@ def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -
     if unknown:
         raise AskedWronglyError(f"hf:{name}: its config has no {unknown[0]!r}; it has {', '.join(sorted(fields))}")
     fields |= given
-    _fit(fields, name, classes, shape, pretrained, new_head=asked is True)
+    _fit(fields, name, classes, shape, pretrained)
     if not pretrained and ready is None and "image_size" in fields:
         fields["image_size"] = shape[1] if shape[1] == shape[2] else [shape[1], shape[2]]
     config = _config(transformers, fields, name)
@@ -54,7 +66,7 @@ def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -
                 f"hf:{name}",
                 lambda: auto.from_pretrained(
                     name, config=config, use_safetensors=True, trust_remote_code=False,
-                    ignore_mismatched_sizes=asked is True, **place,
+                    ignore_mismatched_sizes=pretrained is True, **place,
                 ),
             )  # fmt: skip
         else:
@@ -62,7 +74,7 @@ def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -
     takes = sides(fields.get("image_size"))
     own = None if ready is not None else _own(name, place, takes)
     called = os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
-    return Brought(network.float(), {"config": fields}, own, pretrained, takes, called)
+    return Brought(network.float(), {"config": fields}, own, bool(pretrained), takes, called)
 
 
 def class_names_of(architecture: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -132,16 +144,12 @@ def _without_dropped(value: Any, depth: int = 0) -> Any:
     return [_without_dropped(one, depth + 1) for one in value] if isinstance(value, list) else value
 
 
-def _fit(fields: dict[str, Any], name: str, classes: int, shape: Shape, pretrained: bool, new_head: bool) -> None:
+def _fit(fields: dict[str, Any], name: str, classes: int, shape: Shape, pretrained: bool | str) -> None:
     """Set classes and channels in the config where the network is free to have others, else refuse."""
     names = fields.get("id2label")
     own = len(names) if isinstance(names, dict) and names else int(fields.get("num_labels", 2))
     if own != classes:
-        if pretrained and not new_head:
-            raise MismatchError(
-                f"hf:{name} has {own} classes, the data {classes}: to train it further with a new head say "
-                "pretrained=true (teacher.options.pretrained), else give data with its classes"
-            )
+        refuse_other_classes(f"hf:{name}", pretrained, own, classes)
         for key in ("id2label", "label2id", "num_labels"):
             fields.pop(key, None)
         fields["id2label"] = {str(number): f"LABEL_{number}" for number in range(classes)}

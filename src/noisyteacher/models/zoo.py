@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError
+from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, UnknownNameError
 from noisyteacher.models.preprocess import Resized, Shape, Standardize
 from noisyteacher.text import nearest
 
+WHOLE = "whole"
+"""The option `pretrained` that means: with its own head too, so that it can answer without being trained."""
 _SCHEMAS: list[torch.library.Library] = []
 """Operators that were declared for torchvision; they last as long as this list holds them."""
 
@@ -55,14 +57,15 @@ class Brought:
 
 
 def timm_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -> Brought:
-    """A network of timm, by default untrained; `pretrained=True` fetches its weights and gives them a new head.
+    """A network of timm, by default untrained; `pretrained=True` fetches its weights and gives them a new head where
+    the classes are other ones, `pretrained="whole"` takes them as they are.
 
     Networks of a fixed input size are built for the data's, pretrained ones for their own (or `img_size`). Raises
     AskedWronglyError without timm and for options it does not take, UnknownNameError, DataError when the weights cannot
-    be had.
+    be had, MismatchError when they are to be taken whole and have other classes.
     """
     timm = _imported("timm")
-    pretrained = flag(options, "pretrained", name)
+    pretrained = wanted(options, name)
     _refuse_options(options, ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"), name)
     if name.split(".")[0] not in timm.list_models():
         raise _unknown("timm", name, timm.list_models())
@@ -72,6 +75,7 @@ def timm_network(name: str, classes: int, shape: Shape, options: dict[str, Any])
         raise AskedWronglyError(f"timm:{name}: {error}; see timm.list_pretrained()") from error
     config = known.to_dict() if known is not None else {}
     plain = {key: value for key, value in options.items() if key != "pretrained"}
+    refuse_other_classes(f"timm:{name}", pretrained, config.get("num_classes"), classes)
     size = tuple(config.get("input_size", (3, 224, 224))[1:])
     if config.get("fixed_input_size"):
         plain.setdefault("img_size", list(size if pretrained else shape[1:]))
@@ -79,15 +83,15 @@ def timm_network(name: str, classes: int, shape: Shape, options: dict[str, Any])
 
     def make() -> nn.Module:
         made: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=classes, in_chans=shape[0], **arguments
+            name, pretrained=bool(pretrained), num_classes=classes, in_chans=shape[0], **arguments
         )
         return made
 
     network = fetched(f"timm:{name}", make) if pretrained else built(f"timm:{name}", make, plain)
     takes = sides(plain.get("img_size"))
-    wanted = takes or (size if pretrained else None)
-    own = own_of(config.get("mean"), config.get("std"), wanted, config.get("interpolation", "bicubic"))
-    return Brought(network, plain, own, pretrained, takes)
+    made_for = takes or (size if pretrained else None)
+    own = own_of(config.get("mean"), config.get("std"), made_for, config.get("interpolation", "bicubic"))
+    return Brought(network, plain, own, bool(pretrained), takes)
 
 
 def torchvision_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -> Brought:
@@ -97,7 +101,7 @@ def torchvision_network(name: str, classes: int, shape: Shape, options: dict[str
     classes. Raises as `timm_network`.
     """
     torchvision = _imported("torchvision")
-    pretrained = flag(options, "pretrained", name)
+    pretrained = wanted(options, name)
     _refuse_options(options, ("weights", "progress", "num_classes"), name)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -106,6 +110,7 @@ def torchvision_network(name: str, classes: int, shape: Shape, options: dict[str
     own = Own((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None, "bilinear")
     if pretrained:
         weights = torchvision.models.get_model_weights(name).DEFAULT
+        refuse_other_classes(f"torchvision:{name}", pretrained, len(weights.meta["categories"]), classes)
         preset = weights.transforms()
         own = Own(tuple(preset.mean), tuple(preset.std), (preset.crop_size[0],) * 2, preset.interpolation.value)
         if name.startswith("vit_"):
@@ -125,9 +130,9 @@ def torchvision_network(name: str, classes: int, shape: Shape, options: dict[str
             lambda: torchvision.models.get_model(name, weights=None, num_classes=classes, **plain),
             plain,
         )
-    _new_stem(network, shape[0], keep=pretrained)
+    _new_stem(network, shape[0], keep=bool(pretrained))
     takes = sides(plain.get("image_size", own.size)) if name.startswith("vit_") else None
-    return Brought(network, plain, own, pretrained, takes)
+    return Brought(network, plain, own, bool(pretrained), takes)
 
 
 def own_of(mean: Any, std: Any, size: tuple[int, int] | None, interpolation: str) -> Own | None:
@@ -178,12 +183,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def flag(options: Mapping[str, Any], key: str, name: str) -> bool:
-    """An option that is true or false, false when it is not given. Raises AskedWronglyError for anything else."""
-    value = options.get(key, False)
-    if not isinstance(value, bool):
-        raise AskedWronglyError(f"option {key}={value!r} of {name}: expected true or false")
+def wanted(options: Mapping[str, Any], name: str, default: bool | str = False) -> bool | str:
+    """The option `pretrained`: False, True or WHOLE. Raises AskedWronglyError for anything else."""
+    value: bool | str = options.get("pretrained", default)
+    if not isinstance(value, bool) and value != WHOLE:
+        raise AskedWronglyError(f"option pretrained={value!r} of {name}: expected true, false or {WHOLE!r}")
     return value
+
+
+def refuse_other_classes(name: str, pretrained: bool | str, own: int | None, classes: int) -> None:
+    """Raises MismatchError for weights to be taken whole that have other classes than the data."""
+    if pretrained == WHOLE and own != classes:
+        raise MismatchError(
+            f"{name} has {own} classes, the data {classes}: give data with its classes, or say pretrained=true "
+            "(teacher.options.pretrained) to give it a new head and train it"
+        )
 
 
 def _refuse_options(options: Mapping[str, Any], refused: tuple[str, ...], name: str) -> None:

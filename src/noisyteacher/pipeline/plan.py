@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,19 @@ from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models import (
+    FROZEN,
     PREFIX,
+    ZOO,
     Classifier,
     as_classifier,
-    build_model,
     code_fingerprint,
+    is_frozen_file,
     preprocess_fingerprint,
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
+from noisyteacher.pipeline.given import is_given, names_a_file, network_of
+from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
 
 
@@ -82,14 +85,21 @@ def refuse_early(
     resolve_device(config.run.device)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
-    build_model(student, data, **options_of(config.student))
+    network_of(config.student, student, data)
     for one in (teacher, *config.teacher.also):
-        if isinstance(one, str) and names_a_file(one):
-            if config.teacher.options:
-                raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
-            load_teacher(one, data, allow_import)
+        settings = config.teacher if one is teacher else replace(config.teacher, weights="")
+        if isinstance(one, str) and is_given(one, settings):
+            without = ["options"] if settings.options else []
+            without += [] if is_frozen_file(one) else [*front_of(settings)]
+            if names_a_file(one) and without:
+                raise AskedWronglyError(
+                    f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out"
+                )
+            load_teacher(one, data, allow_import, settings)
+        elif settings.weights:
+            raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
-            build_model(one, data, **options_of(config.teacher))
+            network_of(settings, one, data)
 
 
 def folder_for(
@@ -132,11 +142,15 @@ def module_record(model: nn.Module) -> dict[str, Any]:
 
 def called(model: str | nn.Module) -> str:
     """The name a model goes by in run and store names."""
+    if isinstance(model, nn.Module) and not isinstance(model, Classifier):
+        return type(model).__name__
+    name = str(model.architecture["name"]) if isinstance(model, Classifier) else model.rstrip("/")
+    library, _, rest = name.partition(":")
+    if library in (*ZOO, *FROZEN) and rest:
+        return rest.rstrip("/").split("/")[-1]
     if isinstance(model, Classifier):
-        return str(model.architecture["name"]).split(".")[-1].split(":")[-1]
-    return (
-        type(model).__name__ if isinstance(model, nn.Module) else model.rstrip("/").split("/")[-1].removeprefix(PREFIX)
-    )
+        return name.split(".")[-1].split(":")[-1]
+    return name.split("/")[-1].removeprefix(PREFIX)
 
 
 def plain(value: Any) -> Any:

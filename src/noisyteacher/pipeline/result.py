@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisyteacher.pipeline.checking import told_of
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sigma_words, size_bytes
@@ -51,6 +52,8 @@ class Result:
     store: str
     choice: Mapping[str, Any] | None = None
     """How the noise was chosen on validation, where it was: candidates, their errors, what won."""
+    checks: tuple[Mapping[str, Any], ...] = ()
+    """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
 
     @property
     def seeds(self) -> int:
@@ -130,7 +133,7 @@ class Result:
                 f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
                 f"teacher's logits took {duration(self.extraction_s)} once."
             )
-        return found
+        return found + told_of(self.checks)
 
     def describe(self) -> dict[str, Any]:
         """The JSON-able form, which `Result.read` takes back."""
@@ -143,6 +146,7 @@ class Result:
             "store": self.store,
             "extraction_s": self.extraction_s,
             "choice": None if self.choice is None else dict(self.choice),
+            "checks": [dict(one) for one in self.checks],
             "rows": [
                 {
                     "name": row.name,
@@ -174,7 +178,7 @@ class Result:
         )
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
-            record["store"], record.get("choice"),
+            record["store"], record.get("choice"), tuple(record.get("checks", ())),
         )  # fmt: skip
 
     def __str__(self) -> str:
