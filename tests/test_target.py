@@ -66,7 +66,7 @@ def test_every_candidate_is_priced_and_held_against_the_limits(data: nt.Splits) 
     config = build_config(
         {"student": {"name": "auto"}, "target": {"parameters": "2x", "students": ["lenet", "mlp800", "student3"]}}
     )
-    search = price_candidates(config.target, teacher, data)
+    search = price_candidates(config, teacher, data)
     assert search.limits == {"parameters": 1_276_810 / 2}
     priced = {one.name: one for one in search.candidates}
     assert (priced["lenet"].parameters, priced["lenet"].macs, priced["lenet"].over) == (431_080, 2_293_000, ())
@@ -77,7 +77,7 @@ def test_every_candidate_is_priced_and_held_against_the_limits(data: nt.Splits) 
 
 def test_nothing_named_looks_at_all_that_take_the_images(data: nt.Splits) -> None:
     config = build_config({"student": {"name": "auto"}, "target": {"macs": "1x"}})
-    names = {one.name for one in price_candidates(config.target, nt.build_model("lenet", data), data).candidates}
+    names = {one.name for one in price_candidates(config, nt.build_model("lenet", data), data).candidates}
     assert {"lenet", "mlp800", "compact-xs", "compact-m", "shrink:0.5"} <= names
 
 

@@ -251,6 +251,10 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         decided = PRESETS[recipe.preset][part]
         if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
             yield f"{part}.preset: {recipe.preset} has no effect: all that it decides is named otherwise; leave it out"
+        if len(recipe.mean) != len(recipe.std):
+            yield f"{part}.mean: {len(recipe.mean)} values, {part}.std {len(recipe.std)}: one of each for every channel"
+        if recipe.mean and recipe.preprocess.partition("@")[0] not in ("", "standardize"):
+            yield f"{part}.mean: has no effect with preprocess {recipe.preprocess!r}: leave it out"
         if not recipe.views:
             yield f"{part}.views: the list is empty; give at least clean"
     if config.student.temperature is not None and config.student.loss != "soft_targets":

@@ -55,6 +55,12 @@ class Recipe:
     """Arguments of the network, as in options.dropout = 0.5."""
     preset: Literal["paper", "modern"] = "paper"
     """Where the settings of this part that are not named come from: the paper, or what is usual today."""
+    preprocess: str = ""
+    """scale, standardize, pixel-mean, local-contrast, one of these @HxW-bicubic, or model (empty: what fits it)."""
+    mean: list[Finite] = field(default_factory=list)
+    """With std: per-channel statistics in 0..1 for standardize, instead of the data's own."""
+    std: list[Positive] = field(default_factory=list)
+    """See mean."""
     epochs: Count = 20
     """Passes over the training split."""
     batch_size: Count = 64
@@ -88,7 +94,9 @@ class Teacher(Recipe):
     """The network that is compressed, and how it is trained when it is not given."""
 
     name: str = "lenet"
-    """A network by name, pkg.module:factory, or a trained one: a run folder or a weights file."""
+    """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file, .onnx or .pt2."""
+    weights: str = ""
+    """A file with the named network's trained weights: .pt, .pth or .bin of torch.save, or .safetensors."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 
@@ -98,7 +106,8 @@ class Student(Recipe):
     """The small network, and how it learns."""
 
     name: str = "mlp800"
-    """A network by name or pkg.module:factory, or auto: chosen on validation among those that keep within target."""
+    """A network by name, timm:NAME, torchvision:NAME, hf:NAME, pkg.module:factory, shrink:RATIO (a narrower copy of the
+    teacher), or auto: chosen on validation among those that keep within target."""
     loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
@@ -191,6 +200,8 @@ class RunSettings:
     """CPU threads for torch (default: torch's own choice)."""
     export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "pt2", "hub"]] = field(default_factory=list)
     """Files to write of the student that is best on validation, each checked against torch."""
+    checks: bool = True
+    """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
 

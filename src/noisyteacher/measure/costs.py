@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.measure.count import LiveBytes, MultiplicationCounter, undisguised
-from noisyteacher.models import Classifier, as_classifier, saved_bytes
+from noisyteacher.models import Classifier, Frozen, as_classifier, saved_bytes
 from noisyteacher.modes import inference
 from noisyteacher.rng import stream
 
@@ -110,13 +110,14 @@ def measure(
         one = _images(1, shape, place)
         with undisguised(), counter.listening():
             whole(one)
+        weights = _count_frozen(whole, counter, whole.preprocess(one).shape)
         images = _images(batch, shape, place)
         peak = _peak_memory(whole, images)
         timed = _time(whole, images, threads, runs) if latency else None
     layers = _layers(whole, counter)
     in_network = sum(layer.macs for layer in layers)
     return Costs(
-        parameters=sum(parameter.numel() for parameter in whole.parameters()),
+        parameters=sum(parameter.numel() for parameter in whole.parameters()) + weights,
         bytes=saved_bytes(whole),
         macs=in_network,
         preprocess_macs=sum(counter.macs.values()) - in_network,
@@ -179,6 +180,21 @@ def _layers(model: Classifier, counter: MultiplicationCounter) -> tuple[LayerCos
                 )
             )
     return tuple(rows)
+
+
+def _count_frozen(model: Classifier, counter: MultiplicationCounter, shape: Sequence[int]) -> int:
+    """Elements of the weights of networks that are files; what they multiply for one image goes to the counter.
+
+    Such a network may compute out of torch's sight, and for a whole batch of a fixed size whatever it is given.
+    """
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, Frozen):
+            macs, unsupported = module.costs((shape[1], shape[2], shape[3]))
+            counter.macs[name] = counter.macs[name] // module.port.smallest + macs
+            counter.unsupported.update(dict.fromkeys((name, one) for one in unsupported))
+            total += module.weights
+    return total
 
 
 def _short(name: str) -> str:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
 from noisyteacher.models.classifier import Classifier, as_classifier
 from noisyteacher.models.compact import COMPACT, compact_network, compact_options
+from noisyteacher.models.hub import hf_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
-from noisyteacher.models.preprocess import CHUNK, Shape, build_preprocess, preprocess_name
+from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
 from noisyteacher.models.shrink import SHRINK, origin_of, ratio_of, shrunk
+from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
 from noisyteacher.text import unknown_name
 
@@ -28,7 +30,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> builder(classes, input_shape, **options) of a network that takes preprocessed images."""
 
-OUTSIDE = ("timm", "torchvision", "hf")
+ZOO: dict[str, Callable[[str, int, Shape, dict[str, Any]], Brought]] = {
+    "timm": timm_network,
+    "torchvision": torchvision_network,
+    "hf": hf_network,
+}
+"""Prefix -> builder(name, classes, input_shape, options) of another library's networks: `timm:resnet18`."""
+
+OWN = "model"
+"""The `preprocess` that means: what the network's own weights were trained on."""
 T = TypeVar("T")
 
 
@@ -45,11 +55,14 @@ def build_model(
 ) -> Classifier:
     """A Classifier: uint8 `[B, C, H, W]` to logits `[B, K]`, its weights drawn from the stream (seed, "init", name).
 
-    `model` is a name of MODELS, `"pkg.module:factory"` (called with classes= or num_classes=, and input_shape=, where
-    it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a model or its `architecture`, with weights of its
-    own), or an nn.Module, which is wrapped and not drawn anew. Classes and input_shape come from `data` (Splits) or are
-    given. `preprocess` is a name of PREPROCESS or a module; by default the data's own for a name or
-    factory, and x / 255 for a module. Raises UnknownNameError, MismatchError when model, data and arguments disagree,
+    `model` is a name of MODELS, `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`) or `"hf:NAME"`
+    (a folder or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with
+    classes= or num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a
+    model or its `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes
+    and input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
+    resized), a module, or "model": that of a library's own weights. By default it is that for a network that comes with
+    weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
+    MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
     AskedWronglyError else.
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
@@ -81,6 +94,20 @@ def build_model(
         )
     if count < 2:
         raise AskedWronglyError(f"classes {count}: a classifier needs two or more")
+    prefix, _, rest = model.partition(":")
+    if prefix in ZOO:
+        with seeded(seed, "init", model):
+            brought = ZOO[prefix](rest, count, shape, options)
+        front = _zoo_front(brought, preprocess, data, shape)
+        wrapped = as_classifier(
+            brought.network, classes=count, input_shape=shape, preprocess=front, name=f"{prefix}:{brought.name or rest}"
+        )
+        wrapped.architecture["options"] = _plain(brought.options, model)
+        return wrapped
+    if preprocess == OWN:
+        raise AskedWronglyError(
+            f"preprocess='model' is for networks of {', '.join(ZOO)}, which state theirs: not {model}"
+        )
     front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
     if narrows:
         ratio = ratio_of(model)
@@ -142,6 +169,9 @@ def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
         )
     if name.startswith(SHRINK):
         return shrunk(_untrained(options["of"], classes, shape), ratio_of(name), shape)
+    prefix, _, rest = name.partition(":")
+    if prefix in ZOO:
+        return ZOO[prefix](rest, classes, shape, {key: options[key] for key in options if key != "pretrained"}).network
     if ":" in name:
         return _call_factory(name, classes, shape, options)
     if name not in MODELS:
@@ -173,13 +203,24 @@ def _front(preprocess: str | nn.Module, data: Any, shape: Shape | None) -> nn.Mo
     return build_preprocess(preprocess, None if data is None else training_images(data), shape or (1, 1, 1))
 
 
+def _zoo_front(brought: Brought, preprocess: str | nn.Module | None, data: Any, shape: Shape) -> nn.Module:
+    """What stands in front of a library's network; scaled to the size it takes, where it takes but one."""
+    own = brought.own
+    if preprocess == OWN and own is None:
+        raise AskedWronglyError(
+            "preprocess='model': nothing says what this network was trained on; name a preprocessing"
+        )
+    if own is not None and (preprocess == OWN or (preprocess is None and brought.trained)):
+        front = own.front(shape)
+    else:
+        front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
+    if brought.takes in (None, shape[1:]) or not isinstance(preprocess, (str, type(None))) or type(front) is Resized:
+        return front
+    return Resized(front, brought.takes or (), "bicubic" if own is None else own.mode)
+
+
 def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]) -> nn.Module:
     place, _, attribute = name.partition(":")
-    if place in OUTSIDE:
-        raise AskedWronglyError(
-            f"model {name!r}: the prefix {place + ':'!r} is not supported in this version; build the network yourself "
-            "and pass the nn.Module, or write a function that returns it and pass 'pkg.module:function'"
-        )
     try:
         factory = attrgetter(attribute)(importlib.import_module(place))
     except (ImportError, AttributeError, ValueError) as error:

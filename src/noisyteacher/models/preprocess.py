@@ -6,6 +6,7 @@ with the network behind it, so a model cannot be deployed with another normalisa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -156,6 +157,52 @@ class LocalContrast(nn.Module):
         return f"window={self.window}, deviation={self.deviation}, eps={self.eps}"
 
 
+class Resized(nn.Module):
+    """Another preprocessing, its images scaled to the size (H, W) that a network was made for.
+
+    The whole image is scaled, not cropped, without keeping its proportions; antialiased where it shrinks. Scaling comes
+    after the other preprocessing, which is the same as before it where that is an affine map of each pixel's value.
+    """
+
+    def __init__(self, inner: nn.Module, size: Sequence[int], mode: str = "bicubic") -> None:
+        """`mode` is one of MODES. Raises AskedWronglyError for another, and for sides outside 1..4096 pixels."""
+        super().__init__()
+        if mode not in MODES or len(size) != 2 or not all(1 <= side <= 4096 for side in size):
+            raise AskedWronglyError(
+                f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1 to 4096 pixels and one of "
+                f"{', '.join(MODES)}"
+            )
+        self.inner, self.size, self.mode = inner, (int(size[0]), int(size[1])), mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 `[B, C, *size]` from uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        x: Tensor = self.inner(images)
+        if self.mode == "nearest":
+            return nn.functional.interpolate(x, self.size, mode=self.mode)
+        shrinks = x.shape[2] > self.size[0] or x.shape[3] > self.size[1]
+        return nn.functional.interpolate(x, self.size, mode=self.mode, align_corners=False, antialias=shrinks)
+
+    def extra_repr(self) -> str:
+        """Size and mode, for the printed model and the code fingerprint."""
+        return f"size={self.size}, mode={self.mode}"
+
+
+class Untouched(nn.Module):
+    """uint8 images as they are, for a network that does its own preprocessing."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images themselves, uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        if images.dtype != torch.uint8:
+            unit_range(images)
+        return images
+
+
+MODES = ("nearest", "bilinear", "bicubic")
+"""How `Resized` finds values between pixels."""
+_RESIZED = re.compile(
+    rf"(?P<inner>[a-z-]+)@(?P<height>[0-9]{{1,4}})x(?P<width>[0-9]{{1,4}})-(?P<mode>{'|'.join(MODES)})"
+)
+
 PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
     "scale": lambda shape: Scale(),
     "standardize": lambda shape: Standardize(torch.zeros(shape[0]), torch.ones(shape[0])),
@@ -166,7 +213,16 @@ PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
 
 
 def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
-    """The named module with statistics of zero mean: what weights are loaded into. Raises UnknownNameError."""
+    """The named module with statistics of zero mean: what weights are loaded into. Raises UnknownNameError.
+
+    `NAME@HxW-MODE`, as in `standardize@224x224-bicubic`, is NAME with its images resized.
+    """
+    if name == "none":
+        return Untouched()
+    resized = _RESIZED.fullmatch(name)
+    if resized is not None and resized["inner"] in PREPROCESS:
+        inner = blank_preprocess(resized["inner"], input_shape)
+        return Resized(inner, (int(resized["height"]), int(resized["width"])), resized["mode"])
     if name not in PREPROCESS:
         raise unknown_name("preprocessing", name, PREPROCESS)
     return PREPROCESS[name](input_shape)
@@ -179,19 +235,36 @@ def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_
     needed and no images were given; DataError when they are empty or of another shape.
     """
     module = blank_preprocess(name, input_shape)
-    if isinstance(module, (Standardize, PixelMean)):
+    statistics = module.inner if isinstance(module, Resized) else module
+    if isinstance(statistics, (Standardize, PixelMean)):
         if images is None:
             raise AskedWronglyError(
                 f"preprocessing {name!r} takes its statistics from training images and none were given: pass data=, or "
                 "choose 'scale' or 'local-contrast'"
             )
-        module.fit(images)
+        statistics.fit(images)
     return module
+
+
+def is_preprocess(name: str) -> bool:
+    """Whether `blank_preprocess` can build it. `is_preprocess("standardize@64x64-bilinear")` is True."""
+    try:
+        blank_preprocess(name, (1, 1, 1))
+    except AskedWronglyError:
+        return False
+    return True
 
 
 def preprocess_name(module: nn.Module) -> str:
     """The name that rebuilds this module, or `module:pkg.Class` for one that only its owner can build again."""
-    names = {Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean", LocalContrast: "local-contrast"}
+    if type(module) is Resized:
+        inner = preprocess_name(module.inner)
+        outer = f"{inner}@{module.size[0]}x{module.size[1]}-{module.mode}"
+        return outer if _RESIZED.fullmatch(outer) else f"module:{Resized.__module__}.Resized"
+    names = {
+        Untouched: "none", Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean",
+        LocalContrast: "local-contrast",
+    }  # fmt: skip
     kind = type(module)
     if kind in names and (kind is not LocalContrast or module.extra_repr() == LocalContrast().extra_repr()):
         return names[kind]

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacherError
 from noisyteacher.files import BLANK, SEAL, sha256
-from noisyteacher.models.build import MODELS, architecture_of, build_model
+from noisyteacher.models.build import MODELS, ZOO, architecture_of, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier
-from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess
+from noisyteacher.models.frozen import FROZEN, NEEDS_TRUST
+from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.models.pretrained import weights_file
 from noisyteacher.models.shrink import SHRINK, origin_of
+from noisyteacher.rng import seeded
 from noisyteacher.tensorfile import KEY, read_tensors, tensor_bytes, write_tensors
 
 KIND = "model"
@@ -56,9 +58,11 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     """The Classifier a file holds, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
     `path` is a weights file, or `pretrained:NAME` for one that comes with the package (`pretrained()` lists them).
-    A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that: only with
-    `allow_import=True`. Raises FileFormatError naming the file when it is damaged or does not fit its architecture,
-    and AskedWronglyError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
+    A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that, and one that is a
+    torch.export program by torch's reader: only with `allow_import=True`. Networks of timm, torchvision and
+    transformers are rebuilt by those, and nothing is fetched for it. Raises FileFormatError naming the file when it is
+    damaged or does not fit its architecture, and AskedWronglyError when the model cannot be rebuilt from a name; then
+    build it and call `load_weights`.
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
@@ -68,14 +72,21 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
         origin = origin_of(architecture)
     except AskedWronglyError as error:
         raise FileFormatError(f"{path}: {error}") from error
-    if origin.startswith("module:") or front not in PREPROCESS or len(shape) != 3:
+    if origin.startswith("module:") or not is_preprocess(front) or len(shape) != 3:
         raise AskedWronglyError(
             f"{path}: holds {name!r} with preprocessing {front!r}{'' if origin == name else f' of {origin!r}'}, which "
             "cannot be rebuilt from its name: build the module yourself and call load_weights(model, path)"
         )
-    options = architecture["options"]
+    options, library = architecture["options"], origin.partition(":")[0]
+    if name.partition(":")[0] in (*ZOO, *FROZEN):
+        build = _from_library if library in ZOO else _from_file
+        if name.startswith("pt2:") and not allow_import:
+            raise AskedWronglyError(f"{path}: {NEEDS_TRUST}")
+        model = build(architecture, tensors, path)
+        _fill(model, tensors, path)
+        return model.eval()
     asked: dict[str, Any] = {"teacher": options["of"]} if name.startswith(SHRINK) else options
-    if ":" in origin:
+    if ":" in origin and library not in ZOO:
         if not allow_import:
             raise AskedWronglyError(
                 f"{path}: rebuilding this model means importing and calling {origin!r}: if you trust the file, pass "
@@ -104,6 +115,37 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
     _fill(model, tensors, path, assign=True)
     return model.eval()
+
+
+def _from_library(architecture: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Classifier:
+    """A network of timm, torchvision or transformers as a file describes it, untrained; nothing is fetched for it."""
+    prefix, _, rest = architecture["name"].partition(":")
+    options, shape = architecture["options"], tuple(architecture["input_shape"])
+    if "pretrained" in options or (prefix == "hf" and set(options) != {"config"}):
+        raise FileFormatError(
+            f"{path}: the options {sorted(options)} in it do not describe a network of {prefix} alone"
+        )
+    for device in ("meta", "cpu"):  # nothing is allocated before names and shapes are known to fit the file
+        try:
+            with torch.device(device), seeded(0, "init", rest):
+                network = ZOO[prefix](rest, architecture["classes"], shape, options).network
+                model = Classifier(blank_preprocess(architecture["preprocess"], shape), network, architecture)
+        except (NoisyTeacherError, TypeError, RuntimeError) as error:
+            raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
+        _check_fit(model, tensors, path)
+    return model
+
+
+def _from_file(architecture: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Classifier:
+    """A network that is a file itself, whose bytes are among the tensors."""
+    file, shape = tensors.get("network.file"), tuple(architecture["input_shape"])
+    if file is None or file.dtype != torch.uint8:
+        raise FileFormatError(f"{path}: holds no file of the network {architecture['name']!r}")
+    try:
+        network = FROZEN[architecture["name"].partition(":")[0]](file)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return Classifier(blank_preprocess(architecture["preprocess"], shape), network, architecture)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -197,6 +239,12 @@ def _checked(architecture: Any, path: Path) -> dict[str, Any]:
 
 
 def _fill(model: Classifier, tensors: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    _check_fit(model, tensors, path)
+    # Clones: tensors of a file share one buffer that must not be written through.
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
+
+
+def _check_fit(model: Classifier, tensors: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     shared = own.keys() & tensors.keys()
     shapes = [
@@ -215,8 +263,6 @@ def _fill(model: Classifier, tensors: dict[str, Tensor], path: Path, assign: boo
             f"{path}: its tensors do not fit the model {model.name!r} ({told}): load it into the model it was saved "
             "from"
         )
-    # Clones: tensors of a file share one buffer that must not be written through.
-    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -1,8 +1,10 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
 from noisyteacher.pipeline.card import Story, story_of
+from noisyteacher.pipeline.checking import checked_teacher
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
 from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
@@ -14,7 +16,6 @@ from noisyteacher.pipeline.steps import (
     Watch,
     load_config_data,
     load_teacher,
-    names_a_file,
     options_of,
     train_run,
 )
@@ -27,12 +28,14 @@ __all__ = [
     "Trained",
     "Watch",
     "a_student",
+    "checked_teacher",
     "compress",
     "compress_config",
     "data_settings_of",
     "distil_config",
     "extract_config",
     "further_answers",
+    "is_given",
     "its_answers",
     "load_config_data",
     "load_teacher",

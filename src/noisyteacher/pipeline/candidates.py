@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import LIMITS, Target, limit
+from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.measure import measure
-from noisyteacher.models import MODELS, SHRINK, build_model
+from noisyteacher.models import MODELS, SHRINK
+from noisyteacher.pipeline.given import network_of
 from noisyteacher.text import count, few, size_bytes
 
 AUTO = "auto"
@@ -78,18 +79,19 @@ class Search:
         }
 
 
-def price_candidates(target: Target, teacher: nn.Module, data: Splits) -> Search:
+def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search:
     """Every candidate with its costs. Raises AskedWronglyError where none keeps within the limits, with the nearest.
 
     The teacher need not be trained yet: costs depend on its architecture alone.
     """
+    target = config.target
     own = measure(teacher, data.input_shape, latency=False)
     costs = {name: int(getattr(own, name)) for name in LIMITS}
     limits = {
         name: limit(given, costs[name]) for name in LIMITS if (given := getattr(target, name)) is not None
     }  # fmt: skip
     found = []
-    for name, model in _models(target.students, teacher, data):
+    for name, model in _models(config, teacher, data):
         priced = measure(model, data.input_shape, latency=False)
         numbers = {one: int(getattr(priced, one)) for one in LIMITS}
         over = tuple(one for one, most in limits.items() if numbers[one] > most)
@@ -100,12 +102,13 @@ def price_candidates(target: Target, teacher: nn.Module, data: Splits) -> Search
     return search
 
 
-def _models(names: Sequence[str], teacher: nn.Module, data: Splits) -> Iterable[tuple[str, nn.Module]]:
+def _models(config: Config, teacher: nn.Module, data: Splits) -> Iterable[tuple[str, nn.Module]]:
     """The networks to look at; of those that nobody named, only the ones that can be built for these images."""
     known = [*MODELS, *(f"{SHRINK}{ratio:g}" for ratio in RATIOS)]
+    names = config.target.students
     for name in names or known:
         try:
-            yield name, build_model(name, data, teacher=teacher if name.startswith(SHRINK) else None)
+            yield name, network_of(config.student, name, data, teacher=teacher)
         except (MismatchError, AskedWronglyError):
             if names:
                 raise

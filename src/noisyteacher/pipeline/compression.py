@@ -17,6 +17,7 @@ from noisyteacher.files import at_work
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, export_best
+from noisyteacher.pipeline.checking import checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import TITLES, a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
@@ -45,22 +46,26 @@ def compress(
     device: str = "auto",
     tensorboard: bool = False,
     allow_import: bool = False,
+    checks: bool = True,
     watch: Watch | None = None,
     **training: Any,
 ) -> Result:
     """The whole way in one call: teacher, stored logits, students over `seeds`, costs, a table, a run folder.
 
-    teacher: a trained nn.Module, a run folder or weights file, or the name of a network, which is trained first (with
-    the options `teacher_training` of `fit`). student: a name, `pkg.module:factory`, or an nn.Module (every seed then
-    starts from its weights). data: anything `load_data` takes. noise: the noise on the logits; None compresses by clean
-    logit regression; "auto" chooses sigma and alpha on validation, no noise among the candidates.
+    teacher: a trained nn.Module, a run folder, a weights file, an ONNX model or a torch.export program, `hf:NAME` with
+    its weights, or the name of another network, which is trained first (with the options `teacher_training` of `fit`;
+    `weights` there, a file with its trained weights, stands for training).
+    student: a name, `pkg.module:factory`, or an nn.Module (every seed then starts from its weights). data: anything
+    `load_data` takes. noise: the noise on the logits; None compresses by clean logit regression; "auto" chooses sigma
+    and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
     verdict can be paired. training: options of `fit` for the students, and `preset`.
     target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
     student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
     "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
     run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
-    name a factory, which is then imported and called.
+    name a factory, which is then imported and called, or be a torch.export program. checks: whether a check before the
+    first step that does not hold ends the run; else it is noted in `.checks`.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
@@ -75,7 +80,7 @@ def compress(
             },
             "run": {
                 "seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device,
-                "tensorboard": tensorboard, "export": list(export),
+                "tensorboard": tensorboard, "export": list(export), "checks": checks,
             },
             "target": dict(target or {}),
         }
@@ -158,8 +163,11 @@ def _steps(plan: Plan) -> Result:
     answers |= further_answers(plan, "teacher")
     extraction_s = time.monotonic() - started
     number, noise, choice, search = 2 + tries, plan.noise, None, None
+    checks = checked_teacher(plan, teacher, answers)
     if plan.search is not None:
         plan, search = choose_student(plan, teacher, answers, (2, total))
+    first = plan.candidates[-1] if plan.candidates else plan.noise
+    checks += checked_lesson(plan.config, plan.data, plan.student, first, answers, plan.teacher)
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
@@ -186,7 +194,18 @@ def _steps(plan: Plan) -> Result:
     noise_record = None if noise is None else noise.describe()
     place = os.path.relpath(answers["train"].path, plan.run.path)
     return Result(
-        plan.run.path, plan.data.name, role, n, tuple(rows), noise_record, extraction_s, place, choice, search, record
+        plan.run.path,
+        plan.data.name,
+        role,
+        n,
+        tuple(rows),
+        noise_record,
+        extraction_s,
+        place,
+        choice,
+        search,
+        record,
+        tuple(checks),
     )
 
 

@@ -14,8 +14,9 @@ from noisyteacher.files import at_work, make_folder
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.plan import Plan, build_student, called, data_record, module_record, plain
-from noisyteacher.pipeline.steps import Trained, given_run, load_teacher, names_a_file, options_of, recipe_of, train_run
+from noisyteacher.pipeline.given import is_given, network_of
+from noisyteacher.pipeline.plan import Plan, called, data_record, module_record, plain
+from noisyteacher.pipeline.steps import Trained, front_of, given_run, load_teacher, options_of, recipe_of, train_run
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
@@ -26,15 +27,16 @@ TITLES = {"labels": "student, labels alone", "clean": "student, logit regression
 def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""
     given, data = plan.teacher, plan.data
-    if isinstance(given, str) and not names_a_file(given):
+    if isinstance(given, str) and not is_given(given, plan.config.teacher):
         recipe = recipe_of(plan.config.teacher)
         options = options_of(plan.config.teacher)
         settings = {
             "data": data_record(data), "model": given, "options": options, "recipe": plain(recipe), "seed": 0,
+            **front_of(plan.config.teacher),
         }  # fmt: skip
         return train_run(
             plan.run.child(name, "train", settings, seed=0),
-            build_model(given, data, seed=0, **options),
+            network_of(plan.config.teacher, given, data),
             data,
             supervised(),
             recipe=recipe,
@@ -46,7 +48,7 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
         )
     found: Run | None = None
     if isinstance(given, str):
-        model, found = load_teacher(given, data, plan.allow_import)
+        model, found = load_teacher(given, data, plan.allow_import, plan.config.teacher)
     else:
         model = build_model(given, data)
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
@@ -85,7 +87,8 @@ def further_answers(plan: Plan, title: str) -> dict[str, LogitStore]:
     """The answers of `teacher.also` to the training split, called train-2, train-3, ...; empty with one teacher."""
     found = {}
     for number, name in enumerate(plan.config.teacher.also, 2):
-        other = replace(plan, teacher=name)
+        only_first = replace(plan.config.teacher, weights="")
+        other = replace(plan, teacher=name, config=replace(plan.config, teacher=only_first))
         trained = the_teacher(other, f"{title} {number}", f"teacher-{number}")
         only = replace(other, data=replace(plan.data, test=None))
         found[f"train-{number}"] = its_answers(only, trained.model, f"{title} {number}'s logits")["train"]
@@ -121,6 +124,7 @@ def a_student(
         "recipe": plain(recipe),
         "objective": objective.record,
         "seed": seed,
+        **front_of(plan.config.student),
     }
     if isinstance(plan.student, nn.Module):
         settings["module"] = module_record(plan.student)
@@ -132,7 +136,7 @@ def a_student(
     teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else store.meta.get("teacher", {})
     return train_run(
         folder,
-        build_student(student, plan.data, plan.config, teacher, seed),
+        network_of(plan.config.student, student, plan.data, seed, teacher),
         plan.data,
         objective,
         recipe=recipe,

@@ -10,8 +10,8 @@ from noisyteacher.config import Config
 from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.models import MODELS, SHRINK, ratio_of
-from noisyteacher.pipeline.steps import names_a_file
+from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of
+from noisyteacher.pipeline.given import names_a_file
 from noisyteacher.text import unknown_name
 
 
@@ -25,6 +25,8 @@ def _problems(config: Config) -> Iterator[str]:
         ("data.name", partial(_data, config.data.name)),
         ("teacher.name", partial(_network, config.teacher.name, True)),
         *((f"teacher.also.{number}", partial(_network, one, True)) for number, one in enumerate(config.teacher.also)),
+        ("teacher.preprocess", partial(_preprocess, config.teacher.preprocess)),
+        ("student.preprocess", partial(_preprocess, config.student.preprocess)),
         ("teacher.views", partial(expand_views, config.teacher.views)),
         ("student.name", partial(_network, config.student.name, False)),
         ("student.views", partial(expand_views, config.student.views)),
@@ -46,6 +48,11 @@ def _network(name: str, may_be_a_file: bool) -> None:
             raise AskedWronglyError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
     if name not in MODELS and ":" not in name and not (may_be_a_file and names_a_file(name)):
         raise unknown_name("model", name, MODELS)
+
+
+def _preprocess(name: str) -> None:
+    if name and name != OWN and not is_preprocess(name):
+        raise unknown_name("preprocessing", name, [*PREPROCESS, OWN])
 
 
 def _data(name: str) -> None:

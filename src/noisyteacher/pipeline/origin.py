@@ -46,6 +46,8 @@ def other_data(where: str | os.PathLike[str], data: Splits) -> str | None:
     training split.
     """
     file = weights_of(where)
+    if file.suffix != ".safetensors" or not file.exists():  # not one of ours, and silent about where it comes from
+        return None
     settings = model_record(file).get("training", {}).get("settings", {})
     role = "val" if settings.get("val") else "train"
     theirs, here = settings.get(role), data.parts[role].fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
+    FROZEN,
     PREFIX,
-    SHRINK,
+    ZOO,
     Classifier,
     as_classifier,
-    build_model,
     code_fingerprint,
+    is_frozen_file,
     preprocess_fingerprint,
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
-from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
+from noisyteacher.pipeline.given import is_given, names_a_file, network_of
+from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
 
 
@@ -80,16 +82,6 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
-def build_student(
-    student: str | nn.Module, data: Splits, config: Config, teacher: nn.Module | Mapping[str, Any], seed: int = 0
-) -> Classifier:
-    """The student of a seed; `shrink:RATIO` is a narrower copy of the teacher (a model, or the architecture of one)."""
-    options = options_of(config.student)
-    if isinstance(student, str) and student.startswith(SHRINK):
-        return build_model(student, data, seed=seed, teacher=teacher, **options)
-    return build_model(student, data, seed=seed, **options)
-
-
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
 ) -> Search | None:
@@ -103,15 +95,22 @@ def refuse_early(
         expand_views(recipe.views)
     models = []
     for one in (teacher, *config.teacher.also):
-        if isinstance(one, str) and names_a_file(one):
-            if config.teacher.options:
-                raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")
-            models.append(load_teacher(one, data, allow_import)[0])
+        settings = config.teacher if one is teacher else replace(config.teacher, weights="")
+        if isinstance(one, str) and is_given(one, settings):
+            without = ["options"] if settings.options else []
+            without += [] if is_frozen_file(one) else [*front_of(settings)]
+            if names_a_file(one) and without:
+                raise AskedWronglyError(
+                    f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out"
+                )
+            models.append(load_teacher(one, data, allow_import, settings)[0])
+        elif settings.weights:
+            raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
-            models.append(build_model(one, data, **options_of(config.teacher)))
+            models.append(network_of(settings, one, data))
     if student == AUTO:
-        return price_candidates(config.target, models[0], data)
-    build_student(student, data, config, models[0])
+        return price_candidates(config, models[0], data)
+    network_of(config.student, student, data, teacher=models[0])
     return None
 
 
@@ -164,11 +163,15 @@ def module_record(model: nn.Module) -> dict[str, Any]:
 
 def called(model: str | nn.Module) -> str:
     """The name a model goes by in run and store names."""
+    if isinstance(model, nn.Module) and not isinstance(model, Classifier):
+        return type(model).__name__
+    name = str(model.architecture["name"]) if isinstance(model, Classifier) else model.rstrip("/")
+    library, _, rest = name.partition(":")
+    if library in (*ZOO, *FROZEN) and rest:
+        return rest.rstrip("/").split("/")[-1]
     if isinstance(model, Classifier):
-        return str(model.architecture["name"]).split(".")[-1].split(":")[-1]
-    return (
-        type(model).__name__ if isinstance(model, nn.Module) else model.rstrip("/").split("/")[-1].removeprefix(PREFIX)
-    )
+        return name.split(".")[-1].split(":")[-1]
+    return name.split("/")[-1].removeprefix(PREFIX)
 
 
 def plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.export import Exported
+from noisyteacher.pipeline.checking import told_of
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
@@ -56,6 +57,8 @@ class Result:
     """How the student was chosen within the limits on its costs, where it was."""
     best: Mapping[str, Any] | None = None
     """The student that validation prefers, what it loses against the teacher, and the files written of it."""
+    checks: tuple[Mapping[str, Any], ...] = ()
+    """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
 
     @property
     def seeds(self) -> int:
@@ -150,7 +153,7 @@ class Result:
                 f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
                 f"teacher's logits took {duration(self.extraction_s)} once."
             )
-        return found
+        return found + told_of(self.checks)
 
     def describe(self) -> dict[str, Any]:
         """The JSON-able form, which `Result.read` takes back."""
@@ -165,6 +168,7 @@ class Result:
             "choice": None if self.choice is None else dict(self.choice),
             "search": None if self.search is None else dict(self.search),
             "best": None if self.best is None else dict(self.best),
+            "checks": [dict(one) for one in self.checks],
             "rows": [
                 {
                     "name": row.name,
@@ -197,6 +201,7 @@ class Result:
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
             record["store"], record.get("choice"), record.get("search"), record.get("best"),
+            tuple(record.get("checks", ())),
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -13,18 +13,19 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
-from noisyteacher.models import SHRINK, Classifier, build_model, origin_of
+from noisyteacher.models import SHRINK, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
-from noisyteacher.pipeline.plan import Plan, build_student, called, noise_of, refuse_auto, taught_of
+from noisyteacher.pipeline.given import is_given, names_a_file, network_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
     errors_kept,
     load_config_data,
     load_teacher,
-    options_of,
     recipe_of,
     train_run,
 )
@@ -43,7 +44,12 @@ def train_config(
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
     data = load_config_data(config)
-    model = build_model(config.teacher.name, data, seed=seed, **options_of(config.teacher))
+    if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher):
+        raise AskedWronglyError(
+            f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
+            "teacher.options.pretrained=true"
+        )
+    model = network_of(config.teacher, config.teacher.name, data, seed)
     objective = supervised()
     _refuse(objective, model, data, config, config.teacher)
     settings = {"config": describe(config), "seed": seed}
@@ -79,7 +85,7 @@ def extract_config(
     are loaded already; `allow_import` as in `load_model`, `overwrite` as in `extract`.
     """
     data = data or load_config_data(config)
-    model, _ = load_teacher(config.teacher.name, data, allow_import)
+    model, _ = load_teacher(config.teacher.name, data, allow_import, config.teacher)
     name = store_name(called(model), data.train, model)
     tell: Callable[[int, int], None] | None = None
     if watch is not None:
@@ -112,8 +118,11 @@ def distil_config(
     refuse_auto(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
-    model = build_student(student.name, data, config, _teacher_of(opened, student.name), seed)
+    teacher = _teacher_of(opened, student.name)
+    model = network_of(student, student.name, data, seed, teacher)
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
+    checks = store_order(opened, data, config.run.checks)
+    checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, {"train": opened})
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
     folder = run or new_run(
@@ -135,7 +144,7 @@ def distil_config(
         seed=seed,
         device=config.run.device,
         tensorboard=config.run.tensorboard,
-        extra=None if choice is None else {"choice": choice},
+        extra={"checks": checks} | ({} if choice is None else {"choice": choice}),
         title=title,
         watch=watch,
     )

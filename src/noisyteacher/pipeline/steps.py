@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import metrics
-from noisyteacher.config import Config, Recipe
+from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Splits, load_data
 from noisyteacher.device import check_threads, resolve_device
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, NoisyTeacherError
+from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import judge
 from noisyteacher.files import alone, at_work
 from noisyteacher.history import Tick
-from noisyteacher.models import PREFIX, Classifier, load_model, load_weights, save_model, weights_file
+from noisyteacher.models import Classifier, is_frozen_file, load_model, load_weights, save_model, weights_file
 from noisyteacher.objectives import Objective
+from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
 from noisyteacher.runs import Run, is_run
 from noisyteacher.train import WEIGHTS, fit
 
@@ -81,6 +82,7 @@ def train_run(
             )
             result = {
                 **_judged(model, data, answers or {}, device),
+                "classes": list(data.class_names),
                 "training": {
                     "seconds": history.seconds,
                     "epochs": len(history.epochs),
@@ -96,15 +98,21 @@ def train_run(
     return Trained(model, run, result)
 
 
-def given_run(run: Run, model: nn.Module, data: Splits, *, device: str = "auto", source: Run | None = None) -> Trained:
+def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto", source: Run | None = None) -> Trained:
     """A model that was trained before, evaluated and kept in this run's folder, so that the folder tells all.
 
-    `source` is the run it comes from; its training time is taken over.
+    `source` is the run it comes from; its training time is taken over. `classes` in the result are the names of the
+    model's own classes, null where nothing states them.
     """
     with at_work(*run.around), alone(run.path), errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
         save_model(model, run.path / WEIGHTS, within=run.path)
-        result = {**_judged(model, data, {}, device), "training": before}
+        names = class_names_taught(model, source)
+        result = {
+            **_judged(model, data, {}, device),
+            "classes": None if names is None else list(names),
+            "training": before,
+        }
         run.write_result(result)
     return Trained(model, run, result)
 
@@ -155,20 +163,31 @@ def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
 
 
 def load_teacher(
-    where: str | os.PathLike[str], data: Splits | None = None, allow_import: bool = False
+    where: str | os.PathLike[str],
+    data: Splits | None = None,
+    allow_import: bool = False,
+    settings: Teacher | None = None,
 ) -> tuple[Classifier, Run | None]:
     """The trained model of a run folder, a weights file or `pretrained:NAME`, and its run where there is one.
 
-    `allow_import` as in `load_model`. Raises MismatchError when it does not fit the data, FileFormatError when the file
-    is damaged, DataError when the path leads nowhere.
+    Also that of an ONNX model or a torch.export program, and with data a network by name whose weights `settings` name
+    or that comes with its own (`is_given`). `allow_import` as in `load_model`. Raises MismatchError when it does not
+    fit the data, FileFormatError when the file is damaged, DataError when the path leads nowhere.
     """
+    if not names_a_file(os.fspath(where)) and is_given(os.fspath(where), settings) and data is not None:
+        return load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where))), None
     path = weights_file(where)
     run = Run.open(path) if is_run(path) else None
     file = weights_of(path)
     if not os.path.exists(file):
         state = f"the run is {run.state}" if run is not None else "no such file"
-        raise DataError(f"{file}: no weights there ({state}): give a finished run's folder or a .safetensors file")
-    model = load_model(file, allow_import=allow_import)
+        raise DataError(
+            f"{file}: no weights there ({state}): give a finished run's folder, or a .safetensors, .onnx or .pt2 file"
+        )
+    if is_frozen_file(file):
+        model = load_frozen_for(os.fspath(file), data, settings, allow_import)
+    else:
+        model = _load_ours(file, allow_import)
     if data is not None:
         for what, own, theirs in (
             ("classes", model.classes, data.classes),
@@ -179,6 +198,17 @@ def load_teacher(
     return model, run
 
 
+def _load_ours(file: Path, allow_import: bool) -> Classifier:
+    try:
+        return load_model(file, allow_import=allow_import)
+    except FileFormatError as error:
+        if "not written by noisyteacher" not in str(error):
+            raise
+        raise FileFormatError(
+            f"{error}; weights of another program need their network named too: --teacher NAME --teacher-weights {file}"
+        ) from error
+
+
 def weights_of(where: str | os.PathLike[str]) -> Path:
     """The weights file that a trained model's path or `pretrained:` name means: itself, or the one in the folder."""
     path = weights_file(where)
@@ -187,9 +217,15 @@ def weights_of(where: str | os.PathLike[str]) -> Path:
 
 def recipe_of(settings: Recipe) -> dict[str, Any]:
     """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
-    left = ("name", "options", "preset")
+    left = ("name", "options", "preset", "preprocess", "mean", "std")
     own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
     return {**own, "views": tuple(own["views"])}
+
+
+def front_of(settings: Recipe) -> dict[str, Any]:
+    """What settings say of the preprocessing, for the config of a child run; empty where they leave it to the data."""
+    names = ("preprocess", "mean", "std")
+    return {name: getattr(settings, name) for name in names if getattr(settings, name)}
 
 
 def options_of(settings: Recipe) -> dict[str, Any]:
@@ -212,19 +248,6 @@ def load_config_data(config: Config) -> Splits:
         limit=data.limit,
         train_limit=data.train_limit,
     )
-
-
-def names_a_file(name: str) -> bool:
-    """Whether a teacher's name means a trained one: a path, or what looks like one, or `pretrained:NAME`.
-
-    `names_a_file("lenet")` is False. Raises AskedWronglyError for a pickle.
-    """
-    if name.endswith((".pt", ".pth", ".pkl", ".bin")):
-        raise AskedWronglyError(
-            f"{name}: a pickle may run code when it is read, so it is not: save the weights as .safetensors, or build "
-            "the model in Python and pass the module"
-        )
-    return name.startswith(PREFIX) or name.endswith(".safetensors") or os.sep in name or os.path.isdir(name)
 
 
 def _relay(watch: Watch, title: str) -> Callable[[Tick], None]:

@@ -16,6 +16,7 @@ from noisyteacher.models import load_model, model_record
 from noisyteacher.pipeline import (
     Plan,
     Watch,
+    checked_teacher,
     further_answers,
     its_answers,
     load_config_data,
@@ -216,6 +217,7 @@ def _prepare(
         label = name if len(bases) == 1 else f"teacher {number + 1}/{len(bases)}"
         teacher = the_teacher(plan, label, name)
         answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
+        checks = checked_teacher(plan, teacher, answers)
         stores = {role: str(Path(store.path).relative_to(run.path)) for role, store in answers.items()}
         scores = teacher.result["scores"]
         teachers.append(
@@ -227,6 +229,7 @@ def _prepare(
                 "n": {role: len(split) for role, split in data.parts.items()},
                 **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
                 "input_shape": list(data.input_shape),
+                "checks": checks,
             }
         )
         cells += [cell_of(one, seed, run, stores, threads) for seed in range(seeds) for one in members]

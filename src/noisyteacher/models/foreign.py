@@ -1,0 +1,114 @@
+"""Weights that another program saved, put into a network of ours: their wrappers and prefixes found and taken off."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from noisyteacher.errors import FileFormatError, MismatchError
+from noisyteacher.files import read_bytes
+from noisyteacher.models.classifier import Classifier
+from noisyteacher.models.torchfile import Stored, read_torch_file
+from noisyteacher.text import few, plural
+
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
+    "state_dict_ema", "ema_state_dict", "model_ema", "ema",
+)  # fmt: skip
+"""Keys under which training programs keep a model's state dict, in the order in which they are looked for."""
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
+"""How files of torch.save are called."""
+
+
+def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
+    """Nothing comes back: the network's tensors are replaced by those of a file of somebody else's, all or none.
+
+    A `.safetensors` file, or one of torch.save, which is read without running anything in it. The state dict may lie
+    in one of WRAPPERS, and its names may have one prefix before them (`module.`, `model.`); what has another prefix,
+    an optimiser's state for instance, is passed over. Floating-point tensors are converted to the network's dtype.
+    Raises FileFormatError naming the file when it is damaged, holds more than tensors or values that are not finite;
+    MismatchError with the tensors that are missing, unexpected or of another shape.
+    """
+    own = model.network.state_dict()
+    state = _unprefixed(_state_of(path), own, path)
+    counters = {name for name in own if name.endswith("num_batches_tracked")}  # older files lack them
+    problems = {
+        "missing": sorted(own.keys() - state.keys() - counters),
+        "unexpected": sorted(state.keys() - own.keys()),
+    }
+    filled = {name: _tensor(state[name]) for name in own.keys() & state.keys()} if not any(problems.values()) else {}
+    problems["of another shape"] = [
+        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
+        for name, tensor in sorted(filled.items())
+        if tensor.shape != own[name].shape
+    ]
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {few(names, 4)}" for what, names in problems.items() if names)
+        raise MismatchError(
+            f"{path}: its tensors are not those of {model.name!r} with {model.classes} classes ({told}): name the "
+            "network that they were saved from, with its options"
+        )
+    for name, tensor in filled.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise MismatchError(f"{path}: its tensor {name} is {tensor.dtype}, {model.name!r} has {own[name].dtype}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FileFormatError(f"{path}: its tensor {name} has values that are not finite")
+    model.network.load_state_dict({**own, **{name: one.to(own[name].dtype) for name, one in filled.items()}})
+
+
+def _state_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state dict in the file: names to tensors, or to what `_tensor` makes a tensor of."""
+    if os.fspath(path).endswith(ENDINGS):
+        return _unwrapped(read_torch_file(path), path)
+    try:
+        return dict(safetensors.torch.load(read_bytes(path)))
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path}: not a safetensors file: {error}") from error
+
+
+def _tensor(value: Any) -> Tensor:
+    read: Tensor = value.read() if isinstance(value, Stored) else value
+    return read
+
+
+def _unwrapped(record: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    for _ in range(4):
+        if not isinstance(record, dict):
+            break
+        tensors = {name: one for name, one in record.items() if isinstance(name, str) and isinstance(one, Stored)}
+        inner = [key for key in WRAPPERS if isinstance(record.get(key), dict) and record[key]]
+        if inner:
+            record = record[inner[0]]
+        elif tensors:
+            return tensors
+        else:
+            break
+    keys = f" with the keys {few([str(key)[:40] for key in record])}" if isinstance(record, dict) else ""
+    raise FileFormatError(
+        f"{path}: no state dict found in it: it holds a {type(record).__name__.strip('_').lower()}{keys}; expected "
+        f"names and tensors, by themselves or under one of {', '.join(WRAPPERS)}"
+    )
+
+
+def _unprefixed(state: Mapping[str, Any], own: Collection[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The entries that have the one prefix under which most of the network's own names are found, without it."""
+    plain = {name.replace("_orig_mod.", ""): one for name, one in state.items()}
+    prefixes = {""}
+    for last in [name for name in own if not name.endswith("num_batches_tracked")][-3:]:
+        prefixes |= {name.removesuffix(last) for name in plain if name.endswith(f".{last}")}
+    matches = {prefix: sum(f"{prefix}{name}" in plain for name in own) for prefix in prefixes}
+    most = max(matches.values())
+    best = sorted(prefix for prefix, number in matches.items() if number == most)
+    if most and len(best) > 1:
+        raise MismatchError(
+            f"{path}: holds {plural(len(best), 'set')} of weights that fit, under {', '.join(map(repr, best))}: save "
+            "the one that is meant by itself"
+        )
+    prefix = best[0] if most else ""
+    return {name.removeprefix(prefix): one for name, one in plain.items() if name.startswith(prefix)}

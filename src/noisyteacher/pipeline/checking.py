@@ -1,0 +1,234 @@
+"""What is looked at before the first step: a teacher that answers as it should, and a lesson that can be learned."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.config import Config
+from noisyteacher.data import Batch, Split, Splits, epoch_batches, expand_views
+from noisyteacher.device import resolve_device
+from noisyteacher.errors import MismatchError
+from noisyteacher.models import as_classifier, weights_fingerprint
+from noisyteacher.modes import inference
+from noisyteacher.noise import Noise
+from noisyteacher.objectives import distil
+from noisyteacher.pipeline.given import network_of
+from noisyteacher.pipeline.plan import Plan, taught_of
+from noisyteacher.pipeline.steps import Trained
+from noisyteacher.rng import seeded
+from noisyteacher.store import LogitStore
+from noisyteacher.teachers import as_teacher
+
+ROWS = 8
+"""Images that the teacher is asked again."""
+CHUNK = 8192
+ABOVE_CHANCE = 3.0
+"""Standard deviations above chance from which on an accuracy is no accident."""
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    check: str
+    held: bool | None
+    """None where it could not be looked at; `told` says why."""
+    told: str
+    """A sentence with the numbers, and n where there is one."""
+
+
+def checked_teacher(plan: Plan, teacher: Trained, answers: Mapping[str, LogitStore]) -> list[dict[str, Any]]:
+    """The checks of a teacher and its stored answers, JSON-able.
+
+    Raises MismatchError with every one that does not hold, unless the settings say `run.checks = false`.
+    """
+    data = plan.data
+    found = [
+        _frozen(teacher.model, data.train, answers["train"]),
+        class_order(teacher.result.get("classes"), data.class_names, "the teacher"),
+        _stored_is_live(teacher.model, data.train, answers["train"]),
+    ]
+    if "val" in answers:
+        found += [_plausible(answers["val"], data.val), _are_logits(answers["val"])]
+    return settled(found, plan.config.run.checks)
+
+
+def checked_lesson(
+    config: Config,
+    data: Splits,
+    given: str | nn.Module,
+    noise: Noise | None,
+    answers: Mapping[str, LogitStore],
+    teacher: object = None,
+) -> list[dict[str, Any]]:
+    """The checks of what this student would learn in its first step with seed 0, JSON-able. Raises as the above."""
+    student = config.student
+    stores = [store for role, store in answers.items() if role.startswith("train")]
+    source = stores if len(stores) > 1 else stores[0]
+    place = resolve_device(config.run.device)
+    own = copy.deepcopy(given) if isinstance(given, nn.Module) else given
+    told = teacher if isinstance(teacher, nn.Module) else stores[0].meta.get("teacher", {})
+    model = network_of(student, own, data, teacher=told).to(place)
+    views = expand_views(student.views)
+    objective = distil(source, noise=noise, **taught_of(config))
+    objective.check(data.train, views, data.classes)
+    batch = next(
+        epoch_batches(
+            data.train, views, seed=0, epoch=0, first=0, batches=1, batch_size=student.batch_size,
+            every_view=student.every_view, total_steps=max(2, student.epochs), device=place,
+        )
+    )  # fmt: skip
+    taught = taught_of(config) | {"label_weight": 0.0}
+    targets = as_teacher(source, taught.get("combine", "mean")).logits(batch)
+    same, _ = distil(source, **taught)(targets, batch)
+    found = [_zero(float(same), targets), _slope(model, lambda logits: objective(logits, batch)[0], batch)]
+    return settled(found, config.run.checks)
+
+
+def settled(found: Sequence[Check], strict: bool) -> list[dict[str, Any]]:
+    """The checks as a result keeps them. Raises MismatchError with those that do not hold where `strict`."""
+    failed = [one.told for one in found if one.held is False]
+    if failed and strict:
+        raise MismatchError(
+            f"before the first step, {len(failed)} of {len(found)} checks did not hold: {'; '.join(failed)}. If that "
+            "is as it should be, say run.checks = false (--set run.checks=false)"
+        )
+    return [asdict(one) for one in found]
+
+
+def told_of(checks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The sentences of the checks that did not hold."""
+    failed = [one for one in checks if one["held"] is False]
+    return [f"Did not hold before the first step ({one['check']}): {one['told']}." for one in failed]
+
+
+def class_order(theirs: Sequence[str] | None, ours: Sequence[str], who: str) -> Check:
+    """Whether names of classes that both sides know stand at the same places on both."""
+    name = "class order"
+    if theirs is None:
+        return Check(name, None, f"nothing says how {who} calls its classes")
+    if len(theirs) != len(ours):
+        return Check(name, False, f"{who} has {len(theirs)} classes, the data {len(ours)}")
+    places = {_word(one): number for number, one in enumerate(theirs)}
+    moved = [
+        f"{ours[number]!r} is class {number} of the data and {places[_word(one)]} of {who}"
+        for number, one in enumerate(ours)
+        if places.get(_word(one), number) != number
+    ]
+    if moved:
+        more = "" if len(moved) <= SHOWN else f", and {len(moved) - SHOWN} more"
+        return Check(name, False, f"the classes stand in another order: {', '.join(moved[:SHOWN])}{more}")
+    known = sum(_word(one) in places for one in ours)
+    if not known:
+        return Check(name, None, f"{who} calls its classes {theirs[0]!r}, ..., the data theirs {ours[0]!r}, ...")
+    return Check(name, True, f"{known} of {len(ours)} classes are named alike, each at the same place")
+
+
+def store_order(store: LogitStore, data: Splits, strict: bool) -> list[dict[str, Any]]:
+    """The check of the class order of a store, of whose teacher nothing else is known. Raises as the above."""
+    stated = store.meta.get("class_names")
+    theirs = list(map(str, stated)) if isinstance(stated, list) else None
+    return settled([class_order(theirs, data.class_names, "the stored teacher")], strict)
+
+
+def _word(name: str) -> str:
+    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+
+
+def _frozen(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
+    name = "teacher frozen"
+    with inference(teacher) as place:
+        awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
+        logits: Tensor = teacher(split.images_at(torch.arange(min(2, len(split)))).to(place))
+    if awake:
+        return Check(name, False, f"the teacher's {awake[0]} stays in training mode when it is asked to answer")
+    if logits.requires_grad:
+        return Check(name, False, "the teacher's answers have gradients where none are asked for")
+    if weights_fingerprint(teacher) != store.fingerprints["teacher"]:
+        return Check(name, False, "the teacher's weights have changed since its answers were stored")
+    return Check(name, True, "in eval mode, without gradients, with the weights whose answers are stored")
+
+
+def _stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
+    rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
+    view = store.views[-1]
+    with inference(as_classifier(teacher)) as place:
+        live = teacher(split.images_at(rows, view).to(place)).float().cpu()
+    stored = store.logits(view, rows)
+    apart, size = float((live - stored).abs().max()), float(stored.abs().max())
+    told = (
+        f"asked again for {len(rows)} stored answers ({view}), the teacher differs by at most {apart:.3g}, the largest "
+        f"logit being {size:.3g}"
+    )
+    return Check("stored answers are the teacher's", apart <= 1e-3 * (1 + size), told)
+
+
+def _plausible(store: LogitStore, val: Split) -> Check:
+    """Accuracy against what the same answers would score if they had nothing to do with the labels."""
+    name = "teacher's accuracy"
+    if val.labels is None:
+        return Check(name, None, "validation has no labels")
+    chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.targets.cpu()
+    n, classes = len(labels), val.classes
+    accuracy = float((chosen == labels).double().mean())
+    shares = [torch.bincount(one, minlength=classes).double() / n for one in (chosen, labels)]
+    chance = float((shares[0] * shares[1]).sum())
+    spread = math.sqrt(max(chance * (1 - chance), 1e-12) / n)
+    held = accuracy > chance + ABOVE_CHANCE * spread
+    told = f"{100 * accuracy:.2f} % on validation (n = {n:,}), where {100 * chance:.2f} % would be chance"
+    if held:
+        return Check(name, True, told)
+    return Check(
+        name, False,
+        f"the teacher's accuracy is {told}: a wrong normalisation or class order shows like this, and so does a "
+        "teacher that was hardly trained (see teacher.preprocess, teacher.mean)",
+    )  # fmt: skip
+
+
+def _are_logits(store: LogitStore) -> Check:
+    """Probabilities are between 0 and 1 and add up to 1 in every row; logits have no reason to."""
+    low, off = math.inf, 0.0
+    for part in _chunks(store):
+        low, off = min(low, float(part.min())), max(off, float((part.sum(1) - 1).abs().max()))
+    if low >= 0 and off < 1e-3:
+        told = "the teacher's answers add up to 1 in every row: they are probabilities, and logits are needed"
+        return Check("answers are logits", False, f"{told}: leave the softmax at its end out")
+    return Check(
+        "answers are logits", True, f"they do not add up to 1 (largest distance {off:.3g}; n = {store.rows:,})"
+    )
+
+
+def _chunks(store: LogitStore) -> Iterable[Tensor]:
+    for rows in torch.arange(store.rows).split(CHUNK):  # type: ignore[no-untyped-call]
+        yield store.logits(store.views[0], rows)
+
+
+def _zero(loss: float, targets: Tensor) -> Check:
+    size = float(targets.square().mean())
+    told = f"the loss of a student that answers as the teacher does is {loss:.3g} (mean squared logit {size:.3g})"
+    return Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), told)
+
+
+def _slope(model: nn.Module, loss: Any, batch: Batch) -> Check:
+    """The gradient of the first batch's loss in the student's weights; the student is a copy that is thrown away."""
+    name = "student's gradient"
+    learned = [one for one in model.parameters() if one.requires_grad]
+    if not learned:
+        return Check(name, False, "the student has no weights to learn")
+    model.train(len(batch.rows) > 1)
+    with seeded(0, "dropout", "check"):
+        slopes = torch.autograd.grad(loss(model(batch.images).float()), learned, allow_unused=True)
+    size = math.sqrt(sum(float(one.square().sum()) for one in slopes if one is not None))
+    reached = sum(one is not None and bool(one.any()) for one in slopes)
+    told = f"norm {size:.3g} in the first batch, in {reached} of {len(learned)} weight tensors"
+    if math.isfinite(size) and size > 0:
+        return Check(name, True, told)
+    return Check(name, False, f"the student's gradient has {told}: there is nothing it could learn")
