@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.config import build_config
+from noisyteacher.config import build_config, describe
 from noisyteacher.errors import AskedWronglyError, ConfigError
-from noisyteacher.pipeline import compress_config, distil_config, wrong_names
+from noisyteacher.files import write_json
+from noisyteacher.paper.run import _same
+from noisyteacher.pipeline import compress_config, distil_config, resume_compress, train_config, wrong_names
 from noisyteacher.runs import Run, list_runs
-from noisyteacher.sweep import sweep
+from noisyteacher.sweep import resume_sweep, sweep
 
 OF_LENET = {"of": {"name": "lenet", "options": {"dropout": 0.0}}}
 
@@ -98,7 +100,7 @@ def test_a_sweep_over_students_narrowed_and_named(tmp_path: Path) -> None:
     assert result.failed == []
     costs = result.record["costs"]["students"]
     assert {name: one["parameters"] for name, one in costs.items()} == {
-        "shrink:0.5": 109_295, "shrink:0.25": 130 + (13 * 125 + 13) + (13 * 16 * 125 + 125) + 1260, "compact-xs": 139_178,
+        "shrink:0.5": 109_295, "shrink:0.25": 130 + (13 * 125 + 13) + (13 * 2000 + 125) + 1260, "compact-xs": 139_178,
     }  # fmt: skip
     cell = Run.open(result.path / "clean-shrink-0.25-seed0")
     assert cell.config["recipe"]["optimizer"] == "adamw"
@@ -129,3 +131,31 @@ def test_a_preset_of_a_compression_is_resolved_in_its_config(tmp_path: Path, dat
     assert (told["preset"], told["optimizer"], told["lr"], told["batch_size"]) == ("modern", "adamw", 0.002, 128)
     (child,) = [one for one in list_runs(tmp_path) if one.path.name == "clean-seed0"]
     assert len(child.config["recipe"]["views"]) == 18
+
+
+def test_a_run_of_a_version_without_presets_is_gone_on_with(tmp_path: Path) -> None:
+    """Settings that came later are at their defaults in an older folder: nothing is asked that was not asked then."""
+
+    def made_older(run: Run, *where: str) -> None:
+        config = run.config
+        table = config
+        for key in where:
+            table = table[key]
+        for part in ("teacher", "student"):
+            del table[part]["preset"]
+        (run.path / "result.json").unlink()
+        write_json(run.path / "config.json", "run-config", 1, {"config": config})
+
+    swept = sweep(settings(tmp_path), {"noise.sigma": [0.0]}, seeds=1)
+    made_older(Run.open(swept.path), "base")
+    assert resume_sweep(Run.open(swept.path)).conditions == swept.conditions
+    given = build_config(settings(tmp_path / "one", run={"baselines": False}))
+    result = compress_config(given)
+    made_older(Run.open(result.path))
+    assert resume_compress(Run.open(result.path)).rows[1].errors == result.rows[1].errors
+    trained = train_config(given).run
+    made_older(trained, "config")
+    assert "preset" not in trained.config["config"]["student"]
+    found = _same(tmp_path / "one", "train", {"config": describe(given), "seed": 0})
+    assert found is not None
+    assert found.path == trained.path

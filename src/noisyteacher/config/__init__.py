@@ -3,6 +3,7 @@
 from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import (
     build_config,
+    completed,
     describe,
     flat_grids,
     leaves,
@@ -34,6 +35,7 @@ __all__ = [
     "Student",
     "Teacher",
     "build_config",
+    "completed",
     "describe",
     "explain",
     "flat_grids",
