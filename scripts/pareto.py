@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noisyteacher.cli.show import print_noted, progress
+from noisyteacher.config import read_config
 from noisyteacher.references import value
 from noisyteacher.runs import find_run
 from noisyteacher.sweep import SweepResult, resume_sweep, sweep
@@ -106,13 +107,14 @@ def _notes(result: SweepResult) -> list[str]:
 
 def _base(asked: argparse.Namespace) -> dict[str, Any]:
     data = {"name": asked.data, "root": asked.data_root, "verify": asked.verify, "limit": asked.limit}
-    return {
+    given = {
         "data": {key: value for key, value in data.items() if value is not None},
         "teacher": {"name": asked.teacher},
         "student": {"preset": asked.preset, "epochs": asked.epochs},
         "noise": {"sigma": 0.0, "alpha": asked.alpha},
         "run": {"output_dir": asked.output_dir, "device": asked.device},
     }
+    return read_config(None, tuple(asked.set), given)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--preset", default="modern")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: student.lr=0.01")
     parser.add_argument("--sigma", type=float, default=0.0, help="also under noise of this standard deviation")
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--jobs", type=int, default=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
-from noisyteacher.runs import list_runs
+from noisyteacher.runs import Run, list_runs
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pareto.py"
 
@@ -38,7 +38,7 @@ def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
     common = ["--output-dir", str(tmp_path / "runs"), "--quiet"]
     file = str(tmp_path / "teacher.safetensors")
     asked = [file, "--data", "mnist-5k", "--limit", "60", "--epochs", "1", "--seeds", "2",
-             "--students", "student3", "compact-xs", *common]  # fmt: skip
+             "--students", "student3", "compact-xs", "--set", "student.lr=0.002", *common]  # fmt: skip
     main = script().main
     main(asked)
     told = capsys.readouterr().out
@@ -50,6 +50,8 @@ def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
     shown = json.loads(capsys.readouterr().out)
     rows = {(one["student"], one["kind"]): one for one in shown["points"]}
     assert set(rows) == {(name, kind) for name in ("student3", "compact-xs") for kind in ("labels", "clean")}
+    recipe = Run.open(run.path / "clean-compact-xs-seed0").config["recipe"]
+    assert (recipe["optimizer"], recipe["lr"]) == ("adamw", 0.002)
     costs = nt.measure(nt.build_model("compact-xs", data), latency=False)
     row = rows["compact-xs", "clean"]
     assert (row["macs"], row["parameters"], row["bytes"]) == (costs.macs, costs.parameters, costs.bytes)

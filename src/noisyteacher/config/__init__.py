@@ -4,6 +4,7 @@ from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import (
     LIMITS,
     build_config,
+    completed,
     describe,
     flat_grids,
     leaves,
@@ -39,6 +40,7 @@ __all__ = [
     "Target",
     "Teacher",
     "build_config",
+    "completed",
     "describe",
     "explain",
     "flat_grids",

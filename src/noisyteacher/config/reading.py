@@ -183,6 +183,18 @@ def describe(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings with those that an older version did not have at their defaults; other keys as they are.
+
+    So that a run folder of an older version is gone on with: `completed(old) == completed(new)`.
+    """
+    known = asdict(Config())
+    return {
+        key: {**known[key], **value} if key in known and isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }
+
+
 def _key(problem: Any) -> tuple[str, ...]:
     """Where a problem is, without pydantic's words for the branches of a union."""
     place = [part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in map(str, problem["loc"])]

@@ -27,7 +27,7 @@ class Member:
 
 COMPACT: dict[str, Member] = {
     "compact-xs": Member(16, ((24, 1), (48, 1), (80, 1))),
-    "compact-s": Member(16, ((28, 1), (48, 2), (96, 1))),
+    "compact-s": Member(16, ((32, 1), (48, 2), (96, 1))),
     "compact-m": Member(32, ((56, 2), (112, 2), (128, 1))),
 }
 """Name -> widths and depths. At 3 x 32 x 32 they multiply less than the paper's Students 3, 2 and 1."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings
+from noisyteacher.config import Choice, Config, NoiseSettings, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
@@ -137,7 +137,8 @@ def folder_for(
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
     # Where the folder was made says nothing of what is in it: it may have been moved since.
-    told = [key for key, _, _ in compare(run.config, plain(settings)) if key != "run.output_dir"]
+    found = compare(completed(run.config), completed(plain(settings)))
+    told = [key for key, _, _ in found if key != "run.output_dir"]
     if told:
         raise MismatchError(
             f"{path}: was started with other arguments ({', '.join(told[:4])}): see its config.json, or start a new run"
