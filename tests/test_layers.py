@@ -20,11 +20,11 @@ LAYERS = [
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device"},
-    {"files", "stats", "config", "references"},
+    {"files", "stats", "config", "references", "pixels", "workers"},
     {"text"},
     {"errors"},
 ]
-WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text"}
+WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text", "pixels", "workers"}
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

@@ -61,3 +61,11 @@ def sigma_words(sigma: float | Sequence[float]) -> str:
 def plural(number: int, noun: str) -> str:
     """A number with its noun. `plural(1, "seed") == "1 seed"`, `plural(3, "seed") == "3 seeds"`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(name: object) -> str:
+    """A name as it can be shown anywhere: what a terminal cannot print, or would obey, is escaped.
+
+    `printable("a\\nb") == "a\\\\nb"`; a byte that is no UTF-8 becomes `\\udcff`.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(name))

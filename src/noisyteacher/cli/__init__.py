@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from noisyteacher.cli import inspect, keep, many, report, work
+from noisyteacher.cli import data, inspect, keep, many, report, work
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import safe_streams
 from noisyteacher.errors import NoisyTeacherError, WriteError
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for command in (*work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS, *report.COMMANDS):
     app.command(command.__name__)(command)
-for group in (keep.runs, keep.config, keep.data, keep.logits):
+for group in (keep.runs, keep.config, data.data, keep.logits):
     app.add_typer(group)
 
 

@@ -2,6 +2,8 @@
 
 from noisyteacher.data.batches import epoch_batches, samples_of
 from noisyteacher.data.listing import datasets_here
+from noisyteacher.data.packed import Packed, is_packed
+from noisyteacher.data.packing import pack_data
 from noisyteacher.data.sources import DATASETS, default_root, load_data
 from noisyteacher.data.split import Batch, Split, Splits
 from noisyteacher.data.summary import data_summary
@@ -10,6 +12,7 @@ from noisyteacher.data.views import apply_view, apply_views, expand_views
 __all__ = [
     "DATASETS",
     "Batch",
+    "Packed",
     "Split",
     "Splits",
     "apply_view",
@@ -19,6 +22,8 @@ __all__ = [
     "default_root",
     "epoch_batches",
     "expand_views",
+    "is_packed",
     "load_data",
+    "pack_data",
     "samples_of",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from noisyteacher.files import sha256
 from noisyteacher.tensorfile import tensor_bytes
 
 ROLES = ("train", "val", "test")
-_CHUNK = 4096
+_CHUNK, _CHUNK_BYTES = 4096, 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,9 +110,14 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the shape `N x C x H x W` and the image bytes in row order; labels stay out."""
         shape = "x".join(map(str, (len(self), *self.input_shape)))
-        parts = torch.split(self.index, _CHUNK)
-        return sha256(
-            [f"uint8 {shape}\n".encode(), *(tensor_bytes(self.images[part.to(self.images.device)]) for part in parts)]
+        parts = (tensor_bytes(self.images_at(rows)) for rows in self.chunks())
+        return sha256(chain([f"uint8 {shape}\n".encode()], parts))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All rows in order, int64, in pieces whose images take about 16 MB at most (and 4,096 rows)."""
+        channels, height, width = self.input_shape
+        return iter(
+            torch.split(torch.arange(len(self)), max(1, min(_CHUNK, _CHUNK_BYTES // (channels * height * width))))
         )
 
     def subset(self, rows: Tensor, role: str | None = None) -> Split:
