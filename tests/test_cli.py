@@ -26,7 +26,8 @@ COMMON = {"--help"}
 COMMANDS = {
     "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "sweep", "paper", "report",
     "runs ls", "runs show", "runs diff", "runs rm",
-    "config init", "config check", "config explain", "data ls", "data check", "data pack", "logits show", "logits verify",
+    "config init", "config check", "config explain", "data ls", "data check", "data pack",
+    "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",

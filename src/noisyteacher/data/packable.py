@@ -64,6 +64,8 @@ def folder_source(root: Path, follow_links: bool = False) -> Source:
         raise DataError(f"{root}: has {' and '.join(roles)} but no train folder with images in it")
     places = [(role, root / role) for role in roles] or [("all", root)]
     names = next((found for _, place in places if (found := _class_folders(place))), ())
+    if len(names) == 1:
+        raise DataError(f"{root}: one class folder in it ({names[0]}); expected two or more, or images alone")
     walk = _Walk(root, follow_links)
     return Source("folder", root.name, tuple(_folder_part(role, place, names, walk) for role, place in places), names)
 
@@ -78,8 +80,6 @@ def _class_folders(place: Path) -> tuple[str, ...]:
             raise DataError(
                 f"{place}: the class folder {printable(name)} has a name that is not UTF-8: rename it"
             ) from error
-    if len(found) == 1:
-        raise DataError(f"{place}: 1 sub-folder in it; expected two or more, one per class, or images alone")
     return tuple(found)
 
 

@@ -146,6 +146,9 @@ class _Work:
 
     def run(self, decoder: Decoder) -> Packed:
         """Everything that is missing of the pack."""
+        self.shape = self._first_shape()
+        if not (self.out / HEADER).exists():
+            self._room()
         plan = self._plan()
         if (self.out / HEADER).exists():
             packed = Packed.open(self.out)
@@ -156,7 +159,6 @@ class _Work:
                 )
             (self.out / JOURNAL).unlink(missing_ok=True)
             return packed
-        self._room()
         journal = Journal(self.out / JOURNAL, plan)
         done = {part.role: self._pack(part, journal, decoder) for part in self.source.parts}
         self._judge(done)
@@ -166,8 +168,7 @@ class _Work:
         return Packed.open(self.out)
 
     def _plan(self) -> str:
-        """The digest of what is asked: how images become rows, and which. Also settles the images' shape."""
-        self.shape = self._first_shape()
+        """The digest of what is asked: how images become rows, and which."""
         parts = []
         for part in self.source.parts:
             names = sha256(json.dumps(name).encode() + b"\n" for name in part.names)
