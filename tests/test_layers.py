@@ -14,7 +14,7 @@ LAYERS = [
     {"sweep", "report"},
     {"pipeline"},
     {"train", "extract", "measure"},
-    {"checkpoint", "events", "history", "optimizers", "refusals"},
+    {"checkpoint", "events", "history", "optimizers", "refusals", "validation"},
     {"evaluate", "objectives"},
     {"teachers"},
     {"data", "models", "store", "runs"},

@@ -273,7 +273,8 @@ def _error_of(run: Any) -> str:
     if not result:
         return ""
     if "rows" in result:
-        return f"{result['rows'][-1]['error_%']['mean']:.2f}"
+        last = result["rows"][-1].get("error_%")
+        return f"{last['mean']:.2f}" if last else ""
     for split in ("test", "val"):
         error = result.get("scores", {}).get(split, {}).get("error")
         if error:

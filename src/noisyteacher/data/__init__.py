@@ -1,5 +1,6 @@
 """Data sets as two tensors and an index: splits, views, and the sources they are read from."""
 
+from noisyteacher.data.augment import AUGMENTATIONS, check_augment
 from noisyteacher.data.batches import epoch_batches, samples_of
 from noisyteacher.data.listing import datasets_here
 from noisyteacher.data.packed import Packed, is_packed
@@ -10,6 +11,7 @@ from noisyteacher.data.summary import data_summary
 from noisyteacher.data.views import apply_view, apply_views, expand_views
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "Batch",
     "Packed",
@@ -17,6 +19,7 @@ __all__ = [
     "Splits",
     "apply_view",
     "apply_views",
+    "check_augment",
     "data_summary",
     "datasets_here",
     "default_root",

@@ -204,7 +204,8 @@ class Batch:
     images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
     split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
     step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
-    total_steps: the steps of the whole training, 0 where there is no training.
+    total_steps: the steps of the whole training, 0 where there is no training. blend: what mixup has blended in, places
+    int64 `[B]` in the batch and the share `[B]` of the image's own; None without it.
     """
 
     images: Tensor
@@ -216,6 +217,7 @@ class Batch:
     seed: int
     total_rows: int
     total_steps: int = 0
+    blend: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         """One line without the pixels: `Batch(64 x [1, 28, 28], 1 view(s), step 3)`."""

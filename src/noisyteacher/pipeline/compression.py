@@ -20,8 +20,9 @@ from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
-from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data
+from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data, lost
 from noisyteacher.runs import Run
+from noisyteacher.store import LogitStore
 
 TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
 
@@ -139,7 +140,11 @@ def _compress(plan: Plan) -> Result:
 
 
 def _steps(plan: Plan) -> Result:
-    conditions = 3 if plan.config.run.baselines else 1
+    students = {"clean": None} if plan.noise is None and not plan.candidates else {"noisy": plan.noise}
+    controls = ["labels", "clean"] if plan.config.run.baselines else []
+    if plan.data.train.labels is None:
+        controls = controls[1:]
+    conditions = len({*controls, *students})
     total = 2 + planned(plan) + conditions * plan.config.run.seeds
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
@@ -149,9 +154,7 @@ def _steps(plan: Plan) -> Result:
     number, noise, choice = 2 + planned(plan), plan.noise, None
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (2, total))
-    students = {"noisy" if noise is not None else "clean": noise}
-    if plan.config.run.baselines:
-        students = {"labels": None, "clean": None, **students}
+    students = {**dict.fromkeys(controls), "noisy" if noise is not None else "clean": noise}
     trained: dict[str, list[Trained]] = {name: [] for name in students}
     for seed in range(plan.config.run.seeds):
         for name, its_noise in students.items():
@@ -167,17 +170,22 @@ def _steps(plan: Plan) -> Result:
     rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
     noise_record = None if noise is None else noise.describe()
-    place = os.path.relpath(answers["train"].path, plan.run.path)
-    return Result(plan.run.path, plan.data.name, role, n, tuple(rows), noise_record, extraction_s, place, choice)
+    stores = [one.path for one in (answers.get("train"), answers.get(role)) if isinstance(one, LogitStore)]
+    place = os.path.relpath(stores[0], plan.run.path)
+    scored = "error" if plan.data.parts[role].labels is not None else "disagreement"
+    return Result(
+        plan.run.path, plan.data.name, role, n, tuple(rows), noise_record, extraction_s, place, choice, scored
+    )
 
 
 def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], role: str, run: Run) -> Row:
-    scores = [one.result["scores"][role] for one in found]
+    # Where nothing is labelled the teacher has no scores: it agrees with itself.
+    scores = [one.result["scores"].get(role, {"agreement": {"value": 100.0}}) for one in found]
     return Row(
         name,
         title,
-        tuple(float(one["error"]["value"]) for one in scores),
-        tuple(float(one["agreement"]["value"]) for one in scores if "agreement" in one),
+        tuple(lost(one) for one in scores),
+        tuple(float(one["agreement"]["value"]) for one in scores if "agreement" in one and name != "teacher"),
         tuple(float(one.result["training"]["seconds"]) for one in found if one.result["training"]),
         costs,
         tuple(os.path.relpath(one.run.path, run.path) for one in found),

@@ -26,6 +26,11 @@ from noisyteacher.models import (
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.steps import Watch, load_teacher, names_a_file, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
+from noisyteacher.store import LogitStore
+
+Answers = Mapping[str, LogitStore | nn.Module]
+"""Where a teacher's answers come from: by role a store; `live` is the teacher itself, where images are augmented. Of a
+second teacher `train-2` or `live-2`, and so on."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class Plan:
     def options(self) -> dict[str, Any]:
         """Arguments of the student's network."""
         return options_of(self.config.student)
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher is asked at every step, because images are augmented."""
+        return self.config.student.augment != "none"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every split has labels."""
+        return all(split.labels is not None for split in self.data.parts.values())
 
     @property
     def taught(self) -> dict[str, Any]:
@@ -83,7 +98,18 @@ def refuse_early(
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
     build_model(student, data, **options_of(config.student))
+    unlabelled = [role for role, split in data.parts.items() if split.labels is None]
+    if unlabelled and config.student.label_weight:
+        raise AskedWronglyError(
+            f"student.label_weight: {config.student.label_weight} needs labels, and {data.name!r} has none in "
+            f"{', '.join(unlabelled)}: leave it out"
+        )
     for one in (teacher, *config.teacher.also):
+        if "train" in unlabelled and isinstance(one, str) and not names_a_file(one):
+            raise AskedWronglyError(
+                f"teacher {one!r} would have to be trained on labels, and {data.name!r} has none: give a trained one, "
+                "as a run, a weights file or (in Python) a module"
+            )
         if isinstance(one, str) and names_a_file(one):
             if config.teacher.options:
                 raise AskedWronglyError(f"teacher.options: have no effect on {one}, which is built already: leave out")

@@ -110,6 +110,11 @@ def distil_config(
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
+    if candidates and data.val.labels is None:
+        raise AskedWronglyError(
+            f"the noise cannot be chosen: the validation split of {data.name!r} has no labels, and a store of the "
+            "training split says nothing of it; give noise.sigma and noise.alpha (--sigma, --alpha), or use compress"
+        )
     model = build_model(student.name, data, seed=seed, **options_of(student))
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
@@ -142,7 +147,13 @@ def distil_config(
 def _refuse(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:
     """Raises what `fit` would raise of a wrong question, before a folder is made for it."""
     resolve_device(config.run.device)
-    objective.check(data.train, expand_views(recipe.views), model.classes or data.classes)
+    augment = {} if recipe.augment == "none" else {"augment": recipe.augment}
+    objective.check(data.train, expand_views(recipe.views), model.classes or data.classes, **augment)
+    if data.val.labels is None and recipe.patience is not None:
+        raise AskedWronglyError(
+            f"patience={recipe.patience} has no effect: the validation split of {data.name!r} has no labels, and no "
+            "teacher is at hand to agree with; leave it out, or use compress"
+        )
 
 
 def resume_single(
