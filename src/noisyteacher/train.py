@@ -79,8 +79,8 @@ def fit(
     view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
     the images at every step: `mixup` or `randaugment`, which need a live teacher. After every epoch `val` is
     evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
-    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher` (`Validation`). `patience`
-    stops after so many epochs without a better one.
+    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
+    `patience` stops after so many epochs without a better one.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
     there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
     effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
