@@ -4,6 +4,7 @@ from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import (
     build_config,
     describe,
+    filled,
     flat_grids,
     leaves,
     parse_grid,
@@ -25,6 +26,7 @@ __all__ = [
     "build_config",
     "describe",
     "explain",
+    "filled",
     "flat_grids",
     "leaves",
     "parse_grid",

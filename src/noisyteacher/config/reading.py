@@ -148,6 +148,19 @@ def describe(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+def filled(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings with those that came into being after they were saved, where `given` has them at their defaults.
+
+    So a run that an earlier version began is gone on with, as long as nothing else is asked of it.
+    """
+    defaults, found = describe(Config()), {key: value for key, value in saved.items()}
+    for part, asked in given.items():
+        if isinstance(asked, Mapping) and isinstance(saved.get(part), Mapping) and part in defaults:
+            new = {key: value for key, value in asked.items() if key in defaults[part] and key not in saved[part]}
+            found[part] = {**saved[part], **{key: value for key, value in new.items() if value == defaults[part][key]}}
+    return found
+
+
 def _key(problem: Any) -> tuple[str, ...]:
     """Where a problem is, without pydantic's words for the branches of a union."""
     place = [part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in map(str, problem["loc"])]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings
+from noisyteacher.config import Choice, Config, NoiseSettings, filled
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
@@ -132,8 +132,9 @@ def folder_for(
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
-    if run.config != plain(settings):
-        told = ", ".join([key for key, _, _ in compare(run.config, plain(settings))][:4])
+    saved = filled(run.config, plain(settings))
+    if saved != plain(settings):
+        told = ", ".join([key for key, _, _ in compare(saved, plain(settings))][:4])
         raise MismatchError(
             f"{path}: was started with other arguments ({told}): see its config.json, or start a new run"
         )

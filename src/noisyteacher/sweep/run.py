@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, describe
+from noisyteacher.config import Config, build_config, describe, filled
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import at_work, write_json
 from noisyteacher.measure import measure
@@ -90,7 +90,7 @@ def sweep(
             run = parent.child(title, "sweep", settings)
         elif run is None:
             run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
-        elif run.config != settings:
+        elif {**run.config, "base": filled(run.config.get("base", {}), settings["base"])} != settings:
             raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
         if begun is not None:
             begun(run)
