@@ -459,6 +459,17 @@ def test_a_header_cannot_name_files_elsewhere(made: Path, tmp_path: Path) -> Non
         files.write_json(tmp_path / "out" / "packed.json", "packed-data", 1, changed)
         with pytest.raises(DataError, match=r"packed\.json"):
             load_data(tmp_path / "out")
+    for changed in (
+        content | {"parts": content["parts"] * 2},
+        content | {"parts": [content["parts"][0] | {"role": "val"}]},
+        content | {"class_names": [1, 2]},
+        content | {"parts": [content["parts"][0] | {"labels": content["parts"][0]["files"]}]},
+        content | {"input_shape": [3, 8]},
+        {},
+    ):
+        files.write_json(tmp_path / "out" / "packed.json", "packed-data", 1, changed)
+        with pytest.raises(DataError, match=r"packed\.json"):
+            load_data(tmp_path / "out")
 
 
 def test_training_reads_the_mapped_images(made: Path) -> None:

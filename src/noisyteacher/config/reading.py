@@ -153,7 +153,7 @@ def filled(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
     So a run that an earlier version began is gone on with, as long as nothing else is asked of it.
     """
-    defaults, found = describe(Config()), {key: value for key, value in saved.items()}
+    defaults, found = describe(Config()), dict(saved)
     for part, asked in given.items():
         if isinstance(asked, Mapping) and isinstance(saved.get(part), Mapping) and part in defaults:
             new = {key: value for key, value in asked.items() if key in defaults[part] and key not in saved[part]}

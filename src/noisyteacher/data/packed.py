@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +96,12 @@ class Packed:
         }
         return assemble(name, *made["train"], names, held.get("val"), held.get("test"), seed=seed)
 
-    def verify(self, tell: Callable[[int, int], None] | None = None) -> int:
-        """Read every byte and compare the checksums; returns how many there are.
+    def verify(self) -> int:
+        """Read every byte and compare the checksums; returns how many bytes there are.
 
-        `tell(done, total)` is told of bytes. Raises DataError naming the file and the rows that are damaged.
+        Raises DataError naming the file and the rows that are damaged.
         """
-        done, total, each = 0, self.total_bytes, image_bytes(self.input_shape)
+        done, each = 0, image_bytes(self.input_shape)
         for part in self.header["parts"]:
             file, first = self.path / part["images"]["file"], 0
             pixels = _map(file, (part["images"]["bytes"],))
@@ -115,8 +114,6 @@ class Packed:
                         f"{one['crc32c']} stated): restore the file from a copy, or pack the images again"
                     )
                 first, done = first + rows, done + rows * each
-                if tell is not None:
-                    tell(done, total)
             for kind in ("labels", "files"):
                 done += 0 if part[kind] is None else len(self._small(part[kind]))
         return done
@@ -146,12 +143,18 @@ class Packed:
 
     def _check(self) -> None:
         """The header must be whole and the files as long as it says."""
-        each = image_bytes(self.input_shape)
+        each, roles = image_bytes(self.input_shape), [part["role"] for part in self.header["parts"]]
+        if roles != ["all"] and ("train" not in roles or "all" in roles or len(set(roles)) < len(roles)):
+            raise ValueError(f"has the parts {roles}, expected train with val and test, or all")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("has class names that are no text")
         for part in self.header["parts"]:
             images = part["images"]
             told = {"rows": sum(one["rows"] for one in images["ranges"]), "bytes": each * part["rows"]}
             if part["role"] not in PARTS or told != {"rows": part["rows"], "bytes": images["bytes"]}:
                 raise ValueError(f"the record of {part['role']!r} contradicts itself")
+            if part["labels"] is not None and part["labels"]["bytes"] != 8 * part["rows"]:
+                raise ValueError(f"the labels of {part['role']!r} are not one per image")
             for record in (images, part["labels"], part["files"]):
                 if record is None:
                     continue
