@@ -26,7 +26,8 @@ COMMON = {"--help"}
 COMMANDS = {
     "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "export", "sweep", "paper", "report",
     "runs ls", "runs show", "runs diff", "runs rm",
-    "config init", "config check", "config explain", "data ls", "data check", "logits show", "logits verify",
+    "config init", "config check", "config explain", "data ls", "data check", "data pack",
+    "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
@@ -656,3 +657,38 @@ def test_a_sweep_from_a_file_ends_with_3_when_a_cell_failed(call: Call, tmp_path
     code, shown, err = call("sweep", "--resume", record["run"], "-q")
     assert code == 3
     assert "3 failed:" in shown
+
+
+def test_data_are_packed_checked_and_used(call: Call, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+    (tmp_path / "pets" / "a" / "bad.jpg").write_bytes(b"x")
+    words = ("data", "pack", "pets", "out", "--size", "8", "--jobs", "1")
+    code, out, err = call(*words)
+    assert (code, out) == (1, "")
+    assert "1 image of pets cannot be read" in err
+    assert "a/bad.jpg: cannot be decoded" in err
+    code, out, err = call(*words, "--skip-corrupt", "-q")
+    assert (code, err) == (0, "")
+    assert "left out: a/bad.jpg: cannot be decoded" in out
+    code, out, _ = call(*words, "--skip-corrupt", "--json", "-q")
+    record = json.loads(out)
+    assert record["parts"] == [{"part": "all", "images": 20, "labelled": True, "left_out": 1, "bytes": 20 * 192}]
+    code, out, _ = call("data", "check", "out")
+    assert code == 0
+    assert "all checksums hold; 1 image(s) left out" in out
+    code, out, err = call("train", "--model", "student1", "--data", "out", "--epochs", "1", "-q", "--json")
+    assert code == 0, err
+    images = bytearray((tmp_path / "out" / "all-images.u8").read_bytes())
+    images[100] ^= 1
+    (tmp_path / "out" / "all-images.u8").write_bytes(images)
+    code, out, err = call("data", "check", "out")
+    assert (code, out) == (1, "")
+    assert "all-images.u8: rows 0 to 19 are damaged" in err
+    assert call("data", "pack", "pets", "other", "--fit", "crops")[0] == 2
+    assert call("data", "pack", "nowhere", "other")[0] == 1

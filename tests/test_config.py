@@ -207,3 +207,14 @@ def test_numbers_of_thousands_of_digits_are_shown_short(tmp_path: Path) -> None:
 def test_an_empty_name_is_not_the_folder_one_is_in(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}: is empty"):
         config.build_config(config.read_config(None, (f"{key}=",)))
+
+
+def test_settings_saved_before_there_was_another_are_those_with_its_default() -> None:
+    now = config.describe(config.build_config({"student": {"epochs": 3}}))
+    before = {key: dict(value) for key, value in now.items()}
+    del before["student"]["augment"], before["run"]["tensorboard"]
+    assert before != now
+    assert config.completed(before) == config.completed(now) == now
+    other = config.describe(config.build_config({"student": {"epochs": 3, "augment": "mixup"}}))
+    assert config.completed(before) != config.completed(other)
+    assert config.completed({"call": "python", "data": {"name": "x"}})["data"]["name"] == "x"

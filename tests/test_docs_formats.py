@@ -54,6 +54,7 @@ def test_every_python_block_is_one_of_those_run_here() -> None:
     assert [re.findall(r"^def (\w+)", block, re.MULTILINE) for block in BLOCKS] == [
         ["crc32c", "read_sealed"],
         ["read_store"],
+        ["read_packed"],
     ]
 
 
@@ -240,3 +241,48 @@ def test_the_embedded_data() -> None:
     with np.load(EMBEDDED / "mnist-5k.npz") as arrays:
         assert (arrays["x"].dtype, arrays["x"].shape) == (np.uint8, (5000, 28, 28))
         assert np.array_equal(arrays["y"], np.arange(5000) % 10)
+
+
+def test_the_reader_of_packed_data(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 6, 5), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=np.arange(20) % 3, x_val=images[:4])
+    packed = nt.pack_data(tmp_path / "set.npz", tmp_path / "out")
+    found, labels, names = reader("read_packed")(packed.path, "train")
+    assert np.array_equal(found, images)
+    assert (labels.dtype.str, labels.tolist(), names[:2]) == ("<i8", [row % 3 for row in range(20)], ["0", "1"])
+    assert reader("read_packed")(packed.path, "val")[1] is None
+    record = reader("read_sealed")(packed.path / "packed.json")
+    assert list(record) == [
+        "checksum", "kind", "schema", "name", "input_shape", "class_names", "parts", "left_out", "source", "fit",
+        "grey", "pillow", "plan",
+    ]  # fmt: skip
+    (train, val) = record["parts"]
+    assert [list(train), list(train["images"]), list(train["labels"]), list(train["files"])] == [
+        ["role", "rows", "images", "labels", "files"], ["file", "bytes", "ranges"], *[["file", "bytes", "crc32c"]] * 2
+    ]  # fmt: skip
+    assert val["labels"] is None
+    whole = (packed.path / "train-images.u8").read_bytes()
+    assert whole == images.tobytes()
+    assert train["images"]["ranges"] == [{"rows": 20, "crc32c": f"{reader('crc32c')(whole):08x}"}]
+    assert (packed.path / "train-labels.i64").read_bytes() == struct.pack("<20q", *[row % 3 for row in range(20)])
+    assert (packed.path / "train-files.jsonl").read_bytes().startswith(b'"0"\n"1"\n')
+
+
+def test_the_journal_of_an_unfinished_pack(tmp_path: Path) -> None:
+    images = np.zeros((4, 3, 6, 5), np.uint8)
+    np.savez(tmp_path / "set.npz", x=images, y=np.arange(4) % 2)
+
+    def stop(stage: str, done: int, total: int, note: str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nt.pack_data(tmp_path / "set.npz", tmp_path / "out", watch=stop)
+    lines = (tmp_path / "out" / "packing.jsonl").read_bytes().splitlines(keepends=True)
+    told = []
+    for number, line in enumerate(lines):
+        (tmp_path / f"{number}.json").write_bytes(line.rstrip(b"\n"))
+        told.append(list(reader("read_sealed")(tmp_path / f"{number}.json")))
+    assert told == [
+        ["checksum", "plan"], ["checksum", "part", "first", "listed", "rows", "crc32c", "stamp", "left_out"]
+    ]  # fmt: skip

@@ -15,17 +15,17 @@ LAYERS = [
     {"pipeline"},
     {"export"},
     {"train", "extract", "measure"},
-    {"checkpoint", "events", "history", "optimizers", "refusals"},
+    {"checkpoint", "events", "history", "optimizers", "refusals", "validation"},
     {"evaluate", "objectives"},
     {"teachers"},
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device"},
-    {"files", "stats", "config", "references"},
+    {"files", "stats", "config", "references", "pixels", "workers"},
     {"text"},
     {"errors"},
 ]
-WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text"}
+WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text", "pixels", "workers"}
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

@@ -263,7 +263,7 @@ def test_a_teacher_that_was_given_costs_no_time(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_handed_over_is_said() -> None:
     best = {
         "n": 400, "mean_val_error_%": 3.25, "val_error_%": 3.0, "drop": 0.75, "max_drop": 1.0, "holds": True,
-        "run": "clean-seed1", "condition": "clean",
+        "run": "clean-seed1", "condition": "clean", "by": "validation error",
     }  # fmt: skip
     assert explain_best(best) == (
         "best on validation (n = 400): student, logit regression, 3.25 % error, 0.75 points more than the teacher's, "

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noisyteacher.data import Batch as Batch
+    from noisyteacher.data import Packed as Packed
     from noisyteacher.data import Split as Split
     from noisyteacher.data import Splits as Splits
     from noisyteacher.data import load_data as load_data
+    from noisyteacher.data import pack_data as pack_data
     from noisyteacher.errors import NoisyTeacherError as NoisyTeacherError
     from noisyteacher.evaluate import Scores as Scores
     from noisyteacher.evaluate import evaluate as evaluate
@@ -60,6 +62,7 @@ PUBLIC = {
     "NoisyTeacher": "teachers",
     "NoisyTeacherError": "errors",
     "Objective": "objectives",
+    "Packed": "data",
     "Result": "pipeline",
     "Scores": "evaluate",
     "Split": "data",
@@ -77,6 +80,7 @@ PUBLIC = {
     "load_model": "models",
     "logit_regression": "losses",
     "measure": "measure",
+    "pack_data": "data",
     "perturb": "noise",
     "predict": "evaluate",
     "pretrained": "models",

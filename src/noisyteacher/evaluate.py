@@ -92,7 +92,9 @@ def judge(
         raise TrainingError(f"the model's logits are not finite, first in row {row} of {split.role}: it has diverged")
     agreement = None
     if teacher is not None:
-        agreement = metrics.agreement(logits, _teacher_logits(teacher, split, logits.shape[1], batch_size, device))
+        agreement = metrics.agreement(
+            logits, answers_of(teacher, split, logits.shape[1], batch_size=batch_size, device=device)
+        )
     return score(logits, split, agreement), logits
 
 
@@ -122,7 +124,11 @@ def _check_classes(logits: Tensor, split: Split) -> None:
         )
 
 
-def _teacher_logits(teacher: object, split: Split, classes: int, batch_size: int, device: str) -> Tensor:
+def answers_of(teacher: object, split: Split, classes: int, *, batch_size: int = 512, device: str = "auto") -> Tensor:
+    """A teacher's logits for every clean image of the split, `[N, K]` fp32 on the CPU, in row order.
+
+    `teacher`: anything `distil` takes. Raises MismatchError when it does not serve the split or has other classes.
+    """
     if isinstance(teacher, nn.Module):
         return predict(teacher, split, batch_size=batch_size, device=device)
     source = as_teacher(teacher)

@@ -98,6 +98,42 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
         raise _write_error(target, error) from error
 
 
+def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int) -> None:
+    """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped.
+
+    For files that grow range by range and are believed as far as checksums kept elsewhere say. Raises WriteError; the
+    bytes before `at` are then untouched, what lies behind them is not to be used.
+    """
+    target = Path(path)
+    try:
+        handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(handle, at)
+            os.lseek(handle, at, os.SEEK_SET)
+            left = memoryview(data)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if at == 0:
+            sync_folder(target.parent)
+    except OSError as error:
+        raise _write_error(target, error) from error
+
+
+def read_range(path: str | os.PathLike[str], at: int, length: int) -> bytes:
+    """So many bytes of the file from byte `at` on; fewer where it ends, none where it is not there."""
+    try:
+        with Path(path).open("rb") as stream:
+            stream.seek(at)
+            return stream.read(length)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, so that a rename in it survives a power cut. Raises WriteError."""
     try:

@@ -24,8 +24,9 @@ class Tick:
 class History:
     """What `fit` returns: a dict of numbers per epoch, which epoch was kept, and both sets of weights.
 
-    `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`. `best_epoch`
-    counts from 1, chosen by validation error, then NLL; 0 without validation. `seconds` is training time, validation
+    `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`; where
+    validation has no labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from
+    1, chosen by the first of the two, then the second; 0 without validation. `seconds` is training time, validation
     left out. `stopped_early` tells whether patience ended the run.
     """
 
@@ -39,8 +40,9 @@ class History:
 
     @property
     def val_error(self) -> float | None:
-        """Validation error (%) of the weights that were kept; None without validation."""
+        """Validation error (%) of the weights that were kept; None without validation or labels."""
         if not self.best_epoch:
             return None
         epoch = self.best_epoch if self.kept == "best" else len(self.epochs)
-        return float(self.epochs[epoch - 1]["val/error"])
+        found = self.epochs[epoch - 1].get("val/error")
+        return None if found is None else float(found)

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, step_draw
-from noisyteacher.teachers import as_teacher
+from noisyteacher.teachers import as_teacher, refuse_stored
 from noisyteacher.text import unknown_name
 
 LOSSES = ("logit_regression", "soft_targets")
@@ -28,7 +29,8 @@ class Objective:
     """
 
     loss: Callable[[Tensor, Batch], tuple[Tensor, dict[str, float]]]
-    check: Callable[[Split, tuple[str, ...], int], None]
+    check: Callable[..., None]
+    """Asked with the split, the views and the number of classes, and `augment=` where images are augmented."""
     record: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -43,10 +45,9 @@ def supervised() -> Objective:
     """
 
     def loss(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        assert batch.labels is not None
-        return cross_entropy(logits, batch.labels), {}
+        return labels_term(logits, batch), {}
 
-    def check(split: Split, views: tuple[str, ...], classes: int) -> None:
+    def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         _need_labels(split, classes)
 
     return Objective(loss, check, {"objective": "supervised"})
@@ -108,15 +109,16 @@ def distil(
             logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
         )
         if label_weight:
-            assert batch.labels is not None
-            labelled = cross_entropy(logits, batch.labels)
+            labelled = labels_term(logits, batch)
             numbers |= {"train/teacher_term": float(term.detach()), "train/label_term": float(labelled.detach())}
             term = (1 - label_weight) * term + label_weight * labelled
         return term, numbers
 
-    def check(split: Split, views: tuple[str, ...], classes: int) -> None:
+    def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         if label_weight:
             _need_labels(split, classes)
+        if augment != "none":
+            refuse_stored(source, augment)
         source.check(split, views, classes)
 
     record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
@@ -125,6 +127,18 @@ def distil(
     if noise is not None:
         record["noise"] = noise.describe()
     return Objective(value, check, record)
+
+
+def labels_term(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
+    assert batch.labels is not None
+    if batch.blend is None:
+        return cross_entropy(logits, batch.labels)
+    partner, share = (one.to(logits.device) for one in batch.blend)
+    each = [
+        F.cross_entropy(logits.float(), labels, reduction="none") for labels in (batch.labels, batch.labels[partner])
+    ]
+    return (share * each[0] + (1 - share) * each[1]).mean()
 
 
 def gradient_ratio(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.data import Split
+from noisyteacher.data import AUGMENTATIONS, Split
 from noisyteacher.device import PRECISIONS
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.noise import is_number
@@ -28,16 +28,22 @@ def check_roles(split: Split, val: Split | None) -> None:
             )
 
 
-def check_val(split: Split, val: Split | None, classes: int) -> None:
-    """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError without labels,
-    MismatchError for other classes or images of another shape.
+def check_val(split: Split, val: Split | None, classes: int, teacher: object = None) -> None:
+    """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError with neither
+    labels nor a teacher to agree with, AskedWronglyError for a teacher that is not needed, MismatchError for other
+    classes or images of another shape.
     """
+    if teacher is not None and (val is None or val.labels is not None):
+        raise AskedWronglyError(
+            "val_teacher has no effect: it judges a validation split without labels; leave it out (evaluate(...) tells "
+            "the agreement with a teacher beside the error)"
+        )
     if val is None:
         return
-    if val.labels is None:
+    if val.labels is None and teacher is None:
         raise DataError(
-            f"the validation split of {val.name!r} has no labels, by which every epoch is judged: leave val= out, or "
-            "give labelled images"
+            f"the validation split of {val.name!r} has no labels, by which every epoch is judged: give val_teacher= to "
+            "judge by the agreement with it, leave val= out, or give labelled images"
         )
     if val.input_shape != split.input_shape:
         raise MismatchError(f"train images are {list(split.input_shape)}, val images {list(val.input_shape)}")
@@ -69,6 +75,8 @@ def check_settings(
         problems.append("keep='best' has no effect without val: give a validation split")
     if settings["every_view"] and len(settings["views"]) == 1:
         problems.append(f"every_view=True has no effect with the one view {settings['views'][0]!r}")
+    if settings.get("augment", "none") not in AUGMENTATIONS:
+        problems.append(str(unknown_name("augmentation", str(settings["augment"]), AUGMENTATIONS)))
     if run is None:
         problems += [f"{name}=True has no effect without run=FOLDER" for name, given in needing_run.items() if given]
     if problems:

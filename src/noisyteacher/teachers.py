@@ -181,6 +181,16 @@ class SeveralTeachers:
         return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
 
 
+def refuse_stored(teacher: Teacher, augment: str) -> None:
+    """Raises MismatchError for stored logits where images are augmented at every step: they are of other images."""
+    for one in teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,):
+        if isinstance(one, (StoredTeacher, TableTeacher)):
+            raise MismatchError(
+                f"augment={augment!r} with stored logits: a store would serve targets for images the teacher never "
+                "saw; give the teacher itself, which is then asked at every step, or train on views such as mirror"
+            )
+
+
 def as_teacher(source: object, combine: str = "mean") -> Teacher:
     """The teacher of a LogitStore, a folder with one, a tensor `[N, K]`, an nn.Module, or a list of these.
 

@@ -90,3 +90,11 @@ def escaped(text: str) -> str:
 
 _TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
+
+
+def printable(name: object) -> str:
+    """A name as it can be shown anywhere: what a terminal cannot print, or would obey, is escaped.
+
+    `printable("a\\nb") == "a\\\\nb"`; a byte that is no UTF-8 becomes `\\udcff`.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(name))

@@ -26,7 +26,6 @@ from noisyteacher.checkpoint import (
 from noisyteacher.data import Batch, Split, epoch_batches, expand_views, samples_of
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, TrainingError
-from noisyteacher.evaluate import predict, score
 from noisyteacher.events import Events
 from noisyteacher.files import make_folder
 from noisyteacher.history import History, Tick
@@ -38,6 +37,7 @@ from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
 from noisyteacher.tensorfile import read_tensors
+from noisyteacher.validation import Validation
 
 WEIGHTS = "weights.safetensors"
 
@@ -48,6 +48,7 @@ def fit(
     objective: Callable[[Tensor, Batch], Any],
     *,
     val: Split | None = None,
+    val_teacher: object = None,
     epochs: int = 20,
     batch_size: int = 64,
     optimizer: str = "adam",
@@ -58,6 +59,7 @@ def fit(
     warmup_epochs: float = 0.0,
     views: str | tuple[str, ...] = "clean",
     every_view: bool = False,
+    augment: str = "none",
     precision: str = "fp32",
     patience: int | None = None,
     keep: str | None = None,
@@ -74,9 +76,11 @@ def fit(
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
     any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
     `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
-    view (a last batch of a single sample is left out: batch norm cannot learn from it). After every epoch `val` is
+    view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
+    the images at every step: `mixup` or `randaugment`, which need a live teacher. After every epoch `val` is
     evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
-    with `val`) or `last`. `patience` stops after so many epochs without a better one.
+    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
+    `patience` stops after so many epochs without a better one.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
     there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
     effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
@@ -84,15 +88,16 @@ def fit(
     On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
     views, same dropout, same noise draws.
     Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
-    ConfigError listing every wrong setting, DataError for `val` without labels, MismatchError when classes or shapes
-    differ, TrainingError before the update when the loss is not finite.
+    ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
+    or shapes differ, TrainingError before the update when the loss is not finite.
     """
     check_roles(split, val)
     chosen_views = expand_views(views)
     classifier = as_classifier(model, input_shape=split.input_shape)
     classes = int(classifier.architecture.get("classes") or split.classes)
-    check_val(split, val, classes)
+    check_val(split, val, classes, val_teacher)
     place = resolve_device(device)
+    judge = None if val is None else Validation(val, val_teacher, classes, str(place), precision)
     settings: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
@@ -100,12 +105,13 @@ def fit(
         "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
         "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
         "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
+        **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
     }  # fmt: skip
     check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
     rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     if hasattr(objective, "check"):
-        objective.check(split, chosen_views, classes)
-    loop = _Loop(classifier.to(place), rule, objective, split, val, place, settings, chosen_views)
+        objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
+    loop = _Loop(classifier.to(place), rule, objective, split, judge, place, settings, chosen_views)
     folder = None if run is None else Path(run)
     if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
         if not resume:
@@ -124,7 +130,7 @@ class _Loop:
 
     def __init__(
         self, model: Classifier, optimizer: torch.optim.Optimizer, objective: Callable[[Tensor, Batch], Any],
-        split: Split, val: Split | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
+        split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
         # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -178,7 +184,7 @@ class _Loop:
         for batch in epoch_batches(
             self.split, self.views, seed=self.settings["seed"], epoch=epoch, first=state.step - epoch * self.batches,
             batches=self.batches, batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
-            total_steps=self.total_steps, device=self.device,
+            total_steps=self.total_steps, device=self.device, augment=self.settings.get("augment", "none"),
         ):  # fmt: skip
             self.whole = False
             loss = self._step(batch)
@@ -246,16 +252,8 @@ class _Loop:
         line["lr"] = self._rate(state.step - 1)
         key: list[float] = []
         if self.val is not None:
-            logits = predict(self.model, self.val, device=str(self.device), precision=self.settings["precision"])
-            if not torch.isfinite(logits).all():
-                raise TrainingError(
-                    f"the logits on validation are not finite after epoch {line['epoch']}: try a lower lr"
-                )
-            scores = score(logits, self.val)
-            assert scores.error is not None
-            assert scores.nll is not None
-            line |= {"val/error": float(scores.error), "val/nll": float(scores.nll)}
-            key = [float(scores.error), float(scores.nll)]
+            numbers, key = self.val(self.model, line["epoch"])
+            line |= numbers
         line["seconds"] = round(state.seconds, 3)
         self.whole = False
         if key and (not state.best_key or key < state.best_key):

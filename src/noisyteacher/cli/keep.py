@@ -1,4 +1,4 @@
-"""The commands for what is kept: run folders, config files, data sets, logit stores."""
+"""The commands for what is kept: run folders, config files, logit stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from noisyteacher.cli.show import print_json, print_result, print_scores, print_
 
 runs = typer.Typer(name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True)
 config = typer.Typer(name="config", help="Write, check and explain settings.", no_args_is_help=True)
-data = typer.Typer(name="data", help="List and check data sets.", no_args_is_help=True)
 logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True)
 
 Where = Annotated[str, typer.Option("--output-dir", help="Folder of run folders.", callback=o.not_empty)]
@@ -186,54 +185,6 @@ def config_explain(
         print_table(("setting", "type", "default", "meaning"), shown)
 
 
-@data.command("ls")
-def data_ls(data_root: o.DataRoot = None, as_json: o.Json = False) -> None:
-    """List the data sets known by name and whether their files are here.
-
-    Example: noisyteacher data ls --data-root ~/data
-    """
-    from noisyteacher.data import datasets_here
-
-    found = datasets_here(data_root)
-    if as_json:
-        print_json(found)
-    else:
-        print_table(("data set", "here", "where or what is missing"), [list(one.values()) for one in found])
-
-
-@data.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file or a folder of images.")],
-    data_root: o.DataRoot = None,
-    overrides: o.Set = None,
-    as_json: o.Json = False,
-) -> None:
-    """Read a data set whole and say what is in it.
-
-    Example: noisyteacher data check mnist-5k
-    """
-    from noisyteacher.config import build_config
-    from noisyteacher.data import data_summary
-    from noisyteacher.pipeline import load_config_data
-
-    flags = {"data.name": name, "data.root": data_root}
-    summary = data_summary(load_config_data(build_config(o.settings(None, overrides, flags))))
-    if as_json:
-        print_json(summary)
-        return
-    typer.echo(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
-    if summary["note"]:
-        typer.echo(summary["note"])
-    rows = []
-    for role, found in summary["splits"].items():
-        per_class = list((found["per_class"] or {}).values())
-        spread = f"{min(per_class)}..{max(per_class)}" if per_class else "no labels"
-        mean = " ".join(f"{value:.3f}" for value in found["mean"])
-        std = " ".join(f"{value:.3f}" for value in found["std"])
-        rows.append((role, f"{found['n']:,}", spread, mean, std, found["fingerprint"][:12]))
-    print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, right=(1, 2))
-
-
 @logits.command("show")
 def logits_show(store: Annotated[str, typer.Argument(help="A store's folder.")], as_json: o.Json = False) -> None:
     """Show what a logit store holds and whose it is.
@@ -322,7 +273,8 @@ def _error_of(run: Any) -> str:
     if not result:
         return ""
     if "rows" in result:
-        return f"{result['rows'][-1]['error_%']['mean']:.2f}"
+        last = result["rows"][-1].get("error_%")
+        return f"{last['mean']:.2f}" if last else ""
     for split in ("test", "val"):
         error = result.get("scores", {}).get(split, {}).get("error")
         if error:

@@ -81,6 +81,9 @@ class Recipe:
     """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
     every_view: bool = False
     """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
+    augment: Literal["none", "mixup", "randaugment"] = "none"
+    """None: images come under their views, for which a teacher's answers are stored; mixup or randaugment: they are
+    changed anew at every step, and the teacher is asked live."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 autocast with fp32 weights."""
     patience: Count | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from noisyteacher.data.augment import augmented
 from noisyteacher.data.split import Batch, Split
 from noisyteacher.rng import stream
 
@@ -27,10 +28,11 @@ def epoch_batches(
     every_view: bool,
     total_steps: int,
     device: torch.device,
+    augment: str = "none",
 ) -> Iterator[Batch]:
     """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
 
-    Every row once under a random view, or, with `every_view`, once under each view.
+    Every row once under a random view, or, with `every_view`, once under each view; then augmented.
     """
     rows_total, samples = len(split), samples_of(split, views, every_view)
     order = torch.randperm(samples, generator=stream(seed, "order", epoch))
@@ -43,4 +45,6 @@ def epoch_batches(
         rows, which = order[part] % rows_total, which_of[part]
         images = split.images_at(rows, views, which).to(device, memory_format=torch.channels_last)
         labels = split.labels_at(rows).to(device) if split.labels is not None else None
-        yield Batch(images, labels, rows, views, which, epoch * batches + number, seed, rows_total, total_steps)
+        step = epoch * batches + number
+        images, blend = augmented(images, augment, seed, step)
+        yield Batch(images, labels, rows, views, which, step, seed, rows_total, total_steps, blend)

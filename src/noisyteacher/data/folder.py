@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyteacher.data.arrays import MAX_BYTES, assemble, cut
+from noisyteacher.data.arrays import assemble, cut
+from noisyteacher.data.npz import MAX_BYTES
 from noisyteacher.data.split import ROLES, Split, Splits
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError
+from noisyteacher.pixels import ENDINGS, decode, size_of
 from noisyteacher.text import size_bytes
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_MAX_PIXELS = 2**27
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def load_folder(
@@ -36,13 +29,13 @@ def load_folder(
 
     Classes are the sub-folders in alphabetical order. Without `val` a stratified tenth of train is held out; without
     `test` there is none. Images become RGB, or one grey channel with `grey`; transparency is dropped, animations give
-    their first frame, and the orientation tag of a photograph is not applied. `size` (pixels, or (height, width))
+    their first frame, and the orientation tag of a photograph is applied. `size` (pixels, or (height, width))
     resizes every image to exactly that, bilinear with antialiasing; it is needed where sizes differ. Names that begin
     with a dot and files of other kinds than images are passed over.
     Raises DataError naming the file or folder: no class, an empty class, a class that train lacks, an image that
     cannot be decoded, sizes that differ, more than `max_bytes` once decoded.
     """
-    shape = _shape(size)
+    shape = size_of(size)
     roles = [role for role in ROLES if _subfolders(folder / role)]
     if not roles:
         names = tuple(_subfolders(folder))
@@ -70,15 +63,6 @@ def load_folder(
         if role != "train"
     }
     return assemble(folder.name, *loaded["train"], names, held.get("val"), held.get("test"), seed=seed)
-
-
-def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
-    """A Pillow image as uint8 `[C, H, W]`: three channels, or one when `grey`. Raises DataError beyond 8 bits."""
-    if image.mode in _DEEP_MODES:
-        # Pillow would clip these at 255 without a word.
-        raise DataError(f"an image of mode {image.mode!r} has more than 8 bits a channel; convert it to 8 bits first")
-    array = np.asarray(image.convert("L" if grey else "RGB"))
-    return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _load(
@@ -112,24 +96,10 @@ def _load(
 
 
 def _decode(path: Path, shape: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise DataError(f"{path}: {image.width}x{image.height} pixels are more than {_MAX_PIXELS}")
-                pixels: Any = image
-                if shape is not None and (image.height, image.width) != shape:
-                    # Palettes and bit masks have nothing to interpolate: colours first.
-                    coloured = image if image.mode in _DEEP_MODES else image.convert("L" if grey else "RGB")
-                    pixels = coloured.resize(shape[::-1], Image.Resampling.BILINEAR)
-                return pixels_of(pixels, grey)
+        return decode(path, shape, grey)
     except DataError as error:
-        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise DataError(f"{path}: cannot be decoded ({error}): the image is truncated or damaged; remove it") from error
+        raise DataError(f"{path}: {error}") from error
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -148,13 +118,3 @@ def _images_in(folder: Path) -> list[Path]:
         others = f" ({len(visible)} other file(s), such as {visible[0].name})" if visible else ""
         raise DataError(f"{folder}: no image in it{others}; expected files ending in {', '.join(ENDINGS)}")
     return found
-
-
-def _shape(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a `size` argument."""
-    if size is None:
-        return None
-    shape = (size, size) if isinstance(size, int) else tuple(size)
-    if len(shape) != 2 or min(shape) < 1:
-        raise AskedWronglyError(f"size {size!r}: expected pixels, or (height, width), each at least 1")
-    return shape

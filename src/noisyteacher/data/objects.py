@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyteacher.data.arrays import MAX_BYTES, assemble, cut
-from noisyteacher.data.folder import pixels_of
+from noisyteacher.data.arrays import assemble, cut
+from noisyteacher.data.npz import MAX_BYTES
 from noisyteacher.data.split import ROLES, Split, Splits
 from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.pixels import pixels_of
 from noisyteacher.text import size_bytes
 
 _MAX_LABEL = 100_000

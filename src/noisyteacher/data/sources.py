@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from noisyteacher.data.arrays import MAX_BYTES, load_npz, read_npz
+from noisyteacher.data.arrays import load_npz
 from noisyteacher.data.cifar import load_cifar10
 from noisyteacher.data.folder import load_folder
 from noisyteacher.data.holdout import partition
 from noisyteacher.data.mnist import load_mnist
+from noisyteacher.data.npz import MAX_BYTES, read_npz
 from noisyteacher.data.objects import load_object
+from noisyteacher.data.packed import is_packed, load_packed
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.data.svhn import load_svhn
 from noisyteacher.errors import AskedWronglyError, DataError
@@ -69,7 +71,8 @@ def load_data(
     """The data set as Splits of train, val and, where there is one, test; uint8 `[N, C, H, W]`, labels int64 `[N]`.
 
     source: `mnist-5k` (embedded), `mnist`, `cifar10`, `svhn` (the official files); a `.npz` file (see `load_npz`); a
-        folder of classes (see `load_folder`); a dataset object, a dict or a tuple of them (see `load_object`); Splits.
+        folder of classes (see `load_folder`), or one that `pack_data` made, whose images stay on the disk; a dataset
+        object, a dict or a tuple of them (see `load_object`); Splits.
     root: where the official files lie, as torchvision lays them out, or are to be put; NOISYTEACHER_DATA or
         ~/.cache/noisyteacher unless given. download: fetch what is missing. verify: refuse files that are not the
         official ones by md5; False reads them all the same and says so in `.note`. These three matter to the official
@@ -85,7 +88,8 @@ def load_data(
     """
     named = source if isinstance(source, str) and source in DATASETS else None
     path = _path_of(source) if named is None else None
-    is_folder = path is not None and os.path.isdir(path)
+    packed = path is not None and is_packed(path)
+    is_folder = path is not None and not packed and os.path.isdir(path)
     _refuse("size", size is not None and not is_folder, "a folder of images", source)
     _refuse("grey", grey and not is_folder, "a folder of images", source)
     _refuse("extra", not extra and named != "svhn", "'svhn'", source)
@@ -100,6 +104,8 @@ def load_data(
         place = Path(root).expanduser() if root is not None else default_root()
         options = {"extra": extra} if named == "svhn" else {}
         splits = DATASETS[named](place, download=download, verify=verify, seed=seed, **options)
+    elif packed and path is not None:
+        splits = load_packed(path, seed=seed)
     elif is_folder and path is not None:
         splits = load_folder(path, size=size, grey=grey, seed=seed, max_bytes=max_bytes)
     elif path is not None:

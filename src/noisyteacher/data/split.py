@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from noisyteacher.files import sha256
 from noisyteacher.tensorfile import tensor_bytes
 
 ROLES = ("train", "val", "test")
-_CHUNK = 4096
+_CHUNK, _CHUNK_BYTES = 4096, 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,9 +110,14 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the shape `N x C x H x W` and the image bytes in row order; labels stay out."""
         shape = "x".join(map(str, (len(self), *self.input_shape)))
-        parts = torch.split(self.index, _CHUNK)
-        return sha256(
-            [f"uint8 {shape}\n".encode(), *(tensor_bytes(self.images[part.to(self.images.device)]) for part in parts)]
+        parts = (tensor_bytes(self.images_at(rows)) for rows in self.chunks())
+        return sha256(chain([f"uint8 {shape}\n".encode()], parts))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All rows in order, int64, in pieces whose images take about 16 MB at most (and 4,096 rows)."""
+        channels, height, width = self.input_shape
+        return iter(
+            torch.split(torch.arange(len(self)), max(1, min(_CHUNK, _CHUNK_BYTES // (channels * height * width))))
         )
 
     def subset(self, rows: Tensor, role: str | None = None) -> Split:
@@ -198,7 +204,8 @@ class Batch:
     images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
     split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
     step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
-    total_steps: the steps of the whole training, 0 where there is no training.
+    total_steps: the steps of the whole training, 0 where there is no training. blend: what mixup has blended in, places
+    int64 `[B]` in the batch and the share `[B]` of the image's own; None without it.
     """
 
     images: Tensor
@@ -210,6 +217,7 @@ class Batch:
     seed: int
     total_rows: int
     total_steps: int = 0
+    blend: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         """One line without the pixels: `Batch(64 x [1, 28, 28], 1 view(s), step 3)`."""

@@ -8,8 +8,6 @@ import torch
 
 from noisyteacher.data.split import Split, Splits
 
-_CHUNK = 4096
-
 
 def data_summary(splits: Splits) -> dict[str, Any]:
     """A JSON-able record of the splits.
@@ -33,7 +31,7 @@ def data_summary(splits: Splits) -> dict[str, Any]:
 def _of_split(split: Split) -> dict[str, Any]:
     channels, height, width = split.input_shape
     total, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
-    for rows in torch.split(torch.arange(len(split)), _CHUNK):
+    for rows in split.chunks():
         images = split.images_at(rows).cpu().long()
         # Whole numbers: no rounding before the last division, so equal images give equal digits.
         total += images.sum(dim=(0, 2, 3))

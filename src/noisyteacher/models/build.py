@@ -24,6 +24,7 @@ from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
 from noisyteacher.text import unknown_name
 
+CHUNK_BYTES = 2**24
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(paper_network, name) for name in PAPER},
     **{name: partial(compact_network, name) for name in COMPACT},
@@ -191,8 +192,10 @@ def training_images(data: Any) -> Iterator[Tensor]:
             f"preprocessing statistics were asked from a split whose role is {split.role!r}: pass the whole data or "
             "its train split"
         )
-    for first in range(0, len(split), CHUNK):
-        yield split.images_at(torch.arange(first, min(first + CHUNK, len(split))), "clean")
+    channels, height, width = split.input_shape
+    rows = max(1, min(CHUNK, CHUNK_BYTES // (channels * height * width)))  # summed in float64, eight times as large
+    for first in range(0, len(split), rows):
+        yield split.images_at(torch.arange(first, min(first + rows, len(split))), "clean")
 
 
 def _front(preprocess: str | nn.Module, data: Any, shape: Shape | None) -> nn.Module:

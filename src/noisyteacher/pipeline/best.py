@@ -9,7 +9,7 @@ from typing import Any
 from noisyteacher.pipeline.conditions import TITLES
 from noisyteacher.pipeline.plan import Plan
 from noisyteacher.pipeline.shipping import ship
-from noisyteacher.pipeline.steps import Trained, Watch
+from noisyteacher.pipeline.steps import Trained, Watch, lost
 
 FOLDER = "export"
 
@@ -26,9 +26,10 @@ def best_student(
     condition = min(means, key=lambda name: means[name])
     best = min(trained[condition], key=_error)
     drop = means[condition] - _error(teacher)
+    scored = "error" if plan.data.val.labels is not None else "disagreement"
     allowed = plan.config.target.max_drop
     record = {
-        "by": "validation error",
+        "by": f"validation {scored}",
         "n": len(plan.data.val),
         "condition": condition,
         "run": os.path.relpath(best.run.path, plan.run.path),
@@ -64,12 +65,13 @@ def explain_best(best: Mapping[str, Any]) -> str:
         if best["max_drop"] is None
         else f", {'within' if best['holds'] else 'OVER'} the {best['max_drop']:g} allowed"
     )
+    scored = best["by"].split()[-1]
     return (
-        f"best on validation (n = {best['n']:,}): {TITLES[best['condition']]}, {best['mean_val_error_%']:.2f} % error, "
-        f"{more}{limit}; "
-        f"handed over is {best['run']} ({best['val_error_%']:.2f} %)"
+        f"best on validation (n = {best['n']:,}): {TITLES[best['condition']]}, {best['mean_val_error_%']:.2f} % "
+        f"{scored}, {more}{limit}; handed over is {best['run']} ({best['val_error_%']:.2f} %)"
     )
 
 
 def _error(one: Trained) -> float:
-    return float(one.result["scores"]["val"]["error"]["value"])
+    """The validation error in %; where nothing is labelled the disagreement with the teacher, its own being 0."""
+    return lost(one.result["scores"].get("val", {"agreement": {"value": 100.0}}))

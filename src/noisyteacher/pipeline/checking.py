@@ -20,7 +20,7 @@ from noisyteacher.modes import inference
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline.given import network_of
-from noisyteacher.pipeline.plan import Plan, taught_of
+from noisyteacher.pipeline.plan import Answers, Plan, taught_of
 from noisyteacher.pipeline.steps import Trained
 from noisyteacher.rng import seeded
 from noisyteacher.store import LogitStore
@@ -45,19 +45,21 @@ class Check:
     """A sentence with the numbers, and n where there is one."""
 
 
-def checked_teacher(plan: Plan, teacher: Trained, answers: Mapping[str, LogitStore]) -> list[dict[str, Any]]:
+def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict[str, Any]]:
     """The checks of a teacher and its stored answers, JSON-able.
 
     Raises MismatchError with every one that does not hold, unless the settings say `run.checks = false`.
     """
-    data = plan.data
+    data, store, val = plan.data, answers.get("train"), answers.get("val")
+    stored = store if isinstance(store, LogitStore) else None
     found = [
-        _frozen(teacher.model, data.train, answers["train"]),
+        _frozen(teacher.model, data.train, stored),
         class_order(teacher.result.get("classes"), data.class_names, "the teacher"),
-        _stored_is_live(teacher.model, data.train, answers["train"]),
     ]
-    if "val" in answers:
-        found += [_plausible(answers["val"], data.val), _are_logits(answers["val"])]
+    if stored is not None:
+        found.append(_stored_is_live(teacher.model, data.train, stored))
+    if isinstance(val, LogitStore):
+        found += [_plausible(val, data.val), _are_logits(val)]
     return settled(found, plan.config.run.checks)
 
 
@@ -66,17 +68,17 @@ def checked_lesson(
     data: Splits,
     given: str | nn.Module,
     noise: Noise | None,
-    answers: Mapping[str, LogitStore],
-    teacher: object = None,
+    source: Any,
+    teacher: nn.Module | Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The checks of what this student would learn in its first step with seed 0, JSON-able. Raises as the above."""
+    """The checks of what this student would learn in its first step with seed 0, JSON-able. Raises as the above.
+
+    source: what `distil` is given. teacher: a model, or the architecture of one, for a student narrowed from it.
+    """
     student = config.student
-    stores = [store for role, store in answers.items() if role.startswith("train")]
-    source = stores if len(stores) > 1 else stores[0]
     place = resolve_device(config.run.device)
     own = copy.deepcopy(given) if isinstance(given, nn.Module) else given
-    told = teacher if isinstance(teacher, nn.Module) else stores[0].meta.get("teacher", {})
-    model = network_of(student, own, data, teacher=told).to(place)
+    model = network_of(student, own, data, teacher=teacher).to(place)
     views = expand_views(student.views)
     objective = distil(source, noise=noise, **taught_of(config))
     objective.check(data.train, views, data.classes)
@@ -143,7 +145,7 @@ def _word(name: str) -> str:
     return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
 
 
-def _frozen(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
+def _frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -> Check:
     name = "teacher frozen"
     with inference(teacher) as place:
         awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
@@ -152,6 +154,8 @@ def _frozen(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
         return Check(name, False, f"the teacher's {awake[0]} stays in training mode when it is asked to answer")
     if logits.requires_grad:
         return Check(name, False, "the teacher's answers have gradients where none are asked for")
+    if store is None:
+        return Check(name, True, "in eval mode, without gradients; it answers at every step")
     if weights_fingerprint(teacher) != store.fingerprints["teacher"]:
         return Check(name, False, "the teacher's weights have changed since its answers were stored")
     return Check(name, True, "in eval mode, without gradients, with the weights whose answers are stored")

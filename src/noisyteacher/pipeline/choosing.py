@@ -8,14 +8,14 @@ from typing import Any
 
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.conditions import a_student
-from noisyteacher.pipeline.plan import Plan
-from noisyteacher.store import LogitStore
+from noisyteacher.pipeline.plan import Answers, Plan
+from noisyteacher.pipeline.steps import lost
 from noisyteacher.text import plural, sigma_words
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One noise (None: no noise), its validation errors (%) in the short runs, one per seed, and those runs."""
+    """One noise (None: no noise), its validation errors (%; `lost`) in the short runs, one per seed, and those runs."""
 
     noise: Noise | None
     errors: tuple[float, ...]
@@ -39,9 +39,7 @@ def planned(plan: Plan) -> int:
     return (1 + len(plan.candidates)) * plan.config.choice.seeds if plan.candidates else 0
 
 
-def choose_noise(
-    plan: Plan, answers: Mapping[str, LogitStore], numbered: tuple[int, int]
-) -> tuple[Noise | None, dict[str, Any]]:
+def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tuple[Noise | None, dict[str, Any]]:
     """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
 
     Where candidates are level, no noise wins, then the earlier one. The runs are child runs called `choice-...`;
@@ -60,13 +58,13 @@ def choose_noise(
             title = f"[{number}/{total}] choosing the noise: {'none' if noise is None else label(noise)}, seed {seed}"
             run = f"choice-{name}-seed{seed}"
             trained = a_student(short, run, "clean" if noise is None else "noisy", noise, seed, answers, title)
-            errors.append(float(trained.result["scores"]["val"]["error"]["value"]))
+            errors.append(lost(trained.result["scores"]["val"]))
             runs.append(run)
         found.append(Candidate(noise, tuple(errors), tuple(runs)))
     best = min(found, key=lambda one: one.mean)
     n = len(plan.data.val)
     record = {
-        "by": "validation error",
+        "by": "validation error" if plan.data.val.labels is not None else "validation disagreement",
         "n": n,
         "epochs": epochs,
         "seeds": list(range(settings.seeds)),
@@ -86,7 +84,7 @@ def explain_choice(choice: Mapping[str, Any]) -> str:
     )
     length = f"{plural(choice['epochs'], 'epoch')} x {plural(len(choice['seeds']), 'seed')}"
     return (
-        f"{what} was chosen on validation (n = {choice['n']:,}): error {means[key]:.2f} % against "
+        f"{what} was chosen on validation (n = {choice['n']:,}): {choice['by'].split()[-1]} {means[key]:.2f} % against "
         f"{means[0.0, 0.0]:.2f} % without noise, the lowest of {len(means)} candidates after {length}"
     )
 

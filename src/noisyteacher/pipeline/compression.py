@@ -19,12 +19,13 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, export_best
 from noisyteacher.pipeline.checking import checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
-from noisyteacher.pipeline.conditions import TITLES, a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.conditions import TITLES, a_student, further_answers, its_answers, taught_by, the_teacher
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.searching import choose_student, looked_at
-from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data
+from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data, lost
 from noisyteacher.runs import Run
+from noisyteacher.store import LogitStore
 
 
 def compress(
@@ -154,7 +155,11 @@ def _compress(plan: Plan) -> Result:
 
 
 def _steps(plan: Plan) -> Result:
-    conditions = 3 if plan.config.run.baselines else 1
+    students = {"clean": None} if plan.noise is None and not plan.candidates else {"noisy": plan.noise}
+    controls = ["labels", "clean"] if plan.config.run.baselines else []
+    if plan.data.train.labels is None:
+        controls = controls[1:]
+    conditions = len({*controls, *students})
     tries, formats = looked_at(plan), plan.config.run.export
     total = 2 + tries + planned(plan) + conditions * plan.config.run.seeds + bool(formats)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
@@ -167,13 +172,11 @@ def _steps(plan: Plan) -> Result:
     if plan.search is not None:
         plan, search = choose_student(plan, teacher, answers, (2, total))
     first = plan.candidates[-1] if plan.candidates else plan.noise
-    checks += checked_lesson(plan.config, plan.data, plan.student, first, answers, plan.teacher)
+    checks += checked_lesson(plan.config, plan.data, plan.student, first, taught_by(plan, answers)[0], teacher.model)
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
-    students = {"noisy" if noise is not None else "clean": noise}
-    if plan.config.run.baselines:
-        students = {"labels": None, "clean": None, **students}
+    students = {**dict.fromkeys(controls), "noisy" if noise is not None else "clean": noise}
     trained: dict[str, list[Trained]] = {name: [] for name in students}
     for seed in range(plan.config.run.seeds):
         for name, its_noise in students.items():
@@ -192,7 +195,9 @@ def _steps(plan: Plan) -> Result:
     rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
     noise_record = None if noise is None else noise.describe()
-    place = os.path.relpath(answers["train"].path, plan.run.path)
+    stores = [one.path for one in (answers.get("train"), answers.get(role)) if isinstance(one, LogitStore)]
+    place = os.path.relpath(stores[0], plan.run.path)
+    scored = "error" if plan.data.parts[role].labels is not None else "disagreement"
     return Result(
         plan.run.path,
         plan.data.name,
@@ -203,19 +208,21 @@ def _steps(plan: Plan) -> Result:
         extraction_s,
         place,
         choice,
-        search,
-        record,
-        tuple(checks),
+        search=search,
+        best=record,
+        checks=tuple(checks),
+        scored=scored,
     )
 
 
 def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], role: str, run: Run) -> Row:
-    scores = [one.result["scores"][role] for one in found]
+    # Where nothing is labelled the teacher has no scores: it agrees with itself.
+    scores = [one.result["scores"].get(role, {"agreement": {"value": 100.0}}) for one in found]
     return Row(
         name,
         title,
-        tuple(float(one["error"]["value"]) for one in scores),
-        tuple(float(one["agreement"]["value"]) for one in scores if "agreement" in one),
+        tuple(lost(one) for one in scores),
+        tuple(float(one["agreement"]["value"]) for one in scores if "agreement" in one and name != "teacher"),
         tuple(float(one.result["training"]["seconds"]) for one in found if one.result["training"]),
         costs,
         tuple(os.path.relpath(one.run.path, run.path) for one in found),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.given import is_given, network_of
-from noisyteacher.pipeline.plan import Plan, called, data_record, module_record, plain
+from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
 from noisyteacher.pipeline.steps import Trained, front_of, given_run, load_teacher, options_of, recipe_of, train_run
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
@@ -56,26 +57,32 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     return given_run(run, model, data, device=plan.config.run.device, source=found)
 
 
-def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore]:
+def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:
     """The teacher's stored logits by role, in the run's folder `logits`.
 
-    For the views the students train on, and of clean images for the splits on which they are compared with it.
+    For the views the students train on, and of clean images for the splits on which they are compared with it. Where
+    students see augmented images no store can serve: `live` is then the teacher itself, in the place of `train`.
     """
     views = {"train": tuple(plan.config.student.views)}
     tell: Callable[[int, int], None] | None = None
     if plan.watch is not None:
         watch = plan.watch
         sizes = {role: len(split) * len(views.get(role, ("",))) for role, split in plan.data.parts.items()}
+        if plan.live:
+            del sizes["train"]
         begun = dict.fromkeys(sizes, 0)
 
         def tell(done: int, total: int) -> None:
             begun[role] = done
             watch(title, sum(begun.values()), sum(sizes.values()), "answers")
 
-    found, folder = {}, plan.run.path
+    found: dict[str, LogitStore | nn.Module] = {"live": teacher} if plan.live else {}
+    folder = plan.run.path
     with at_work(*plan.run.around, folder):
         make_folder(folder / "logits", folder)
         for role, split in plan.data.parts.items():
+            if role == "train" and plan.live:
+                continue
             path = folder / "logits" / store_name(called(plan.teacher), split, teacher)
             found[role] = extract(
                 teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device, progress=tell
@@ -83,16 +90,34 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
     return found
 
 
-def further_answers(plan: Plan, title: str) -> dict[str, LogitStore]:
-    """The answers of `teacher.also` to the training split, called train-2, train-3, ...; empty with one teacher."""
-    found = {}
+def further_answers(plan: Plan, title: str) -> dict[str, LogitStore | nn.Module]:
+    """The answers of `teacher.also` to the training split, called train-2, train-3, ...; empty with one teacher.
+
+    Live ones are called live-2, live-3, ...
+    """
+    found: dict[str, LogitStore | nn.Module] = {}
     for number, name in enumerate(plan.config.teacher.also, 2):
         only_first = replace(plan.config.teacher, weights="")
         other = replace(plan, teacher=name, config=replace(plan.config, teacher=only_first))
         trained = the_teacher(other, f"{title} {number}", f"teacher-{number}")
+        if plan.live:
+            found[f"live-{number}"] = trained.model
+            continue
         only = replace(other, data=replace(plan.data, test=None))
         found[f"train-{number}"] = its_answers(only, trained.model, f"{title} {number}'s logits")["train"]
     return found
+
+
+def taught_by(plan: Plan, answers: Answers) -> tuple[Any, dict[str, str]]:
+    """What `distil` is given of the answers, and what a student's run names as its parents."""
+    name = "live" if plan.live else "train"
+    several = [found for role, found in answers.items() if role.partition("-")[0] == name]
+    first = answers[name]
+    if isinstance(first, LogitStore):
+        parents = {"teacher": first.fingerprints["teacher"], "store": first.digest}
+    else:
+        parents = {"teacher": weights_fingerprint(first)}
+    return several if len(several) > 1 else first, parents
 
 
 def store_name(teacher: str, split: Split, model: nn.Module) -> str:
@@ -106,15 +131,13 @@ def a_student(
     condition: str,
     noise: Noise | None,
     seed: int,
-    answers: Mapping[str, LogitStore],
+    answers: Answers,
     title: str,
 ) -> Trained:
     """One student with one seed in the child run `run`: on labels alone where the condition is `labels`, else distilled
-    from the stored answers under the noise.
+    from the teacher's answers under the noise.
     """
-    store = answers["train"]
-    several = [found for role, found in answers.items() if role.startswith("train")]
-    source = several if len(several) > 1 else store
+    source, parents = taught_by(plan, answers)
     objective: Objective = supervised() if condition == "labels" else distil(source, noise=noise, **plan.taught)
     recipe = recipe_of(plan.config.student)
     settings = {
@@ -128,12 +151,13 @@ def a_student(
     }
     if isinstance(plan.student, nn.Module):
         settings["module"] = module_record(plan.student)
-    parents = {"teacher": store.fingerprints["teacher"]}
-    if condition != "labels":
-        parents["store"] = store.digest
+    if condition == "labels":
+        parents.pop("store", None)
     folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
     student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
-    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else store.meta.get("teacher", {})
+    first = answers["live" if plan.live else "train"]
+    teacher = first.meta.get("teacher", {}) if isinstance(first, LogitStore) else first
+    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else teacher
     return train_run(
         folder,
         network_of(plan.config.student, student, plan.data, seed, teacher),

@@ -31,6 +31,11 @@ from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
+from noisyteacher.store import LogitStore
+
+Answers = Mapping[str, LogitStore | nn.Module]
+"""Where a teacher's answers come from: by role a store; `live` is the teacher itself, where images are augmented. Of a
+second teacher `train-2` or `live-2`, and so on."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,16 @@ class Plan:
     def options(self) -> dict[str, Any]:
         """Arguments of the student's network."""
         return options_of(self.config.student)
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher is asked at every step, because images are augmented."""
+        return self.config.student.augment != "none"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every split has labels."""
+        return all(split.labels is not None for split in self.data.parts.values())
 
     @property
     def taught(self) -> dict[str, Any]:
@@ -93,9 +108,20 @@ def refuse_early(
     refuse_formats(config.run.export)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
+    unlabelled = [role for role, split in data.parts.items() if split.labels is None]
+    if unlabelled and config.student.label_weight:
+        raise AskedWronglyError(
+            f"student.label_weight: {config.student.label_weight} needs labels, and {data.name!r} has none in "
+            f"{', '.join(unlabelled)}: leave it out"
+        )
     models = []
     for one in (teacher, *config.teacher.also):
         settings = config.teacher if one is teacher else replace(config.teacher, weights="")
+        if "train" in unlabelled and isinstance(one, str) and not is_given(one, settings):
+            raise AskedWronglyError(
+                f"teacher {one!r} would have to be trained on labels, and {data.name!r} has none: give a trained one, "
+                "as a run, a weights file or (in Python) a module"
+            )
         if isinstance(one, str) and is_given(one, settings):
             without = ["options"] if settings.options else []
             without += [] if is_frozen_file(one) else [*front_of(settings)]

@@ -13,7 +13,7 @@ from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
-HEADERS = ("model", "{role} error %", "parameters", "bytes", "MACs", "latency ms", "training")
+HEADERS = ("model", "{role} {scored} %", "parameters", "bytes", "MACs", "latency ms", "training")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Row:
     name: str
     title: str
     errors: tuple[float, ...]
-    """Error (%) on the evaluation split, one per seed."""
+    """Error (%) on the evaluation split, one per seed; without labels the share that disagrees with the teacher."""
     agreement: tuple[float, ...]
     """Share (%) of the split where the model chooses the teacher's class, one per seed; empty for the teacher."""
     seconds: tuple[float, ...]
@@ -59,6 +59,8 @@ class Result:
     """The student that validation prefers, what it loses against the teacher, and the files written of it."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
+    scored: str = "error"
+    """What `Row.errors` are: `error`, or, where there are no labels, `disagreement` with the teacher."""
 
     @property
     def seeds(self) -> int:
@@ -85,7 +87,7 @@ class Result:
         if "clean" not in named:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
         difference = paired_difference(named["clean"].errors, named["noisy"].errors)
-        unit = f"points of {'test' if self.role == 'test' else 'validation'} error"
+        unit = f"points of {'test' if self.role == 'test' else 'validation'} {self.scored}"
         return verdict(
             difference, f"noise of sigma {sigma_words(self.noise['sigma'])}, alpha {self.noise['alpha']:g}", unit
         )
@@ -93,7 +95,7 @@ class Result:
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headers and rows as text; a cell's second line is the ratio student / teacher (below 1: smaller, faster)."""
         teacher = self.rows[0]
-        headers = tuple(header.format(role=self.role) for header in HEADERS)
+        headers = tuple(header.format(role=self.role, scored=self.scored) for header in HEADERS)
         return headers, [self._cells(row, teacher) for row in self.rows]
 
     def _cells(self, row: Row, teacher: Row) -> tuple[str, ...]:
@@ -135,12 +137,15 @@ class Result:
         """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
         latency = self.rows[-1].costs["latency_ms"]
         found = [
-            f"Errors: {self.data}, {self.role}, n = {self.n:,} images; "
+            f"{'Errors' if self.scored == 'error' else 'Disagreement with the teacher'}: {self.data}, {self.role}, "
+            f"n = {self.n:,} images; "
             + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds; " if self.seeds > 1 else "")
             + "( ) = 95 % Wilson interval of one run.",
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",
         ]
+        if self.scored != "error":
+            found.append("No labels: nothing is said of errors, and there is no student on labels to compare with.")
         if self.search is not None:
             found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
@@ -169,11 +174,12 @@ class Result:
             "search": None if self.search is None else dict(self.search),
             "best": None if self.best is None else dict(self.best),
             "checks": [dict(one) for one in self.checks],
+            **({} if self.scored == "error" else {"scored": self.scored}),
             "rows": [
                 {
                     "name": row.name,
                     "title": row.title,
-                    "error_%": {"per_seed": list(row.errors), **_interval(row.error)},
+                    f"{self.scored}_%": {"per_seed": list(row.errors), **_interval(row.error)},
                     "agreement_%": list(row.agreement),
                     "training_s": list(row.seconds),
                     "costs": dict(row.costs),
@@ -186,11 +192,12 @@ class Result:
     @classmethod
     def read(cls, path: Path, record: Mapping[str, Any]) -> Result:
         """The Result of a compression's run folder and the content of its result.json."""
+        scored = record.get("scored", "error")
         rows = tuple(
             Row(
                 one["name"],
                 one["title"],
-                tuple(one["error_%"]["per_seed"]),
+                tuple(one[f"{scored}_%"]["per_seed"]),
                 tuple(one["agreement_%"]),
                 tuple(one["training_s"]),
                 one["costs"],
@@ -201,7 +208,7 @@ class Result:
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
             record["store"], record.get("choice"), record.get("search"), record.get("best"),
-            tuple(record.get("checks", ())),
+            tuple(record.get("checks", ())), scored,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 from noisyteacher.pipeline.candidates import Candidate
 from noisyteacher.pipeline.choosing import planned
 from noisyteacher.pipeline.conditions import a_student
-from noisyteacher.pipeline.plan import Plan
-from noisyteacher.pipeline.steps import Trained
-from noisyteacher.store import LogitStore
+from noisyteacher.pipeline.plan import Answers, Plan
+from noisyteacher.pipeline.steps import Trained, lost
 from noisyteacher.text import duration, plural
 
 
@@ -39,7 +38,7 @@ def looked_at(plan: Plan) -> int:
 
 
 def choose_student(
-    plan: Plan, teacher: Trained, answers: Mapping[str, LogitStore], numbered: tuple[int, int]
+    plan: Plan, teacher: Trained, answers: Answers, numbered: tuple[int, int]
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan with its student named and its epochs fitted to the time there is, and the evidence.
 
@@ -91,10 +90,10 @@ def choose_student(
     return _named(plan, best.candidate.name, length), record | {"told": explain_search(record)}
 
 
-def _try(plan: Plan, one: Candidate, run: str, answers: Mapping[str, LogitStore], title: str) -> Tried:
+def _try(plan: Plan, one: Candidate, run: str, answers: Answers, title: str) -> Tried:
     found = a_student(plan, run, "clean", None, 0, answers, title).result
     seconds, epochs = float(found["training"]["seconds"]), int(found["training"]["epochs"])
-    return Tried(one, float(found["scores"]["val"]["error"]["value"]), seconds / max(1, epochs), seconds, run)
+    return Tried(one, lost(found["scores"]["val"]), seconds / max(1, epochs), seconds, run)
 
 
 def explain_search(search: Mapping[str, Any]) -> list[str]:

@@ -118,11 +118,16 @@ def distil_config(
     refuse_auto(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
+    if candidates and data.val.labels is None:
+        raise AskedWronglyError(
+            f"the noise cannot be chosen: the validation split of {data.name!r} has no labels, and a store of the "
+            "training split says nothing of it; give noise.sigma and noise.alpha (--sigma, --alpha), or use compress"
+        )
     teacher = _teacher_of(opened, student.name)
     model = network_of(student, student.name, data, seed, teacher)
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     checks = store_order(opened, data, config.run.checks)
-    checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, {"train": opened})
+    checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, opened, teacher)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
     folder = run or new_run(
@@ -167,7 +172,13 @@ def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:
 def _refuse(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:
     """Raises what `fit` would raise of a wrong question, before a folder is made for it."""
     resolve_device(config.run.device)
-    objective.check(data.train, expand_views(recipe.views), model.classes or data.classes)
+    augment = {} if recipe.augment == "none" else {"augment": recipe.augment}
+    objective.check(data.train, expand_views(recipe.views), model.classes or data.classes, **augment)
+    if data.val.labels is None and recipe.patience is not None:
+        raise AskedWronglyError(
+            f"patience={recipe.patience} has no effect: the validation split of {data.name!r} has no labels, and no "
+            "teacher is at hand to agree with; leave it out, or use compress"
+        )
 
 
 def resume_single(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisyteacher import metrics
 from noisyteacher.config import Config, Recipe, Teacher
-from noisyteacher.data import Splits, load_data
+from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import judge
@@ -58,7 +58,8 @@ def train_run(
 
     A run that is done is not trained again; one that was interrupted goes on from its checkpoint; one that another
     process works on is waited for. `recipe` holds options of `fit`; `answers` holds by role (`val`, `test`) a teacher
-    to agree with there; `extra` goes into the result as it is.
+    to agree with there, by which validation without labels is judged (not at all without it); `extra` goes into
+    the result as it is.
     An error of this package is written to error.txt on its way out.
     """
     with at_work(*run.around), alone(run.path):
@@ -71,14 +72,13 @@ def train_run(
                 model,
                 data.train,
                 objective,
-                val=data.val,
+                **_judging(data.val, answers or {}, recipe),
                 seed=seed,
                 device=device,
                 run=run.path,
                 resume=True,
                 tensorboard=tensorboard,
                 progress=None if watch is None else _relay(watch, title),
-                **recipe,
             )
             result = {
                 **_judged(model, data, answers or {}, device),
@@ -138,11 +138,29 @@ def _judged(model: nn.Module, data: Splits, answers: Mapping[str, object], devic
     scores, details = {}, {}
     for split in (data.val, data.test):
         if split is not None:
+            if split.labels is None and split.role not in answers:
+                continue
             found, logits = judge(model, split, teacher=answers.get(split.role), device=device)
             scores[split.role] = found.describe()
             if split.labels is not None:
                 details[split.role] = _details(logits, split.targets)
     return {"scores": scores, "details": details}
+
+
+def _judging(val: Split, answers: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `fit` in a recipe, with what judges its epochs."""
+    if val.labels is not None:
+        return {**recipe, "val": val}
+    if val.role in answers:
+        return {**recipe, "val": val, "val_teacher": answers[val.role]}
+    return {**recipe, "val": None, "keep": "last"}
+
+
+def lost(scores: Mapping[str, Any]) -> float:
+    """The error (%) in a split's scores, or, where it has no labels, the share (%) that disagrees with the teacher."""
+    if "error" in scores:
+        return float(scores["error"]["value"])
+    return 100 - float(scores["agreement"]["value"])
 
 
 def _details(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -219,6 +237,8 @@ def recipe_of(settings: Recipe) -> dict[str, Any]:
     """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
     left = ("name", "options", "preset", "preprocess", "mean", "std")
     own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
+    if own["augment"] == "none":  # as runs have it that were begun before there was a choice
+        del own["augment"]
     return {**own, "views": tuple(own["views"])}
 
 

@@ -112,7 +112,7 @@ def _line(children: Children, row: Mapping[str, Any], role: str, noise: Mapping[
     names = [str(name) for name in row["runs"]]
     kind = str(row["name"])
     scores = scores_of(children, names)
-    for key, values in (("error_%", row["error_%"]["per_seed"]), ("agreement_%", row["agreement_%"])):
+    for key, values in (("error_%", row.get("error_%", {}).get("per_seed", [])), ("agreement_%", row["agreement_%"])):
         estimate = Estimate.of(values)
         if estimate is not None:
             scores[f"{role}_{key}"] = estimate

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,17 +87,6 @@ def progress_of(cell: Cell) -> float:
     if not file.exists():
         return 0.0
     return min(1.0, len(read_bytes(file).splitlines()) / int(cell.config["student"]["epochs"]))
-
-
-def leave_with_parent(parent: int) -> None:
-    """Ends this process soon after its parent has: a worker must not train on for a sweep that was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.25)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

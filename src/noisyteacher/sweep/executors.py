@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.runs import Run
-from noisyteacher.sweep.cells import Cell, leave_with_parent, train_cell
+from noisyteacher.sweep.cells import Cell, train_cell
+from noisyteacher.workers import cores, processes
 
 RETRIES = 3
 """How often a cell is given to another worker after its own has died."""
@@ -22,19 +21,12 @@ Make = Callable[[], Executor]
 
 def local(jobs: int) -> Make:
     """Makes an executor of so many processes on this machine. They are started afresh (no fork: torch has threads)."""
-
-    def make() -> Executor:
-        return ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
-        )
-
-    return make
+    return partial(processes, jobs)
 
 
 def share_of_threads(jobs: int) -> int:
     """The threads each of so many processes gets of the cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, cores() // jobs)
 
 
 @contextmanager
@@ -136,14 +128,7 @@ def _stop(executor: Executor, waiting: Iterable[Future[Any]]) -> None:
     """Leave at once: what the workers have not saved is trained again after a resume."""
     for future in waiting:
         future.cancel()
-    processes = list((getattr(executor, "_processes", None) or {}).values())
+    running = list((getattr(executor, "_processes", None) or {}).values())
     executor.shutdown(wait=False)
-    for process in processes:
+    for process in running:
         process.terminate()
-
-
-def _begin(parent: int) -> None:
-    """In a new worker: Ctrl-C is the parent's to handle, and the parent's end is ours."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    leave_with_parent(parent)

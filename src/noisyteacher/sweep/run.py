@@ -26,6 +26,7 @@ from noisyteacher.pipeline import (
     the_teacher,
 )
 from noisyteacher.runs import Run, new_run, plain
+from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
 from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
@@ -70,7 +71,17 @@ def sweep(
     bases = _bases(conditions)
     for members in bases.values():
         data = load_config_data(members[0].config)
+        unlabelled = [role for role, split in data.parts.items() if split.labels is None]
+        if unlabelled:
+            raise AskedWronglyError(
+                f"{data.name!r} has no labels in {', '.join(unlabelled)}: a sweep judges by error; compress needs none"
+            )
         for one in members:
+            if one.config.student.augment != "none":
+                raise AskedWronglyError(
+                    f"student.augment: {one.config.student.augment!r} needs the teacher at every step, a sweep's cells "
+                    "learn from stored answers: use compress, or sweep over student.views"
+                )
             refuse_auto(one.config)
             refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
@@ -218,7 +229,8 @@ def _prepare(
         teacher = the_teacher(plan, label, name)
         answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
         checks = checked_teacher(plan, teacher, answers)
-        stores = {role: str(Path(store.path).relative_to(run.path)) for role, store in answers.items()}
+        paths = {role: store.path for role, store in answers.items() if isinstance(store, LogitStore)}
+        stores = {role: str(Path(path).relative_to(run.path)) for role, path in paths.items()}
         scores = teacher.result["scores"]
         teachers.append(
             {

@@ -1,0 +1,135 @@
+"""The commands for data sets: which are here, what is in one, and packing images once for all trainings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import print_json, print_table, progress
+
+data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True)
+SHOWN = 10
+"""How many of the images that were left out a table names."""
+
+
+@data.command("ls")
+def data_ls(data_root: o.DataRoot = None, as_json: o.Json = False) -> None:
+    """List the data sets known by name and whether their files are here.
+
+    Example: noisyteacher data ls --data-root ~/data
+    """
+    from noisyteacher.data import datasets_here
+
+    found = datasets_here(data_root)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("data set", "here", "where or what is missing"), [list(one.values()) for one in found])
+
+
+@data.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, a folder of images or a packed one.")],
+    data_root: o.DataRoot = None,
+    overrides: o.Set = None,
+    as_json: o.Json = False,
+) -> None:
+    """Read a data set whole and say what is in it; of a packed one every checksum is compared.
+
+    Example: noisyteacher data check mnist-5k
+    """
+    from pathlib import Path
+
+    from noisyteacher.config import build_config
+    from noisyteacher.data import Packed, data_summary, is_packed
+    from noisyteacher.pipeline import load_config_data
+
+    flags = {"data.name": name, "data.root": data_root}
+    config = build_config(o.settings(None, overrides, flags))
+    packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
+    verified = None if packed is None else packed.verify()
+    summary = data_summary(load_config_data(config))
+    if packed is not None:
+        summary["packed"] = {"bytes_verified": verified, "left_out": packed.left_out}
+    if as_json:
+        print_json(summary)
+        return
+    typer.echo(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
+    if summary["note"]:
+        typer.echo(summary["note"])
+    if packed is not None:
+        typer.echo(f"packed: {verified:,} bytes, all checksums hold; {len(packed.left_out):,} image(s) left out")
+    rows = []
+    for role, found in summary["splits"].items():
+        per_class = list((found["per_class"] or {}).values())
+        spread = f"{min(per_class)}..{max(per_class)}" if per_class else "no labels"
+        mean = " ".join(f"{value:.3f}" for value in found["mean"])
+        std = " ".join(f"{value:.3f}" for value in found["std"])
+        rows.append((role, f"{found['n']:,}", spread, mean, std, found["fingerprint"][:12]))
+    print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, right=(1, 2))
+
+
+@data.command("pack")
+def data_pack(
+    source: Annotated[
+        str, typer.Argument(help="A folder of images, of parquet files or of a saved data set, or an .npz file.")
+    ],
+    out: Annotated[str, typer.Argument(help="The folder to make.", callback=o.not_empty)],
+    size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; needed where sizes differ.")] = None,
+    fit: Annotated[
+        str, typer.Option(help="crop: the largest centred square, scaled; squash: the whole image, scaled.")
+    ] = "crop",
+    grey: Annotated[bool, typer.Option("--grey", help="One channel.")] = False,
+    classes: Annotated[
+        str | None, typer.Option(help="Number or names (cat,dog) of the classes, where nothing is labelled.")
+    ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out what cannot be read, and list it.")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also read what links point to outside the folder.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that decode (default: one per core).")] = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Decode images of any number once, into a folder that every training maps into memory.
+
+    The folder is then the data set: --data OUT. Asked again after an interruption, it goes on where it was.
+
+    Example: noisyteacher data pack photos photos-64 --size 64
+    """
+    from noisyteacher.data import pack_data
+    from noisyteacher.workers import cores
+
+    named: Any = classes
+    if classes is not None:
+        named = int(classes) if classes.strip().isdigit() else [one.strip() for one in classes.split(",")]
+    with progress(quiet) as watch:
+        packed = pack_data(
+            source, out, size=size, grey=grey, fit=fit, classes=named, skip_corrupt=skip_corrupt,
+            follow_links=follow_links, jobs=jobs or cores(), watch=watch,
+        )  # fmt: skip
+    parts = []
+    for part in packed.header["parts"]:
+        left_out = sum(one["part"] == part["role"] for one in packed.left_out)
+        labelled = part["labels"] is not None
+        parts.append({"part": part["role"], "images": part["rows"], "labelled": labelled, "left_out": left_out,
+                      "bytes": part["images"]["bytes"]})  # fmt: skip
+    if as_json:
+        record = {key: packed.header[key] for key in ("name", "input_shape", "class_names", "fit", "grey")}
+        print_json({"packed": str(packed.path), **record, "parts": parts, "left_out": packed.left_out})
+        return
+    rows = [
+        (one["part"], f"{one['images']:,}", "yes" if one["labelled"] else "no", f"{one['left_out']:,}",
+         f"{one['bytes']:,}") for one in parts
+    ]  # fmt: skip
+    print_table(("part", "images", "labelled", "left out", "bytes"), rows, right=(1, 3, 4))
+    for one in packed.left_out[:SHOWN]:
+        typer.echo(f"left out: {one['file']}: {one['reason']}")
+    if len(packed.left_out) > SHOWN:
+        typer.echo(f"and {len(packed.left_out) - SHOWN:,} more, in {packed.path / 'packed.json'}")
+    shape = packed.header["input_shape"]
+    typer.echo(f"\n{packed.path}: {len(packed.class_names)} classes, images {shape} (C, H, W)")

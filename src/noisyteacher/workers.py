@@ -1,0 +1,80 @@
+"""Processes that work for this one: started afresh, deaf to Ctrl-C, gone when their parent is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def processes(jobs: int) -> ProcessPoolExecutor:
+    """An executor of so many processes on this machine. They are started afresh (no fork: torch has threads)."""
+    return ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+    )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_with_parent(parent: int) -> None:
+    """Ends this process soon after its parent has: a worker must not work on for one that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.25)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def in_order(
+    function: Callable[[list[T]], list[R]], jobs: int, at_once: int
+) -> Iterator[Callable[[Iterator[T]], Iterator[R]]]:
+    """Yields what turns items into results in their order, `at_once` to a call of the function.
+
+    With one job they are made in this process, one by one; with more in others, a few calls ahead, so that memory does
+    not grow with the number of items. Raises BrokenProcessPool where such a process dies.
+    """
+    if jobs == 1:
+        yield lambda items: (result for item in items for result in function([item]))
+        return
+    executor = processes(jobs)
+
+    def results(items: Iterator[T]) -> Iterator[R]:
+        waiting: deque[Future[list[R]]] = deque()
+        while True:
+            while len(waiting) < 2 * jobs and (task := list(islice(items, at_once))):
+                waiting.append(executor.submit(function, task))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+
+    try:
+        yield results
+    finally:  # at once: work that waits is dropped, work that runs is ended
+        running = list((getattr(executor, "_processes", None) or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+
+
+def _begin(parent: int) -> None:
+    """In a new worker: Ctrl-C is the parent's to handle, and the parent's end is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_with_parent(parent)
