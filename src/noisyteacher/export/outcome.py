@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class Exported:
     drop: float
     """Points of accuracy lost against torch, below 0 where the file does better; without labels of agreement."""
     difference: float
-    """The largest difference to torch's logits, over all images and classes; NaN when logits are not finite."""
+    """The largest difference to torch's logits, over all images and classes."""
     logit_scale: float
     """The largest absolute logit of torch, which `difference` may be seen beside."""
     tolerance: float
@@ -62,15 +61,13 @@ class Exported:
     @property
     def reason(self) -> str:
         """What was compared with the tolerance, in words."""
-        if not math.isfinite(self.difference):
-            return "its logits are not finite"
         if self.precision == "fp32":
             return f"largest logit difference {self.difference:.2g}, allowed {self.tolerance:.2g}"
         what = "agreement" if self.accuracy is None else "accuracy"
         return f"{self.drop:.2f} points of {what} lost, allowed {self.tolerance:.2f} (n = {self.n:,})"
 
     def describe(self) -> dict[str, Any]:
-        """The JSON-able form, numbers with their units and n; what is not finite is null."""
+        """The JSON-able form, shares with their unit and n."""
         known = {"agreement": self.agreement, "accuracy": self.accuracy, "torch_accuracy": self.torch_accuracy}
         return {
             "path": str(self.path),
@@ -83,7 +80,7 @@ class Exported:
             "n": self.n,
             **{name: None if one is None else one.describe() for name, one in known.items()},
             "drop": self.drop,
-            "difference": self.difference if math.isfinite(self.difference) else None,
+            "difference": self.difference,
             "logit_scale": self.logit_scale,
             "tolerance": self.tolerance,
             "holds": self.holds,
