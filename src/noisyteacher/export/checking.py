@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisyteacher import metrics
 from noisyteacher.data import Split, Splits
-from noisyteacher.errors import AskedWronglyError, TrainingError
+from noisyteacher.errors import AskedWronglyError, ExportError, TrainingError
 from noisyteacher.export.to_pt2 import Runner
 from noisyteacher.measure import Latency
 from noisyteacher.measure.costs import percentile
@@ -87,18 +87,25 @@ def reference_of(model: Classifier, data: Splits | None) -> Reference:
 
 
 def compare(run: Runner, reference: Reference) -> Compared:
-    """The file's answers to all images of the reference, beside torch's."""
-    theirs, ours, labels = torch.cat([run(part) for part in reference.parts()]), reference.logits, reference.labels
+    """The file's answers to all images of the reference, beside torch's.
+
+    Raises ExportError when they are not logits of the same shape, or not finite.
+    """
+    theirs = torch.cat([run(part) for part in reference.parts()]).float()
+    ours, labels = reference.logits, reference.labels
+    if theirs.shape != ours.shape or not torch.isfinite(theirs).all():
+        what = "" if theirs.shape != ours.shape else " logits that are not all finite"
+        raise ExportError(
+            f"the file answers {tuple(theirs.shape)}{what}, torch {tuple(ours.shape)} finite logits on "
+            f"{reference.name}: it was not kept"
+        )
     n = len(ours)
 
     def accuracy(logits: Tensor) -> Quantity | None:
         return None if labels is None else Quantity(metrics.accuracy(logits, labels), "%", n)
 
-    same_shape = theirs.shape == ours.shape
-    gap = float((theirs.float() - ours).abs().max()) if same_shape else float("nan")
-    return Compared(
-        Quantity(metrics.agreement(theirs.float(), ours), "%", n), accuracy(theirs.float()), accuracy(ours), gap
-    )
+    share = Quantity(metrics.agreement(theirs, ours), "%", n)
+    return Compared(share, accuracy(theirs), accuracy(ours), float((theirs - ours).abs().max()))
 
 
 def calibration_images(data: Splits | Split | None, count: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -211,7 +210,7 @@ def _outcome(
         difference=found.difference,
         logit_scale=scale,
         tolerance=tolerance,
-        holds=within and math.isfinite(found.difference),
+        holds=within,
         latency_ms=times[name],
         torch_latency_ms=times[TORCH],
         runtime=f"{form.needs[-1]} {version(form.needs[-1])}" if form.needs else f"torch {torch.__version__}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -37,7 +36,7 @@ class Exported:
     drop: float
     """Points of accuracy lost against torch, below 0 where the file does better; without labels of agreement."""
     difference: float
-    """The largest difference to torch's logits, over all images and classes; NaN when logits are not finite."""
+    """The largest difference to torch's logits, over all images and classes."""
     logit_scale: float
     """The largest absolute logit of torch, which `difference` may be seen beside."""
     tolerance: float
@@ -63,15 +62,13 @@ class Exported:
     @property
     def reason(self) -> str:
         """What was compared with the tolerance, in words."""
-        if not math.isfinite(self.difference):
-            return "its logits are not finite"
         if self.precision == "fp32":
             return f"largest logit difference {self.difference:.2g}, allowed {self.tolerance:.2g}"
         what = "agreement" if self.accuracy is None else "accuracy"
         return f"{self.drop:.2f} points of {what} lost, allowed {self.tolerance:.2f} (n = {self.n:,})"
 
     def describe(self) -> dict[str, Any]:
-        """The JSON-able form, numbers with their units and n; what is not finite is null."""
+        """The JSON-able form, shares with their unit and n."""
         known = {"agreement": self.agreement, "accuracy": self.accuracy, "torch_accuracy": self.torch_accuracy}
         return {
             "path": str(self.path),
@@ -84,7 +81,7 @@ class Exported:
             "n": self.n,
             **{name: None if one is None else one.describe() for name, one in known.items()},
             "drop": self.drop,
-            "difference": self.difference if math.isfinite(self.difference) else None,
+            "difference": self.difference,
             "logit_scale": self.logit_scale,
             "tolerance": self.tolerance,
             "holds": self.holds,
@@ -102,5 +99,4 @@ class Exported:
             known[name] = None if known[name] is None else Quantity(**known[name])
         for name in ("latency_ms", "torch_latency_ms"):
             known[name] = Latency(**known[name])
-        difference = math.nan if known["difference"] is None else known["difference"]
-        return cls(**{**known, "path": Path(known["path"]), "difference": difference})
+        return cls(**{**known, "path": Path(known["path"])})

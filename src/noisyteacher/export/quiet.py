@@ -1,11 +1,9 @@
-"""Other people's libraries made to work without talking: their warnings, their log lines, their writes to stderr."""
+"""Other people's libraries made to work without talking: their warnings and their log lines."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -34,22 +32,3 @@ def quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         root.removeHandler(nowhere)
-
-
-@contextlib.contextmanager
-def native_quiet() -> Iterator[None]:
-    """Inside, what compiled code writes to the process's standard error is lost, for the short time of a start-up."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed: nothing to keep quiet
-        yield
-        return
-    try:
-        with tempfile.TemporaryFile() as hole:
-            os.dup2(hole.fileno(), 2)
-            try:
-                yield
-            finally:
-                os.dup2(kept, 2)
-    finally:
-        os.close(kept)

@@ -55,4 +55,5 @@ def pt2_bytes(model: Classifier, class_names: object = None, images: object = No
 def pt2_runner(data: bytes, threads: int) -> Iterator[Runner]:
     """Yields what runs the file: torch.export.load, on the threads that torch is set to."""
     with quiet():
-        yield torch.export.load(io.BytesIO(data)).module()
+        module = torch.export.load(io.BytesIO(data)).module()
+    yield module

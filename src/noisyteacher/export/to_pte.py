@@ -7,16 +7,17 @@ channel, the preprocessing left in fp32.
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import io
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisyteacher.errors import ExportError
-from noisyteacher.export.quiet import native_quiet, quiet
+from noisyteacher.export.quiet import quiet
 from noisyteacher.export.to_pt2 import Runner, told, traced
 from noisyteacher.models import Classifier
 
@@ -56,10 +57,10 @@ def pte_int8_bytes(model: Classifier, class_names: object, calibration: Tensor |
     return _lowered(quantised, model)
 
 
-@contextlib.contextmanager
+@contextmanager
 def pte_runner(data: bytes, threads: int) -> Iterator[Runner]:
     """Yields what runs the file: ExecuTorch's runtime with so many threads in XNNPACK, image by image."""
-    with quiet(), native_quiet():
+    with quiet(), redirect_stderr(io.StringIO()):  # the runtime tells there what it finds out about the CPU
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
@@ -76,7 +77,7 @@ def pte_runner(data: bytes, threads: int) -> Iterator[Runner]:
 
         yield run
     finally:
-        with native_quiet():
+        with redirect_stderr(io.StringIO()):
             portable_lib._unsafe_reset_threadpool(before)
 
 

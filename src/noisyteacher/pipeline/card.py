@@ -86,7 +86,7 @@ def card(
     story: Story | None = None,
     licence: str | None = None,
 ) -> str:
-    """The card of a model that was exported, as Markdown: origin, data, recipe, numbers, costs, formats, use, limits."""
+    """The card of an exported model in Markdown: origin, data, recipe, numbers, costs, formats, use, limits."""
     story = story or Story()
     stated = licence or story.licence
     body = [
@@ -200,7 +200,7 @@ def _costs(costs: Costs, made: Sequence[Exported], story: Story) -> Iterator[str
 def _files(made: Sequence[Exported]) -> Iterator[str]:
     """The table of all formats, each as its own runtime ran it."""
     headers, rows = table(made)
-    yield "## Formats"
+    yield "## Formats it was written in"
     yield ""
     yield f"| {' | '.join(headers)} |"
     yield "|---|---|" + "--:|" * (len(headers) - 3) + "---|"

@@ -1,0 +1,177 @@
+# ruff: noqa: F401, F811 - `call` is the fixture of test_cli
+"""A model handed over: the export command, the files it leaves, and a model card that tells no more than is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import noisyteacher as nt
+from noisyteacher.data import Split, Splits
+from noisyteacher.pipeline import ship, story_of
+from noisyteacher.runs import Run
+from test_cli import Call, call
+
+SMALL = ("--set", "data.limit=100", "--batch-size", "20")
+yaml = pytest.importorskip("yaml", reason="reads the front matter of model cards")
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    assert text.startswith("---\n")
+    found = yaml.safe_load(text[4 : text.index("\n---\n", 4)])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small compression; its folder."""
+    data = nt.load_data("mnist-5k", limit=100)
+    result = nt.compress(
+        "lenet", "mlp800", data, noise=nt.Noise(sigma=0.5, alpha=0.25), epochs=1, baselines=False,
+        teacher_training={"epochs": 1}, output_dir=tmp_path_factory.mktemp("runs"),
+    )  # fmt: skip
+    return result.path
+
+
+def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_path: Path) -> None:
+    run = Run.open(compressed / "noisy-seed0")
+    data, model = nt.load_data("mnist-5k", limit=100), nt.load_model(run.path / "weights.safetensors")
+    told: list[tuple[str, int, int, str]] = []
+    made = ship(model, data, tmp_path / "out", ["pt2", "hub"], run, lambda *step: told.append(step), licence="MIT")
+    assert [one.path.name for one in made] == ["model.pt2", "hub"]
+    assert {str(file.relative_to(tmp_path / "out")) for file in tmp_path.rglob("*") if file.is_file()} == {
+        "model.pt2", "model.pt2.export.json", "hub.export.json",
+        "hub/README.md", "hub/config.json", "hub/model.safetensors",
+    }  # fmt: skip
+    assert [step[1:3] for step in told] == [(number, 5) for number in range(6)]
+    text = (tmp_path / "out" / "hub" / "README.md").read_text()
+    head = front_matter(text)
+    assert (head["license"], head["library_name"], head["datasets"]) == ("MIT", "noisyteacher", ["ylecun/mnist"])
+    assert "knowledge-distillation" in head["tags"]
+    result = run.result()
+    assert result is not None
+    for role in ("val", "test"):
+        scores = result["scores"][role]
+        row = next(line for line in text.splitlines() if line.startswith(f"| {role} |"))
+        assert f"| {scores['error']['n']:,} | {scores['error']['value']:.2f} |" in row
+        assert f" {scores['agreement']['value']:.2f} |" in row
+    teacher = (Run.open(compressed / "teacher").result() or {})["scores"]["test"]["error"]
+    assert f"Distilled from lenet (teacher with weights {run.info['parents']['teacher'][:12]}" in text
+    assert f"error {teacher['value']:.2f} % (n = {teacher['n']})" in text
+    assert "sigma 0.5 on the teacher's logits, alpha 0.25, one draw a batch" in text
+    assert "1,276,810 parameters" in text
+    assert "No licence was stated" not in text
+
+
+def test_the_card_s_lines_run(compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = nt.load_data("mnist-5k", limit=100), nt.load_model(compressed / "teacher" / "weights.safetensors")
+    ship(model, data, tmp_path, ["hub"])
+    text = (tmp_path / "hub" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    assert len(code[1].splitlines()) <= 6
+    monkeypatch.chdir(tmp_path)
+    exec(code[1].replace('"FOLDER"', '"hub"'), {})
+    assert "No licence was stated" in text
+    assert front_matter(text)["license"] == "unknown"
+    assert "How it was trained is not recorded" in text
+
+
+def test_names_cannot_write_into_the_card(tmp_path: Path) -> None:
+    """Front matter and Markdown keep their shape whatever a data set or a class is called."""
+    images = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names = ("a|b", "---\nlicense: mit\n---", "<script>alert(1)</script>", "[x](http://e.vil)")
+    name = 'x"\n---\nlicense: "mit'
+
+    def part(first: int, last: int, role: str) -> Split:
+        return Split(images, torch.arange(40) % 4, torch.arange(first, last), role, name, names)
+
+    data = Splits(name, part(0, 20, "train"), part(20, 40, "val"), note="# a heading\n| a | row |")
+    made = ship(nt.build_model("mlp800", data), data, tmp_path, ["hub"], licence='mit"\nevil: yes')
+    text = (tmp_path / "hub" / "README.md").read_text()
+    head = front_matter(text)
+    assert set(head) == {"license", "library_name", "pipeline_tag", "tags", "metrics"}
+    assert head["license"] == 'mit"\nevil: yes'
+    assert text.count("\n---\n") == 1
+    assert "<script>" not in text
+    assert not re.search(r"(?<!\\)\[x", text)
+    assert len([line for line in text.splitlines() if line.startswith("# ")]) == 1
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["id2label"]["0"] == "a|b"
+    assert made[0].holds
+
+
+def test_what_a_shipped_teacher_tells() -> None:
+    story = story_of("pretrained:lenet-mnist")
+    card = nt.pretrained()["lenet-mnist"]
+    assert (story.scores, story.licence, story.teacher) == (card["scores"], "apache-2.0", "")
+    assert story.settings["epochs"] == 20
+
+
+def test_a_network_of_one_s_own_is_shipped_too(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=100)
+    (one,) = ship(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, tmp_path, ["pt2"])
+    assert one.holds
+    assert one.n == len(data.val)
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_export_on_the_command_line(call: Call, tmp_path: Path) -> None:
+    run = json.loads(call("train", "--model", "mlp800", "--epochs", "1", *SMALL, "--json", "-q")[1])["run"]
+    code, out, err = call("export", run, "--format", "pt2,hub", "--runs", "2")
+    assert code == 0, err
+    folder = tmp_path / "exports" / Path(run).name
+    assert (folder / "model.pt2").exists()
+    assert f"Folder: exports/{Path(run).name}" in out
+    assert "mnist-5k, val, n = 100 images" in out
+    assert "Verdict: " in out
+    assert "export: 100 % done" in err
+    code, out, err = call("evaluate", str(folder / "hub"), "--set", "data.limit=100", "--data", "mnist-5k", "--json")
+    assert code == 0, err
+    scores = json.loads((Path(run) / "result.json").read_text())["result"]["scores"]
+    assert json.loads(out)["error"] == scores["test"]["error"]
+    code, out, err = call("export", run, "--format", "pt2", "--output-dir", "there", "--runs", "1", "--json", "-q")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["folder"], told["files"][0]["path"]) == ("there", "there/model.pt2")
+    assert told["files"][0]["accuracy"]["n"] == told["files"][0]["n"] == 100
+    weights = f"{run}/weights.safetensors"
+    assert call("export", weights, "--format", "pt2", "--runs", "1", "-q")[0] == 0
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {Path(run).name}
+
+
+def test_an_export_over_its_tolerance_exits_with_3(call: Call) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    words = ("--data", "mnist-5k", "--set", "data.limit=100", "--format", "onnx", "--runs", "1", "-q")
+    code, out, _ = call("export", "pretrained:lenet-mnist", *words, "--max-difference", "0")
+    assert code == 3
+    assert "NO" in out
+    assert "onnx does not hold: largest logit difference" in out
+    assert Path("exports/lenet-mnist/model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("pretrained:lenet-mnist", "--format", "onxx"), 2, "did you mean 'onnx'?"),
+        (("pretrained:lenet-mnist", "--format", "pt2,pt2"), 2, "named twice"),
+        (("pretrained:lenet-mnist", "--format", ""), 2, "unknown format ''"),
+        (("pretrained:lenet-mnist", "--format", "pt2"), 2, "name the data by --data"),
+        (("pretrained:lenet-mnist", "--max-drop", "-1"), 2, "max-drop"),
+        (("none.safetensors", "--format", "pt2"), 2, "no run"),
+        (("pretrained:lenet-mnist", "--format", "pt2", "--data", "none.npz"), 1, "no such file"),
+    ],
+)
+def test_wrong_questions_to_export(call: Call, tmp_path: Path, words: tuple[str, ...], code: int, told: str) -> None:
+    found, out, err = call("export", *words)
+    assert told in " ".join(err.split())
+    assert (found, out) == (code, "")
+    assert list(tmp_path.iterdir()) == []
