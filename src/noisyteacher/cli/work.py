@@ -38,9 +38,13 @@ def compress(
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A network's name (trained first), a run or a weights file.")
+        str | None,
+        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME, an .onnx or a .pt2."),
     ] = None,
-    student: Annotated[str | None, typer.Option(help="A network's name, or pkg.module:factory.")] = None,
+    teacher_weights: o.TeacherWeights = None,
+    student: Annotated[
+        str | None, typer.Option(help="A network's name (timm:, torchvision:, hf:), or pkg.module:factory.")
+    ] = None,
     sigma: o.Sigma = None,
     alpha: o.Alpha = None,
     draw: o.Draw = None,
@@ -74,6 +78,7 @@ def compress(
         "data.name": data,
         "data.root": data_root,
         "teacher.name": teacher,
+        "teacher.weights": teacher_weights,
         "teacher.epochs": teacher_epochs,
         "student.name": student,
         "noise.sigma": sigma,
@@ -144,7 +149,10 @@ def train(
 
 
 def extract(
-    teacher: Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")],
+    teacher: Annotated[
+        str, typer.Argument(help="A trained model: a run, its folder, a weights file, hf:NAME, an .onnx or a .pt2.")
+    ],
+    teacher_weights: o.TeacherWeights = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     views: o.Views = None,
@@ -172,6 +180,7 @@ def extract(
     path = o.model_path(teacher, output_dir)
     flags = {
         "teacher.name": path,
+        "teacher.weights": teacher_weights,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }

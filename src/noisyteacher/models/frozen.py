@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,15 @@ class OnnxNetwork(Frozen):
         return opened[threads]
 
 
+@contextlib.contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """Inside, torch does not warn of what its own reader of programs will have to change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 class ProgramNetwork(Frozen):
     """A torch.export program, run by torch. Reading one may run code: only for files that are trusted."""
 
@@ -172,10 +183,9 @@ class ProgramNetwork(Frozen):
         data = self.file.numpy().tobytes()
         archive_members(data, "a torch.export program")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _no_future_warnings():
                 program = torch.export.load(io.BytesIO(data))
-            ran = program.module()
+                ran = program.module()
         except Exception as error:  # whatever a damaged program or a missing operator raises
             raise FileFormatError(f"torch.export cannot read this program: {type(error).__name__}: {error}") from error
         names = program.graph_signature.user_inputs
@@ -194,7 +204,8 @@ class ProgramNetwork(Frozen):
         return self._weights
 
     def answer(self, images: Tensor) -> Tensor:
-        return logits_of(self._ran[0](images))
+        with _no_future_warnings():
+            return logits_of(self._ran[0](images))
 
 
 FROZEN: dict[str, type[Frozen]] = {"onnx": OnnxNetwork, "pt2": ProgramNetwork}
