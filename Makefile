@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types unit test-faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -20,6 +20,11 @@ types: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+# Every fault at every place, instead of the few that `make test` tries: under half an hour.
+test-faults: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 NOISYTEACHER_FAULTS=all NOISYTEACHER_TEST_KILLS=50 $(BIN)/pytest tests/faults \
+		tests/test_sweep.py::test_killed_at_random_and_restarted_the_results_are_the_same --timeout 1500
 
 # One thread: ratios stay steady beside other work. `make bench THREADS=2` for the times of a machine of one's own.
 bench: THREADS ?= 1

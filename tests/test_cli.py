@@ -24,14 +24,15 @@ from noisyteacher.runs import list_runs, remove_run
 
 COMMON = {"--help"}
 COMMANDS = {
-    "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "sweep", "paper", "report",
+    "demo", "compress", "train", "extract", "distil", "evaluate", "measure", "export", "sweep", "paper", "report",
     "runs ls", "runs show", "runs diff", "runs rm",
     "config init", "config check", "config explain", "data ls", "data check", "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
-    "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--views", "--seeds", "--baselines",
-    "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet", "-q",
+    "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
+    "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet",
+    "-q",
 }  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,8 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher import config, noise
-from noisyteacher.errors import ConfigError
+from noisyteacher.data import expand_views
+from noisyteacher.errors import ConfigError, UnknownNameError
 
 
 def test_the_template_is_the_default_config() -> None:
@@ -87,6 +88,69 @@ def test_files_and_overrides(tmp_path: Path) -> None:
         config.build_config(config.read_config(None, ("noise=3", "noise.sigma=1")))
 
 
+MODERN = {"batch_size": 128, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "cosine"}
+
+
+def test_a_preset_fills_in_what_is_not_named() -> None:
+    built = config.build_config({"student": {"preset": "modern", "lr": 0.01}, "teacher": {"epochs": 3}})
+    assert {name: getattr(built.student, name) for name in MODERN} == {**MODERN, "lr": 0.01}
+    assert len(built.student.views) == len(set(built.student.views)) == 18
+    assert (built.student.loss, built.student.label_weight, built.student.warmup_epochs) == ("logit_regression", 0, 1)
+    assert built.teacher == config.Teacher(epochs=3)
+    assert config.build_config({"teacher": {"preset": "modern"}}).teacher.views == ["crop", "mirror*crop"]
+    paper = config.build_config({"student": {"preset": "paper"}, "teacher": {"preset": "paper"}})
+    assert paper == config.Config()
+
+
+def test_a_preset_is_resolved_on_disk() -> None:
+    """What config.json holds names every value, and is the same Config when it is read again."""
+    given = {"student": {"preset": "modern", "weight_decay": 0.0}, "teacher": {"preset": "modern"}}
+    built = config.build_config(given)
+    told = config.describe(built)
+    assert told["student"]["optimizer"] == "adamw"
+    assert told["student"]["weight_decay"] == 0.0
+    assert config.build_config(told) == built
+    assert given == {"student": {"preset": "modern", "weight_decay": 0.0}, "teacher": {"preset": "modern"}}
+    built.student.views.append("crop-y0-x0")  # nobody's copy but its own
+    assert len(config.build_config(given).student.views) == 18
+
+
+def test_a_preset_that_decides_nothing_is_refused() -> None:
+    named = {"batch_size": 32, "optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0, "schedule": "step"}
+    config.build_config({"student": {"preset": "modern", **named, "views": ["clean"]}})
+    with pytest.raises(ConfigError, match=r"student\.preset: modern has no effect"):
+        config.build_config({"student": {"preset": "modern", **named, "views": ["clean"], "warmup_epochs": 0}})
+    with pytest.raises(ConfigError, match=r"student\.preset: given 'modren'.*did you mean 'modern'"):
+        config.build_config({"student": {"preset": "modren"}})
+    with pytest.raises(ConfigError, match=r"student: given 3"):
+        config.build_config({"student": 3})
+
+
+def test_template_and_explanation_tell_what_presets_decide() -> None:
+    """In a written file the preset decides until a line is put in: nothing of its own stands in the way."""
+    modern = config.build_config({"student": {"preset": "modern"}, "teacher": {"preset": "modern"}})
+    text = config.template("modern")
+    assert config.build_config(tomllib.loads(text)) == modern
+    assert "# lr = 0.003\n" in text
+    assert config.build_config(tomllib.loads(config.template().replace('"paper"', '"modern"'))) == modern
+    named = text.replace("# lr = 0.003", "lr = 0.5")
+    assert config.build_config(tomllib.loads(named)).student.lr == 0.5
+    told = {key: (default, doc) for key, _, default, doc in config.explain()}
+    assert told["student.lr"] == (0.001, "Base learning rate. Preset modern: 0.003.")
+    assert "Preset" not in told["student.epochs"][1]
+    with pytest.raises(UnknownNameError, match="did you mean 'modern'"):
+        config.template("modrn")
+
+
+def test_every_preset_is_of_settings_that_there_are() -> None:
+    for name, parts in config.PRESETS.items():
+        assert set(parts) == {"teacher", "student"}
+        for part, values in parts.items():
+            built = getattr(config.build_config({part: {"preset": name}}), part)
+            assert {key: getattr(built, key) for key in values} == values
+            assert expand_views(built.views)
+
+
 def test_settings_and_functions_speak_of_the_same_choices() -> None:
     """The typed settings repeat the names of noise.py and of fit, without importing torch: they must not drift."""
     hints = {key.split(".")[1]: kind for key, kind, _, _ in config.explain() if key.startswith("noise.")}
@@ -95,7 +159,7 @@ def test_settings_and_functions_speak_of_the_same_choices() -> None:
         assert hints[name] == " | ".join(known)
     recipe = {one.name for one in fields(config.Recipe)} - {"name", "options"}
     arguments = inspect.signature(nt.fit).parameters
-    for name in recipe - {"keep", "views"}:  # keep follows val, views are a list in TOML
+    for name in recipe - {"keep", "views", "preset"}:  # keep follows val, views are a list in TOML
         assert arguments[name].default == getattr(config.Recipe(), name), name
 
 

@@ -21,13 +21,14 @@ from noisyteacher import cli, references
 from noisyteacher.errors import AskedWronglyError, FileFormatError, UnknownNameError
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.answers import confusion
-from noisyteacher.report.drawing import COLOURS, draw, shown
+from noisyteacher.report.drawing import COLOURS, draw
 from noisyteacher.report.figures import along
 from noisyteacher.report.noising import picture
-from noisyteacher.report.plain import escaped, harmless
+from noisyteacher.report.plain import harmless
 from noisyteacher.report.series import charts
 from noisyteacher.report.study import Details
 from noisyteacher.runs import Run, new_run
+from noisyteacher.text import escaped, shown
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "=cmd()|'/C calc'!A0")
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -267,6 +268,13 @@ def test_unfinished_and_failed_runs_are_told(tmp_path: Path) -> None:
     empty = new_run(tmp_path, "sweep", "mlp800", {"base": {}})
     assert "No part of this run is done yet." in Page(build_report(empty)).text
     assert "unfinished" in build_report([run, empty], "csv")
+
+
+def test_figures_of_an_unfinished_sweep_name_its_data(tmp_path: Path) -> None:
+    run = made.sweep(tmp_path)
+    (run.path / "result.json").unlink()
+    (first,) = (one for one in captions(build_report(run)) if one.startswith("Test error against sigma"))
+    assert "mlp800 from lenet, mnist, n = 100 images" in first
 
 
 def test_old_runs_without_details_say_so(tmp_path: Path) -> None:

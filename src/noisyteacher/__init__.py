@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from noisyteacher.evaluate import Scores as Scores
     from noisyteacher.evaluate import evaluate as evaluate
     from noisyteacher.evaluate import predict as predict
+    from noisyteacher.export import Exported as Exported
+    from noisyteacher.export import export as export
+    from noisyteacher.export import from_pretrained as from_pretrained
     from noisyteacher.extract import extract as extract
     from noisyteacher.history import History as History
     from noisyteacher.losses import logit_regression as logit_regression
@@ -50,6 +53,7 @@ PUBLIC = {
     "Batch": "data",
     "Classifier": "models",
     "Costs": "measure",
+    "Exported": "export",
     "History": "history",
     "LogitStore": "store",
     "Noise": "noise",
@@ -65,8 +69,10 @@ PUBLIC = {
     "compress": "pipeline",
     "distil": "objectives",
     "evaluate": "evaluate",
+    "export": "export",
     "extract": "extract",
     "fit": "train",
+    "from_pretrained": "export",
     "load_data": "data",
     "load_model": "models",
     "logit_regression": "losses",
@@ -99,8 +105,8 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """The package as a module whose public names stay what the table says.
 
-    `evaluate`, `extract` and `measure` are functions and the modules that define them; importing such a module would
-    put it in the function's place.
+    `evaluate`, `export`, `extract` and `measure` are functions and the modules that define them; importing such a
+    module would put it in the function's place.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -48,3 +48,7 @@ class WriteError(NoisyTeacherError):
 
 class TrainingError(NoisyTeacherError):
     """Training cannot go on: the loss is not finite, the logits are not, or there is nothing to learn from."""
+
+
+class ExportError(NoisyTeacherError):
+    """A model cannot be written in a format, or the file that came of it is refused; the message says by whom."""

@@ -99,12 +99,15 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut. Raises WriteError."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise _write_error(folder, error) from error
 
 
 def seal(data: bytes) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -58,6 +61,32 @@ def sigma_words(sigma: float | Sequence[float]) -> str:
     return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, Sequence) else f"{sigma:g}"
 
 
+def sentence(words: str) -> str:
+    """Words that stood in a sentence as one of their own. `sentence("no limit bound") == "No limit bound."`."""
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
 def plural(number: int, noun: str) -> str:
     """A number with its noun. `plural(1, "seed") == "1 seed"`, `plural(3, "seed") == "3 seeds"`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(text: object, length: int | None = None) -> str:
+    """The text as it can be shown: control, direction and unpaired characters by their numbers, cut to `length`."""
+    found = "".join(
+        f"\\u{ord(one):04x}"
+        if unicodedata.category(one) in ("Cc", "Cs", "Cn", "Co") or unicodedata.bidirectional(one) in _TURNS
+        else one
+        for one in str(text)
+    )
+    return found if length is None or len(found) <= length else found[: length - 1].rstrip() + "…"
+
+
+def escaped(text: str) -> str:
+    """The text as it will show in Markdown, on one line: no markup, no HTML."""
+    plain = shown(" ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False))
+
+
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")

@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from noisyteacher.cli import inspect, keep, many, report, work
+from noisyteacher.cli import inspect, keep, many, report, ship, whole, work
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import safe_streams
 from noisyteacher.errors import NoisyTeacherError, WriteError
@@ -22,7 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS, *report.COMMANDS):
+COMMANDS = (*whole.COMMANDS, *work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS, *ship.COMMANDS, *report.COMMANDS)
+for command in COMMANDS:
     app.command(command.__name__)(command)
 for group in (keep.runs, keep.config, keep.data, keep.logits):
     app.add_typer(group)

@@ -122,6 +122,7 @@ def runs_rm(
 @config.command("init")
 def config_init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compress.toml"),
+    preset: Annotated[str, typer.Option(help="paper or modern: what the settings begin with.")] = "paper",
 ) -> None:
     """Write a TOML file with every setting at its default and its meaning beside it.
 
@@ -133,7 +134,7 @@ def config_init(
 
     if path.exists():
         raise AskedWronglyError(f"{path}: is there already: choose another name, or remove it first")
-    write_bytes(path, template().encode())
+    write_bytes(path, template(preset).encode())
     typer.echo(f"wrote {path}; run it with: noisyteacher compress {path}")
 
 
@@ -179,8 +180,7 @@ def config_explain(
     if not found:
         raise unknown_name("setting", key, [one[0] for one in every])
     if as_json:
-        names = ("key", "type", "default", "meaning")
-        print_json([dict(zip(names, one, strict=True)) for one in found])
+        print_json([dict(zip(("key", "type", "default", "meaning"), one, strict=True)) for one in found])
     else:
         shown = [(name, kind, "" if default is None else default, doc) for name, kind, default, doc in found]
         print_table(("setting", "type", "default", "meaning"), shown)

@@ -27,6 +27,7 @@ def sweep(
     alpha: o.Alpha = None,
     draw: o.Draw = None,
     epochs: o.Epochs = None,
+    preset: o.Preset = None,
     seeds: Annotated[int | None, typer.Option(help="Students per condition, with seeds 0, 1, ...")] = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
@@ -54,8 +55,9 @@ def sweep(
 
     flags: dict[str, Any] = {
         "data.name": data, "data.root": data_root, "teacher.name": teacher, "student.name": student,
-        "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs, "run.seeds": seeds,
-        "run.device": device, "run.threads": threads,
+        "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs,
+        "teacher.preset": preset, "student.preset": preset, "run.seeds": seeds, "run.device": device,
+        "run.threads": threads,
     }  # fmt: skip
     if judge is not None:
         o.refuse_with_resume(

@@ -53,6 +53,9 @@ WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weigh
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw or sgd.")]
 Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine or step.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="paper or modern: how networks are trained; named settings win.")
+]
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or bf16.")]
 Patience = Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without a better one.")]
 Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from noisyteacher.export import Exported
     from noisyteacher.pipeline import Result, Watch
     from noisyteacher.runs import Run
 
@@ -79,6 +80,24 @@ def print_result(result: Result, as_json: bool) -> None:
     console.print(Text(f"Run folder: {result.path}"))
     folders = [folder for row in result.rows for folder in row.runs]
     console.print(Text(f"  in it: {', '.join(folders)}; logits in {result.store}"))
+    if result.files:
+        console.print(Text(f"\nFiles of {result.path / (result.best or {})['run']}:\n"))
+        print_exported(result.files)
+
+
+def print_exported(made: Sequence[Exported]) -> None:
+    """The table of exported files beside torch, its notes, and which of them is fastest and smallest."""
+    from rich.text import Text
+
+    from noisyteacher.export import notes, table, verdict
+
+    headers, rows = table(made)
+    print_table(headers, rows, right=range(2, len(headers) - 1))
+    console = out()
+    console.print()
+    for note in notes(made):
+        console.print(Text(note), style="dim")
+    console.print(Text(f"\nVerdict: {verdict(made)}."))
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The commands that do the work: demo, compress, train, extract, distil."""
+"""The commands that do single steps of the work: train, extract, distil."""
 
 from __future__ import annotations
 
@@ -7,105 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, print_json, print_result, print_scores, progress, resumable
-
-
-def demo(
-    seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 12,
-    output_dir: o.OutputDir = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Run the whole way on 5,000 embedded digits, in about a minute and a half.
-
-    Trains the paper's MNIST teacher, stores its logits, trains students on labels, by logit regression and by the noisy
-    teacher, and prints what came of it.
-
-    Example: noisyteacher demo
-    """
-    given = {
-        "teacher": {"epochs": 8},
-        "student": {"epochs": epochs},
-        "noise": {"sigma": 0.8, "alpha": 0.15},
-        "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
-    }
-    _compress(given, as_json, quiet, False)
-
-
-def compress(
-    config: o.ConfigFile = None,
-    data: o.DataName = None,
-    data_root: o.DataRoot = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME, an .onnx or a .pt2."),
-    ] = None,
-    teacher_weights: o.TeacherWeights = None,
-    student: Annotated[
-        str | None, typer.Option(help="A network's name (timm:, torchvision:, hf:), or pkg.module:factory.")
-    ] = None,
-    sigma: o.Sigma = None,
-    alpha: o.Alpha = None,
-    draw: o.Draw = None,
-    epochs: o.Epochs = None,
-    teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of a teacher that is trained first.")] = None,
-    batch_size: o.BatchSize = None,
-    lr: o.Lr = None,
-    weight_decay: o.WeightDecay = None,
-    precision: o.Precision = None,
-    views: o.Views = None,
-    seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
-    baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Also train on labels and by clean logits.")
-    ] = None,
-    output_dir: o.OutputDir = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    overrides: o.Set = None,
-    allow_import: o.AllowImport = False,
-    resume: o.Resume = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Compress a teacher into a student and say what was gained and what the noise did.
-
-    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise.
-
-    Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
-    """
-    flags = {
-        "data.name": data,
-        "data.root": data_root,
-        "teacher.name": teacher,
-        "teacher.weights": teacher_weights,
-        "teacher.epochs": teacher_epochs,
-        "student.name": student,
-        "noise.sigma": sigma,
-        "noise.alpha": alpha,
-        "noise.draw": draw,
-        "student.epochs": epochs,
-        "student.batch_size": batch_size,
-        "student.lr": lr,
-        "student.weight_decay": weight_decay,
-        "student.precision": precision,
-        "student.views": views,
-        "run.seeds": seeds,
-        "run.baselines": baselines,
-        "run.output_dir": output_dir,
-        "run.device": device,
-        "run.threads": threads,
-    }
-    if resume is None:
-        _compress(o.settings(config, overrides, flags), as_json, quiet, allow_import)
-        return
-    o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
-    from noisyteacher.pipeline import resume_compress
-
-    found = o.resumed(resume, output_dir)
-    with resumable("compress") as begun, progress(quiet) as watch:
-        result = resume_compress(found, begun, watch, allow_import)
-    print_result(result, as_json)
+from noisyteacher.cli.show import command_line, print_json, print_scores, progress, resumable
 
 
 def train(
@@ -121,6 +23,7 @@ def train(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -142,6 +45,7 @@ def train(
     flags = {
         "teacher.name": model,
         **recipe,
+        "teacher.preset": preset,
         "teacher.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }
@@ -230,6 +134,7 @@ def distil(
     weight_decay: o.WeightDecay = None,
     schedule: o.Schedule = None,
     precision: o.Precision = None,
+    preset: o.Preset = None,
     patience: o.Patience = None,
     views: o.Views = None,
     seed: o.Seed = None,
@@ -258,21 +163,12 @@ def distil(
         "noise.alpha": alpha,
         "noise.draw": draw,
         **recipe,
+        "student.preset": preset,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }
     file = None if config is None else Path(config)
     _single("distil", file, overrides, flags, seed, resume, output_dir, as_json, quiet, store)
-
-
-def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: bool) -> None:
-    from noisyteacher.config import build_config
-    from noisyteacher.pipeline import compress_config
-
-    built = build_config(given)
-    with resumable("compress") as begun, progress(quiet) as watch:
-        result = compress_config(built, command=command_line(), begun=begun, watch=watch, allow_import=allow_import)
-    print_result(result, as_json)
 
 
 def _single(
@@ -326,4 +222,4 @@ def _place(
     }
 
 
-COMMANDS = (demo, compress, train, extract, distil)
+COMMANDS = (train, extract, distil)

@@ -2,18 +2,34 @@
 
 from noisyteacher.config.explaining import explain, template
 from noisyteacher.config.reading import (
+    LIMITS,
     build_config,
+    completed,
     describe,
     flat_grids,
     leaves,
+    limit,
     parse_grid,
     parse_value,
     put,
     read_config,
 )
-from noisyteacher.config.settings import Choice, Config, Data, NoiseSettings, Recipe, RunSettings, Student, Teacher
+from noisyteacher.config.settings import (
+    PRESETS,
+    Choice,
+    Config,
+    Data,
+    NoiseSettings,
+    Recipe,
+    RunSettings,
+    Student,
+    Target,
+    Teacher,
+)
 
 __all__ = [
+    "LIMITS",
+    "PRESETS",
     "Choice",
     "Config",
     "Data",
@@ -21,12 +37,15 @@ __all__ = [
     "Recipe",
     "RunSettings",
     "Student",
+    "Target",
     "Teacher",
     "build_config",
+    "completed",
     "describe",
     "explain",
     "flat_grids",
     "leaves",
+    "limit",
     "parse_grid",
     "parse_value",
     "put",

@@ -9,11 +9,12 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from noisyteacher.config.settings import Config
+from noisyteacher.config.settings import PRESETS, Config, governed
+from noisyteacher.text import unknown_name
 
 
 def explain(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Every setting as (dotted key, type, default, docstring), in order."""
+    """Every setting as (dotted key, type, default, docstring), in order; values of presets stand in the docstring."""
     hints = get_type_hints(kind, include_extras=True)
     for one in fields(kind):
         inner = hints[one.name]
@@ -21,7 +22,9 @@ def explain(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, A
             yield from explain(inner, f"{prefix}{one.name}.")
         else:
             default = getattr(kind(), one.name)
-            yield f"{prefix}{one.name}", type_name(inner), default, field_docs(kind)[one.name]
+            decided = governed(prefix.removesuffix(".")).get(one.name, [])
+            presets = "".join(f" Preset {name}: {_toml(value)}." for name, value in decided)
+            yield f"{prefix}{one.name}", type_name(inner), default, field_docs(kind)[one.name] + presets
 
 
 def type_name(hint: Any) -> str:
@@ -32,7 +35,7 @@ def type_name(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, hint.__args__))
     if origin is list:
-        return "list of text" if str in hint.__args__ else "list of numbers"
+        return {"text": "list of text"}.get(inner := type_name(hint.__args__[0]), f"list of {inner}s")
     if origin is dict:
         return "table"
     if origin is tuple:
@@ -57,15 +60,26 @@ def field_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def template() -> str:
-    """A TOML file with every setting at its default, each with its meaning; `build_config` accepts it unchanged."""
+def template(preset: str = "paper") -> str:
+    """A TOML file with every setting and its meaning; `build_config` accepts it unchanged.
+
+    Teacher and student have this preset. What presets decide is commented out, at the value it has by this one: named,
+    it would win over the preset. Raises UnknownNameError for another preset.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
     lines, part = ["# noisyteacher compress CONFIG"], ""
     for key, kind, default, doc in explain():
         table, name = key.split(".", 1)
         if table != part:
             part = table
             lines += ["", f"[{table}]"]
-        lines += [f"# {doc} ({kind})", f"{'# ' if default is None else ''}{name} = {_toml(default)}"]
+        if name == "preset":
+            default = preset
+        decided = name in governed(table)
+        value = PRESETS[preset][table].get(name, default) if decided else default
+        words = f"{kind}; by the preset unless named here" if decided else kind
+        lines += [f"# {doc} ({words})", f"{'# ' if decided or value is None else ''}{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from noisyteacher.config.settings import Choice, Config
+from noisyteacher.config.settings import PRESETS, Choice, Config, Target
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
+LIMITS = ("macs", "bytes", "parameters")
+"""The settings of `target` that limit a cost."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
@@ -23,17 +27,31 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build_config(given: Mapping[str, Any]) -> Config:
-    """The Config of nested settings. Raises ConfigError with every problem at once, each naming its key."""
+    """The Config of nested settings, what they do not name taken from their presets.
+
+    Raises ConfigError with every problem at once, each naming its key.
+    """
     if "sweep" in given:
         raise ConfigError("sweep: a grid of settings; run the file with: noisyteacher sweep")
     try:
-        config = TypeAdapter(Config).validate_python(dict(given))
+        config = TypeAdapter(Config).validate_python(_with_presets(given))
     except ValidationError as error:
         raise ConfigError(_listed(map(_sentence, _telling(error.errors())))) from error
     problems = list(_contradictions(config, given))
     if problems:
         raise ConfigError(_listed(problems))
     return config
+
+
+def _with_presets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, and those that a preset decides and nobody named; what is no table or preset stays as it is."""
+    found = dict(given)
+    for part in ("teacher", "student"):
+        table = found.get(part)
+        preset = table.get("preset") if isinstance(table, Mapping) else None
+        if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
+            found[part] = {**copy.deepcopy(PRESETS[preset][part]), **table}
+    return found
 
 
 def read_config(
@@ -134,6 +152,23 @@ def flat_grids(table: Any) -> list[dict[str, list[Any]]]:
     return [dict(leaves(one)) for one in tables]
 
 
+def limit(given: str | float, teachers: float) -> float:
+    """The most that a limit of `target` allows, beside what the teacher has. `limit("4x", 200) == 50`.
+
+    Raises ConfigError for text that is neither a number nor a ratio of 1 or more followed by x.
+    """
+    if not isinstance(given, str):
+        return given
+    try:
+        number = float(given.strip().removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    ratio = given.strip().endswith("x")
+    if not (math.isfinite(number) and (number >= 1 if ratio else number > 0)):
+        raise ConfigError(f"given {given!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
+    return teachers / number if ratio else number
+
+
 def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings as (dotted key, value)."""
     for key, value in table.items():
@@ -146,6 +181,18 @@ def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 def describe(config: Config) -> dict[str, Any]:
     """The resolved config as nested JSON-able settings; `build_config` makes the same Config of it."""
     return asdict(config)
+
+
+def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings with those that an older version did not have at their defaults; other keys as they are.
+
+    So that a run folder of an older version is gone on with: `completed(old) == completed(new)`.
+    """
+    known = asdict(Config())
+    return {
+        key: {**known[key], **value} if key in known and isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }
 
 
 def _key(problem: Any) -> tuple[str, ...]:
@@ -213,6 +260,9 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         for name in ("model", "data", "classes", "input_shape", "seed"):
             if name in recipe.options:
                 yield f"{part}.options.{name}: comes from the data and the run, not from here: leave it out"
+        decided = PRESETS[recipe.preset][part]
+        if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
+            yield f"{part}.preset: {recipe.preset} has no effect: all that it decides is named otherwise; leave it out"
         if len(recipe.mean) != len(recipe.std):
             yield f"{part}.mean: {len(recipe.mean)} values, {part}.std {len(recipe.std)}: one of each for every channel"
         if recipe.mean and recipe.preprocess.partition("@")[0] not in ("", "standardize"):
@@ -226,6 +276,7 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
     if config.student.combine != "mean" and not config.teacher.also:
         yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
+    yield from _targets(config.target, config.student.name == "auto", bool(config.student.options))
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"
@@ -242,6 +293,22 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: is empty; name it, or leave the setting out"
     if config.data.name == "mnist-5k" and config.data.root is not None:
         yield "data.root: has no effect with mnist-5k, which comes with the package: leave it out"
+
+
+def _targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
+    limits = {name: getattr(target, name) for name in LIMITS}
+    for name, given in limits.items():
+        if given is not None:
+            try:
+                limit(given, 1.0)
+            except ConfigError as error:
+                yield f"target.{name}: {error}"
+    if chosen and all(given is None for given in limits.values()):
+        yield "student.name: auto needs a limit to keep within: give target.macs, target.bytes or target.parameters"
+    if chosen and options:
+        yield "student.options: have no effect where student.name is auto: leave them out"
+    if not chosen and replace(target, max_drop=None) != Target():
+        yield "target: has no effect where student.name is not auto: leave it out, or let the student be chosen"
 
 
 def _listed(problems: Iterable[str]) -> str:

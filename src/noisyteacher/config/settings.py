@@ -7,7 +7,7 @@ where a command's defaults stand; the functions further down take plain argument
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -53,6 +53,8 @@ class Recipe:
     """Which network."""
     options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
+    preset: Literal["paper", "modern"] = "paper"
+    """Where the settings of this part that are not named come from: the paper, or what is usual today."""
     preprocess: str = ""
     """scale, standardize, pixel-mean, local-contrast, one of these @HxW-bicubic, or model (empty: what fits it)."""
     mean: list[Finite] = field(default_factory=list)
@@ -104,7 +106,8 @@ class Student(Recipe):
     """The small network, and how it learns."""
 
     name: str = "mlp800"
-    """A network by name, timm:NAME, torchvision:NAME, hf:NAME, or pkg.module:factory."""
+    """A network by name, timm:NAME, torchvision:NAME, hf:NAME, pkg.module:factory, shrink:RATIO (a narrower copy of the
+    teacher), or auto: chosen on validation among those that keep within target."""
     loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
@@ -156,6 +159,30 @@ class Choice:
 
 
 @dataclass(kw_only=True)
+class Target:
+    """What the student may cost, for student.name = "auto": it is chosen on validation among those that keep within."""
+
+    __pydantic_config__ = STRICT
+
+    macs: str | Positive | None = None
+    """At most so many multiplications per image, or "4x": at most a quarter of the teacher's."""
+    bytes: str | Positive | None = None
+    """At most so many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
+    parameters: str | Positive | None = None
+    """At most so many parameters, or "8x": at most an eighth of the teacher's."""
+    max_drop: NotNegative | None = None
+    """Points of validation accuracy the student may lose against its teacher; more is told, and ends in exit code 3."""
+    students: list[str] = field(default_factory=list)
+    """Networks to choose from (empty: all that are known, and narrower copies of the teacher)."""
+    search: Count = 4
+    """How many of those within the limits are tried, in short runs judged on validation."""
+    epochs: Count | None = None
+    """Length of each short run (empty: a quarter of the student's epochs)."""
+    minutes: Positive | None = None
+    """Minutes that all training together may take, the teacher's included; fewer tries and epochs where it is short."""
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """How often, where and on what."""
 
@@ -171,6 +198,8 @@ class RunSettings:
     """cpu, cuda, or auto."""
     threads: Count | None = None
     """CPU threads for torch (default: torch's own choice)."""
+    export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "pt2", "hub"]] = field(default_factory=list)
+    """Files to write of the student that is best on validation, each checked against torch."""
     checks: bool = True
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
@@ -193,5 +222,39 @@ class Config:
     """The noise on the logits."""
     choice: Choice = field(default_factory=Choice)
     """How sigma and alpha are chosen where they are auto."""
+    target: Target = field(default_factory=Target)
+    """What the student may cost where it is chosen."""
     run: RunSettings = field(default_factory=RunSettings)
     """How often, where and on what."""
+
+
+_TODAY: dict[str, Any] = {
+    "batch_size": 128,
+    "optimizer": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+}
+_SHIFTS = [f"crop-y{top}-x{left}" for top in (1, 4, 7) for left in (1, 4, 7) if (top, left) != (4, 4)]
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {"teacher": {}, "student": {}},
+    "modern": {
+        "teacher": {**_TODAY, "views": ["crop", "mirror*crop"]},
+        "student": {**_TODAY, "views": ["clean", "mirror", *_SHIFTS, *(f"mirror-{one}" for one in _SHIFTS)]},
+    },
+}
+"""Preset -> part -> the settings it has instead of the defaults above, which are the paper's.
+
+A student sees 18 of the 162 views a teacher sees (shifts by 3 pixels, mirrored or not): each costs an answer of the
+teacher for every image. docs/models.md has the trials behind the values.
+"""
+
+
+def governed(part: str) -> dict[str, list[tuple[str, Any]]]:
+    """The settings of `teacher` or `student` that a preset decides: name -> (preset, its value) of each that does."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for preset, parts in PRESETS.items():
+        for name, value in parts.get(part, {}).items():
+            found.setdefault(name, []).append((preset, value))
+    return found

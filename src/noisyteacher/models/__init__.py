@@ -2,6 +2,7 @@
 
 from noisyteacher.models.build import MODELS, OWN, ZOO, build_model, training_images
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
+from noisyteacher.models.compact import COMPACT, compact_network
 from noisyteacher.models.foreign import ENDINGS, load_foreign
 from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
 from noisyteacher.models.hub import class_names_of
@@ -18,7 +19,8 @@ from noisyteacher.models.preprocess import (
     build_preprocess,
     is_preprocess,
 )
-from noisyteacher.models.pretrained import PREFIX, pretrained, weights_file
+from noisyteacher.models.pretrained import HUB_WEIGHTS, PREFIX, pretrained, weights_file
+from noisyteacher.models.shrink import SHRINK, narrowed, origin_of, ratio_of
 from noisyteacher.models.weights import (
     code_fingerprint,
     load_model,
@@ -32,13 +34,16 @@ from noisyteacher.models.weights import (
 from noisyteacher.models.zoo import WHOLE
 
 __all__ = [
+    "COMPACT",
     "ENDINGS",
     "FROZEN",
+    "HUB_WEIGHTS",
     "MODELS",
     "OWN",
     "PAPER",
     "PREFIX",
     "PREPROCESS",
+    "SHRINK",
     "WHOLE",
     "ZOO",
     "Classifier",
@@ -55,6 +60,7 @@ __all__ = [
     "build_preprocess",
     "class_names_of",
     "code_fingerprint",
+    "compact_network",
     "is_frozen_file",
     "is_preprocess",
     "load_foreign",
@@ -63,10 +69,13 @@ __all__ = [
     "load_weights",
     "logits_of",
     "model_record",
+    "narrowed",
+    "origin_of",
     "paper_network",
     "paper_options",
     "preprocess_fingerprint",
     "pretrained",
+    "ratio_of",
     "save_model",
     "saved_bytes",
     "training_images",

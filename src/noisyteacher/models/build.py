@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -15,14 +15,19 @@ from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
 from noisyteacher.models.classifier import Classifier, as_classifier
+from noisyteacher.models.compact import COMPACT, compact_network, compact_options
 from noisyteacher.models.hub import hf_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
+from noisyteacher.models.shrink import SHRINK, origin_of, ratio_of, shrunk
 from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
 from noisyteacher.text import unknown_name
 
-MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(paper_network, name) for name in PAPER}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(paper_network, name) for name in PAPER},
+    **{name: partial(compact_network, name) for name in COMPACT},
+}
 """Name -> builder(classes, input_shape, **options) of a network that takes preprocessed images."""
 
 ZOO: dict[str, Callable[[str, int, Shape, dict[str, Any]], Brought]] = {
@@ -45,23 +50,28 @@ def build_model(
     input_shape: Sequence[int] | None = None,
     preprocess: str | nn.Module | None = None,
     seed: int = 0,
+    teacher: nn.Module | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Classifier:
     """A Classifier: uint8 `[B, C, H, W]` to logits `[B, K]`, its weights drawn from the stream (seed, "init", name).
 
     `model` is a name of MODELS, `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`) or `"hf:NAME"`
     (a folder or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with
-    classes= or num_classes=, and input_shape=, where it names them), or an nn.Module, which is wrapped and not drawn
-    anew. Classes and input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also
-    `NAME@HxW-MODE`, resized), a module, or "model": that of a library's own weights. By default it is that for a
-    network that comes with weights, the data's own for another name or a factory, and x / 255 for a module. Raises
-    UnknownNameError, MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
+    classes= or num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a
+    model or its `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes
+    and input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
+    resized), a module, or "model": that of a library's own weights. By default it is that for a network that comes with
+    weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
+    MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
     AskedWronglyError else.
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
         raise AskedWronglyError(f"classes {classes!r}: expected a whole number of two or more")
     count = _agreed("classes", classes, getattr(data, "classes", None))
     shape = _agreed("input_shape", _shape(input_shape), _shape(getattr(data, "input_shape", None)))
+    narrows = isinstance(model, str) and model.startswith(SHRINK)
+    if teacher is not None and not narrows:
+        raise AskedWronglyError(f"teacher= has no effect on model {model!r:.60}: it is for {SHRINK}RATIO")
     if isinstance(model, nn.Module):
         if options:
             raise AskedWronglyError(f"options {sorted(options)} have no effect on a module that is already built")
@@ -99,25 +109,75 @@ def build_model(
             f"preprocess='model' is for networks of {', '.join(ZOO)}, which state theirs: not {model}"
         )
     front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
+    if narrows:
+        ratio = ratio_of(model)
+        body, options = _narrowed(model, teacher, count, shape, options)
     with seeded(seed, "init", model):
-        if ":" in model:
+        if narrows:
+            network = shrunk(body, ratio, shape)
+        elif ":" in model:
             network = _call_factory(model, count, shape, options)
             wrapped = as_classifier(network, classes=count, input_shape=shape, preprocess=front, name=model)
             wrapped.architecture["options"] = _plain(options, model)
             return wrapped
-        network = MODELS[model](count, shape, **options)
+        else:
+            network = MODELS[model](count, shape, **options)
     return Classifier(front, network, architecture_of(model, count, shape, options, preprocess_name(front)))
 
 
 def architecture_of(name: str, classes: int, shape: Shape, options: dict[str, Any], preprocess: str) -> dict[str, Any]:
     """The JSON-able record of a named model, every option written out with its default."""
+    known = paper_options(name) if name in PAPER else compact_options() if name in COMPACT else {}
     return {
         "name": name,
         "classes": classes,
         "input_shape": list(shape),
-        "options": {**paper_options(name), **options} if name in PAPER else dict(options),
+        "options": {**known, **options},
         "preprocess": preprocess,
     }
+
+
+def _narrowed(
+    name: str, teacher: nn.Module | Mapping[str, Any] | None, classes: int, shape: Shape, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that `shrink:RATIO` narrows, and the options that let it be built again without its weights."""
+    if options:
+        raise AskedWronglyError(f"options {sorted(options)} have no effect on {name!r}: it has those of its teacher")
+    if teacher is None:
+        raise AskedWronglyError(
+            f"model {name!r} is a narrower copy of a teacher and none was given: pass teacher=, or name it as the "
+            "student of a compression"
+        )
+    if isinstance(teacher, nn.Module):
+        whole = as_classifier(teacher, classes=classes, input_shape=shape)
+        return whole.network, {"of": {key: whole.architecture[key] for key in ("name", "options")}}
+    origin_of(teacher)
+    for what, asked in (("classes", classes), ("input_shape", list(shape))):
+        if teacher.get(what) not in (None, asked):
+            raise MismatchError(f"the teacher has {what} {teacher[what]}, the student is asked for {what} {asked}")
+    of = {key: teacher[key] for key in ("name", "options")}
+    return _untrained(of, classes, shape), {"of": of}
+
+
+def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
+    """The network of an architecture, its weights whatever they are: on the meta device where nothing forbids it."""
+    name, options = str(of["name"]), of["options"]
+    if name.startswith("module:"):
+        raise AskedWronglyError(
+            f"the teacher is {name!r}, a module that was passed in: it cannot be built again from its name; pass the "
+            "module itself as teacher="
+        )
+    if name.startswith(SHRINK):
+        return shrunk(_untrained(options["of"], classes, shape), ratio_of(name), shape)
+    prefix, _, rest = name.partition(":")
+    if prefix in ZOO:
+        return ZOO[prefix](rest, classes, shape, {key: options[key] for key in options if key != "pretrained"}).network
+    if ":" in name:
+        return _call_factory(name, classes, shape, options)
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    with torch.device("meta"):
+        return MODELS[name](classes, shape, **options)
 
 
 def training_images(data: Any) -> Iterator[Tensor]:

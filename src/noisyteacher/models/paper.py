@@ -13,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import nn
 
@@ -36,6 +37,8 @@ PAPER: dict[str, str] = {
     "student3": "C5(S1P2)@16-MP2(S2)-C5(S1P2)@32-MP2(S2)-C3(S1P1)@64-MP2(S2)-FC1024-FCK",
 }
 """Name -> layers. The MNIST pair, NIN (teacher of SVHN and CIFAR-10), their students, Teacher2, Students 1 to 3."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CONV = re.compile(r"C(\d+)(?:\(S(\d+)P(\d+)\))?@(\d+|K)")
 POOL = re.compile(r"(MP|AP)(\d+)\(S(\d+)\)")
@@ -77,9 +80,9 @@ def paper_network(name: str, classes: int, input_shape: tuple[int, int, int], **
     return he_normal(nn.Sequential(plan.layers))
 
 
-def he_normal(network: nn.Sequential) -> nn.Sequential:
+def he_normal(network: Network) -> Network:
     """The same network with He-normal weights (He et al. 2015, eq. 10: variance 2 / fan-in) and zero biases."""
-    for layer in network:
+    for layer in network.modules():
         # On the meta device there is nothing to draw, and torch would spend two seconds importing how not to.
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")

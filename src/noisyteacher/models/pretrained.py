@@ -11,6 +11,8 @@ from noisyteacher.text import unknown_name
 
 SHIPPED = Path(__file__).with_name("shipped")
 PREFIX = "pretrained:"
+HUB_WEIGHTS = "model.safetensors"
+"""The weights in a folder that was made for the Hugging Face hub."""
 
 
 def pretrained() -> dict[str, dict[str, Any]]:
@@ -22,13 +24,15 @@ def pretrained() -> dict[str, dict[str, Any]]:
 
 
 def weights_file(where: str | os.PathLike[str]) -> Path:
-    """The file that is meant: `pretrained:NAME` is one of the package's, anything else a path as given.
+    """The file that is meant: `pretrained:NAME` is one of the package's, a folder made for the Hugging Face hub stands
+    for the weights in it, anything else is a path as given.
 
     Raises UnknownNameError for a name the package does not have.
     """
     text = os.fspath(where)
     if not text.startswith(PREFIX):
-        return Path(text)
+        inside = os.path.join(text, HUB_WEIGHTS)
+        return Path(inside if os.path.isfile(inside) else text)
     name = text.removeprefix(PREFIX)
     known = [file.stem for file in SHIPPED.glob("*.json")]
     if name not in known:

@@ -23,6 +23,7 @@ from noisyteacher.models.classifier import Classifier, as_classifier
 from noisyteacher.models.frozen import FROZEN, NEEDS_TRUST
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.models.pretrained import weights_file
+from noisyteacher.models.shrink import SHRINK, origin_of
 from noisyteacher.rng import seeded
 from noisyteacher.tensorfile import KEY, read_tensors, tensor_bytes, write_tensors
 
@@ -67,44 +68,49 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     tensors, record = read_tensors(path, KIND, SCHEMA)
     architecture = _checked(record.get("architecture"), path)
     name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
-    if name.startswith("module:") or not is_preprocess(front) or len(shape) != 3:
+    try:
+        origin = origin_of(architecture)
+    except AskedWronglyError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    if origin.startswith("module:") or not is_preprocess(front) or len(shape) != 3:
         raise AskedWronglyError(
-            f"{path}: holds {name!r} with preprocessing {front!r}, which cannot be rebuilt from its name: build the "
-            "module yourself and call load_weights(model, path)"
+            f"{path}: holds {name!r} with preprocessing {front!r}{'' if origin == name else f' of {origin!r}'}, which "
+            "cannot be rebuilt from its name: build the module yourself and call load_weights(model, path)"
         )
+    options, library = architecture["options"], origin.partition(":")[0]
     if name.partition(":")[0] in (*ZOO, *FROZEN):
-        build = _from_library if name.partition(":")[0] in ZOO else _from_file
+        build = _from_library if library in ZOO else _from_file
         if name.startswith("pt2:") and not allow_import:
             raise AskedWronglyError(f"{path}: {NEEDS_TRUST}")
         model = build(architecture, tensors, path)
         _fill(model, tensors, path)
         return model.eval()
-    if ":" in name:
+    asked: dict[str, Any] = {"teacher": options["of"]} if name.startswith(SHRINK) else options
+    if ":" in origin and library not in ZOO:
         if not allow_import:
             raise AskedWronglyError(
-                f"{path}: rebuilding this model means importing and calling {name!r}: if you trust the file, pass "
+                f"{path}: rebuilding this model means importing and calling {origin!r}: if you trust the file, pass "
                 "--allow-import (in Python allow_import=True)"
             )
         model = build_model(
-            name,
-            classes=architecture["classes"],
-            input_shape=shape,
-            preprocess=blank_preprocess(front, shape),
-            **architecture["options"],
+            name, classes=architecture["classes"], input_shape=shape, preprocess=blank_preprocess(front, shape), **asked
         )
         _fill(model, tensors, path)
         return model.eval()
-    if name not in MODELS:
-        raise FileFormatError(f"{path}: holds a model {name!r}, which this version does not know")
+    if origin not in MODELS:
+        raise FileFormatError(f"{path}: holds a model {origin!r}, which this version does not know")
     try:
         # On the meta device nothing is allocated before names and shapes are known to fit the file.
         with torch.device("meta"):
-            network = MODELS[name](architecture["classes"], shape, **architecture["options"])
-            model = Classifier(
-                blank_preprocess(front, shape),
-                network,
-                architecture_of(name, architecture["classes"], shape, architecture["options"], front),
-            )
+            front_module = blank_preprocess(front, shape)
+            if name.startswith(SHRINK):
+                model = build_model(
+                    name, classes=architecture["classes"], input_shape=shape, preprocess=front_module, **asked
+                )
+            else:
+                network = MODELS[name](architecture["classes"], shape, **options)
+                record = architecture_of(name, architecture["classes"], shape, options, front)
+                model = Classifier(front_module, network, record)
     except (NoisyTeacherError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
     _fill(model, tensors, path, assign=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import build_config, describe, put
+from noisyteacher.config import build_config, completed, describe, put
 from noisyteacher.evaluate import predict
 from noisyteacher.files import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
@@ -146,7 +146,12 @@ def _with(
 def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -> Run | None:
     """The run folder that the same question left here, the newest if there are several."""
     for run in list_runs(output_dir, 1):
-        if run.state != "damaged" and run.info["kind"] == kind and run.config == settings:
+        if run.state == "damaged" or run.info["kind"] != kind:
+            continue
+        config = run.config
+        if "config" in config:  # resolved settings, perhaps of an older version
+            config = {**config, "config": completed(config["config"])}
+        if config == settings:
             return run
     return None
 

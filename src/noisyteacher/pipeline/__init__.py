@@ -1,13 +1,15 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
+from noisyteacher.pipeline.card import Story, story_of
 from noisyteacher.pipeline.checking import checked_teacher
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.plan import Plan, refuse_early
+from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
 from noisyteacher.pipeline.result import Result, Row
+from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import (
     Trained,
@@ -22,6 +24,7 @@ __all__ = [
     "Plan",
     "Result",
     "Row",
+    "Story",
     "Trained",
     "Watch",
     "a_student",
@@ -39,9 +42,12 @@ __all__ = [
     "names_a_file",
     "options_of",
     "other_data",
+    "refuse_auto",
     "refuse_early",
     "resume_compress",
     "resume_single",
+    "ship",
+    "story_of",
     "the_teacher",
     "train_config",
     "train_run",

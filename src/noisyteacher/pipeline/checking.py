@@ -67,14 +67,21 @@ def checked_teacher(plan: Plan, teacher: Trained, answers: Mapping[str, LogitSto
 
 
 def checked_lesson(
-    config: Config, data: Splits, given: str | nn.Module, noise: Noise | None, answers: Mapping[str, LogitStore]
+    config: Config,
+    data: Splits,
+    given: str | nn.Module,
+    noise: Noise | None,
+    answers: Mapping[str, LogitStore],
+    teacher: object = None,
 ) -> list[dict[str, Any]]:
     """The checks of what this student would learn in its first step with seed 0, JSON-able. Raises as the above."""
     student = config.student
     stores = [store for role, store in answers.items() if role.startswith("train")]
     source = stores if len(stores) > 1 else stores[0]
     place = resolve_device(config.run.device)
-    model = network_of(student, copy.deepcopy(given) if isinstance(given, nn.Module) else given, data).to(place)
+    own = copy.deepcopy(given) if isinstance(given, nn.Module) else given
+    told = teacher if isinstance(teacher, nn.Module) else stores[0].meta.get("teacher", {})
+    model = network_of(student, own, data, teacher=told).to(place)
     views = expand_views(student.views)
     objective = distil(source, noise=noise, **taught_of(config))
     objective.check(data.train, views, data.classes)

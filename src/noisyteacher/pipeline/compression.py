@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,15 +16,15 @@ from noisyteacher.errors import AskedWronglyError
 from noisyteacher.files import at_work
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
+from noisyteacher.pipeline.best import best_student, export_best
 from noisyteacher.pipeline.checking import checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
-from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.conditions import TITLES, a_student, further_answers, its_answers, the_teacher
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
+from noisyteacher.pipeline.searching import choose_student, looked_at
 from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data
 from noisyteacher.runs import Run
-
-TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
 
 
 def compress(
@@ -38,6 +38,8 @@ def compress(
     loss: str = "logit_regression",
     temperature: float | None = None,
     label_weight: float = 0.0,
+    target: Mapping[str, Any] | None = None,
+    export: Sequence[str] = (),
     teacher_training: Mapping[str, Any] | None = None,
     output_dir: str | os.PathLike[str] = "runs",
     run: str | os.PathLike[str] | None = None,
@@ -57,7 +59,10 @@ def compress(
     `load_data` takes. noise: the noise on the logits; None compresses by clean logit regression; "auto" chooses sigma
     and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
-    verdict can be paired. training: options of `fit` for the students.
+    verdict can be paired. training: options of `fit` for the students, and `preset`.
+    target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
+    student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
+    "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
     run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
     name a factory, which is then imported and called, or be a torch.export program. checks: whether a check before the
     first step that does not hold ends the run; else it is noted in `.checks`.
@@ -75,8 +80,9 @@ def compress(
             },
             "run": {
                 "seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device,
-                "tensorboard": tensorboard, "checks": checks,
+                "tensorboard": tensorboard, "export": list(export), "checks": checks,
             },
+            "target": dict(target or {}),
         }
     )  # fmt: skip
     splits = load_data(data)
@@ -89,9 +95,11 @@ def compress(
     settings |= {f"{role}_module": module_record(one) for role, one in modules.items() if isinstance(one, nn.Module)}
     candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
     named = noise if isinstance(noise, Noise) else None
-    refuse_early(teacher, student, splits, config, allow_import)
+    search = refuse_early(teacher, student, splits, config, allow_import)
     folder = folder_for(run, config.run.output_dir, called(student), settings, None)
-    return _compress(Plan(config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import))
+    return _compress(
+        Plan(config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import, search)
+    )
 
 
 def compress_config(
@@ -110,11 +118,13 @@ def compress_config(
         load_config_data(config),
     )
     teacher, student = config.teacher.name, config.student.name
-    refuse_early(teacher, student, data, config, allow_import)
+    search = refuse_early(teacher, student, data, config, allow_import)
     folder = folder_for(run, config.run.output_dir, student, settings, command)
     if begun is not None:
         begun(folder)
-    return _compress(Plan(config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import))
+    return _compress(
+        Plan(config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import, search)
+    )
 
 
 def resume_compress(
@@ -145,18 +155,22 @@ def _compress(plan: Plan) -> Result:
 
 def _steps(plan: Plan) -> Result:
     conditions = 3 if plan.config.run.baselines else 1
-    total = 2 + planned(plan) + conditions * plan.config.run.seeds
+    tries, formats = looked_at(plan), plan.config.run.export
+    total = 2 + tries + planned(plan) + conditions * plan.config.run.seeds + bool(formats)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     answers = its_answers(plan, teacher.model, f"[2/{total}] teacher's logits")
     answers |= further_answers(plan, "teacher")
     extraction_s = time.monotonic() - started
-    first = plan.candidates[-1] if plan.candidates else plan.noise
+    number, noise, choice, search = 2 + tries, plan.noise, None, None
     checks = checked_teacher(plan, teacher, answers)
-    checks += checked_lesson(plan.config, plan.data, plan.student, first, answers)
-    number, noise, choice = 2 + planned(plan), plan.noise, None
+    if plan.search is not None:
+        plan, search = choose_student(plan, teacher, answers, (2, total))
+    first = plan.candidates[-1] if plan.candidates else plan.noise
+    checks += checked_lesson(plan.config, plan.data, plan.student, first, answers, plan.teacher)
     if plan.candidates:
-        noise, choice = choose_noise(plan, answers, (2, total))
+        noise, choice = choose_noise(plan, answers, (number, total))
+        number += planned(plan)
     students = {"noisy" if noise is not None else "clean": noise}
     if plan.config.run.baselines:
         students = {"labels": None, "clean": None, **students}
@@ -166,10 +180,13 @@ def _steps(plan: Plan) -> Result:
             number += 1
             title = f"[{number}/{total}] {TITLES[name]}, seed {seed}"
             trained[name].append(a_student(plan, f"{name}-seed{seed}", name, its_noise, seed, answers, title))
+    best, record = best_student(plan, teacher, trained)
+    if formats:
+        record["files"] = export_best(plan, best, f"[{total}/{total}] export")
     role = "val" if plan.data.test is None else "test"
     costs = {
         name: asdict(measure(model, plan.data.input_shape, device=plan.config.run.device))
-        for name, model in (("teacher", teacher.model), ("student", next(iter(trained.values()))[0].model))
+        for name, model in (("teacher", teacher.model), ("student", best.model))
     }
     rows = [_row("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
     rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
@@ -177,7 +194,18 @@ def _steps(plan: Plan) -> Result:
     noise_record = None if noise is None else noise.describe()
     place = os.path.relpath(answers["train"].path, plan.run.path)
     return Result(
-        plan.run.path, plan.data.name, role, n, tuple(rows), noise_record, extraction_s, place, choice, tuple(checks)
+        plan.run.path,
+        plan.data.name,
+        role,
+        n,
+        tuple(rows),
+        noise_record,
+        extraction_s,
+        place,
+        choice,
+        search,
+        record,
+        tuple(checks),
     )
 
 
@@ -196,5 +224,7 @@ def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], 
 
 def _listed(training: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `fit` as settings hold them: views as a list."""
-    views = training.get("views", ["clean"])
+    if "views" not in training:
+        return dict(training)
+    views = training["views"]
     return {**training, "views": views.split(",") if isinstance(views, str) else list(views)}

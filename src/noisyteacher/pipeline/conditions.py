@@ -20,6 +20,9 @@ from noisyteacher.pipeline.steps import Trained, front_of, given_run, load_teach
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
+TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
+"""What a condition is called in words."""
+
 
 def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""
@@ -130,9 +133,10 @@ def a_student(
         parents["store"] = store.digest
     folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
     student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
+    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else store.meta.get("teacher", {})
     return train_run(
         folder,
-        network_of(plan.config.student, student, plan.data, seed),
+        network_of(plan.config.student, student, plan.data, seed, teacher),
         plan.data,
         objective,
         recipe=recipe,

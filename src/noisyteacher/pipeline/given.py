@@ -16,6 +16,7 @@ from noisyteacher.models import (
     ENDINGS,
     OWN,
     PREFIX,
+    SHRINK,
     WHOLE,
     ZOO,
     Classifier,
@@ -35,9 +36,20 @@ from noisyteacher.models import (
 from noisyteacher.runs import Run
 
 
-def network_of(settings: Recipe, model: str | nn.Module, data: Splits, seed: int = 0) -> Classifier:
-    """The network that settings describe, not trained: `build_model` with their options and preprocessing."""
+def network_of(
+    settings: Recipe,
+    model: str | nn.Module,
+    data: Splits,
+    seed: int = 0,
+    teacher: nn.Module | Mapping[str, Any] | None = None,
+) -> Classifier:
+    """The network that settings describe, not trained: `build_model` with their options and preprocessing.
+
+    `shrink:RATIO` is a narrower copy of `teacher`, a model or the architecture of one; others do without.
+    """
     options: dict[str, Any] = dict(settings.options)
+    if isinstance(model, str) and model.startswith(SHRINK):
+        options["teacher"] = teacher
     return build_model(model, data, preprocess=preprocess_of(settings, data), seed=seed, **options)
 
 

@@ -10,7 +10,7 @@ from noisyteacher.config import Config
 from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.models import MODELS, OWN, PREPROCESS, is_preprocess
+from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of
 from noisyteacher.pipeline.given import names_a_file
 from noisyteacher.text import unknown_name
 
@@ -42,6 +42,10 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _network(name: str, may_be_a_file: bool) -> None:
+    if name.startswith(SHRINK):
+        ratio_of(name)
+        if may_be_a_file:
+            raise AskedWronglyError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
     if name not in MODELS and ":" not in name and not (may_be_a_file and names_a_file(name)):
         raise unknown_name("model", name, MODELS)
 

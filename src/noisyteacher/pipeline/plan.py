@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings
+from noisyteacher.config import Choice, Config, NoiseSettings, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
     FROZEN,
     PREFIX,
@@ -26,6 +27,7 @@ from noisyteacher.models import (
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
+from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
 from noisyteacher.runs import Run, compare, is_run, new_run
@@ -49,6 +51,8 @@ class Plan:
     watch: Watch | None
     allow_import: bool = False
     """Whether a teacher's file may name a factory that is imported and called."""
+    search: Search | None = None
+    """The networks to choose the student from; None where it was named."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,12 +84,16 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
 
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
-) -> None:
-    """Raises what a wrong name would raise later, before a folder is made or a teacher trained."""
+) -> Search | None:
+    """Raises what a wrong name would raise later, before a folder is made or a teacher trained.
+
+    What comes back are the networks to choose from where the student is not named.
+    """
     resolve_device(config.run.device)
+    refuse_formats(config.run.export)
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
-    network_of(config.student, student, data)
+    models = []
     for one in (teacher, *config.teacher.also):
         settings = config.teacher if one is teacher else replace(config.teacher, weights="")
         if isinstance(one, str) and is_given(one, settings):
@@ -95,11 +103,23 @@ def refuse_early(
                 raise AskedWronglyError(
                     f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out"
                 )
-            load_teacher(one, data, allow_import, settings)
+            models.append(load_teacher(one, data, allow_import, settings)[0])
         elif settings.weights:
             raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
-            network_of(settings, one, data)
+            models.append(network_of(settings, one, data))
+    if student == AUTO:
+        return price_candidates(config, models[0], data)
+    network_of(config.student, student, data, teacher=models[0])
+    return None
+
+
+def refuse_auto(config: Config) -> None:
+    """Raises AskedWronglyError where the student is to be chosen, which only a compression does."""
+    if config.student.name == AUTO:
+        raise AskedWronglyError(
+            "student.name: auto chooses a student by its costs, which only compress does: name the student"
+        )
 
 
 def folder_for(
@@ -116,10 +136,12 @@ def folder_for(
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
-    if run.config != plain(settings):
-        told = ", ".join([key for key, _, _ in compare(run.config, plain(settings))][:4])
+    # Where the folder was made says nothing of what is in it: it may have been moved since.
+    found = compare(completed(run.config), completed(plain(settings)))
+    told = [key for key, _, _ in found if key != "run.output_dir"]
+    if told:
         raise MismatchError(
-            f"{path}: was started with other arguments ({told}): see its config.json, or start a new run"
+            f"{path}: was started with other arguments ({', '.join(told[:4])}): see its config.json, or start a new run"
         )
     return run
 

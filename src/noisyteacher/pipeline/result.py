@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisyteacher.export import Exported
 from noisyteacher.pipeline.checking import told_of
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
-from noisyteacher.text import count, duration, sigma_words, size_bytes
+from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
 HEADERS = ("model", "{role} error %", "parameters", "bytes", "MACs", "latency ms", "training")
 
@@ -52,6 +53,10 @@ class Result:
     store: str
     choice: Mapping[str, Any] | None = None
     """How the noise was chosen on validation, where it was: candidates, their errors, what won."""
+    search: Mapping[str, Any] | None = None
+    """How the student was chosen within the limits on its costs, where it was."""
+    best: Mapping[str, Any] | None = None
+    """The student that validation prefers, what it loses against the teacher, and the files written of it."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
 
@@ -59,6 +64,17 @@ class Result:
     def seeds(self) -> int:
         """How many seeds each student was trained with."""
         return len(self.rows[-1].errors)
+
+    @property
+    def files(self) -> list[Exported]:
+        """The files written of the student that is handed over."""
+        return [Exported.read(one) for one in (self.best or {}).get("files", ())]
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that was to be checked holds: the loss of accuracy, and every exported file."""
+        best = self.best or {"holds": True, "files": []}
+        return bool(best["holds"] and all(one["holds"] for one in best["files"]))
 
     @property
     def verdict(self) -> str:
@@ -125,8 +141,12 @@ class Result:
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",
         ]
+        if self.search is not None:
+            found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
             found.append(f"Noise: {explain_choice(self.choice)}.")
+        if self.best is not None:
+            found.append(sentence(self.best["told"]))
         if latency:
             found.append(
                 f"Latency: median of {latency['runs']} forward passes, batch {latency['batch']}, {latency['threads']} "
@@ -146,6 +166,8 @@ class Result:
             "store": self.store,
             "extraction_s": self.extraction_s,
             "choice": None if self.choice is None else dict(self.choice),
+            "search": None if self.search is None else dict(self.search),
+            "best": None if self.best is None else dict(self.best),
             "checks": [dict(one) for one in self.checks],
             "rows": [
                 {
@@ -178,7 +200,8 @@ class Result:
         )
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
-            record["store"], record.get("choice"), tuple(record.get("checks", ())),
+            record["store"], record.get("choice"), record.get("search"), record.get("best"),
+            tuple(record.get("checks", ())),
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
@@ -12,13 +13,13 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
-from noisyteacher.models import Classifier
+from noisyteacher.models import SHRINK, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.plan import Plan, called, noise_of, taught_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
@@ -114,9 +115,11 @@ def distil_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
+    refuse_auto(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
-    model = network_of(student, student.name, data, seed)
+    teacher = _teacher_of(opened, student.name)
+    model = network_of(student, student.name, data, seed, teacher)
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     checks = store_order(opened, data, config.run.checks)
     checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, {"train": opened})
@@ -145,6 +148,20 @@ def distil_config(
         title=title,
         watch=watch,
     )
+
+
+def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:
+    """The architecture of the teacher whose answers are stored.
+
+    Raises AskedWronglyError where a student narrowed from it would have something imported because a file says so.
+    """
+    found: dict[str, Any] = store.meta.get("teacher", {})
+    if student.startswith(SHRINK) and ":" in origin_of(found):
+        raise AskedWronglyError(
+            f"{store.path}: for {student} the teacher {origin_of(found)!r} that this store names would be imported and "
+            "called: use compress, where the teacher is named by you, or pass the module in Python"
+        )
+    return found
 
 
 def _refuse(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:

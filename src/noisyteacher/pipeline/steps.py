@@ -216,9 +216,9 @@ def weights_of(where: str | os.PathLike[str]) -> Path:
 
 
 def recipe_of(settings: Recipe) -> dict[str, Any]:
-    """The options of `fit` in a Recipe (or Teacher, Student), without the network and what belongs to `distil`."""
-    network = ("name", "options", "preprocess", "mean", "std")
-    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in network}
+    """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
+    left = ("name", "options", "preset", "preprocess", "mean", "std")
+    own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
     return {**own, "views": tuple(own["views"])}
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from noisyteacher.report.drawing import COLOURS, MARKERS, colours, draw, legend, shown
+from noisyteacher.report.drawing import COLOURS, MARKERS, colours, draw, legend
 from noisyteacher.report.figures import ROLES, Figure
 from noisyteacher.report.study import Details, Line, Study
+from noisyteacher.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

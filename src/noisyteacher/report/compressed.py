@@ -25,7 +25,7 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
             counts = children.counts(name) if children.named[name].state == "done" else {}
             if counts:
                 break
-        data = _data(children) or str(_table(run.config, "data").get("name", ""))
+        data = data_of(children) or str(_table(run.config, "data").get("name", ""))
         verdicts: tuple[Verdict, ...] = ()
     else:
         role, data = str(result["role"]), str(result["data"])
@@ -51,6 +51,8 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "noise": noise,
         "batch_size": batch_size(children.config(picture)) if picture else 64,
         "candidates": _candidates(children, (result or {}).get("choice")),
+        "search": (result or {}).get("search"),
+        "best": (result or {}).get("best"),
     }
 
 
@@ -177,7 +179,8 @@ def _role(children: Children, lines: list[Line]) -> str:
     return "test" if any("test_error_%" in line.scores for line in lines) or not lines else "val"
 
 
-def _data(children: Children) -> str | None:
+def data_of(children: Children) -> str | None:
+    """The name of the data that the parts of a run were trained on; None where none says it."""
     for name in children.named:
         found = _table(children.config(name), "data").get("name")
         if found:

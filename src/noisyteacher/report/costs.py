@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from noisyteacher.report.drawing import COLOURS, draw, legend, shown
+from noisyteacher.report.drawing import COLOURS, draw, legend
 from noisyteacher.report.figures import ROLES, Figure
 from noisyteacher.report.study import Line, Study
-from noisyteacher.text import count, size_bytes
+from noisyteacher.text import count, shown, size_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -96,17 +95,6 @@ def draw(name: str, height: float, alt: str, paint: Callable[[Canvas], None], wi
     return _inline(target.getvalue(), name, alt)
 
 
-def shown(text: object, length: int | None = None) -> str:
-    """The text as it can be shown: control, direction and unpaired characters by their numbers, cut to `length`."""
-    found = "".join(
-        f"\\u{ord(one):04x}"
-        if unicodedata.category(one) in ("Cc", "Cs", "Cn", "Co") or unicodedata.bidirectional(one) in _TURNS
-        else one
-        for one in str(text)
-    )
-    return found if length is None or len(found) <= length else found[: length - 1].rstrip() + "…"
-
-
 def legend(figure: Canvas, axes: Axes, columns: int = 2) -> None:
     """A legend above the axes, where it hides nothing; none for a single unnamed line."""
     handles, labels = axes.get_legend_handles_labels()
@@ -137,7 +125,6 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
 
 
-_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 _SENTINEL = re.compile("|".join(re.escape(value) for value in COLOURS.values()), re.IGNORECASE)
 _NAMED = {value: f"var(--{name})" for name, value in COLOURS.items()}
 _FONT = re.compile(r"font:\s*((?:[\w-]+\s+)*?)([\d.]+px)[^;]*")

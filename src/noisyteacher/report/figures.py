@@ -14,11 +14,11 @@ from noisyteacher.report.drawing import (
     draw,
     legend,
     plain_numbers,
-    shown,
     whole_numbers,
 )
 from noisyteacher.report.series import Chart
 from noisyteacher.report.study import Curve, Difference, Estimate, Line, PaperRow, Study
+from noisyteacher.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from noisyteacher.errors import NoisyTeacherError
-from noisyteacher.report.drawing import COLOURS, draw, legend, shown, whole_numbers
+from noisyteacher.report.drawing import COLOURS, draw, legend, whole_numbers
 from noisyteacher.report.figures import Figure
 from noisyteacher.report.study import Study
+from noisyteacher.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

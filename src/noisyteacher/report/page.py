@@ -13,12 +13,13 @@ from noisyteacher.report import tables
 from noisyteacher.report.answers import confusion, reliability, shared_role
 from noisyteacher.report.cards import cards_of, overview, subtitle
 from noisyteacher.report.costs import trade_offs
-from noisyteacher.report.drawing import shown
 from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
+from noisyteacher.report.handed import files, searched, told
 from noisyteacher.report.noising import picture
 from noisyteacher.report.series import charts, choice_charts
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
+from noisyteacher.text import shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -105,6 +106,10 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     yield found
     if alone:
         yield _along([study], f"{name}-along")
+    student = Section("How the student was chosen", f"{name}-search")
+    student.texts += told(study.search)
+    student.tables += [one for one in [searched(study.search)] if one]
+    yield student
     choice = Section("How the noise was chosen", f"{name}-choice")
     choice.figures += [along(f"{name}-choice{place}", one) for place, one in enumerate(choice_charts(study))]
     yield choice
@@ -128,6 +133,9 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     ordered = sorted(models.items(), key=lambda one: (not one[0][0], one[0][1] or ""))
     costs.below += [one for _, line in ordered if (one := tables.layers(line))]
     yield costs
+    handed = Section("What is handed over", f"{name}-handed", texts=told(study.best))
+    handed.tables += [one for one in [files(study.best)] if one]
+    yield handed
     if study.noise or study.kind in ("compress", "sweep"):
         drawn = picture(f"{name}-noise", study)
         noise = Section("The noise", f"{name}-noise-shown")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from noisyteacher.report import tables
 from noisyteacher.report.costs import COSTS, cost
-from noisyteacher.report.drawing import shown
 from noisyteacher.report.page import picks, tagged
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
+from noisyteacher.text import escaped
 
 SCHEMA = 1
 NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -112,12 +109,6 @@ def harmless(value: object) -> object:
     if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA):
         return f"'{text}"
     return text
-
-
-def escaped(text: str) -> str:
-    """The text as it will show in Markdown, on one line: no markup, no HTML."""
-    plain = shown(" ".join(text.split()))
-    return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False))
 
 
 def _row(study: Study, line: Line | None) -> dict[str, Any]:

@@ -210,6 +210,10 @@ class Study:
     """Of a sweep: family -> the names of its clean and its label-only line, which families may share."""
     candidates: tuple[Line, ...] = ()
     """Of a compression that chose its noise on validation: what it chose from."""
+    search: Mapping[str, Any] | None = None
+    """Of a compression that chose its student: the limits, what was looked at and tried, in sentences too."""
+    best: Mapping[str, Any] | None = None
+    """Of a compression: the student that is handed over, and the files written of it."""
     rows: tuple[PaperRow, ...] = ()
     parts: tuple[Study, ...] = ()
     """Studies inside this one: the sweeps of a reproduction."""

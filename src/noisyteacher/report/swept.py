@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from noisyteacher.report.children import Children
-from noisyteacher.report.compressed import batch_size, partial_lines, scores_of
+from noisyteacher.report.compressed import batch_size, data_of, partial_lines, scores_of
 from noisyteacher.report.study import Difference, Estimate, Line, PaperRow, Verdict
 from noisyteacher.runs import Run
 
@@ -20,6 +20,7 @@ def read_sweep(run: Run, children: Children, result: Mapping[str, Any] | None) -
         done = next((name for name in children.named if children.named[name].state == "done"), None)
         role = "test" if not lines or any("test_error_%" in line.scores for line in lines) else "val"
         return {
+            "data": data_of(children) or "",
             "n": children.counts(done) if done else {},
             "role": role,
             "lines": tuple(lines),

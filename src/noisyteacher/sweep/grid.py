@@ -84,6 +84,8 @@ def _refuse(axes: list[str], grids: Sequence[Grid]) -> None:
             raise ConfigError(
                 f"grid: {key!r} cannot vary here: a grid is over noise.*, student.*, teacher.* and data.*"
             )
+        if key.endswith(".preset"):
+            raise ConfigError(f"grid: {key} cannot vary: put the settings that it decides on the grid, or sweep twice")
     for grid in grids:
         for key, values in grid.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, describe
+from noisyteacher.config import Config, build_config, completed, describe
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import at_work, write_json
 from noisyteacher.measure import measure
@@ -21,6 +21,7 @@ from noisyteacher.pipeline import (
     its_answers,
     load_config_data,
     options_of,
+    refuse_auto,
     refuse_early,
     the_teacher,
 )
@@ -70,6 +71,7 @@ def sweep(
     for members in bases.values():
         data = load_config_data(members[0].config)
         for one in members:
+            refuse_auto(one.config)
             refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
@@ -80,7 +82,7 @@ def sweep(
             run = parent.child(title, "sweep", settings)
         elif run is None:
             run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
-        elif run.config != settings:
+        elif {**run.config, "base": completed(run.config["base"])} != settings:
             raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
         if begun is not None:
             begun(run)

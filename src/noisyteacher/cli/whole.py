@@ -1,0 +1,169 @@
+"""The commands that go the whole way: demo and compress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import command_line, print_result, progress, resumable
+
+if TYPE_CHECKING:
+    from noisyteacher.pipeline import Result
+
+Limit = Annotated[str | None, typer.Option(metavar="4x|N", help="What the student may cost at most.")]
+
+
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 12,
+    output_dir: o.OutputDir = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run the whole way on 5,000 embedded digits, in about a minute and a half.
+
+    Trains the paper's MNIST teacher, stores its logits, trains students on labels, by logit regression and by the noisy
+    teacher, and prints what came of it.
+
+    Example: noisyteacher demo
+    """
+    given = {
+        "teacher": {"epochs": 8},
+        "student": {"epochs": epochs},
+        "noise": {"sigma": 0.8, "alpha": 0.15},
+        "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
+    }
+    _compress(given, as_json, quiet, False)
+
+
+def compress(
+    config: o.ConfigFile = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME, an .onnx or a .pt2."),
+    ] = None,
+    teacher_weights: o.TeacherWeights = None,
+    student: Annotated[
+        str | None, typer.Option(help="A network's name, or pkg.module:factory, or auto (with a target: the default).")
+    ] = None,
+    target_macs: Limit = None,
+    target_bytes: Limit = None,
+    target_parameters: Limit = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of validation accuracy that may be lost; more is exit code 3.")
+    ] = None,
+    search: Annotated[int | None, typer.Option(help="Networks tried at most, in short runs on validation.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for all training; fewer tries and epochs if short.")
+    ] = None,
+    export: Annotated[
+        str | None, typer.Option(help="Files to write: onnx, onnx-int8, pte, pte-int8, pt2, hub; comma-separated.")
+    ] = None,
+    sigma: o.Sigma = None,
+    alpha: o.Alpha = None,
+    draw: o.Draw = None,
+    epochs: o.Epochs = None,
+    teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of a teacher that is trained first.")] = None,
+    batch_size: o.BatchSize = None,
+    lr: o.Lr = None,
+    weight_decay: o.WeightDecay = None,
+    precision: o.Precision = None,
+    preset: o.Preset = None,
+    views: o.Views = None,
+    seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
+    baselines: Annotated[
+        bool | None, typer.Option("--baselines/--no-baselines", help="Also train on labels and by clean logits.")
+    ] = None,
+    output_dir: o.OutputDir = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    overrides: o.Set = None,
+    allow_import: o.AllowImport = False,
+    resume: o.Resume = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compress a teacher into a student and say what was gained and what the noise did.
+
+    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise. With a
+    target the student is chosen too, among the networks that keep within it: 4x is at most a quarter of the teacher's,
+    a plain number is at most that many. With a target or --export the run's folder also gets a report.html.
+
+    Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
+
+    Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-macs 4x --max-drop 1 --export onnx
+    """
+    limits = (target_macs, target_bytes, target_parameters)
+    flags = {
+        "data.name": data,
+        "data.root": data_root,
+        "teacher.name": teacher,
+        "teacher.weights": teacher_weights,
+        "teacher.epochs": teacher_epochs,
+        "student.name": student or ("auto" if any(one is not None for one in limits) else None),
+        "target.macs": target_macs,
+        "target.bytes": target_bytes,
+        "target.parameters": target_parameters,
+        "target.max_drop": max_drop,
+        "target.search": search,
+        "target.minutes": minutes,
+        "run.export": None if export is None else [one.strip() for one in export.split(",")],
+        "noise.sigma": sigma,
+        "noise.alpha": alpha,
+        "noise.draw": draw,
+        "student.epochs": epochs,
+        "student.batch_size": batch_size,
+        "student.lr": lr,
+        "student.weight_decay": weight_decay,
+        "student.precision": precision,
+        "teacher.preset": preset,
+        "student.preset": preset,
+        "student.views": views,
+        "run.seeds": seeds,
+        "run.baselines": baselines,
+        "run.output_dir": output_dir,
+        "run.device": device,
+        "run.threads": threads,
+    }
+    if resume is None:
+        _compress(o.settings(config, overrides, flags), as_json, quiet, allow_import)
+        return
+    o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
+    from noisyteacher.pipeline import resume_compress
+
+    found = o.resumed(resume, output_dir)
+    with resumable("compress") as begun, progress(quiet) as watch:
+        result = resume_compress(found, begun, watch, allow_import)
+    _told(result, as_json)
+
+
+def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: bool) -> None:
+    from noisyteacher.config import build_config
+    from noisyteacher.pipeline import compress_config
+
+    built = build_config(given)
+    with resumable("compress") as begun, progress(quiet) as watch:
+        result = compress_config(built, command=command_line(), begun=begun, watch=watch, allow_import=allow_import)
+    _told(result, as_json)
+
+
+def _told(result: Result, as_json: bool) -> None:
+    """The result as text or JSON, a report where files or a choice are to be shown, exit code 3 if a check fails."""
+    print_result(result, as_json)
+    best = result.best or {}
+    if result.search is not None or best.get("files"):
+        from noisyteacher.files import write_bytes
+        from noisyteacher.report import build_report
+
+        page = result.path / "report.html"
+        write_bytes(page, build_report([result.path], "html").encode(), within=result.path)
+        typer.echo(f"Report: {page}", err=as_json)
+    if not result.holds:
+        raise typer.Exit(3)
+
+
+COMMANDS = (demo, compress)

@@ -1,0 +1,229 @@
+"""`export`: a model into a file of another runtime, run there on the validation split before it is kept."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from noisyteacher.data import Split, Splits, load_data
+from noisyteacher.device import check_threads
+from noisyteacher.errors import AskedWronglyError, ExportError, NoisyTeacherError
+from noisyteacher.export.checking import (
+    Compared,
+    Reference,
+    calibration_images,
+    compare,
+    race,
+    reference_of,
+    torch_threads,
+)
+from noisyteacher.export.formats import FORMATS, refuse_formats
+from noisyteacher.export.outcome import Exported
+from noisyteacher.export.to_pt2 import told
+from noisyteacher.files import sha256, write_bytes, write_json
+from noisyteacher.measure import Latency
+from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, saved_bytes, weights_fingerprint
+from noisyteacher.modes import inference
+from noisyteacher.runs.record import host, versions
+
+SIDECAR, KIND, SCHEMA = ".export.json", "export", 1
+CALIBRATION = 512
+MAX_DIFFERENCE = 1e-4
+"""Of the largest absolute logit: about a hundred times what rounding in another order comes to (docs/export.md)."""
+MAX_DROP = 1.0
+"""Points of accuracy that int8 may lose."""
+TORCH = "torch"
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    int8: bool = False,
+    max_difference: float | None = None,
+    max_drop: float | None = None,
+    calibration: int | None = None,
+    threads: int | None = None,
+    runs: int = 50,
+) -> Exported:
+    """Write the model as ONE file, .onnx, .pt2 or .pte by its suffix, checked by its own runtime; what came of it.
+
+    Uint8 images `[B, C, H, W]` go in and logits `[B, K]` come out, the preprocessing is inside; .onnx and .pt2 take any
+    B, .pte takes 1. data: anything `load_data` takes. The file is compared with torch on its whole validation split;
+    without data on random images, and then nothing is said of accuracy. int8 (.onnx and .pte) sets its ranges on
+    `calibration` training images (512) and needs data. The model itself is as before afterwards.
+
+    The result says whether the file `holds`: in fp32 no logit is further from torch's than `max_difference` (1e-4 of
+    the largest logit), in int8 accuracy falls by at most `max_drop` points (1.0; without labels: agreement with torch).
+    A file that does not hold is written all the same. Beside it lies NAME.export.json with all numbers.
+    Raises AskedWronglyError for another suffix, an option without effect or a missing extra, ExportError when the model
+    cannot be written in the format, WriteError; nothing is on the disk then.
+    """
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    single = sorted({one.kind for one in FORMATS.values()} - {"hub"})
+    if kind not in single:
+        raise AskedWronglyError(
+            f"{target}: the suffix says the format: expected {', '.join('.' + one for one in single)}"
+        )
+    name = f"{kind}-int8" if int8 else kind
+    if name not in FORMATS:
+        raise AskedWronglyError(f"{target}: int8 is written as .onnx or .pte: leave int8 out, or choose one of these")
+    effect = {
+        "max_difference": (max_difference, not int8),
+        "max_drop": (max_drop, int8),
+        "calibration": (calibration, int8),
+    }
+    for option, (value, used) in effect.items():
+        if value is not None and not used:
+            raise AskedWronglyError(f"{option} has no effect on a file in {'int8' if int8 else 'fp32'}: leave it out")
+        if value is not None and not value >= (1 if option == "calibration" else 0):
+            raise AskedWronglyError(
+                f"{option} {value!r}: it must be {'1 or more' if option == 'calibration' else '>= 0'}"
+            )
+    (made,) = export_all(
+        model,
+        {name: target},
+        data=data,
+        max_difference=max_difference,
+        max_drop=MAX_DROP if max_drop is None else max_drop,
+        calibration=CALIBRATION if calibration is None else calibration,
+        threads=threads,
+        runs=runs,
+    )
+    return made
+
+
+def export_all(
+    model: nn.Module,
+    paths: Mapping[str, Path],
+    *,
+    data: Any = None,
+    max_difference: float | None = None,
+    max_drop: float = MAX_DROP,
+    calibration: int = CALIBRATION,
+    threads: int | None = None,
+    runs: int = 50,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Exported]:
+    """The same for several formats of FORMATS, each with its path, in their order; options as in `export`.
+
+    Latencies of all files and of torch are taken in turns. progress: told (steps done, all steps, the next one).
+    What cannot be written in one format raises before anything of any format is on the disk.
+    """
+    splits = _splits(data)
+    whole = as_classifier(
+        model,
+        classes=None if splits is None else splits.classes,
+        input_shape=None if splits is None else splits.input_shape,
+    )
+    if whole.input_shape is None or whole.classes is None:
+        raise AskedWronglyError(
+            "the model does not say which images it takes: pass data, or wrap it by build_model(model, classes=..., "
+            "input_shape=...)"
+        )
+    refuse_formats(list(paths), whole)
+    used = torch.get_num_threads() if threads is None else check_threads(threads)
+    names = [str(number) for number in range(whole.classes)] if splits is None else splits.class_names
+    images = calibration_images(splits, calibration) if any(FORMATS[one].precision == "int8" for one in paths) else None
+    tell = progress or (lambda done, total, note: None)
+    steps = 2 * len(paths) + 1
+    with ExitStack() as stack:
+        stack.enter_context(inference(whole, torch.device("cpu")))
+        stack.enter_context(torch_threads(used))
+        reference = reference_of(whole, splits)
+        files, runners, found = {}, {}, {}
+        for number, name in enumerate(paths):
+            tell(2 * number, steps, f"writing {name}")
+            files[name] = FORMATS[name].write(whole, names, images)
+            tell(2 * number + 1, steps, f"asking {name}")
+            try:
+                runners[name] = stack.enter_context(FORMATS[name].run(files[name], used))
+                found[name] = compare(runners[name], reference)
+            except NoisyTeacherError:
+                raise
+            except Exception as error:  # the runtime is somebody else's
+                raise ExportError(f"{name}: its own runtime cannot run the file ({told(error)})") from error
+        tell(steps - 1, steps, "timing")
+        one = next(reference.parts())[:1]
+        times = race({TORCH: whole, **runners}, one, used, runs)
+    made = [
+        _outcome(name, path, files[name], whole, reference, found[name], times, max_difference, max_drop)
+        for name, path in paths.items()
+    ]
+    for name, path in paths.items():
+        for inner, content in files[name].items():
+            write_bytes(path / inner if inner else path, content)
+    record = {
+        "model": {"architecture": whole.architecture, "weights": weights_fingerprint(whole)},
+        "classes": list(names),
+        "versions": versions(),
+        "host": host(),
+    }
+    for outcome in made:
+        ranges = {} if outcome.precision == "fp32" or images is None else {"calibration_images": len(images)}
+        beside = outcome.path.with_name(outcome.path.name + SIDECAR)
+        write_json(beside, KIND, SCHEMA, {**outcome.describe(), "path": outcome.path.name, **ranges, **record})
+    tell(steps, steps, "done")
+    return made
+
+
+def _outcome(
+    name: str,
+    path: Path,
+    files: dict[str, bytes],
+    model: Classifier,
+    reference: Reference,
+    found: Compared,
+    times: Mapping[str, Latency],
+    max_difference: float | None,
+    max_drop: float,
+) -> Exported:
+    form, scale = FORMATS[name], float(reference.logits.abs().max())
+    data = files[""] if "" in files else files[HUB_WEIGHTS]
+    fp32 = form.precision == "fp32"
+    tolerance = max_drop
+    if fp32:
+        tolerance = 0.0 if form.kind == "hub" else MAX_DIFFERENCE * scale if max_difference is None else max_difference
+    # A drop of exactly the tolerance, in points of accuracy, may come out a rounding above it.
+    within = found.difference <= tolerance if fp32 else found.drop <= tolerance + 1e-9
+    return Exported(
+        path=path,
+        format=form.kind,
+        precision=form.precision,
+        bytes=len(data),
+        torch_bytes=saved_bytes(model),
+        sha256=sha256([data]),
+        checked_on=reference.name,
+        agreement=found.agreement,
+        accuracy=found.accuracy,
+        torch_accuracy=found.torch_accuracy,
+        drop=found.drop,
+        difference=found.difference,
+        logit_scale=scale,
+        tolerance=tolerance,
+        holds=within and math.isfinite(found.difference),
+        latency_ms=times[name],
+        torch_latency_ms=times[TORCH],
+        runtime=f"{form.needs[-1]} {version(form.needs[-1])}" if form.needs else f"torch {torch.__version__}",
+    )
+
+
+def _splits(data: Any) -> Splits | None:
+    if data is None:
+        return None
+    if isinstance(data, Split):
+        raise AskedWronglyError(
+            f"a single split ({data.role}) was given: pass the whole data set, whose train split sets ranges and whose "
+            "validation split judges the file"
+        )
+    return load_data(data)

@@ -1,0 +1,88 @@
+"""What a compression hands over: which student was chosen, within which limits, and the files written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from noisyteacher.report.tables import NOTHING, Cell, Table
+from noisyteacher.text import count, sentence, size_bytes
+
+SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "macs": ("MACs", count),
+    "bytes": ("bytes", size_bytes),
+    "parameters": ("parameters", count),
+}
+
+
+def told(record: Mapping[str, Any] | None) -> list[str]:
+    """What the record of a choice says in words, as sentences."""
+    words = (record or {}).get("told") or []
+    return [sentence(str(one)) for one in ([words] if isinstance(words, str) else words)]
+
+
+def searched(search: Mapping[str, Any] | None) -> Table | None:
+    """A row per network that was looked at: its costs, where they break a limit, its error where it was tried."""
+    if not search:
+        return None
+    limits, errors = search["limits"], {one["name"]: one["val_error_%"] for one in search["tried"]}
+    rows = [
+        (
+            Cell("limit", strong=True),
+            *(_number(show(limits[key]) if key in limits else NOTHING) for key, (_, show) in SHOWN.items()),
+            _number(NOTHING),
+        )
+    ]
+    for one in search["candidates"]:
+        name, error = str(one["name"]), errors.get(one["name"])
+        costs = (_number(show(one[key]), "over" if key in one["over"] else "") for key, (_, show) in SHOWN.items())
+        chosen = name == search["chosen"]
+        tried = _number(NOTHING if error is None else f"{error:.2f}", "chosen" if chosen else "")
+        rows.append((Cell(name, strong=chosen), *costs, tried))
+    note = f"Validation, n = {search['n']:,} images, after {search['epochs']} epoch(s) with seed {search['seed']}."
+    return Table(("", *(head for head, _ in SHOWN.values()), "validation error %"), tuple(rows), note)
+
+
+def files(best: Mapping[str, Any] | None) -> Table | None:
+    """A row per file that was written of the student, torch first: how it answers, its size, its time."""
+    written = (best or {}).get("files") or []
+    if not written:
+        return None
+    first = written[0]
+    rows = [
+        _file("torch", "fp32", first["torch_accuracy"], None, first["torch_bytes"], first["torch_latency_ms"], first)
+    ]
+    rows += [
+        _file(one["format"], one["precision"], one["accuracy"], one, one["bytes"], one["latency_ms"], first)
+        for one in written
+    ]
+    latency = first["latency_ms"]
+    note = f"{first['checked_on']}, n = {first['n']:,} images, every file asked by its own runtime. Latency: median of "
+    note += f"{latency['runs']} calls in turns, batch {latency['batch']}, {latency['threads']} thread(s), "
+    note += f"{latency['device']}. Second lines: ratio to torch (below 1: smaller, faster)."
+    return Table(("", "accuracy %", "logit difference", "bytes", "latency ms", "holds"), tuple(rows), note)
+
+
+def _file(
+    form: str,
+    precision: str,
+    accuracy: Mapping[str, Any] | None,
+    one: Mapping[str, Any] | None,
+    size: int,
+    latency: Mapping[str, Any],
+    torch: Mapping[str, Any],
+) -> tuple[Cell, ...]:
+    gap = None if one is None else one["difference"]
+    ratio = {"bytes": size / torch["torch_bytes"], "ms": latency["median"] / torch["torch_latency_ms"]["median"]}
+    return (
+        Cell(form, precision),
+        _number(NOTHING if accuracy is None else f"{accuracy['value']:.2f}"),
+        _number(NOTHING if gap is None else f"{gap:.2g}"),
+        _number(size_bytes(size), "" if one is None else f"{ratio['bytes']:.2f}×"),
+        _number(f"{latency['median']:.3f}", "" if one is None else f"{ratio['ms']:.2f}×"),
+        Cell("" if one is None else "yes" if one["holds"] else "no", "" if one is None else str(one["reason"])),
+    )
+
+
+def _number(text: str, under: str = "") -> Cell:
+    return Cell(text, under, number=True)

@@ -1,0 +1,150 @@
+"""Do something in a forked process under strace: count its system calls, kill it at one of them, or let one fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MUTATING = (
+    "write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,fchmod,chmod,mkdir,mkdirat,unlink,unlinkat,rmdir,"
+    "ftruncate"
+)
+"""The calls that change a disk; with `openat` those of them that create."""
+ALL = "all"
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the process ended: its exit code, or minus the signal that killed it, and the trace where one was asked."""
+
+    code: int
+    trace: str
+
+
+def need_strace() -> None:
+    """Skips with a reason where system calls cannot be traced; in CI they must be."""
+    reason = ""
+    if shutil.which("strace") is None:
+        reason = "strace is not installed (apt-get install strace)"
+    elif subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False).returncode:
+        reason = "strace may not trace here (ptrace is forbidden)"
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI must not leave this out")
+    if reason:
+        pytest.skip(reason)
+
+
+def traced(action: Callable[[], object], log: Path, *options: str) -> Outcome:
+    """The action done in a fork of this process, traced from its first system call on; the fork then ends at once.
+
+    Exit code 0: done; 1: it raised a NoisyTeacherError, as it should when a write fails; 70: it raised anything else.
+    """
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.close(go)
+            os.read(ready, 1)
+            action()
+            code = 0
+        except BaseException as error:
+            from noisyteacher.errors import NoisyTeacherError
+
+            code = 1 if isinstance(error, NoisyTeacherError) else 70
+            if code == 70:
+                traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(ready)
+    log.unlink(missing_ok=True)
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-q", "-o", os.fspath(log), *options, "-p", str(child)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _attached(child)
+        os.write(go, b"!")
+        os.close(go)
+        code = _waited(child)
+        tracer.wait(SECONDS)
+    finally:
+        if tracer.poll() is None:
+            tracer.kill()
+    return Outcome(code, log.read_text(errors="replace") if log.exists() else "")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call of an action: its name, and the how-manieth of that name it is."""
+
+    name: str
+    number: int
+
+
+def calls(action: Callable[[], object], log: Path, which: str = ALL) -> list[Call]:
+    """The system calls of these kinds that the action makes, in order, without the one it is started by."""
+    outcome = traced(action, log, "-e", f"trace={which}", "-e", "signal=none")
+    assert outcome.code == 0, outcome
+    counted: dict[str, int] = {}
+    found = []
+    for line in outcome.trace.splitlines():
+        if matched := re.match(r"\d+ +(\w+)\(", line):
+            name = matched[1]
+            counted[name] = counted.get(name, 0) + 1
+            found.append(Call(name, counted[name]))
+    return found[1:] if found and found[0].name == "read" else found
+
+
+def killed_at(action: Callable[[], object], log: Path, call: Call) -> Outcome:
+    """The action, killed (SIGKILL) as it enters this call."""
+    return traced(action, log, "-e", f"trace={call.name}", "-e", f"inject={call.name}:signal=KILL:when={call.number}")
+
+
+def failing_at(action: Callable[[], object], log: Path, call: Call, error: str) -> Outcome:
+    """The action, this call of it failing with this errno (ENOSPC, EIO, ...)."""
+    return traced(action, log, "-e", f"trace={call.name}", "-e", f"inject={call.name}:error={error}:when={call.number}")
+
+
+def chosen(found: list[Call], quick: int) -> list[Call]:
+    """All of the calls, or, unless all faults are asked for, about `quick` of them, both ends included."""
+    if os.environ.get("NOISYTEACHER_FAULTS") == "all" or len(found) <= quick:
+        return found
+    return [found[round(place * (len(found) - 1) / (quick - 1))] for place in range(quick)]
+
+
+def _attached(child: int) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        status = Path(f"/proc/{child}/status").read_text()
+        if not re.search(r"TracerPid:\t0\n", status):
+            return
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("strace did not attach")
+
+
+def _waited(child: int) -> int:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the traced process did not end")

@@ -1,0 +1,45 @@
+"""docs/models.md says of every network what is measured, and of every preset what it does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import noisyteacher as nt
+from noisyteacher.config import PRESETS, Config
+from noisyteacher.models import COMPACT, MODELS
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+ROW = re.compile(
+    r"^\| `([\w-]+)` \| (\d+)x(\d+)x(\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| [\d.]+ \| [\d,]+ \|$", re.M
+)
+
+
+def test_the_table_of_costs_is_measured() -> None:
+    rows = ROW.findall(TEXT)
+    assert {row[0] for row in rows} == set(MODELS)
+    for name, *numbers in rows:
+        *shape, macs, parameters, size = (int(number.replace(",", "")) for number in numbers)
+        costs = nt.measure(nt.build_model(name, classes=10, input_shape=tuple(shape)), latency=False)
+        assert (costs.macs, costs.parameters, costs.bytes) == (macs, parameters, size), name
+    found = [int(row[4].replace(",", "")) for row in rows]
+    assert found == sorted(found)
+
+
+def test_the_compact_students_are_described() -> None:
+    for name, member in COMPACT.items():
+        stages = ", ".join(f"{channels} x {blocks}" for channels, blocks in member.stages)
+        macs = nt.measure(nt.build_model(name, classes=10, input_shape=(3, 32, 32)), latency=False).macs
+        assert f"| `{name}` | {member.stem} | {stages} | 1 / {222_486_528 / macs:.1f} |" in TEXT
+    large = nt.measure(nt.build_model("compact-xs", classes=10, input_shape=(3, 224, 224)), latency=False)
+    assert f"costs `compact-xs` {large.macs / 1e6:.1f} M multiplications" in " ".join(TEXT.split())
+
+
+def test_the_presets_are_described() -> None:
+    default, modern = Config().student, PRESETS["modern"]["student"]
+    for names in (("batch_size",), ("optimizer", "lr", "weight_decay"), ("schedule", "warmup_epochs")):
+        keys = ", ".join(f"`{name}`" for name in names)
+        values = (", ".join(f"{where(name):g}" if not isinstance(where(name), str) else where(name) for name in names)
+                  for where in (default.__getattribute__, modern.__getitem__))  # fmt: skip
+        assert "| ".join([keys + " ", *(f"{value} " for value in values)]) in TEXT
+    assert {**PRESETS["modern"]["teacher"], "views": 0} == {**modern, "views": 0}
