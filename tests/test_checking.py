@@ -1,7 +1,8 @@
-"""What is looked at before the first step: each check holds for a sound pair, and fails for the mistake it is there for."""
+"""What is looked at before the first step: each check holds for a sound pair and fails for the mistake it is for."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_a_sound_pair(data: nt.Splits, tmp_path: Path) -> None:
 
 
 def test_a_wrong_normalisation(data: nt.Splits, tmp_path: Path) -> None:
-    wrong = teacher(data, Standardize([0.5], [0.01]))
+    wrong = teacher(data, Standardize([5.0], [1.0]))
     with pytest.raises(MismatchError, match=r"1 of 5 checks did not hold.* % on validation \(n = 60\).*wrong normalis"):
         compressed(wrong, data, tmp_path / "refused")
     (run,) = list_runs(tmp_path / "refused", 1)
@@ -171,13 +172,24 @@ def test_accuracy_against_what_chance_would_give(data: nt.Splits, tmp_path: Path
     uneven = val.subset(torch.cat([torch.arange(0, 60, 3), torch.tensor([1, 2])]))
     model = teacher(data)
     store = nt.extract(model, uneven, tmp_path / "good")
-    assert checking.plausible_accuracy(store, uneven).held
+    right = checking.plausible_accuracy(store, uneven)
+    assert right.held
+    assert "100.00 % on validation (n = 22), where 83.06 % would be chance" in right.told
     with torch.no_grad():
         model.network[1].bias[0] += 1000
     store = nt.extract(model, uneven, tmp_path / "constant")
     found = checking.plausible_accuracy(store, uneven)
     assert found.held is False
     assert "90.91 % on validation (n = 22), where 90.91 % would be chance" in found.told
+
+
+@pytest.mark.parametrize(("answers", "labels"), [([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]), ([0] * 5 + [1], [0] * 6)])
+def test_hits_by_chance_over_all_ways_to_deal(answers: list[int], labels: list[int]) -> None:
+    hits = [sum(map(int.__eq__, dealt, labels)) for dealt in itertools.permutations(answers)]
+    mean = sum(hits) / len(hits)
+    variance = sum((one - mean) ** 2 for one in hits) / len(hits)
+    counts = (torch.bincount(torch.tensor(one), minlength=3) for one in (answers, labels))
+    assert checking.hits_by_chance(*counts) == pytest.approx((mean, variance))
 
 
 def test_students_that_cannot_learn(data: nt.Splits) -> None:

@@ -1,4 +1,4 @@
-"""Weights of other programs: wrappers and prefixes taken off, mismatches named; code, bombs and damage refused, not run."""
+"""Weights of other programs: wrappers and prefixes taken off, mismatches named; code, bombs and damage refused."""
 
 from __future__ import annotations
 
@@ -140,10 +140,10 @@ def test_code_in_a_file_is_never_run(protocol: int, ending: str, state: State, t
     ):
         load_foreign(model(), path)
     path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(FileFormatError, match="as torch wrote before version 1.6"):
+    with pytest.raises(FileFormatError, match="as torch wrote before version"):
         load_foreign(model(), path)
     saved(path, Evil(), _use_new_zipfile_serialization=False)
-    with pytest.raises(FileFormatError, match="not a file of torch.save"):
+    with pytest.raises(FileFormatError, match="not a file of torch"):
         load_foreign(model(), path)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Evil()))

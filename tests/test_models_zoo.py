@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and transformers: built for the data, saved, rebuilt, counted; nothing fetched, no code run."""
+"""Networks of timm, torchvision and transformers: built for the data, saved, rebuilt, counted; no code run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_weights_that_come_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file where torch keeps what it has fetched stands for the real one: a new head, its own normalisation and size."""
+    """A file where torch keeps what it fetched stands for the real one: a new head, its own normalisation and size."""
     from noisyteacher.models.zoo import import_torchvision
 
     models = import_torchvision().models
@@ -166,10 +166,10 @@ def test_a_file_cannot_make_a_library_fetch_or_allocate(change: dict[str, Any], 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A ResNet and a ViT as save_pretrained writes them, tiny, with names of classes and an image processor's settings."""
+    """A tiny ResNet and ViT as save_pretrained writes them, with names of classes and an image processor's settings."""
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     folder = tmp_path_factory.mktemp("hf")
-    names = {number: name for number, name in enumerate(["ant", "bee", "cat"])}
+    names = dict(enumerate(["ant", "bee", "cat"]))
     kinds = {
         "resnet": transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], id2label=names),
         "vit": transformers.ViTConfig(

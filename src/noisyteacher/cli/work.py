@@ -81,7 +81,7 @@ def extract(
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import extract_config, load_config_data
 
-    path = o.model_path(teacher, output_dir)
+    path = o.model_path(teacher, output_dir) if teacher_weights is None else teacher
     flags = {
         "teacher.name": path,
         "teacher.weights": teacher_weights,

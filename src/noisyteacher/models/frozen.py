@@ -97,9 +97,9 @@ class Frozen(nn.Module):
             parts.append(self.answer(padded)[: len(part)])
         return torch.cat(parts).float().to(images.device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was opened of the file: it is opened again where it is needed."""
-        return {key: value for key, value in self.__dict__.items() if key != "opened"}
+    def __reduce__(self) -> tuple[type[Frozen], tuple[Tensor]]:
+        """A copy opens the file anew."""
+        return type(self), (self.file,)
 
 
 class OnnxNetwork(Frozen):
@@ -147,8 +147,7 @@ class OnnxNetwork(Frozen):
     def _session(self) -> Any:
         """The session for as many threads as torch uses now."""
         threads = torch.get_num_threads()
-        opened: dict[int, Any] = self.__dict__.setdefault("opened", {})
-        if threads not in opened:
+        if threads not in self.opened:
             try:
                 import onnxruntime
             except ImportError as error:
@@ -160,9 +159,8 @@ class OnnxNetwork(Frozen):
             except Exception as error:  # onnxruntime's own kinds have no common base
                 told = " ".join(str(error).split())[:300]
                 raise FileFormatError(f"onnxruntime cannot run this ONNX network: {told}") from error
-            opened.clear()
-            opened[threads] = made
-        return opened[threads]
+            self.opened = {threads: made}
+        return self.opened[threads]
 
 
 @contextlib.contextmanager

@@ -152,8 +152,8 @@ def teacher_frozen(teacher: nn.Module, split: Split, store: LogitStore) -> Check
     """Whether the teacher answers in eval mode and without gradients, and is the one whose answers are stored."""
     name = "teacher frozen"
     with inference(teacher) as place:
-        awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
         logits: Tensor = teacher(split.images_at(torch.arange(min(2, len(split)))).to(place))
+        awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
     if awake:
         return Check(name, False, f"the teacher's {awake[0]} stays in training mode when it is asked to answer")
     if logits.requires_grad:
@@ -185,12 +185,10 @@ def plausible_accuracy(store: LogitStore, val: Split) -> Check:
         return Check(name, None, "validation has no labels")
     chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.targets.cpu()
     n, classes = len(labels), val.classes
-    accuracy = float((chosen == labels).double().mean())
-    shares = [torch.bincount(one, minlength=classes).double() / n for one in (chosen, labels)]
-    chance = float((shares[0] * shares[1]).sum())
-    spread = math.sqrt(max(chance * (1 - chance), 1e-12) / n)
-    held = accuracy > chance + ABOVE_CHANCE * spread
-    told = f"{100 * accuracy:.2f} % on validation (n = {n:,}), where {100 * chance:.2f} % would be chance"
+    hits = int((chosen == labels).sum())
+    chance, variance = hits_by_chance(*(torch.bincount(one, minlength=classes) for one in (chosen, labels)))
+    held = hits > chance + ABOVE_CHANCE * math.sqrt(variance)
+    told = f"{100 * hits / n:.2f} % on validation (n = {n:,}), where {100 * chance / n:.2f} % would be chance"
     if held:
         return Check(name, True, told)
     return Check(
@@ -198,6 +196,19 @@ def plausible_accuracy(store: LogitStore, val: Split) -> Check:
         f"the teacher's accuracy is {told}: a wrong normalisation or class order shows like this, and so does a "
         "teacher that was hardly trained (see teacher.preprocess, teacher.mean)",
     )  # fmt: skip
+
+
+def hits_by_chance(answers: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean and variance of the hits when answers are dealt out to labels at random.
+
+    `answers` and `labels` say how often each class occurs, `[K]`, with one sum n. The hits are a sum of hypergeometric
+    counts, one a class, that share their draws.
+    """
+    ours, theirs, n = answers.double(), labels.double(), int(labels.sum())
+    both = ours * theirs
+    cross = both.sum().square() - both.square().sum()
+    spread = (both * (n - ours) * (n - theirs)).sum() + cross
+    return float(both.sum()) / n, float(spread) / (n * n * max(1, n - 1))
 
 
 def answers_are_logits(store: LogitStore) -> Check:
