@@ -46,5 +46,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,track,cluster]'
+	$(PIP) --editable '.[dev,track,cluster,zoo,hf,export]'
 	touch $@

@@ -223,7 +223,7 @@ def test_wrong_questions_start_nothing(tmp_path: Path, data: nt.Splits) -> None:
     with pytest.raises(DataError, match="no weights there"):
         nt.compress(str(tmp_path / "nothing.safetensors"), "mlp800", data, output_dir=tmp_path / "e")
     with pytest.raises(AskedWronglyError, match="pickle may run code"):
-        nt.compress("teacher.pt", "mlp800", data, output_dir=tmp_path / "f")
+        nt.compress("teacher.pkl", "mlp800", data, output_dir=tmp_path / "f")
     wrong = nt.build_model("lenet", classes=3, input_shape=(1, 28, 28))
     with pytest.raises(MismatchError, match="classes 3"):
         nt.compress(wrong, "mlp800", data, output_dir=tmp_path / "g")

@@ -46,7 +46,7 @@ def evaluate(
     part = splits.parts.get(split)
     if part is None:
         raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
-    found, _ = load_teacher(path, splits, allow_import)
+    found, _ = load_teacher(path, splits, allow_import, config.teacher)
     second = None if teacher is None else load_teacher(o.model_path(teacher, output_dir), splits, allow_import)[0]
     o.note_other_data(path, splits)
     scores = scores_of(found, part, teacher=second, device=config.run.device).describe()
@@ -79,13 +79,13 @@ def measure(
     from noisyteacher.device import check_threads
     from noisyteacher.errors import AskedWronglyError
     from noisyteacher.measure import measure as costs_of
-    from noisyteacher.models import MODELS, Classifier, build_model
+    from noisyteacher.models import MODELS, ZOO, Classifier, build_model
     from noisyteacher.pipeline import load_teacher
     from noisyteacher.text import count, size_bytes
 
     if threads is not None:
         check_threads(threads)
-    if model in MODELS or (":" in model and "/" not in model):
+    if model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model):
         try:
             shape = tuple(int(size) for size in input_shape.split(","))
         except ValueError as error:

@@ -32,6 +32,12 @@ DataName = Annotated[
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", "--data-dir", help="Where the official files lie.", callback=not_empty)
 ]
+TeacherWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="The named teacher's trained weights: a .pt, .pth, .bin or .safetensors file.", callback=not_empty
+    ),
+]
 OutputDir = Annotated[
     str | None, typer.Option("--output-dir", help="Folder for run folders (default: runs).", callback=not_empty)
 ]
@@ -128,16 +134,19 @@ def resumed(which: str, output_dir: str | None) -> Run:
 
 
 def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
-    """The path of a trained model: a weights file or folder as given, or the run of that id or its beginning.
+    """The path of a trained model: a file, a folder or a library's network as given, or the run of that id.
+
+    Of an id the beginning is enough.
 
     `known` are names that would have been allowed too, so that a mistyped one gets the better hint.
     """
     from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.models import ZOO
     from noisyteacher.pipeline import names_a_file
     from noisyteacher.runs import find_run
     from noisyteacher.text import nearest, unknown_name
 
-    if name.startswith("pretrained:") or (names_a_file(name) and os.path.exists(name)):
+    if name.partition(":")[0] in ("pretrained", *ZOO) or (names_a_file(name) and os.path.exists(name)):
         return name
     try:
         return str(find_run(output_dir or "runs", name).path)

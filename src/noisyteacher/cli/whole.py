@@ -43,8 +43,10 @@ def compress(
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A network's name (trained first), a run or a weights file.")
+        str | None,
+        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME, an .onnx or a .pt2."),
     ] = None,
+    teacher_weights: o.TeacherWeights = None,
     student: Annotated[
         str | None, typer.Option(help="A network's name, or pkg.module:factory, or auto (with a target: the default).")
     ] = None,
@@ -100,6 +102,7 @@ def compress(
         "data.name": data,
         "data.root": data_root,
         "teacher.name": teacher,
+        "teacher.weights": teacher_weights,
         "teacher.epochs": teacher_epochs,
         "student.name": student or ("auto" if any(one is not None for one in limits) else None),
         "target.macs": target_macs,

@@ -53,7 +53,10 @@ def train(
 
 
 def extract(
-    teacher: Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")],
+    teacher: Annotated[
+        str, typer.Argument(help="A trained model: a run, its folder, a weights file, hf:NAME, an .onnx or a .pt2.")
+    ],
+    teacher_weights: o.TeacherWeights = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     views: o.Views = None,
@@ -78,9 +81,10 @@ def extract(
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import extract_config, load_config_data
 
-    path = o.model_path(teacher, output_dir)
+    path = o.model_path(teacher, output_dir) if teacher_weights is None else teacher
     flags = {
         "teacher.name": path,
+        "teacher.weights": teacher_weights,
         "student.views": views,
         **_place(data, data_root, output_dir, device, threads),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,9 @@ class Frozen(nn.Module):
             parts.append(self.answer(padded)[: len(part)])
         return torch.cat(parts).float().to(images.device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was opened of the file: it is opened again where it is needed."""
-        return {key: value for key, value in self.__dict__.items() if key != "opened"}
+    def __reduce__(self) -> tuple[type[Frozen], tuple[Tensor]]:
+        """A copy opens the file anew."""
+        return type(self), (self.file,)
 
 
 class OnnxNetwork(Frozen):
@@ -145,8 +147,7 @@ class OnnxNetwork(Frozen):
     def _session(self) -> Any:
         """The session for as many threads as torch uses now."""
         threads = torch.get_num_threads()
-        opened: dict[int, Any] = self.__dict__.setdefault("opened", {})
-        if threads not in opened:
+        if threads not in self.opened:
             try:
                 import onnxruntime
             except ImportError as error:
@@ -158,9 +159,17 @@ class OnnxNetwork(Frozen):
             except Exception as error:  # onnxruntime's own kinds have no common base
                 told = " ".join(str(error).split())[:300]
                 raise FileFormatError(f"onnxruntime cannot run this ONNX network: {told}") from error
-            opened.clear()
-            opened[threads] = made
-        return opened[threads]
+            self.opened = {threads: made}
+        return self.opened[threads]
+
+
+@contextlib.contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    """Inside, torch does not warn of what its own reader of programs will have to change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 class ProgramNetwork(Frozen):
@@ -172,10 +181,9 @@ class ProgramNetwork(Frozen):
         data = self.file.numpy().tobytes()
         archive_members(data, "a torch.export program")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _no_future_warnings():
                 program = torch.export.load(io.BytesIO(data))
-            ran = program.module()
+                ran = program.module()
         except Exception as error:  # whatever a damaged program or a missing operator raises
             raise FileFormatError(f"torch.export cannot read this program: {type(error).__name__}: {error}") from error
         names = program.graph_signature.user_inputs
@@ -194,7 +202,8 @@ class ProgramNetwork(Frozen):
         return self._weights
 
     def answer(self, images: Tensor) -> Tensor:
-        return logits_of(self._ran[0](images))
+        with _no_future_warnings():
+            return logits_of(self._ran[0](images))
 
 
 FROZEN: dict[str, type[Frozen]] = {"onnx": OnnxNetwork, "pt2": ProgramNetwork}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,19 +48,25 @@ class Check:
 def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict[str, Any]]:
     """The checks of a teacher and its stored answers, JSON-able.
 
-    Raises MismatchError with every one that does not hold, unless the settings say `run.checks = false`.
+    Raises MismatchError with every one that does not hold, unless the settings say `run.checks = false`. The accuracy
+    of a teacher that was trained here, through the same data and preprocessing, is noted and ends nothing.
     """
-    data, store, val = plan.data, answers.get("train"), answers.get("val")
+    data, strict = plan.data, plan.config.run.checks
+    store, val = answers.get("train"), answers.get("val")
     stored = store if isinstance(store, LogitStore) else None
     found = [
-        _frozen(teacher.model, data.train, stored),
+        teacher_frozen(teacher.model, data.train, stored),
         class_order(teacher.result.get("classes"), data.class_names, "the teacher"),
     ]
     if stored is not None:
-        found.append(_stored_is_live(teacher.model, data.train, stored))
-    if isinstance(val, LogitStore):
-        found += [_plausible(val, data.val), _are_logits(val)]
-    return settled(found, plan.config.run.checks)
+        found.append(stored_is_live(teacher.model, data.train, stored))
+    if not isinstance(val, LogitStore):
+        return settled(found, strict)
+    accuracy = plausible_accuracy(val, data.val)
+    found.append(answers_are_logits(val))
+    if teacher.run.info["kind"] == "given":
+        return settled([*found, accuracy], strict)
+    return settled(found, strict) + settled([accuracy], strict=False)
 
 
 def checked_lesson(
@@ -91,7 +97,7 @@ def checked_lesson(
     taught = taught_of(config) | {"label_weight": 0.0}
     targets = as_teacher(source, taught.get("combine", "mean")).logits(batch)
     same, _ = distil(source, **taught)(targets, batch)
-    found = [_zero(float(same), targets), _slope(model, lambda logits: objective(logits, batch)[0], batch)]
+    found = [_zero(float(same), targets), student_gradient(model, lambda logits: objective(logits, batch)[0], batch)]
     return settled(found, config.run.checks)
 
 
@@ -145,11 +151,12 @@ def _word(name: str) -> str:
     return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
 
 
-def _frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -> Check:
+def teacher_frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -> Check:
+    """Whether the teacher answers in eval mode and without gradients, and is the one whose answers are stored."""
     name = "teacher frozen"
     with inference(teacher) as place:
-        awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
         logits: Tensor = teacher(split.images_at(torch.arange(min(2, len(split)))).to(place))
+        awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
     if awake:
         return Check(name, False, f"the teacher's {awake[0]} stays in training mode when it is asked to answer")
     if logits.requires_grad:
@@ -161,7 +168,8 @@ def _frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -> Check
     return Check(name, True, "in eval mode, without gradients, with the weights whose answers are stored")
 
 
-def _stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
+def stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check:
+    """Whether a few stored answers are what the teacher says now, within 1e-3 of the largest logit."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
     view = store.views[-1]
     with inference(as_classifier(teacher)) as place:
@@ -175,19 +183,17 @@ def _stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Chec
     return Check("stored answers are the teacher's", apart <= 1e-3 * (1 + size), told)
 
 
-def _plausible(store: LogitStore, val: Split) -> Check:
+def plausible_accuracy(store: LogitStore, val: Split) -> Check:
     """Accuracy against what the same answers would score if they had nothing to do with the labels."""
     name = "teacher's accuracy"
     if val.labels is None:
         return Check(name, None, "validation has no labels")
     chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.targets.cpu()
     n, classes = len(labels), val.classes
-    accuracy = float((chosen == labels).double().mean())
-    shares = [torch.bincount(one, minlength=classes).double() / n for one in (chosen, labels)]
-    chance = float((shares[0] * shares[1]).sum())
-    spread = math.sqrt(max(chance * (1 - chance), 1e-12) / n)
-    held = accuracy > chance + ABOVE_CHANCE * spread
-    told = f"{100 * accuracy:.2f} % on validation (n = {n:,}), where {100 * chance:.2f} % would be chance"
+    hits = int((chosen == labels).sum())
+    chance, variance = hits_by_chance(*(torch.bincount(one, minlength=classes) for one in (chosen, labels)))
+    held = hits > chance + ABOVE_CHANCE * math.sqrt(variance)
+    told = f"{100 * hits / n:.2f} % on validation (n = {n:,}), where {100 * chance / n:.2f} % would be chance"
     if held:
         return Check(name, True, told)
     return Check(
@@ -197,7 +203,20 @@ def _plausible(store: LogitStore, val: Split) -> Check:
     )  # fmt: skip
 
 
-def _are_logits(store: LogitStore) -> Check:
+def hits_by_chance(answers: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean and variance of the hits when answers are dealt out to labels at random.
+
+    `answers` and `labels` say how often each class occurs, `[K]`, with one sum n. The hits are a sum of hypergeometric
+    counts, one a class, that share their draws.
+    """
+    ours, theirs, n = answers.double(), labels.double(), int(labels.sum())
+    both = ours * theirs
+    cross = both.sum().square() - both.square().sum()
+    spread = (both * (n - ours) * (n - theirs)).sum() + cross
+    return float(both.sum()) / n, float(spread) / (n * n * max(1, n - 1))
+
+
+def answers_are_logits(store: LogitStore) -> Check:
     """Probabilities are between 0 and 1 and add up to 1 in every row; logits have no reason to."""
     low, off = math.inf, 0.0
     for part in _chunks(store):
@@ -221,7 +240,7 @@ def _zero(loss: float, targets: Tensor) -> Check:
     return Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), told)
 
 
-def _slope(model: nn.Module, loss: Any, batch: Batch) -> Check:
+def student_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], batch: Batch) -> Check:
     """The gradient of the first batch's loss in the student's weights; the student is a copy that is thrown away."""
     name = "student's gradient"
     learned = [one for one in model.parameters() if one.requires_grad]

@@ -113,8 +113,6 @@ def load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
     if not settings.weights:
         options: dict[str, Any] = {"pretrained": WHOLE, **settings.options}
         return build_model(name, data, preprocess=preprocess_of(settings, data), **options).eval()
-    if names_a_file(name):
-        raise AskedWronglyError(f"teacher.weights: has no effect on {name}, which has its own: leave one of them out")
     prefix, front = name.partition(":")[0], preprocess_of(settings, data)
     options = dict(settings.options)
     if prefix in ZOO:

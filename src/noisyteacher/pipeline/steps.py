@@ -16,7 +16,7 @@ from noisyteacher import metrics
 from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, resolve_device
-from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoisyTeacherError
+from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import judge
 from noisyteacher.files import alone, at_work
 from noisyteacher.history import Tick
@@ -192,6 +192,8 @@ def load_teacher(
     or that comes with its own (`is_given`). `allow_import` as in `load_model`. Raises MismatchError when it does not
     fit the data, FileFormatError when the file is damaged, DataError when the path leads nowhere.
     """
+    if settings is not None and settings.weights and names_a_file(os.fspath(where)):
+        raise AskedWronglyError(f"teacher.weights: has no effect on {where}, which has its own: leave one of them out")
     if not names_a_file(os.fspath(where)) and is_given(os.fspath(where), settings) and data is not None:
         return load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where))), None
     path = weights_file(where)

@@ -1,0 +1,219 @@
+"""What is looked at before the first step: each check holds for a sound pair and fails for the mistake it is for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher.config import build_config
+from noisyteacher.data import Batch
+from noisyteacher.errors import MismatchError
+from noisyteacher.models import Standardize
+from noisyteacher.pipeline import checking, compress_config, distil_config, train_config
+from noisyteacher.runs import list_runs
+
+NAMES = ("dark", "middle", "bright")
+LEVELS = (40, 120, 200)
+
+
+def pixels(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images 6 x 6, each of one brightness with a little noise on it; class k is LEVELS[k]."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    noise = draw.integers(-10, 11, (count, 6, 6))
+    return (np.array(LEVELS)[labels][:, None, None] + noise).astype(np.uint8), labels
+
+
+def table(order: tuple[int, ...] = (0, 1, 2)) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz, with classes in the order given."""
+    arrays: dict[str, Any] = {"classes": np.array([NAMES[one] for one in order])}
+    for number, (role, count) in enumerate({"train": 60, "val": 60, "test": 30}.items()):
+        images, labels = pixels(count, number)
+        arrays |= {f"x_{role}": images, f"y_{role}": np.argsort(order)[labels]}
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("checking")
+    np.savez(made / "data.npz", **table())
+    np.savez(made / "moved.npz", **table((2, 0, 1)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> nt.Splits:
+    return nt.load_data(folder / "data.npz")
+
+
+def linear() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+
+
+def teacher(data: nt.Splits, front: nn.Module | str = "scale", *after: nn.Module) -> nt.Classifier:
+    """The best linear classifier by hand: logit_k = s (c_k mean - c_k^2 / 2) is largest at the nearest level c_k."""
+    network = linear()
+    levels = torch.tensor(LEVELS) / 255
+    with torch.no_grad():
+        network[1].weight.copy_(50 * levels[:, None].expand(3, 36) / 36)
+        network[1].bias.copy_(-25 * levels.square())
+    return nt.build_model(nn.Sequential(*network, *after), data, preprocess=front)
+
+
+def compressed(model: nn.Module, data: nt.Splits, folder: Path, **options: Any) -> nt.Result:
+    torch.manual_seed(0)
+    return nt.compress(model, linear(), data, baselines=False, epochs=1, output_dir=folder, **options)
+
+
+def test_a_sound_pair(data: nt.Splits, tmp_path: Path) -> None:
+    result = compressed(teacher(data), data, tmp_path)
+    held = {one["check"]: one["held"] for one in result.checks}
+    assert held == {
+        "teacher frozen": True, "class order": None, "stored answers are the teacher's": True,
+        "answers are logits": True, "teacher's accuracy": True, "no loss where student equals teacher": True,
+        "student's gradient": True,
+    }  # fmt: skip
+    told = {one["check"]: one["told"] for one in result.checks}
+    assert told["teacher's accuracy"] == "100.00 % on validation (n = 60), where 33.33 % would be chance"
+    assert "in 2 of 2 weight tensors" in told["student's gradient"]
+    kept = json.loads((result.path / "result.json").read_text())["result"]["checks"]
+    assert kept == [dict(one) for one in result.checks]
+    assert "Did not hold" not in str(result)
+
+
+def test_a_wrong_normalisation(data: nt.Splits, tmp_path: Path) -> None:
+    wrong = teacher(data, Standardize([5.0], [1.0]))
+    with pytest.raises(MismatchError, match=r"1 of 5 checks did not hold.* % on validation \(n = 60\).*wrong normalis"):
+        compressed(wrong, data, tmp_path / "refused")
+    (run,) = list_runs(tmp_path / "refused", 1)
+    assert run.state == "failed"
+    assert "wrong normalisation or class order" in (run.error() or "")
+    result = compressed(wrong, data, tmp_path / "noted", checks=False)
+    assert "Did not hold before the first step (teacher's accuracy)" in str(result)
+
+
+def test_probabilities_are_not_logits(data: nt.Splits, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="they are probabilities, and logits are needed"):
+        compressed(teacher(data, "scale", nn.Softmax(1)), data, tmp_path)
+
+
+def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
+    given = {"data": {"name": str(folder / "data.npz")}, "run": {"output_dir": str(tmp_path), "baselines": False}}
+    first = build_config({**given, "teacher": {"name": "mlp800", "epochs": 2}})
+    trained = train_config(first)
+    assert trained.result["classes"] == list(NAMES)
+    learner = {"teacher": {"name": str(trained.run.path)}, "student": {"epochs": 1}, "noise": {"sigma": 0.0}}
+    result = compress_config(build_config({**given, **learner}))
+    (order,) = (one for one in result.checks if one["check"] == "class order")
+    assert (order["held"], order["told"]) == (True, "3 of 3 classes are named alike, each at the same place")
+    moved = {**given, **learner, "data": {"name": str(folder / "moved.npz")}}
+    with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the teacher"):
+        compress_config(build_config(moved))
+    with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the stored teacher"):
+        distil_config(build_config(moved), result.path / result.store)
+    again = distil_config(build_config({**given, **learner}), result.path / result.store)
+    assert [one["held"] for one in again.result["checks"]] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "held"),
+    [
+        (None, None),
+        (["dark", "middle", "bright"], True),
+        (["Dark", "MIDDLE", "bright"], True),
+        (["dark", "bright", "middle"], False),
+        (["middle", "x", "y"], False),
+        (["dark", "x", "y"], True),
+        (["0", "1", "2"], None),
+        (["dark", "middle"], False),
+    ],
+)
+def test_the_order_of_names(theirs: list[str] | None, held: bool | None) -> None:
+    assert checking.class_order(theirs, NAMES, "the teacher").held is held
+
+
+def test_a_teacher_that_is_not_the_one_of_the_answers(data: nt.Splits, tmp_path: Path) -> None:
+    model = teacher(data)
+    store = nt.extract(model, data.train, tmp_path / "logits")
+    assert checking.teacher_frozen(model, data.train, store).held
+    assert checking.stored_is_live(model, data.train, store).held
+    with torch.no_grad():
+        model.network[1].bias += 0.1
+    changed = checking.teacher_frozen(model, data.train, store)
+    assert (changed.held, changed.told) == (False, "the teacher's weights have changed since its answers were stored")
+    apart = checking.stored_is_live(model, data.train, store)
+    assert apart.held is False
+    assert "differs by at most 0.1" in apart.told
+
+
+def test_a_teacher_that_wakes_up(data: nt.Splits, tmp_path: Path) -> None:
+    class Awake(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            self.training = True
+            return x
+
+    model = teacher(data)
+    store = nt.extract(model, data.train, tmp_path / "logits")
+    model.network.append(Awake())
+    assert "stays in training mode" in checking.teacher_frozen(model, data.train, store).told
+
+
+def test_accuracy_against_what_chance_would_give(data: nt.Splits, tmp_path: Path) -> None:
+    """One class throughout scores its share and nothing above it, however large that share is."""
+    val = data.val
+    uneven = val.subset(torch.cat([torch.arange(0, 60, 3), torch.tensor([1, 2])]))
+    model = teacher(data)
+    store = nt.extract(model, uneven, tmp_path / "good")
+    right = checking.plausible_accuracy(store, uneven)
+    assert right.held
+    assert "100.00 % on validation (n = 22), where 83.06 % would be chance" in right.told
+    with torch.no_grad():
+        model.network[1].bias[0] += 1000
+    store = nt.extract(model, uneven, tmp_path / "constant")
+    found = checking.plausible_accuracy(store, uneven)
+    assert found.held is False
+    assert "90.91 % on validation (n = 22), where 90.91 % would be chance" in found.told
+
+
+@pytest.mark.parametrize(("answers", "labels"), [([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]), ([0] * 5 + [1], [0] * 6)])
+def test_hits_by_chance_over_all_ways_to_deal(answers: list[int], labels: list[int]) -> None:
+    hits = [sum(map(int.__eq__, dealt, labels)) for dealt in itertools.permutations(answers)]
+    mean = sum(hits) / len(hits)
+    variance = sum((one - mean) ** 2 for one in hits) / len(hits)
+    counts = (torch.bincount(torch.tensor(one), minlength=3) for one in (answers, labels))
+    assert checking.hits_by_chance(*counts) == pytest.approx((mean, variance))
+
+
+def test_students_that_cannot_learn(data: nt.Splits) -> None:
+    rows = torch.arange(4)
+    batch = Batch(data.train.images_at(rows), None, rows, ("clean",), torch.zeros(4).long(), 0, 0, 60, 1)
+
+    def loss(logits: Tensor) -> Tensor:
+        return logits.square().sum()
+
+    student = nt.build_model(linear(), data)
+    assert checking.student_gradient(student, loss, batch).held
+    frozen = checking.student_gradient(nt.build_model(linear().requires_grad_(False), data), loss, batch)
+    assert (frozen.held, frozen.told) == (False, "the student has no weights to learn")
+    flat = checking.student_gradient(student, lambda logits: 0 * logits.sum(), batch)
+    assert flat.held is False
+    assert "in 0 of 2 weight tensors: there is nothing it could learn" in flat.told
+
+
+def test_checks_leave_no_trace(data: nt.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student trained after the checks has the bits of one that was trained without them."""
+    files = []
+    for name in ("with", "without"):
+        result = compressed(teacher(data), data, tmp_path / name)
+        files.append((result.path / "clean-seed0" / "weights.safetensors").read_bytes())
+        monkeypatch.setattr("noisyteacher.pipeline.compression.checked_lesson", lambda *given: [])
+        monkeypatch.setattr("noisyteacher.pipeline.compression.checked_teacher", lambda *given: [])
+    assert files[0] == files[1]

@@ -1,0 +1,222 @@
+"""Teachers that are given: which names mean one, weights beside a name, an ONNX file through the whole way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import noisyteacher as nt
+from noisyteacher import cli
+from noisyteacher.config import Teacher, build_config
+from noisyteacher.errors import AskedWronglyError, ConfigError, FileFormatError, MismatchError
+from noisyteacher.models import save_model, weights_fingerprint
+from noisyteacher.pipeline import is_given, load_teacher, names_a_file
+from noisyteacher.pipeline.plan import called
+from noisyteacher.runs import Run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def arrays(channels: int) -> dict[str, Any]:
+    """Bright and dark images, 8 x 8."""
+    draw, made = np.random.default_rng(0), {}
+    for role, count in (("train", 48), ("val", 40), ("test", 40)):
+        labels = np.arange(count) % 2
+        shape = (count, 8, 8, channels)[: 3 + (channels > 1)]
+        light = (60 + 120 * labels).reshape(count, *[1] * (len(shape) - 1))
+        made |= {f"x_{role}": (light + draw.integers(-20, 21, shape)).astype(np.uint8), f"y_{role}": labels}
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("given")
+    np.savez(made / "grey.npz", **arrays(1))
+    np.savez(made / "colour.npz", **arrays(3))
+    model = nt.build_model("mlp800", nt.load_data(made / "grey.npz"))
+    data = nt.load_data(made / "grey.npz")
+    nt.fit(model, data.train, nt.supervised(), epochs=2, lr=1e-4)
+    save_model(model, made / "ours.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.network.state_dict().items()}}, made / "theirs.pth")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "given"),
+    [
+        ("lenet", {}, False),
+        ("runs/x", {}, True),
+        ("a.safetensors", {}, True),
+        ("a.onnx", {}, True),
+        ("a.pt2", {}, True),
+        ("pretrained:lenet-mnist", {}, True),
+        ("lenet", {"weights": "a.pth"}, True),
+        ("timm:resnet18", {}, False),
+        ("timm:resnet18", {"options": {"pretrained": True}}, False),
+        ("timm:resnet18", {"options": {"pretrained": "whole"}}, True),
+        ("timm:resnet18", {"weights": "a.pth"}, True),
+        ("hf:somebody/model", {}, True),
+        ("hf:./folder", {}, True),
+        ("hf:somebody/model", {"options": {"pretrained": True}}, False),
+        ("hf:somebody/model", {"options": {"pretrained": False}}, False),
+        ("pkg.module:factory", {}, False),
+    ],
+)
+def test_which_names_mean_a_trained_teacher(name: str, settings: dict[str, Any], given: bool) -> None:
+    assert is_given(name, Teacher(name=name, **settings)) is given
+
+
+def test_names_of_files() -> None:
+    assert not names_a_file("hf:somebody/model")
+    for name in ("a.pt", "b/c.pth", "pytorch_model.bin", "a.ckpt"):
+        with pytest.raises(
+            AskedWronglyError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"
+        ):
+            names_a_file(name)
+    names = {
+        "timm:resnet18.a1_in1k": "resnet18.a1_in1k", "hf:somebody/model": "model", "hf:./folder/": "folder",
+        "dir/teacher.onnx": "teacher.onnx", "pkg.module:factory": "pkg.module:factory", "runs/r1": "r1",
+    }  # fmt: skip
+    assert {name: called(name) for name in names} == names
+
+
+def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:
+    data = nt.load_data(folder / "grey.npz")
+    ours = nt.load_model(folder / "ours.safetensors")
+    for file in ("ours.safetensors", "theirs.pth"):
+        model, run = load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=str(folder / file)))
+        assert run is None
+        assert weights_fingerprint(model) == weights_fingerprint(ours)
+    result = nt.compress(
+        "mlp800", "mlp800", data, epochs=1, baselines=False, output_dir=tmp_path,
+        teacher_training={"weights": str(folder / "theirs.pth")},
+    )  # fmt: skip
+    child = Run.open(result.path / "teacher")
+    assert child.info["kind"] == "given"
+    kept = nt.load_model(child.path / "weights.safetensors")
+    assert weights_fingerprint(kept) == weights_fingerprint(ours)
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(MismatchError, match=r"other\.pth: its tensors are not those of 'mlp800' with 2 classes"):
+        load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=str(tmp_path / "other.pth")))
+    both = Teacher(name=str(folder / "ours.safetensors"), weights=str(folder / "theirs.pth"))
+    with pytest.raises(AskedWronglyError, match="which has its own"):
+        nt.compress(both.name, "mlp800", data, output_dir=tmp_path, teacher_training={"weights": both.weights})
+    import safetensors.torch
+
+    safetensors.torch.save_file(ours.network.state_dict(), tmp_path / "bare.safetensors")
+    with pytest.raises(FileFormatError, match=r"need their network named too: --teacher NAME --teacher-weights"):
+        load_teacher(tmp_path / "bare.safetensors", data)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="needs the extra zoo")
+def test_weights_beside_a_network_of_timm(folder: Path, tmp_path: Path) -> None:
+    """What timm says of a network's images stands before foreign weights, unless settings say otherwise."""
+    data = nt.load_data(folder / "colour.npz")
+    name, options = "timm:resnet18", {"drop_rate": 0.1}
+    source = nt.build_model(name, data, seed=7, **options)
+    torch.save({"model": source.network.state_dict()}, tmp_path / "a.pth")
+    settings = Teacher(name=name, options=options, weights=str(tmp_path / "a.pth"))
+    model, _ = load_teacher(name, data, settings=settings)
+    assert weights_fingerprint(model) == weights_fingerprint(source)
+    assert model.preprocess.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    settings.preprocess, settings.mean, settings.std = "standardize@16x16-bilinear", [0.1, 0.2, 0.3], [1.0, 1.0, 2.0]
+    model, _ = load_teacher(name, data, settings=settings)
+    assert model.architecture["preprocess"] == "standardize@16x16-bilinear"
+    assert model.preprocess.inner.std.tolist() == [1.0, 1.0, 2.0]
+    settings.mean = settings.std = [0.5]
+    with pytest.raises(AskedWronglyError, match="a value for each of the 3 channels"):
+        load_teacher(name, data, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"mean": [0.5]}, r"teacher\.mean: 1 values, teacher\.std 0"),
+        ({"mean": [0.5], "std": [1.0], "preprocess": "scale"}, "no effect with preprocess 'scale'"),
+        ({"mean": [0.5], "std": [0.0]}, r"teacher\.std"),
+    ],
+)
+def test_statistics_that_make_no_sense(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build_config({"teacher": settings})
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["noisyteacher", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def onnx_teacher(path: Path) -> None:
+    """Bright or dark, by hand: logits (-s, s) with s the mean brightness over the middle."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    weights = np.stack([np.full(64, -20 / 64), np.full(64, 20 / 64)]).astype(np.float32)
+    bias = np.array([20 * 120 / 255, -20 * 120 / 255], dtype=np.float32)
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["logits"], transB=1),
+    ]
+    made = helper.make_graph(
+        nodes, "bright",
+        [helper.make_tensor_value_info("image", kinds.FLOAT, ["n", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", 2])],
+        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(bias, "b")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_an_onnx_file_through_the_whole_way(folder: Path, tmp_path: Path, call: Call) -> None:
+    file, data = tmp_path / "bright.onnx", str(folder / "grey.npz")
+    onnx_teacher(file)
+    asked = [
+        "compress", "--data", data, "--teacher", str(file), "--student", "mlp800", "--sigma", "0", "--epochs", "1",
+        "--no-baselines", "--output-dir", str(tmp_path / "runs"), "--json", "--quiet",
+    ]  # fmt: skip
+    code, out, _ = call(*asked)
+    assert code == 0
+    told = json.loads(out)
+    teacher = told["rows"][0]
+    assert teacher["error_%"]["per_seed"] == [0.0]
+    assert (teacher["costs"]["macs"], teacher["costs"]["parameters"]) == (128, 130)
+    assert [one["check"] for one in told["checks"] if one["held"] is not True] == ["class order"]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert nt.load_model(run / "teacher" / "weights.safetensors").name == "onnx:bright"
+    code, out, _ = call("evaluate", str(file), "--data", data, "--json")
+    assert (code, json.loads(out)["error"]["value"]) == (0, 0.0)
+    code, out, _ = call("measure", str(run / "teacher"), "--threads", "1", "--runs", "2", "--json")
+    assert (code, json.loads(out)["macs"]) == (0, 128)
+    code, _, err = call(*asked, "--set", "teacher.options.width=2")
+    assert code == 2
+    assert "teacher.options: has no effect on" in err
+
+
+def test_weights_on_the_command_line(folder: Path, tmp_path: Path, call: Call) -> None:
+    data, weights = str(folder / "grey.npz"), str(folder / "theirs.pth")
+    code, out, err = call(
+        "extract", "mlp800", "--teacher-weights", weights, "--data", data, "--output-dir", str(tmp_path), "--json"
+    )
+    assert (code, json.loads(out)["rows"]) == (0, 48), err
+    code, _, err = call("train", "--model", "hf:somebody/model", "--data", data)
+    assert code == 2
+    assert "to train it further say teacher.options.pretrained=true" in err
