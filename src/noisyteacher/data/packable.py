@@ -57,8 +57,8 @@ def folder_source(root: Path, follow_links: bool = False) -> Source:
     """`ROOT/{train,val,test}/CLASS/**/x.jpg`, `ROOT/CLASS/**/x.jpg`, or images without class folders: unlabelled.
 
     Any role may be unlabelled. Classes are those of the first labelled role, in alphabetical order. What begins with a
-    dot, and files of other kinds than images, are passed over. A link to a folder, and one to a file outside of ROOT, is
-    a row that cannot be read, unless `follow_links`; one to nowhere or back to a folder around it always is.
+    dot, and files of other kinds than images, are passed over. A link to a folder, and one to a file outside of ROOT,
+    is a row that cannot be read, unless `follow_links`; one to nowhere or back to a folder around it always is.
     """
     roles = [role for role in ROLES if os.path.isdir(root / role)]
     if roles and "train" not in roles:
