@@ -80,7 +80,11 @@ def test_any_number_of_jobs_gives_the_same_bytes(source: Path, tmp_path: Path, m
     for name, jobs in (("one", 1), ("two", 2)):
         pack_data(source, tmp_path / name, size=8, skip_corrupt=True, jobs=jobs)
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert [one["rows"] for one in Packed.open(tmp_path / "one").header["parts"][0]["images"]["ranges"]] == [6, 7, 6]
+    packed = Packed.open(tmp_path / "one")
+    assert [one["rows"] for one in packed.header["parts"][0]["images"]["ranges"]] == [6, 7, 6]
+    labels = packed.splits().train.labels
+    assert labels is not None
+    assert [name[:3] for name in packed.files("all")] == [("ant", "bee")[label] for label in labels.tolist()]
 
 
 @pytest.mark.parametrize(("size", "shape"), [((30, 10), (5, 5)), ((12, 40), (6, 6)), ((24, 24), (6, 12))])
@@ -245,24 +249,32 @@ def test_what_cannot_be_read_is_named_counted_and_left_out_on_request(source: Pa
     os.mkfifo(ant / "i-pipe.png")
     (ant / "j\n\x1b[31m.png").write_bytes(b"x")
     (ant / "inside.jpg").symlink_to("00.jpg")
+    (ant / "k-bee").symlink_to(source / "bee", target_is_directory=True)
+    deep = ant / "/".join(["n"] * 70)
+    draw(deep / "deep.jpg")
+    draw(ant / "n" / "near.jpg")
     (ant / "notes.txt").write_text("no image")
     with pytest.raises(DataError) as told:
         pack_data(source, tmp_path / "out", size=8)
     words = [
-        "10 images of pets cannot be read", "a-empty.jpg: cannot be decoded", "b-cut.jpg: cannot be decoded",
+        "12 images of pets cannot be read", "a-empty.jpg: cannot be decoded", "b-cut.jpg: cannot be decoded",
         "c-huge.png: it announces more than 134217728 pixels", "d-deep.png: an image of mode 'I;16' has more than 8",
-        "e-script.png: cannot be decoded", "f-out.jpg: a link that leads out of the folder",
+        "e-script.png: cannot be decoded (no image that is known)", "f-out.jpg: a link that leads out of the folder",
         "g-circle.jpg: a link that leads nowhere", "h-loop: a link to a folder around it", "i-pipe.png: is no file",
-        "ant/j\\n\\x1b[31m.png: cannot be decoded", "--skip-corrupt",
+        "ant/j\\n\\x1b[31m.png: cannot be decoded", "and 2 more",
+        "--skip-corrupt",
     ]  # fmt: skip
     assert [word for word in words if word not in str(told.value)] == []
     packed = pack_data(source, tmp_path / "out", size=8, skip_corrupt=True)
-    assert packed.rows == {"all": 21}
+    assert packed.rows == {"all": 22}
     assert [one["file"][4:10] for one in packed.left_out] == [
-        "a-empt", "b-cut.", "c-huge", "d-deep", "e-scri", "f-out.", "g-circ", "h-loop", "i-pipe", "j\\n\\x1",
+        "a-empt", "b-cut.", "c-huge", "d-deep", "e-scri", "f-out.", "g-circ", "h-loop", "i-pipe", "j\\n\\x1", "k-bee",
+        "n/n/n/",
     ]  # fmt: skip
-    assert "ant/inside.jpg" in packed.files("all")
-    assert pack_data(source, tmp_path / "more", size=8, skip_corrupt=True, follow_links=True).rows == {"all": 22}
+    assert packed.left_out[-2]["reason"].startswith("a link to a folder: --follow-links")
+    assert packed.left_out[-1]["reason"] == "nested deeper than 64 folders"
+    assert {"ant/inside.jpg", "ant/n/near.jpg"} < set(packed.files("all"))
+    assert pack_data(source, tmp_path / "more", size=8, skip_corrupt=True, follow_links=True).rows == {"all": 33}
 
 
 def test_a_folder_whose_images_all_fail_is_refused(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def data_pack(
         bool, typer.Option("--skip-corrupt", help="Leave out what cannot be read, and list it.")
     ] = False,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Also read what links point to outside the folder.")
+        bool, typer.Option("--follow-links", help="Also read what links to folders and to files outside point to.")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that decode (default: one per core).")] = None,
     as_json: o.Json = False,

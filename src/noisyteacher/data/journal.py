@@ -41,9 +41,8 @@ class Journal:
         self.at += self.saved.popleft()[1]
 
     def cut(self) -> None:
-        """The lines that were not kept are forgotten."""
+        """The lines that were not kept are forgotten; the next one that is added takes their place."""
         self.saved.clear()
-        append_bytes(self.path, b"", self.at)
 
     def add(self, record: dict[str, Any]) -> None:
         """One more line, durably. Raises WriteError."""

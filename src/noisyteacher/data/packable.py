@@ -23,7 +23,8 @@ from noisyteacher.errors import AskedWronglyError, DataError
 from noisyteacher.pixels import ENDINGS, Item, Unreadable
 from noisyteacher.text import printable
 
-MOST_CLASSES = 100_000
+MOST_CLASSES, DEEPEST = 100_000, 64
+FOLLOW = "--follow-links (in Python follow_links=True) reads it"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def folder_source(root: Path, follow_links: bool = False) -> Source:
     """`ROOT/{train,val,test}/CLASS/**/x.jpg`, `ROOT/CLASS/**/x.jpg`, or images without class folders: unlabelled.
 
     Any role may be unlabelled. Classes are those of the first labelled role, in alphabetical order. What begins with a
-    dot, and files of other kinds than images, are passed over. A link that leads out of ROOT, to nowhere or back to a
-    folder around it is a row that cannot be read, unless `follow_links` (then only the last two are).
+    dot, and files of other kinds than images, are passed over. A link to a folder, and one to a file outside of ROOT,
+    is a row that cannot be read, unless `follow_links`; one to nowhere or back to a folder around it always is.
     """
     roles = [role for role in ROLES if os.path.isdir(root / role)]
     if roles and "train" not in roles:
@@ -156,7 +157,13 @@ class _Walk:
         if any(one == real or one.startswith(real.rstrip(os.sep) + os.sep) for one in around):
             self.refused[name] = "a link to a folder around it: going in would never end"
             return False
-        return self._inside(name, real)
+        if len(around) > DEEPEST:
+            self.refused[name] = f"nested deeper than {DEEPEST} folders"
+            return False
+        if os.path.islink(folder) and not self.follow_links:  # a few links in each folder could lead to 2^64 paths
+            self.refused[name] = f"a link to a folder: {FOLLOW}"
+            return False
+        return True
 
     def _look_behind(self, path: Path, name: str) -> None:
         try:
@@ -167,15 +174,8 @@ class _Walk:
         if not stat.S_ISREG(mode):
             self.refused[name] = "a link to something that is no file"
             return
-        self._inside(name, os.path.realpath(path))
-
-    def _inside(self, name: str, real: str) -> bool:
-        if self.follow_links or real == self.real or real.startswith(self.real + os.sep):
-            return True
-        self.refused[name] = (
-            "a link that leads out of the folder: --follow-links (in Python follow_links=True) reads it"
-        )
-        return False
+        if not self.follow_links and not os.path.realpath(path).startswith(self.real + os.sep):
+            self.refused[name] = f"a link that leads out of the folder: {FOLLOW}"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -192,8 +192,8 @@ def training_images(data: Any) -> Iterator[Tensor]:
             f"preprocessing statistics were asked from a split whose role is {split.role!r}: pass the whole data or "
             "its train split"
         )
-    channels, height, width = split.input_shape
-    rows = max(1, min(CHUNK, CHUNK_BYTES // (channels * height * width)))  # summed in float64, eight times as large
+    each = split.images_at(torch.zeros(1, dtype=torch.int64), "clean").numel()
+    rows = max(1, min(CHUNK, CHUNK_BYTES // each))  # summed in float64, which is eight times as large
     for first in range(0, len(split), rows):
         yield split.images_at(torch.arange(first, min(first + rows, len(split))), "clean")
 
