@@ -1,6 +1,6 @@
 """Settings as typed code: read them, check them, explain them."""
 
-from noisyteacher.config.explaining import explain, template
+from noisyteacher.config.explaining import as_toml, explain, template
 from noisyteacher.config.reading import (
     build_config,
     describe,
@@ -22,6 +22,7 @@ __all__ = [
     "RunSettings",
     "Student",
     "Teacher",
+    "as_toml",
     "build_config",
     "describe",
     "explain",

@@ -65,17 +65,18 @@ def template() -> str:
         if table != part:
             part = table
             lines += ["", f"[{table}]"]
-        lines += [f"# {doc} ({kind})", f"{'# ' if default is None else ''}{name} = {_toml(default)}"]
+        lines += [f"# {doc} ({kind})", f"{'# ' if default is None else ''}{name} = {as_toml(default)}"]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A setting's value as a TOML file has it; `""` for an empty one."""
     if value is None:
         return '""'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(as_toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)
