@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -14,10 +15,10 @@ release = version = noisyteacher.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "index"
-suppress_warnings = ["toc.empty_glob"]  # pages that a version may or may not have
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+smartquotes = False  # "--sigma" has two hyphens
 highlight_language = "none"  # indented blocks are layouts and formulas; code says its language
 
 # Docstrings are plain English with `code` in single backticks.
@@ -44,20 +45,26 @@ html_theme_options = {
 pygments_style = "friendly"
 pygments_dark_style = "native"
 
-PARAGRAPH = re.compile(r"^(`?[a-z_]+`?(?:, `?[a-z_]+`?)*:|Raises|Source:)(?= )")
-
 
 def as_paragraphs(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Start a paragraph, its first words bold, where a docstring comes to an argument, the errors or the source."""
+    """Start a paragraph, its first words bold, where a docstring comes to an argument, the errors or the source.
+
+    The docstrings are prose: `seed: of the run. limit: at most so many rows. Raises DataError ...`. Doctests stay.
+    """
+    try:
+        arguments = "|".join(map(re.escape, inspect.signature(obj).parameters)) or "^"
+    except (TypeError, ValueError):
+        arguments = "^"
+    begin = re.compile(rf"(?:^|(?<=[.;] ))(`?(?:{arguments})`?(?:, `?(?:{arguments})`?)*:|Raises|Source:)(?= )")
     found: list[str] = []
-    for raw in lines:
-        line = raw.strip()  # continuation lines are indented in some; no docstring has a block that needs it
-        begun = PARAGRAPH.match(line)
-        if begun and found:
-            found += ["", f"**{begun[1].replace('`', '')}**{line[begun.end() :]}"]
-        else:
-            found.append(line)
-    lines[:] = found
+    for block in "\n".join(lines).split("\n\n"):
+        if ">>>" in block:
+            found.append(block)
+            continue
+        first, *others = begin.split(" ".join(block.split()))
+        found.append(first.strip())
+        found += [f"**{word.replace('`', '')}**{told}" for word, told in zip(others[::2], others[1::2], strict=True)]
+    lines[:] = [*"\n\n".join(found).split("\n"), ""]
 
 
 def setup(app: Any) -> None:

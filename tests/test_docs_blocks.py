@@ -34,10 +34,14 @@ SHORT = {
     "train": "--epochs 1 --set data.limit=200",
     "distil": "--epochs 1 --set data.limit=200",
     "extract": "--set data.limit=200",
-    "compress": "--epochs 1 --seeds 1 --teacher-epochs 1 --set data.limit=100",
+    "compress": "--epochs 1 --seeds 2 --teacher-epochs 1 --set data.limit=100",
     "sweep": "--epochs 1 --seeds 1 --jobs 1 --set teacher.epochs=1 --set data.limit=100",
 }
-FEWER = {r'load_data\("mnist-5k"\)': 'load_data("mnist-5k", limit=200)', r"range\(8\)": "range(1)"}
+FEWER = {
+    r'load_data\("mnist-5k"\)': 'load_data("mnist-5k", limit=200)',
+    r"range\(8\)": "range(1)",
+    r'("name": "mnist-5k")': r'\1, "limit": 100',
+}
 EXPECTED = {"console", "python", "text", "toml"}
 
 
@@ -51,7 +55,10 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    found = [Block(one["mark"] or "", one["kind"], one["text"]) for one in BLOCK.finditer(page.read_text("utf-8"))]
+    found = [
+        Block(one["mark"] or "", one["kind"], one["text"].replace("\\\n", " "))
+        for one in BLOCK.finditer(page.read_text("utf-8"))
+    ]
     opened = len(re.findall(r"^```\w", page.read_text("utf-8"), re.M))
     assert len(found) == opened, "a block that is not understood"
     return found
