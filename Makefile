@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint types unit test-faults bench clean
+.PHONY: demo test lint types unit test-faults bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -12,8 +12,8 @@ demo: $(VENV)/.installed
 test: lint types unit
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests scripts benchmarks
-	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks examples docs
+	$(BIN)/ruff check src tests scripts benchmarks examples docs
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
@@ -33,6 +33,10 @@ bench: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
 		--benchmark-json benchmarks/results/latest.json
 
+# The site, every warning an error: open build/docs/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info
 
@@ -46,5 +50,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,track,cluster,zoo,hf,export]'
+	$(PIP) --editable '.[dev,track,cluster,zoo,hf,export,docs]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@

@@ -43,7 +43,8 @@ def extract(
     A finished store of the same model, split and views is returned as it is; an interrupted one is gone on with, and
     with the same batch size on the same machine ends as the same bytes. `overwrite` starts from nothing.
     Raises MismatchError when the model does not fit the split or another store is there, naming the field; StoreError
-    for logits that are not finite or change from call to call; WriteError when the disk refuses.
+    for logits that are not finite or change from call to call; WriteError when the disk refuses; UnknownNameError and
+    AskedWronglyError for a precision, a view or a batch size that is none.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise AskedWronglyError(f"batch_size={batch_size!r}: expected a whole number >= 1")

@@ -1,6 +1,6 @@
 """Settings as typed code: read them, check them, explain them."""
 
-from noisyteacher.config.explaining import explain, template
+from noisyteacher.config.explaining import as_toml, explain, template
 from noisyteacher.config.reading import (
     LIMITS,
     build_config,
@@ -39,6 +39,7 @@ __all__ = [
     "Student",
     "Target",
     "Teacher",
+    "as_toml",
     "build_config",
     "completed",
     "describe",

@@ -23,7 +23,7 @@ def explain(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, A
         else:
             default = getattr(kind(), one.name)
             decided = governed(prefix.removesuffix(".")).get(one.name, [])
-            presets = "".join(f" Preset {name}: {_toml(value)}." for name, value in decided)
+            presets = "".join(f" Preset {name}: {as_toml(value)}." for name, value in decided)
             yield f"{prefix}{one.name}", type_name(inner), default, field_docs(kind)[one.name] + presets
 
 
@@ -79,17 +79,18 @@ def template(preset: str = "paper") -> str:
         decided = name in governed(table)
         value = PRESETS[preset][table].get(name, default) if decided else default
         words = f"{kind}; by the preset unless named here" if decided else kind
-        lines += [f"# {doc} ({words})", f"{'# ' if decided or value is None else ''}{name} = {_toml(value)}"]
+        lines += [f"# {doc} ({words})", f"{'# ' if decided or value is None else ''}{name} = {asas_toml(value)}"]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def asas_toml(value: Any) -> str:
+    """A setting's value as a TOML file has it; `""` for an empty one."""
     if value is None:
         return '""'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {asas_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(as_toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -82,7 +82,8 @@ class Split:
         """The images of the rows `[B]`, uint8 `[B, C, H, W]`, each under its view.
 
         views: one name for all rows, or a table of names with `which` `[B]` saying which of them each row takes.
-        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view.
+        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, AskedWronglyError for a
+        table without `which`, or `which` without a table.
         """
         images = self.images[self._places(rows).to(self.images.device)]
         if isinstance(views, str):

@@ -147,7 +147,10 @@ class LogitStore:
         return out.index_copy_(0, order, torch.cat(parts).float()) if parts else out
 
     def check(self, **fingerprints: str) -> None:
-        """Raises MismatchError unless each given fingerprint (`teacher=`, `data=`, ...) is the store's own."""
+        """Nothing comes back: each given fingerprint (`teacher=`, `data=`, ...) is the store's own.
+
+        Raises MismatchError naming the first that is not, UnknownNameError for a fingerprint that no store has.
+        """
         for name, given in fingerprints.items():
             if name not in FINGERPRINTS:
                 raise unknown_name("fingerprint", name, FINGERPRINTS)
@@ -165,7 +168,9 @@ class LogitStore:
         """A report on the store: all checksums read again, and `sample` rows of every view asked of the model again.
 
         model: uint8 `[B, C, H, W]` -> logits `[B, K]`; a torch module is asked in eval mode. tolerance: absolute, in
-        logits. Raises StoreError naming the shard, or the view and row whose logits differ by more.
+        logits.
+        Raises StoreError naming the shard, or the view and row whose logits differ by more; MismatchError when the
+        split has other rows; AskedWronglyError for a model without a split (or the reverse) and for no rows.
         """
         if (model is None) != (split is None):
             raise AskedWronglyError("verify needs the model and the split, or neither (then checksums alone)")

@@ -1,0 +1,84 @@
+"""Runs one program with the noisy teachers in it watched: what went in, what came out, as JSON in a file.
+
+    python tests/run_example.py WATCHED.json PROGRAM [ARGUMENT ...]
+
+A process of its own, so that nothing of the frameworks (seeds, handlers, warnings) stays behind in the tests'.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import noisyteacher as nt
+from noisyteacher.models import weights_fingerprint
+
+
+def torchvision_imports(program: str) -> bool:
+    """Whether torchvision imports, is not there, or is not wanted: all frameworks but PyTorch itself import it."""
+    if not any(word in Path(program).read_text(encoding="utf-8") for word in ("lightning", "timm", "transformers")):
+        return True
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return True
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return False
+    return True
+
+
+def make_torchvision_importable() -> torch.library.Library:
+    """Declare two operators of torchvision's, so that its CUDA build imports beside a torch of the CPU build."""
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def watch(seen: dict[int, dict[str, Any]]) -> None:
+    """Let every NoisyTeacher tell what it does, call by call."""
+    forward = nt.NoisyTeacher.forward
+
+    def watched(self: nt.NoisyTeacher, images: Tensor, **named: Any) -> Tensor:
+        noisy = forward(self, images, **named)
+        with torch.no_grad():
+            clean = self.teacher(images)
+        about = seen.setdefault(
+            id(self), {"teacher": self, "sigma": self.noise.sigma, "calls": 0, "rows": 0, "changed": 0, "steady": True}
+        )
+        about.setdefault("before", weights_fingerprint(self.teacher))
+        about["calls"] += 1
+        about["rows"] += len(clean)
+        about["changed"] += int((noisy != clean).any(1).sum())
+        about["steady"] &= not noisy.requires_grad and not any(part.training for part in self.modules())
+        return noisy
+
+    nt.NoisyTeacher.forward = watched  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """The program's own output goes where it always goes; what was watched goes into the file."""
+    told, program, *arguments = sys.argv[1:]
+    kept = None if torchvision_imports(program) else make_torchvision_importable()
+    seen: dict[int, dict[str, Any]] = {}
+    watch(seen)
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+    for about in seen.values():
+        teacher = about.pop("teacher")
+        about["unchanged"] = about.pop("before") == weights_fingerprint(teacher.teacher)
+        about["counter"] = int(teacher.calls)
+    del kept
+    Path(told).write_text(json.dumps(list(seen.values())))
+
+
+if __name__ == "__main__":
+    main()
