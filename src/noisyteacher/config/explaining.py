@@ -79,18 +79,18 @@ def template(preset: str = "paper") -> str:
         decided = name in governed(table)
         value = PRESETS[preset][table].get(name, default) if decided else default
         words = f"{kind}; by the preset unless named here" if decided else kind
-        lines += [f"# {doc} ({words})", f"{'# ' if decided or value is None else ''}{name} = {asas_toml(value)}"]
+        lines += [f"# {doc} ({words})", f"{'# ' if decided or value is None else ''}{name} = {as_toml(value)}"]
     return "\n".join(lines) + "\n"
 
 
-def asas_toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
     """A setting's value as a TOML file has it; `""` for an empty one."""
     if value is None:
         return '""'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {asas_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(as_toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)
