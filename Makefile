@@ -41,5 +41,5 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,track,cluster]'
+	$(PIP) --editable '.[dev,track,cluster,export]'
 	touch $@
