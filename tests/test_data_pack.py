@@ -19,7 +19,8 @@ from PIL import Image
 
 import noisyteacher as nt
 from noisyteacher import files
-from noisyteacher.data import Packed, load_data, pack_data, packing
+from noisyteacher.data import Packed, hf, load_data, pack_data, packing
+from noisyteacher.data.packable import Part, npz_source
 from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError, WriteError
 from noisyteacher.pixels import decode
 from noisyteacher.text import printable
@@ -520,3 +521,27 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
         packing.RANGE_BYTES = before
     assert packed.total_bytes == 400 * 3 * 96 * 96
     assert peak < packed.total_bytes / 4
+
+
+def from_row(part: Part, first: int) -> list[bytes]:
+    return [one if isinstance(one, bytes) else np.asarray(one).tobytes() for one in part.items(first)]
+
+
+def test_sources_can_be_entered_at_any_row(tmp_path: Path) -> None:
+    """As after an interruption; of several parquet files too, and inside a group of rows."""
+    images = RNG.integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x=images, y=np.arange(9) % 2)
+    sources = [npz_source(tmp_path / "set.npz")]
+    datasets = pytest.importorskip("datasets", reason="needs the extra data")
+    features = datasets.Features({"image": datasets.Image()})
+    made = datasets.Dataset.from_dict({"image": [Image.fromarray(one) for one in images]}, features=features)
+    for name, rows in (("a", range(5)), ("b", range(5, 9))):
+        made.select(rows).to_parquet(tmp_path / f"{name}.parquet", batch_size=2)
+    sources += [hf.parquet_source(tmp_path), hf.dataset_source(made)]
+    for source in sources:
+        (part,) = source.parts
+        whole = from_row(part, 0)
+        assert len(set(whole)) == 9
+        for first in range(10):
+            assert from_row(part, first) == whole[first:]
+    assert from_row(sources[1].parts[0], 0) == from_row(sources[2].parts[0], 0)
