@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +46,7 @@ def _with_presets(given: Mapping[str, Any]) -> dict[str, Any]:
         table = found.get(part)
         preset = table.get("preset") if isinstance(table, Mapping) else None
         if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
-            found[part] = {**copy.deepcopy(PRESETS[preset][part]), **table}
+            found[part] = {**PRESETS[preset][part], **table}
     return found
 
 
