@@ -131,6 +131,7 @@ class Mixed(nn.Module):
         self.gate = nn.Conv2d(24, 6, 1)
         self.open = nn.Conv2d(6, 24, 1)
         self.spot = nn.Conv2d(24, 1, 1)
+        self.side = nn.Conv2d(24, 36, 3)
         self.grouped = nn.Conv2d(24, 36, 3, groups=4)
         self.twice = nn.Conv2d(36, 36, 3, padding=1)
         self.fc1 = nn.Linear(36 * 4, 50)
@@ -142,7 +143,7 @@ class Mixed(nn.Module):
         y = self.point(functional.relu(self.depthwise(x)))
         y = y * torch.sigmoid(self.open(functional.relu(self.gate(y.mean((2, 3), keepdim=True)))))
         x = functional.max_pool2d(x + y * self.spot(y).sigmoid(), 4)
-        x = self.twice(functional.relu(self.twice(functional.relu(self.grouped(x)))))
+        x = self.twice(functional.relu(self.twice(functional.relu(self.side(x) + self.grouped(x)))))
         x = functional.adaptive_avg_pool2d(x, 2)
         x = x.view(x.size(0), -1)
         logits: Tensor = self.fc2(functional.relu(self.norm1(self.fc1(x))))
@@ -156,7 +157,8 @@ def test_depthwise_grouped_gated_and_shared_layers() -> None:
     assert sizes == {
         "stem.weight": (12, 3, 3, 3), "norm.weight": (12,), "depthwise.weight": (24, 1, 3, 3),
         "point.weight": (12, 24, 1, 1), "gate.weight": (3, 12, 1, 1), "open.weight": (12, 3, 1, 1),
-        "spot.weight": (1, 12, 1, 1), "grouped.weight": (20, 3, 3, 3), "twice.weight": (20, 20, 3, 3),
+        "spot.weight": (1, 12, 1, 1), "side.weight": (20, 12, 3, 3), "grouped.weight": (20, 3, 3, 3),
+        "twice.weight": (20, 20, 3, 3),
         "fc1.weight": (25, 80), "norm1.weight": (25,), "fc2.weight": (10, 25),
     }  # fmt: skip
     assert (network.depthwise.groups, network.grouped.groups) == (12, 4)
@@ -240,23 +242,32 @@ def _deep(levels: int) -> dict[str, Any]:
     return found
 
 
+UNSAID = "does not say what it was narrowed from"
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "told"),
     [
-        {}, {"of": None}, {"of": "lenet"}, {"of": {"name": "lenet"}}, {"of": {"name": 3, "options": {}}},
-        {"of": {"name": "nonesuch", "options": {}}}, {"of": {"name": "lenet", "options": {"depth": 3}}},
-        {"of": _deep(30)},
-        {"of": {"name": "shrink:2", "options": {"of": _record("lenet")}}},
-        {"of": {"name": "shrink:0.5", "options": {"of": []}}},
+        ({}, UNSAID),
+        ({"of": None}, UNSAID),
+        ({"of": "lenet"}, UNSAID),
+        ({"of": {"name": "lenet"}}, UNSAID),
+        ({"of": {"name": 3, "options": {}}}, UNSAID),
+        ({"of": {"name": "shrink:0.5", "options": {"of": []}}}, UNSAID),
+        ({"of": _deep(30)}, UNSAID),
+        ({"of": _deep(2)}, "do not fit the model"),
+        ({"of": {"name": "nonesuch", "options": {}}}, "does not know"),
+        ({"of": {"name": "lenet", "options": {"depth": 3}}}, "unknown option"),
+        ({"of": {"name": "shrink:2", "options": {"of": _record("lenet")}}}, "0 < RATIO <= 1"),
     ],
     ids=str,
-)  # fmt: skip
-def test_a_record_that_makes_no_sense_is_a_file_error(tmp_path: Path, options: dict[str, Any]) -> None:
+)
+def test_a_record_that_makes_no_sense_is_a_file_error(tmp_path: Path, options: dict[str, Any], told: str) -> None:
     save_model(half(_record("lenet")), tmp_path / "m.safetensors")
     tensors, record = read_tensors(tmp_path / "m.safetensors", "model", 1)
     architecture = {**record["architecture"], "options": options}
     write_tensors(tmp_path / "bad.safetensors", "model", 1, tensors, {"architecture": architecture})
-    with pytest.raises(FileFormatError, match=r"bad\.safetensors"):
+    with pytest.raises(FileFormatError, match=rf"bad\.safetensors: .*{told}"):
         load_model(tmp_path / "bad.safetensors")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import copy
 import math
+=======
+>>>>>>> w-compact
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +53,7 @@ def _with_presets(given: Mapping[str, Any]) -> dict[str, Any]:
         table = found.get(part)
         preset = table.get("preset") if isinstance(table, Mapping) else None
         if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
-            found[part] = {**copy.deepcopy(PRESETS[preset][part]), **table}
+            found[part] = {**PRESETS[preset][part], **table}
     return found
 
 
