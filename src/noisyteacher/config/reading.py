@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import copy
 import math
-=======
->>>>>>> w-compact
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
