@@ -57,6 +57,7 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "inside each other": lambda state: {"model_state": {"state_dict": {f"module.{k}": v for k, v in state.items()}}},
     "data parallel": lambda state: {f"module.{name}": one for name, one in state.items()},
     "compiled": lambda state: {f"_orig_mod.{name}": one for name, one in state.items()},
+    "compiled inside": lambda state: {name.replace("0.", "0._orig_mod.", 1): one for name, one in state.items()},
     "lightning": lambda state: {
         "state_dict": {**{f"model.{name}": one for name, one in state.items()}, "loss.weight": torch.ones(3)},
         "callbacks": {},

@@ -57,7 +57,8 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
 
     def narrowed(teacher: Any, **more: Any) -> tuple[nt.Classifier, Path]:
         where = tmp_path / "runs"
-        result = nt.compress(teacher, "shrink:0.25", data, baselines=False, epochs=1, output_dir=where, **more)
+        how = {"baselines": False, "epochs": 1, "checks": False, **more}
+        result = nt.compress(teacher, "shrink:0.25", data, output_dir=where, **how)
         return result, result.path / "clean-seed0" / "weights.safetensors"
 
     _, file = narrowed(str(tmp_path / "t.safetensors"))
@@ -71,7 +72,14 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
     with pytest.raises(AskedWronglyError, match="cannot be rebuilt"):
         nt.load_model(file)
     again = nt.compress(
-        bare, "shrink:0.25", data, baselines=False, epochs=1, output_dir=tmp_path / "runs", run=result.path
+        bare,
+        "shrink:0.25",
+        data,
+        baselines=False,
+        epochs=1,
+        output_dir=tmp_path / "runs",
+        run=result.path,
+        checks=False,
     )  # type: ignore[attr-defined]
     assert again.rows[1].errors == result.rows[1].errors  # type: ignore[attr-defined]
     assert torch.equal(bare[1].weight, before)
@@ -125,8 +133,9 @@ def test_distilled_from_a_store_alone(tmp_path: Path, data: nt.Splits) -> None:
 def test_a_preset_of_a_compression_is_resolved_in_its_config(tmp_path: Path, data: nt.Splits) -> None:
     teacher = nt.build_model("mlp800", data)
     result = nt.compress(
-        teacher, "shrink:0.1", data, baselines=False, preset="modern", epochs=1, lr=0.002, output_dir=tmp_path
-    )
+        teacher, "shrink:0.1", data, baselines=False, preset="modern", epochs=1, lr=0.002, output_dir=tmp_path,
+        checks=False,
+    )  # fmt: skip
     told = Run.open(result.path).config["student"]
     assert (told["preset"], told["optimizer"], told["lr"], told["batch_size"]) == ("modern", "adamw", 0.002, 128)
     (child,) = [one for one in list_runs(tmp_path) if one.path.name == "clean-seed0"]

@@ -56,7 +56,7 @@ class Recipe:
     preset: Literal["paper", "modern"] = "paper"
     """Where the settings of this part that are not named come from: the paper, or what is usual today."""
     preprocess: str = ""
-    """scale, standardize, pixel-mean, local-contrast, one of these @HxW-bicubic, or model (empty: what fits it)."""
+    """One of scale, standardize, pixel-mean, local-contrast, with @HxW-bicubic resized; or model (empty: what fits)."""
     mean: list[Finite] = field(default_factory=list)
     """With std: per-channel statistics in 0..1 for standardize, instead of the data's own."""
     std: list[Positive] = field(default_factory=list)
