@@ -428,6 +428,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("m.onnx", {"int8": True, "calibration": 0}, "calibration 0: it must be 1 or more"),
     ("m.onnx", {"int8": True, "data": None}, "no data were given: pass data="),
     ("m.pt2", {"threads": 0}, "threads 0"),
+    ("m.pt2", {"runs": 0}, "runs 0: it must be a whole number of 1 or more"),
 ]
 
 
@@ -520,6 +521,20 @@ def test_a_hub_folder_that_is_not_whole(made: dict[str, Exported], tmp_path: Pat
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"model.safetensors: .*(cannot be read|not a readable)"):
         from_pretrained(tmp_path)
+
+
+def test_a_hub_folder_imports_nothing_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hub_factory.py").write_text(
+        "from torch import nn\ndef make(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = splits((1, 8, 8))
+    model = nt.build_model("hub_factory:make", own)
+    (one,) = export_all(model, {"hub": tmp_path / "hub"}, data=own, runs=1)
+    assert one.holds
+    with pytest.raises(AskedWronglyError, match="allow_import=True"):
+        from_pretrained(one.path)
+    assert torch.equal(nt.predict(from_pretrained(one.path, allow_import=True), own.val), nt.predict(model, own.val))
 
 
 # ----------------------------------------------------------------------------------------------------- in words

@@ -64,8 +64,8 @@ def export(
     The result says whether the file `holds`: in fp32 no logit is further from torch's than `max_difference` (1e-4 of
     the largest logit), in int8 accuracy falls by at most `max_drop` points (1.0; without labels: agreement with torch).
     A file that does not hold is written all the same. Beside it lies NAME.export.json with all numbers.
-    Raises AskedWronglyError for another suffix, an option without effect or a missing extra, ExportError when the model
-    cannot be written in the format, WriteError; nothing is on the disk then.
+    Raises AskedWronglyError for another suffix, an option without effect or a missing extra, and ExportError when the
+    model cannot be written in the format or the runtime cannot run the file: nothing is on the disk then. WriteError.
     """
     target = Path(path)
     kind = target.suffix.lower().removeprefix(".")
@@ -131,6 +131,8 @@ def export_all(
             "input_shape=...)"
         )
     refuse_formats(list(paths), whole)
+    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
+        raise AskedWronglyError(f"runs {runs!r}: it must be a whole number of 1 or more")
     used = torch.get_num_threads() if threads is None else check_threads(threads)
     names = [str(number) for number in range(whole.classes)] if splits is None else splits.class_names
     images = calibration_images(splits, calibration) if any(FORMATS[one].precision == "int8" for one in paths) else None
@@ -153,25 +155,23 @@ def export_all(
             except Exception as error:  # the runtime is somebody else's
                 raise ExportError(f"{name}: its own runtime cannot run the file ({told(error)})") from error
         tell(steps - 1, steps, "timing")
-        one = next(reference.parts())[:1]
-        times = race({TORCH: whole, **runners}, one, used, runs)
+        times = race({TORCH: whole, **runners}, next(reference.parts())[:1], used, runs)
     made = [
         _outcome(name, path, files[name], whole, reference, found[name], times, max_difference, max_drop)
         for name, path in paths.items()
     ]
-    for name, path in paths.items():
-        for inner, content in files[name].items():
-            write_bytes(path / inner if inner else path, content)
     record = {
         "model": {"architecture": whole.architecture, "weights": weights_fingerprint(whole)},
         "classes": list(names),
         "versions": versions(),
         "host": host(),
     }
-    for outcome in made:
-        ranges = {} if outcome.precision == "fp32" or images is None else {"calibration_images": len(images)}
-        beside = outcome.path.with_name(outcome.path.name + SIDECAR)
-        write_json(beside, KIND, SCHEMA, {**outcome.describe(), "path": outcome.path.name, **ranges, **record})
+    for one in made:
+        for inner, content in files[one.name].items():
+            write_bytes(one.path / inner if inner else one.path, content)
+        ranges = {} if one.precision == "fp32" or images is None else {"calibration_images": len(images)}
+        beside = one.path.with_name(one.path.name + SIDECAR)
+        write_json(beside, KIND, SCHEMA, {**one.describe(), "path": one.path.name, **ranges, **record})
     tell(steps, steps, "done")
     return made
 
