@@ -32,6 +32,7 @@ COMMANDS = {
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
     "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
+    "--target-macs", "--target-bytes", "--target-parameters", "--max-drop", "--search", "--minutes", "--export",
     "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet",
     "-q",
 }  # fmt: skip

@@ -229,11 +229,11 @@ def test_the_student_is_in_train_mode_in_every_epoch() -> None:
         classifier.eval()
         return found
 
-    right = module("train").predict
+    right = module("validation").predict
     keep = Classifier.train
     mistaken(
         check,
-        (module("train"), "predict", leaves_eval),
+        (module("validation"), "predict", leaves_eval),
         (Classifier, "train", lambda self, mode=True: self if mode else keep(self, mode)),
     )
 

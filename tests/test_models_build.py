@@ -241,6 +241,3 @@ def test_factories_that_do_not_fit_are_refused() -> None:
         build_model("nowhere:factory", Data())
     with pytest.raises(AskedWronglyError, match="not a function"):
         build_model(f"{__name__}:SHAPE", Data())
-    for prefix in ("timm", "torchvision", "hf"):
-        with pytest.raises(AskedWronglyError, match="not supported in this version"):
-            build_model(f"{prefix}:resnet18", Data())

@@ -115,7 +115,7 @@ class Split:
         return sha256(chain([f"uint8 {shape}\n".encode()], parts))
 
     def chunks(self) -> Iterator[Tensor]:
-        """All rows in order, int64, in pieces whose images take about 16 MB at most (and 4,096 rows)."""
+        """All rows in order, int64 `[n]`, in pieces whose images take about 16 MB at most (and 4,096 rows)."""
         channels, height, width = self.input_shape
         return iter(
             torch.split(torch.arange(len(self)), max(1, min(_CHUNK, _CHUNK_BYTES // (channels * height * width))))

@@ -150,7 +150,7 @@ class Result:
             found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
             found.append(f"Noise: {explain_choice(self.choice)}.")
-        if self.best is not None:
+        if self.best is not None and (self.search or self.best["files"] or self.best["max_drop"] is not None):
             found.append(sentence(self.best["told"]))
         if latency:
             found.append(
