@@ -49,7 +49,7 @@ def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict
     """The checks of a teacher and its stored answers, JSON-able.
 
     Raises MismatchError with every one that does not hold, unless the settings say `run.checks = false`. The accuracy
-    of a teacher that was trained here or in another run, and has its preprocessing from there, is noted and ends nothing.
+    of a teacher that was trained here or in another run, with its preprocessing, is noted and ends nothing.
     """
     data, strict = plan.data, plan.config.run.checks
     store, val = answers.get("train"), answers.get("val")
