@@ -37,8 +37,9 @@ def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
     nt.save_model(teacher, tmp_path / "teacher.safetensors")
     common = ["--output-dir", str(tmp_path / "runs"), "--quiet"]
     file = str(tmp_path / "teacher.safetensors")
+    settings = ["--set", "student.lr=0.002", "--set", "run.checks=false"]  # the teacher is not trained
     asked = [file, "--data", "mnist-5k", "--limit", "60", "--epochs", "1", "--seeds", "2",
-             "--students", "student3", "compact-xs", "--set", "student.lr=0.002", "--set", "run.checks=false", *common]  # fmt: skip
+             "--students", "student3", "compact-xs", *settings, *common]  # fmt: skip
     main = script().main
     main(asked)
     told = capsys.readouterr().out

@@ -36,7 +36,7 @@ from noisyteacher.runs.record import host, versions
 SIDECAR, KIND, SCHEMA = ".export.json", "export", 1
 CALIBRATION = 512
 MAX_DIFFERENCE = 1e-4
-"""Of the largest absolute logit: about a hundred times what rounding in another order comes to (docs/export.md)."""
+"""Of the largest absolute logit: some fifty times what rounding in another order comes to (docs/export.md)."""
 MAX_DROP = 1.0
 """Points of accuracy that int8 may lose."""
 TORCH = "torch"
