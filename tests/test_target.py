@@ -78,7 +78,8 @@ def test_every_candidate_is_priced_and_held_against_the_limits(data: nt.Splits) 
 def test_nothing_named_looks_at_all_that_take_the_images(data: nt.Splits) -> None:
     config = build_config({"student": {"name": "auto"}, "target": {"macs": "1x"}})
     names = {one.name for one in price_candidates(config, nt.build_model("lenet", data), data).candidates}
-    assert {"lenet", "mlp800", "compact-xs", "compact-m", "shrink:0.5"} <= names
+    assert {"lenet", "mlp800", "compact-xs", "compact-m", "shrink:0.9375"} <= names
+    assert len([one for one in names if one.startswith("shrink")]) == 4  # narrower ones would not be tried
 
 
 def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
@@ -96,10 +97,10 @@ def candidate(name: str, macs: int, *over: str) -> Candidate:
 def test_the_largest_of_each_family_comes_first_and_the_bound_is_of_the_next_larger() -> None:
     found = (
         candidate("a-l", 90, "macs"), candidate("a-m", 60), candidate("shrink:0.5", 55, "bytes"), candidate("a-s", 50),
-        candidate("b", 40), candidate("a-xs", 30),
+        candidate("lenet", 40), candidate("student3", 35), candidate("a-xs", 30),
     )  # fmt: skip
     search = Search({"macs": 65.0, "bytes": 200.0}, {"macs": 100}, found)
-    assert [one.name for one in search.fitting] == ["a-m", "b", "a-s", "a-xs"]
+    assert [one.name for one in search.fitting] == ["a-m", "lenet", "a-s", "student3", "a-xs"]
     assert search.bound(found[1]) == ("macs",)
     assert search.bound(found[3]) == ("bytes",)  # 220 of 200 bytes is nearer than 90 of 65 multiplications
     assert Search({"macs": 100.0}, {"macs": 100}, found[1:2]).bound(found[1]) == ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.measure import measure
-from noisyteacher.models import MODELS, SHRINK
+from noisyteacher.models import MODELS, PAPER, SHRINK
 from noisyteacher.pipeline.given import network_of
 from noisyteacher.text import count, few, size_bytes
 
@@ -35,8 +35,8 @@ class Candidate:
 
     @property
     def family(self) -> str:
-        """Networks of one family differ in size alone. `compact-xs` is of the family `compact`."""
-        return self.name.split(":")[0].split("-")[0]
+        """Networks of one family are of one design: `paper`, `compact`, `shrink`, or the name of any other."""
+        return "paper" if self.name in PAPER else self.name.split(":")[0].split("-")[0]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,17 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search
     limits = {
         name: limit(given, costs[name]) for name in LIMITS if (given := getattr(target, name)) is not None
     }  # fmt: skip
-    found = []
-    for name, model in _models(config, teacher, data):
+    found: list[Candidate] = []
+    for name in target.students or [*MODELS, *(f"{SHRINK}{ratio:g}" for ratio in RATIOS)]:
+        narrow = [one for one in found if one.name.startswith(SHRINK) and not one.over]
+        if not target.students and name.startswith(SHRINK) and len(narrow) == target.search:
+            break  # narrower ones would not be tried
+        try:
+            model = network_of(config.student, name, data, teacher=teacher)
+        except (MismatchError, AskedWronglyError):
+            if target.students:
+                raise
+            continue  # not for these images, or the teacher cannot be narrowed
         priced = measure(model, data.input_shape, latency=False)
         numbers = {one: int(getattr(priced, one)) for one in LIMITS}
         over = tuple(one for one, most in limits.items() if numbers[one] > most)
@@ -100,18 +109,6 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search
     if not search.fitting:
         raise AskedWronglyError(_impossible(search))
     return search
-
-
-def _models(config: Config, teacher: nn.Module, data: Splits) -> Iterable[tuple[str, nn.Module]]:
-    """The networks to look at; of those that nobody named, only the ones that can be built for these images."""
-    known = [*MODELS, *(f"{SHRINK}{ratio:g}" for ratio in RATIOS)]
-    names = config.target.students
-    for name in names or known:
-        try:
-            yield name, network_of(config.student, name, data, teacher=teacher)
-        except (MismatchError, AskedWronglyError):
-            if names:
-                raise
 
 
 def _impossible(search: Search) -> str:
