@@ -31,7 +31,7 @@ COMMANDS = {
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
-    "--teacher-epochs", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
+    "--teacher-epochs", "--teacher-weights", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
     "--target-macs", "--target-bytes", "--target-parameters", "--max-drop", "--search", "--minutes", "--export",
     "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet",
     "-q",
