@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 # Small tensors on two threads wait for each other more than they compute, all the more beside other processes.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Whoever starts the tests in the background may have had SIGINT ignored, and what is ignored stays so in children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
