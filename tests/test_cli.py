@@ -31,10 +31,10 @@ COMMANDS = {
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
-    "--teacher-epochs", "--teacher-weights", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset", "--views", "--seeds",
-    "--target-macs", "--target-bytes", "--target-parameters", "--max-drop", "--search", "--minutes", "--export",
-    "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import", "--resume", "--json", "--quiet",
-    "-q",
+    "--teacher-epochs", "--teacher-weights", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset",
+    "--views", "--seeds", "--target-macs", "--target-bytes", "--target-parameters", "--max-drop", "--search",
+    "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import",
+    "--resume", "--json", "--quiet", "-q",
 }  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 

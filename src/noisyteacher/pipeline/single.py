@@ -13,7 +13,7 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
-from noisyteacher.models import SHRINK, Classifier, origin_of
+from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
@@ -161,9 +161,10 @@ def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:
     Raises AskedWronglyError where a student narrowed from it would have something imported because a file says so.
     """
     found: dict[str, Any] = store.meta.get("teacher", {})
-    if student.startswith(SHRINK) and ":" in origin_of(found):
+    origin = origin_of(found) if student.startswith(SHRINK) else ""
+    if ":" in origin and origin.partition(":")[0] not in ZOO:
         raise AskedWronglyError(
-            f"{store.path}: for {student} the teacher {origin_of(found)!r} that this store names would be imported and "
+            f"{store.path}: for {student} the teacher {origin!r} that this store names would be imported and "
             "called: use compress, where the teacher is named by you, or pass the module in Python"
         )
     return found
