@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError, UnknownNameError
 from noisyteacher.models import (
+    ZOO,
     Resized,
     Standardize,
     class_names_of,
@@ -22,6 +23,7 @@ from noisyteacher.models import (
     save_model,
     weights_fingerprint,
 )
+from noisyteacher.models.zoo import timm_network
 from noisyteacher.tensorfile import read_tensors, write_tensors
 
 if find_spec("timm") is None or find_spec("torchvision") is None:
@@ -159,6 +161,23 @@ def test_a_file_cannot_make_a_library_fetch_or_allocate(change: dict[str, Any], 
     write_tensors(path, "model", 1, tensors, {"architecture": {**record["architecture"], **change}})
     with pytest.raises(FileFormatError, match=told):
         load_model(path)
+
+
+def test_nothing_is_allocated_before_the_file_is_known_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "model.safetensors", []
+    save_model(nt.build_model("timm:mobilenetv3_small_050", classes=7, input_shape=(3, 32, 32)), path)
+
+    def watched(*asked: Any) -> Any:
+        seen.append(str(torch.empty(0).device))
+        return timm_network(*asked)
+
+    monkeypatch.setitem(ZOO, "timm", watched)
+    load_model(path)
+    tensors, record = read_tensors(path, "model", 1)
+    write_tensors(path, "model", 1, tensors, {"architecture": {**record["architecture"], "classes": 8}})
+    with pytest.raises(FileFormatError, match="do not fit"):
+        load_model(path)
+    assert seen == ["meta", "cpu", "meta"]
 
 
 # ------------------------------------------------------------------------------------------------- transformers
