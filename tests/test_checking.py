@@ -209,11 +209,16 @@ def test_students_that_cannot_learn(data: nt.Splits) -> None:
 
 
 def test_checks_leave_no_trace(data: nt.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A student trained after the checks has the bits of one that was trained without them."""
+    """A student trained after the checks has the bits of one that was trained without them, and a module that was
+    passed in is as it was, its batch norm included.
+    """
     files = []
     for name in ("with", "without"):
-        result = compressed(teacher(data), data, tmp_path / name)
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Dropout(0.5), nn.Linear(36, 3))
+        result = nt.compress(teacher(data), student, data, baselines=False, epochs=1, output_dir=tmp_path / name)
         files.append((result.path / "clean-seed0" / "weights.safetensors").read_bytes())
-        monkeypatch.setattr("noisyteacher.pipeline.compression.checked_lesson", lambda *given: [])
-        monkeypatch.setattr("noisyteacher.pipeline.compression.checked_teacher", lambda *given: [])
+        assert int(student[1].num_batches_tracked) == 0
+        for check in ("checked_lesson", "checked_teacher"):
+            monkeypatch.setattr(f"noisyteacher.pipeline.compression.{check}", lambda *given, **named: [])
     assert files[0] == files[1]

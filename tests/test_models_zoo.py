@@ -23,7 +23,7 @@ from noisyteacher.models import (
     save_model,
     weights_fingerprint,
 )
-from noisyteacher.models.zoo import timm_network
+from noisyteacher.models.zoo import import_torchvision, timm_network
 from noisyteacher.tensorfile import read_tensors, write_tensors
 
 if find_spec("timm") is None or find_spec("torchvision") is None:
@@ -111,8 +111,6 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_weights_that_come_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file where torch keeps what it fetched stands for the real one: a new head, its own normalisation and size."""
-    from noisyteacher.models.zoo import import_torchvision
-
     models = import_torchvision().models
     torch.manual_seed(3)
     source = models.squeezenet1_1()
@@ -186,6 +184,7 @@ def test_nothing_is_allocated_before_the_file_is_known_to_fit(tmp_path: Path, mo
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny ResNet and ViT as save_pretrained writes them, with names of classes and an image processor's settings."""
+    import_torchvision()
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     folder = tmp_path_factory.mktemp("hf")
     names = dict(enumerate(["ant", "bee", "cat"]))
@@ -261,6 +260,7 @@ def test_code_beside_a_model_of_transformers_is_never_run(folders: dict[str, Pat
 
 
 def test_a_model_of_transformers_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import_torchvision()
     pytest.importorskip("transformers", reason="needs the extra hf")
     with pytest.raises(DataError, match=r"hf:.*no config\.json there|cannot be had"):
         nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))
