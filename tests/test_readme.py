@@ -6,12 +6,16 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from noisyteacher.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,8 +60,17 @@ def exact(command: str, text: str) -> list[str]:
 
 
 def test_all_blocks_are_of_a_kind_that_is_executed() -> None:
-    assert {kind for kind, _ in BLOCKS} == {"console", "python", "text"}
+    assert {kind for kind, _ in BLOCKS} == {"console", "python", "text", "sh"}  # sh: takes minutes, options are checked
     assert sum(kind == "console" for kind, _ in BLOCKS) == 6
+
+
+def test_a_block_that_takes_minutes_has_options_that_are_there() -> None:
+    (block,) = (block for kind, block in BLOCKS if kind == "sh")
+    asked = shlex.split(block.replace("\\\n", " "))
+    assert asked[0] == "noisyteacher"
+    command = typer.main.get_command(app).commands[asked[1]]  # type: ignore[attr-defined]
+    known = {flag for one in command.params for flag in one.opts}
+    assert {word for word in asked if word.startswith("--")} <= known
 
 
 def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
