@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,14 @@ from torch import Tensor
 
 import noisyteacher as nt
 from noisyteacher.models import weights_fingerprint
+from noisyteacher.models.zoo import import_torchvision
 
 
-def torchvision_imports(program: str) -> bool:
-    """Whether torchvision imports, is not there, or is not wanted: all frameworks but PyTorch itself import it."""
-    if not any(word in Path(program).read_text(encoding="utf-8") for word in ("lightning", "timm", "transformers")):
-        return True
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        return True
-    except RuntimeError:  # operator torchvision::nms does not exist
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        return False
-    return True
-
-
-def make_torchvision_importable() -> torch.library.Library:
-    """Declare two operators of torchvision's, so that its CUDA build imports beside a torch of the CPU build."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+def make_torchvision_importable(program: str) -> None:
+    """Import torchvision as the package does, for frameworks that import it themselves (all but PyTorch do)."""
+    if any(word in Path(program).read_text(encoding="utf-8") for word in ("lightning", "timm", "transformers")):
+        with suppress(ImportError):
+            import_torchvision()
 
 
 def watch(seen: dict[int, dict[str, Any]]) -> None:
@@ -67,7 +53,7 @@ def watch(seen: dict[int, dict[str, Any]]) -> None:
 def main() -> None:
     """The program's own output goes where it always goes; what was watched goes into the file."""
     told, program, *arguments = sys.argv[1:]
-    kept = None if torchvision_imports(program) else make_torchvision_importable()
+    make_torchvision_importable(program)
     seen: dict[int, dict[str, Any]] = {}
     watch(seen)
     sys.argv = [program, *arguments]
@@ -76,7 +62,6 @@ def main() -> None:
         teacher = about.pop("teacher")
         about["unchanged"] = about.pop("before") == weights_fingerprint(teacher.teacher)
         about["counter"] = int(teacher.calls)
-    del kept
     Path(told).write_text(json.dumps(list(seen.values())))
 
 

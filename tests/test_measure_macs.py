@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import library as operators
 
 from noisyteacher.measure import Costs, measure
 from noisyteacher.measure.multiplications import FORMULAS, FREE, attention_macs
@@ -259,7 +260,7 @@ def test_bilinear_layers_and_distances_are_not_taken_for_free() -> None:
 
 
 def test_custom_operations_are_named() -> None:
-    @torch.library.custom_op("noisyteacher_test::twice", mutates_args=())
+    @operators.custom_op("noisyteacher_test::twice", mutates_args=())
     def twice(x: Tensor) -> Tensor:
         return x + x
 

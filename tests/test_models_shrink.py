@@ -14,10 +14,10 @@ from torch.nn import functional
 import noisyteacher as nt
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
 from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, narrowed, ratio_of, save_model
+from noisyteacher.models.zoo import import_torchvision
 from noisyteacher.tensorfile import read_tensors, write_tensors
 
 COLOUR = (3, 32, 32)
-LIBRARIES = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def half(teacher: Any, ratio: float | str = 0.5, shape: tuple[int, int, int] = COLOUR, seed: int = 0) -> Classifier:
@@ -75,11 +75,11 @@ def _record(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
-    """torchvision with the two operators declared that its wheel lacks beside a CPU-only torch."""
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            LIBRARIES.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("torchvision", reason="needs torchvision")
+    """torchvision, imported as the package does it."""
+    try:
+        return import_torchvision()
+    except ImportError:
+        pytest.skip("needs torchvision")
 
 
 def resnet_parameters(width: int, depths: tuple[int, ...], bottleneck: bool, classes: int) -> int:

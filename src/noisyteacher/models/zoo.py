@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import library as operators
 from torch import nn
 
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, UnknownNameError
@@ -16,7 +17,7 @@ from noisyteacher.text import nearest
 
 WHOLE = "whole"
 """The option `pretrained` that means: with its own head too, so that it can answer without being trained."""
-_SCHEMAS: list[torch.library.Library] = []
+_SCHEMAS: list[operators.Library] = []
 """Operators that were declared for torchvision; they last as long as this list holds them."""
 
 
@@ -282,10 +283,10 @@ def import_torchvision() -> Any:
             raise
         for name in [one for one in sys.modules if one.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        schemas = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for operator in ("nms", "qnms"):
+        schemas = operators.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        for name in ("nms", "qnms"):
             schemas.define(  # type: ignore[no-untyped-call]
-                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             )
         _SCHEMAS.append(schemas)
         import torchvision
