@@ -20,12 +20,24 @@ LAYERS = [
     {"teachers"},
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
-    {"rng", "device"},
-    {"files", "stats", "config", "references", "pixels", "workers"},
+    {"rng", "device", "ranks"},
+    {"files", "stats", "config", "references", "pixels", "workers", "launch"},
     {"text"},
     {"errors"},
 ]
-WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text", "pixels", "workers"}
+WITHOUT_TORCH = {
+    "__main__",
+    "cli",
+    "references",
+    "errors",
+    "files",
+    "stats",
+    "config",
+    "text",
+    "pixels",
+    "workers",
+    "launch",
+}
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

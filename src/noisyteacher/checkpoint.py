@@ -97,39 +97,52 @@ def drop_checkpoint(run: Path) -> None:
     shutil.rmtree(run / NAME.parent, ignore_errors=True)
 
 
+class Signals:
+    """Signals that came and wait: let them do what they would have done by `release`."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Callable[..., object]] = {}
+        self.waiting: list[int] = []
+
+    @property
+    def newest(self) -> int:
+        """The number of the signal that waits; 0 where none does."""
+        return self.waiting[-1] if self.waiting else 0
+
+    def hold(self, number: int, frame: object) -> None:
+        """Let this one wait; the second one does not."""
+        self.waiting.append(number)
+        if len(self.waiting) > 1:
+            self.release()
+
+    def release(self, number: int | None = None) -> None:
+        """Let the signal that waits take effect; or one of this number, that another process of the group was sent."""
+        number = number or self.newest
+        self.waiting.clear()
+        if number in self.before:
+            self.before[number](number, None)
+
+
 @contextmanager
-def signals_held() -> Iterator[Callable[[], None]]:
-    """Inside, SIGINT and SIGTERM wait until the yielded function is called, or the end: what is half done is finished.
+def signals_held() -> Iterator[Signals]:
+    """Inside, SIGINT and SIGTERM wait until they are released, or the end: what is half done is finished.
 
     They then do what they would have done. A second one does so at once. Signals that would end the process without a
     word of Python are left alone, and so are all of them outside the main thread.
     """
-    before: dict[int, Callable[..., object]] = {}
-    waiting: list[int] = []
-
-    def hold(number: int, frame: object) -> None:
-        waiting.append(number)
-        if len(waiting) > 1:
-            release()
-
-    def release() -> None:
-        if waiting:
-            number = waiting[-1]
-            waiting.clear()
-            before[number](number, None)
-
+    held = Signals()
     if threading.current_thread() is threading.main_thread():
         for one in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(one)
             if callable(handler):
-                before[one] = handler
-                signal.signal(one, hold)
+                held.before[one] = handler
+                signal.signal(one, held.hold)
     try:
-        yield release
+        yield held
     finally:
-        for number, handler in before.items():
+        for number, handler in held.before.items():
             signal.signal(number, handler)
-        release()
+        held.release()
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import sha256
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, apply_noise, check_logits, step_draw
+from noisyteacher.ranks import gather
 from noisyteacher.rng import derive
 from noisyteacher.store import LogitStore
 from noisyteacher.tensorfile import tensor_bytes
@@ -90,7 +91,7 @@ class LiveTeacher:
 
     def logits(self, batch: Batch) -> Tensor:
         """The network's logits for the batch's images, with its dropout and batch statistics off."""
-        return frozen_forward(self.module, batch.images)
+        return gather(frozen_forward(self.module, batch.images), len(batch.rows))
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """One image goes through: the network must take its shape and give as many classes as the student."""

@@ -12,7 +12,8 @@ import typer
 from noisyteacher.cli import data, inspect, keep, many, report, ship, whole, work
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import safe_streams
-from noisyteacher.errors import NoisyTeacherError, WriteError
+from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, WriteError
+from noisyteacher.launch import processes, rank
 
 app = typer.Typer(
     name="noisyteacher",
@@ -43,6 +44,11 @@ def root(
 
         typer.echo(f"noisyteacher {__version__}")
         raise typer.Exit
+    if processes() > 1 and context.invoked_subcommand not in ("train", "distil", None):
+        raise AskedWronglyError(
+            f"{processes()} processes were started for {context.invoked_subcommand}: one training in several processes "
+            "is what train and distil do; start this command once (a sweep spreads by --jobs or --scheduler)"
+        )
 
 
 def main() -> None:
@@ -50,7 +56,10 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminated)
     with safe_streams():
-        sys.exit(_exit_code())
+        code = _exit_code()
+        with contextlib.suppress(ValueError):  # what is left to do is leaving: a signal may end that at once
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(code)
 
 
 def _exit_code() -> int | str | None:
@@ -65,13 +74,14 @@ def _exit_code() -> int | str | None:
     except SystemExit as ended:
         code = ended.code
     except NoisyTeacherError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {error}\n")
         code = error.exit_code
     except OSError as error:  # of a path that nothing else has looked at first
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
         code = 1
     except (KeyboardInterrupt, TerminatedError) as stop:
-        sys.stderr.write("interrupted\n")
+        if rank() == 0:
+            sys.stderr.write("interrupted\n")
         code = 143 if isinstance(stop, TerminatedError) else 130
     with contextlib.suppress(WriteError, SystemExit):
         sys.stdout.flush()

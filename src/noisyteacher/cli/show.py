@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from noisyteacher.launch import rank, starter
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -30,7 +32,7 @@ def out() -> Console:
 
 def command_line() -> str:
     """The command as it was typed, for run.json."""
-    return shlex.join(["noisyteacher", *sys.argv[1:]])
+    return shlex.join([*starter(), *sys.argv[1:]])
 
 
 def print_json(value: Any) -> None:
@@ -198,6 +200,7 @@ def resumable(command: str | None) -> Iterator[Callable[[Run], None]]:
         yield begun.append
     except (KeyboardInterrupt, TerminatedError):
         if begun:
-            again = command and shlex.join(["noisyteacher", command, "--resume", str(begun[0].path)])
-            sys.stderr.write(f"go on with: {again or command_line()}\n")
+            again = [*starter(), command, "--resume", str(begun[0].path)] if command else []
+            if rank() == 0:
+                sys.stderr.write(f"go on with: {shlex.join(again) or command_line()}\n")
         raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_json, print_scores, progress, resumable
+
+if TYPE_CHECKING:
+    from noisyteacher.pipeline import Trained
 
 
 def train(
@@ -184,6 +187,33 @@ def _single(
     store: str | None = None,
 ) -> None:
     """One training run of a kind, new or resumed, and its scores."""
+    from noisyteacher.ranks import joined
+
+    with joined() as here:
+        trained = _trained(
+            kind, config, overrides, flags, seed, resume, output_dir, quiet=quiet or not here.leads, store=store
+        )
+    if not here.leads:
+        return
+    if as_json:
+        print_json({"run": str(trained.run.path), **trained.result})
+    else:
+        print_scores(trained.result["scores"])
+        typer.echo(f"\nRun folder: {trained.run.path}")
+
+
+def _trained(
+    kind: str,
+    config: Any,
+    overrides: list[str] | None,
+    flags: dict[str, Any],
+    seed: int | None,
+    resume: str | None,
+    output_dir: str | None,
+    *,
+    quiet: bool,
+    store: str | None,
+) -> Trained:
     from noisyteacher.config import build_config
     from noisyteacher.pipeline import distil_config, resume_single, train_config
 
@@ -192,17 +222,11 @@ def _single(
         o.refuse_with_resume(config, overrides, named)
         found = o.resumed(resume, output_dir)
         with resumable(kind) as begun, progress(quiet) as watch:
-            trained = resume_single(found, kind, begun, watch)
-    else:
-        built = build_config(o.settings(config, overrides, flags))
-        with resumable(kind) as begun, progress(quiet) as watch:
-            how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
-            trained = train_config(built, **how) if kind == "train" else distil_config(built, store or "", **how)
-    if as_json:
-        print_json({"run": str(trained.run.path), **trained.result})
-    else:
-        print_scores(trained.result["scores"])
-        typer.echo(f"\nRun folder: {trained.run.path}")
+            return resume_single(found, kind, begun, watch)
+    built = build_config(o.settings(config, overrides, flags))
+    with resumable(kind) as begun, progress(quiet) as watch:
+        how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
+        return train_config(built, **how) if kind == "train" else distil_config(built, store or "", **how)
 
 
 def _recipe(part: str, *values: Any) -> dict[str, Any]:

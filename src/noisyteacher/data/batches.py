@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -29,10 +29,12 @@ def epoch_batches(
     total_steps: int,
     device: torch.device,
     augment: str = "none",
+    share: Callable[[int], slice] = slice,
 ) -> Iterator[Batch]:
     """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
 
-    Every row once under a random view, or, with `every_view`, once under each view; then augmented.
+    Every row once under a random view, or, with `every_view`, once under each view; then augmented. The images are
+    those of `share`, asked with the number of rows; all else is of the whole batch.
     """
     rows_total, samples = len(split), samples_of(split, views, every_view)
     order = torch.randperm(samples, generator=stream(seed, "order", epoch))
@@ -43,8 +45,11 @@ def epoch_batches(
     for number in range(first, batches):
         part = slice(number * batch_size, (number + 1) * batch_size)
         rows, which = order[part] % rows_total, which_of[part]
-        images = split.images_at(rows, views, which).to(device, memory_format=torch.channels_last)
+        own = share(len(rows))
+        seen = own if augment == "none" else slice(None)  # what is blended in may be of another share
+        images = split.images_at(rows[seen], views, which[seen]).to(device, memory_format=torch.channels_last)
         labels = split.labels_at(rows).to(device) if split.labels is not None else None
         step = epoch * batches + number
         images, blend = augmented(images, augment, seed, step)
+        images = images if augment == "none" else images[own]
         yield Batch(images, labels, rows, views, which, step, seed, rows_total, total_steps, blend)

@@ -202,11 +202,12 @@ class Splits:
 class Batch:
     """What the training loop hands to an objective: B images under their views, and everything that names them.
 
-    images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
-    split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
-    step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
-    total_steps: the steps of the whole training, 0 where there is no training. blend: what mixup has blended in, places
-    int64 `[B]` in the batch and the share `[B]` of the image's own; None without it.
+    images: uint8 `[B, C, H, W]`, the views already applied; where several processes are one training, those of this
+    process's share of the rows (`ranks`), while all else is of the whole batch. labels: int64 `[B]` or None. rows:
+    int64 `[B]`, rows of the split, so that a table of logits joins by indexing. views: the table of view names; which:
+    int64 `[B]` into it. step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of
+    the split. total_steps: the steps of the whole training, 0 where there is no training. blend: what mixup has
+    blended in, places int64 `[B]` in the batch and the share `[B]` of the image's own; None without it.
     """
 
     images: Tensor

@@ -17,7 +17,17 @@ from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.given import is_given, network_of
 from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
-from noisyteacher.pipeline.steps import Trained, front_of, given_run, load_teacher, options_of, recipe_of, train_run
+from noisyteacher.pipeline.steps import (
+    Trained,
+    front_of,
+    given_run,
+    keeping_of,
+    load_teacher,
+    options_of,
+    recipe_of,
+    train_run,
+)
+from noisyteacher.ranks import led
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
@@ -43,7 +53,7 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
             recipe=recipe,
             seed=0,
             device=plan.config.run.device,
-            tensorboard=plan.config.run.tensorboard,
+            keeping=keeping_of(plan.config),
             title=title,
             watch=plan.watch,
         )
@@ -153,7 +163,8 @@ def a_student(
         settings["module"] = module_record(plan.student)
     if condition == "labels":
         parents.pop("store", None)
-    folder = plan.run.child(run, "train" if condition == "labels" else "distil", settings, parents=parents, seed=seed)
+    kind = "train" if condition == "labels" else "distil"
+    folder = led(lambda: plan.run.child(run, kind, settings, parents=parents, seed=seed))
     student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
     first = answers["live" if plan.live else "train"]
     teacher = first.meta.get("teacher", {}) if isinstance(first, LogitStore) else first
@@ -166,7 +177,7 @@ def a_student(
         recipe=recipe,
         seed=seed,
         device=plan.config.run.device,
-        tensorboard=plan.config.run.tensorboard,
+        keeping=keeping_of(plan.config),
         answers={role: found for role, found in answers.items() if role in plan.data.parts and role != "train"},
         title=title,
         watch=plan.watch,

@@ -13,6 +13,7 @@ from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
+from noisyteacher.launch import restarts
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.checking import checked_lesson, store_order
@@ -24,12 +25,14 @@ from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
     errors_kept,
+    keeping_of,
     load_config_data,
     load_teacher,
     recipe_of,
     train_run,
 )
-from noisyteacher.runs import Run, new_run
+from noisyteacher.ranks import led
+from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.store import LogitStore
 
 
@@ -53,7 +56,7 @@ def train_config(
     objective = supervised()
     _refuse(objective, model, data, config, config.teacher)
     settings = {"config": describe(config), "seed": seed}
-    folder = run or new_run(config.run.output_dir, "train", config.teacher.name, settings, seed=seed, command=command)
+    folder = run or _folder(config, "train", config.teacher.name, settings, {}, seed, command)
     if begun is not None:
         begun(folder)
     return train_run(
@@ -64,7 +67,7 @@ def train_config(
         recipe=recipe_of(config.teacher),
         seed=seed,
         device=config.run.device,
-        tensorboard=config.run.tensorboard,
+        keeping=keeping_of(config),
         title=f"{config.teacher.name}, seed {seed}",
         watch=watch,
     )
@@ -130,9 +133,7 @@ def distil_config(
     checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, opened, teacher)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
-    folder = run or new_run(
-        config.run.output_dir, "distil", student.name, settings, parents=parents, seed=seed, command=command
-    )
+    folder = run or _folder(config, "distil", student.name, settings, parents, seed, command)
     if begun is not None:
         begun(folder)
     plan = Plan(config, data, opened.fingerprints["teacher"], student.name, noise, candidates, settings, folder, watch)
@@ -148,11 +149,36 @@ def distil_config(
         recipe=recipe_of(student),
         seed=seed,
         device=config.run.device,
-        tensorboard=config.run.tensorboard,
+        keeping=keeping_of(config),
         extra={"checks": checks} | ({} if choice is None else {"choice": choice}),
         title=title,
         watch=watch,
     )
+
+
+def _folder(
+    config: Config,
+    kind: str,
+    name: str,
+    settings: dict[str, Any],
+    parents: dict[str, Any],
+    seed: int,
+    command: str | None,
+) -> Run:
+    """A new run's folder, made by the leading process of a group and told to the others.
+
+    When torchrun starts the same command again because a process had died, it is the one that was begun.
+    """
+
+    def made() -> Run:
+        begun = list_runs(config.run.output_dir, depth=1) if restarts() else []
+        same = (one for one in begun if one.info["kind"] == kind and one.config == plain(settings, "config"))
+        found = next(same, None)
+        return found or new_run(
+            config.run.output_dir, kind, name, settings, parents=parents, seed=seed, command=command
+        )
+
+    return led(made)
 
 
 def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:

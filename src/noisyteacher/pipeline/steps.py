@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from noisyteacher.history import Tick
 from noisyteacher.models import Classifier, is_frozen_file, load_model, load_weights, save_model, weights_file
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
+from noisyteacher.ranks import led, place, told_when_lost
 from noisyteacher.runs import Run, is_run
 from noisyteacher.train import WEIGHTS, fit
 
@@ -50,24 +51,30 @@ def train_run(
     device: str = "auto",
     answers: Mapping[str, object] | None = None,
     extra: Mapping[str, Any] | None = None,
-    tensorboard: bool = False,
+    keeping: Mapping[str, Any] | None = None,
     title: str = "training",
     watch: Watch | None = None,
 ) -> Trained:
     """The model trained in this run's folder, evaluated on validation and test, its result written last.
 
     A run that is done is not trained again; one that was interrupted goes on from its checkpoint; one that another
-    process works on is waited for. `recipe` holds options of `fit`; `answers` holds by role (`val`, `test`) a teacher
-    to agree with there, by which validation without labels is judged (not at all without it); `extra` goes into
-    the result as it is.
+    process works on is waited for. In a group of processes all of them train it together, the leading one evaluates
+    and writes, and the result is the same on all.
+    `recipe` holds options of `fit`, and `keeping` those of what it writes beside the weights; `answers` holds by role
+    (`val`, `test`) a teacher to agree with there, by which validation without labels is judged (not at all without
+    it); `extra` goes into the result as it is.
     An error of this package is written to error.txt on its way out.
     """
-    with at_work(*run.around), alone(run.path):
-        whole = run.result() if run.state == "done" else None
+    leads = place().leads
+    with ExitStack() as held:
+        if leads:
+            held.enter_context(at_work(*run.around))
+            held.enter_context(alone(run.path))
+        whole = led(lambda: run.result() if run.state == "done" else None)
         if whole is not None:
             load_weights(model, run.path / WEIGHTS)
             return Trained(model, run, whole)
-        with errors_kept(run):
+        with errors_kept(run), told_when_lost():
             history = fit(
                 model,
                 data.train,
@@ -77,11 +84,11 @@ def train_run(
                 device=device,
                 run=run.path,
                 resume=True,
-                tensorboard=tensorboard,
-                progress=None if watch is None else _relay(watch, title),
+                **(keeping or {}),
+                progress=None if watch is None or not leads else _relay(watch, title),
             )
             result = {
-                **_judged(model, data, answers or {}, device),
+                **led(lambda: _judged(model, data, answers or {}, device)),
                 "classes": list(data.class_names),
                 "training": {
                     "seconds": history.seconds,
@@ -91,10 +98,12 @@ def train_run(
                     "stopped_early": history.stopped_early,
                     "device": str(resolve_device(device)),
                     "threads": torch.get_num_threads(),
+                    **({} if place().size == 1 else {"processes": place().size}),
                 },
                 **(extra or {}),
             }
-            run.write_result(result)
+            if leads:
+                run.write_result(result)
     return Trained(model, run, result)
 
 
@@ -120,6 +129,9 @@ def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto"
 @contextmanager
 def errors_kept(run: Run) -> Iterator[None]:
     """Inside, an error of this package is written to the run's error.txt on its way out; an old one is cleared."""
+    if not place().leads:
+        yield
+        return
     run.clear_error()
     try:
         yield
@@ -242,6 +254,11 @@ def recipe_of(settings: Recipe) -> dict[str, Any]:
     if own["augment"] == "none":  # as runs have it that were begun before there was a choice
         del own["augment"]
     return {**own, "views": tuple(own["views"])}
+
+
+def keeping_of(config: Config) -> dict[str, Any]:
+    """The options of `fit` that say what is written during a training, and how often."""
+    return {"tensorboard": config.run.tensorboard, "checkpoint_every_s": config.run.checkpoint_every_s}
 
 
 def front_of(settings: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one training loop. It knows nothing of teachers: what is learned comes from an objective (objectives.py)."""
+"""The steps of a training, one after the other: what `fit` starts once everything is checked."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.checkpoint import NAME as CHECKPOINT
 from noisyteacher.checkpoint import (
     Progress,
+    Signals,
     drop_checkpoint,
-    frozen_record,
-    labels_fingerprint,
     read_checkpoint,
     same_settings,
-    signals_held,
     write_checkpoint,
 )
-from noisyteacher.data import Batch, Split, epoch_batches, expand_views, samples_of
-from noisyteacher.device import precision_context, resolve_device
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, TrainingError
+from noisyteacher.data import Batch, Split, epoch_batches, samples_of
+from noisyteacher.device import precision_context
+from noisyteacher.errors import NoisyTeacherError, TrainingError
 from noisyteacher.events import Events
-from noisyteacher.files import make_folder
 from noisyteacher.history import History, Tick
-from noisyteacher.models import Classifier, as_classifier, save_model
-from noisyteacher.objectives import loss_and_numbers, record_of
-from noisyteacher.optimizers import build_optimizer
-from noisyteacher.refusals import OTHER, check_roles, check_settings, check_val
+from noisyteacher.models import Classifier, save_model
+from noisyteacher.objectives import loss_and_numbers
+from noisyteacher.ranks import Spread, agree, gather, greatest, place
+from noisyteacher.refusals import OTHER
 from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
@@ -42,90 +38,7 @@ from noisyteacher.validation import Validation
 WEIGHTS = "weights.safetensors"
 
 
-def fit(
-    model: nn.Module,
-    split: Split,
-    objective: Callable[[Tensor, Batch], Any],
-    *,
-    val: Split | None = None,
-    val_teacher: object = None,
-    epochs: int = 20,
-    batch_size: int = 64,
-    optimizer: str = "adam",
-    lr: float = 1e-3,
-    momentum: float | None = None,
-    weight_decay: float = 0.0,
-    schedule: str = "linear",
-    warmup_epochs: float = 0.0,
-    views: str | tuple[str, ...] = "clean",
-    every_view: bool = False,
-    augment: str = "none",
-    precision: str = "fp32",
-    patience: int | None = None,
-    keep: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    run: str | Path | None = None,
-    resume: bool = False,
-    checkpoint_every_s: float = 30.0,
-    tensorboard: bool = False,
-    progress: Callable[[Tick], None] | None = None,
-) -> History:
-    """Train the model in place on the split and return the History; the model ends with the kept weights.
-
-    `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
-    any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
-    `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
-    view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
-    the images at every step: `mixup` or `randaugment`, which need a live teacher. After every epoch `val` is
-    evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
-    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
-    `patience` stops after so many epochs without a better one.
-    With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
-    effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
-    TensorBoard events (extra `track`).
-    On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
-    views, same dropout, same noise draws.
-    Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
-    ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
-    or shapes differ, TrainingError before the update when the loss is not finite.
-    """
-    check_roles(split, val)
-    chosen_views = expand_views(views)
-    classifier = as_classifier(model, input_shape=split.input_shape)
-    classes = int(classifier.architecture.get("classes") or split.classes)
-    check_val(split, val, classes, val_teacher)
-    place = resolve_device(device)
-    judge = None if val is None else Validation(val, val_teacher, classes, str(place), precision)
-    settings: dict[str, Any] = {
-        "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
-        "every_view": every_view, "precision": precision, "patience": patience,
-        "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
-        "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
-        "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
-        **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
-    }  # fmt: skip
-    check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
-    rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if hasattr(objective, "check"):
-        objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
-    loop = _Loop(classifier.to(place), rule, objective, split, judge, place, settings, chosen_views)
-    folder = None if run is None else Path(run)
-    if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
-        if not resume:
-            raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
-        if (folder / WEIGHTS).exists():
-            return loop.finished(folder)
-    if folder is None:
-        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
-    make_folder(folder)
-    with signals_held() as loop.release:
-        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
-
-
-class _Loop:
+class Loop:
     """The state of one `fit`, so that its parts can be read one by one."""
 
     def __init__(
@@ -140,7 +53,9 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         self.saved = self.clock = 0.0
         self.whole = True  # weights, optimizer and progress belong to one step: a checkpoint may be written
-        self.release: Callable[[], None] = lambda: None  # lets a signal take effect that came during a step
+        self.signals = Signals()  # those that came during a step, held where there is a run folder
+        self.place = place()
+        self.spread: Spread | None = None
         samples = samples_of(split, views, settings["every_view"])
         self.batches = max(1, samples // settings["batch_size"] + (samples % settings["batch_size"] > 1))
         self.total_steps = self.batches * settings["epochs"]
@@ -154,7 +69,10 @@ class _Loop:
             found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
             if found is not None:
                 self.progress, self.best = found
-        events = Events(folder, len(self.progress.epochs)) if tensorboard and folder is not None else None
+        if self.place.size > 1:
+            self.spread = Spread(self.model, self.device)
+        writes = folder is not None and self.place.leads
+        events = Events(folder, len(self.progress.epochs)) if tensorboard and writes and folder is not None else None
         self.saved = time.monotonic()
         try:
             with torch.random.fork_rng():
@@ -163,17 +81,20 @@ class _Loop:
                     line = self._end_epoch()
                     if events is not None:
                         events.write(line)
-                    if folder is not None:
+                    if folder is not None and writes:
                         Run(folder).write_metrics(self.progress.epochs)
                         self._save(folder, checkpoint_every_s)
-                    self.release()
+                    self._heed()
         except NoisyTeacherError:
             raise
         except BaseException:  # interrupted, or a `progress` of the caller's that raises: nothing whole is lost
-            if folder is not None and self.whole and self.progress.step:
+            if folder is not None and writes and self.whole and self.progress.step:
                 with suppress(NoisyTeacherError):  # a full disk must not hide what ended the run
                     self._save(folder)
             raise
+        finally:
+            if self.spread is not None:
+                self.spread.end()
         if events is not None:
             events.close()
         return self._finish(folder)
@@ -185,6 +106,7 @@ class _Loop:
             self.split, self.views, seed=self.settings["seed"], epoch=epoch, first=state.step - epoch * self.batches,
             batches=self.batches, batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
             total_steps=self.total_steps, device=self.device, augment=self.settings.get("augment", "none"),
+            share=self.place.share,
         ):  # fmt: skip
             self.whole = False
             loss = self._step(batch)
@@ -194,9 +116,16 @@ class _Loop:
             self.whole = True
             if tell is not None:
                 tell(self._tick(loss))
-            if folder is not None:
+            if folder is not None and self.place.leads:
                 self._save(folder, every_s)
-            self.release()
+            self._heed()
+
+    def _heed(self) -> None:
+        """Let a signal take effect that came during a step; in a group on all processes after the same step."""
+        if self.place.size == 1:
+            self.signals.release()
+        elif number := greatest(self.signals.newest, self.device):
+            self.signals.release(number)
 
     def _save(self, folder: Path, every_s: float = 0.0) -> None:
         """Write a checkpoint when the last one is so many seconds old."""
@@ -209,15 +138,16 @@ class _Loop:
         settings, rate = self.settings, self._rate(batch.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        seed = derive(settings["seed"], "dropout", batch.step)
+        others = (self.place.rank,) if self.place.rank else ()  # a share's dropout is its own
+        seed = derive(settings["seed"], "dropout", batch.step, *others)
         if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
         self.model.train()
         with precision_context(settings["precision"], self.device):
-            logits = self.model(batch.images)
-        loss, numbers = loss_and_numbers(self.objective(logits.float(), batch))
+            logits = self.model(batch.images) if self.spread is None else self.spread(batch.images, len(batch.rows))
+        loss, numbers = loss_and_numbers(self.objective(gather(logits.float(), len(batch.rows)), batch))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -252,9 +182,9 @@ class _Loop:
         line["lr"] = self._rate(state.step - 1)
         key: list[float] = []
         if self.val is not None:
-            numbers, key = self.val(self.model, line["epoch"])
+            numbers, key = agree(self.val(self.model, line["epoch"]) if self.place.leads else ({}, []))
             line |= numbers
-        line["seconds"] = round(state.seconds, 3)
+        line["seconds"] = agree(round(state.seconds, 3))
         self.whole = False
         if key and (not state.best_key or key < state.best_key):
             state.best_key, state.best_epoch = key, line["epoch"]
@@ -280,6 +210,8 @@ class _Loop:
     def _finish(self, folder: Path | None) -> History:
         state, last, keep = self.progress, _copy(self.model), self.settings["keep"]
         ends = {"last": last, "best": self.best} if self.val is not None else {"last": last}
+        if not self.place.leads:
+            folder = None  # the leading process writes
         if folder is not None:
             Run(folder).write_metrics(state.epochs)
         for name in sorted(ends, key=lambda one: one == keep):  # the kept one last: its file says that the run is over

@@ -1,0 +1,124 @@
+"""Train NIN for CIFAR-10 on a slow machine: python scripts/train_nin.py DATA_ROOT OUT [--threads N].
+
+Most of the epochs see small images: NIN ends in an average over the whole image, so the weights learnt at 16 and 24 pixels
+go on at 32. Behind every convolution but the last stands a batch norm while it learns; at the end each is folded into the
+convolution before it, so that what comes out is NIN as the paper writes it, with the same answers. Every phase is a `fit`
+with a run folder: a stopped script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from noisyteacher import build_model, evaluate, fit, load_data, save_model
+from noisyteacher.data import Split
+from noisyteacher.data.views import view_name
+from noisyteacher.models import Classifier
+from noisyteacher.objectives import supervised
+
+PHASES = (
+    # pixels, epochs, learning rate, schedule, warm-up epochs, shift of the crops in pixels
+    (16, 9, 0.1, "constant", 1.0, 2),
+    (24, 5, 0.1, "constant", 0.2, 3),
+    (32, 7, 0.1, "cosine", 0.2, 4),
+)
+BATCH, DECAY, SEED = 128, 5e-4, 0
+
+
+def main() -> None:
+    """Train, fold, compare, score and write `OUT/nin-cifar10.safetensors` and its card."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("data_root")
+    asked.add_argument("out", type=Path)
+    asked.add_argument("--data", default="cifar10")
+    asked.add_argument("--threads", type=int, default=2)
+    asked.add_argument("--unverified", action="store_true", help="a copy of the data that is not the official one")
+    given = asked.parse_args()
+    torch.set_num_threads(given.threads)
+    data = load_data(given.data, root=given.data_root, verify=not given.unverified)
+    plain = build_model("nin", data=data, seed=SEED, preprocess="standardize", dropout=0.0)
+    network = normed(plain.network)
+    seconds, lines = 0.0, []
+    for pixels, epochs, rate, schedule, warmup, shift in PHASES:
+        model = Classifier(
+            plain.preprocess, network, {**plain.architecture, "input_shape": [3, pixels, pixels], "name": "nin-normed"}
+        )
+        history = fit(
+            model, resized(data.train, pixels), supervised(), val=resized(data.val, pixels), epochs=epochs,
+            batch_size=BATCH, optimizer="sgd", lr=rate, weight_decay=DECAY, schedule=schedule, warmup_epochs=warmup,
+            views=shifted(shift), keep="last" if pixels < 32 else "best", seed=SEED, run=given.out / f"phase-{pixels}",
+            resume=True, checkpoint_every_s=60,
+            progress=lambda tick: print(f"\r{tick.epoch}/{tick.epochs} {tick.step} {tick.loss:.3f}", end="", flush=True),
+        )  # fmt: skip
+        seconds += history.seconds
+        lines += [{"pixels": pixels, **line} for line in history.epochs]
+        print(f"\n{pixels} px: validation error {history.epochs[-1]['val/error']:.2f} %, {history.seconds:.0f} s")
+    folded(network.eval(), plain.network)
+    plain.eval()
+    rows = torch.arange(200)
+    images = data.val.images_at(rows)
+    with torch.no_grad():
+        gap = float((plain(images) - network(plain.preprocess(images))).abs().max())
+    print(f"folding moved the logits of 200 images by at most {gap:.2g}")
+    scores = {part.role: evaluate(plain, part).describe() for part in (data.val, data.test) if part is not None}
+    print(json.dumps(scores, indent=1))
+    save_model(plain, given.out / "nin-cifar10.safetensors")
+    (given.out / "training.json").write_text(
+        json.dumps({"phases": PHASES, "batch_size": BATCH, "weight_decay": DECAY, "momentum": 0.9, "seed": SEED,
+                    "seconds": seconds, "fold_gap": gap, "scores": scores, "epochs": lines}, indent=1)
+    )  # fmt: skip
+
+
+def normed(network: nn.Sequential) -> nn.Sequential:
+    """The network with a batch norm behind every convolution but the last."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    last = [name for name, layer in network.named_children() if isinstance(layer, nn.Conv2d)][-1]
+    for name, layer in network.named_children():
+        layers[name] = layer
+        if isinstance(layer, nn.Conv2d) and name != last:
+            layers[name.replace("conv", "norm")] = nn.BatchNorm2d(layer.out_channels)
+    return nn.Sequential(layers)
+
+
+def folded(trained: nn.Sequential, into: nn.Sequential) -> None:
+    """Put the trained convolutions, each with its batch norm folded in (evaluation mode), into the plain network."""
+    parts = dict(trained.named_children())
+    for name, layer in into.named_children():
+        if isinstance(layer, nn.Conv2d):
+            conv, norm = parts[name], parts.get(name.replace("conv", "norm"))
+            weight, bias = conv.weight.detach().clone(), conv.bias.detach().clone()
+            if norm is not None:
+                weight, bias = fuse_conv_bn_weights(
+                    weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight.detach(), norm.bias.detach()
+                )
+            layer.weight, layer.bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias)
+
+
+def resized(split: Split, pixels: int) -> Split:
+    """The split with smaller images, averaged down with antialiasing."""
+    if pixels == split.input_shape[1]:
+        return split
+    images = torch.cat([
+        interpolate(part.float(), size=(pixels, pixels), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for part in split.images[split.index].split(5000)
+    ])  # fmt: skip
+    labels = None if split.labels is None else split.labels[split.index]
+    return Split(images, labels, torch.arange(len(images)), split.role, split.name, split.class_names)
+
+
+def shifted(most: int) -> tuple[str, ...]:
+    """Crops that move the image by up to so many pixels, mirrored or not."""
+    places = range(4 - most, 4 + most + 1)
+    return tuple(view_name(mirrored, top, left) for mirrored in (False, True) for top in places for left in places)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The one training loop. It knows nothing of teachers: what is learned comes from an objective (objectives.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from noisyteacher.checkpoint import NAME as CHECKPOINT
+from noisyteacher.checkpoint import (
+    frozen_record,
+    labels_fingerprint,
+    signals_held,
+)
+from noisyteacher.data import Batch, Split, expand_views
+from noisyteacher.device import resolve_device
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.files import make_folder
+from noisyteacher.history import History, Tick
+from noisyteacher.models import as_classifier
+from noisyteacher.objectives import record_of
+from noisyteacher.optimizers import build_optimizer
+from noisyteacher.ranks import check_same
+from noisyteacher.refusals import check_roles, check_settings, check_val
+from noisyteacher.train.loop import WEIGHTS, Loop
+from noisyteacher.validation import Validation
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    objective: Callable[[Tensor, Batch], Any],
+    *,
+    val: Split | None = None,
+    val_teacher: object = None,
+    epochs: int = 20,
+    batch_size: int = 64,
+    optimizer: str = "adam",
+    lr: float = 1e-3,
+    momentum: float | None = None,
+    weight_decay: float = 0.0,
+    schedule: str = "linear",
+    warmup_epochs: float = 0.0,
+    views: str | tuple[str, ...] = "clean",
+    every_view: bool = False,
+    augment: str = "none",
+    precision: str = "fp32",
+    patience: int | None = None,
+    keep: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    run: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every_s: float = 30.0,
+    tensorboard: bool = False,
+    progress: Callable[[Tick], None] | None = None,
+) -> History:
+    """Train the model in place on the split and return the History; the model ends with the kept weights.
+
+    `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
+    any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
+    `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
+    view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
+    the images at every step: `mixup` or `randaugment`, which need a live teacher. After every epoch `val` is
+    evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
+    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
+    `patience` stops after so many epochs without a better one.
+    With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
+    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
+    effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
+    TensorBoard events (extra `track`).
+    In a group of several processes (torchrun; `torch.distributed` initialised) all of them call fit alike and are one
+    training, of the same batches, noise and, up to rounding, losses as one process; only dropout draws differ. The one
+    of rank 0 writes.
+    On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
+    views, same dropout, same noise draws.
+    Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
+    ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
+    or shapes differ, TrainingError before the update when the loss is not finite.
+    """
+    check_roles(split, val)
+    chosen_views = expand_views(views)
+    classifier = as_classifier(model, input_shape=split.input_shape)
+    classes = int(classifier.architecture.get("classes") or split.classes)
+    check_val(split, val, classes, val_teacher)
+    on = resolve_device(device)
+    judge = None if val is None else Validation(val, val_teacher, classes, str(on), precision)
+    settings: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
+        "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
+        "every_view": every_view, "precision": precision, "patience": patience,
+        "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
+        "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
+        "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
+        **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
+    }  # fmt: skip
+    check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
+    rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if hasattr(objective, "check"):
+        objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
+    check_same(settings)
+    loop = Loop(classifier.to(on), rule, objective, split, judge, on, settings, chosen_views)
+    folder = None if run is None else Path(run)
+    if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
+        if not resume:
+            raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
+        if (folder / WEIGHTS).exists():
+            return loop.finished(folder)
+    if folder is None:
+        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
+    make_folder(folder)
+    with signals_held() as loop.signals:
+        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
