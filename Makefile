@@ -2,7 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Python 3.11 on Linux x86-64 installs what locked/ lists, by its hashes; others the same versions, as they find them.
+LOCKED := $(shell $(PYTHON) -c 'import platform, sys; \
+	print(*["yes"] * (sys.version_info[:2] == (3, 11) and platform.system() == "Linux" and platform.machine() == "x86_64"))')
+EXTRAS := dev,track,cluster,zoo,hf,export,docs
+# Where the index at hand has torch for CPUs not, PyTorch's own has it.
+locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement locked/$(1).txt $(2)
+either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .PHONY: demo test lint types unit test-faults bench docs clean
 
@@ -34,25 +41,30 @@ bench: $(VENV)/.installed-dev
 		--benchmark-json benchmarks/results/latest.json
 
 # The site, every warning an error: open build/docs/index.html.
-docs: $(VENV)/.installed-docs
+docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info
 
-# The packages first, from the pinned list; then this project, which brings nothing of its own.
+# The packages first, from the locked list; then this project, which brings nothing of its own.
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "noisyteacher needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt locked/base.txt
+ifeq ($(LOCKED),yes)
+	$(call either,base)
+	$(PIP) --no-deps --no-build-isolation --editable .
+else
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable .
+endif
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev,track,cluster,zoo,hf,export,docs]'
-	touch $@
-
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) --editable '.[docs]'
+$(VENV)/.installed-dev: $(VENV)/.installed locked/dev.txt
+ifeq ($(LOCKED),yes)
+	$(call either,dev)
+else
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[$(EXTRAS)]'
+endif
 	touch $@

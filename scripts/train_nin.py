@@ -1,9 +1,9 @@
 """Train NIN for CIFAR-10 on a slow machine: python scripts/train_nin.py DATA_ROOT OUT [--threads N].
 
-Most of the epochs see small images: NIN ends in an average over the whole image, so the weights learnt at 16 and 24 pixels
-go on at 32. Behind every convolution but the last stands a batch norm while it learns; at the end each is folded into the
-convolution before it, so that what comes out is NIN as the paper writes it, with the same answers. Every phase is a `fit`
-with a run folder: a stopped script goes on where it was.
+Most of the epochs see small images: NIN ends in an average over the whole image, so the weights learnt at 16 and 24
+pixels go on at 32. Behind every convolution but the last stands a batch norm while it learns; at the end each is folded
+into the convolution before it, so that what comes out is NIN as the paper writes it, with the same answers. Every phase
+is a `fit` with a run folder: a stopped script goes on where it was.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
             batch_size=BATCH, optimizer="sgd", lr=rate, weight_decay=DECAY, schedule=schedule, warmup_epochs=warmup,
             views=shifted(shift), keep="last" if pixels < 32 else "best", seed=SEED, run=given.out / f"phase-{pixels}",
             resume=True, checkpoint_every_s=60,
-            progress=lambda tick: print(f"\r{tick.epoch}/{tick.epochs} {tick.step} {tick.loss:.3f}", end="", flush=True),
+            progress=lambda tick: print(f"\r{tick.epoch}/{tick.epochs} {tick.step} {tick.loss:.3f}", end=""),
         )  # fmt: skip
         seconds += history.seconds
         lines += [{"pixels": pixels, **line} for line in history.epochs]
@@ -97,7 +97,13 @@ def folded(trained: nn.Sequential, into: nn.Sequential) -> None:
             weight, bias = conv.weight.detach().clone(), conv.bias.detach().clone()
             if norm is not None:
                 weight, bias = fuse_conv_bn_weights(
-                    weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight.detach(), norm.bias.detach()
+                    weight,
+                    bias,
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight.detach(),
+                    norm.bias.detach(),
                 )
             layer.weight, layer.bias = nn.Parameter(weight.contiguous()), nn.Parameter(bias)
 
