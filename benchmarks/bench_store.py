@@ -36,6 +36,32 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tu
     return made
 
 
+@pytest.mark.parametrize(("rows", "classes"), [(1_000_000, 10), (100_000, 1000)])
+def test_gather_of_a_large_store(turns: Turns, tmp_path: Path, rows: int, classes: int) -> None:
+    plan = Plan(rows, classes, ("clean",), dict.fromkeys(FINGERPRINTS, "synthetic"))
+    table = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
+    with StoreWriter(tmp_path, plan) as writer:
+        for shard in writer.missing:
+            writer.write(shard, table[None, shard.first_row : shard.first_row + shard.rows])
+        writer.finish()
+    store = LogitStore.open(tmp_path)
+    wanted = torch.randint(rows, (GATHERS, 256), generator=torch.Generator().manual_seed(0))
+    view = torch.zeros(256, dtype=torch.int64)
+    for row in wanted:
+        assert torch.equal(store.logits(view, row), table[row])
+
+    def gather() -> None:
+        for row in wanted:
+            store.logits(view, row)
+
+    def index() -> None:
+        for row in wanted:
+            table[row]
+
+    found = turns.measure(gather, index, rounds=11)
+    turns.tell_ratio(found, "a plain index", f"{1e6 * found.work / GATHERS:.0f} us a batch of 256")
+
+
 @pytest.mark.parametrize("batch_size", [64, 128])
 @pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("kept", SHARDS)

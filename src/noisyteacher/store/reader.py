@@ -19,7 +19,7 @@ from noisyteacher.store.plan import DTYPES, FINGERPRINTS, INDEX, KIND, SCHEMA, P
 from noisyteacher.tensorfile import map_tensors, read_record
 from noisyteacher.text import few, unknown_name
 
-MEMORY_BYTES = 256_000_000  # a store up to this size is held in memory as float32
+LEAST_MEMORY_BYTES = 256_000_000
 REPAIR = f"restore it from a copy, or delete it and {INDEX} and extract again (intact shards are kept)"
 
 
@@ -50,13 +50,14 @@ class LogitStore:
         self.digest = digest
         """SHA-256 hex of store.json's bytes: names the whole content, as that file holds every shard's checksum."""
         self._blocks: list[Tensor] = []  # [V, n, K] as stored, memory-mapped
-        self._table: Tensor | None = None  # [V, N, K] float32, of a store small enough
+        self._table: Tensor | None = None  # [V * N, K] as stored, of a store small enough
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], verify: bool = True, *, memory_bytes: int = MEMORY_BYTES) -> LogitStore:
+    def open(cls, path: str | os.PathLike[str], verify: bool = True, *, memory_bytes: int | None = None) -> LogitStore:
         """The store in this folder; `verify` reads every byte and compares the checksums.
 
-        A store of up to `memory_bytes` (as float32) is held in memory, a larger one stays memory-mapped.
+        A store of up to `memory_bytes` is held in memory, a larger one stays memory-mapped. By default that is a
+        32nd of this machine's memory (each process of a sweep holds its own), and at least 256 MB.
         Raises StoreError that names the file when the store is missing, unfinished or damaged.
         """
         folder = Path(path)
@@ -72,7 +73,7 @@ class LogitStore:
             content, digest = read_json(index, KIND, SCHEMA), sha256([read_bytes(index)])
             plan, shards, meta = _parts(content, index)
             store = cls(folder, plan, shards, meta, digest)
-            store._map(verify, memory_bytes)
+            store._map(verify, _memory_bytes() if memory_bytes is None else memory_bytes)
         except StoreError:
             raise
         except FileFormatError as error:
@@ -134,7 +135,8 @@ class LogitStore:
         if which.shape != rows.shape:
             raise MismatchError(f"{len(which)} views for {len(rows)} rows: pass one view per row, or one view's name")
         if self._table is not None:
-            return self._table.view(-1, self.classes).index_select(0, which * self.rows + rows)
+            places = rows if len(self.views) == 1 else which * self.rows + rows
+            return self._table.index_select(0, places).float()
         # Rows sorted by shard, so that each shard is asked once and for all of its rows.
         numbers, order = (rows // self.plan.rows_per_shard).sort(stable=True)
         found, counts = torch.unique_consecutive(numbers, return_counts=True)
@@ -240,9 +242,18 @@ class LogitStore:
                 got = "none" if found is None else f"{found.dtype} {tuple(found.shape)}"
                 raise StoreError(f"{file}: logits {self.dtype} {shape} expected, got {got}: {REPAIR}")
             self._blocks.append(found)
-        if len(self.views) * self.rows * self.classes * 4 <= memory_bytes:
-            self._table = torch.cat(self._blocks, dim=1).float()
+        if sum(block.nbytes for block in self._blocks) <= memory_bytes:
+            self._table = torch.cat(self._blocks, dim=1).view(-1, self.classes)
             self._blocks = []
+
+
+def _memory_bytes() -> int:
+    """The size up to which a store is held in memory."""
+    try:
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        physical = 0
+    return max(LEAST_MEMORY_BYTES, physical // 32)
 
 
 def _check_shard(folder: Path, shard: Shard, read: bool) -> None:
