@@ -13,6 +13,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for what, number in getattr(report, "user_properties", []):
             if what.startswith("faults: "):
                 tried[what.removeprefix("faults: ")] += int(number)
+            elif what == "told":
+                terminalreporter.write_line(str(number))
     if tried:
         told = ", ".join(f"{number:,} {what}" for what, number in sorted(tried.items()))
         terminalreporter.write_line(f"Faults injected, all survived: {told}")

@@ -1,5 +1,6 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
+from noisyteacher.pipeline.candidates import SHOWN
 from noisyteacher.pipeline.card import Story, story_of
 from noisyteacher.pipeline.checking import checked_teacher
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
@@ -21,6 +22,7 @@ from noisyteacher.pipeline.steps import (
 )
 
 __all__ = [
+    "SHOWN",
     "Plan",
     "Result",
     "Row",

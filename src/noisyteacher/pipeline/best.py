@@ -74,4 +74,4 @@ def explain_best(best: Mapping[str, Any]) -> str:
 
 def _error(one: Trained) -> float:
     """The validation error in %; where nothing is labelled the disagreement with the teacher, its own being 0."""
-    return lost(one.result["scores"].get("val", {"agreement": {"value": 100.0}}))
+    return lost(one.result["scores"].get("val", {}))

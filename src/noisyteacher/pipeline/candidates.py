@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,12 @@ from noisyteacher.text import count, few, size_bytes
 AUTO = "auto"
 RATIOS = tuple(number / 16 for number in range(15, 0, -1))
 """The narrower copies of a teacher that are looked at."""
-SHOWN = {"macs": ("MACs", count), "bytes": ("bytes", size_bytes), "parameters": ("parameters", count)}
+SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "macs": ("MACs", count),
+    "bytes": ("bytes", size_bytes),
+    "parameters": ("parameters", count),
+}
+"""What may be limited: key -> its name and how it is worded."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from noisyteacher.config import Student
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.conditions import a_student
 from noisyteacher.pipeline.plan import Answers, Plan
@@ -39,6 +40,12 @@ def planned(plan: Plan) -> int:
     return (1 + len(plan.candidates)) * plan.config.choice.seeds if plan.candidates else 0
 
 
+def shortened(student: Student, epochs: int | None) -> Student:
+    """The settings of a trial run: so many epochs, by default a quarter of the student's, and no longer a warm-up."""
+    epochs = epochs or max(1, round(student.epochs / 4))
+    return replace(student, epochs=epochs, warmup_epochs=min(student.warmup_epochs, epochs))
+
+
 def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tuple[Noise | None, dict[str, Any]]:
     """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
 
@@ -46,9 +53,8 @@ def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tup
     test data are not looked at. `numbered`: how many stages of the work lie before, and how many there are in all.
     """
     settings = plan.config.choice
-    epochs = settings.epochs or max(1, round(plan.config.student.epochs / 4))
-    student = replace(plan.config.student, epochs=epochs, warmup_epochs=min(plan.config.student.warmup_epochs, epochs))
-    short = replace(plan, config=replace(plan.config, student=student))
+    student = shortened(plan.config.student, settings.epochs)
+    epochs, short = student.epochs, replace(plan, config=replace(plan.config, student=student))
     found, (number, total) = [], numbered
     for noise in (None, *plan.candidates):
         name = "clean" if noise is None else slug(noise)

@@ -19,7 +19,16 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, export_best
 from noisyteacher.pipeline.checking import checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
-from noisyteacher.pipeline.conditions import TITLES, a_student, further_answers, its_answers, taught_by, the_teacher
+from noisyteacher.pipeline.conditions import (
+    TITLES,
+    a_student,
+    conditions_of,
+    controls,
+    further_answers,
+    its_answers,
+    taught_by,
+    the_teacher,
+)
 from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.searching import choose_student, looked_at
@@ -155,13 +164,8 @@ def _compress(plan: Plan) -> Result:
 
 
 def _steps(plan: Plan) -> Result:
-    students = {"clean": None} if plan.noise is None and not plan.candidates else {"noisy": plan.noise}
-    controls = ["labels", "clean"] if plan.config.run.baselines else []
-    if plan.data.train.labels is None:
-        controls = controls[1:]
-    conditions = len({*controls, *students})
     tries, formats = looked_at(plan), plan.config.run.export
-    total = 2 + tries + planned(plan) + conditions * plan.config.run.seeds + bool(formats)
+    total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     answers = its_answers(plan, teacher.model, f"[2/{total}] teacher's logits")
@@ -176,7 +180,7 @@ def _steps(plan: Plan) -> Result:
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
-    students = {**dict.fromkeys(controls), "noisy" if noise is not None else "clean": noise}
+    students = {**dict.fromkeys(controls(plan)), "noisy" if noise is not None else "clean": noise}
     trained: dict[str, list[Trained]] = {name: [] for name in students}
     for seed in range(plan.config.run.seeds):
         for name, its_noise in students.items():
@@ -216,8 +220,7 @@ def _steps(plan: Plan) -> Result:
 
 
 def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], role: str, run: Run) -> Row:
-    # Where nothing is labelled the teacher has no scores: it agrees with itself.
-    scores = [one.result["scores"].get(role, {"agreement": {"value": 100.0}}) for one in found]
+    scores = [one.result["scores"].get(role, {}) for one in found]
     return Row(
         name,
         title,

@@ -35,6 +35,19 @@ TITLES = {"labels": "student, labels alone", "clean": "student, logit regression
 """What a condition is called in words."""
 
 
+def controls(plan: Plan) -> list[str]:
+    """The conditions that others are held against: labels alone, where there are labels, and clean logit regression."""
+    if not plan.config.run.baselines:
+        return []
+    return ["clean"] if plan.data.train.labels is None else ["labels", "clean"]
+
+
+def conditions_of(plan: Plan) -> set[str]:
+    """All conditions of a compression; where the noise is yet to be chosen, as if one were."""
+    taught = "clean" if plan.noise is None and not plan.candidates else "noisy"
+    return {*controls(plan), taught}
+
+
 def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""
     given, data = plan.teacher, plan.data

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from noisyteacher.pipeline.candidates import Candidate
-from noisyteacher.pipeline.choosing import planned
-from noisyteacher.pipeline.conditions import a_student
+from noisyteacher.pipeline.choosing import planned, shortened
+from noisyteacher.pipeline.conditions import a_student, conditions_of
 from noisyteacher.pipeline.plan import Answers, Plan
 from noisyteacher.pipeline.steps import Trained, lost
 from noisyteacher.text import duration, plural
@@ -49,7 +49,7 @@ def choose_student(
     search, target, student = plan.search, plan.config.target, plan.config.student
     assert search is not None
     among = search.fitting[: target.search]
-    epochs = target.epochs or max(1, round(student.epochs / 4))
+    epochs = shortened(student, target.epochs).epochs
     clock = None if target.minutes is None else 60 * target.minutes
     tried: list[Tried] = []
     spent, (number, total) = _of_teacher(teacher), numbered
@@ -132,15 +132,14 @@ def _of_teacher(teacher: Trained) -> float:
 def _ahead(plan: Plan, seconds: float) -> float:
     """Training time of everything after the search: the choice of the noise and all students, at so much per epoch."""
     student, choice = plan.config.student, plan.config.choice
-    short = choice.epochs or max(1, round(student.epochs / 4))
-    students = (3 if plan.config.run.baselines else 1) * plan.config.run.seeds
+    short = shortened(student, choice.epochs).epochs
+    students = len(conditions_of(plan)) * plan.config.run.seeds
     return seconds * (planned(plan) * short + students * student.epochs)
 
 
 def _named(plan: Plan, name: str, epochs: int) -> Plan:
     """The plan for a student of that name and so many epochs."""
-    warmup = min(plan.config.student.warmup_epochs, epochs)
-    student = replace(plan.config.student, name=name, epochs=epochs, warmup_epochs=warmup)
+    student = replace(shortened(plan.config.student, epochs), name=name)
     return replace(plan, student=name, config=replace(plan.config, student=student))
 
 

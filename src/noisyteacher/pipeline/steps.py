@@ -169,7 +169,12 @@ def _judging(val: Split, answers: Mapping[str, object], recipe: Mapping[str, Any
 
 
 def lost(scores: Mapping[str, Any]) -> float:
-    """The error (%) in a split's scores, or, where it has no labels, the share (%) that disagrees with the teacher."""
+    """The error (%) in a split's scores, or, where it has no labels, the share (%) that disagrees with the teacher.
+
+    Without scores, as the teacher has none where nothing is labelled, 0: it agrees with itself.
+    """
+    if not scores:
+        return 0.0
     if "error" in scores:
         return float(scores["error"]["value"])
     return 100 - float(scores["agreement"]["value"])

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from noisyteacher.report.tables import NOTHING, Cell, Table
-from noisyteacher.text import count, sentence, size_bytes
-
-SHOWN: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "macs": ("MACs", count),
-    "bytes": ("bytes", size_bytes),
-    "parameters": ("parameters", count),
-}
+from noisyteacher.pipeline import SHOWN
+from noisyteacher.report.tables import NOTHING, Cell, Table, number_cell
+from noisyteacher.text import sentence, size_bytes
 
 
 def told(record: Mapping[str, Any] | None) -> list[str]:
@@ -29,15 +24,15 @@ def searched(search: Mapping[str, Any] | None) -> Table | None:
     rows = [
         (
             Cell("limit", strong=True),
-            *(_number(show(limits[key]) if key in limits else NOTHING) for key, (_, show) in SHOWN.items()),
-            _number(NOTHING),
+            *(number_cell(show(limits[key]) if key in limits else NOTHING) for key, (_, show) in SHOWN.items()),
+            number_cell(NOTHING),
         )
     ]
     for one in search["candidates"]:
         name, error = str(one["name"]), errors.get(one["name"])
-        costs = (_number(show(one[key]), "over" if key in one["over"] else "") for key, (_, show) in SHOWN.items())
+        costs = (number_cell(show(one[key]), "over" if key in one["over"] else "") for key, (_, show) in SHOWN.items())
         chosen = name == search["chosen"]
-        tried = _number(NOTHING if error is None else f"{error:.2f}", "chosen" if chosen else "")
+        tried = number_cell(NOTHING if error is None else f"{error:.2f}", "chosen" if chosen else "")
         rows.append((Cell(name, strong=chosen), *costs, tried))
     note = f"Validation, n = {search['n']:,} images, after {search['epochs']} epoch(s) with seed {search['seed']}."
     return Table(("", *(head for head, _ in SHOWN.values()), "validation error %"), tuple(rows), note)
@@ -76,13 +71,9 @@ def _file(
     ratio = {"bytes": size / torch["torch_bytes"], "ms": latency["median"] / torch["torch_latency_ms"]["median"]}
     return (
         Cell(form, precision),
-        _number(NOTHING if accuracy is None else f"{accuracy['value']:.2f}"),
-        _number(NOTHING if gap is None else f"{gap:.2g}"),
-        _number(size_bytes(size), "" if one is None else f"{ratio['bytes']:.2f}×"),
-        _number(f"{latency['median']:.3f}", "" if one is None else f"{ratio['ms']:.2f}×"),
+        number_cell(NOTHING if accuracy is None else f"{accuracy['value']:.2f}"),
+        number_cell(NOTHING if gap is None else f"{gap:.2g}"),
+        number_cell(size_bytes(size), "" if one is None else f"{ratio['bytes']:.2f}×"),
+        number_cell(f"{latency['median']:.3f}", "" if one is None else f"{ratio['ms']:.2f}×"),
         Cell("" if one is None else "yes" if one["holds"] else "no", "" if one is None else str(one["reason"])),
     )
-
-
-def _number(text: str, under: str = "") -> Cell:
-    return Cell(text, under, number=True)

@@ -44,14 +44,16 @@ def results(study: Study) -> Table | None:
     """A row per line: error with interval, difference to clean, other scores; columns without numbers are left out."""
     role, other = study.role, "val" if study.role == "test" else "test"
     columns: dict[str, Any] = {
-        "seeds": lambda line: _number(str(len(line.seeds))) if line.seeds else Cell(NOTHING, number=True),
+        "seeds": lambda line: number_cell(str(len(line.seeds))) if line.seeds else Cell(NOTHING, number=True),
         f"{ROLES[role]} error %": lambda line: _error(line, role, study.n.get(role)),
         "against clean": lambda line: _difference(line.against_clean),
         f"{ROLES[other]} error %": lambda line: _error(line, other, study.n.get(other)),
         "NLL nats": lambda line: _mean(line.scores.get(f"{role}_nll_nats"), 3),
         "ECE %": lambda line: _mean(line.scores.get(f"{role}_ece_%"), 2),
         "agreement %": lambda line: _mean(line.scores.get(f"{role}_agreement_%"), 1),
-        "training": lambda line: _number(duration(line.training_s.mean)) if line.training_s else _number(NOTHING),
+        "training": lambda line: (
+            number_cell(duration(line.training_s.mean)) if line.training_s else number_cell(NOTHING)
+        ),
     }
     lines = [line for line in study.lines if line.scores]
     if not lines:
@@ -89,7 +91,7 @@ def costs(study: Study) -> Table | None:
         cells = [_cost(line, teacher, key) for key in COSTS]
         peak = line.costs.get("peak_memory_bytes")
         title = f"teacher {line.model}" if line is teacher and line.model else name
-        rows.append((Cell(title), *cells, _number(size_bytes(peak) if peak else NOTHING)))
+        rows.append((Cell(title), *cells, number_cell(size_bytes(peak) if peak else NOTHING)))
     notes = "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolutions and "
     notes += "matrix products per image, biases not counted. Bytes: the weights file."
     told = conditions(next(iter(known.values())).costs)
@@ -129,9 +131,9 @@ def layers(line: Line) -> Table | None:
     rows = tuple(
         (
             Cell(str(one["name"]), str(one["kind"])),
-            _number("×".join(map(str, one["output_shape"])) or NOTHING),
-            _number(count(one["parameters"])),
-            _number(count(one["macs"])),
+            number_cell("×".join(map(str, one["output_shape"])) or NOTHING),
+            number_cell(count(one["parameters"])),
+            number_cell(count(one["macs"])),
             Cell(f"{100 * one['macs'] / total:.1f} %", number=True, bar=round(100 * one["macs"] / total, 2)),
         )
         for one in found
@@ -159,7 +161,9 @@ def mistakes(study: Study, lines: Sequence[Line], role: str) -> Table | None:
         return None
     rows = tuple(
         _row(
-            Cell(classes[label]), Cell(classes[choice]), *(_number(f"{share(m, label, choice):.1f}") for _, m in known)
+            Cell(classes[label]),
+            Cell(classes[choice]),
+            *(number_cell(f"{share(m, label, choice):.1f}") for _, m in known),
         )
         for label, choice in ordered
     )
@@ -236,33 +240,34 @@ def _marks(line: Line) -> str:
     return ", ".join([*marks, *(["least on test"] if line.least_on_test else [])])
 
 
-def _number(text: str, under: str = "") -> Cell:
+def number_cell(text: str, under: str = "") -> Cell:
+    """A cell whose text is a number: aligned to the right."""
     return Cell(text, under, number=True)
 
 
 def _mean(found: Estimate | None, digits: int) -> Cell:
-    return _number(NOTHING if found is None else f"{found.mean:.{digits}f}")
+    return number_cell(NOTHING if found is None else f"{found.mean:.{digits}f}")
 
 
 def _error(line: Line, role: str, n: int | None) -> Cell:
     found = line.error(role)
-    return _number(NOTHING) if found is None else _number(f"{found.mean:.2f}", interval(line, role, n))
+    return number_cell(NOTHING) if found is None else number_cell(f"{found.mean:.2f}", interval(line, role, n))
 
 
 def _difference(found: Difference | None) -> Cell:
     if found is None:
-        return _number(NOTHING)
+        return number_cell(NOTHING)
     text, _, bounds = difference_text(found).partition(" ")
     p = found.p_holm if found.p_holm is not None else found.p
-    return _number(text, bounds + ("" if p is None else f" p {p:.2g}"))
+    return number_cell(text, bounds + ("" if p is None else f" p {p:.2g}"))
 
 
 def _cost(line: Line, teacher: Line | None, key: str) -> Cell:
     value = cost(line.costs, key)
     if value is None:
-        return _number(NOTHING)
+        return number_cell(NOTHING)
     text = f"{value:.3f}" if key == "latency_ms" else SHOW[key](value)
     if key == "macs" and (line.costs or {}).get("unsupported"):
         text = f"≥ {text}"
     reference = cost(teacher.costs, key) if teacher is not None and teacher is not line else None
-    return _number(text, f"{value / reference:.2f}×" if reference else "")
+    return number_cell(text, f"{value / reference:.2f}×" if reference else "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import contextmanager, suppress
 from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
@@ -56,7 +57,8 @@ def train_all(
 
     `make` makes an executor (None: this process trains them one after the other). Where a worker dies, its cells are
     given out again, each RETRIES times at most; one that was there twice when a worker died is tried alone, so that it
-    cannot take others with it. `tell(waiting cells, failures)` is called about every second.
+    cannot take others with it. `tell(waiting cells, failures)` is called about every second, less often where there
+    are so many cells that it takes time.
     """
     failures: dict[str, str] = {}
     if make is None:
@@ -91,14 +93,21 @@ def _round(
     again: list[Cell] = []
     executor = make()
     waiting: dict[Future[Any], Cell] = {}
+    ended: SimpleQueue[Future[Any]] = SimpleQueue()
+    pause, told = 1.0, monotonic()
     try:
-        waiting = {executor.submit(train_cell, cell): cell for cell in cells}
+        for cell in cells:
+            future = executor.submit(train_cell, cell)
+            waiting[future] = cell
+            future.add_done_callback(ended.put)
         while waiting:
-            done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell = waiting.pop(future)
-                again += _settle(cell, future, failures, tries)
-            tell(list(waiting.values()), failures)
+            with suppress(Empty):
+                future = ended.get(timeout=max(0.0, told + pause - monotonic()))
+                again += _settle(waiting.pop(future), future, failures, tries)
+            if (now := monotonic()) >= told + pause:
+                tell(list(waiting.values()), failures)
+                told = monotonic()
+                pause = max(1.0, 20 * (told - now))
     except BaseException:
         _stop(executor, waiting)
         raise
@@ -110,7 +119,7 @@ def _settle(cell: Cell, future: Future[Any], failures: dict[str, str], tries: di
     """Take down how a cell ended; returns it if its worker died and it may be tried again."""
     try:
         error = future.result()
-    except BrokenProcessPool:
+    except BrokenExecutor:
         if cell.path.is_dir() and Run(cell.path).state == "done":
             return []
         tries[cell.run] += cell.path.is_dir()  # one that had not begun is not to blame

@@ -43,6 +43,7 @@ def sweep(
     seeds: int | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
+    executor: Make | None = None,
     name: str | None = None,
     command: str | None = None,
     run: Run | None = None,
@@ -56,7 +57,8 @@ def sweep(
     base: nested settings as in a config file. grids: dotted keys of settings with the values to try, one grid or
     several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. A label-only and a clean student of every
     family are always among the conditions. seeds: 0 .. seeds-1 (default: base's run.seeds).
-    jobs: processes on this machine. scheduler: address of a dask scheduler instead.
+    jobs: processes on this machine. scheduler: address of a dask scheduler instead. executor: or what makes any
+    `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
     run: an interrupted sweep to go on with: cells that are done are not run again. parent, name: make it a child run.
     allow_import: a teacher's file may name a factory to import, as in `load_model`.
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
@@ -65,6 +67,8 @@ def sweep(
     config = build_config(base)
     if jobs < 1:
         raise AskedWronglyError(f"jobs={jobs}: expected 1 or more processes")
+    if (jobs > 1) + (scheduler is not None) + (executor is not None) > 1:
+        raise AskedWronglyError("jobs, scheduler and executor each say who trains the cells: give one of them")
     count = seeds or config.run.seeds
     conditions, families, axes = expand(base, grids)
     settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
@@ -88,6 +92,8 @@ def sweep(
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
     if scheduler is not None:
         place = cluster(scheduler)
+    elif executor is not None:
+        place = nullcontext(executor)
     with place as make:  # nobody there? then no folder is made
         if run is None and parent is not None:
             run = parent.child(title, "sweep", settings)
