@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,6 +124,36 @@ def test_processes_give_the_same_bytes_as_one(tmp_path: Path) -> None:
     alone = sweep(base(tmp_path / "a"), {"noise.sigma": [0.5]}, seeds=2)
     two = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2, jobs=2)
     assert contents(Run(two.path)) == contents(Run(alone.path))
+
+
+def test_the_executor_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "scale.md").read_text()
+    block = page.split("```python\n")[1].split("```")[0].split("\n\nbase = ")[0]
+    handed: list[str] = []
+
+    class Job:
+        def __init__(self, train: Any, cell: Cell) -> None:
+            handed.append(cell.run)
+            self.result = lambda: train(cell)
+
+    class Jobs:
+        def __init__(self, folder: str) -> None:
+            self.submit = Job
+
+        def update_parameters(self, **asked: Any) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Jobs))
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    result = sweep(
+        base(tmp_path / "a"), {"noise.sigma": [0.5]}, seeds=2, executor=lambda: scope["Slurm"](max_workers=2)
+    )
+    assert sorted(handed) == sorted(run for one in result.conditions for run in one["runs"])
+    assert len(handed) == 6
+    alone = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2)
+    assert contents(Run(result.path)) == contents(Run(alone.path))
+    with pytest.raises(AskedWronglyError, match="give one of them"):
+        sweep(base(tmp_path), {"noise.sigma": [0.5]}, jobs=2, executor=scope["Slurm"])
 
 
 def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
