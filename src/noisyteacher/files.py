@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -194,10 +195,37 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
     data = read_bytes(path)
     check_seal(data, path)
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(data)
+    except ValueError as error:
         raise FileFormatError(f"{path}: not JSON: {error}") from error
     return unwrap(record, path, kind, schema)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value that a JSON text holds. Raises ValueError for what is no JSON, or JSON that can be read in two ways.
+
+    That is: a key that is there twice, a number that is not finite (Python's own reader takes NaN, and 1e999 for
+    infinity), and lists nested deeper than can be walked.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_table, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is no finite number")
+    return number
 
 
 def unwrap(record: Any, path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:

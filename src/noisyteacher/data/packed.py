@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from noisyteacher.data.arrays import assemble, cut
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError, FileFormatError
-from noisyteacher.files import crc32c, read_bytes, read_json
+from noisyteacher.files import crc32c, parse_json, read_bytes, read_json
 
 HEADER, KIND, SCHEMA = "packed.json", "packed-data", 1
 JOURNAL = "packing.jsonl"
@@ -121,7 +120,11 @@ class Packed:
     def files(self, role: str) -> list[str]:
         """What each row of a part was called in the source, in the order of the rows."""
         (part,) = (part for part in self.header["parts"] if part["role"] == role)
-        return [json.loads(line) for line in self._small(part["files"]).splitlines()]
+        file = self.path / part["files"]["file"]
+        try:
+            return [str(parse_json(line)) for line in self._small(part["files"]).splitlines()]
+        except ValueError as error:
+            raise DataError(f"{file}: not a line of JSON for every image: {error}") from error
 
     def _images(self, part: dict[str, Any]) -> Tensor:
         with warnings.catch_warnings():
@@ -144,6 +147,9 @@ class Packed:
     def _check(self) -> None:
         """The header must be whole and the files as long as it says."""
         each, roles = image_bytes(self.input_shape), [part["role"] for part in self.header["parts"]]
+        for key, kind in (("name", str), ("plan", str), ("left_out", list)):
+            if not isinstance(self.header[key], kind):
+                raise ValueError(f"its {key!r} is a {type(self.header[key]).__name__}")
         if roles != ["all"] and ("train" not in roles or "all" in roles or len(set(roles)) < len(roles)):
             raise ValueError(f"has the parts {roles}, expected train with val and test, or all")
         if not all(isinstance(name, str) for name in self.class_names):

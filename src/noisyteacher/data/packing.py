@@ -238,10 +238,16 @@ class _Work:
         listed = min(size, len(part.names) - done.listed)
         if (line.get("part"), line.get("first"), line.get("listed")) != (part.role, done.listed, listed):
             return False
-        if line["stamp"] != _stamp(part, done.listed, listed):
+        if line.get("stamp") != _stamp(part, done.listed, listed):
             return False
-        each = image_bytes(self.shape)
-        return bool(crc32c(read_range(images, done.rows * each, line["rows"] * each)) == line["crc32c"])
+        each, out = image_bytes(self.shape), line.get("left_out")
+        if not isinstance(out, list) or line.get("rows") != listed - len(out) or isinstance(line["rows"], bool):
+            return False
+        if not all(isinstance(one, list) and list(map(type, one)) == [int, str] for one in out):
+            return False
+        if any(not done.listed <= row < done.listed + listed for row, _ in out):
+            return False
+        return bool(crc32c(read_range(images, done.rows * each, line["rows"] * each)) == line.get("crc32c"))
 
     def _check_shape(self, found: NDArray[np.uint8], part: Part, row: int) -> None:
         if found.shape != self.shape:

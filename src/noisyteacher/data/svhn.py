@@ -81,6 +81,8 @@ def _count(path: Path) -> int:
     import scipy.io
 
     try:
+        if scipy.io.matlab.matfile_version(path)[0] != 1:  # version 4 takes any bytes for a matrix of any size
+            raise ValueError("not of MATLAB 5")
         found = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
     except Exception as error:  # scipy raises a different family for every way a .mat file can be damaged
         raise DataError(f"{path}: not a readable .mat file ({error}): it is truncated or damaged") from error

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
-from noisyteacher.files import make_folder, read_bytes, read_json, sha256, sync_folder, write_bytes, write_json
+from noisyteacher.files import (
+    make_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    sha256,
+    sync_folder,
+    write_bytes,
+    write_json,
+)  # fmt: skip
 from noisyteacher.runs.record import compare, host, plain, versions
 
 SCHEMA = 1
@@ -151,7 +160,7 @@ class Run:
         found: list[dict[str, Any]] = []
         for number, line in enumerate(read_bytes(file).splitlines(), 1):
             try:
-                found.append(dict(json.loads(line)))
+                found.append(dict(parse_json(line)))
             except (ValueError, TypeError) as error:
                 raise FileFormatError(f"{file}: line {number} is not a JSON object: {error}") from error
         return found

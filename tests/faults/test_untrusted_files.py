@@ -1,0 +1,54 @@
+"""Files that nobody trusts, fuzzed: each is read, or refused by an error that names it; nothing else ever happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import untrusted_data as data
+import untrusted_models as models
+import untrusted_texts as texts
+from confinement import Untrusted, tried
+
+INPUTS = int(os.environ.get("N", 60))
+"""Of each kind of file."""
+
+KINDS: dict[str, Callable[[Path], Untrusted]] = {
+    "tensors": models.tensors,
+    "weights": models.weights,
+    "checkpoint": models.a_checkpoint,
+    "safetensors of others": models.foreign_safetensors,
+    "torch.save": models.torch_files,
+    "onnx": models.onnx_models,
+    "CIFAR batches": data.cifar_batches,
+    "CIFAR in a tar": data.cifar_archives,
+    "npz": data.npz,
+    "idx": data.idx,
+    "idx in gzip": data.gzipped_idx,
+    "mat": data.mat,
+    "images": data.images,
+    "packed header": data.packed_headers,
+    "packed names": data.packed_names,
+    "packed images": data.packed_images,
+    "journal": data.journals,
+    "sealed JSON": texts.sealed_json,
+    "store": texts.stores,
+    "shard": texts.shards,
+    **{
+        f"{file} of a {kind}": texts.runs(kind, file)
+        for kind in ("compression", "sweep", "reproduction")
+        for file in ("result.json", "config.json", "run.json")
+    },
+    "metrics": texts.runs("compression", "teacher/metrics.jsonl"),
+    "TOML": texts.configs,
+    "--set": texts.overrides,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_or_refused(kind: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    found = tried(KINDS[kind](tmp_path), tmp_path, INPUTS)
+    assert found["tried"] > found["read"]
+    record_property("faults: inputs fuzzed", found["tried"])
