@@ -458,7 +458,7 @@ def test_damage_is_named(made: Path, tmp_path: Path) -> None:
         else:
             with pytest.raises(DataError, match="damaged"):
                 Packed.open(damaged(name, bytes(flipped))).verify()
-    with pytest.raises(DataError, match=r"all-images\.u8: rows 0 to 19 are damaged"):
+    with pytest.raises(DataError, match=r"all-images\.u8: bytes 0 to 3839, rows 0 to 19, are damaged"):
         Packed.open(damaged("all-images.u8", bytes(len(whole["all-images.u8"])))).verify()
 
 

@@ -99,8 +99,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
         raise _write_error(target, error) from error
 
 
-def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int) -> None:
-    """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped.
+def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int, *, keep_behind: bool = False) -> None:
+    """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped, or kept.
 
     For files that grow range by range and are believed as far as checksums kept elsewhere say. Raises WriteError; the
     bytes before `at` are then untouched, what lies behind them is not to be used.
@@ -109,7 +109,8 @@ def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int
     try:
         handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            os.ftruncate(handle, at)
+            if not keep_behind:
+                os.ftruncate(handle, at)
             os.lseek(handle, at, os.SEEK_SET)
             left = memoryview(data)
             while left:
@@ -161,12 +162,14 @@ def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
     place = data.find(SEAL) + len(SEAL)
     stated = data[place : place + len(BLANK)]
     if place < len(SEAL) or len(stated) < len(BLANK):
-        raise FileFormatError(f"{path}: no checksum in it: the file is truncated, or not written by noisyteacher")
+        raise FileFormatError(
+            f"{path}: no checksum in it (bytes 0 to {len(data) - 1}): the file is truncated, or not written by noisyteacher"
+        )
     found = crc32c(data[:place] + BLANK + data[place + len(BLANK) :]).encode()
     if stated != found:
         raise FileFormatError(
-            f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: the file "
-            f"({len(data)} bytes) is truncated or damaged; restore it from a copy or make it again"
+            f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: bytes 0 to "
+            f"{len(data) - 1}, all of it, are truncated or damaged; restore it from a copy or make it again"
         )
 
 

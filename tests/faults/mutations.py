@@ -5,6 +5,7 @@ A change is drawn by hypothesis as a few numbers, so that what fails is shrunk; 
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def changed_tree(tree: Any, edits: Sequence[Edit]) -> Any:
         elif kind == "twice" and isinstance(holder, list):
             holder.insert(0, json.loads(json.dumps(holder[key]))) if holder is not root else None
         else:
-            holder[key] = ODDITIES[number % len(ODDITIES)]
+            holder[key] = copy.deepcopy(ODDITIES[number % len(ODDITIES)])
     return root[0]
 
 

@@ -39,7 +39,9 @@ def a_batch(protocol: int = 2, rows: int = 10) -> bytes:
 
 def cifar_batches(folder: Path) -> Untrusted:
     whole = tuple(a_batch(protocol, 2) for protocol in (2, 3, 4))
-    evil = [pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [Evil()]}, protocol) for protocol in range(6)]
+    evil = [
+        pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [Evil()]}, protocol) for protocol in range(6)
+    ]
     return Untrusted(
         "data_batch_1", lambda path: read_batch(path.read_bytes(), str(path)), (raw(*whole), raw(*evil)), whole=whole
     )
@@ -59,7 +61,19 @@ def cifar_archives(folder: Path) -> Untrusted:
         """One field of one header replaced, its checksum made anew."""
         data, start = bytearray(plain.getvalue()), starts[number % len(starts)]
         field, length = ((0, 100), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155))[at % 6]
-        words = (b"../../x", b"/etc/passwd", b"77777777777", b"\x80" + bytes(10) + b"\xff", b"5", b"2", b"1", b"S", b"x", b"L", b"g")
+        words = (
+            b"../../x",
+            b"/etc/passwd",
+            b"77777777777",
+            b"\x80" + bytes(10) + b"\xff",
+            b"5",
+            b"2",
+            b"1",
+            b"S",
+            b"x",
+            b"L",
+            b"g",
+        )
         data[start + field : start + field + length] = words[value % len(words)][:length].ljust(length, b"\0")
         data[start + 148 : start + 156] = b" " * 8
         data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])

@@ -113,9 +113,14 @@ def tensors(folder: Path) -> Untrusted:
 def weights(folder: Path) -> Untrusted:
     lenet = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
     narrow = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 16, 16), teacher=lenet)
-    whole = tuple(written(lambda path, one=one: nt.save_model(one, path, {"epochs": 1}), folder) for one in (lenet, narrow))
+    whole = tuple(
+        written(lambda path, one=one: nt.save_model(one, path, {"epochs": 1}), folder) for one in (lenet, narrow)
+    )
     return Untrusted(
-        "w.safetensors", nt.load_model, (raw(*whole), *(way for data in whole for way in of_ours(data)[1:])), whole=whole
+        "w.safetensors",
+        nt.load_model,
+        (raw(*whole), *(way for data in whole for way in of_ours(data)[1:])),
+        whole=whole,
     )
 
 
@@ -172,7 +177,10 @@ def rezipped(data: bytes, name: str, content: bytes, **how: Any) -> bytes:
 def torch_files(folder: Path) -> Untrusted:
     whole = []
     for protocol in (2, 4):
-        for wrapped in (network().state_dict(), {"state_dict": {f"m.{k}": v for k, v in network().state_dict().items()}, "epoch": 3}):
+        for wrapped in (
+            network().state_dict(),
+            {"state_dict": {f"m.{k}": v for k, v in network().state_dict().items()}, "epoch": 3},
+        ):
             buffer = io.BytesIO()
             torch.save(wrapped, buffer, pickle_protocol=protocol)
             whole.append(buffer.getvalue())

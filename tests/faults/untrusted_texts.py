@@ -100,11 +100,11 @@ def configs(folder: Path) -> Untrusted:
         return f"[{table}]\n{key} = {text}\n".encode("utf-8", "surrogatepass")
 
     names = sorted({key for part in build_config({}).__dict__.values() for key in vars(part)})
-    tables = st.sampled_from(["data", "teacher", "student", "noise", "choice", "target", "run", "sweep", "x.y", "a" * 3000])
-    ways = (raw(*whole), st.builds(odd, tables, st.sampled_from(names), st.sampled_from(ODDITIES)))
-    return Untrusted(
-        "a.toml", lambda path: build_config(read_config(path)), ways, whole=whole, named=False
+    tables = st.sampled_from(
+        ["data", "teacher", "student", "noise", "choice", "target", "run", "sweep", "x.y", "a" * 3000]
     )
+    ways = (raw(*whole), st.builds(odd, tables, st.sampled_from(names), st.sampled_from(ODDITIES)))
+    return Untrusted("a.toml", lambda path: build_config(read_config(path)), ways, whole=whole, named=False)
 
 
 def overrides(folder: Path) -> Untrusted:
