@@ -243,6 +243,34 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     assert all(torch.equal(value, steps[-1][name]) for name, value in model.named_parameters())
 
 
+@pytest.mark.parametrize("power", [0.5, 0.25])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(power: float) -> None:
+    """The root of 0 is 0, and its slope is infinite: the loss says nothing."""
+    model = small()
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        root = ((logits * 0).abs() ** power).sum() if batch.step == 2 else 0
+        return logits.sum() * 1e-3 + root
+
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def keep(tick: Tick) -> None:
+        steps.append({name: value.clone() for name, value in model.named_parameters()})
+
+    with pytest.raises(
+        TrainingError, match=r"the gradient of network\.\S+ is not finite at step 3, though the loss is"
+    ):
+        nt.fit(model, blobs(), objective, epochs=2, progress=keep)
+    assert len(steps) == 2
+    assert all(torch.equal(value, steps[-1][name]) for name, value in model.named_parameters())
+
+
+def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
+    model = small()
+    nt.fit(model, blobs(), lambda logits, batch: logits.sum() * 1e36, epochs=1, optimizer="adam")
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+
+
 def test_the_test_split_is_refused() -> None:
     for split, val in ((blobs(role="test"), None), (blobs(), blobs(role="test"))):
         with pytest.raises(AskedWronglyError, match="report on test once"):

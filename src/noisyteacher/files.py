@@ -163,7 +163,7 @@ def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
     stated = data[place : place + len(BLANK)]
     if place < len(SEAL) or len(stated) < len(BLANK):
         raise FileFormatError(
-            f"{path}: no checksum in it (bytes 0 to {len(data) - 1}): the file is truncated, or not written by noisyteacher"
+            f"{path}: no checksum in it (bytes 0 to {len(data) - 1}): it is truncated, or not written by noisyteacher"
         )
     found = crc32c(data[:place] + BLANK + data[place + len(BLANK) :]).encode()
     if stated != found:

@@ -32,7 +32,7 @@ from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, as_classifier, save_model
 from noisyteacher.objectives import loss_and_numbers, record_of
 from noisyteacher.optimizers import build_optimizer
-from noisyteacher.refusals import OTHER, check_roles, check_settings, check_val
+from noisyteacher.refusals import OTHER, check_roles, check_settings, check_val, refuse_gradients
 from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
@@ -89,7 +89,7 @@ def fit(
     views, same dropout, same noise draws.
     Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
     ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
-    or shapes differ, TrainingError before the update when the loss is not finite.
+    or shapes differ, TrainingError before the update when the loss or a gradient is not finite.
     """
     check_roles(split, val)
     chosen_views = expand_views(views)
@@ -227,6 +227,7 @@ class _Loop:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        refuse_gradients(self.model, batch.step)
         self.optimizer.step()
         for name, number in {"train/loss": value, **numbers}.items():
             if not math.isfinite(number):

@@ -92,7 +92,9 @@ def test_compress_killed_at_random_ends_as_if_it_had_not_been(
         shutil.rmtree(folder)
         while True:
             found = list_runs(folder, 1)
-            asked = ("compress", "--resume", str(found[0].path), "-q") if found else (*COMMAND, "--output-dir", str(folder))
+            asked = (
+                ("compress", "--resume", str(found[0].path), "-q") if found else (*COMMAND, "--output-dir", str(folder))
+            )
             child = started(*asked)
             if kills < KILLS:
                 time.sleep(dice.uniform(0, lasted / 4))

@@ -127,7 +127,7 @@ class Packed:
         return sum(record["bytes"] for record in records if record is not None)
 
     def damage(self) -> Iterator[Damage]:
-        """Everything whose checksum does not hold, as it is found: ranges of images, whole files of labels and names."""
+        """Everything whose checksum does not hold, as it is found: ranges of images, files of labels and names."""
         each = image_bytes(self.input_shape)
         for part in self.header["parts"]:
             file, first = self.path / part["images"]["file"], 0
