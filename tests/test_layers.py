@@ -22,10 +22,22 @@ LAYERS = [
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device"},
     {"files", "stats", "config", "references", "pixels", "workers"},
-    {"text"},
+    {"text", "strictjson"},
     {"errors"},
 ]
-WITHOUT_TORCH = {"__main__", "cli", "references", "errors", "files", "stats", "config", "text", "pixels", "workers"}
+WITHOUT_TORCH = {
+    "__main__",
+    "cli",
+    "references",
+    "errors",
+    "files",
+    "stats",
+    "config",
+    "text",
+    "strictjson",
+    "pixels",
+    "workers",
+}
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

@@ -14,10 +14,9 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,11 @@ except ImportError:  # not a POSIX system: writers do not wait for each other th
     fcntl = None  # type: ignore[assignment]
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.strictjson import parse_json
 
 SEAL = b"crc32c="
 BLANK = b"00000000"
+_GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
 
 def crc32c(data: bytes | memoryview) -> str:
@@ -89,6 +90,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
                 stream.flush()
                 os.fchmod(stream.fileno(), 0o666 & ~_umask())
                 os.fsync(stream.fileno())
+            for folder, check in list(_GUARDS):
+                if folder in target.absolute().parents:
+                    check()
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -204,33 +208,6 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
     return unwrap(record, path, kind, schema)
 
 
-def parse_json(text: bytes | str) -> Any:
-    """The value that a JSON text holds. Raises ValueError for what is no JSON, or JSON that can be read in two ways.
-
-    That is: a key that is there twice, a number that is not finite (Python's own reader takes NaN, and 1e999 for
-    infinity), and lists nested deeper than can be walked.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_table, parse_constant=_finite, parse_float=_finite)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
-    return table
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text:.40} is no finite number")
-    return number
-
-
 def unwrap(record: Any, path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
     """The record without its three leading fields, once kind and schema are the expected ones."""
     if not isinstance(record, dict):
@@ -287,6 +264,33 @@ def at_work(*folders: Path) -> Iterator[None]:
         for folder in folders:
             held.enter_context(_locked(folder, wait=True, shared=True))
         yield
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check()` comes before any file in the folder is replaced; what it raises leaves the old one there."""
+    guard = (folder.absolute(), check)
+    _GUARDS.append(guard)
+    try:
+        yield
+    finally:
+        _GUARDS.remove(guard)
+
+
+def try_lock(path: Path) -> int | None:
+    """The file, open and locked until it is closed; -1: another has it; None: files cannot be locked here."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        return -1 if isinstance(error, BlockingIOError) else None
+    return handle
 
 
 @contextlib.contextmanager

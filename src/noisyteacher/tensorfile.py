@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from noisyteacher.errors import FileFormatError
-from noisyteacher.files import BLANK, SEAL, check_seal, parse_json, read_bytes, seal, unwrap, write_bytes
+from noisyteacher.files import BLANK, SEAL, check_seal, read_bytes, seal, unwrap, write_bytes
+from noisyteacher.strictjson import parse_json
 
 KEY = "noisyteacher"
 

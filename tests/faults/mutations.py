@@ -18,9 +18,9 @@ BYTE_KINDS = ("flip", "byte", "insert", "cut", "end", "repeat", "<I", "<Q", ">I"
 DEEP, DIGITS = "@deep@", "@digits@"
 """Stand for what `as_text` writes: 100,000 lists one in the other, a number of 5,000 digits."""
 ODDITIES: tuple[Any, ...] = (
-    None, True, -1, 0, 0.5, 2**31, 2**63, 10**30, -(10**30), float("nan"), float("inf"), "", "x" * 5000, "../../etc/passwd",
-    "/etc/passwd", "\x00", "\ud800", "=1+1", "<script>alert(1)</script>", "os.system", [], {}, [[]], [-1, 2**40], ["a", 1],
-    {"a": None}, DEEP, DIGITS,
+    None, True, -1, 0, 0.5, 2**31, 2**63, 10**30, -(10**30), float("nan"), float("inf"), "", "x" * 5000,
+    "../../etc/passwd", "/etc/passwd", "\x00", "\ud800", "=1+1", "<script>alert(1)</script>", "os.system", [], {}, [[]],
+    [-1, 2**40], ["a", 1], {"a": None}, DEEP, DIGITS,
 )  # fmt: skip
 TREE_KINDS = ("odd", "odd", "drop", "rename", "swap", "twice")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -40,7 +41,7 @@ def started(*arguments: str) -> int:
     code = 70
     try:
         os.setsid()
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = io.StringIO()
         sys.argv = ["noisyteacher", *arguments]
         torch.set_num_threads(1)
         try:

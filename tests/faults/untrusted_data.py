@@ -86,6 +86,7 @@ def cifar_archives(folder: Path) -> Untrusted:
         lambda path: load_data("cifar10", root=path.parent, verify=False, download=False),
         (raw(whole), inner, st.builds(blocks, numbers, numbers, numbers)),
         whole=(whole,),
+        slow=True,
     )
 
 
@@ -190,7 +191,7 @@ def images(folder: Path) -> Untrusted:
     small = st.integers(0, 255)
     ways = (raw(*whole), raw(*whole), st.builds(measured, size, size, small, small))
     # The most pixels that are read, in the copies that Pillow and numpy make.
-    return Untrusted("a.img", read, ways, whole=tuple(whole), memory=3 * 2**29)
+    return Untrusted("a.img", read, ways, whole=tuple(whole), memory=3 * 2**29, slow=True)
 
 
 def a_pack(folder: Path) -> Path:
@@ -259,4 +260,4 @@ def journals(folder: Path) -> Untrusted:
     ways = [raw(kept[0])]
     for number, line in enumerate(lines):
         ways += [st.builds(trees, st.just(number), way) for way in (sealed_trees(line), st.builds(resealed, raw(line)))]
-    return Untrusted(f"out/{JOURNAL}", read, tuple(ways), whole=(kept[0],), named=False, writes=True)
+    return Untrusted(f"out/{JOURNAL}", read, tuple(ways), whole=(kept[0],), named=False, writes=True, slow=True)

@@ -83,7 +83,7 @@ def runs(kind: str, file: str) -> Any:
                 build_report(opened, form)
 
         ways = _json(data) if file.endswith(".json") else (raw(data),)
-        return Untrusted(str((run.path / file).relative_to(folder)), read, ways, whole=(data,), named=False)
+        return Untrusted(str((run.path / file).relative_to(folder)), read, ways, whole=(data,), named=False, slow=True)
 
     return made
 
@@ -119,6 +119,6 @@ def overrides(folder: Path) -> Untrusted:
             parse_grid([text])
         build_config(read_config(None, (text,)))
 
-    words = st.builds(lambda key, value: f"{key}={value}".encode("utf-8", "surrogatepass"),
-                      st.sampled_from(["noise.sigma", "student.views", "teacher.options.x", "a", "data"]), st.text(max_size=30))  # fmt: skip
+    keys = st.sampled_from(["noise.sigma", "student.views", "teacher.options.x", "a", "data"])
+    words = st.builds(lambda key, value: f"{key}={value}".encode("utf-8", "surrogatepass"), keys, st.text(max_size=30))
     return Untrusted("set.txt", read, (raw(*seeds), words), whole=tuple(seeds[:2]), named=False)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import FileFormatError
-from noisyteacher.files import BLANK, SEAL, append_bytes, check_seal, parse_json, read_bytes, seal
+from noisyteacher.files import BLANK, SEAL, append_bytes, check_seal, read_bytes, seal
+from noisyteacher.strictjson import parse_json
 
 
 class Journal:

@@ -17,7 +17,8 @@ from torch import Tensor
 from noisyteacher.data.arrays import assemble, cut
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError, FileFormatError
-from noisyteacher.files import crc32c, parse_json, read_bytes, read_json, read_range
+from noisyteacher.files import crc32c, read_bytes, read_json, read_range
+from noisyteacher.strictjson import parse_json
 
 HEADER, KIND, SCHEMA = "packed.json", "packed-data", 1
 JOURNAL = "packing.jsonl"

@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
-from noisyteacher.files import (
-    make_folder,
-    parse_json,
-    read_bytes,
-    read_json,
-    sha256,
-    sync_folder,
-    write_bytes,
-    write_json,
-)  # fmt: skip
+from noisyteacher.files import make_folder, read_bytes, read_json, sha256, sync_folder, write_bytes, write_json
 from noisyteacher.runs.record import compare, host, plain, versions
+from noisyteacher.strictjson import parse_json
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"

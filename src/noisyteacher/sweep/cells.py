@@ -19,6 +19,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline import Plan, a_student, load_config_data
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
+from noisyteacher.sweep.claims import LostError, claimed
 from noisyteacher.sweep.grid import Condition
 
 
@@ -70,7 +71,13 @@ def train_cell(cell: Cell) -> str | None:
         plan = Plan(
             config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None
         )
-        a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+        while True:
+            try:
+                with claimed(cell.path):
+                    a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+                break
+            except LostError:  # another has it: wait for that one, and find the cell done
+                continue
     except NoisyTeacherError as error:
         return f"{type(error).__name__}: {error}"
     except Exception as error:  # a defect or a lost machine must not take the other cells with it
