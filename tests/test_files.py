@@ -13,6 +13,8 @@ import torch
 
 from noisyteacher import files, tensorfile
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.files import read_json, seal
+from noisyteacher.strictjson import parse_json
 
 
 def test_crc32c_of_the_published_check_value() -> None:

@@ -30,6 +30,7 @@ from noisyteacher.errors import (
 from noisyteacher.history import Tick
 from noisyteacher.models import model_record
 from noisyteacher.refusals import refuse_gradients
+from noisyteacher.tensorfile import read_tensors, write_tensors
 
 
 def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
@@ -225,6 +226,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(good[:-7])
     with pytest.raises(FileFormatError, match=r"state\.safetensors"):
         nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
+    path.write_bytes(good)
+    tensors, record = read_tensors(path, "checkpoint", 1)
+    for changed, told in (
+        ((tensors, {"settings": record["settings"]}), "'progress'"),
+        ((tensors, {**record, "progress": {"steps": 3}}), "steps"),
+        ((tensors, {**record, "settings": None}), "no table 'settings'"),
+        (({**tensors, "optimizer/99/exp_avg": torch.zeros(1)}, record), "out of range"),
+        (({**tensors, "optimizer/x": torch.zeros(1)}, record), "unpack"),
+        (({"model/a": torch.zeros(1)}, record), "state_dict"),
+    ):
+        write_tensors(path, "checkpoint", 1, *changed)
+        with pytest.raises(FileFormatError, match=rf"state\.safetensors: .*{told}"):
+            nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +57,34 @@ def test_read_or_refused(kind: str, tmp_path: Path, record_property: Callable[[s
     found = tried(untrusted, tmp_path, max(25, INPUTS // 5) if untrusted.slow else INPUTS)
     assert found["tried"] > found["read"] or kind == "journal"  # which is begun anew
     record_property("faults: inputs fuzzed", found["tried"])
+
+
+RUNS = 60_000 if INPUTS > 25 else 500
+"""Inputs that atheris makes, each read by eight parsers."""
+
+
+def test_headers_by_coverage(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """atheris grows its inputs by the branches they reach; a crash, a leak or another exception ends it."""
+    if importlib.util.find_spec("atheris") is None:
+        reason = "atheris is not installed (pip install atheris: Linux on x86-64, Python 3.11 to 3.13)"
+        pytest.fail(f"{reason}, and CI must not leave this out") if os.environ.get("CI") == "true" else pytest.skip(
+            reason
+        )
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    makers = (models.tensors, models.torch_files, data.cifar_batches, data.npz, data.idx, data.mat, texts.sealed_json)
+    for place, make in enumerate(makers):
+        for number, whole in enumerate(make(tmp_path).whole):
+            if len(whole) < 20_000:
+                (seeds / f"{place}-{number}").write_bytes(whole)
+    ran = subprocess.run(
+        [
+            sys.executable, str(Path(__file__).with_name("fuzz_headers.py")), f"-runs={RUNS}", "-seed=1",
+            "-max_len=20000", "-timeout=5", "-rss_limit_mb=3000", f"-artifact_prefix={tmp_path}/", str(seeds),
+        ],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = re.search(r"Done (\d+) (?:runs|in)", ran.stderr)
+    assert found, ran.stderr[-3000:]
+    record_property("faults: inputs fuzzed", int(found[1]))
