@@ -304,7 +304,8 @@ def test_the_default_root_is_the_variable_or_the_cache(monkeypatch: pytest.Monke
 def test_mat_files_are_read_as_scipy_reads_them(tmp_path: Path, compressed: bool) -> None:
     content = {
         "X": RNG.integers(0, 256, (3, 4, 2, 5), dtype=np.uint8), "y": np.array([[1.5], [2.0]]),
-        "n": np.int16([[7, -7]]), "name": "text, which is passed over", "long_name_of_more_than_eight": np.arange(6.0)[None],
+        "n": np.int16([[7, -7]]), "name": "text, which is passed over",
+        "long_name_of_more_than_eight": np.arange(6.0)[None],
     }  # fmt: skip
     path = tmp_path / "a.mat"
     scipy.io.savemat(path, content, do_compression=compressed)

@@ -502,12 +502,11 @@ def test_many_classes(tmp_path: Path) -> None:
     assert "Of 40 classes the 20 with the largest logits." in noise.caption
 
 
-@pytest.mark.parametrize("name", ["costs", "scores"])
-def test_a_sealed_result_of_another_shape_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_sealed_result_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     run = made.compression(tmp_path)
     result = run.result() or {}
     for row in result["rows"]:
-        row[name] = True
+        row["costs"] = True
     run.write_result(result)
     with pytest.raises(FileFormatError, match=re.escape(run.path.name)):
         build_report(run, "md")
