@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -230,3 +231,17 @@ def test_the_full_data_set_through_both_doors(real_data: Path) -> None:
     assert pickled.test.fingerprint == plain.test.fingerprint
     assert torch.equal(pickled.train.images, plain.train.images)
     assert torch.equal(pickled.test.targets, plain.test.targets)
+
+
+def test_a_tar_file_that_inflates_without_end(tmp_path: Path) -> None:
+    """A member of 300 MB before the first batch, and a name that is said to be as long: neither is inflated whole."""
+    path = tmp_path / "cifar-10-python.tar.gz"
+    for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        member = tarfile.TarInfo("a")
+        member.type, member.size = kind, 300 * 2**20
+        with gzip.open(path, "wb", 1) as out:
+            out.write(member.tobuf(tarfile.GNU_FORMAT))
+            for _ in range(301):
+                out.write(bytes(2**20))
+        with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: .*(at once|more than 268435456 bytes)"):
+            load_data("cifar10", root=tmp_path, verify=False)

@@ -270,3 +270,14 @@ def test_importing_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "text", [b"{'descr': (((", b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,", b"(" * 5000]
+)
+def test_a_header_that_is_no_python_is_refused(path: Path, text: bytes) -> None:
+    header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header)
+    with pytest.raises(DataError, match=r"array 'x' is not in numpy's \.npy format"):
+        load_data(path)

@@ -19,6 +19,7 @@ import torch
 
 from noisyteacher.data import default_root, load_data, mnist, svhn
 from noisyteacher.data.fetch import Official, obtain
+from noisyteacher.data.matfile import mat_variables, read_variable
 from noisyteacher.data.mnist import FILES, read_idx
 from noisyteacher.errors import DataError
 
@@ -297,3 +298,62 @@ def test_the_default_root_is_the_variable_or_the_cache(monkeypatch: pytest.Monke
     monkeypatch.delenv("NOISYTEACHER_DATA")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert default_root() == Path("/home/somebody/.cache/noisyteacher")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_mat_files_are_read_as_scipy_reads_them(tmp_path: Path, compressed: bool) -> None:
+    content = {
+        "X": RNG.integers(0, 256, (3, 4, 2, 5), dtype=np.uint8), "y": np.array([[1.5], [2.0]]),
+        "n": np.int16([[7, -7]]), "name": "text, which is passed over",
+        "long_name_of_more_than_eight": np.arange(6.0)[None],
+    }  # fmt: skip
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, content, do_compression=compressed)
+    found = mat_variables(path)
+    assert list(found) == [name for name in content if name != "name"]
+    for name, variable in found.items():
+        theirs = scipy.io.loadmat(path)[name]
+        assert np.array_equal(read_variable(path, variable), theirs)
+        assert variable.shape == theirs.shape
+    assert [found[name].kind for name in ("X", "y", "n")] == ["uint8", "double", "int16"]
+
+
+def test_every_flipped_bit_of_a_compressed_mat_file_is_noticed_or_harmless(svhn_root: Path) -> None:
+    """Some would end the process inside a general reader."""
+    path = svhn_root / "test_32x32.mat"
+    mat(path, 20, X=np.zeros((32, 32, 3, 20), np.uint8))
+    whole, expected = path.read_bytes(), read_variable(path, mat_variables(path)["X"])
+    for bit in range(8 * 124, 8 * len(whole)):
+        broken = bytearray(whole)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        try:
+            found = mat_variables(path)
+            assert "X" not in found or np.array_equal(read_variable(path, found["X"]), expected)
+        except ValueError:
+            pass
+
+
+def test_a_mat_file_that_claims_more_than_it_can_hold(svhn_root: Path) -> None:
+    path = svhn_root / "train_32x32.mat"
+    mat(path, 50)
+    scipy.io.savemat(path, {"X": np.zeros((32, 32, 3, 50), np.uint8), "y": np.ones((50, 1), np.uint8)})
+    data = path.read_bytes()
+    place = data.index((32 * 32 * 3 * 50).to_bytes(4, "little"))
+    claimed = data[:place] + (2**31).to_bytes(4, "little") + data[place + 4 :]
+    path.write_bytes(claimed.replace(struct.pack("<4i", 32, 32, 3, 50), struct.pack("<4i", 32, 32, 3, 2**31 // 3072)))
+    with pytest.raises(DataError, match=r"train_32x32\.mat: not a readable \.mat file"):
+        load_data("svhn", root=svhn_root, verify=False)
+    path.write_bytes(b"\x00" * 20 + data[20:])
+    for version in (b"\x00" * 4, b"\x00\x02IM", b"\x01\x00MI"):
+        path.write_bytes(data[:124] + version + data[128:])
+        with pytest.raises(DataError, match="no little-endian file of MATLAB 5"):
+            load_data("svhn", root=svhn_root, verify=False)
+
+
+def test_an_idx_file_that_inflates_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 100_000, 28, 28) + bytes(78_400_000), 1))
+    assert path.stat().st_size < 10**6
+    with pytest.raises(DataError, match="not an idx file"):
+        read_idx(path, 3)

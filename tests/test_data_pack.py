@@ -458,7 +458,7 @@ def test_damage_is_named(made: Path, tmp_path: Path) -> None:
         else:
             with pytest.raises(DataError, match="damaged"):
                 Packed.open(damaged(name, bytes(flipped))).verify()
-    with pytest.raises(DataError, match=r"all-images\.u8: rows 0 to 19 are damaged"):
+    with pytest.raises(DataError, match=r"all-images\.u8: bytes 0 to 3839, rows 0 to 19, are damaged"):
         Packed.open(damaged("all-images.u8", bytes(len(whole["all-images.u8"])))).verify()
 
 
@@ -545,3 +545,45 @@ def test_sources_can_be_entered_at_any_row(tmp_path: Path) -> None:
         for first in range(10):
             assert from_row(part, first) == whole[first:]
     assert from_row(sources[1].parts[0], 0) == from_row(sources[2].parts[0], 0)
+
+
+@pytest.mark.parametrize("key", ["name", "plan", "left_out", "parts", "class_names", "input_shape"])
+def test_a_sealed_header_that_lacks_something_is_refused(made: Path, tmp_path: Path, key: str) -> None:
+    shutil.copytree(made, tmp_path / "out")
+    record = json.loads((made / "packed.json").read_bytes())
+    for value in (None, 7):
+        content = {name: one for name, one in record.items() if name not in ("checksum", "kind", "schema", key)}
+        files.write_json(
+            tmp_path / "out" / "packed.json", "packed-data", 1, content | ({} if value is None else {key: value})
+        )
+        with pytest.raises(DataError, match=r"packed\.json"):
+            load_data(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 10**12}, {"rows": -1}, {"rows": None}, {"rows": 4.0}, {"left_out": [[1]]}, {"left_out": 3},
+        {"left_out": [[99, "x"]], "rows": 4}, {"stamp": None}, {"crc32c": None}, {"listed": "5"}, [1], "x",
+    ],
+)  # fmt: skip
+def test_a_sealed_line_of_the_journal_that_cannot_be_is_not_believed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    monkeypatch.setattr(packing, "RANGE_ROWS", 5)
+    whole = pack_data(source, tmp_path / "whole", size=8).path
+    monkeypatch.setattr(packing, "write_json", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        pack_data(source, tmp_path / "out", size=8)
+    monkeypatch.undo()
+    monkeypatch.setattr(packing, "RANGE_ROWS", 5)
+    journal = tmp_path / "out" / "packing.jsonl"
+    lines = journal.read_bytes().splitlines()
+    record = json.loads(lines[2])
+    changed = {**record, **change} if isinstance(change, dict) else ["crc32c=00000000", change]
+    text = json.dumps(changed).replace(record["checksum"], "crc32c=00000000")
+    journal.write_bytes(b"\n".join([*lines[:2], files.seal(text.encode()), *lines[3:]]) + b"\n")
+    told: list[tuple[int, str]] = []
+    pack_data(source, tmp_path / "out", size=8, watch=lambda _, done, total, note: told.append((done, note)))
+    assert content(tmp_path / "out") == content(whole)
+    assert max(done for done, note in told if note == "kept") == 5

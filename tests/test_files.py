@@ -13,6 +13,8 @@ import torch
 
 from noisyteacher import files, tensorfile
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.files import read_json, seal
+from noisyteacher.strictjson import parse_json
 
 
 def test_crc32c_of_the_published_check_value() -> None:
@@ -158,3 +160,23 @@ def test_what_was_made_in_vain_goes_again(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail_in(tmp_path / "a" / "b", tmp_path / "a" / "x.txt")
     assert (tmp_path / "a" / "x.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' is there twice"),
+        ('{"a": NaN}', "NaN is no finite number"),
+        ('{"a": -Infinity}', "-Infinity is no finite number"),
+        ('{"a": 1e999}', "1e999 is no finite number"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
+        ('{"a": ' + "9" * 5000 + "}", "limit"),
+    ],
+)
+def test_json_that_readers_do_not_agree_on_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_json(text)
+    sealed = seal(b'{"checksum": "crc32c=00000000", "kind": "k", "schema": 1, "x": ' + text.encode() + b"}")
+    (tmp_path / "a.json").write_bytes(sealed)
+    with pytest.raises(FileFormatError, match=rf"a\.json: not JSON: .*{told}"):
+        read_json(tmp_path / "a.json", "k", 1)

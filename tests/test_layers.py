@@ -22,7 +22,7 @@ LAYERS = [
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device", "ranks"},
     {"files", "stats", "config", "references", "pixels", "workers", "launch"},
-    {"text"},
+    {"text", "strictjson"},
     {"errors"},
 ]
 WITHOUT_TORCH = {
@@ -37,6 +37,7 @@ WITHOUT_TORCH = {
     "pixels",
     "workers",
     "launch",
+    "strictjson",
 }
 PLACE = {name: number for number, names in enumerate(LAYERS) for name in names}
 

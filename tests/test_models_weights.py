@@ -178,6 +178,20 @@ def test_a_nonsense_architecture_is_a_sentence_not_a_crash(change: dict[str, Any
         load_model(other)
 
 
+@pytest.mark.parametrize("key", ["classes", "input_shape", "options", "preprocess", "name"])
+def test_an_architecture_that_lacks_a_field_is_refused(key: str, tmp_path: Path) -> None:
+    save_model(small(), tmp_path / "m.safetensors")
+    other = tampered(tmp_path / "m.safetensors", lambda tensors, record: record["architecture"].pop(key))
+    with pytest.raises(FileFormatError, match=rf"other\.safetensors: the record's architecture lacks a valid '{key}'"):
+        load_model(other)
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 2**40, 0, -1, 1.5])
+def test_a_size_that_is_none_is_refused(size: float) -> None:
+    with pytest.raises(AskedWronglyError, match="three sizes of 1 or more"):
+        build_model("mlp800", classes=3, input_shape=(1, 4, size))  # type: ignore[arg-type]
+
+
 def test_a_file_without_architecture_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_model(small(), tmp_path / "m.safetensors")
     with pytest.raises(FileFormatError, match="not a model of noisyteacher"):

@@ -500,3 +500,13 @@ def test_many_classes(tmp_path: Path) -> None:
     noise = picture("n", study)
     assert not isinstance(noise, str)
     assert "Of 40 classes the 20 with the largest logits." in noise.caption
+
+
+def test_a_sealed_result_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    result = run.result() or {}
+    for row in result["rows"]:
+        row["costs"] = True
+    run.write_result(result)
+    with pytest.raises(FileFormatError, match=re.escape(run.path.name)):
+        build_report(run, "md")

@@ -437,3 +437,10 @@ def test_a_removal_that_is_interrupted_leaves_no_run_to_list(tmp_path: Path, mon
 def test_listing_runs_does_not_wait_for_torch() -> None:
     code = "import sys, noisyteacher.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_metrics_that_nest_without_end_are_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "train", "a", {})
+    (run.path / "metrics.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 1 is not a JSON object: nested too deep"):
+        run.metrics()

@@ -29,6 +29,8 @@ from noisyteacher.errors import (
 )
 from noisyteacher.history import Tick
 from noisyteacher.models import model_record
+from noisyteacher.refusals import refuse_gradients
+from noisyteacher.tensorfile import read_tensors, write_tensors
 
 
 def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
@@ -224,6 +226,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(good[:-7])
     with pytest.raises(FileFormatError, match=r"state\.safetensors"):
         nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
+    path.write_bytes(good)
+    tensors, record = read_tensors(path, "checkpoint", 1)
+    for changed, told in (
+        ((tensors, {"settings": record["settings"]}), "'progress'"),
+        ((tensors, {**record, "progress": {"steps": 3}}), "steps"),
+        ((tensors, {**record, "settings": None}), "no table 'settings'"),
+        (({**tensors, "optimizer/99/exp_avg": torch.zeros(1)}, record), "out of range"),
+        (({**tensors, "optimizer/x": torch.zeros(1)}, record), "unpack"),
+        (({"model/a": torch.zeros(1)}, record), "state_dict"),
+    ):
+        write_tensors(path, "checkpoint", 1, *changed)
+        with pytest.raises(FileFormatError, match=rf"state\.safetensors: .*{told}"):
+            nt.fit(small(), blobs(), nt.supervised(), resume=True, **options)  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
@@ -241,6 +256,38 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
         nt.fit(model, blobs(), objective, epochs=2, progress=keep)
     assert len(steps) == 2
     assert all(torch.equal(value, steps[-1][name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("power", [0.5, 0.25])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(power: float) -> None:
+    """The root of 0 is 0, and its slope is infinite: the loss says nothing."""
+    model = small()
+
+    def objective(logits: torch.Tensor, batch: nt.Batch) -> torch.Tensor:
+        root = ((logits * 0).abs() ** power).sum() if batch.step == 2 else 0
+        return logits.sum() * 1e-3 + root
+
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def keep(tick: Tick) -> None:
+        steps.append({name: value.clone() for name, value in model.named_parameters()})
+
+    with pytest.raises(
+        TrainingError, match=r"the gradient of network\.\S+ is not finite at step 3, though the loss is"
+    ):
+        nt.fit(model, blobs(), objective, epochs=2, progress=keep)
+    assert len(steps) == 2
+    assert all(torch.equal(value, steps[-1][name]) for name, value in model.named_parameters())
+
+
+def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
+    model = nn.Linear(3, 2)
+    for value in model.parameters():
+        value.grad = torch.full_like(value, 3e38)
+    refuse_gradients(model, 0)
+    model.bias.grad = torch.tensor([1.0, torch.nan])
+    with pytest.raises(TrainingError, match="the gradient of bias is not finite at step 1"):
+        refuse_gradients(model, 0)
 
 
 def test_the_test_split_is_refused() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Split
-from noisyteacher.errors import MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError
 from noisyteacher.files import sha256
 from noisyteacher.tensorfile import read_tensors, tensor_bytes, write_tensors
 
@@ -62,15 +62,22 @@ def read_checkpoint(
     if not path.exists():
         return None
     tensors, record = read_tensors(path, KIND, SCHEMA)
-    same_settings(path, record["settings"], settings)
-    model.load_state_dict(_under("model/", tensors))
-    slots: dict[int, dict[str, Tensor]] = {}
-    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in _under("optimizer/", tensors).items():
-        index, slot = name.split("/", 1)
-        slots.setdefault(int(index), {})[slot] = _laid_out_like(learned[int(index)], value)
+    saved = record.get("settings")
+    if not isinstance(saved, dict):
+        raise FileFormatError(f"{path}: no table 'settings' in it")
+    same_settings(path, saved, settings)
+    try:
+        progress = Progress(**record["progress"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for name, value in _under("optimizer/", tensors).items():
+            index, slot = name.split("/", 1)
+            slots.setdefault(int(index), {})[slot] = _laid_out_like(learned[int(index)], value)
+        model.load_state_dict(_under("model/", tensors))
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: its settings are this run's, its state is not: {error}") from error
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**record["progress"]), _under("best/", tensors)
+    return progress, _under("best/", tensors)
 
 
 def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:

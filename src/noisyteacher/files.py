@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ except ImportError:  # not a POSIX system: writers do not wait for each other th
     fcntl = None  # type: ignore[assignment]
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.strictjson import parse_json
 
 SEAL = b"crc32c="
 BLANK = b"00000000"
+_GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
 
 def crc32c(data: bytes | memoryview) -> str:
@@ -88,6 +90,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
                 stream.flush()
                 os.fchmod(stream.fileno(), 0o666 & ~_umask())
                 os.fsync(stream.fileno())
+            for folder, check in list(_GUARDS):
+                if folder in target.absolute().parents:
+                    check()
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -98,8 +103,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
         raise _write_error(target, error) from error
 
 
-def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int) -> None:
-    """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped.
+def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int, *, keep_behind: bool = False) -> None:
+    """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped, or kept.
 
     For files that grow range by range and are believed as far as checksums kept elsewhere say. Raises WriteError; the
     bytes before `at` are then untouched, what lies behind them is not to be used.
@@ -108,7 +113,8 @@ def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int
     try:
         handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            os.ftruncate(handle, at)
+            if not keep_behind:
+                os.ftruncate(handle, at)
             os.lseek(handle, at, os.SEEK_SET)
             left = memoryview(data)
             while left:
@@ -160,12 +166,14 @@ def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
     place = data.find(SEAL) + len(SEAL)
     stated = data[place : place + len(BLANK)]
     if place < len(SEAL) or len(stated) < len(BLANK):
-        raise FileFormatError(f"{path}: no checksum in it: the file is truncated, or not written by noisyteacher")
+        raise FileFormatError(
+            f"{path}: no checksum in it (bytes 0 to {len(data) - 1}): it is truncated, or not written by noisyteacher"
+        )
     found = crc32c(data[:place] + BLANK + data[place + len(BLANK) :]).encode()
     if stated != found:
         raise FileFormatError(
-            f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: the file "
-            f"({len(data)} bytes) is truncated or damaged; restore it from a copy or make it again"
+            f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: bytes 0 to "
+            f"{len(data) - 1}, all of it, are truncated or damaged; restore it from a copy or make it again"
         )
 
 
@@ -194,8 +202,8 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
     data = read_bytes(path)
     check_seal(data, path)
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(data)
+    except ValueError as error:
         raise FileFormatError(f"{path}: not JSON: {error}") from error
     return unwrap(record, path, kind, schema)
 
@@ -256,6 +264,33 @@ def at_work(*folders: Path) -> Iterator[None]:
         for folder in folders:
             held.enter_context(_locked(folder, wait=True, shared=True))
         yield
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check()` comes before any file in the folder is replaced; what it raises leaves the old one there."""
+    guard = (folder.absolute(), check)
+    _GUARDS.append(guard)
+    try:
+        yield
+    finally:
+        _GUARDS.remove(guard)
+
+
+def try_lock(path: Path) -> int | None:
+    """The file, open and locked until it is closed; -1: another has it; None: files cannot be locked here."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        return -1 if isinstance(error, BlockingIOError) else None
+    return handle
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
-"""What `fit` refuses before it starts: splits in the wrong role, settings out of range or without effect."""
+"""What `fit` refuses before it starts (splits in the wrong role, settings without effect) and at each update."""
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import nn
 
 from noisyteacher.data import AUGMENTATIONS, Split
 from noisyteacher.device import PRECISIONS
-from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
+from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError, TrainingError
 from noisyteacher.noise import is_number
 from noisyteacher.schedule import SCHEDULES
 from noisyteacher.text import unknown_name
@@ -138,3 +140,22 @@ def _single_sample_problems(settings: dict[str, Any], model: nn.Module, split: S
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def refuse_gradients(model: nn.Module, step: int) -> None:
+    """Raises TrainingError naming a parameter unless all gradients are finite: a finite loss may have others.
+
+    One sum over all of them tells; it is the only way that costs a hundredth of a step. Each is looked at by itself
+    where that sum is not finite, as that of very large numbers is not either.
+    """
+    named = [(name, one.grad) for name, one in model.named_parameters() if one.grad is not None]
+    sums = [grad.sum(dtype=torch.float32).to(named[0][1].device) for _, grad in named]
+    if not sums or math.isfinite(float(torch.stack(sums).sum())):
+        return
+    for name, grad in named:
+        if not bool(torch.isfinite(grad).all()):
+            raise TrainingError(
+                f"the gradient of {name} is not finite at step {step + 1}, though the loss is; the weights were not "
+                "updated. Try precision fp32 or a lower lr, and look in the objective and the network for a root, a "
+                "logarithm or a division at 0"
+            )

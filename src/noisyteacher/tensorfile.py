@@ -18,6 +18,7 @@ from torch import Tensor
 
 from noisyteacher.errors import FileFormatError
 from noisyteacher.files import BLANK, SEAL, check_seal, read_bytes, seal, unwrap, write_bytes
+from noisyteacher.strictjson import parse_json
 
 KEY = "noisyteacher"
 
@@ -85,8 +86,8 @@ def read_record(path: str | os.PathLike[str]) -> Any:
     if KEY not in metadata:
         raise FileFormatError(f"{path}: a safetensors file, but not written by noisyteacher: no {KEY!r} in its header")
     try:
-        return json.loads(metadata[KEY])
-    except (ValueError, RecursionError) as error:
+        return parse_json(metadata[KEY])
+    except ValueError as error:
         raise FileFormatError(f"{path}: the record in its header is not JSON: {error}") from error
 
 

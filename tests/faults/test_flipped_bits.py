@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import noisyteacher as nt
+from noisyteacher import pixels
 from noisyteacher.checkpoint import Progress, read_checkpoint, write_checkpoint
+from noisyteacher.data import packing
 from noisyteacher.errors import FileFormatError, NoisyTeacherError
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
@@ -83,7 +89,24 @@ def a_result(folder: Path) -> Kept:
     return Kept(tuple(run.path / name for name in ("config.json", "run.json", "result.json")), read)
 
 
-KINDS = {"store": a_store, "weights": weights, "checkpoint": a_checkpoint, "result": a_result}
+def images(folder: Path) -> Path:
+    dice = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        for number in range(10):
+            place = folder / "pets" / name / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(place)
+    return folder / "pets"
+
+
+def packed(folder: Path) -> Kept:
+    path = nt.pack_data(images(folder), folder / "out").path
+    return Kept(tuple(sorted(path.iterdir())), lambda: nt.load_data(path))
+
+
+KINDS = {"store": a_store, "weights": weights, "checkpoint": a_checkpoint, "result": a_result, "packed": packed}
+PLACE = r"(bytes|rows) \d+ to \d+"
+"""What an error says beside the file's name: the stretch that one checksum covers."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,6 +125,7 @@ def test_every_flip_is_noticed(kind: str, tmp_path: Path, record_property: Calla
         with pytest.raises(NoisyTeacherError) as noticed:
             kept.read()
         assert file.name in str(noticed.value), (bit, str(noticed.value))
+        assert re.search(PLACE, str(noticed.value)), (bit, str(noticed.value))
         file.write_bytes(whole[file])
     record_property("faults: flipped bits", FLIPS)
     kept.read()
@@ -120,6 +144,41 @@ def test_only_the_damaged_shard_is_made_again(tmp_path: Path) -> None:
     nt.extract(teacher, data, path, rows_per_shard=10, progress=lambda done, total: asked.append((done, total)))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
     assert asked == [(40, 40)]  # thirty of forty answers were there
+
+
+def test_only_damaged_ranges_are_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "RANGE_ROWS", 5)
+    source = images(tmp_path)
+    (source / "ant" / "3.png").write_bytes(b"x")
+    path = nt.pack_data(source, tmp_path / "out", skip_corrupt=True).path
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def flipped(name: str, place: int) -> None:
+        damaged = bytearray((path / name).read_bytes())
+        damaged[place] ^= 4
+        (path / name).write_bytes(damaged)
+
+    decoded: list[Any] = []
+    real = pixels.Way.row
+    monkeypatch.setattr(pixels.Way, "row", lambda way, item: decoded.append(item) or real(way, item))
+    flipped("all-images.u8", 9 * 108)  # of rows 9 to 13, the first of the third range: four are in the first
+    with pytest.raises(NoisyTeacherError, match=r"all-images\.u8: bytes 972 to 1511, rows 9 to 13, are damaged"):
+        nt.load_data(path)
+    assert len(nt.load_data(path, verify=False).train) > 1  # as it is asked for
+    flipped("all-labels.i64", 3)
+    nt.pack_data(source, path, skip_corrupt=True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
+    assert [os.path.relpath(item, source) for item in decoded[1:]] == [f"bee/{row}.png" for row in range(5)]
+    for name in ("all-images.u8", "all-files.jsonl"):
+        (path / name).write_bytes(whole[name][:50] if name.endswith("u8") else whole[name] + b"x")
+    nt.pack_data(source, path, skip_corrupt=True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
+    flipped("all-images.u8", 0)
+    broken = (path / "all-images.u8").read_bytes()
+    Image.new("RGB", (6, 6)).save(source / "ant" / "0.png")
+    with pytest.raises(NoisyTeacherError, match="its source no longer gives what was packed"):
+        nt.pack_data(source, path, skip_corrupt=True)
+    assert (path / "all-images.u8").read_bytes() == broken
 
 
 def test_a_damaged_store_is_refused_and_made_again_on_demand(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Data:
     root: str | None = None
     """Where the official files of mnist, cifar10 and svhn lie or are downloaded to (default: the user's cache)."""
     verify: bool = True
-    """Compare the official files with their published MD5 sums; false for files changed on purpose."""
+    """Compare official files with their published MD5 sums and packed images with their checksums; false: do not."""
     size: Count | None = None
     """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
     grey: bool = False

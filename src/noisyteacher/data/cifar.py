@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError
 
 FOLDER = "cifar-10-batches-py"
+MAX_ARCHIVE = 2**28
+"""Bytes; the official archive has 186 million once inflated."""
 ARCHIVE = Official(
     "cifar-10-python.tar.gz",
     "c58f30108f718f92721af3b95e74349a",
@@ -70,6 +74,29 @@ def load_cifar10(root: Path, *, download: bool = True, verify: bool = True, seed
     )
 
 
+class _Bounded(io.RawIOBase):
+    """An inflated archive that may be read no further than CIFAR-10's goes, and no more at once than a batch has."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises OSError beyond the bounds."""
+        if not 0 <= size <= MAX_BYTES:
+            raise OSError(f"asks for {size} bytes at once")
+        return self._stream.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """Raises OSError beyond the bounds."""
+        if whence != 0 or place > MAX_ARCHIVE:
+            raise OSError(f"more than {MAX_ARCHIVE} bytes")
+        return self._stream.seek(place)
+
+    def tell(self) -> int:
+        """Where it is in the inflated archive."""
+        return self._stream.tell()
+
+
 def _batches(root: Path, download: bool, verify: bool) -> Iterator[tuple[str, str, bytes, bool]]:
     """(name, what to call it, bytes, is it the official one) of the six batches in order."""
     folder = next((place for place in (root / FOLDER, root) if (place / "data_batch_1").exists()), None)
@@ -86,7 +113,8 @@ def _batches(root: Path, download: bool, verify: bool) -> Iterator[tuple[str, st
     archive, same = obtain(ARCHIVE, root, download=download, verify=verify)
     with ExitStack() as stack:
         try:
-            opened = stack.enter_context(tarfile.open(archive, "r:gz"))
+            plain = stack.enter_context(gzip.open(archive))
+            opened = stack.enter_context(tarfile.open(fileobj=_Bounded(plain), mode="r:"))
             for name in BATCHES:
                 member = opened.getmember(f"{FOLDER}/{name}")
                 stream = opened.extractfile(member) if member.isfile() and member.size <= MAX_BYTES else None

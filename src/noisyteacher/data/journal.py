@@ -9,6 +9,7 @@ from typing import Any
 
 from noisyteacher.errors import FileFormatError
 from noisyteacher.files import BLANK, SEAL, append_bytes, check_seal, read_bytes, seal
+from noisyteacher.strictjson import parse_json
 
 
 class Journal:
@@ -22,8 +23,8 @@ class Journal:
         for line in read_bytes(path).split(b"\n")[:-1] if path.exists() else ():
             try:
                 check_seal(line, path)
-                self.saved.append((json.loads(line), len(line) + 1))
-            except (FileFormatError, ValueError):  # torn when the power went, or not ours
+                self.saved.append((dict(parse_json(line)), len(line) + 1))
+            except (FileFormatError, ValueError, TypeError):  # torn when the power went, or not ours
                 break
         first = self.next()
         if first is not None and first.get("plan") == plan:

@@ -132,7 +132,7 @@ def _header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
         # Version 3 differs from 2 in the header's encoding alone, which matters to structured dtypes only.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except ValueError as error:
+    except Exception as error:  # numpy tokenizes and evaluates the header: ValueError, TokenError, RecursionError, ...
         raise DataError(f"{what} is not in numpy's .npy format: {error}") from error
     if dtype.hasobject or dtype.names is not None:
         raise DataError(f"{what} holds Python objects or records ({dtype}), which are not read: save plain numbers")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,25 @@ from torch import Tensor
 from noisyteacher.data.arrays import assemble, cut
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError, FileFormatError
-from noisyteacher.files import crc32c, read_bytes, read_json
+from noisyteacher.files import crc32c, read_bytes, read_json, read_range
+from noisyteacher.strictjson import parse_json
 
 HEADER, KIND, SCHEMA = "packed.json", "packed-data", 1
 JOURNAL = "packing.jsonl"
 """What is done of an unfinished pack; gone once the header is there."""
 PARTS = ("all", "train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something whose checksum does not hold: of which part, `images`, `labels` or `files`, which range, and where."""
+
+    role: str
+    kind: str
+    number: int
+    file: Path
+    at: int
+    told: str
 
 
 @dataclass(frozen=True)
@@ -33,10 +46,10 @@ class Packed:
     header: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Packed:
+    def open(cls, path: str | os.PathLike[str], *, lengths: bool = True) -> Packed:
         """The packed data set in this folder. Raises DataError naming the file when it is missing or damaged.
 
-        The header's seal and the files' lengths are checked here, the images' checksums by `verify`.
+        The header's seal and, with `lengths`, the files' lengths are checked here, the images' checksums by `verify`.
         """
         folder = Path(path)
         if (folder / JOURNAL).exists() and not (folder / HEADER).exists():
@@ -44,9 +57,13 @@ class Packed:
         try:
             packed = cls(folder, read_json(folder / HEADER, KIND, SCHEMA))
             packed._check()
+            if lengths:
+                packed._measure()
         except (FileFormatError, KeyError, TypeError, ValueError) as error:
             told = f"{folder / HEADER}: {error!r}" if not isinstance(error, FileFormatError) else str(error)
-            raise DataError(f"{told}; pack the images again") from error
+            raise DataError(
+                f"{told}; restore it from a copy, or pack the images again (a damaged {HEADER} must be removed first)"
+            ) from error
         return packed
 
     def __repr__(self) -> str:
@@ -99,29 +116,53 @@ class Packed:
     def verify(self) -> int:
         """Read every byte and compare the checksums; returns how many bytes there are.
 
-        Raises DataError naming the file and the rows that are damaged.
+        Raises DataError naming the file, and of images the bytes and rows, that are damaged.
         """
-        done, each = 0, image_bytes(self.input_shape)
+        first = next(self.damage(), None)
+        if first is not None:
+            raise DataError(
+                f"{first.told}: restore the file from a copy, or ask data pack for the same again, which makes anew "
+                "what is damaged"
+            )
+        records = [part[kind] for part in self.header["parts"] for kind in ("images", "labels", "files")]
+        return sum(record["bytes"] for record in records if record is not None)
+
+    def damage(self) -> Iterator[Damage]:
+        """Everything whose checksum does not hold, as it is found: ranges of images, files of labels and names."""
+        each = image_bytes(self.input_shape)
         for part in self.header["parts"]:
             file, first = self.path / part["images"]["file"], 0
-            pixels = _map(file, (part["images"]["bytes"],))
-            for one in part["images"]["ranges"]:
-                rows = one["rows"]
-                found = crc32c(pixels[first * each : (first + rows) * each].tobytes())
+            for number, one in enumerate(part["images"]["ranges"]):
+                at, length, rows = first * each, one["rows"] * each, one["rows"]
+                found = crc32c(read_range(file, at, length))
                 if found != one["crc32c"]:
-                    raise DataError(
-                        f"{file}: rows {first} to {first + rows - 1} are damaged (checksum {found} found, "
-                        f"{one['crc32c']} stated): restore the file from a copy, or pack the images again"
+                    told = (
+                        f"{file}: bytes {at} to {at + length - 1}, rows {first} to {first + rows - 1}, are damaged "
+                        f"(checksum {found} found, {one['crc32c']} stated)"
                     )
-                first, done = first + rows, done + rows * each
+                    yield Damage(part["role"], "images", number, file, at, told)
+                first += rows
             for kind in ("labels", "files"):
-                done += 0 if part[kind] is None else len(self._small(part[kind]))
-        return done
+                if part[kind] is not None:
+                    file = self.path / part[kind]["file"]
+                    try:
+                        self._small(part[kind])
+                    except (DataError, FileFormatError) as error:
+                        yield Damage(part["role"], kind, 0, file, 0, str(error))
+
+    def part(self, role: str) -> dict[str, Any]:
+        """The header's record of a part."""
+        (found,) = (part for part in self.header["parts"] if part["role"] == role)
+        return dict(found)
 
     def files(self, role: str) -> list[str]:
         """What each row of a part was called in the source, in the order of the rows."""
-        (part,) = (part for part in self.header["parts"] if part["role"] == role)
-        return [json.loads(line) for line in self._small(part["files"]).splitlines()]
+        record = self.part(role)["files"]
+        file = self.path / record["file"]
+        try:
+            return [str(parse_json(line)) for line in self._small(record).splitlines()]
+        except ValueError as error:
+            raise DataError(f"{file}: not a line of JSON for every image: {error}") from error
 
     def _images(self, part: dict[str, Any]) -> Tensor:
         with warnings.catch_warnings():
@@ -138,12 +179,15 @@ class Packed:
         """A file's bytes, once its checksum holds."""
         data = read_bytes(self.path / record["file"])
         if crc32c(data) != record["crc32c"]:
-            raise DataError(f"{self.path / record['file']}: damaged (its checksum differs): pack the images again")
+            raise DataError(f"{self.path / record['file']}: bytes 0 to {len(data) - 1}: damaged (its checksum differs)")
         return data
 
     def _check(self) -> None:
-        """The header must be whole and the files as long as it says."""
+        """The header must be whole and not contradict itself."""
         each, roles = image_bytes(self.input_shape), [part["role"] for part in self.header["parts"]]
+        for key, kind in (("name", str), ("plan", str), ("left_out", list)):
+            if not isinstance(self.header[key], kind):
+                raise ValueError(f"its {key!r} is a {type(self.header[key]).__name__}")
         if roles != ["all"] and ("train" not in roles or "all" in roles or len(set(roles)) < len(roles)):
             raise ValueError(f"has the parts {roles}, expected train with val and test, or all")
         if not all(isinstance(name, str) for name in self.class_names):
@@ -155,11 +199,22 @@ class Packed:
                 raise ValueError(f"the record of {part['role']!r} contradicts itself")
             if part["labels"] is not None and part["labels"]["bytes"] != 8 * part["rows"]:
                 raise ValueError(f"the labels of {part['role']!r} are not one per image")
+            sums = [one["crc32c"] for one in images["ranges"]] + [part["files"]["crc32c"]]
+            sums += [] if part["labels"] is None else [part["labels"]["crc32c"]]
+            if not all(isinstance(one, str) for one in sums) or any(
+                type(one["rows"]) is not int for one in images["ranges"]
+            ):
+                raise ValueError(f"the record of {part['role']!r} has checksums or rows of other types")
             for record in (images, part["labels"], part["files"]):
+                if record is not None and os.path.basename(record["file"]) != record["file"]:
+                    raise ValueError(f"names the file {record['file']!r}, which is not in the folder")
+
+    def _measure(self) -> None:
+        """Raises FileFormatError unless the files are as long as the header says."""
+        for part in self.header["parts"]:
+            for record in (part["images"], part["labels"], part["files"]):
                 if record is None:
                     continue
-                if os.path.basename(record["file"]) != record["file"]:
-                    raise ValueError(f"names the file {record['file']!r}, which is not in the folder")
                 file = self.path / record["file"]
                 length = os.path.getsize(file) if file.is_file() else -1
                 if length != record["bytes"]:
@@ -174,9 +229,12 @@ def is_packed(folder: Path) -> bool:
     return any((folder / name).exists() for name in (HEADER, JOURNAL))
 
 
-def load_packed(folder: Path, *, seed: int = 0) -> Splits:
-    """The Splits of a packed folder, memory-mapped. Raises DataError. See `Packed`."""
-    return Packed.open(folder).splits(seed=seed)
+def load_packed(folder: Path, *, seed: int = 0, verify: bool = True) -> Splits:
+    """The Splits of a packed folder, memory-mapped; `verify` compares every checksum first. Raises DataError."""
+    packed = Packed.open(folder)
+    if verify:
+        packed.verify()
+    return packed.splits(seed=seed)
 
 
 def image_bytes(shape: tuple[int, int, int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from noisyteacher.data.hf import dataset_source, is_dataset, is_saved, parquet_f
 from noisyteacher.data.journal import Journal
 from noisyteacher.data.packable import Part, Source, folder_source, given_classes, npz_source
 from noisyteacher.data.packed import HEADER, JOURNAL, KIND, SCHEMA, Packed, image_bytes, is_packed
+from noisyteacher.data.repacking import Decoder, repair, side_files
 from noisyteacher.errors import AskedWronglyError, DataError, WriteError
 from noisyteacher.files import (
     alone,
@@ -32,7 +33,7 @@ from noisyteacher.files import (
     write_bytes,
     write_json,
 )  # fmt: skip
-from noisyteacher.pixels import Item, Way, check_fit, rows_of, size_of
+from noisyteacher.pixels import Way, check_fit, rows_of, size_of
 from noisyteacher.text import plural, printable, size_bytes
 from noisyteacher.workers import in_order
 
@@ -42,7 +43,6 @@ TASK_ROWS = 16
 NAMED = 10
 """How many of the images that cannot be read an error names."""
 Tell = Callable[[str, int, int, str], None]
-Decoder = Callable[[Iterator[Item]], Iterator[NDArray[np.uint8] | str]]
 
 
 def pack_data(
@@ -70,7 +70,8 @@ def pack_data(
         out, and list them. follow_links: also read what links point to outside the folder. jobs: processes that decode;
         the bytes are the same whatever it is (a script that asks for more than one needs its `if __name__ ==
         "__main__"`). watch: told of progress.
-    An interrupted call is gone on with by the same call. Memory does not grow with the number of images.
+    An interrupted call is gone on with by the same call; of a finished one the checksums are read again, and what is
+    damaged, and no more, is made again. Memory does not grow with the number of images.
     Raises DataError naming images that cannot be read, WriteError when the disk refuses, AskedWronglyError.
     """
     shape, target = size_of(size), Path(out)
@@ -151,14 +152,15 @@ class _Work:
             self._room()
         plan = self._plan()
         if (self.out / HEADER).exists():
-            packed = Packed.open(self.out)
+            packed = Packed.open(self.out, lengths=False)
             if packed.header["plan"] != plan:
                 raise AskedWronglyError(
                     f"{self.out}: holds another packed data set ({packed.header['name']}, "
                     f"{packed.header['input_shape']}), or the same packed otherwise: remove it, or name another folder"
                 )
             (self.out / JOURNAL).unlink(missing_ok=True)
-            return packed
+            repair(packed, self.source, decoder, self._range(), self.tell)
+            return Packed.open(self.out)
         journal = Journal(self.out / JOURNAL, plan)
         done = {part.role: self._pack(part, journal, decoder) for part in self.source.parts}
         self._judge(done)
@@ -197,10 +199,14 @@ class _Work:
         if need > free:
             raise WriteError(f"{self.out}: {size_bytes(need)} are needed, {size_bytes(free)} are free: make room first")
 
+    def _range(self) -> int:
+        """How many of the listed images a range takes."""
+        return max(1, min(RANGE_ROWS, RANGE_BYTES // image_bytes(self.shape)))
+
     def _pack(self, part: Part, journal: Journal, decoder: Decoder) -> _Done:
         """Keep what an earlier call has done of the part, then add the rest range by range."""
         done, each = _Done(), image_bytes(self.shape)
-        size = max(1, min(RANGE_ROWS, RANGE_BYTES // each))
+        size = self._range()
         images, total = self.out / f"{part.role}-images.u8", len(part.names)
         stage = f"packing {part.role}"
         while done.listed < total and (line := journal.next()) and self._holds(line, part, done, images, size):
@@ -238,10 +244,16 @@ class _Work:
         listed = min(size, len(part.names) - done.listed)
         if (line.get("part"), line.get("first"), line.get("listed")) != (part.role, done.listed, listed):
             return False
-        if line["stamp"] != _stamp(part, done.listed, listed):
+        if line.get("stamp") != _stamp(part, done.listed, listed):
             return False
-        each = image_bytes(self.shape)
-        return bool(crc32c(read_range(images, done.rows * each, line["rows"] * each)) == line["crc32c"])
+        each, out = image_bytes(self.shape), line.get("left_out")
+        if not isinstance(out, list) or line.get("rows") != listed - len(out) or isinstance(line["rows"], bool):
+            return False
+        if not all(isinstance(one, list) and list(map(type, one)) == [int, str] for one in out):
+            return False
+        if any(not done.listed <= row < done.listed + listed for row, _ in out):
+            return False
+        return bool(crc32c(read_range(images, done.rows * each, line["rows"] * each)) == line.get("crc32c"))
 
     def _check_shape(self, found: NDArray[np.uint8], part: Part, row: int) -> None:
         if found.shape != self.shape:
@@ -267,15 +279,8 @@ class _Work:
 
     def _finish(self, part: Part, done: _Done) -> dict[str, Any]:
         """Write a part's labels and names; returns its record."""
-        out = {row for row, _ in done.left_out}
-        names = [json.dumps(name) for row, name in enumerate(part.names) if row not in out]
-        files: dict[str, bytes] = {"files.jsonl": "".join(f"{name}\n" for name in names).encode()}
-        if part.labels is not None:
-            keep = np.ones(len(part.names), dtype=bool)
-            keep[list(out)] = False
-            files["labels.i64"] = part.labels[keep].astype("<i8").tobytes()
         told = {}
-        for ending, data in files.items():
+        for ending, data in side_files(part, {row for row, _ in done.left_out}).items():
             write_bytes(self.out / f"{part.role}-{ending}", data, within=self.out)
             told[ending] = {"file": f"{part.role}-{ending}", "bytes": len(data), "crc32c": crc32c(data)}
         size = done.rows * image_bytes(self.shape)

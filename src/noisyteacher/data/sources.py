@@ -75,8 +75,8 @@ def load_data(
         object, a dict or a tuple of them (see `load_object`); Splits.
     root: where the official files lie, as torchvision lays them out, or are to be put; NOISYTEACHER_DATA or
         ~/.cache/noisyteacher unless given. download: fetch what is missing. verify: refuse files that are not the
-        official ones by md5; False reads them all the same and says so in `.note`. These three matter to the official
-        sets alone.
+        official ones by md5 (False reads them all the same and says so in `.note`), and packed images whose checksums
+        do not hold (False leaves the checksums unread). The first two matter to the official sets alone.
     seed: of the draw that holds validation (and test) rows out where the source has none of its own; it has nothing to
         do with a run's seed, and runs to be compared must share it.
     limit: at most so many rows of each split, each class in proportion; for trying things out. train_limit: the same of
@@ -105,7 +105,7 @@ def load_data(
         options = {"extra": extra} if named == "svhn" else {}
         splits = DATASETS[named](place, download=download, verify=verify, seed=seed, **options)
     elif packed and path is not None:
-        splits = load_packed(path, seed=seed)
+        splits = load_packed(path, seed=seed, verify=verify)
     elif is_folder and path is not None:
         splits = load_folder(path, size=size, grey=grey, seed=seed, max_bytes=max_bytes)
     elif path is not None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyteacher.data.fetch import Official, obtain
 from noisyteacher.data.holdout import per_class
+from noisyteacher.data.matfile import Variable, mat_variables, read_variable
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError
 
@@ -78,29 +77,30 @@ def load_svhn(
 
 def _count(path: Path) -> int:
     """How many images the file says it has; its variables are looked at before any is read."""
-    import scipy.io
-
-    try:
-        found = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
-    except Exception as error:  # scipy raises a different family for every way a .mat file can be damaged
-        raise DataError(f"{path}: not a readable .mat file ({error}): it is truncated or damaged") from error
-    shape, kind = found.get("X", ((), ""))
+    found = _variables(path)
+    images, labels = found.get("X"), found.get("y")
+    shape, kind = ((), "missing") if images is None else (images.shape, images.kind)
     if len(shape) != 4 or tuple(shape[:3]) != (32, 32, 3) or kind != "uint8" or not 0 < shape[3] <= _MAX_IMAGES:
-        raise DataError(f"{path}: X is {kind or 'missing'} {list(shape)}; expected uint8 [32, 32, 3, N]")
-    if "y" not in found or sorted(found["y"][0]) != sorted((shape[3], 1)):
-        raise DataError(f"{path}: y is {list(found.get('y', ('missing',))[0])}; expected [{shape[3]}, 1]")
+        raise DataError(f"{path}: X is {kind} {list(shape)}; expected uint8 [32, 32, 3, N]")
+    if labels is None or sorted(labels.shape) != sorted((shape[3], 1)):
+        told = "missing" if labels is None else list(labels.shape)
+        raise DataError(f"{path}: y is {told}; expected [{shape[3]}, 1]")
     return int(shape[3])
+
+
+def _variables(path: Path) -> dict[str, Variable]:
+    try:
+        return mat_variables(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not a readable .mat file ({error}): it is truncated or damaged") from error
 
 
 def _read(path: Path, into: Tensor) -> Tensor:
     """Fill `into` `[N, 3, 32, 32]` with the images and give the labels back, int64 `[N]` in 0..9."""
-    import scipy.io
-
+    found = _variables(path)
     try:
-        read: dict[str, Any] = scipy.io.loadmat(path, variable_names=("X", "y"))
-        pixels: NDArray[Any] = read["X"]
-        labels: NDArray[Any] = np.asarray(read["y"]).reshape(-1)
-    except Exception as error:  # see _count
+        pixels, labels = read_variable(path, found["X"]), read_variable(path, found["y"]).reshape(-1)
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a readable .mat file ({error}): it is truncated or damaged") from error
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(into)) or labels.dtype.kind not in "iuf":
         raise DataError(f"{path}: X is {pixels.dtype} {list(pixels.shape)} and y {labels.dtype}: not SVHN's images")

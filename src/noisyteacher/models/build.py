@@ -272,7 +272,7 @@ def _shape(given: Sequence[int] | None) -> Shape | None:
     if given is None:
         return None
     sizes = tuple(given)
-    if len(sizes) != 3 or any(int(size) != size or size < 1 for size in sizes):
+    if len(sizes) != 3 or not all(1 <= size < 2**31 and int(size) == size for size in sizes):
         raise AskedWronglyError(f"input_shape {sizes}: it is (channels, height, width), three sizes of 1 or more")
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 

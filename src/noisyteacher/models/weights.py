@@ -230,7 +230,8 @@ def _checked(architecture: Any, path: Path) -> dict[str, Any]:
         "preprocess": str,
     }
     for key, kind in kinds.items():
-        if not isinstance(architecture, dict) or not isinstance(architecture.get(key), kind):  # type: ignore[arg-type]
+        there = isinstance(architecture, dict) and key in architecture
+        if not there or not isinstance(architecture[key], kind):  # type: ignore[arg-type]
             raise FileFormatError(
                 f"{path}: the record's architecture lacks a valid {key!r}: not a model of noisyteacher"
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from noisyteacher.errors import FileFormatError, NoisyTeacherError
 from noisyteacher.report.reading import Asked, read_studies
 from noisyteacher.report.study import Study
 
@@ -29,13 +30,25 @@ def build_report(runs: Asked | Iterable[Asked], format: str = "html") -> str:  #
     if format not in FORMATS:
         raise unknown_name("format of a report", format, FORMATS)
     studies = read_studies(runs)
+    try:
+        text = _written(studies, format)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, NoisyTeacherError):
+            raise
+        told = ", ".join(str(study.path) for study in studies)
+        raise FileFormatError(
+            f"{told}: a result.json or config.json there holds something else than such a run writes "
+            f"({type(error).__name__}: {error!s:.200}): report on the runs one by one to find which"
+        ) from error
+    # Half of a surrogate pair can stand in a JSON file and cannot be written as UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _written(studies: tuple[Study, ...], format: str) -> str:  # noqa: A002
     if format == "html":
         from noisyteacher.report.page import page
 
-        text = page(studies)
-    else:
-        from noisyteacher.report import plain
+        return page(studies)
+    from noisyteacher.report import plain
 
-        text = {"md": plain.markdown, "json": plain.as_json, "csv": plain.as_csv}[format](studies)
-    # Half of a surrogate pair can stand in a JSON file and cannot be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return {"md": plain.markdown, "json": plain.as_json, "csv": plain.as_csv}[format](studies)

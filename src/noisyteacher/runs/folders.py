@@ -19,7 +19,8 @@ from noisyteacher.text import nearest
 
 _OURS = (
     r"(config|run|result|conditions|store)\.json|metrics\.jsonl|error\.txt|"
-    r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*"
+    r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*|"
+    r"\.[A-Za-z0-9._-]+\.claim"
 )
 _OURS_OR_HALF_WRITTEN = re.compile(rf"({_OURS})|\.({_OURS})\.[^.]*\.tmp")
 

@@ -18,6 +18,7 @@ from typing import Any
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
 from noisyteacher.files import make_folder, read_bytes, read_json, sha256, sync_folder, write_bytes, write_json
 from noisyteacher.runs.record import compare, host, plain, versions
+from noisyteacher.strictjson import parse_json
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
@@ -151,7 +152,7 @@ class Run:
         found: list[dict[str, Any]] = []
         for number, line in enumerate(read_bytes(file).splitlines(), 1):
             try:
-                found.append(dict(json.loads(line)))
+                found.append(dict(parse_json(line)))
             except (ValueError, TypeError) as error:
                 raise FileFormatError(f"{file}: line {number} is not a JSON object: {error}") from error
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline import Plan, a_student, load_config_data
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
+from noisyteacher.sweep.claims import LostError, claimed
 from noisyteacher.sweep.grid import Condition
 
 
@@ -58,8 +60,17 @@ def cell_of(condition: Condition, seed: int, run: Run, stores: Mapping[str, str]
     )
 
 
+_ONE = threading.Lock()
+"""torch has one generator a process: two cells in threads of one would take draws from each other."""
+
+
 def train_cell(cell: Cell) -> str | None:
     """Train the cell, or find it done. Returns None, or why it failed (also in the cell's error.txt)."""
+    with _ONE:
+        return _train_cell(cell)
+
+
+def _train_cell(cell: Cell) -> str | None:
     try:
         if cell.threads is not None:
             torch.set_num_threads(cell.threads)
@@ -70,7 +81,13 @@ def train_cell(cell: Cell) -> str | None:
         plan = Plan(
             config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None
         )
-        a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+        while True:
+            try:
+                with claimed(cell.path):
+                    a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+                break
+            except LostError:  # another has it: wait for that one, and find the cell done
+                continue
     except NoisyTeacherError as error:
         return f"{type(error).__name__}: {error}"
     except Exception as error:  # a defect or a lost machine must not take the other cells with it

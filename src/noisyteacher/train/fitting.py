@@ -78,7 +78,7 @@ def fit(
     views, same dropout, same noise draws.
     Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
     ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
-    or shapes differ, TrainingError before the update when the loss is not finite.
+    or shapes differ, TrainingError before the update when the loss or a gradient is not finite.
     """
     check_roles(split, val)
     chosen_views = expand_views(views)

@@ -28,7 +28,7 @@ from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
 from noisyteacher.objectives import loss_and_numbers
 from noisyteacher.ranks import Spread, agree, gather, greatest, place
-from noisyteacher.refusals import OTHER
+from noisyteacher.refusals import OTHER, refuse_gradients
 from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
@@ -157,6 +157,7 @@ class Loop:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        refuse_gradients(self.model, batch.step)
         self.optimizer.step()
         for name, number in {"train/loss": value, **numbers}.items():
             if not math.isfinite(number):

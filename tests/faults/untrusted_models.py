@@ -1,0 +1,244 @@
+"""The files of models that somebody else may have made: ours, safetensors, torch.save, ONNX."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from confinement import Untrusted
+from hypothesis import strategies as st
+from mutations import as_text, byte_edits, changed_tree, edited, tree_edits
+
+import noisyteacher as nt
+from noisyteacher.checkpoint import NAME, Progress, read_checkpoint, write_checkpoint
+from noisyteacher.files import BLANK, SEAL, seal
+from noisyteacher.models import load_foreign
+from noisyteacher.models.torchfile import Stored, read_torch_file
+from noisyteacher.tensorfile import KEY, map_tensors, read_tensors, write_tensors
+
+Bytes = st.SearchStrategy[bytes]
+
+
+def raw(*seeds: bytes) -> Bytes:
+    """Seeds with changed bytes, and bytes of no meaning."""
+    return st.one_of(with_edits(edited, seeds), with_edits(edited, seeds), st.binary(max_size=200))
+
+
+def with_edits(make: Callable[[Any, Any], bytes], given: Sequence[Any]) -> Bytes:
+    """`make(one of those given, edits of bytes)`; what fails is told by its number, not by its bytes."""
+    return st.builds(lambda number, edits: make(given[number], edits), st.integers(0, len(given) - 1), byte_edits)
+
+
+def resealed(data: bytes) -> bytes:
+    """The bytes with a checksum that holds, where they have a place for one: what is behind the seal is met."""
+    place = data.find(SEAL)
+    if place < 0 or place + 15 > len(data):
+        return data
+    return seal(data[: place + 7] + BLANK + data[place + 15 :])
+
+
+def sealed_trees(data: bytes) -> Bytes:
+    """A sealed JSON file with changed values and keys, the seal made anew."""
+    tree = json.loads(data)
+    return st.builds(lambda edits: resealed(as_text(changed_tree(tree, edits))), tree_edits)
+
+
+def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body of a safetensors file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def put_together(header: bytes, body: bytes) -> bytes:
+    return resealed(struct.pack("<Q", len(header)) + header + body)
+
+
+def headers(data: bytes) -> Bytes:
+    """A safetensors file whose names, shapes, dtypes and offsets are changed."""
+    header, body = taken_apart(data)
+    tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+
+    def made(edits: Any) -> bytes:
+        changed = changed_tree(tensors, edits)
+        told = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
+        return put_together(as_text({**told, **changed} if isinstance(changed, dict) else changed), body)
+
+    return st.builds(made, tree_edits)
+
+
+def records(data: bytes) -> Bytes:
+    """A file of ours whose record, in the metadata, is changed."""
+    header, body = taken_apart(data)
+    record = json.loads(header["__metadata__"][KEY])
+
+    def made(edits: Any) -> bytes:
+        text = as_text(changed_tree(record, edits)).decode()
+        return put_together(json.dumps({**header, "__metadata__": {KEY: text}}).encode(), body)
+
+    return st.builds(made, tree_edits)
+
+
+def written(write: Callable[[Path], object], folder: Path) -> bytes:
+    path = folder / "seed.bin"
+    write(path)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def of_ours(data: bytes) -> tuple[Bytes, ...]:
+    return (raw(data), st.builds(resealed, raw(data)), headers(data), records(data))
+
+
+def tensors(folder: Path) -> Untrusted:
+    given = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4), "empty": torch.empty(0, 3)}
+    data = written(lambda path: write_tensors(path, "things", 1, given, {"of": ["x", {"y": 1}]}), folder)
+
+    def read(path: Path) -> None:
+        map_tensors(path)
+        read_tensors(path, "things", 1)
+
+    return Untrusted("a.safetensors", read, of_ours(data), whole=(data,))
+
+
+def weights(folder: Path) -> Untrusted:
+    lenet = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
+    narrow = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 16, 16), teacher=lenet)
+    whole = tuple(
+        written(lambda path, one=one: nt.save_model(one, path, {"epochs": 1}), folder) for one in (lenet, narrow)
+    )
+    return Untrusted(
+        "w.safetensors",
+        nt.load_model,
+        (raw(*whole), *(way for data in whole for way in of_ours(data)[1:])),
+        whole=whole,
+    )
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2 * 36, 3))
+
+
+def model() -> nt.Classifier:
+    return nt.build_model(network(), classes=3, input_shape=(1, 8, 8))
+
+
+def a_checkpoint(folder: Path) -> Untrusted:
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = Progress(1, {"samples": 3.0}, [{"epoch": 1}], 1, [0.5])
+    write_checkpoint(folder, {"seed": 0, "views": ["clean"]}, state, net, optimizer, dict(net.state_dict()))
+    data = (folder / NAME).read_bytes()
+
+    def read(path: Path) -> None:
+        fresh = torch.nn.Linear(3, 2)
+        rule = torch.optim.Adam(fresh.parameters())
+        read_checkpoint(folder, {"seed": 0, "views": ["clean"]}, fresh, rule)
+
+    return Untrusted(str(NAME), read, of_ours(data), whole=(data,))
+
+
+def foreign_safetensors(folder: Path) -> Untrusted:
+    data = safetensors.torch.save({f"module.{name}": one for name, one in network().state_dict().items()}, {"a": "b"})
+    into = model()
+    return Untrusted("f.safetensors", lambda path: load_foreign(into, path), (raw(data), headers(data)), whole=(data,))
+
+
+class Evil:
+    """Pickles as a call that makes a folder."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+def rezipped(data: bytes, name: str, content: bytes, **how: Any) -> bytes:
+    """The archive with this member replaced, or added."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {one.filename: archive.read(one) for one in archive.infolist()}
+    members[name] = content
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", **how) as archive:
+        for one, its in members.items():
+            archive.writestr(one, its)
+    return made.getvalue()
+
+
+def torch_files(folder: Path) -> Untrusted:
+    whole = []
+    for protocol in (2, 4):
+        for wrapped in (
+            network().state_dict(),
+            {"state_dict": {f"m.{k}": v for k, v in network().state_dict().items()}, "epoch": 3},
+        ):
+            buffer = io.BytesIO()
+            torch.save(wrapped, buffer, pickle_protocol=protocol)
+            whole.append(buffer.getvalue())
+    evil = [pickle.dumps({"a": Evil(), "b": [1, (2, "x")]}, protocol=protocol) for protocol in range(6)]
+    inner = []
+    for data in whole:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            inner.append((data, archive.read("archive/data.pkl")))
+    into = model()
+
+    def repickled(pair: tuple[bytes, bytes], edits: Any) -> bytes:
+        return rezipped(pair[0], "archive/data.pkl", edited(pair[1], edits))
+
+    def evil_pickle(one: bytes, edits: Any) -> bytes:
+        return rezipped(whole[0], "archive/data.pkl", edited(one, edits))
+
+    def read(path: Path) -> None:
+        found = read_torch_file(path)
+        for one in _tensors(found, 0):
+            one.read()
+        load_foreign(into, path)
+
+    ways = (
+        raw(*whole), with_edits(repickled, inner), with_edits(evil_pickle, evil), raw(*evil),
+    )  # fmt: skip
+    return Untrusted("a.pt", read, ways, whole=tuple(whole))
+
+
+def _tensors(found: Any, depth: int) -> Any:
+    if isinstance(found, Stored):
+        yield found
+    elif isinstance(found, dict) and depth < 20:
+        for one in found.values():
+            yield from _tensors(one, depth + 1)
+
+
+def onnx_models(folder: Path) -> Untrusted:
+    import onnx
+
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weights = {f"w{name}": one.detach().numpy() for name, one in network().state_dict().items()}
+    nodes = [
+        helper.make_node("Conv", ["image", "w0.weight", "w0.bias"], ["a"]),
+        helper.make_node("Flatten", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w2.weight", "w2.bias"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "small", [helper.make_tensor_value_info("image", kinds.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", kinds.FLOAT, ["batch", 3])],
+        [onnx.numpy_helper.from_array(one, name) for name, one in weights.items()],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    data = made.SerializeToString()
+
+    from noisyteacher.models.frozen import load_frozen
+
+    def read(path: Path) -> None:
+        found = load_frozen(path, classes=3, input_shape=(1, 8, 8))
+        found.network.costs((1, 8, 8))
+
+    return Untrusted("a.onnx", read, (raw(data),), whole=(data,))
