@@ -11,7 +11,7 @@ EXTRAS := dev,track,cluster,zoo,hf,export,docs
 locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement locked/$(1).txt $(2)
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint types unit test-faults bench docs clean
+.PHONY: demo test lint types unit test-faults bench bench-peers docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -39,6 +39,12 @@ bench: $(VENV)/.installed-dev
 	mkdir -p benchmarks/results
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
 		--benchmark-json benchmarks/results/latest.json
+
+# Beside KD_Lib, torchdistill and PyTorch's tutorial, in turns, about five minutes; the peers go into a folder of their own.
+bench-peers: THREADS ?= 2
+bench-peers: $(VENV)/.installed-dev
+	$(PIP) --no-deps --require-hashes --upgrade --target build/peers --requirement benchmarks/peers/requirements.txt
+	PYTHONPATH=build/peers OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/peers --threads $(THREADS)
 
 # The site, every warning an error: open build/docs/index.html.
 docs: $(VENV)/.installed-dev

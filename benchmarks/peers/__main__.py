@@ -1,0 +1,125 @@
+"""Our epoch against those of KD_Lib, torchdistill and PyTorch's tutorial, in turns: `make bench-peers`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from epochs import BATCH, PEERS, Epoch, Task, ours, ready
+from torch import Tensor
+
+import noisyteacher as nt
+from noisyteacher.data import Split
+
+SHAPES = {
+    # teacher, student, image, steps of an epoch, rounds
+    "CIFAR": ("nin", "lenet-cifar", (3, 32, 32), 3, 4),
+    "MNIST": ("lenet", "mlp800", (1, 28, 28), 24, 7),
+}
+
+
+def a_task(shape: str, folder: Path) -> Task:
+    """Images of two gray levels and a bright place that tells the class; fresh weights; the teacher's stored logits."""
+    teacher_name, student_name, image, steps, _ = SHAPES[shape]
+    dice = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (steps * BATCH,), generator=dice)
+    images = torch.randint(0, 120, (len(labels), *image), generator=dice, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, 2 * label : 2 * label + 6, :] += 100
+    split = Split(images, labels, torch.arange(len(labels)), "train", shape, tuple("abcdefghij"))
+    mean, deviation = split.images.float().div(255).mean((0, 2, 3)), split.images.float().div(255).std((0, 2, 3))
+    front = nt.models.Standardize(mean, deviation)
+    teacher = nt.build_model(teacher_name, classes=10, input_shape=image, preprocess=front, seed=1).eval()
+    with torch.no_grad():  # logits of an everyday size: fresh weights of a deep network give larger ones
+        size = teacher(split.images[:64]).square().mean().sqrt()
+        last = [one for one in teacher.modules() if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))][-1]
+        last.weight.mul_(3 / size)
+    student = nt.build_model(student_name, classes=10, input_shape=image, preprocess=front, seed=2)
+    store = nt.extract(teacher, split, folder / shape)
+    return Task(teacher, student, split, store, tuple(mean.tolist()), tuple(deviation.tolist()))
+
+
+def same_targets(task: Task) -> float:
+    """The largest difference between a stored logit and the one that a peer's teacher gives; at most 1e-3."""
+    from epochs import Photographs
+
+    network, _ = task.networks()
+    images = torch.stack([Photographs(task)[row][0] for row in range(32)])
+    with torch.no_grad():
+        answers: Tensor = network(images)
+    gap = float((answers - task.store.logits("clean", torch.arange(32))).abs().max())
+    assert gap < 1e-3, gap
+    return gap
+
+
+def timed(epoch: Epoch) -> tuple[float, float]:
+    started = time.perf_counter()
+    loss = epoch()
+    return time.perf_counter() - started, loss
+
+
+def compare(shape: str, folder: Path, rounds: int | None) -> dict[str, object]:
+    """Milliseconds a step of each, in turns, and the ratio of each peer's to ours."""
+    _, _, _, steps, usual = SHAPES[shape]
+    task = a_task(shape, folder)
+    gap = same_targets(task)
+    epochs = {"noisyteacher": ours(task), **{name: make(task) for name, make in PEERS.items()}}
+    seconds: dict[str, list[float]] = {name: [] for name in epochs}
+    losses: dict[str, list[float]] = {name: [] for name in epochs}
+    for number in range(1 + (rounds or usual)):  # the first is not counted
+        for name, epoch in epochs.items():
+            took, loss = timed(epoch)
+            losses[name].append(loss)
+            if number:
+                seconds[name].append(took)
+    for name, found in losses.items():
+        assert found[-1] < found[0], f"{shape}: {name} does not learn: {found}"
+    own = seconds["noisyteacher"]
+    lines = {}
+    for name, found in seconds.items():
+        ratios = [one / mine for one, mine in zip(found, own, strict=True)]
+        lines[name] = {
+            "ms_per_step": 1000 * statistics.median(found) / steps,
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "loss_first": losses[name][0],
+            "loss_last": losses[name][-1],
+        }
+        if name != "noisyteacher":
+            mine = 1000 * statistics.median(own) / steps
+            told = f"{lines[name]['ms_per_step']:.1f} ms a step of {name}, {mine:.1f} ours"
+            spread = f"{min(ratios):.1f} to {max(ratios):.1f}, n={len(ratios)}"
+            print(f"{shape}: {told}: {lines[name]['ratio']:.1f} x ({spread})")
+    return {"steps": steps, "rounds": len(own), "largest_difference_of_targets": gap, "peers": lines}
+
+
+def main() -> None:
+    """All shapes; the result goes to benchmarks/results/peers.json."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--threads", type=int, default=2)
+    asked.add_argument("--rounds", type=int)
+    asked.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "peers.json")
+    given = asked.parse_args()
+    torch.set_num_threads(given.threads)
+    ready()
+    with tempfile.TemporaryDirectory() as folder:
+        found = {shape: compare(shape, Path(folder), given.rounds) for shape in SHAPES}
+    record = {
+        "batch": BATCH, "threads": given.threads, "precision": "fp32", "torch": torch.__version__,
+        "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability(),
+        "peers": {"KD_Lib": "0.0.32", "torchdistill": "1.1.5"}, "shapes": found,
+    }  # fmt: skip
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(given.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
