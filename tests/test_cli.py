@@ -691,6 +691,6 @@ def test_data_are_packed_checked_and_used(call: Call, tmp_path: Path) -> None:
     (tmp_path / "out" / "all-images.u8").write_bytes(images)
     code, out, err = call("data", "check", "out")
     assert (code, out) == (1, "")
-    assert "all-images.u8: rows 0 to 19 are damaged" in err
+    assert "all-images.u8: bytes 0 to 3839, rows 0 to 19, are damaged" in err
     assert call("data", "pack", "pets", "other", "--fit", "crops")[0] == 2
     assert call("data", "pack", "nowhere", "other")[0] == 1

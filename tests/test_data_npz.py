@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisyteacher.data import data_summary, load_data
+from noisyteacher.data import data_summary, load_data, npz
 from noisyteacher.data.arrays import channels_first
 from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError
 
@@ -168,7 +168,25 @@ def test_a_header_that_lies_about_the_length_is_refused(path: Path, shape: tuple
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path, "w") as out:
         out.writestr("x.npy", header.getvalue() + bytes(40 * 64))
-    with pytest.raises(DataError, match=r"ends after 2560 of 3200|goes on after the 1920"):
+    with pytest.raises(DataError, match=r"3200 bytes, and can have 2688 at most|goes on after the 1920"):
+        load_data(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_no_memory_is_taken_for_what_cannot_be_there(path: Path, method: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**31, 1, 1)})
+    with zipfile.ZipFile(path, "w", method) as out:
+        out.writestr("x.npy", header.getvalue() + bytes(1000))
+    monkeypatch.setattr(npz.np, "empty", lambda *_, **__: pytest.fail("memory was asked for"))
+    with pytest.raises(DataError, match="2147483648 bytes, and can have"):
+        load_data(path)
+
+
+def test_class_names_that_are_no_text_are_refused(path: Path) -> None:
+    names = np.array([2**31, 98, 99, 100], dtype=np.uint32).view("<U1")
+    np.savez(path, x=np.zeros((8, 5, 6), np.uint8), y=np.arange(8) % 4, classes=names)
+    with pytest.raises(DataError, match="'classes' has names that are no text"):
         load_data(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -57,6 +58,24 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def killed(child: int, folder: Path, writes: int, pause: float) -> int:
+    """How the process ended: by itself, or killed so long after so many files of the folder were made or replaced."""
+    seen = before = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    made = 0
+    while made < writes:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):  # a file that is gone between two looks
+            seen = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+        made += len(seen.items() - before.items())
+        before = seen
+        time.sleep(0.001)
+    time.sleep(pause)
+    os.kill(child, signal.SIGKILL)
+    return ended(child)
+
+
 def timeless(value: Any) -> Any:
     """A record without what a clock has put there."""
     if isinstance(value, dict):
@@ -68,6 +87,7 @@ def timeless(value: Any) -> Any:
 def left(run: Run) -> dict[str, Any]:
     """What a finished run holds, byte by byte where no clock is in it."""
     files = sorted(path for path in run.path.rglob("*") if path.is_file())
+    files = [path for path in files if "/." not in str(path.relative_to(run.path.parent))]  # of killed writers
     found: dict[str, Any] = {}
     for path in files:
         name = str(path.relative_to(run.path))
@@ -75,7 +95,7 @@ def left(run: Run) -> dict[str, Any]:
             found[name] = timeless(json.loads(path.read_bytes())["result"])
         elif path.suffix == ".safetensors" or path.name == "config.json":
             found[name] = path.read_bytes()
-        elif path.suffix != ".tmp":
+        else:
             found[name] = None
     return found
 
@@ -85,9 +105,7 @@ def test_compress_killed_at_random_ends_as_if_it_had_not_been(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder = tmp_path / "runs"  # the same for all, as config.json names it
-    began = time.monotonic()
     assert ended(started(*COMMAND, "--output-dir", str(folder))) == 0
-    lasted = time.monotonic() - began
     expected, dice, kills = left(list_runs(folder, 1)[0]), random.Random(11), 0
     while kills < KILLS:
         shutil.rmtree(folder)
@@ -97,10 +115,8 @@ def test_compress_killed_at_random_ends_as_if_it_had_not_been(
                 ("compress", "--resume", str(found[0].path), "-q") if found else (*COMMAND, "--output-dir", str(folder))
             )
             child = started(*asked)
-            if kills < KILLS:
-                time.sleep(dice.uniform(0, lasted / 4))
-                os.kill(child, signal.SIGKILL)
-            code = ended(child)
+            code = None if kills == KILLS else killed(child, folder, dice.randrange(1, 15), dice.uniform(0, 0.05))
+            code = ended(child) if code is None else code
             kills += code == -signal.SIGKILL
             assert code in (0, -signal.SIGKILL), asked
             if code == 0:

@@ -95,7 +95,10 @@ def class_names(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
         given = arrays["classes"]
         if given.ndim != 1 or given.dtype.kind not in "US":
             raise DataError(f"{path}: array 'classes' is {given.dtype} {list(given.shape)}; expected K strings")
-        return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given)
+        try:
+            return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given)
+        except (SystemError, ValueError) as error:  # numpy keeps four bytes a letter, and not all of them are one
+            raise DataError(f"{path}: array 'classes' has names that are no text ({error})") from error
     highest = [
         int(array.max()) for key, array in arrays.items() if key[0] == "y" and array.dtype.kind in "iu" and array.size
     ]

@@ -18,6 +18,8 @@ from noisyteacher.errors import DataError
 from noisyteacher.text import nearest, size_bytes
 
 MAX_BYTES = 4 * 2**30
+_RATIO = 1032
+"""No deflate stream grows by more than this."""
 # What zipfile and its decompressors raise for one damaged byte or another.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, struct.error)
 
@@ -40,7 +42,7 @@ def read_npz(
                     + f" Known are {', '.join(wanted)}; write the file again without others"
                 )  # fmt: skip
         for name in (key for key in (wanted if only is None else only) if key in members):
-            arrays[name] = _read_member(opened, members[name], f"{path}: array {name!r}", left)
+            arrays[name] = _read_member(opened, members[name], path, f"{path}: array {name!r}", left)
             left -= arrays[name].nbytes
         return arrays
 
@@ -139,7 +141,7 @@ def _header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, fortran, dtype
 
 
-def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, what: str, max_bytes: int) -> NDArray[Any]:
+def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, what: str, max_bytes: int) -> NDArray[Any]:
     with opened.open(info) as stream:
         shape, fortran, dtype = _header(stream, what)
         count = 1
@@ -149,6 +151,13 @@ def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, what: str, max_
             raise DataError(
                 f"{what} says it has shape {list(shape)} of {dtype}, {size_bytes(count * dtype.itemsize)}: more than "
                 f"the {size_bytes(max_bytes)} that are allowed; in Python a larger max_bytes= allows it"
+            )
+        growth = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _RATIO}.get(info.compress_type, 0)
+        there = min(info.file_size, growth * min(info.compress_size, path.stat().st_size))
+        if count * dtype.itemsize > there:
+            raise DataError(
+                f"{what} says it has shape {list(shape)} of {dtype}, {count * dtype.itemsize} bytes, and can have "
+                f"{there} at most: the file is truncated or damaged, or compressed as numpy does not"
             )
         if not count * dtype.itemsize:
             raise DataError(f"{what} has shape {list(shape)} of {dtype}: it is empty")

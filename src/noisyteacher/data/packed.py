@@ -156,7 +156,7 @@ class Packed:
         return dict(found)
 
     def files(self, role: str) -> list[str]:
-        """What each row of a part was called in the source, in the order of the rows."""
+        """What each row of a part was called in the source, in the order of the rows. Raises DataError when damaged."""
         record = self.part(role)["files"]
         file = self.path / record["file"]
         try:
