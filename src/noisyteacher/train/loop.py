@@ -27,7 +27,7 @@ from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
 from noisyteacher.objectives import loss_and_numbers
-from noisyteacher.ranks import Spread, agree, gather, greatest, place
+from noisyteacher.ranks import Spread, agree, gather, greatest, led, place
 from noisyteacher.refusals import OTHER, refuse_gradients
 from noisyteacher.rng import derive
 from noisyteacher.runs import Run
@@ -183,7 +183,8 @@ class Loop:
         line["lr"] = self._rate(state.step - 1)
         key: list[float] = []
         if self.val is not None:
-            numbers, key = agree(self.val(self.model, line["epoch"]) if self.place.leads else ({}, []))
+            judge, epoch = self.val, line["epoch"]
+            numbers, key = led(lambda: judge(self.model, epoch))
             line |= numbers
         line["seconds"] = agree(round(state.seconds, 3))
         self.whole = False
