@@ -207,7 +207,7 @@ def test_the_best_epoch_is_never_chosen_on_test() -> None:
                 refused += 1
         assert refused == 2
 
-    mistaken(check, (module("train"), "check_roles", lambda train, val: None))
+    mistaken(check, (module("train.fitting"), "check_roles", lambda train, val: None))
 
 
 def test_the_student_is_in_train_mode_in_every_epoch() -> None:

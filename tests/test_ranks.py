@@ -105,11 +105,11 @@ def distil(store: Path, out: Path, *more: object, epochs: int = 2) -> list[objec
 def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two processes that nothing came between."""
     out = tmp_path_factory.mktemp("unbroken")
-    done = group(*distil(store, out, "--json", epochs=6))
+    done = group(*distil(store, out, "--json", epochs=4))
     assert done.returncode == 0, done.stderr
     (run,) = list_runs(out)
     assert json.loads(done.stdout)["run"] == str(run.path)  # said once
-    assert done.stderr.count("epoch 1/6") == 1
+    assert done.stderr.count("epoch 1/4") == 1
     return run
 
 
@@ -117,7 +117,7 @@ def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path:
     result = unbroken.result()
     assert result is not None
     assert result["training"]["processes"] == 2
-    words = [sys.executable, *map(str, distil(store, tmp_path, "--quiet", epochs=6))]
+    words = [sys.executable, *map(str, distil(store, tmp_path, "--quiet", epochs=4))]
     subprocess.run(words, check=True, capture_output=True, env=alone_environment(), timeout=120)
     (single,) = list_runs(tmp_path)
     for one, two in zip(single.metrics(), unbroken.metrics(), strict=True):
@@ -160,11 +160,11 @@ def same_end(run: Run, unbroken: Run) -> None:
     assert [{**line, "seconds": 0} for line in run.metrics()] == [{**line, "seconds": 0} for line in unbroken.metrics()]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, 1] if os.environ.get("NOISYTEACHER_FAULTS") == "all" else [1])
 def test_a_killed_process_is_started_again_and_the_end_is_the_same(
     victim: int, store: Path, unbroken: Run, tmp_path: Path
 ) -> None:
-    words = ["--max-restarts", "2", *distil(store, tmp_path, *OFTEN, epochs=6)]
+    words = ["--max-restarts", "2", *distil(store, tmp_path, *OFTEN, epochs=4)]
     for process, workers in running(words, tmp_path, CHECKPOINT):
         assert len(workers) == 2
         ranks = {pid: rank_of(pid) for pid in workers}
@@ -183,7 +183,7 @@ def rank_of(pid: int) -> int:
 
 
 def test_a_signal_ends_all_after_the_same_step_and_resume_goes_on(store: Path, unbroken: Run, tmp_path: Path) -> None:
-    for process, workers in running(distil(store, tmp_path, *OFTEN, epochs=6), tmp_path, CHECKPOINT):
+    for process, workers in running(distil(store, tmp_path, *OFTEN, epochs=4), tmp_path, CHECKPOINT):
         os.kill(workers[-1], signal.SIGTERM)  # one of them only
         _, said = process.communicate(timeout=240)
     (run,) = list_runs(tmp_path)

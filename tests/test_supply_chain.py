@@ -15,8 +15,10 @@ PERMISSIVE = re.compile(
     r"MIT|BSD|Apache|ISC|Python Software Foundation|PSF|MPL-2\.0|Mozilla Public License 2\.0"
     r"|Unlicense|CC0|HPND|Zlib|0BSD"
 )
-LOOKED_AT = {"docutils"}
-"""Its GPL part is a mode for Emacs, which is not installed; it builds the documentation and nothing else."""
+LOOKED_AT = {
+    "docutils",  # its GPL part is a mode for Emacs, which is not installed; it builds the documentation
+    "atheris",  # its metadata are silent; the licence file in it is Apache-2.0; used by tests
+}
 COPYLEFT = re.compile(r"GPL|General Public|AGPL|SSPL|EUPL|Commercial|Proprietary", re.IGNORECASE)
 ENTRY = re.compile(r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
