@@ -21,7 +21,7 @@ LAYERS = [
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device", "ranks"},
-    {"files", "stats", "config", "references", "pixels", "workers", "launch"},
+    {"allocator", "files", "stats", "config", "references", "pixels", "workers", "launch"},
     {"text", "strictjson"},
     {"errors"},
 ]

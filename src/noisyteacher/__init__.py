@@ -11,6 +11,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from noisyteacher.allocator import ask_for_large_pages
+
 if TYPE_CHECKING:
     from noisyteacher.data import Batch as Batch
     from noisyteacher.data import Packed as Packed
@@ -119,3 +121,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+ask_for_large_pages()

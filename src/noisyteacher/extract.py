@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.allocator import keep_memory
 from noisyteacher.data import Split, expand_views
 from noisyteacher.device import PRECISIONS, precision_context, resolve_device
 from noisyteacher.errors import AskedWronglyError, StoreError
@@ -70,6 +71,7 @@ def extract(
     with unmade_on_failure(Path(path)), StoreWriter(path, plan, meta, overwrite=overwrite) as writer:
         missing = writer.missing
         if missing:
+            keep_memory()
             with inference(teacher, place), precision_context(precision, place):
                 _check_steady(teacher, split, names[0], missing[0], batch_size, place)
                 total = plan.rows * len(names)

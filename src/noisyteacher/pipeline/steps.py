@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import metrics
+from noisyteacher.allocator import keep_memory
 from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, resolve_device
@@ -98,6 +99,7 @@ def train_run(
                     "stopped_early": history.stopped_early,
                     "device": str(resolve_device(device)),
                     "threads": torch.get_num_threads(),
+                    "memory": keep_memory(),
                     **({} if place().size == 1 else {"processes": place().size}),
                 },
                 **(extra or {}),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.allocator import keep_memory
 from noisyteacher.checkpoint import (
     Progress,
     Signals,
@@ -65,6 +66,7 @@ class Loop:
         tell: Callable[[Tick], None] | None,
     ) -> History:  # fmt: skip
         """All epochs from where the checkpoint stands, or from the start."""
+        keep_memory()
         if folder is not None and resume:
             found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
             if found is not None:
