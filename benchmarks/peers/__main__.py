@@ -6,13 +6,14 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from epochs import BATCH, PEERS, Epoch, Task, ours, ready
+from epochs import BATCH, PEERS, Task, ours, ready
 from torch import Tensor
 
 import noisyteacher as nt
@@ -59,26 +60,60 @@ def same_targets(task: Task) -> float:
     return gap
 
 
-def timed(epoch: Epoch) -> tuple[float, float]:
-    started = time.perf_counter()
-    loss = epoch()
-    return time.perf_counter() - started, loss
+class Side:
+    """One tool in a process of its own, so that none gains or loses by what another does to the process."""
+
+    def __init__(self, name: str, shape: str, folder: Path, threads: int) -> None:
+        command = [
+            sys.executable,
+            str(Path(__file__).parent),
+            "--side",
+            name,
+            shape,
+            str(folder),
+            "--threads",
+            str(threads),
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def epoch(self) -> tuple[float, float]:
+        """Seconds and mean loss of the next epoch."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("epoch\n")
+        self.process.stdin.flush()
+        seconds, loss = json.loads(self.process.stdout.readline())
+        return seconds, loss
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)
 
 
-def compare(shape: str, folder: Path, rounds: int | None) -> dict[str, object]:
+def take_part(name: str, shape: str, folder: Path) -> None:
+    """A side's process: an epoch for each line of standard input, its seconds and loss as a line of standard output."""
+    epoch = {"noisyteacher": ours, **PEERS}[name](a_task(shape, folder))
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a peer prints is no answer
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        loss = epoch()
+        print(json.dumps([time.perf_counter() - started, loss]), file=answers, flush=True)
+
+
+def compare(shape: str, folder: Path, rounds: int | None, threads: int) -> dict[str, object]:
     """Milliseconds a step of each, in turns, and the ratio of each peer's to ours."""
     _, _, _, steps, usual = SHAPES[shape]
-    task = a_task(shape, folder)
-    gap = same_targets(task)
-    epochs = {"noisyteacher": ours(task), **{name: make(task) for name, make in PEERS.items()}}
-    seconds: dict[str, list[float]] = {name: [] for name in epochs}
-    losses: dict[str, list[float]] = {name: [] for name in epochs}
+    gap = same_targets(a_task(shape, folder))
+    sides = {name: Side(name, shape, folder, threads) for name in ("noisyteacher", *PEERS)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(1 + (rounds or usual)):  # the first is not counted
-        for name, epoch in epochs.items():
-            took, loss = timed(epoch)
+        for name, side in sides.items():
+            took, loss = side.epoch()
             losses[name].append(loss)
             if number:
                 seconds[name].append(took)
+    for side in sides.values():
+        side.end()
     for name, found in losses.items():
         assert found[-1] < found[0], f"{shape}: {name} does not learn: {found}"
     own = seconds["noisyteacher"]
@@ -104,13 +139,18 @@ def main() -> None:
     """All shapes; the result goes to benchmarks/results/peers.json."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--threads", type=int, default=2)
+    asked.add_argument("--side", nargs=3, metavar=("TOOL", "SHAPE", "FOLDER"), help=argparse.SUPPRESS)
     asked.add_argument("--rounds", type=int)
     asked.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "peers.json")
     given = asked.parse_args()
     torch.set_num_threads(given.threads)
     ready()
+    if given.side:
+        name, shape, folder = given.side
+        take_part(name, shape, Path(folder))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        found = {shape: compare(shape, Path(folder), given.rounds) for shape in SHAPES}
+        found = {shape: compare(shape, Path(folder), given.rounds, given.threads) for shape in SHAPES}
     record = {
         "batch": BATCH, "threads": given.threads, "precision": "fp32", "torch": torch.__version__,
         "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability(),
