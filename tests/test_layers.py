@@ -20,7 +20,7 @@ LAYERS = [
     {"teachers"},
     {"data", "models", "store", "runs"},
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
-    {"rng", "device", "ranks"},
+    {"rng", "device", "ranks", "stopwatch"},
     {"allocator", "files", "stats", "config", "references", "pixels", "workers", "launch"},
     {"text", "strictjson"},
     {"errors"},

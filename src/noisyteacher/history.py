@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from noisyteacher.stopwatch import Stopwatch
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -27,7 +29,8 @@ class History:
     `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`; where
     validation has no labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from
     1, chosen by the first of the two, then the second; 0 without validation. `seconds` is training time, validation
-    left out. `stopped_early` tells whether patience ended the run.
+    left out. `stopped_early` tells whether patience ended the run. `profile` holds the seconds of
+    every phase where `fit` was asked for them.
     """
 
     epochs: tuple[dict[str, Any], ...]
@@ -37,6 +40,7 @@ class History:
     stopped_early: bool
     best: dict[str, Tensor]
     last: dict[str, Tensor]
+    profile: Stopwatch | None = None
 
     @property
     def val_error(self) -> float | None:

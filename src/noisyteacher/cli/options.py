@@ -67,6 +67,9 @@ Alpha = Annotated[
 ]
 Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Measure where the time of the steps goes; a table at the end.")
+]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
 
 

@@ -112,6 +112,15 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     print_table(("split", "score", "value", "unit", "n"), rows, right=(2, 4))
 
 
+def print_profile(record: Mapping[str, Any]) -> None:
+    """Where the time of a training's steps went."""
+    from noisyteacher.pipeline import profile_notes, profile_table
+
+    headers, rows = profile_table(record)
+    out().print()
+    print_noted(headers, rows, profile_notes(record))
+
+
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Watch | None]:
     """Yields what the pipeline tells its progress to: a bar with time left in a terminal, else a line per stage."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, print_json, print_scores, progress, resumable
+from noisyteacher.cli.show import command_line, print_json, print_profile, print_scores, progress, resumable
 
 if TYPE_CHECKING:
     from noisyteacher.pipeline import Trained
@@ -33,6 +33,7 @@ def train(
     output_dir: o.OutputDir = None,
     device: o.Device = None,
     threads: o.Threads = None,
+    profile: o.Profile = False,
     overrides: o.Set = None,
     resume: o.Resume = None,
     as_json: o.Json = False,
@@ -50,6 +51,7 @@ def train(
         **recipe,
         "teacher.preset": preset,
         "teacher.views": views,
+        "run.profile": profile or None,
         **_place(data, data_root, output_dir, device, threads),
     }
     _single("train", config, overrides, flags, seed, resume, output_dir, as_json, quiet)
@@ -144,6 +146,7 @@ def distil(
     output_dir: o.OutputDir = None,
     device: o.Device = None,
     threads: o.Threads = None,
+    profile: o.Profile = False,
     overrides: o.Set = None,
     resume: o.Resume = None,
     as_json: o.Json = False,
@@ -168,6 +171,7 @@ def distil(
         **recipe,
         "student.preset": preset,
         "student.views": views,
+        "run.profile": profile or None,
         **_place(data, data_root, output_dir, device, threads),
     }
     file = None if config is None else Path(config)
@@ -199,6 +203,8 @@ def _single(
         print_json({"run": str(trained.run.path), **trained.result})
     else:
         print_scores(trained.result["scores"])
+        if trained.result.get("profile"):
+            print_profile(trained.result["profile"])
         typer.echo(f"\nRun folder: {trained.run.path}")
 
 

@@ -207,6 +207,8 @@ class RunSettings:
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
+    profile: bool = False
+    """Measure where the time of a training's steps goes, and how near they come to the machine's matrix products."""
     checkpoint_every_s: NotNegative = 30.0
     """Seconds between two checkpoints of a training: what a killed run loses at most; 0 writes one at every step."""
 

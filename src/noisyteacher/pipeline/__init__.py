@@ -9,6 +9,7 @@ from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
 from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
+from noisyteacher.pipeline.profiling import profile_notes, profile_table
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
@@ -44,6 +45,8 @@ __all__ = [
     "names_a_file",
     "options_of",
     "other_data",
+    "profile_notes",
+    "profile_table",
     "refuse_auto",
     "refuse_early",
     "resume_compress",

@@ -24,6 +24,7 @@ from noisyteacher.history import Tick
 from noisyteacher.models import Classifier, is_frozen_file, load_model, load_weights, save_model, weights_file
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
+from noisyteacher.pipeline.profiling import profiled
 from noisyteacher.ranks import led, place, told_when_lost
 from noisyteacher.runs import Run, is_run
 from noisyteacher.train import WEIGHTS, fit
@@ -102,6 +103,7 @@ def train_run(
                     "memory": keep_memory(),
                     **({} if place().size == 1 else {"processes": place().size}),
                 },
+                **({} if history.profile is None else {"profile": profiled(model, history.profile, recipe)}),
                 **(extra or {}),
             }
             if leads:
@@ -264,8 +266,9 @@ def recipe_of(settings: Recipe) -> dict[str, Any]:
 
 
 def keeping_of(config: Config) -> dict[str, Any]:
-    """The options of `fit` that say what is written during a training, and how often."""
-    return {"tensorboard": config.run.tensorboard, "checkpoint_every_s": config.run.checkpoint_every_s}
+    """The options of `fit` that say what is kept of a training, and how often."""
+    names = ("tensorboard", "profile", "checkpoint_every_s")
+    return {name: getattr(config.run, name) for name in names}
 
 
 def front_of(settings: Recipe) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from noisyteacher import references
 from noisyteacher.report.study import Estimate, Line, Study
 from noisyteacher.runs import flat
 
-PLACES = ("run.output_dir", "data.root", "run.device", "run.threads", "run.tensorboard")
+PLACES = ("run.output_dir", "data.root", "run.device", "run.threads", "run.tensorboard", "run.profile")
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
 
 

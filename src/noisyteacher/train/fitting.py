@@ -24,6 +24,7 @@ from noisyteacher.objectives import record_of
 from noisyteacher.optimizers import build_optimizer
 from noisyteacher.ranks import check_same
 from noisyteacher.refusals import check_roles, check_settings, check_val
+from noisyteacher.stopwatch import Stopwatch
 from noisyteacher.train.loop import WEIGHTS, Loop
 from noisyteacher.validation import Validation
 
@@ -55,6 +56,7 @@ def fit(
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
+    profile: bool = False,
     progress: Callable[[Tick], None] | None = None,
 ) -> History:
     """Train the model in place on the split and return the History; the model ends with the kept weights.
@@ -70,7 +72,8 @@ def fit(
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
     there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
     effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
-    TensorBoard events (extra `track`).
+    TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
+    (`stopwatch.Stopwatch`); a GPU is waited for after every phase then.
     In a group of several processes (torchrun; `torch.distributed` initialised) all of them call fit alike and are one
     training, of the same batches, noise and, up to rounding, losses as one process; only dropout draws differ. The one
     of rank 0 writes.
@@ -102,6 +105,8 @@ def fit(
         objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
     check_same(settings)
     loop = Loop(classifier.to(on), rule, objective, split, judge, on, settings, chosen_views)
+    if profile:
+        loop.clockwork = Stopwatch(on)
     folder = None if run is None else Path(run)
     if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
         if not resume:

@@ -33,6 +33,7 @@ from noisyteacher.refusals import OTHER, refuse_gradients
 from noisyteacher.rng import derive
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
+from noisyteacher.stopwatch import NoStopwatch, Stopwatch
 from noisyteacher.tensorfile import read_tensors
 from noisyteacher.validation import Validation
 
@@ -55,6 +56,7 @@ class Loop:
         self.saved = self.clock = 0.0
         self.whole = True  # weights, optimizer and progress belong to one step: a checkpoint may be written
         self.signals = Signals()  # those that came during a step, held where there is a run folder
+        self.clockwork: Stopwatch = NoStopwatch(device)
         self.place = place()
         self.spread: Spread | None = None
         samples = samples_of(split, views, settings["every_view"])
@@ -80,12 +82,15 @@ class Loop:
             with torch.random.fork_rng():
                 while not self._over():
                     self._train_epoch(folder, checkpoint_every_s, tell)
+                    self.clockwork.start()
                     line = self._end_epoch()
+                    self.clockwork.mark("validation")
                     if events is not None:
                         events.write(line)
                     if folder is not None and writes:
                         Run(folder).write_metrics(self.progress.epochs)
                         self._save(folder, checkpoint_every_s)
+                    self.clockwork.mark("checkpoint")
                     self._heed()
         except NoisyTeacherError:
             raise
@@ -104,12 +109,14 @@ class Loop:
     def _train_epoch(self, folder: Path | None, every_s: float, tell: Callable[[Tick], None] | None) -> None:
         """The steps that the epoch still lacks: none when a checkpoint was written between them and its end."""
         state, epoch, self.clock = self.progress, len(self.progress.epochs), time.monotonic()
+        self.clockwork.start()
         for batch in epoch_batches(
             self.split, self.views, seed=self.settings["seed"], epoch=epoch, first=state.step - epoch * self.batches,
             batches=self.batches, batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
             total_steps=self.total_steps, device=self.device, augment=self.settings.get("augment", "none"),
             share=self.place.share,
         ):  # fmt: skip
+            self.clockwork.mark("data")
             self.whole = False
             loss = self._step(batch)
             state.step += 1
@@ -118,9 +125,12 @@ class Loop:
             self.whole = True
             if tell is not None:
                 tell(self._tick(loss))
+            self.clockwork.mark("logging")
+            self.clockwork.step_done(len(batch.rows))
             if folder is not None and self.place.leads:
                 self._save(folder, every_s)
             self._heed()
+            self.clockwork.mark("checkpoint")
 
     def _heed(self) -> None:
         """Let a signal take effect that came during a step; in a group on all processes after the same step."""
@@ -149,6 +159,7 @@ class Loop:
         self.model.train()
         with precision_context(settings["precision"], self.device):
             logits = self.model(batch.images) if self.spread is None else self.spread(batch.images, len(batch.rows))
+        self.clockwork.mark("forward")
         loss, numbers = loss_and_numbers(self.objective(gather(logits.float(), len(batch.rows)), batch))
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -157,10 +168,14 @@ class Loop:
                 f"{batch.step // self.batches + 1}); the weights were not updated. Try a lower lr (now "
                 f"{settings['lr']:g}), a warm-up, or precision fp32, and check the inputs for NaN"
             )
+        self.clockwork.mark("noise")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.clockwork.mark("backward")
         refuse_gradients(self.model, batch.step)
+        self.clockwork.mark("checks")
         self.optimizer.step()
+        self.clockwork.mark("optimizer")
         for name, number in {"train/loss": value, **numbers}.items():
             if not math.isfinite(number):
                 raise TrainingError(f"the objective's number {name!r} is {number} at step {batch.step + 1}")
@@ -257,6 +272,7 @@ class Loop:
             stopped_early=len(state.epochs) < self.settings["epochs"],
             best=ends.get("best", {}),
             last=ends["last"],
+            profile=None if isinstance(self.clockwork, NoStopwatch) else self.clockwork,
         )
 
 

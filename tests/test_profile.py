@@ -1,0 +1,100 @@
+"""Where the time of a training goes: what the phases add up to, and what the arithmetic is counted as."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import noisyteacher as nt
+from noisyteacher.data import Batch, Split
+from noisyteacher.device import matmul_peak
+from noisyteacher.pipeline.profiling import profile_notes, profile_table, profiled
+from noisyteacher.runs import list_runs
+from noisyteacher.stopwatch import STEP_PHASES, Stopwatch
+
+
+def images(rows: int = 96) -> Split:
+    pixels = torch.zeros(rows, 1, 8, 8, dtype=torch.uint8)
+    return Split(pixels, torch.arange(rows) % 4, torch.arange(rows), "train", "zeros", tuple("abcd"))
+
+
+def mlp() -> nt.Classifier:
+    return nt.build_model("mlp800", classes=4, input_shape=(1, 8, 8), seed=0)
+
+
+def slow(logits: Tensor, batch: Batch) -> Tensor:
+    time.sleep(0.02)
+    return torch.nn.functional.cross_entropy(logits, batch.labels)
+
+
+def test_a_slow_objective_is_seen_in_its_phase() -> None:
+    history = nt.fit(mlp(), images(), slow, epochs=2, batch_size=32, profile=True)
+    watch = history.profile
+    assert watch is not None
+    assert (watch.steps, watch.samples) == (5, 160)  # of six, the first is not counted
+    assert 0.1 <= watch.seconds["noise"] < 0.1 + 0.5
+    assert all(watch.seconds[phase] > 0 for phase in STEP_PHASES)
+    assert sum(watch.seconds[phase] for phase in STEP_PHASES) <= history.seconds
+
+
+def test_nothing_is_measured_unasked() -> None:
+    assert nt.fit(mlp(), images(), slow, epochs=1, batch_size=32).profile is None
+
+
+def test_profiling_changes_no_weight() -> None:
+    ends = [
+        nt.fit(mlp(), images(), nt.supervised(), epochs=2, batch_size=32, profile=profile).last
+        for profile in (False, True)
+    ]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_arithmetic_of_a_step_and_the_table() -> None:
+    watch = Stopwatch(torch.device("cpu"), dict.fromkeys(("forward", "backward"), 2.0), steps=4, samples=120)
+    watch.seconds |= {phase: 0.0 for phase in (*STEP_PHASES, "validation", "checkpoint") if phase not in watch.seconds}
+    watch.cpu_seconds = 1.0
+    found = profiled(mlp(), watch, {"precision": "fp32"})
+    assert found is not None
+    first, others = 64 * 800, 800 * 800 + 800 * 4
+    assert found["flop_per_step"] == 2 * (2 * first + 3 * others) * 30  # no gradient of the images
+    assert found["step_ms"] == 1000.0
+    assert found["share_of_peak"] == pytest.approx(found["flop_per_step"] / found["peak_flops"])
+    assert found["cores_idle"] == pytest.approx(1 - 1 / (4 * torch.get_num_threads()))
+    headers, rows = profile_table(found)
+    assert headers == ("phase", "ms a step", "share %")
+    assert ("forward", "500.00", "50.0") in rows
+    assert ("a step", "1000.00", "100.0") in rows
+    assert "4 steps after the first, 30 samples each" in profile_notes(found)[0]
+
+
+def test_a_single_step_has_no_profile() -> None:
+    assert profiled(mlp(), Stopwatch(torch.device("cpu")), {}) is None
+
+
+def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = iter([1.0, 4.0, 4.0, 3.0, 4.0, 4.0])  # the first is not counted
+    moments = iter([moment for index, seconds in enumerate(took) for moment in (10.0 * index, 10.0 * index + seconds)])
+    monkeypatch.setattr("noisyteacher.device.time.perf_counter", lambda: next(moments))
+    assert matmul_peak(torch.device("cpu"), "fp32") == 2 * 2048**3 / 3
+
+
+def test_the_command_line_prints_and_keeps_it(tmp_path: Path) -> None:
+    asked = "train --model lenet --data mnist-5k --epochs 1 --profile --quiet --output-dir"
+    done = subprocess.run(
+        [sys.executable, "-m", "noisyteacher", *asked.split(), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "targets, noise, loss" in done.stdout
+    assert "matrix-product peak" in done.stdout
+    (run,) = list_runs(tmp_path)
+    result = run.result()
+    assert result is not None
+    assert result["profile"]["steps"] == 62
