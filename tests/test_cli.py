@@ -93,6 +93,16 @@ def test_help_and_import_do_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_the_list_of_commands_builds_none_of_them() -> None:
+    top: Any = typer.main.get_command(cli.app)
+    with top.make_context("noisyteacher", [], resilient_parsing=True) as context:
+        told = top.get_help(context)
+    assert top.commands.made == {}
+    for name, command in top.commands.items():  # and says of each what the built one says
+        assert f"  {name} " in told
+        assert command.get_short_help_str(200).split(".")[0].removesuffix("...")[:30] in told
+
+
 def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     code, out, err = call("train", "--model", "lenet", "--epochs", "2", *SMALL)
     assert code == 0, err

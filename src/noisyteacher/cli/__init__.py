@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from noisyteacher.cli import data, inspect, keep, many, report, ship, whole, work
+from noisyteacher.cli.commands import CONTEXT, Commands
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import safe_streams
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, WriteError
@@ -21,13 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
+    cls=Commands,
 )
-COMMANDS = (*whole.COMMANDS, *work.COMMANDS, *many.COMMANDS, *inspect.COMMANDS, *ship.COMMANDS, *report.COMMANDS)
-for command in COMMANDS:
-    app.command(command.__name__)(command)
-for group in (keep.runs, keep.config, data.data, keep.logits):
-    app.add_typer(group)
 
 
 @app.callback(invoke_without_command=True)

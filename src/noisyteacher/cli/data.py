@@ -9,7 +9,7 @@ import typer
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import print_json, print_table, progress
 
-data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True)
+data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True, rich_markup_mode=None)
 SHOWN = 10
 """How many of the images that were left out a table names."""
 

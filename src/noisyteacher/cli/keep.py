@@ -10,9 +10,13 @@ import typer
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import print_json, print_result, print_scores, print_table
 
-runs = typer.Typer(name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True)
-config = typer.Typer(name="config", help="Write, check and explain settings.", no_args_is_help=True)
-logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True)
+runs = typer.Typer(
+    name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True, rich_markup_mode=None
+)
+config = typer.Typer(
+    name="config", help="Write, check and explain settings.", no_args_is_help=True, rich_markup_mode=None
+)
+logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True, rich_markup_mode=None)
 
 Where = Annotated[str, typer.Option("--output-dir", help="Folder of run folders.", callback=o.not_empty)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning or end of it.")]
