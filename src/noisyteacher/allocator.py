@@ -15,7 +15,7 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's switch: blocks from 2 MB on are aligned to large pages and advised to be such (c10, CPU allocator)."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
 _NEVER = 2**31 - 1
-_AHEAD = 64 * 2**20
+_AHEAD = 2**20
 
 
 def ask_for_large_pages() -> None:
@@ -42,3 +42,11 @@ def keep_memory() -> str:
     library = ctypes.CDLL(None)
     done = [library.mallopt(*pair) for pair in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _AHEAD))]
     return "kept" if all(done) else "system"
+
+
+def give_back() -> None:
+    """What is kept and free now goes back to the system: before something large that is no step of a training."""
+    if keep_memory() == "kept":
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)

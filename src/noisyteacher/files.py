@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,18 @@ from noisyteacher.strictjson import parse_json
 
 SEAL = b"crc32c="
 BLANK = b"00000000"
+_PIECE = 2**20
 _GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
 
-def crc32c(data: bytes | memoryview) -> str:
-    """The CRC-32C of the bytes as eight lower-case hex digits. `crc32c(b"123456789") == "e3069283"`."""
-    return f"{google_crc32c.value(bytes(data)):08x}"
+def crc32c(*parts: bytes | memoryview) -> str:
+    """The CRC-32C of the parts in a row, as eight lower-case hex digits. `crc32c(b"123456789") == "e3069283"`."""
+    found = 0
+    for part in parts:
+        view = memoryview(part).cast("B")
+        for at in range(0, len(view), _PIECE):  # the checksum takes bytes only: a copy, but never one of everything
+            found = google_crc32c.extend(found, bytes(view[at : at + _PIECE]))
+    return f"{found:08x}"
 
 
 def sha256(parts: Iterable[bytes | memoryview]) -> str:
@@ -74,8 +80,12 @@ def unmade_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None = None) -> None:
-    """Replace the file by these bytes, durably and all at once. Raises WriteError; then the old file is untouched.
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes | Sequence[bytes | memoryview], within: Path | None = None
+) -> None:
+    """Replace the file by these bytes, or by their parts, durably and all at once.
+
+    Raises WriteError; then the old file is untouched.
 
     The folder is made where it is missing, but not `within`, the folder that should be there (`make_folder`).
     """
@@ -86,7 +96,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None =
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+                for part in (data,) if isinstance(data, bytes) else data:
+                    stream.write(part)
                 stream.flush()
                 os.fchmod(stream.fileno(), 0o666 & ~_umask())
                 os.fsync(stream.fileno())
@@ -154,11 +165,17 @@ def sync_folder(folder: Path) -> None:
 
 def seal(data: bytes) -> bytes:
     """The same bytes with the blank after the first `crc32c=` replaced by the checksum of the whole."""
+    return b"".join(sealed(data))
+
+
+def sealed(data: bytes) -> tuple[memoryview, bytes, memoryview]:
+    """What `seal` returns in three parts, of which the first and the last are views of the data and no copies."""
     place = data.find(SEAL + BLANK)
     if place < 0 or data.find(SEAL) != place:
         raise ValueError("data to seal must hold 'crc32c=00000000' at its first mention of 'crc32c='")
     place += len(SEAL)
-    return data[:place] + crc32c(data).encode() + data[place + len(BLANK) :]
+    whole = memoryview(data)
+    return whole[:place], crc32c(data).encode(), whole[place + len(BLANK) :]
 
 
 def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
@@ -169,7 +186,8 @@ def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
         raise FileFormatError(
             f"{path}: no checksum in it (bytes 0 to {len(data) - 1}): it is truncated, or not written by noisyteacher"
         )
-    found = crc32c(data[:place] + BLANK + data[place + len(BLANK) :]).encode()
+    whole = memoryview(data)
+    found = crc32c(whole[:place], BLANK, whole[place + len(BLANK) :]).encode()
     if stated != found:
         raise FileFormatError(
             f"{path}: checksum {found.decode()} found, {stated.decode(errors='replace')} stated: bytes 0 to "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from noisyteacher.errors import FileFormatError
-from noisyteacher.files import BLANK, SEAL, check_seal, read_bytes, seal, unwrap, write_bytes
+from noisyteacher.files import BLANK, SEAL, check_seal, read_bytes, sealed, unwrap, write_bytes
 from noisyteacher.strictjson import parse_json
 
 KEY = "noisyteacher"
@@ -43,9 +43,19 @@ def write_tensors(
     when the disk refuses; nothing half-written stays.
     """
     record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
-    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
+    plain: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in sorted(tensors.items()):
+        here = tensor.detach().to("cpu").contiguous()
+        memory = here.untyped_storage()
+        # A view of a larger tensor, or a second name of one, is no tensor of its own to safetensors.
+        if memory.nbytes() != here.nbytes or memory.data_ptr() in used:
+            here = here.clone()
+        used.add(here.untyped_storage().data_ptr())
+        plain[name] = here
     data = safetensors.torch.save(plain, {KEY: json.dumps(record, allow_nan=False)})
-    write_bytes(path, seal(data), within)
+    plain.clear()  # before the disk is waited for
+    write_bytes(path, sealed(data), within)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str, schema: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.allocator import keep_memory
+from noisyteacher.allocator import give_back, keep_memory
 from noisyteacher.checkpoint import (
     Progress,
     Signals,
@@ -142,6 +142,8 @@ class Loop:
     def _save(self, folder: Path, every_s: float = 0.0) -> None:
         """Write a checkpoint when the last one is so many seconds old."""
         if time.monotonic() - self.saved >= every_s:
+            self.optimizer.zero_grad(set_to_none=True)
+            give_back()
             write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
             self.saved = self.clock = time.monotonic()
 
