@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import noisyteacher as nt
 from noisyteacher.errors import (
     AskedWronglyError,
     ConfigError,
@@ -194,6 +195,18 @@ def test_teachers_and_data_may_vary_too(tmp_path: Path) -> None:
     sizes = [Run.open(result.path / one["run"]).config["data"]["train"] for one in result.record["teachers"]]
     assert len(set(sizes)) == 2
     assert len(list((result.path / "logits").iterdir())) == 6
+
+
+def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
+    """The same weights and the same name of the data, other images: other answers."""
+    teacher = nt.build_model("lenet", classes=10, input_shape=(1, 28, 28), seed=0)
+    nt.save_model(teacher, tmp_path / "teacher.safetensors")
+    given = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
+    given["run"]["checks"] = False
+    result = sweep(given, {"data.train_limit": [30, 60]})
+    rows = {nt.LogitStore.open(store).rows for store in (result.path / "logits").glob("*-train-*")}
+    assert rows == {30, 60}
+    assert not result.failed
 
 
 def test_several_teachers_by_their_geometric_mean(tmp_path: Path) -> None:

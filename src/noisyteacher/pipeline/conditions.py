@@ -11,7 +11,7 @@ from torch import nn
 
 from noisyteacher.data import Split
 from noisyteacher.extract import extract
-from noisyteacher.files import at_work, make_folder
+from noisyteacher.files import at_work, make_folder, sha256
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
@@ -144,8 +144,9 @@ def taught_by(plan: Plan, answers: Answers) -> tuple[Any, dict[str, str]]:
 
 
 def store_name(teacher: str, split: Split, model: nn.Module) -> str:
-    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`."""
-    return f"{teacher}-{split.name}-{split.role}-{weights_fingerprint(model)[:6]}"
+    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`, of the teacher's weights and the split's images."""
+    whose = sha256((weights_fingerprint(model).encode(), split.fingerprint.encode()))
+    return f"{teacher}-{split.name}-{split.role}-{whose[:6]}"
 
 
 def a_student(
