@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
+from noisyteacher import files
 from noisyteacher.errors import (
     AskedWronglyError,
     ConfigError,
@@ -24,7 +25,7 @@ from noisyteacher.errors import (
     NoisyTeacherError,
     UnknownNameError,
 )
-from noisyteacher.runs import Run, list_runs
+from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import cells as cells_module
 from noisyteacher.sweep import executors as executors_module
 from noisyteacher.sweep import resume_sweep, so_far, sweep
@@ -207,6 +208,23 @@ def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
     rows = {nt.LogitStore.open(store).rows for store in (result.path / "logits").glob("*-train-*")}
     assert rows == {30, 60}
     assert not result.failed
+
+
+def test_a_sweep_inside_another_run_is_gone_on_with_after_settings_came_to_be(tmp_path: Path) -> None:
+    around = new_run(tmp_path, "paper", "parts", {})
+    first = sweep(base(tmp_path), GRID, parent=around, name="part")
+    before = contents(Run.open(first.path))
+    config = files.read_json(first.path / "config.json", "run-config", 1)
+    del config["config"]["base"]["run"]["profile"], config["config"]["base"]["student"]["augment"]
+    files.write_json(first.path / "config.json", "run-config", 1, config)
+    (first.path / "result.json").unlink()
+    told: list[str] = []
+    again = sweep(base(tmp_path), GRID, parent=around, name="part", watch=lambda stage, *_: told.append(stage))
+    assert again.path == first.path
+    assert contents(Run.open(again.path)) == before
+    assert not [stage for stage in told if "seed" in stage], "no cell is trained again"
+    with pytest.raises(MismatchError, match=r"base\.noise\.sigma is 0\.0 there, 0\.25 now"):
+        sweep(base(tmp_path, noise={"sigma": 0.25}), GRID, parent=around, name="part")
 
 
 def test_several_teachers_by_their_geometric_mean(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from noisyteacher.pipeline import (
     refuse_early,
     the_teacher,
 )
-from noisyteacher.runs import Run, new_run, plain
+from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
@@ -96,10 +96,10 @@ def sweep(
         place = nullcontext(executor)
     with place as make:  # nobody there? then no folder is made
         if run is None and parent is not None:
-            run = parent.child(title, "sweep", settings)
+            run = parent.child(title, "sweep", _as_begun(parent.path / title, settings))
         elif run is None:
             run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
-        elif {**run.config, "base": completed(run.config["base"])} != settings:
+        elif run.config != _as_begun(run.path, settings):
             raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
         if begun is not None:
             begun(run)
@@ -111,6 +111,16 @@ def sweep(
             threads = share_of_threads(jobs)
         with at_work(run.path):
             return _run(run, conditions, families, axes, bases, count, threads, make, allow_import, watch)
+
+
+def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as the folder has them where it was begun with the same ones by a version that knew fewer."""
+    if not is_run(folder):
+        return settings
+    found = Run.open(folder).config
+    base = found.get("base")
+    same = isinstance(base, dict) and {**found, "base": completed(base)} == settings
+    return found if same else settings
 
 
 def _run(
