@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 
 import group_cases
 import noisyteacher as nt
+from noisyteacher.config import build_config
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.launch import processes, starter
-from noisyteacher.ranks import Place
+from noisyteacher.pipeline import distil_config
+from noisyteacher.ranks import Place, joined
 from noisyteacher.runs import Run, list_runs
 
 HERE = Path(__file__).parent
@@ -203,6 +208,78 @@ def test_other_commands_are_not_for_a_group() -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("process 1: error: 2 processes were started for compress")
+
+
+def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(AskedWronglyError, match="RANK=2 in the environment, of 2 processes"), joined():
+        pass
+
+
+def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with one GPU, two processes that train on the CPU are no group of GPUs."""
+    asked: list[str] = []
+
+    def init(backend: str, **_: object) -> None:
+        asked.append(backend)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(AskedWronglyError, match="no group of processes came about: enough"), joined("cpu"):
+        pass
+    assert asked == ["gloo"]
+    with (
+        pytest.raises(AskedWronglyError, match="process 1 of this machine has no GPU of its own: there are 1"),
+        joined(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_can_be_ended(number: int) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-m", "noisyteacher", "train", "--data", "mnist-5k", "--model", "lenet"]
+    process = subprocess.Popen(words, env=alone_environment() | group, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while True:  # it listens once it waits for the other
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+                break
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(10) in (-number, 128 + number)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_restart_finds_the_run_of_its_own_store_alone(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    data = nt.load_data("mnist-5k")
+    place = tmp_path / "store"
+    run = {"output_dir": str(tmp_path / "runs"), "checks": False}
+    student = {"epochs": 1, "name": "mlp800"}
+    asked = build_config({"data": {"name": "mnist-5k"}, "student": student, "noise": {"sigma": 0.5}, "run": run})
+    nt.extract(nt.build_model("lenet", data, seed=1), data.train, place)
+    first = distil_config(asked, place).run
+    (tmp_path / "runs" / "0-damaged").mkdir()
+    (tmp_path / "runs" / "0-damaged" / "run.json").write_text("{")
+    assert distil_config(asked, place).run.path == first.path
+    nt.extract(nt.build_model("lenet", data, seed=2), data.train, place, overwrite=True)
+    assert distil_config(asked, place).run.path != first.path
 
 
 def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:

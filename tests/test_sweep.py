@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,7 +266,7 @@ def dying(cell: Cell) -> None:
 
 
 def test_cells_of_a_killed_worker_are_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors_module, "train_cell", dying)
+    monkeypatch.setattr(executors_module, "in_worker", dying)
     cells = [
         Cell(str(tmp_path), name, name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")
     ]
@@ -287,14 +288,9 @@ KILLS = int(os.environ.get("NOISYTEACHER_TEST_KILLS", "3"))
 """How often the sweep below is killed; 10 takes a minute or two more."""
 
 
-@pytest.mark.slow
-def test_killed_at_random_and_restarted_the_results_are_the_same(tmp_path: Path) -> None:
-    """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
-    whole = subprocess.run([*COMMAND, "--output-dir", tmp_path / "whole"], capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr
-    (reference,) = list_runs(tmp_path / "whole", 1)
-    dice, kills = random.Random(7), 0
-    cut, errors = tmp_path / "cut", tmp_path / "stderr"
+def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> int:
+    """The sweep in this folder, killed until it was killed KILLS times in all or is done; how often that is."""
+    errors = cut.with_name("stderr")
     while True:
         found = list_runs(cut, 1)
         resume = ["--resume", str(found[0].path)] if found else []
@@ -318,12 +314,44 @@ def test_killed_at_random_and_restarted_the_results_are_the_same(tmp_path: Path)
                 process.wait()
                 continue
         assert process.wait(timeout=200) == 0, errors.read_text()
-        break
-    (run,) = list_runs(cut, 1)
-    assert kills >= KILLS // 2  # it may be done before that on a fast machine
-    assert contents(run) == contents(reference)
-    for path in sorted(reference.path.rglob("weights.safetensors")):
-        assert (run.path / path.relative_to(reference.path)).read_bytes() == path.read_bytes()
+        return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path, number: int) -> None:
+    long = [word.replace("student.batch_size=30", "student.batch_size=1") for word in COMMAND]
+    long[long.index("--epochs") + 1] = "500"
+    process = subprocess.Popen([*long, "--output-dir", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("*/*seed*/metrics.jsonl"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert b"--resume" in told
+    assert len(list(tmp_path.glob("*/*seed*/checkpoint/state.safetensors"))) == 2
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_restarted_the_results_are_the_same(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
+    whole = subprocess.run([*COMMAND, "--output-dir", tmp_path / "whole"], capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    (reference,) = list_runs(tmp_path / "whole", 1)
+    dice, kills = random.Random(7), 0
+    while kills < KILLS:  # a fast machine is done before it was killed so often: then once more from the start
+        cut = tmp_path / f"cut{kills}"
+        kills = finished_in_spite_of_kills(cut, dice, kills)
+        (run,) = list_runs(cut, 1)
+        assert contents(run) == contents(reference)
+        for path in sorted(reference.path.rglob("weights.safetensors")):
+            assert (run.path / path.relative_to(reference.path)).read_bytes() == path.read_bytes()
+    record_property("faults: kill -9 of sweep", kills)
 
 
 def test_train_cell_says_what_is_wrong_instead_of_raising(tmp_path: Path) -> None:

@@ -429,6 +429,19 @@ def test_a_trained_model_answers_like_the_one_loaded_from_its_file(tmp_path: Pat
     assert torch.equal(nt.predict(model, split), nt.predict(nt.load_model(tmp_path / "weights.safetensors"), split))
 
 
+@pytest.mark.parametrize("left", ["", "{}\n{}\n", '{"epoch": 1, "seconds": 0.1}\n', None])
+def test_metrics_that_do_not_belong_to_the_weights_are_named(tmp_path: Path, left: str | None) -> None:
+    def fit() -> nt.History:
+        return nt.fit(small(), blobs(), nt.supervised(), epochs=2, run=tmp_path, resume=True)
+
+    fit()
+    assert len(fit().epochs) == 2
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.unlink() if left is None else metrics.write_text(left)
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: does not tell of the 2 epochs"):
+        fit()
+
+
 def test_tensorboard_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     history = nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, run=tmp_path, tensorboard=True)

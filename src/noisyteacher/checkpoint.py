@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Split
 from noisyteacher.errors import FileFormatError, MismatchError
-from noisyteacher.files import sha256
+from noisyteacher.files import sha256, still_ours
 from noisyteacher.tensorfile import read_tensors, tensor_bytes, write_tensors
 
 KIND, SCHEMA = "checkpoint", 1
@@ -101,6 +101,7 @@ def frozen_record(model: nn.Module) -> dict[str, list[str]]:
 
 def drop_checkpoint(run: Path) -> None:
     """Remove the resume state of a finished run."""
+    still_ours(run / NAME)
     shutil.rmtree(run / NAME.parent, ignore_errors=True)
 
 

@@ -15,10 +15,11 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 
@@ -32,7 +33,10 @@ from noisyteacher.strictjson import parse_json
 
 SEAL = b"crc32c="
 BLANK = b"00000000"
+MOST_TEXT = 2**30
+"""Bytes of a file of text that are read at most."""
 _PIECE = 2**20
+_NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 _GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
 
@@ -101,9 +105,7 @@ def write_bytes(
                 stream.flush()
                 os.fchmod(stream.fileno(), 0o666 & ~_umask())
                 os.fsync(stream.fileno())
-            for folder, check in list(_GUARDS):
-                if folder in target.absolute().parents:
-                    check()
+            still_ours(target)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -114,6 +116,13 @@ def write_bytes(
         raise _write_error(target, error) from error
 
 
+def still_ours(path: Path) -> None:
+    """Raises what the guards (`guarded`) of the folders around this path say: before it is replaced or removed."""
+    for folder, check in list(_GUARDS):
+        if folder in path.absolute().parents:
+            check()
+
+
 def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int, *, keep_behind: bool = False) -> None:
     """Make the file end with these bytes from byte `at` on, durably; what was there behind is dropped, or kept.
 
@@ -122,8 +131,10 @@ def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int
     """
     target = Path(path)
     try:
-        handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(target, os.O_RDWR | os.O_CREAT | _NO_LINK | _NO_WAIT, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EEXIST, "not a file")
             if not keep_behind:
                 os.ftruncate(handle, at)
             os.lseek(handle, at, os.SEEK_SET)
@@ -142,7 +153,7 @@ def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int
 def read_range(path: str | os.PathLike[str], at: int, length: int) -> bytes:
     """So many bytes of the file from byte `at` on; fewer where it ends, none where it is not there."""
     try:
-        with Path(path).open("rb") as stream:
+        with _opened(path) as stream:
             stream.seek(at)
             return stream.read(length)
     except FileNotFoundError:
@@ -195,12 +206,25 @@ def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
         )
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The file's bytes. Raises FileFormatError that names the file when it is missing or unreadable."""
+def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """The file's bytes. Raises FileFormatError that names it when it is missing, no file, unreadable, or too large."""
     try:
-        return Path(path).read_bytes()
+        with _opened(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if most is not None and size > most:
+                raise FileFormatError(f"{path}: has {size} bytes, more than the {most} that are read of such a file")
+            return stream.read()
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file, open for reading; of a pipe or a device, which may never end, an OSError."""
+    handle = os.open(path, os.O_RDONLY | _NO_WAIT)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file")
+    return os.fdopen(handle, "rb")
 
 
 def write_json(
@@ -209,7 +233,8 @@ def write_json(
     """Write a sealed JSON file of one kind and schema number: `{"checksum", "kind", "schema", **content}`."""
     record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, seal(text.encode() + b"\n"), within)
+    # A path may hold bytes that are no UTF-8, which Python keeps as lone surrogates: JSON has an escape for those.
+    write_bytes(path, seal(text.encode(errors="backslashreplace") + b"\n"), within)
 
 
 def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
@@ -217,7 +242,7 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
 
     Raises FileFormatError naming the file when it is missing, damaged, of another kind or of another schema.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, MOST_TEXT)
     check_seal(data, path)
     try:
         record = parse_json(data)
@@ -258,6 +283,7 @@ def _write_error(path: Path, error: OSError) -> WriteError:
         errno.EPERM: "permission denied: choose an output folder you may write to",
         errno.ENOTDIR: "a parent of it is a file: choose another output folder",
         errno.EEXIST: "a file of that name is in the way: choose another output folder",
+        errno.ELOOP: "a link is in its place: remove it, or choose another output folder",
         errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     }.get(error.errno or 0, error.strerror or str(error))
     return WriteError(f"{path}: cannot be written: {advice}")

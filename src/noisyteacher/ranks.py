@@ -8,9 +8,12 @@ here is about one process that leads and is alone.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,8 +23,10 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError, TrainingError
-from noisyteacher.launch import local_rank, processes, restarts
+from noisyteacher.launch import local_rank, processes, rank, restarts
 
+PATIENCE = timedelta(minutes=10)
+"""How long the processes of a group wait for each other at the start."""
 T = TypeVar("T")
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -53,32 +58,52 @@ def place() -> Place:
 
 
 @contextmanager
-def joined() -> Iterator[Place]:
-    """Inside, this process belongs to the group that its launcher set up: NCCL where there are GPUs, else gloo.
+def joined(device: str = "auto") -> Iterator[Place]:
+    """Inside, this process belongs to the group that its launcher set up: NCCL where it trains on GPUs, else gloo.
 
     Process LOCAL_RANK takes GPU LOCAL_RANK. Without a launcher, or in a group already, nothing changes. Raises
-    AskedWronglyError where the launcher's variables do not make a group.
+    AskedWronglyError where the launcher's variables do not make a group. While the others are waited for, a signal ends
+    the process at once: there is nothing to save yet.
     """
     if processes() == 1 or place().size > 1:
         yield place()
         return
-    gpus = torch.cuda.device_count()
+    if rank() >= processes():
+        raise AskedWronglyError(f"RANK={rank()} in the environment, of {processes()} processes: ranks count from 0")
+    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
     local = local_rank()
     if gpus:
         if local >= gpus:
             raise AskedWronglyError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
         torch.cuda.set_device(local)
     try:
-        store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        # torchrun keeps its store when it starts the processes again: what the dead ones left there is not to be found.
-        store = dist.PrefixStore(f"restart-{restarts()}", store)  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size)
+        with _mortal():
+            meeting = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
+            store, number, size = next(meeting)
+            # torchrun keeps its store when it starts the processes again: what dead ones left there is not to be found.
+            store = dist.PrefixStore(f"restart-{restarts()}", store)  # type: ignore[attr-defined]
+            dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=number, world_size=size)
     except (ValueError, RuntimeError) as error:
         raise AskedWronglyError(f"WORLD_SIZE is set, but no group of processes came about: {error}") from error
     try:
         yield place()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _mortal() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the process as they do without Python: in C code that waits nothing else would."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            if handler is not None:  # None: it was set by other code than Python's
+                signal.signal(one, handler)
 
 
 @contextmanager
@@ -136,11 +161,11 @@ def check_same(record: dict[str, Any]) -> None:
         return
     held: list[Any] = [None] * here.size
     dist.all_gather_object(held, record)
-    for rank, other in enumerate(held):
+    for number, other in enumerate(held):
         keys = sorted(key for key in {*record, *other} if record.get(key) != other.get(key))
         if keys:
             raise MismatchError(
-                f"process {here.rank} and process {rank} of this training differ in {', '.join(keys)}: all must be "
+                f"process {here.rank} and process {number} of this training differ in {', '.join(keys)}: all must be "
                 "started by the same command on the same data"
             )
 

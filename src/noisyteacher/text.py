@@ -82,6 +82,11 @@ def shown(text: object, length: int | None = None) -> str:
     return found if length is None or len(found) <= length else found[: length - 1].rstrip() + "…"
 
 
+def lines_shown(text: object) -> str:
+    """The text as it can be shown, line by line: its line ends stay."""
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
 def escaped(text: str) -> str:
     """The text as it will show in Markdown, on one line: no markup, no HTML."""
     plain = shown(" ".join(text.split()))

@@ -282,7 +282,7 @@ def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
     )
     if mounted.returncode:
         reason = f"no tmpfs can be mounted here: {mounted.stderr.strip()}"
-        leave_out(reason) if os.geteuid() == 0 else pytest.skip(reason)
+        leave_out(reason)
     try:
         yield folder
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from noisyteacher.checkpoint import NAME as CHECKPOINT
+from noisyteacher.checkpoint import drop_checkpoint
 from noisyteacher.runs import Run
 from noisyteacher.sweep import claims, sweep
 from noisyteacher.sweep.cells import Cell, cell_of, train_cell
@@ -104,6 +107,40 @@ def test_a_worker_that_is_at_work_keeps_its_cell(tmp_path: Path) -> None:
     done = contents(cell.path)
     assert ended(second) == 0
     assert contents(cell.path) == done
+
+
+def test_a_sign_that_fails_does_not_cost_a_worker_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT_S", 0.02)
+    signs: list[object] = []
+
+    def failing(handle: int) -> None:
+        signs.append(handle)
+        if len(signs) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(claims.os, "utime", failing)
+    (tmp_path / "a-seed0").mkdir()
+    with claims.claimed(tmp_path / "a-seed0"):
+        until(lambda: len(signs) > 3, 10)
+
+
+def test_what_is_removed_after_the_claim_was_lost_stays(tmp_path: Path) -> None:
+    run = tmp_path / "a-seed0"
+    (run / CHECKPOINT.parent).mkdir(parents=True)
+    (run / CHECKPOINT).write_text("its successor's")
+    (run / "error.txt").write_text("its successor's")
+    for remove in (lambda: drop_checkpoint(run), Run(run).clear_error):
+
+        def stalled(remove: Any = remove) -> None:
+            with claims.claimed(run):
+                (tmp_path / ".a-seed0.claim").unlink()
+                remove()
+
+        with pytest.raises(claims.LostError, match="was given to another worker"):
+            stalled()
+    assert (run / CHECKPOINT).read_text() == (run / "error.txt").read_text() == "its successor's"
+    drop_checkpoint(run)
+    assert not (run / CHECKPOINT).exists()
 
 
 def test_a_write_after_the_claim_was_lost_leaves_the_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import safe_streams
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, WriteError
 from noisyteacher.launch import processes, rank
+from noisyteacher.text import lines_shown
 
 app = typer.Typer(
     name="noisyteacher",
@@ -70,7 +71,7 @@ def _exit_code() -> int | str | None:
     except SystemExit as ended:
         code = ended.code
     except NoisyTeacherError as error:
-        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {error}\n")
+        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {lines_shown(error)}\n")
         code = error.exit_code
     except OSError as error:  # of a path that nothing else has looked at first
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_table, progress
+from noisyteacher.cli.show import print_json, print_table, progress, say
 
 data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True, rich_markup_mode=None)
 SHOWN = 10
@@ -56,11 +56,11 @@ def data_check(
     if as_json:
         print_json(summary)
         return
-    typer.echo(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
+    say(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
     if summary["note"]:
         typer.echo(summary["note"])
     if packed is not None:
-        typer.echo(f"packed: {verified:,} bytes, all checksums hold; {len(packed.left_out):,} image(s) left out")
+        say(f"packed: {verified:,} bytes, all checksums hold; {len(packed.left_out):,} image(s) left out")
     rows = []
     for role, found in summary["splits"].items():
         per_class = list((found["per_class"] or {}).values())
@@ -128,8 +128,8 @@ def data_pack(
     ]  # fmt: skip
     print_table(("part", "images", "labelled", "left out", "bytes"), rows, right=(1, 3, 4))
     for one in packed.left_out[:SHOWN]:
-        typer.echo(f"left out: {one['file']}: {one['reason']}")
+        say(f"left out: {one['file']}: {one['reason']}")
     if len(packed.left_out) > SHOWN:
-        typer.echo(f"and {len(packed.left_out) - SHOWN:,} more, in {packed.path / 'packed.json'}")
+        say(f"and {len(packed.left_out) - SHOWN:,} more, in {packed.path / 'packed.json'}")
     shape = packed.header["input_shape"]
-    typer.echo(f"\n{packed.path}: {len(packed.class_names)} classes, images {shape} (C, H, W)")
+    say(f"\n{packed.path}: {len(packed.class_names)} classes, images {shape} (C, H, W)")

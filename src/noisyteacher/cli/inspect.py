@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_scores, print_table
+from noisyteacher.cli.show import print_json, print_scores, print_table, say
 
 Model = Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")]
 
@@ -55,8 +55,8 @@ def evaluate(
         print_json({"model": path, "data": record, **scores})
     else:
         print_scores({split: scores})
-        typer.echo(f"\nModel: {path}")
-        typer.echo(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
+        say(f"\nModel: {path}")
+        say(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
 
 
 def measure(
@@ -113,7 +113,7 @@ def measure(
         ],
     )
     for name in costs.unsupported:
-        typer.echo(f"not counted: {name}")
+        say(f"not counted: {name}")
     if layers:
         typer.echo()
         print_table(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_result, print_scores, print_table
+from noisyteacher.cli.show import print_json, print_result, print_scores, print_table, say
 
 runs = typer.Typer(
     name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True, rich_markup_mode=None
@@ -43,7 +43,7 @@ def runs_ls(
     elif found:
         print_table(("run", "state", "started (UTC)", "error %"), [list(one.values()) for one in found], right=(3,))
     else:
-        typer.echo(f"no runs in {output_dir}")
+        say(f"no runs in {output_dir}")
 
 
 @runs.command("show")
@@ -73,13 +73,13 @@ def runs_show(run: RunName, output_dir: Where = "runs", as_json: o.Json = False)
 
         print_sweep(SweepResult(found.path, result), False)
         return
-    typer.echo(f"{found.path}: {found.state}, {found.info['kind']}, started {found.info['started']}")
+    say(f"{found.path}: {found.state}, {found.info['kind']}, started {found.info['started']}")
     for name, parent in found.info["parents"].items():
-        typer.echo(f"{name}: {parent}")
+        say(f"{name}: {parent}")
     if found.info["command"]:
-        typer.echo(f"command: {found.info['command']}")
+        say(f"command: {found.info['command']}")
     if found.error():
-        typer.echo(f"error: {found.error()}")
+        say(f"error: {found.error()}")
     if result is not None and "scores" in result:
         print_scores(result["scores"])
 
@@ -119,7 +119,7 @@ def runs_rm(
         typer.confirm(f"remove {', '.join(str(run.path) for run in found)}?", abort=True)
     for run in found:
         remove_run(run)
-        typer.echo(f"removed {run.path}")
+        say(f"removed {run.path}")
 
 
 @config.command("init")
@@ -138,7 +138,7 @@ def config_init(
     if path.exists():
         raise AskedWronglyError(f"{path}: is there already: choose another name, or remove it first")
     write_bytes(path, template(preset).encode())
-    typer.echo(f"wrote {path}; run it with: noisyteacher compress {path}")
+    say(f"wrote {path}; run it with: noisyteacher compress {path}")
 
 
 @config.command("check")
@@ -163,7 +163,7 @@ def config_check(
     if as_json:
         print_json(describe(built))
     else:
-        typer.echo(f"{path}: fine")
+        say(f"{path}: fine")
 
 
 @config.command("explain")
@@ -263,7 +263,7 @@ def logits_verify(
     if as_json:
         print_json({**asked, **vars(report)})
         return
-    typer.echo(f"{opened.path}: {report.shards} shard(s), {report.bytes:,} bytes, all checksums hold")
+    say(f"{opened.path}: {report.shards} shard(s), {report.bytes:,} bytes, all checksums hold")
     if report.rows:
         typer.echo(
             f"{report.rows} rows of {len(opened.views)} view(s) of {splits.name}, train, asked again of {path}: "

@@ -8,6 +8,7 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, out, print_json, print_noted, progress, resumable
+from noisyteacher.text import lines_shown
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
 Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
@@ -122,12 +123,12 @@ def print_sweep(result: Any, as_json: bool) -> None:
     console = out()
     console.print()
     for verdict in result.verdicts():
-        console.print(Text(f"Verdict: {verdict}."), style="bold")
+        console.print(Text(lines_shown(f"Verdict: {verdict}.")), style="bold")
     if result.failed:
-        console.print(Text(f"\n{len(result.failed)} failed:"), style="bold red")
+        console.print(Text(lines_shown(f"\n{len(result.failed)} failed:")), style="bold red")
         for one in result.failed:
-            console.print(Text(f"  {one['run']}: {one['error']}"))
-    console.print(Text(f"\nRun folder: {result.path}"))
+            console.print(Text(lines_shown(f"  {one['run']}: {one['error']}")))
+    console.print(Text(lines_shown(f"\nRun folder: {result.path}")))
 
 
 def paper(
@@ -188,14 +189,14 @@ def print_paper(result: Any) -> None:
 
     console = out()
     record = result.record
-    console.print(Text(f"{record['title']} ({record['budget']}, {record['data']})"), style="bold")
+    console.print(Text(lines_shown(f"{record['title']} ({record['budget']}, {record['data']})")), style="bold")
     headers, rows = result.table()
     print_noted(headers, rows, record["notes"])
     for verdict in record["verdicts"]:
-        console.print(Text(f"Verdict: {verdict}."), style="bold")
+        console.print(Text(lines_shown(f"Verdict: {verdict}.")), style="bold")
     for one in result.failed:
-        console.print(Text(f"failed: {one['run']}: {one['error']}"), style="bold red")
-    console.print(Text(f"\nRun folder: {result.path}"))
+        console.print(Text(lines_shown(f"failed: {one['run']}: {one['error']}")), style="bold red")
+    console.print(Text(lines_shown(f"\nRun folder: {result.path}")))
 
 
 COMMANDS = (sweep, paper)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyteacher.cli.show import say
+
 if TYPE_CHECKING:
     from noisyteacher.runs import Run
 
@@ -123,7 +125,7 @@ def note_other_data(model: str, splits: Any) -> None:
 
     sentence = other_data(model, splits)
     if sentence is not None:
-        typer.echo(f"note: {sentence}", err=True)
+        say(f"note: {sentence}", err=True)
 
 
 def resumed(which: str, output_dir: str | None) -> Run:

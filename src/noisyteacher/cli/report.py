@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from noisyteacher.cli.show import say
+
 RunNames = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs: folders, ids, or the beginning or end of an id.")
 ]
@@ -44,7 +46,7 @@ def report(
         return
     target = output or Path("report.html")
     write_bytes(target, text.encode())
-    typer.echo(f"wrote {target} ({len(names)} run{'s' if len(names) > 1 else ''}, {len(text.encode()):,} bytes)")
+    say(f"wrote {target} ({len(names)} run{'s' if len(names) > 1 else ''}, {len(text.encode()):,} bytes)")
 
 
 COMMANDS = (report,)

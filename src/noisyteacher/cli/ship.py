@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_exported, print_json, progress
+from noisyteacher.cli.show import print_exported, print_json, progress, say
 
 
 def export(
@@ -76,7 +76,7 @@ def export(
         )
     else:
         print_exported(made)
-        typer.echo(f"\nFolder: {folder}")
+        say(f"\nFolder: {folder}")
     if not all(one.holds for one in made):
         raise typer.Exit(3)
 

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from noisyteacher.launch import rank, starter
+from noisyteacher.text import lines_shown, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +38,11 @@ def command_line() -> str:
     return shlex.join([*starter(), *sys.argv[1:]])
 
 
+def say(words: str, err: bool = False) -> None:
+    """Words on stdout, or stderr; what a terminal would obey in them is shown instead."""
+    typer.echo(lines_shown(words), err=err)
+
+
 def print_json(value: Any) -> None:
     """The value as JSON on stdout."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -49,9 +57,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, header in enumerate(headers):
         # Names and numbers stay whole where a narrow terminal allows it; text wraps first.
-        table.add_column(Text(header), justify="right" if number in right else "left", overflow="fold")
+        table.add_column(Text(shown(header)), justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else shown(cell)) for cell in row))
     out().print(table)
 
 
@@ -63,7 +71,7 @@ def print_noted(headers: Sequence[str], rows: Sequence[Sequence[Any]], notes: Se
     console = out()
     console.print()
     for note in notes:
-        console.print(Text(note), style="dim")
+        console.print(Text(lines_shown(note)), style="dim")
 
 
 def print_result(result: Result, as_json: bool) -> None:
@@ -77,13 +85,13 @@ def print_result(result: Result, as_json: bool) -> None:
     print_noted(headers, rows, result.notes())
     console = out()
     console.print()
-    console.print(Text(f"Verdict: {result.verdict}."), style="bold")
+    console.print(Text(lines_shown(f"Verdict: {result.verdict}.")), style="bold")
     console.print()
-    console.print(Text(f"Run folder: {result.path}"))
+    console.print(Text(lines_shown(f"Run folder: {result.path}")))
     folders = [folder for row in result.rows for folder in row.runs]
-    console.print(Text(f"  in it: {', '.join(folders)}; logits in {result.store}"))
+    console.print(Text(lines_shown(f"  in it: {', '.join(folders)}; logits in {result.store}")))
     if result.files:
-        console.print(Text(f"\nFiles of {result.path / (result.best or {})['run']}:\n"))
+        console.print(Text(lines_shown(f"\nFiles of {result.path / (result.best or {})['run']}:\n")))
         print_exported(result.files)
 
 
@@ -98,8 +106,8 @@ def print_exported(made: Sequence[Exported]) -> None:
     console = out()
     console.print()
     for note in notes(made):
-        console.print(Text(note), style="dim")
-    console.print(Text(f"\nVerdict: {verdict(made)}."))
+        console.print(Text(lines_shown(note)), style="dim")
+    console.print(Text(lines_shown(f"\nVerdict: {verdict(made)}.")))
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, print_result, progress, resumable
+from noisyteacher.cli.show import command_line, print_result, progress, resumable, say
 
 if TYPE_CHECKING:
     from noisyteacher.pipeline import Result
@@ -161,7 +161,7 @@ def _told(result: Result, as_json: bool) -> None:
 
         page = result.path / "report.html"
         write_bytes(page, build_report([result.path], "html").encode(), within=result.path)
-        typer.echo(f"Report: {page}", err=as_json)
+        say(f"Report: {page}", err=as_json)
     if not result.holds:
         raise typer.Exit(3)
 

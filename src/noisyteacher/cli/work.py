@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, print_json, print_profile, print_scores, progress, resumable
+from noisyteacher.cli.show import command_line, print_json, print_profile, print_scores, progress, resumable, say
 
 if TYPE_CHECKING:
+    from noisyteacher.config import Config
     from noisyteacher.pipeline import Trained
+    from noisyteacher.runs import Run
 
 
 def train(
@@ -115,7 +117,7 @@ def extract(
             f"{store.path}: {len(store.views)} view(s) x {store.rows:,} rows x {store.classes} classes, "
             f"{record['bytes']:,} bytes"
         )
-        typer.echo(f"{path} on {splits.name}, train, fingerprint {splits.train.fingerprint[:12]}")
+        say(f"{path} on {splits.name}, train, fingerprint {splits.train.fingerprint[:12]}")
 
 
 def distil(
@@ -193,10 +195,9 @@ def _single(
     """One training run of a kind, new or resumed, and its scores."""
     from noisyteacher.ranks import joined
 
-    with joined() as here:
-        trained = _trained(
-            kind, config, overrides, flags, seed, resume, output_dir, quiet=quiet or not here.leads, store=store
-        )
+    how = _asked(kind, config, overrides, flags, seed, resume, output_dir)
+    with joined(how.device) as here:
+        trained = _trained(kind, how, seed, quiet=quiet or not here.leads, store=store)
     if not here.leads:
         return
     if as_json:
@@ -205,10 +206,18 @@ def _single(
         print_scores(trained.result["scores"])
         if trained.result.get("profile"):
             print_profile(trained.result["profile"])
-        typer.echo(f"\nRun folder: {trained.run.path}")
+        say(f"\nRun folder: {trained.run.path}")
 
 
-def _trained(
+class _Asked(NamedTuple):
+    """What is to be trained: new settings or a run to go on with, and where."""
+
+    config: Config | None
+    run: Run | None
+    device: str
+
+
+def _asked(
     kind: str,
     config: Any,
     overrides: list[str] | None,
@@ -216,23 +225,28 @@ def _trained(
     seed: int | None,
     resume: str | None,
     output_dir: str | None,
-    *,
-    quiet: bool,
-    store: str | None,
-) -> Trained:
+) -> _Asked:
     from noisyteacher.config import build_config
+
+    if resume is None:
+        built = build_config(o.settings(config, overrides, flags))
+        return _Asked(built, None, built.run.device)
+    named = {key: value for key, value in flags.items() if key != "run.output_dir"} | {"seed": seed}
+    o.refuse_with_resume(config, overrides, named)
+    found = o.resumed(resume, output_dir)
+    kept = found.config.get("config", {}).get("run", {})
+    return _Asked(None, found, str(kept.get("device", "auto")))
+
+
+def _trained(kind: str, asked: _Asked, seed: int | None, *, quiet: bool, store: str | None) -> Trained:
     from noisyteacher.pipeline import distil_config, resume_single, train_config
 
-    if resume is not None:
-        named = {key: value for key, value in flags.items() if key != "run.output_dir"} | {"seed": seed}
-        o.refuse_with_resume(config, overrides, named)
-        found = o.resumed(resume, output_dir)
-        with resumable(kind) as begun, progress(quiet) as watch:
-            return resume_single(found, kind, begun, watch)
-    built = build_config(o.settings(config, overrides, flags))
     with resumable(kind) as begun, progress(quiet) as watch:
+        if asked.run is not None:
+            return resume_single(asked.run, kind, begun, watch)
+        assert asked.config is not None
         how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
-        return train_config(built, **how) if kind == "train" else distil_config(built, store or "", **how)
+        return train_config(asked.config, **how) if kind == "train" else distil_config(asked.config, store or "", **how)
 
 
 def _recipe(part: str, *values: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyteacher.errors import DataError
+from noisyteacher.pixels import MAX_PIXELS
 from noisyteacher.text import nearest, size_bytes
 
 MAX_BYTES = 4 * 2**30
@@ -69,6 +70,10 @@ class NpzImages:
             raise DataError(
                 f"{self.what} has shape {list(self.shape)}; expected [N, H, W], [N, H, W, C] or [N, C, H, W], not empty"
             )
+        each = int(np.prod(self.shape[1:], dtype=object))
+        if each > MAX_PIXELS * 4:
+            raise DataError(f"{self.what} has shape {list(self.shape)}: an image of {size_bytes(each)} is not read")
+        _check_size(opened.getinfo(f"{key}.npy"), path, self.shape, dtype, self.what)
         if fortran:
             raise DataError(f"{self.what} is in Fortran order: save it again with numpy.ascontiguousarray")
         self.channels_last = channels_last(self.shape, self.what)
@@ -141,6 +146,18 @@ def _header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, fortran, dtype
 
 
+def _check_size(info: zipfile.ZipInfo, path: Path, shape: Sequence[int], dtype: np.dtype[Any], what: str) -> None:
+    """Raises DataError where a member says more than its compressed bytes can hold."""
+    growth = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _RATIO}.get(info.compress_type, 0)
+    there = min(info.file_size, growth * min(info.compress_size, path.stat().st_size))
+    said = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if said > there:
+        raise DataError(
+            f"{what} says it has shape {list(shape)} of {dtype}, {said} bytes, and can have "
+            f"{there} at most: the file is truncated or damaged, or compressed as numpy does not"
+        )
+
+
 def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, what: str, max_bytes: int) -> NDArray[Any]:
     with opened.open(info) as stream:
         shape, fortran, dtype = _header(stream, what)
@@ -152,13 +169,7 @@ def _read_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, wha
                 f"{what} says it has shape {list(shape)} of {dtype}, {size_bytes(count * dtype.itemsize)}: more than "
                 f"the {size_bytes(max_bytes)} that are allowed; in Python a larger max_bytes= allows it"
             )
-        growth = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _RATIO}.get(info.compress_type, 0)
-        there = min(info.file_size, growth * min(info.compress_size, path.stat().st_size))
-        if count * dtype.itemsize > there:
-            raise DataError(
-                f"{what} says it has shape {list(shape)} of {dtype}, {count * dtype.itemsize} bytes, and can have "
-                f"{there} at most: the file is truncated or damaged, or compressed as numpy does not"
-            )
+        _check_size(info, path, shape, dtype, what)
         if not count * dtype.itemsize:
             raise DataError(f"{what} has shape {list(shape)} of {dtype}: it is empty")
         array = np.empty(count, dtype=dtype)

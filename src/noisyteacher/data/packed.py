@@ -202,7 +202,7 @@ class Packed:
             sums = [one["crc32c"] for one in images["ranges"]] + [part["files"]["crc32c"]]
             sums += [] if part["labels"] is None else [part["labels"]["crc32c"]]
             if not all(isinstance(one, str) for one in sums) or any(
-                type(one["rows"]) is not int for one in images["ranges"]
+                type(one["rows"]) is not int or one["rows"] < 0 for one in images["ranges"]
             ):
                 raise ValueError(f"the record of {part['role']!r} has checksums or rows of other types")
             for record in (images, part["labels"], part["files"]):

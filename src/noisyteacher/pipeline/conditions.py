@@ -144,7 +144,7 @@ def taught_by(plan: Plan, answers: Answers) -> tuple[Any, dict[str, str]]:
 
 
 def store_name(teacher: str, split: Split, model: nn.Module) -> str:
-    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`, of the teacher's weights and the split's images."""
+    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`, by the weights and the images."""
     whose = sha256((weights_fingerprint(model).encode(), split.fingerprint.encode()))
     return f"{teacher}-{split.name}-{split.role}-{whose[:6]}"
 

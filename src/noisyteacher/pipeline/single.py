@@ -10,7 +10,7 @@ from typing import Any
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import AskedWronglyError, FileFormatError
 from noisyteacher.extract import extract
 from noisyteacher.files import at_work
 from noisyteacher.launch import restarts
@@ -171,14 +171,22 @@ def _folder(
     """
 
     def made() -> Run:
+        asked = {"kind": kind, "parents": plain(parents, "parents"), "seed": seed}
         begun = list_runs(config.run.output_dir, depth=1) if restarts() else []
-        same = (one for one in begun if one.info["kind"] == kind and one.config == plain(settings, "config"))
-        found = next(same, None)
+        found = next((one for one in begun if _is_this(one, asked, plain(settings, "config"))), None)
         return found or new_run(
             config.run.output_dir, kind, name, settings, parents=parents, seed=seed, command=command
         )
 
     return led(made)
+
+
+def _is_this(run: Run, asked: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a run folder was made for this very question; a damaged one was not."""
+    try:
+        return {key: run.info.get(key) for key in asked} == asked and run.config == settings
+    except FileFormatError:
+        return False
 
 
 def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from noisyteacher.report.costs import COSTS, cost
 from noisyteacher.report.page import picks, tagged
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
-from noisyteacher.text import escaped
+from noisyteacher.text import escaped, shown
 
 SCHEMA = 1
 NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule")
@@ -105,7 +105,7 @@ def harmless(value: object) -> object:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return value
-    text = str(value)
+    text = shown(value)
     if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA):
         return f"'{text}"
     return text

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
-from noisyteacher.files import make_folder, read_bytes, read_json, sha256, sync_folder, write_bytes, write_json
+from noisyteacher.files import (
+    MOST_TEXT,
+    make_folder,
+    read_bytes,
+    read_json,
+    sha256,
+    still_ours,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 from noisyteacher.runs.record import compare, host, plain, versions
 from noisyteacher.strictjson import parse_json
 
@@ -125,14 +135,16 @@ class Run:
 
     def write_error(self, text: str) -> None:
         """Write error.txt (UTF-8): the run failed, and this is why."""
-        write_bytes(self.path / ERROR, (text.rstrip("\n") + "\n").encode(), self.path)
+        write_bytes(self.path / ERROR, (text.rstrip("\n") + "\n").encode(errors="backslashreplace"), self.path)
 
     def error(self) -> str | None:
         """The text of error.txt, or None."""
-        return read_bytes(self.path / ERROR).decode(errors="replace") if os.path.exists(self.path / ERROR) else None
+        file = self.path / ERROR
+        return read_bytes(file, MOST_TEXT).decode(errors="replace") if os.path.exists(file) else None
 
     def clear_error(self) -> None:
         """Remove error.txt: the run is taken up again."""
+        still_ours(self.path / ERROR)
         try:
             (self.path / ERROR).unlink(missing_ok=True)
             sync_folder(self.path)
@@ -150,7 +162,7 @@ class Run:
         if not file.exists():
             return []
         found: list[dict[str, Any]] = []
-        for number, line in enumerate(read_bytes(file).splitlines(), 1):
+        for number, line in enumerate(read_bytes(file, MOST_TEXT).splitlines(), 1):
             try:
                 found.append(dict(parse_json(line)))
             except (ValueError, TypeError) as error:

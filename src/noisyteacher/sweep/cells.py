@@ -22,6 +22,7 @@ from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.claims import LostError, claimed
 from noisyteacher.sweep.grid import Condition
+from noisyteacher.workers import leave_now
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ def train_cell(cell: Cell) -> str | None:
     """Train the cell, or find it done. Returns None, or why it failed (also in the cell's error.txt)."""
     with _ONE:
         return _train_cell(cell)
+
+
+def in_worker(cell: Cell) -> str | None:
+    """`train_cell` in a process of `workers.processes`: told to end, it saves what there is and leaves."""
+    try:
+        return train_cell(cell)
+    except SystemExit:
+        leave_now()
 
 
 def _train_cell(cell: Cell) -> str | None:

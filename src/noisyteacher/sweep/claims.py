@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
@@ -44,7 +44,8 @@ def claimed(run: Path) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(BEAT_S):
-            os.utime(handle)
+            with suppress(OSError):  # one sign less: the next one may get through
+                os.utime(handle)
 
     def check() -> None:
         if not _is(place, handle):

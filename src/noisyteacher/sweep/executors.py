@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -12,9 +12,11 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.runs import Run
-from noisyteacher.sweep.cells import Cell, train_cell
-from noisyteacher.workers import cores, processes
+from noisyteacher.sweep.cells import Cell, in_worker, train_cell
+from noisyteacher.workers import cores, end, processes
 
+PATIENCE_S = 10.0
+"""How long an interrupted sweep waits for its workers to save what they are at."""
 RETRIES = 3
 """How often a cell is given to another worker after its own has died."""
 Make = Callable[[], Executor]
@@ -22,7 +24,7 @@ Make = Callable[[], Executor]
 
 def local(jobs: int) -> Make:
     """Makes an executor of so many processes on this machine. They are started afresh (no fork: torch has threads)."""
-    return partial(processes, jobs)
+    return partial(processes, jobs, unwinding=True)
 
 
 def share_of_threads(jobs: int) -> int:
@@ -95,9 +97,10 @@ def _round(
     waiting: dict[Future[Any], Cell] = {}
     ended: SimpleQueue[Future[Any]] = SimpleQueue()
     pause, told = 1.0, monotonic()
+    work = in_worker if isinstance(executor, ProcessPoolExecutor) else train_cell
     try:
         for cell in cells:
-            future = executor.submit(train_cell, cell)
+            future = executor.submit(work, cell)
             waiting[future] = cell
             future.add_done_callback(ended.put)
         while waiting:
@@ -134,10 +137,10 @@ def _settle(cell: Cell, future: Future[Any], failures: dict[str, str], tries: di
 
 
 def _stop(executor: Executor, waiting: Iterable[Future[Any]]) -> None:
-    """Leave at once: what the workers have not saved is trained again after a resume."""
+    """Leave: workers on this machine save what they are at; what others have not saved is trained again later."""
     for future in waiting:
         future.cancel()
-    running = list((getattr(executor, "_processes", None) or {}).values())
-    executor.shutdown(wait=False)
-    for process in running:
-        process.terminate()
+    if isinstance(executor, ProcessPoolExecutor):
+        end(executor, PATIENCE_S)
+    else:
+        executor.shutdown(wait=False)

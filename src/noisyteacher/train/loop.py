@@ -23,7 +23,7 @@ from noisyteacher.checkpoint import (
 )
 from noisyteacher.data import Batch, Split, epoch_batches, samples_of
 from noisyteacher.device import precision_context
-from noisyteacher.errors import NoisyTeacherError, TrainingError
+from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingError
 from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
@@ -259,8 +259,14 @@ class Loop:
         ends = {keep: kept}
         if self.val is not None:
             ends[next(name for name in OTHER if name != keep)] = read_tensors(folder / OTHER[keep], "model", 1)[0]
-        self.progress.epochs, self.progress.best_epoch = Run(folder).metrics(), training["best_epoch"]
-        self.progress.seconds = self.progress.epochs[-1]["seconds"]
+        epochs = Run(folder).metrics()
+        if len(epochs) != training.get("epochs") or not all(isinstance(one.get("seconds"), float) for one in epochs):
+            raise FileFormatError(
+                f"{folder / 'metrics.jsonl'}: does not tell of the {training.get('epochs')} epochs that the weights "
+                "beside it took: restore it from a copy, or remove the run and train it again"
+            )
+        self.progress.epochs, self.progress.best_epoch = epochs, training["best_epoch"]
+        self.progress.seconds = epochs[-1]["seconds"]
         self.model.load_state_dict(kept)
         return self._history(ends)
 
