@@ -11,12 +11,12 @@ EXTRAS := dev,track,cluster,zoo,hf,export,docs
 locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement locked/$(1).txt $(2)
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint types unit test-faults bench bench-peers docs clean
+.PHONY: demo test lint types unit test-faults bench bench-short bench-peers docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
 
-test: lint types unit
+test: lint types unit bench-short
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests scripts benchmarks examples docs
@@ -39,6 +39,10 @@ bench: $(VENV)/.installed-dev
 	mkdir -p benchmarks/results
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --timeout 0 \
 		--benchmark-json benchmarks/results/latest.json
+
+# A few of them in less than a minute: do their ratios make sense?
+bench-short: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,rounds --quiet --short
 
 # Beside KD_Lib, torchdistill and PyTorch's tutorial, in turns, about five minutes; the peers go into a folder of their own.
 bench-peers: THREADS ?= 2

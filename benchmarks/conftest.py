@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -14,6 +15,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+SHORT = {
+    "test_extract[lenet-mnist]", "test_gather[memory-1-64]", "test_epoch[mnist-64]", "test_noisy_epoch[mnist-64]",
+    "test_start[help]", "test_start[import]",
+}  # fmt: skip
 LINES = pytest.StashKey[list[str]]()
 FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
@@ -40,12 +45,20 @@ class Turns:
     benchmark: BenchmarkFixture
     lines: list[str]
     name: str
+    short: bool = False
     times: dict[str, list[float]] = field(default_factory=lambda: {"work": [], "reference": []})
 
     def measure(
-        self, work: Callable[[], object], reference: Callable[[], object], *, rounds: int, warm: bool = False
+        self,
+        work: Callable[[], object],
+        reference: Callable[[], object],
+        *,
+        rounds: int,
+        warm: bool = False,
+        sane: tuple[float, float] = (0, math.inf),
     ) -> Compared:
-        """The comparison; pytest-benchmark's table shows the work alone."""
+        """The comparison; pytest-benchmark's table shows the work alone. Its ratio must be `sane`, on any machine."""
+        rounds = min(rounds, 3) if self.short else rounds
         if not warm:
             reference()
             work()
@@ -59,6 +72,7 @@ class Turns:
         found = Compared(
             statistics.median(works), statistics.median(references), statistics.median(ratios), (low, high), len(works)
         )
+        assert sane[0] <= found.ratio <= sane[1], f"{self.name}: {found.ratio:.2f} x its reference cannot be"
         self.benchmark.extra_info |= {
             "ratio": found.ratio,
             "ratio_quartiles": [low, high],
@@ -91,7 +105,19 @@ class Turns:
 def turns(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Turns:
     """The comparison of one benchmark."""
     name = request.node.name.removeprefix("test_")
-    return Turns(benchmark, request.config.stash.setdefault(LINES, []), name)
+    return Turns(benchmark, request.config.stash.setdefault(LINES, []), name, request.config.getoption("--short"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--short`: a few comparisons in three rounds each, to see that their ratios are sane."""
+    parser.addoption("--short", action="store_true", help="a few comparisons, three rounds each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the short form only what is in SHORT."""
+    if config.getoption("--short"):
+        config.hook.pytest_deselected(items=[item for item in items if item.name not in SHORT])
+        items[:] = [item for item in items if item.name in SHORT]
 
 
 def machine() -> dict[str, Any]:
