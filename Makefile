@@ -30,7 +30,7 @@ unit: $(VENV)/.installed-dev
 
 # Every fault at every place, instead of the few that `make test` tries: under half an hour.
 test-faults: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 NOISYTEACHER_FAULTS=all NOISYTEACHER_TEST_KILLS=50 $(BIN)/pytest tests/faults \
+	OMP_NUM_THREADS=1 NOISYTEACHER_FAULTS=all NOISYTEACHER_TEST_KILLS=50 $(BIN)/pytest --numprocesses 2 tests/faults \
 		tests/test_sweep.py::test_killed_at_random_and_restarted_the_results_are_the_same --timeout 1500
 
 # One thread: ratios stay steady beside other work. `make bench THREADS=2` for the times of a machine of one's own.

@@ -194,6 +194,7 @@ def _single(
 ) -> None:
     """One training run of a kind, new or resumed, and its scores."""
     from noisyteacher.ranks import joined
+    from noisyteacher.text import duration, plural
 
     how = _asked(kind, config, overrides, flags, seed, resume, output_dir)
     with joined(how.device) as here:
@@ -206,7 +207,11 @@ def _single(
         print_scores(trained.result["scores"])
         if trained.result.get("profile"):
             print_profile(trained.result["profile"])
-        say(f"\nRun folder: {trained.run.path}")
+        told = trained.result["training"]
+        words = [told["device"], plural(told["threads"], "thread"), told.get("precision")]  # older runs do not say all
+        where = ", ".join(word for word in (*words, f"memory {told['memory']}" if "memory" in told else None) if word)
+        say(f"\nTrained in {duration(told['seconds'])} on {where}")
+        say(f"Run folder: {trained.run.path}")
 
 
 class _Asked(NamedTuple):

@@ -100,6 +100,7 @@ def train_run(
                     "stopped_early": history.stopped_early,
                     "device": str(resolve_device(device)),
                     "threads": torch.get_num_threads(),
+                    "precision": recipe["precision"],
                     "memory": keep_memory(),
                     **({} if place().size == 1 else {"processes": place().size}),
                 },
