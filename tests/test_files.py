@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisyteacher import files, tensorfile
+from noisyteacher import files, locks, tensorfile
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
 from noisyteacher.files import read_json, seal
 from noisyteacher.strictjson import parse_json
@@ -126,19 +126,19 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
 
 def refused(folder: Path) -> bool:
     try:
-        with files.alone(folder, wait=False):
+        with locks.alone(folder, wait=False):
             return False
     except AskedWronglyError as error:
         return "a process is working on it" in str(error)
 
 
 def test_a_folder_that_is_worked_on_is_not_had_alone_without_waiting(tmp_path: Path) -> None:
-    with files.at_work(tmp_path), files.at_work(tmp_path):
+    with locks.at_work(tmp_path), locks.at_work(tmp_path):
         assert refused(tmp_path)
-    with files.alone(tmp_path, wait=False):
+    with locks.alone(tmp_path, wait=False):
         assert refused(tmp_path)
     assert not refused(tmp_path)
-    with pytest.raises(WriteError, match="nowhere: cannot be opened"), files.at_work(tmp_path / "nowhere"):
+    with pytest.raises(WriteError, match="nowhere: cannot be opened"), locks.at_work(tmp_path / "nowhere"):
         pass
 
 

@@ -22,6 +22,7 @@ LAYERS = [
     {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
     {"rng", "device", "ranks", "stopwatch"},
     {"allocator", "files", "stats", "config", "references", "pixels", "workers", "launch"},
+    {"locks"},
     {"text", "strictjson"},
     {"errors"},
 ]
@@ -30,7 +31,9 @@ WITHOUT_TORCH = {
     "cli",
     "references",
     "errors",
+    "allocator",
     "files",
+    "locks",
     "stats",
     "config",
     "text",

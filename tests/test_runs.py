@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
-from noisyteacher.files import alone, at_work, write_json
+from noisyteacher.files import write_json
+from noisyteacher.locks import alone, at_work
 from noisyteacher.runs import ABSENT, Run, diff_runs, find_run, is_run, list_runs, new_run, plain, remove_run
 
 CONFIG = {"student": "mlp800", "noise": {"sigma": 0.9, "alpha": 0.5}, "views": ["clean", "mirror"], "epochs": 20}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Split
 from noisyteacher.errors import FileFormatError, MismatchError
-from noisyteacher.files import sha256, still_ours
+from noisyteacher.files import sha256
+from noisyteacher.locks import still_ours
 from noisyteacher.tensorfile import read_tensors, tensor_bytes, write_tensors
 
 KIND, SCHEMA = "checkpoint", 1

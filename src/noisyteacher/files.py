@@ -17,18 +17,14 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: writers do not wait for each other there
-    fcntl = None  # type: ignore[assignment]
-
-from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.errors import FileFormatError, WriteError
+from noisyteacher.locks import gone, still_ours
 from noisyteacher.strictjson import parse_json
 
 SEAL = b"crc32c="
@@ -37,7 +33,6 @@ MOST_TEXT = 2**30
 """Bytes of a file of text that are read at most."""
 _PIECE = 2**20
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
-_GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
 
 def crc32c(*parts: bytes | memoryview) -> str:
@@ -64,7 +59,7 @@ def make_folder(folder: Path, within: Path | None = None) -> None:
     `within` is a folder that is there already: one that was removed meanwhile is not made again, that is a WriteError.
     """
     if within is not None and not os.path.isdir(within):
-        raise _gone(within)
+        raise gone(within)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,13 +109,6 @@ def write_bytes(
         sync_folder(target.parent)
     except OSError as error:
         raise _write_error(target, error) from error
-
-
-def still_ours(path: Path) -> None:
-    """Raises what the guards (`guarded`) of the folders around this path say: before it is replaced or removed."""
-    for folder, check in list(_GUARDS):
-        if folder in path.absolute().parents:
-            check()
 
 
 def append_bytes(path: str | os.PathLike[str], data: bytes | memoryview, at: int, *, keep_behind: bool = False) -> None:
@@ -270,10 +258,6 @@ def _umask() -> int:
     return mask
 
 
-def _gone(folder: Path) -> WriteError:
-    return WriteError(f"{folder}: the folder is gone, removed or moved while it was worked on: start anew")
-
-
 def _write_error(path: Path, error: OSError) -> WriteError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space or choose another output folder",
@@ -287,75 +271,3 @@ def _write_error(path: Path, error: OSError) -> WriteError:
         errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     }.get(error.errno or 0, error.strerror or str(error))
     return WriteError(f"{path}: cannot be written: {advice}")
-
-
-@contextlib.contextmanager
-def alone(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Inside, no other process works in this folder; waits for one that does, or, with `wait=False`, refuses.
-
-    The lock is the folder's own (flock), so it leaves no file and ends with the process. Where the file system knows
-    no such lock we go on without: files are replaced all at once, and two workers with one task write the same.
-    Raises AskedWronglyError when it does not wait and should, WriteError when the folder is not there.
-    """
-    with _locked(folder, wait, shared=False):
-        yield
-
-
-@contextlib.contextmanager
-def at_work(*folders: Path) -> Iterator[None]:
-    """Inside, something is being done in folders inside these: `alone` waits for it, others at work do not mind."""
-    with contextlib.ExitStack() as held:
-        for folder in folders:
-            held.enter_context(_locked(folder, wait=True, shared=True))
-        yield
-
-
-@contextlib.contextmanager
-def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Inside, `check()` comes before any file in the folder is replaced; what it raises leaves the old one there."""
-    guard = (folder.absolute(), check)
-    _GUARDS.append(guard)
-    try:
-        yield
-    finally:
-        _GUARDS.remove(guard)
-
-
-def try_lock(path: Path) -> int | None:
-    """The file, open and locked until it is closed; -1: another has it; None: files cannot be locked here."""
-    if fcntl is None:
-        return None
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return -1
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        return -1 if isinstance(error, BlockingIOError) else None
-    return handle
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool, shared: bool) -> Iterator[None]:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be opened: {error.strerror or error}") from error
-    try:
-        if fcntl is not None:
-            how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-            try:
-                fcntl.flock(handle, how)
-            except BlockingIOError as error:
-                raise AskedWronglyError(
-                    f"{folder}: a process is working on it: stop that process, or wait for its end"
-                ) from error
-            except OSError:  # a file system without locks
-                pass
-        if not os.path.isdir(folder):
-            raise _gone(folder)
-        yield
-    finally:
-        os.close(handle)

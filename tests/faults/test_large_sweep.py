@@ -16,7 +16,7 @@ import pytest
 from simulated_cluster import Cluster
 
 import noisyteacher as nt
-from noisyteacher.files import alone
+from noisyteacher.locks import alone
 from noisyteacher.runs import Run
 from noisyteacher.sweep import cells, executors
 from noisyteacher.sweep.cells import Cell

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from noisyteacher.launch import rank, starter
-from noisyteacher.text import lines_shown, shown
+from noisyteacher.text import lines_shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +57,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, header in enumerate(headers):
         # Names and numbers stay whole where a narrow terminal allows it; text wraps first.
-        table.add_column(Text(shown(header)), justify="right" if number in right else "left", overflow="fold")
+        table.add_column(Text(lines_shown(header)), justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if cell is None else shown(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else lines_shown(cell)) for cell in row))
     out().print(table)
 
 

@@ -23,7 +23,6 @@ from noisyteacher.data.packed import HEADER, JOURNAL, KIND, SCHEMA, Packed, imag
 from noisyteacher.data.repacking import Decoder, repair, side_files
 from noisyteacher.errors import AskedWronglyError, DataError, WriteError
 from noisyteacher.files import (
-    alone,
     append_bytes,
     crc32c,
     make_folder,
@@ -33,6 +32,7 @@ from noisyteacher.files import (
     write_bytes,
     write_json,
 )  # fmt: skip
+from noisyteacher.locks import alone
 from noisyteacher.pixels import Way, check_fit, rows_of, size_of
 from noisyteacher.text import plural, printable, size_bytes
 from noisyteacher.workers import in_order

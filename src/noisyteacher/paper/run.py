@@ -11,7 +11,7 @@ from typing import Any
 
 from noisyteacher.config import build_config, completed, describe, put
 from noisyteacher.evaluate import predict
-from noisyteacher.files import at_work
+from noisyteacher.locks import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
 from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, train_config
 from noisyteacher.references import Curve, curve, values

@@ -13,7 +13,7 @@ from torch import nn
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.data import load_data
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.files import at_work
+from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, export_best

@@ -11,7 +11,8 @@ from torch import nn
 
 from noisyteacher.data import Split
 from noisyteacher.extract import extract
-from noisyteacher.files import at_work, make_folder, sha256
+from noisyteacher.files import make_folder, sha256
+from noisyteacher.locks import at_work
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised

@@ -12,8 +12,8 @@ from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import AskedWronglyError, FileFormatError
 from noisyteacher.extract import extract
-from noisyteacher.files import at_work
 from noisyteacher.launch import restarts
+from noisyteacher.locks import at_work
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.checking import checked_lesson, store_order

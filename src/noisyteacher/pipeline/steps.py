@@ -19,8 +19,8 @@ from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError, NoisyTeacherError
 from noisyteacher.evaluate import judge
-from noisyteacher.files import alone, at_work
 from noisyteacher.history import Tick
+from noisyteacher.locks import alone, at_work
 from noisyteacher.models import Classifier, is_frozen_file, load_model, load_weights, save_model, weights_file
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file

@@ -105,7 +105,7 @@ def harmless(value: object) -> object:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return value
-    text = shown(value)
+    text = "".join(one if one in "\t\r\n" else shown(one) for one in str(value))
     if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA):
         return f"'{text}"
     return text

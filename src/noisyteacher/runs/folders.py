@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
-from noisyteacher.files import alone, sync_folder
+from noisyteacher.files import sync_folder
+from noisyteacher.locks import alone
 from noisyteacher.runs.record import compare
 from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest

@@ -22,11 +22,11 @@ from noisyteacher.files import (
     read_bytes,
     read_json,
     sha256,
-    still_ours,
     sync_folder,
     write_bytes,
     write_json,
 )
+from noisyteacher.locks import still_ours
 from noisyteacher.runs.record import compare, host, plain, versions
 from noisyteacher.strictjson import parse_json
 

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError, WriteError
-from noisyteacher.files import alone, crc32c, make_folder, read_bytes, sync_folder, write_json
+from noisyteacher.files import crc32c, make_folder, read_bytes, sync_folder, write_json
+from noisyteacher.locks import alone
 from noisyteacher.store.plan import DTYPES, INDEX, KIND, SCHEMA, SHARD_KIND, Plan, Shard, refuse_non_finite
 from noisyteacher.store.reader import LogitStore
 from noisyteacher.tensorfile import read_tensors, write_tensors

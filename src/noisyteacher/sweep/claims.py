@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
-from noisyteacher.files import alone, guarded, make_folder, try_lock, write_bytes
+from noisyteacher.files import make_folder, write_bytes
+from noisyteacher.locks import alone, guarded, try_lock
 
 BEAT_S, PATIENCE_S = 5.0, 60.0
 """How often a worker shows that it works, and after how long without a sign its cell is another's."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from noisyteacher.config import Config, build_config, completed, describe
 from noisyteacher.errors import AskedWronglyError, MismatchError
-from noisyteacher.files import at_work, write_json
+from noisyteacher.files import write_json
+from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
 from noisyteacher.models import load_model, model_record
 from noisyteacher.pipeline import (
