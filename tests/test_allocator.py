@@ -25,7 +25,7 @@ split = Split(images, torch.arange(96) % 10, torch.arange(96), "train", "noise",
 model = nt.build_model("student2", classes=10, input_shape=(3, 32, 32), seed=0)
 counts = []
 count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-history = nt.fit(model, split, nt.supervised(), epochs=20, batch_size=96, progress=count)
+history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, progress=count)
 losses = [line["train/loss"] for line in history.epochs]
 print(json.dumps({"done": allocator.keep_memory(), "pages": os.environ.get(allocator.LARGE_PAGES),
                   "faults": counts[-1] - counts[-4], "losses": losses}))
@@ -33,7 +33,7 @@ print(json.dumps({"done": allocator.keep_memory(), "pages": os.environ.get(alloc
 
 
 def trained(**environment: str) -> dict[str, Any]:
-    """What a training of twenty steps says in a process of its own; faults are those of the last three steps."""
+    """What a training of fourteen steps says in a process of its own; faults are those of the last three steps."""
     own = {name: value for name, value in os.environ.items() if name not in (allocator.VARIABLE, allocator.LARGE_PAGES)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=own | environment, capture_output=True, text=True, check=True, timeout=120

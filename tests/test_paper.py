@@ -143,7 +143,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     for name, shape in (("grey", (28, 28)), ("colour", (32, 32, 3))):
         rng = np.random.default_rng(0)
         arrays = {}
-        for role, count in (("train", 40), ("val", 20), ("test", 20)):
+        for role, count in (("train", 20), ("val", 10), ("test", 10)):
             arrays[f"x_{role}"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
             arrays[f"y_{role}"] = np.arange(count) % 10
         np.savez(folder / f"{name}.npz", **arrays)

@@ -284,8 +284,8 @@ COMMAND = [
 ]  # fmt: skip
 
 
-KILLS = int(os.environ.get("NOISYTEACHER_TEST_KILLS", "3"))
-"""How often the sweep below is killed; 10 takes a minute or two more."""
+KILLS = int(os.environ.get("NOISYTEACHER_TEST_KILLS", "1"))
+"""How often the sweep below is killed; `make test-faults` does it 50 times."""
 
 
 def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> int:
@@ -318,8 +318,7 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path, number: int) -> None:
+def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path) -> None:
     long = [word.replace("student.batch_size=30", "student.batch_size=1") for word in COMMAND]
     long[long.index("--epochs") + 1] = "500"
     process = subprocess.Popen([*long, "--output-dir", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -328,9 +327,9 @@ def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path, numb
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    assert process.returncode == 143
     assert b"--resume" in told
     assert len(list(tmp_path.glob("*/*seed*/checkpoint/state.safetensors"))) == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -53,7 +54,10 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminated)
     with safe_streams():
-        code = _exit_code()
+        try:
+            code = _exit_code()
+        except (KeyboardInterrupt, TerminatedError) as stop:  # one more, while the first was being heeded: at once
+            os._exit(_interrupted(stop))
         with contextlib.suppress(ValueError):  # what is left to do is leaving: a signal may end that at once
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(code)
@@ -79,11 +83,16 @@ def _exit_code() -> int | str | None:
     except (KeyboardInterrupt, TerminatedError) as stop:
         if rank() == 0:
             sys.stderr.write("interrupted\n")
-        code = 143 if isinstance(stop, TerminatedError) else 130
+        code = _interrupted(stop)
     with contextlib.suppress(WriteError, SystemExit):
         sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _interrupted(stop: BaseException) -> int:
+    """The exit code of what was interrupted."""
+    return 143 if isinstance(stop, TerminatedError) else 130
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
