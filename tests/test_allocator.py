@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -28,12 +29,12 @@ count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_m
 history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, progress=count)
 losses = [line["train/loss"] for line in history.epochs]
 print(json.dumps({"done": allocator.keep_memory(), "pages": os.environ.get(allocator.LARGE_PAGES),
-                  "faults": counts[-1] - counts[-4], "losses": losses}))
+                  "faults": [after - before for before, after in zip(counts, counts[1:])], "losses": losses}))
 """
 
 
 def trained(**environment: str) -> dict[str, Any]:
-    """What a training of fourteen steps says in a process of its own; faults are those of the last three steps."""
+    """What a training of fourteen steps says in a process of its own, with the page faults of each step but the first."""
     own = {name: value for name, value in os.environ.items() if name not in (allocator.VARIABLE, allocator.LARGE_PAGES)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=own | environment, capture_output=True, text=True, check=True, timeout=120
@@ -48,8 +49,9 @@ def test_a_training_keeps_its_memory_and_computes_the_same() -> None:
     assert (kept["done"], kept["pages"]) == ("kept", "1")
     assert (left["done"], left["pages"]) == ("system", None)
     assert kept["losses"] == left["losses"]
-    assert left["faults"] > 1000
-    assert kept["faults"] < 100
+    usual, mended = (statistics.median(each["faults"][4:]) for each in (left, kept))  # the first steps still grow
+    assert usual > 300
+    assert mended < usual / 10
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
