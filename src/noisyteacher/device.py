@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,6 +12,10 @@ from noisyteacher.errors import AskedWronglyError
 from noisyteacher.text import unknown_name
 
 PRECISIONS = ("fp32", "bf16")
+AUTO = "auto"
+"""Instead of a precision: the faster one of this machine's device."""
+WORTH = 1.5
+"""bf16 is taken where its matrix products run so many times as fast: below that, rounding is not paid for."""
 MOST_THREADS = 1024
 
 
@@ -37,9 +42,27 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-def matmul_peak(device: torch.device, precision: str) -> float:
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision of a name; `auto` is bf16 where that is worth it on this device, measured once a process, or fp32.
+
+    Any other name comes back as it is.
+    """
+    return _faster_precision(device) if name == AUTO else name
+
+
+@functools.cache
+def _faster_precision(device: torch.device) -> str:
+    size = 4096 if device.type == "cuda" else 512  # a CPU without units for bf16 takes 20 ms for one such product
+    try:
+        gain = matmul_peak(device, "bf16", size) / matmul_peak(device, "fp32", size)
+    except (RuntimeError, TypeError):  # a device that knows no bf16
+        return "fp32"
+    return "bf16" if gain >= WORTH else "fp32"
+
+
+def matmul_peak(device: torch.device, precision: str, size: int | None = None) -> float:
     """Floating-point operations a second of the fastest of five products of two square matrices, measured now."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = size or (8192 if device.type == "cuda" else 2048)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = torch.ones(size, size, dtype=kind, device=device), torch.ones(size, size, dtype=kind, device=device)
     found = []

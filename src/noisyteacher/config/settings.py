@@ -84,8 +84,9 @@ class Recipe:
     augment: Literal["none", "mixup", "randaugment"] = "none"
     """None: images come under their views, for which a teacher's answers are stored; mixup or randaugment: they are
     changed anew at every step, and the teacher is asked live."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32, or bf16 autocast with fp32 weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """fp32, bf16 autocast with fp32 weights, or auto: bf16 where this machine multiplies matrices faster in it. A run's
+    config.json holds what auto came to."""
     patience: Count | None = None
     """Stop after so many epochs without a better validation error; empty: never."""
     keep: Literal["best", "last"] = "best"

@@ -8,7 +8,7 @@ from noisyteacher.pipeline.conditions import a_student, further_answers, its_ans
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early
+from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early, settled
 from noisyteacher.pipeline.profiling import profile_notes, profile_table
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
@@ -49,6 +49,7 @@ __all__ = [
     "profile_table",
     "refuse_auto",
     "refuse_early",
+    "settled",
     "resume_compress",
     "resume_single",
     "ship",

@@ -29,7 +29,16 @@ from noisyteacher.pipeline.conditions import (
     taught_by,
     the_teacher,
 )
-from noisyteacher.pipeline.plan import Plan, called, data_record, folder_for, module_record, noise_of, refuse_early
+from noisyteacher.pipeline.plan import (
+    Plan,
+    called,
+    data_record,
+    folder_for,
+    module_record,
+    noise_of,
+    refuse_early,
+    settled,
+)
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.searching import choose_student, looked_at
 from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data, lost
@@ -80,7 +89,7 @@ def compress(
     """
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
         raise AskedWronglyError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
-    config = build_config(
+    asked = build_config(
         {
             "noise": {"sigma": "auto", "alpha": "auto"},
             "teacher": {"name": called(teacher), **_listed(teacher_training or {})},
@@ -95,7 +104,7 @@ def compress(
             "target": dict(target or {}),
         }
     )  # fmt: skip
-    splits = load_data(data)
+    config, splits = settled(asked), load_data(data)
     settings = describe(config) | {
         "call": "python",
         "data": data_record(splits),
@@ -122,11 +131,9 @@ def compress_config(
     allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
-    (noise, candidates), settings, data = (
-        noise_of(config.noise, config.choice),
-        describe(config),
-        load_config_data(config),
-    )
+    config = settled(config)
+    noise, candidates = noise_of(config.noise, config.choice)
+    settings, data = describe(config), load_config_data(config)
     teacher, student = config.teacher.name, config.student.name
     search = refuse_early(teacher, student, data, config, allow_import)
     folder = folder_for(run, config.run.output_dir, student, settings, command)

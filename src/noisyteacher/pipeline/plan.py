@@ -12,7 +12,7 @@ from torch import nn
 
 from noisyteacher.config import Choice, Config, NoiseSettings, completed
 from noisyteacher.data import Splits, expand_views
-from noisyteacher.device import resolve_device
+from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
@@ -30,6 +30,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
+from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
 
@@ -95,6 +96,20 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     alphas = choice.alphas if settings.alpha == "auto" else [settings.alpha]
     found = [Noise(**{**named, "sigma": sigma, "alpha": alpha}) for sigma in sigmas for alpha in alphas]
     return None, tuple(one for one in found if one.alpha and one.sigma)
+
+
+def settled(config: Config) -> Config:
+    """The Config with the precisions that `auto` comes to on this machine, measured once: what a run keeps.
+
+    All trainings of a run have them, on whatever machine each of them, or the rest of the run, is done: pairs of
+    students then differ in the noise alone.
+    """
+    device = resolve_device(config.run.device)
+    teacher, student = (
+        replace(one, precision=led(lambda name=one.precision: resolve_precision(name, device)))
+        for one in (config.teacher, config.student)
+    )
+    return replace(config, teacher=teacher, student=student)
 
 
 def refuse_early(

@@ -20,7 +20,7 @@ from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, taught_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, settled, taught_of
 from noisyteacher.pipeline.steps import (
     Trained,
     Watch,
@@ -46,6 +46,7 @@ def train_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
+    config = settled(config)
     data = load_config_data(config)
     if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher):
         raise AskedWronglyError(
@@ -119,6 +120,7 @@ def distil_config(
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
     refuse_auto(config)
+    config = settled(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
     noise, candidates = noise_of(config.noise, config.choice)
     if candidates and data.val.labels is None:

@@ -24,6 +24,7 @@ from noisyteacher.pipeline import (
     options_of,
     refuse_auto,
     refuse_early,
+    settled,
     the_teacher,
 )
 from noisyteacher.runs import Run, is_run, new_run, plain
@@ -65,13 +66,13 @@ def sweep(
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
-    config = build_config(base)
+    config = settled(build_config(base))
     if jobs < 1:
         raise AskedWronglyError(f"jobs={jobs}: expected 1 or more processes")
     if (jobs > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, scheduler and executor each say who trains the cells: give one of them")
     count = seeds or config.run.seeds
-    conditions, families, axes = expand(base, grids)
+    conditions, families, axes = expand(describe(config), grids)
     settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
     bases = _bases(conditions)
     for members in bases.values():

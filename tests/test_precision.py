@@ -1,0 +1,117 @@
+"""The precision that is chosen by what the machine is faster in, and where the choice is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import blobs, small
+
+import noisyteacher as nt
+from noisyteacher import device
+from noisyteacher.config import build_config
+from noisyteacher.pipeline import compress_config
+from noisyteacher.runs import Run
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "data": {"name": "mnist-5k", "limit": 60},
+    "teacher": {"name": "mlp800", "epochs": 1},
+    "student": {"name": "mlp800", "epochs": 1, "batch_size": 32},
+    "noise": {"sigma": 0.5},
+    "run": {"seeds": 1, "threads": 1, "device": "cpu", "baselines": False},
+}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
+    """A machine whose matrix products run so fast in either precision; how often it was measured is counted."""
+    speeds = {"fp32": 1.0, "bf16": 2.0, "measured": 0}
+
+    def peak(_: torch.device, precision: str, size: int) -> float:
+        speeds["measured"] += 1
+        assert size <= 512, "a slow machine would wait for it"
+        return speeds[precision]
+
+    monkeypatch.setattr(device, "matmul_peak", peak)
+    device._faster_precision.cache_clear()
+    yield speeds
+    device._faster_precision.cache_clear()
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(2.4, "bf16"), (1.5, "bf16"), (1.4, "fp32"), (0.1, "fp32")])
+def test_auto_is_what_the_machine_is_faster_in(machine: dict[str, float], gain: float, expected: str) -> None:
+    machine["bf16"] = gain
+    assert device.resolve_precision("auto", CPU) == expected
+    assert device.resolve_precision("auto", CPU) == expected
+    assert machine["measured"] == 2  # once each, not again for the next training
+    assert [device.resolve_precision(name, CPU) for name in ("fp32", "bf16", "fp8")] == ["fp32", "bf16", "fp8"]
+
+
+def test_a_device_without_bf16_takes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> float:
+        raise RuntimeError("not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(device, "matmul_peak", refused)
+    device._faster_precision.cache_clear()
+    assert device.resolve_precision("auto", CPU) == "fp32"
+    device._faster_precision.cache_clear()
+
+
+def test_the_measurement_is_real() -> None:
+    assert 1e8 < device.matmul_peak(CPU, "fp32", 256) < 1e14
+    assert 1e7 < device.matmul_peak(CPU, "bf16", 256) < 1e14
+
+
+@pytest.mark.parametrize("faster", ["bf16", "fp32"])
+def test_fit_takes_it_and_keeps_what_it_took(machine: dict[str, float], faster: str, tmp_path: Path) -> None:
+    machine[faster] = 3.0
+    ends = {}
+    for precision in ("auto", "fp32", "bf16"):
+        model = small()
+        nt.fit(model, blobs(), nt.supervised(), epochs=2, precision=precision, run=tmp_path / precision)
+        ends[precision] = model.state_dict()["0.weight"].clone()
+    assert ends["auto"].equal(ends[faster])
+    assert not ends["fp32"].equal(ends["bf16"])
+
+
+def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float], tmp_path: Path) -> None:
+    """Begun where bf16 is faster, cut off, and gone on with where it is not: the students stay pairs."""
+    config = build_config({**SMALL, "run": {**SMALL["run"], "output_dir": str(tmp_path)}})
+    assert config.student.precision == config.teacher.precision == "auto"
+    begun: list[Run] = []
+
+    class CutOff(Exception):
+        pass
+
+    def cut(title: str, done: int, _: int, __: str) -> None:
+        if "noisy" in title and done:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        compress_config(config, begun=begun.append, watch=cut)
+    assert [begun[0].config[one]["precision"] for one in ("teacher", "student")] == ["bf16", "bf16"]
+    machine["bf16"] = 0.1
+    device._faster_precision.cache_clear()
+    found = Run(begun[0].path)
+    compress_config(build_config(found.config), run=found)
+    for child in found.children():
+        if child.path.name != "logits":
+            result = json.loads((child.path / "result.json").read_text())["result"]
+            assert result["training"]["precision"] == "bf16", child.path
+
+
+def test_a_sweep_settles_it_for_all_its_cells(machine: dict[str, float], tmp_path: Path) -> None:
+    base = {**SMALL, "run": {**SMALL["run"], "output_dir": str(tmp_path)}}
+    found = nt.sweep(base, {"noise.sigma": [0.5]}, seeds=2)
+    assert Run(found.path).config["base"]["student"]["precision"] == "bf16"
+    cells = [one for one in Run(found.path).children() if "seed" in one.path.name]
+    assert len(cells) == 6
+    assert {one.config["student"]["precision"] for one in cells if "student" in one.config} <= {"bf16"}
+    for one in cells:
+        result = one.result()
+        assert result is not None and result["training"]["precision"] == "bf16"
