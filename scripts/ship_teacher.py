@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from noisyteacher.files import sha256
 from noisyteacher.runs import Run
@@ -22,13 +24,9 @@ def main(folder: str, name: str) -> None:
     result = run.result()
     if run.info["kind"] != "train" or result is None:
         sys.exit(f"{folder}: not a finished train run")
-    target = SHIPPED / f"{name}.safetensors"
-    SHIPPED.mkdir(exist_ok=True)
-    shutil.copyfile(run.path / "weights.safetensors", target)
     config = run.config["config"]
     data = {key: value for key, value in config["data"].items() if key != "root"}
     card = {
-        "name": name,
         "model": config["teacher"]["name"],
         "data": data,
         "recipe": {key: value for key, value in config["teacher"].items() if key not in ("name", "also")},
@@ -38,10 +36,17 @@ def main(folder: str, name: str) -> None:
         "versions": run.info["versions"],
         "host": run.info["host"],
         "trained": run.info["started"],
-        "sha256": sha256([target.read_bytes()]),
-        "licence": "Apache-2.0",
     }
-    (SHIPPED / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    put(name, run.path / "weights.safetensors", card)
+
+
+def put(name: str, weights: Path, card: Mapping[str, Any]) -> None:
+    """The weights into the package, and beside them the card with its name, checksum and licence."""
+    target = SHIPPED / f"{name}.safetensors"
+    SHIPPED.mkdir(exist_ok=True)
+    shutil.copyfile(weights, target)
+    whole = {"name": name, **card, "sha256": sha256([target.read_bytes()]), "licence": "Apache-2.0"}
+    (SHIPPED / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(f"{target}: {target.stat().st_size:,} bytes")
 
 

@@ -34,7 +34,7 @@ print(json.dumps({"done": allocator.keep_memory(), "pages": os.environ.get(alloc
 
 
 def trained(**environment: str) -> dict[str, Any]:
-    """What a training of fourteen steps says in a process of its own, with the page faults of each step but the first."""
+    """What a training of fourteen steps says in a process of its own, with the page faults of all but the first."""
     own = {name: value for name, value in os.environ.items() if name not in (allocator.VARIABLE, allocator.LARGE_PAGES)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=own | environment, capture_output=True, text=True, check=True, timeout=120

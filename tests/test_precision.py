@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import blobs, small
 
 import noisyteacher as nt
 from noisyteacher import device
 from noisyteacher.config import build_config
 from noisyteacher.pipeline import compress_config
 from noisyteacher.runs import Run
+from test_train import blobs, small
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -85,14 +85,14 @@ def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float],
     assert config.student.precision == config.teacher.precision == "auto"
     begun: list[Run] = []
 
-    class CutOff(Exception):
+    class CutError(Exception):
         pass
 
     def cut(title: str, done: int, _: int, __: str) -> None:
         if "noisy" in title and done:
-            raise CutOff
+            raise CutError
 
-    with pytest.raises(CutOff):
+    with pytest.raises(CutError):
         compress_config(config, begun=begun.append, watch=cut)
     assert [begun[0].config[one]["precision"] for one in ("teacher", "student")] == ["bf16", "bf16"]
     machine["bf16"] = 0.1
@@ -114,4 +114,5 @@ def test_a_sweep_settles_it_for_all_its_cells(machine: dict[str, float], tmp_pat
     assert {one.config["student"]["precision"] for one in cells if "student" in one.config} <= {"bf16"}
     for one in cells:
         result = one.result()
-        assert result is not None and result["training"]["precision"] == "bf16"
+        assert result is not None
+        assert result["training"]["precision"] == "bf16"

@@ -58,7 +58,9 @@ Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, line
 Preset = Annotated[
     str | None, typer.Option("--preset", help="paper or modern: how networks are trained; named settings win.")
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16, or auto (the default): the faster one here.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="fp32, bf16, or auto (the default): the faster one here.")
+]
 Patience = Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without a better one.")]
 Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]
 Sigma = Annotated[

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings, completed
+from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.errors import AskedWronglyError, MismatchError
@@ -34,6 +35,7 @@ from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
 
+R = TypeVar("R", bound=Recipe)
 Answers = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's answers come from: by role a store; `live` is the teacher itself, where images are augmented. Of a
 second teacher `train-2` or `live-2`, and so on."""
@@ -105,11 +107,12 @@ def settled(config: Config) -> Config:
     students then differ in the noise alone.
     """
     device = resolve_device(config.run.device)
-    teacher, student = (
-        replace(one, precision=led(lambda name=one.precision: resolve_precision(name, device)))
-        for one in (config.teacher, config.student)
-    )
-    return replace(config, teacher=teacher, student=student)
+    return replace(config, teacher=_settled(config.teacher, device), student=_settled(config.student, device))
+
+
+def _settled(recipe: R, device: torch.device) -> R:
+    precision: Any = led(lambda: resolve_precision(recipe.precision, device))
+    return replace(recipe, precision=precision)
 
 
 def refuse_early(
