@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from noisyteacher.errors import UnknownNameError
+from noisyteacher.cli import main
+from noisyteacher.errors import AskedWronglyError, UnknownNameError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
 from noisyteacher.paper.run import _paper
@@ -123,6 +125,44 @@ def test_every_experiment_runs_and_is_gone_on_with(
 def test_figure_3_is_table_6_with_its_curves() -> None:
     assert SAME == {"fig3": "table6"}
     assert [part.curve for part in experiment("table6").parts(FULL)] == [f"figure3-student{k}" for k in (1, 2, 3)]
+
+
+def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    words: dict[str, Any] = {"parts": ["student3"], "sigmas": [0.3], "seeds": 1, "output_dir": tmp_path}
+    result = run_paper("table6", "quick", overrides={**SMALL, **tiny["table6"]}, **words)
+    assert result.record["sweeps"] == ["student3"]
+    labels = [one["label"] for one in result.record["rows"]]
+    assert [label for label in labels if "sigma" in label] == ["sigma 0.3, batch", "sigma 0.3, row"]
+    assert {one["ours"]["n"] for one in result.record["rows"]} == {1}
+    assert Run.open(result.path).config["seeds"] == 1
+    again = run_paper("table6", "quick", overrides={**SMALL, **tiny["table6"]}, **words)
+    assert again.path == result.path
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "told"),
+    [
+        ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
+        ({"seeds": 0}, AskedWronglyError, "seeds=0: expected 1 or more"),
+    ],
+)
+def test_a_part_that_is_none(tmp_path: Path, words: dict[str, Any], error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        run_paper("table6", "quick", output_dir=tmp_path, **words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sigmas", ["0.3;0.9", "-0.1", "inf", "nan", ""])
+def test_sigmas_that_are_none(
+    sigmas: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["noisyteacher", "paper", "table6", f"--sigmas={sigmas}", "--output-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "--sigmas" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_names(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, out, print_json, print_noted, progress, resumable
+from noisyteacher.errors import AskedWronglyError
 from noisyteacher.text import lines_shown
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
@@ -136,6 +138,11 @@ def paper(
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     data_root: o.DataRoot = None,
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only this part, such as student3 of table6; repeatable.")
+    ] = None,
+    sigmas: Annotated[str | None, typer.Option(help="These instead of the budget's, such as 0.3,0.9.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="So many instead of the budget's.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare the official files with their published MD5 sums.")] = True,
     extra: Annotated[bool, typer.Option(help="SVHN: with its 531,131 extra images, as the paper.")] = True,
     jobs: Jobs = 1,
@@ -165,6 +172,9 @@ def paper(
                 verify=verify,
                 extra=extra,
                 teacher=teacher,
+                parts=part or (),
+                sigmas=_numbers(sigmas, "--sigmas"),
+                seeds=seeds,
                 jobs=jobs,
                 scheduler=scheduler,
                 output_dir=output_dir or "runs",
@@ -181,6 +191,19 @@ def paper(
         print_json([{"run": str(one.path), **one.record} for one in results])
     if any(one.failed for one in results):
         raise typer.Exit(3)
+
+
+def _numbers(text: str | None, option: str) -> list[float]:
+    """Numbers with commas between them; none where nothing was given."""
+    try:
+        found = [float(one) for one in text.split(",")] if text is not None else []
+    except ValueError as error:
+        raise AskedWronglyError(
+            f"{option} {text}: expected numbers with commas between them, such as 0.3,0.9"
+        ) from error
+    if not all(0 <= one < math.inf for one in found):
+        raise AskedWronglyError(f"{option} {text}: expected numbers from 0 on")
+    return found
 
 
 def print_paper(result: Any) -> None:

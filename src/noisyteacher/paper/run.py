@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import build_config, completed, describe, put
+from noisyteacher.errors import AskedWronglyError
 from noisyteacher.evaluate import predict
 from noisyteacher.locks import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
-from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, train_config
+from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, settled, train_config
 from noisyteacher.references import Curve, curve, values
 from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.sweep import SweepResult, spread, sweep
+from noisyteacher.text import unknown_name
 
 SECTION54 = {
     "drawn-sigma": "section5.4-sigma-range",
@@ -64,6 +66,9 @@ def run_paper(
     verify: bool = True,
     extra: bool = True,
     teacher: str | None = None,
+    parts: Sequence[str] = (),
+    sigmas: Sequence[float] = (),
+    seeds: int | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
     output_dir: str | os.PathLike[str] = "runs",
@@ -77,17 +82,21 @@ def run_paper(
 
     budget: `quick`, `standard` or `full`. teacher: a trained one (run folder or weights file) for the experiments'
     first teacher; otherwise it is trained once and kept for the other experiments in the same `output_dir`. The same
-    question asked again goes on with the run folder it left there, or reads it. overrides: dotted settings for every
+    question asked again goes on with the run folder it left there, or reads it. parts: only these of the experiment
+    (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings for every
     sweep. Raises UnknownNameError and whatever `sweep` raises.
     """
-    asked, size = experiment(SAME.get(name, name)), budget_of(budget)
-    parts = [_with(part, data_root, verify, extra, teacher, device, overrides) for part in asked.parts(size)]
+    asked, size = experiment(SAME.get(name, name)), _budget(budget, sigmas, seeds)
+    chosen = [
+        _with(part, data_root, verify, extra, teacher, device, overrides)
+        for part in _chosen(asked.parts(size), parts, asked.name)
+    ]
     settings = plain(
         {
             "experiment": asked.name,
             "budget": size.name,
             "seeds": size.seeds,
-            "parts": {one.name: {"base": one.base, "grids": one.grids} for one in parts},
+            "parts": {one.name: {"base": one.base, "grids": one.grids} for one in chosen},
         },
         "config",
     )
@@ -98,7 +107,7 @@ def run_paper(
         begun(run)
     with at_work(run.path):
         found = []
-        for part in parts:
+        for part in chosen:
             tell = None if watch is None else _titled(watch, part.name)
             base = _taught(part.base, output_dir, tell)
             grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
@@ -114,9 +123,28 @@ def run_paper(
                     watch=tell,
                 )
             )
-        record = _record(asked, size, parts, found)
+        record = _record(asked, size, chosen, found)
         run.write_result(record)
     return PaperResult(run.path, plain(record, "result"), tuple(found))
+
+
+def _budget(name: str, sigmas: Sequence[float], seeds: int | None) -> Budget:
+    """The budget with what is named instead of its own."""
+    named: dict[str, Any] = {"sigmas": tuple(sigmas)} if sigmas else {}
+    if seeds is not None:
+        if seeds < 1:
+            raise AskedWronglyError(f"seeds={seeds}: expected 1 or more")
+        named["seeds"] = seeds
+    return replace(budget_of(name), **named)
+
+
+def _chosen(parts: list[Part], names: Sequence[str], experiment: str) -> list[Part]:
+    """The parts of these names, all where none is named."""
+    known = [one.name for one in parts]
+    for name in names:
+        if name not in known:
+            raise unknown_name(f"part of {experiment}", name, known)
+    return [one for one in parts if not names or one.name in names]
 
 
 def _with(
@@ -165,7 +193,7 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
         own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also")}
         run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
         data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
-        config = build_config({"data": data, "teacher": {**own, "name": name}, "run": run})
+        config = settled(build_config({"data": data, "teacher": {**own, "name": name}, "run": run}))
         found = _same(output_dir, "train", plain({"config": describe(config), "seed": 0}, "config"))
         if found is None or found.state != "done":
             found = train_config(config, run=found, watch=watch).run

@@ -16,6 +16,7 @@ from noisyteacher.config import build_config, describe
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.files import read_bytes
+from noisyteacher.models import model_record
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline import Plan, a_student, load_config_data
 from noisyteacher.runs import Run
@@ -113,6 +114,11 @@ def progress_of(cell: Cell) -> float:
     if not file.exists():
         return 0.0
     return min(1.0, len(read_bytes(file).splitlines()) / int(cell.config["student"]["epochs"]))
+
+
+def network_name(run: Run) -> str:
+    """The name of the network in a training's folder, whatever path led there."""
+    return str(model_record(run.path / "weights.safetensors")["architecture"]["name"])
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

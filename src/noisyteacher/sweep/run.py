@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, completed, describe
+from noisyteacher.config import Config, build_config, completed, describe, put
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import write_json
 from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
-from noisyteacher.models import load_model, model_record
+from noisyteacher.models import load_model
 from noisyteacher.pipeline import (
     Plan,
     Watch,
@@ -29,7 +30,7 @@ from noisyteacher.pipeline import (
 )
 from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
-from noisyteacher.sweep.cells import Cell, cell_of, progress_of
+from noisyteacher.sweep.cells import Cell, cell_of, network_name, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
 from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
 from noisyteacher.sweep.result import SweepResult, judge_sweep
@@ -72,7 +73,7 @@ def sweep(
     if (jobs > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, scheduler and executor each say who trains the cells: give one of them")
     count = seeds or config.run.seeds
-    conditions, families, axes = expand(describe(config), grids)
+    conditions, families, axes = expand(_with_precisions(base, config), grids)
     settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
     bases = _bases(conditions)
     for members in bases.values():
@@ -113,6 +114,14 @@ def sweep(
             threads = share_of_threads(jobs)
         with at_work(run.path):
             return _run(run, conditions, families, axes, bases, count, threads, make, allow_import, watch)
+
+
+def _with_precisions(base: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The settings as they were given, with the precisions of the Config that they came to on this machine."""
+    given = copy.deepcopy(dict(base))
+    put(given, "teacher.precision", config.teacher.precision)
+    put(given, "student.precision", config.student.precision)
+    return given
 
 
 def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -174,49 +183,6 @@ def resume_sweep(
     )  # fmt: skip
 
 
-def so_far(run: Run) -> SweepResult:
-    """What the cells that are done say of an unfinished sweep; nothing is trained and nothing written.
-
-    Conditions may have different seeds; differences are taken over the seeds that both sides have. `.record` has no
-    costs. Raises AskedWronglyError for another kind of run, or when no cell is done.
-    """
-    if run.info["kind"] != "sweep":
-        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep")
-    settings = run.config
-    conditions, families, axes = expand(settings["base"], settings["grids"])
-    children = {child.path.name: child for child in run.children() if child.state == "done"}
-    results = {}
-    for one in conditions:
-        for seed in range(settings["seeds"]):
-            child = children.get(f"{one.name}-seed{seed}")
-            result = None if child is None else child.result()
-            if result is not None:
-                results[one.name, seed] = result
-    teachers = [child for name, child in children.items() if name.startswith("teacher")]
-    if not results or not teachers:
-        raise AskedWronglyError(f"{run.path}: no cell of this sweep is done yet")
-    judged, groups = judge_sweep(conditions, families, results)
-    scores = (teachers[0].result() or {})["scores"]
-    first = {
-        "name": _network(teachers[0]),
-        "run": teachers[0].path.name,
-        **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
-    }
-    return SweepResult(
-        run.path,
-        {
-            "data": conditions[0].config.data.name,
-            "n": {role: found["error"]["n"] for role, found in scores.items()},
-            "teacher": first,
-            "axes": axes,
-            "conditions": judged,
-            "families": groups,
-            "failed": [],
-            "cells": {"done": len(results), "all": len(conditions) * settings["seeds"]},
-        },
-    )
-
-
 def _bases(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
     """The conditions by what they share: data and teacher."""
     found: dict[str, list[Condition]] = {}
@@ -252,7 +218,7 @@ def _prepare(
         scores = teacher.result["scores"]
         teachers.append(
             {
-                "name": _network(teacher.run),
+                "name": network_name(teacher.run),
                 "run": name,
                 "conditions": [one.name for one in members],
                 "data": data.name,
@@ -264,11 +230,6 @@ def _prepare(
         )
         cells += [cell_of(one, seed, run, stores, threads) for seed in range(seeds) for one in members]
     return sorted(cells, key=lambda one: one.seed), teachers
-
-
-def _network(run: Run) -> str:
-    """The name of the network in a training's folder, whatever path led there."""
-    return str(model_record(run.path / "weights.safetensors")["architecture"]["name"])
 
 
 def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Cell], dict[str, str]], None]:
