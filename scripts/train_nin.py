@@ -32,6 +32,8 @@ PHASES = (
     (16, 9, 0.1, "constant", 1.0, 2),
     (24, 4, 0.1, "constant", 0.2, 3),
     (32, 6, 0.1, "cosine", 0.2, 4),
+    (24, 8, 0.1, "constant", 0.2, 3),  # without these 16 epochs it ends at 13.4 % validation error
+    (32, 8, 0.1, "cosine", 0.2, 4),
 )
 BATCH, DECAY, SEED = 128, 5e-4, 0
 
@@ -52,7 +54,7 @@ def main() -> None:
     plain = build_model("nin", data=data, seed=SEED, preprocess="standardize", dropout=0.0)
     network = normed(plain.network)
     seconds, lines = 0.0, []
-    for pixels, epochs, rate, schedule, warmup, shift in PHASES:
+    for number, (pixels, epochs, rate, schedule, warmup, shift) in enumerate(PHASES, 1):
         model = Classifier(
             plain.preprocess, network, {**plain.architecture, "input_shape": [3, pixels, pixels], "name": "nin-normed"}
         )
@@ -60,19 +62,21 @@ def main() -> None:
             model, resized(data.train, pixels), supervised(), val=resized(data.val, pixels), epochs=epochs,
             batch_size=BATCH, optimizer="sgd", lr=rate, weight_decay=DECAY, schedule=schedule, warmup_epochs=warmup,
             views=shifted(shift), keep="last" if pixels < 32 else "best", seed=SEED,
-            precision="fp32", run=given.out / f"phase-{pixels}",
+            precision="fp32", run=given.out / f"phase-{number}-{pixels}",
             resume=True, checkpoint_every_s=60,
             progress=lambda tick: print(f"\r{tick.epoch}/{tick.epochs} {tick.step} {tick.loss:.3f}", end=""),
         )  # fmt: skip
         seconds += history.seconds
         lines += [{"pixels": pixels, **line} for line in history.epochs]
         print(f"\n{pixels} px: validation error {history.epochs[-1]['val/error']:.2f} %, {history.seconds:.0f} s")
-    folded(network.eval(), plain.network)
+    network.eval()
     plain.eval()
     rows = torch.arange(min(200, len(data.val)))
     images = data.val.images_at(rows)
     with torch.no_grad():
-        gap = float((plain(images) - network(plain.preprocess(images))).abs().max())
+        before = network(plain.preprocess(images))  # its convolutions are those of the plain network, folded next
+        folded(network, plain.network)
+        gap = float((plain(images) - before).abs().max())
     print(f"folding moved the logits of {len(rows)} images by at most {gap:.2g}")
     scores = {part.role: evaluate(plain, part).describe() for part in (data.val, data.test) if part is not None}
     print(json.dumps(scores, indent=1))
@@ -80,12 +84,13 @@ def main() -> None:
     recipe = {
         "phases": [dict(zip(PHASE, phase, strict=True)) for phase in PHASES], "batch_size": BATCH, "optimizer": "sgd",
         "momentum": 0.9, "weight_decay": DECAY, "views": "mirror images and shifted crops", "precision": "fp32",
-        "keep": "best", "batch_norm": f"behind every convolution but the last; folded (logits moved by {gap:.1g})",
+        "keep": "best", "batch_norm": "behind every convolution but the last while it learned, then folded into it",
     }  # fmt: skip
     data_told = {"name": given.data, "verify": not given.unverified, **({"note": given.note} if given.note else {})}
     card = {
         "model": "nin", "data": data_told, "recipe": recipe, "seed": SEED, "scores": scores,
-        "training": {"seconds": seconds, "epochs": len(lines), "device": "cpu", "threads": given.threads},
+        "training": {"seconds": seconds, "epochs": len(lines), "device": "cpu", "threads": given.threads,
+                     "fold_gap": gap},
         "versions": versions(), "host": host(), "trained": datetime.now(UTC).isoformat(), "metrics": lines,
     }  # fmt: skip
     (given.out / "training.json").write_text(json.dumps(card, indent=1))

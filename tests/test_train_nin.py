@@ -41,13 +41,14 @@ def test_the_shipped_nin_is_the_trained_one_without_its_norms(tmp_path: Path, mo
     assert (card["name"], card["model"], card["data"]["note"], card["training"]["epochs"]) == (
         "nin-cifar10", "nin", "dice", 3
     )  # fmt: skip
+    assert card["training"]["fold_gap"] < 1e-4
     model = nt.load_model(weights)
     assert not [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     splits = nt.load_data(str(data))
     assert nt.evaluate(model, splits.val).error == pytest.approx(card["scores"]["val"]["error"]["value"])
     normed = train_nin.normed(nt.build_model("nin", data=splits, preprocess="standardize", dropout=0.0).network)
     trained = nt.Classifier(model.preprocess, normed, model.architecture)
-    kept, _ = read_tensors(tmp_path / "out" / "phase-32" / "weights.safetensors", "model", 1)
+    kept, _ = read_tensors(tmp_path / "out" / "phase-2-32" / "weights.safetensors", "model", 1)
     trained.load_state_dict(kept)
     images = splits.val.images_at(torch.arange(len(splits.val)))
     with torch.no_grad():
