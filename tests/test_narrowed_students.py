@@ -14,7 +14,7 @@ from noisyteacher.config import build_config, describe
 from noisyteacher.errors import AskedWronglyError, ConfigError
 from noisyteacher.files import write_json
 from noisyteacher.paper.run import _same
-from noisyteacher.pipeline import compress_config, distil_config, resume_compress, train_config, wrong_names
+from noisyteacher.pipeline import compress_config, distil_config, resume_compress, settled, train_config, wrong_names
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import resume_sweep, sweep
 
@@ -165,6 +165,6 @@ def test_a_run_of_a_version_without_presets_is_gone_on_with(tmp_path: Path) -> N
     trained = train_config(given).run
     made_older(trained, "config")
     assert "preset" not in trained.config["config"]["student"]
-    found = _same(tmp_path / "one", "train", {"config": describe(given), "seed": 0})
+    found = _same(tmp_path / "one", "train", {"config": describe(settled(given)), "seed": 0})
     assert found is not None
     assert found.path == trained.path
