@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import command_line, out, print_json, print_noted, progress, resumable
+from noisyteacher.cli.show import command_line, print_json, print_noted, progress, resumable, write
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.text import lines_shown
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
 Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
@@ -118,19 +117,17 @@ def print_sweep(result: Any, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(result.path), **result.record})
         return
-    from rich.text import Text
 
     headers, rows = result.table()
     print_noted(headers, rows, result.notes())
-    console = out()
-    console.print()
+    write("")
     for verdict in result.verdicts():
-        console.print(Text(lines_shown(f"Verdict: {verdict}.")), style="bold")
+        write(f"Verdict: {verdict}.", "bold")
     if result.failed:
-        console.print(Text(lines_shown(f"\n{len(result.failed)} failed:")), style="bold red")
+        write(f"\n{len(result.failed)} failed:", "bold red")
         for one in result.failed:
-            console.print(Text(lines_shown(f"  {one['run']}: {one['error']}")))
-    console.print(Text(lines_shown(f"\nRun folder: {result.path}")))
+            write(f"  {one['run']}: {one['error']}")
+    write(f"\nRun folder: {result.path}")
 
 
 def paper(
@@ -208,18 +205,16 @@ def _numbers(text: str | None, option: str) -> list[float]:
 
 def print_paper(result: Any) -> None:
     """An experiment's table with the paper's numbers, its notes, verdicts and run folder."""
-    from rich.text import Text
 
-    console = out()
     record = result.record
-    console.print(Text(lines_shown(f"{record['title']} ({record['budget']}, {record['data']})")), style="bold")
+    write(f"{record['title']} ({record['budget']}, {record['data']})", "bold")
     headers, rows = result.table()
     print_noted(headers, rows, record["notes"])
     for verdict in record["verdicts"]:
-        console.print(Text(lines_shown(f"Verdict: {verdict}.")), style="bold")
+        write(f"Verdict: {verdict}.", "bold")
     for one in result.failed:
-        console.print(Text(lines_shown(f"failed: {one['run']}: {one['error']}")), style="bold red")
-    console.print(Text(lines_shown(f"\nRun folder: {result.path}")))
+        write(f"failed: {one['run']}: {one['error']}", "bold red")
+    write(f"\nRun folder: {result.path}")
 
 
 COMMANDS = (sweep, paper)

@@ -43,6 +43,13 @@ def say(words: str, err: bool = False) -> None:
     typer.echo(lines_shown(words), err=err)
 
 
+def write(words: str, style: str | None = None) -> None:
+    """A paragraph on stdout, wrapped to the terminal; what a terminal would obey in it is shown instead."""
+    from rich.text import Text
+
+    out().print(Text(lines_shown(words)), style=style)
+
+
 def print_json(value: Any) -> None:
     """The value as JSON on stdout."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
@@ -65,13 +72,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
 
 def print_noted(headers: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> None:
     """A table of numbers on stdout with its notes beneath."""
-    from rich.text import Text
 
     print_table(headers, rows, right=range(1, len(headers)))
-    console = out()
-    console.print()
+    write("")
     for note in notes:
-        console.print(Text(lines_shown(note)), style="dim")
+        write(note, "dim")
 
 
 def print_result(result: Result, as_json: bool) -> None:
@@ -79,35 +84,31 @@ def print_result(result: Result, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(result.path), **result.describe()})
         return
-    from rich.text import Text
 
     headers, rows = result.table()
     print_noted(headers, rows, result.notes())
-    console = out()
-    console.print()
-    console.print(Text(lines_shown(f"Verdict: {result.verdict}.")), style="bold")
-    console.print()
-    console.print(Text(lines_shown(f"Run folder: {result.path}")))
+    write("")
+    write(f"Verdict: {result.verdict}.", "bold")
+    write("")
+    write(f"Run folder: {result.path}")
     folders = [folder for row in result.rows for folder in row.runs]
-    console.print(Text(lines_shown(f"  in it: {', '.join(folders)}; logits in {result.store}")))
+    write(f"  in it: {', '.join(folders)}; logits in {result.store}")
     if result.files:
-        console.print(Text(lines_shown(f"\nFiles of {result.path / (result.best or {})['run']}:\n")))
+        write(f"\nFiles of {result.path / (result.best or {})['run']}:\n")
         print_exported(result.files)
 
 
 def print_exported(made: Sequence[Exported]) -> None:
     """The table of exported files beside torch, its notes, and which of them is fastest and smallest."""
-    from rich.text import Text
 
     from noisyteacher.export import notes, table, verdict
 
     headers, rows = table(made)
     print_table(headers, rows, right=range(2, len(headers) - 1))
-    console = out()
-    console.print()
+    write("")
     for note in notes(made):
-        console.print(Text(lines_shown(note)), style="dim")
-    console.print(Text(lines_shown(f"\nVerdict: {verdict(made)}.")))
+        write(note, "dim")
+    write(f"\nVerdict: {verdict(made)}.")
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, completed, describe, put
+from noisyteacher.config import Config, build_config, completed, describe
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import write_json
 from noisyteacher.locks import at_work
@@ -73,7 +72,8 @@ def sweep(
     if (jobs > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, scheduler and executor each say who trains the cells: give one of them")
     count = seeds or config.run.seeds
-    conditions, families, axes = expand(_with_precisions(base, config), grids)
+    conditions, families, axes = expand(base, grids)
+    conditions = [replace(one, config=settled(one.config)) for one in conditions]
     settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
     bases = _bases(conditions)
     for members in bases.values():
@@ -114,14 +114,6 @@ def sweep(
             threads = share_of_threads(jobs)
         with at_work(run.path):
             return _run(run, conditions, families, axes, bases, count, threads, make, allow_import, watch)
-
-
-def _with_precisions(base: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """The settings as they were given, with the precisions of the Config that they came to on this machine."""
-    given = copy.deepcopy(dict(base))
-    put(given, "teacher.precision", config.teacher.precision)
-    put(given, "student.precision", config.student.precision)
-    return given
 
 
 def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
