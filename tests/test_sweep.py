@@ -87,13 +87,13 @@ def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     lost = result.path / "sigma0.5-seed1"
     (lost / "result.json").unlink()
     asked: list[str] = []
-    real = cells_module.a_student
+    real = cells_module.its_training
 
     def counted(plan: Any, run: str, *rest: Any) -> Any:
         asked.append(run)
         return real(plan, run, *rest)
 
-    monkeypatch.setattr(cells_module, "a_student", counted)
+    monkeypatch.setattr(cells_module, "its_training", counted)
     again = resume_sweep(Run.open(result.path))
     assert asked == ["sigma0.5-seed1"]
     assert contents(Run(again.path)) == before
@@ -176,14 +176,14 @@ def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_defect_in_one_cell_is_a_failure_of_that_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = cells_module.a_student
+    real = cells_module.its_training
 
     def broken(plan: Any, run: str, *rest: Any) -> Any:
         if run == "clean-seed0":
             raise RuntimeError("the disk has melted")
         return real(plan, run, *rest)
 
-    monkeypatch.setattr(cells_module, "a_student", broken)
+    monkeypatch.setattr(cells_module, "its_training", broken)
     result = sweep(base(tmp_path), {"noise.sigma": [0.5]})
     assert [(one["run"], one["error"]) for one in result.failed] == [
         ("clean-seed0", "RuntimeError: the disk has melted")

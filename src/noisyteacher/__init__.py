@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from noisyteacher.sweep import sweep as sweep
     from noisyteacher.teachers import NoisyTeacher as NoisyTeacher
     from noisyteacher.train import fit as fit
+    from noisyteacher.train import fit_many as fit_many
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ PUBLIC = {
     "export": "export",
     "extract": "extract",
     "fit": "train",
+    "fit_many": "train",
     "from_pretrained": "export",
     "load_data": "data",
     "load_model": "models",

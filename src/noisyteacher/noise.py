@@ -113,11 +113,30 @@ def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generato
 
     Always consumes the generator alike for one (batch, classes, draw): mask, sigma's place, unit noise.
     """
+    return _scaled(noise, _units(noise.draw, noise.distribution, batch, classes, generator))
+
+
+def _units(
+    draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is drawn whatever sigma and alpha are: who is selected first `[B, 1]`, sigma's place, unit noise."""
     device = generator.device if generator is not None else torch.device("cpu")
     chance = torch.rand(batch, 1, generator=generator, device=device)
     place = torch.rand((), generator=generator, device=device)
-    shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[noise.draw]
-    unit = UNIT_NOISE[noise.distribution](shape, generator, device)
+    shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[draw]
+    return chance, place, UNIT_NOISE[distribution](shape, generator, device)
+
+
+@lru_cache(maxsize=16)
+def _step_units(
+    seed: int, step: int, draw: str, distribution: str, batch: int, classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of one training step: students that differ in sigma and alpha alone share them."""
+    return _units(draw, distribution, batch, classes, stream(seed, "noise", step))
+
+
+def _scaled(noise: Noise, units: tuple[Tensor, Tensor, Tensor]) -> Draw:
+    chance, place, unit = units
     if isinstance(noise.sigma, tuple):
         low, high = noise.sigma
         return Draw(chance < noise.alpha, unit * (low + (high - low) * place))
@@ -203,7 +222,7 @@ def step_draw(
     `total_steps` for a schedule; MismatchError without them.
     """
     if not noise.frozen:
-        draw = draw_noise(noise, size, classes, stream(seed, "noise", step))
+        draw = _scaled(noise, _step_units(seed, step, noise.draw, noise.distribution, size, classes))
     elif rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
     else:

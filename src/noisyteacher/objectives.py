@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,16 +22,37 @@ LOSSES = ("logit_regression", "soft_targets")
 
 
 @dataclass(frozen=True)
+class Parts:
+    """An objective taken apart: what it needs of a batch, and arithmetic that `torch.vmap` can map over students."""
+
+    kind: Hashable
+    """Objectives of one kind have the same arithmetic, on inputs of the same shapes."""
+    inputs: Callable[[Batch, dict[Any, Tensor]], tuple[Tensor, ...]]
+    """The tensors that `terms` takes; what students of one batch share of them is kept in the dict."""
+    terms: Callable[..., tuple[Tensor, Tensor]]
+    """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]` and the inputs."""
+    told: Callable[[list[float]], dict[str, float]]
+    """The values by name, as they go into the metrics."""
+
+    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one student and its numbers."""
+        loss, values = self.terms(logits, *(one.to(logits.device) for one in self.inputs(batch, {})))
+        return loss, self.told(values.tolist())
+
+
+@dataclass(frozen=True)
 class Objective:
     """A loss of the student's logits `[B, K]` and the batch, with a check before the first step and a record of itself.
 
-    `loss` returns the scalar to minimise and a dict of numbers worth a line in the metrics.
+    `loss` returns the scalar to minimise and a dict of numbers worth a line in the metrics. `parts` is the same for
+    many students at once, where there is such a thing.
     """
 
     loss: Callable[[Tensor, Batch], tuple[Tensor, dict[str, float]]]
     check: Callable[..., None]
     """Asked with the split, the views and the number of classes, and `augment=` where images are augmented."""
     record: dict[str, Any] = field(default_factory=dict)
+    parts: Parts | None = None
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss and its numbers for one batch."""
@@ -50,7 +71,11 @@ def supervised() -> Objective:
     def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         _need_labels(split, classes)
 
-    return Objective(loss, check, {"objective": "supervised"})
+    def terms(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy(logits, labels), logits.new_empty(0)
+
+    parts = Parts("supervised", lambda batch, shared: (_labels(batch),), terms, lambda values: {})
+    return Objective(loss, check, {"objective": "supervised"}, parts)
 
 
 def distil(
@@ -83,15 +108,25 @@ def distil(
     if noise is not None and not isinstance(noise, Noise):
         raise AskedWronglyError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     source = as_teacher(teacher, combine)
+    record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
+    whose = repr(record["teacher"])
     softness = 4.0 if temperature is None else temperature
     slope = _regression_slope if loss == "logit_regression" else partial(_soft_slope, temperature=softness)
 
-    def value(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        targets = source.logits(batch)
-        check_logits(targets)
-        numbers: dict[str, float] = {}
+    def inputs(batch: Batch, shared: dict[Any, Tensor]) -> tuple[Tensor, ...]:
+        found = shared.get((whose, batch.seed))
+        if found is None:
+            found = shared[whose, batch.seed] = source.logits(batch)
+            check_logits(found)
+        if noise is None:
+            return (found,)
+        draw = _draw(noise, batch, found.shape[1])
+        return found, draw.selected, draw.xi
+
+    def terms(logits: Tensor, targets: Tensor, *noised: Tensor) -> tuple[Tensor, Tensor]:
+        values: tuple[Tensor, ...] = ()
         if noise is not None:
-            draw = _draw(noise, batch, targets.shape[1])
+            draw = Draw(*noised)
             student, clean = logits, targets
             if noise.target == "teacher":
                 targets = apply_noise(targets, draw, noise.kind)
@@ -99,20 +134,35 @@ def distil(
                 logits = apply_noise(logits.float(), draw, noise.kind)
             with torch.no_grad():
                 before, after = (clean, targets) if noise.target == "teacher" else (student, logits)
-                numbers = {
-                    "noise/selected_%": 100 * _share(draw.selected),
-                    "noise/flipped_%": 100 * _share(before.argmax(1) != after.argmax(1)),
-                    "noise/xi_rms": float(draw.xi.square().mean().sqrt()),
-                    "noise/gradient_ratio": gradient_ratio(student, clean, logits, targets, draw, noise, slope),
-                }
+                values = (
+                    _share(draw.selected),
+                    _share(before.argmax(1) != after.argmax(1)),
+                    draw.xi.square().mean().sqrt(),
+                    *gradient_change(student, clean, logits, targets, draw, noise, slope),
+                )
         term = (
             logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
         )
-        if label_weight:
-            labelled = labels_term(logits, batch)
-            numbers |= {"train/teacher_term": float(term.detach()), "train/label_term": float(labelled.detach())}
-            term = (1 - label_weight) * term + label_weight * labelled
-        return term, numbers
+        return term, torch.stack([one.float() for one in values]) if values else logits.new_empty(0)
+
+    def told(values: list[float]) -> dict[str, float]:
+        if not values:
+            return {}
+        selected, flipped, rms, change, size = values
+        return {
+            "noise/selected_%": 100 * selected,
+            "noise/flipped_%": 100 * flipped,
+            "noise/xi_rms": rms,
+            "noise/gradient_ratio": change / size if size > 0 else 0.0,
+        }
+
+    whole = Parts(("distil", loss, softness, noise and (noise.draw, noise.kind, noise.target)), inputs, terms, told)
+
+    def labelled_too(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        term, numbers = whole.loss(logits, batch)
+        labelled = labels_term(logits, batch)
+        numbers |= {"train/teacher_term": float(term.detach()), "train/label_term": float(labelled.detach())}
+        return (1 - label_weight) * term + label_weight * labelled, numbers
 
     def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         if label_weight:
@@ -121,27 +171,31 @@ def distil(
             refuse_stored(source, augment)
         source.check(split, views, classes)
 
-    record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
     if loss == "soft_targets":
         record["temperature"] = softness
     if noise is not None:
         record["noise"] = noise.describe()
-    return Objective(value, check, record)
+    if label_weight:
+        return Objective(labelled_too, check, record)
+    return Objective(whole.loss, check, record, whole)
 
 
 def labels_term(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
-    assert batch.labels is not None
+    found = _labels(batch)
     if batch.blend is None:
-        return cross_entropy(logits, batch.labels)
+        return cross_entropy(logits, found)
     partner, share = (one.to(logits.device) for one in batch.blend)
-    each = [
-        F.cross_entropy(logits.float(), labels, reduction="none") for labels in (batch.labels, batch.labels[partner])
-    ]
+    each = [F.cross_entropy(logits.float(), labels, reduction="none") for labels in (found, found[partner])]
     return (share * each[0] + (1 - share) * each[1]).mean()
 
 
-def gradient_ratio(
+def _labels(batch: Batch) -> Tensor:
+    assert batch.labels is not None
+    return batch.labels
+
+
+def gradient_change(
     student: Tensor,
     teacher: Tensor,
     noisy_student: Tensor,
@@ -149,18 +203,17 @@ def gradient_ratio(
     draw: Draw,
     noise: Noise,
     slope: Callable[[Tensor, Tensor], Tensor],
-) -> float:
-    """How large the noise is in the gradient: ||noisy - clean|| / ||clean|| over one batch, a number >= 0.
+) -> tuple[Tensor, Tensor]:
+    """How large the noise is in the gradient over one batch: ||noisy - clean|| and ||clean||, scalars.
 
     The gradients are those of the teacher's term in the student's logits, `[B, K]` each, where both are exact and
-    cheap. The ratio is 0 where the clean gradient is 0. `slope(student, teacher)` is the gradient times B.
+    cheap. `slope(student, teacher)` is the gradient times B.
     """
     clean = slope(student.float(), teacher)
     noisy = slope(noisy_student.float(), noisy_teacher)
     if noise.target == "student" and noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
-        noisy = torch.where(draw.selected.to(noisy.device), noisy * (1 + draw.xi.to(noisy.device)), noisy)
-    size = float(clean.norm())
-    return float((noisy - clean).norm()) / size if size > 0 else 0.0
+        noisy = torch.where(draw.selected, noisy * (1 + draw.xi), noisy)
+    return (noisy - clean).norm(), clean.norm()
 
 
 def _regression_slope(student: Tensor, teacher: Tensor) -> Tensor:
@@ -184,8 +237,8 @@ def _draw(noise: Noise, batch: Batch, classes: int) -> Draw:
     )
 
 
-def _share(flags: Tensor) -> float:
-    return float(flags.to(torch.float32).mean())
+def _share(flags: Tensor) -> Tensor:
+    return flags.to(torch.float32).mean()
 
 
 def _need_labels(split: Split, classes: int) -> None:

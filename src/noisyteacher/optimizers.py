@@ -9,9 +9,12 @@ from torch import nn
 
 from noisyteacher.errors import ConfigError
 
+RULE = ("optimizer", "lr", "momentum", "weight_decay")
+"""The settings of `fit` that make an update rule."""
+
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float | None, weight_decay: float
+    optimizer: str, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float | None, weight_decay: float
 ) -> torch.optim.Optimizer:
     """The optimiser: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd` (momentum, 0.9).
 
@@ -21,9 +24,9 @@ def build_optimizer(
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     fused = all(parameter.is_floating_point() for parameter in learned)
-    if name == "sgd":
+    if optimizer == "sgd":
         return torch.optim.SGD(
             learned, lr=lr, momentum=0.9 if momentum is None else momentum, weight_decay=weight_decay, fused=fused
         )
-    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
     return kind(learned, lr=lr, weight_decay=weight_decay, fused=fused)

@@ -12,6 +12,9 @@ from noisyteacher.cli.show import command_line, print_json, print_noted, progres
 from noisyteacher.errors import AskedWronglyError
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
+Stack = Annotated[
+    int, typer.Option("--stack", help="Students of one architecture trained at once in this process, for a GPU.")
+]
 Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
 
 
@@ -32,6 +35,7 @@ def sweep(
     preset: o.Preset = None,
     seeds: Annotated[int | None, typer.Option(help="Students per condition, with seeds 0, 1, ...")] = None,
     jobs: Jobs = 1,
+    stack: Stack = 1,
     scheduler: Scheduler = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
@@ -72,7 +76,7 @@ def sweep(
         found = o.resumed(resume, output_dir)
         with resumable("sweep") as begun, progress(quiet) as watch:
             result = resume_sweep(
-                found, jobs=jobs, scheduler=scheduler, allow_import=allow_import, begun=begun, watch=watch
+                found, jobs=jobs, stack=stack, scheduler=scheduler, allow_import=allow_import, begun=begun, watch=watch
             )
     else:
         base, grids = _asked(config, grid, overrides, flags | {"run.output_dir": output_dir})
@@ -81,6 +85,7 @@ def sweep(
                 base,
                 grids,
                 jobs=jobs,
+                stack=stack,
                 scheduler=scheduler,
                 command=command_line(),
                 allow_import=allow_import,
@@ -143,6 +148,7 @@ def paper(
     verify: Annotated[bool, typer.Option(help="Compare the official files with their published MD5 sums.")] = True,
     extra: Annotated[bool, typer.Option(help="SVHN: with its 531,131 extra images, as the paper.")] = True,
     jobs: Jobs = 1,
+    stack: Stack = 1,
     scheduler: Scheduler = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
@@ -173,6 +179,7 @@ def paper(
                 sigmas=_numbers(sigmas, "--sigmas"),
                 seeds=seeds,
                 jobs=jobs,
+                stack=stack,
                 scheduler=scheduler,
                 output_dir=output_dir or "runs",
                 device=device or "auto",

@@ -70,6 +70,7 @@ def run_paper(
     sigmas: Sequence[float] = (),
     seeds: int | None = None,
     jobs: int = 1,
+    stack: int = 1,
     scheduler: str | None = None,
     output_dir: str | os.PathLike[str] = "runs",
     device: str = "auto",
@@ -84,7 +85,7 @@ def run_paper(
     first teacher; otherwise it is trained once and kept for the other experiments in the same `output_dir`. The same
     question asked again goes on with the run folder it left there, or reads it. parts: only these of the experiment
     (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings for every
-    sweep. Raises UnknownNameError and whatever `sweep` raises.
+    sweep. jobs, stack, scheduler: as in `sweep`. Raises UnknownNameError and whatever `sweep` raises.
     """
     asked, size = experiment(SAME.get(name, name)), _budget(budget, sigmas, seeds)
     chosen = [
@@ -117,6 +118,7 @@ def run_paper(
                     grids,
                     seeds=size.seeds,
                     jobs=jobs,
+                    stack=stack,
                     scheduler=scheduler,
                     name=part.name,
                     parent=run,

@@ -4,7 +4,7 @@ from noisyteacher.pipeline.candidates import SHOWN
 from noisyteacher.pipeline.card import Story, story_of
 from noisyteacher.pipeline.checking import checked_teacher
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
-from noisyteacher.pipeline.conditions import a_student, further_answers, its_answers, the_teacher
+from noisyteacher.pipeline.conditions import further_answers, its_answers, its_training, the_teacher
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
@@ -13,14 +13,8 @@ from noisyteacher.pipeline.profiling import profile_notes, profile_table
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
-from noisyteacher.pipeline.steps import (
-    Trained,
-    Watch,
-    load_config_data,
-    load_teacher,
-    options_of,
-    train_run,
-)
+from noisyteacher.pipeline.steps import load_config_data, load_teacher, options_of
+from noisyteacher.pipeline.training import Trained, Training, Watch, train_run, train_runs
 
 __all__ = [
     "SHOWN",
@@ -29,8 +23,8 @@ __all__ = [
     "Row",
     "Story",
     "Trained",
+    "Training",
     "Watch",
-    "a_student",
     "checked_teacher",
     "compress",
     "compress_config",
@@ -40,6 +34,7 @@ __all__ = [
     "further_answers",
     "is_given",
     "its_answers",
+    "its_training",
     "load_config_data",
     "load_teacher",
     "names_a_file",
@@ -57,5 +52,6 @@ __all__ = [
     "the_teacher",
     "train_config",
     "train_run",
+    "train_runs",
     "wrong_names",
 ]

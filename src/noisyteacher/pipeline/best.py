@@ -9,7 +9,8 @@ from typing import Any
 from noisyteacher.pipeline.conditions import TITLES
 from noisyteacher.pipeline.plan import Plan
 from noisyteacher.pipeline.shipping import ship
-from noisyteacher.pipeline.steps import Trained, Watch, lost
+from noisyteacher.pipeline.steps import lost
+from noisyteacher.pipeline.training import Trained, Watch
 
 FOLDER = "export"
 

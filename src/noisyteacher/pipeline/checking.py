@@ -21,7 +21,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline.given import network_of
 from noisyteacher.pipeline.plan import Answers, Plan, taught_of
-from noisyteacher.pipeline.steps import Trained
+from noisyteacher.pipeline.training import Trained
 from noisyteacher.rng import seeded
 from noisyteacher.store import LogitStore
 from noisyteacher.teachers import as_teacher

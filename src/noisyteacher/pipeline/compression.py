@@ -41,7 +41,8 @@ from noisyteacher.pipeline.plan import (
 )
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.searching import choose_student, looked_at
-from noisyteacher.pipeline.steps import Trained, Watch, errors_kept, load_config_data, lost
+from noisyteacher.pipeline.steps import load_config_data, lost
+from noisyteacher.pipeline.training import Trained, Watch, errors_kept
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 

@@ -18,16 +18,8 @@ from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.given import is_given, network_of
 from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
-from noisyteacher.pipeline.steps import (
-    Trained,
-    front_of,
-    given_run,
-    keeping_of,
-    load_teacher,
-    options_of,
-    recipe_of,
-    train_run,
-)
+from noisyteacher.pipeline.steps import front_of, given_run, keeping_of, load_teacher, options_of, recipe_of
+from noisyteacher.pipeline.training import Trained, Training, train_run
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
@@ -60,16 +52,18 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
             **front_of(plan.config.teacher),
         }  # fmt: skip
         return train_run(
-            plan.run.child(name, "train", settings, seed=0),
-            network_of(plan.config.teacher, given, data),
-            data,
-            supervised(),
-            recipe=recipe,
-            seed=0,
-            device=plan.config.run.device,
-            keeping=keeping_of(plan.config),
-            title=title,
-            watch=plan.watch,
+            Training(
+                run=plan.run.child(name, "train", settings, seed=0),
+                model=network_of(plan.config.teacher, given, data),
+                data=data,
+                objective=supervised(),
+                recipe=recipe,
+                seed=0,
+                device=plan.config.run.device,
+                keeping=keeping_of(plan.config),
+                title=title,
+                watch=plan.watch,
+            )
         )
     found: Run | None = None
     if isinstance(given, str):
@@ -151,16 +145,17 @@ def store_name(teacher: str, split: Split, model: nn.Module) -> str:
 
 
 def a_student(
-    plan: Plan,
-    run: str,
-    condition: str,
-    noise: Noise | None,
-    seed: int,
-    answers: Answers,
-    title: str,
+    plan: Plan, run: str, condition: str, noise: Noise | None, seed: int, answers: Answers, title: str
 ) -> Trained:
-    """One student with one seed in the child run `run`: on labels alone where the condition is `labels`, else distilled
-    from the teacher's answers under the noise.
+    """One student, trained as `its_training` says."""
+    return train_run(its_training(plan, run, condition, noise, seed, answers, title))
+
+
+def its_training(
+    plan: Plan, run: str, condition: str, noise: Noise | None, seed: int, answers: Answers, title: str
+) -> Training:
+    """How one student is trained with one seed in the child run `run`: on labels alone where the condition is `labels`,
+    else distilled from the teacher's answers under the noise.
     """
     source, parents = taught_by(plan, answers)
     objective: Objective = supervised() if condition == "labels" else distil(source, noise=noise, **plan.taught)
@@ -184,11 +179,11 @@ def a_student(
     first = answers["live" if plan.live else "train"]
     teacher = first.meta.get("teacher", {}) if isinstance(first, LogitStore) else first
     teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else teacher
-    return train_run(
-        folder,
-        network_of(plan.config.student, student, plan.data, seed, teacher),
-        plan.data,
-        objective,
+    return Training(
+        run=folder,
+        model=network_of(plan.config.student, student, plan.data, seed, teacher),
+        data=plan.data,
+        objective=objective,
         recipe=recipe,
         seed=seed,
         device=plan.config.run.device,

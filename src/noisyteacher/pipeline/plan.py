@@ -30,7 +30,8 @@ from noisyteacher.models import (
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.steps import Watch, front_of, load_teacher, options_of
+from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
+from noisyteacher.pipeline.training import Watch
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore

@@ -10,7 +10,8 @@ from noisyteacher.pipeline.candidates import Candidate
 from noisyteacher.pipeline.choosing import planned, shortened
 from noisyteacher.pipeline.conditions import a_student, conditions_of
 from noisyteacher.pipeline.plan import Answers, Plan
-from noisyteacher.pipeline.steps import Trained, lost
+from noisyteacher.pipeline.steps import lost
+from noisyteacher.pipeline.training import Trained
 from noisyteacher.text import duration, plural
 
 

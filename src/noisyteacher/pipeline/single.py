@@ -21,16 +21,8 @@ from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, settled, taught_of
-from noisyteacher.pipeline.steps import (
-    Trained,
-    Watch,
-    errors_kept,
-    keeping_of,
-    load_config_data,
-    load_teacher,
-    recipe_of,
-    train_run,
-)
+from noisyteacher.pipeline.steps import keeping_of, load_config_data, load_teacher, recipe_of
+from noisyteacher.pipeline.training import Trained, Training, Watch, errors_kept, train_run
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.store import LogitStore
@@ -61,16 +53,18 @@ def train_config(
     if begun is not None:
         begun(folder)
     return train_run(
-        folder,
-        model,
-        data,
-        objective,
-        recipe=recipe_of(config.teacher),
-        seed=seed,
-        device=config.run.device,
-        keeping=keeping_of(config),
-        title=f"{config.teacher.name}, seed {seed}",
-        watch=watch,
+        Training(
+            run=folder,
+            model=model,
+            data=data,
+            objective=objective,
+            recipe=recipe_of(config.teacher),
+            seed=seed,
+            device=config.run.device,
+            keeping=keeping_of(config),
+            title=f"{config.teacher.name}, seed {seed}",
+            watch=watch,
+        )
     )
 
 
@@ -144,17 +138,19 @@ def distil_config(
         with at_work(folder.path), errors_kept(folder):
             noise, choice = choose_noise(plan, {"train": opened}, (0, planned(plan)))
     return train_run(
-        folder,
-        model,
-        data,
-        distil(opened, noise=noise, **plan.taught),
-        recipe=recipe_of(student),
-        seed=seed,
-        device=config.run.device,
-        keeping=keeping_of(config),
-        extra={"checks": checks} | ({} if choice is None else {"choice": choice}),
-        title=title,
-        watch=watch,
+        Training(
+            run=folder,
+            model=model,
+            data=data,
+            objective=distil(opened, noise=noise, **plan.taught),
+            recipe=recipe_of(student),
+            seed=seed,
+            device=config.run.device,
+            keeping=keeping_of(config),
+            extra={"checks": checks} | ({} if choice is None else {"choice": choice}),
+            title=title,
+            watch=watch,
+        )
     )
 
 

@@ -1,115 +1,24 @@
-"""One step of the way: a model trained in a run folder of its own, and a teacher found in one."""
+"""One step of the way: a teacher found in a run folder or file, and what settings say of a training."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from noisyteacher import metrics
-from noisyteacher.allocator import keep_memory
 from noisyteacher.config import Config, Recipe, Teacher
-from noisyteacher.data import Split, Splits, load_data
-from noisyteacher.device import check_threads, resolve_device
-from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError, NoisyTeacherError
-from noisyteacher.evaluate import judge
-from noisyteacher.history import Tick
+from noisyteacher.data import Splits, load_data
+from noisyteacher.device import check_threads
+from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError
 from noisyteacher.locks import alone, at_work
-from noisyteacher.models import Classifier, is_frozen_file, load_model, load_weights, save_model, weights_file
-from noisyteacher.objectives import Objective
+from noisyteacher.models import Classifier, is_frozen_file, load_model, save_model, weights_file
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
-from noisyteacher.pipeline.profiling import profiled
-from noisyteacher.ranks import led, place, told_when_lost
+from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
 from noisyteacher.runs import Run, is_run
-from noisyteacher.train import WEIGHTS, fit
-
-Watch = Callable[[str, int, int, str], None]
-"""Told of progress: what is being done, how much of it is done, how much there is, a note for people."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model with the run it lies in and what its result.json says."""
-
-    model: nn.Module
-    run: Run
-    result: dict[str, Any]
-
-
-def train_run(
-    run: Run,
-    model: nn.Module,
-    data: Splits,
-    objective: Objective,
-    *,
-    recipe: Mapping[str, Any],
-    seed: int,
-    device: str = "auto",
-    answers: Mapping[str, object] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    keeping: Mapping[str, Any] | None = None,
-    title: str = "training",
-    watch: Watch | None = None,
-) -> Trained:
-    """The model trained in this run's folder, evaluated on validation and test, its result written last.
-
-    A run that is done is not trained again; one that was interrupted goes on from its checkpoint; one that another
-    process works on is waited for. In a group of processes all of them train it together, the leading one evaluates
-    and writes, and the result is the same on all.
-    `recipe` holds options of `fit`, and `keeping` those of what it writes beside the weights; `answers` holds by role
-    (`val`, `test`) a teacher to agree with there, by which validation without labels is judged (not at all without
-    it); `extra` goes into the result as it is.
-    An error of this package is written to error.txt on its way out.
-    """
-    leads = place().leads
-    with ExitStack() as held:
-        if leads:
-            held.enter_context(at_work(*run.around))
-            held.enter_context(alone(run.path))
-        whole = led(lambda: run.result() if run.state == "done" else None)
-        if whole is not None:
-            load_weights(model, run.path / WEIGHTS)
-            return Trained(model, run, whole)
-        with errors_kept(run), told_when_lost():
-            history = fit(
-                model,
-                data.train,
-                objective,
-                **_judging(data.val, answers or {}, recipe),
-                seed=seed,
-                device=device,
-                run=run.path,
-                resume=True,
-                **(keeping or {}),
-                progress=None if watch is None or not leads else _relay(watch, title),
-            )
-            result = {
-                **led(lambda: _judged(model, data, answers or {}, device)),
-                "classes": list(data.class_names),
-                "training": {
-                    "seconds": history.seconds,
-                    "epochs": len(history.epochs),
-                    "best_epoch": history.best_epoch,
-                    "kept": history.kept,
-                    "stopped_early": history.stopped_early,
-                    "device": str(resolve_device(device)),
-                    "threads": torch.get_num_threads(),
-                    "precision": recipe["precision"],
-                    "memory": keep_memory(),
-                    **({} if place().size == 1 else {"processes": place().size}),
-                },
-                **({} if history.profile is None else {"profile": profiled(model, history.profile, recipe)}),
-                **(extra or {}),
-            }
-            if leads:
-                run.write_result(result)
-    return Trained(model, run, result)
+from noisyteacher.train import WEIGHTS
 
 
 def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto", source: Run | None = None) -> Trained:
@@ -123,54 +32,12 @@ def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto"
         save_model(model, run.path / WEIGHTS, within=run.path)
         names = class_names_taught(model, source)
         result = {
-            **_judged(model, data, {}, device),
+            **judged_on(model, data, {}, device),
             "classes": None if names is None else list(names),
             "training": before,
         }
         run.write_result(result)
     return Trained(model, run, result)
-
-
-@contextmanager
-def errors_kept(run: Run) -> Iterator[None]:
-    """Inside, an error of this package is written to the run's error.txt on its way out; an old one is cleared."""
-    if not place().leads:
-        yield
-        return
-    run.clear_error()
-    try:
-        yield
-    except NoisyTeacherError as error:
-        with suppress(NoisyTeacherError):  # a full disk must not hide what went wrong
-            run.write_error(f"{type(error).__name__}: {error}")
-        raise
-
-
-MANY_CLASSES = 100
-"""Up to so many classes a result keeps the whole table of confusions."""
-
-
-def _judged(model: nn.Module, data: Splits, answers: Mapping[str, object], device: str) -> dict[str, Any]:
-    """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able."""
-    scores, details = {}, {}
-    for split in (data.val, data.test):
-        if split is not None:
-            if split.labels is None and split.role not in answers:
-                continue
-            found, logits = judge(model, split, teacher=answers.get(split.role), device=device)
-            scores[split.role] = found.describe()
-            if split.labels is not None:
-                details[split.role] = _details(logits, split.targets)
-    return {"scores": scores, "details": details}
-
-
-def _judging(val: Split, answers: Mapping[str, object], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `fit` in a recipe, with what judges its epochs."""
-    if val.labels is not None:
-        return {**recipe, "val": val}
-    if val.role in answers:
-        return {**recipe, "val": val, "val_teacher": answers[val.role]}
-    return {**recipe, "val": None, "keep": "last"}
 
 
 def lost(scores: Mapping[str, Any]) -> float:
@@ -183,23 +50,6 @@ def lost(scores: Mapping[str, Any]) -> float:
     if "error" in scores:
         return float(scores["error"]["value"])
     return 100 - float(scores["agreement"]["value"])
-
-
-def _details(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    rows, confidence, hits = metrics.reliability(logits, labels)
-    return {
-        "confusion": metrics.confusion(logits, labels).tolist() if logits.shape[1] <= MANY_CLASSES else None,
-        "reliability": {
-            "count": rows.long().tolist(),
-            "confidence_%": _shares(confidence, rows),
-            "accuracy_%": _shares(hits, rows),
-        },
-    }
-
-
-def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
-    """Percentages of the whole; None where there is nothing."""
-    return [100 * a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
 def load_teacher(
@@ -298,12 +148,3 @@ def load_config_data(config: Config) -> Splits:
         limit=data.limit,
         train_limit=data.train_limit,
     )
-
-
-def _relay(watch: Watch, title: str) -> Callable[[Tick], None]:
-    def tell(tick: Tick) -> None:
-        judged = "" if tick.val_error is None else f" val error {tick.val_error:.2f} %"
-        note = f"epoch {tick.epoch}/{tick.epochs}{judged} loss {tick.loss:.3g}"
-        watch(title, tick.step, tick.total_steps, note)
-
-    return tell

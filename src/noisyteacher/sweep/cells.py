@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,11 @@ from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.files import read_bytes
 from noisyteacher.models import model_record
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline import Plan, a_student, load_config_data
+from noisyteacher.pipeline import Plan, Training, its_training, load_config_data, train_run, train_runs
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.claims import LostError, claimed
-from noisyteacher.sweep.grid import Condition
+from noisyteacher.sweep.grid import TAUGHT, Condition, fingerprint
 from noisyteacher.workers import leave_now
 
 
@@ -80,32 +81,87 @@ def in_worker(cell: Cell) -> str | None:
         leave_now()
 
 
+def train_stack(cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+    """Train these cells in common steps, or find them done; returns why, by run name, for those that failed."""
+    with _ONE:
+        left, failures = list(cells), dict[str, str]()
+        while left:
+            found = _train_together(left, progress)
+            left = [cell for cell in left if isinstance(found[cell.run], LostError)]  # others have them: wait
+            for cell in cells:
+                error = found.get(cell.run)
+                if error is not None and cell not in left:
+                    failures[cell.run] = _failed(cell, error)
+        return failures
+
+
+def stacks(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
+    """The cells in groups of up to `most` that differ in seed, noise and what the loss is made of alone."""
+    if most == 1:
+        return [[cell] for cell in cells]
+    groups: dict[str, list[list[Cell]]] = {}
+    for cell in cells:
+        config = {name: value for name, value in cell.config.items() if name != "noise"}
+        student = {name: value for name, value in config["student"].items() if name not in TAUGHT}
+        found = groups.setdefault(fingerprint([{**config, "student": student}, dict(cell.stores), cell.threads]), [[]])
+        if len(found[-1]) == most:
+            found.append([])
+        found[-1].append(cell)
+    return [stack for found in groups.values() for stack in found]
+
+
 def _train_cell(cell: Cell) -> str | None:
     try:
-        if cell.threads is not None:
-            torch.set_num_threads(cell.threads)
-        config = build_config(cell.config)
-        data = _data(_key(cell.config["data"]))
-        answers = {role: _store(os.path.join(cell.folder, place)) for role, place in cell.stores.items()}
-        noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
-        plan = Plan(
-            config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None
-        )
         while True:
             try:
                 with claimed(cell.path):
-                    a_student(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
+                    train_run(_training(cell))
                 break
             except LostError:  # another has it: wait for that one, and find the cell done
                 continue
-    except NoisyTeacherError as error:
-        return f"{type(error).__name__}: {error}"
     except Exception as error:  # a defect or a lost machine must not take the other cells with it
-        told = f"{type(error).__name__}: {error}"
-        if cell.path.is_dir():
-            Run(cell.path).write_error(told)
-        return told
+        return _failed(cell, error)
     return None
+
+
+def _train_together(cells: Sequence[Cell], progress: Callable[[int, int], None] | None) -> dict[str, Exception | None]:
+    """What went wrong with each of the cells, by run name."""
+    found: dict[str, Exception | None] = {}
+    with ExitStack() as held:
+        asked: dict[str, Training] = {}
+        for cell in cells:
+            try:
+                held.enter_context(claimed(cell.path))
+                asked[cell.run] = _training(cell)
+            except Exception as error:
+                found[cell.run] = error
+        try:
+            outcomes = train_runs(list(asked.values()), progress) if asked else []
+        except Exception as error:  # of all of them: they cannot be trained as one, or a defect
+            return {cell.run: found.get(cell.run, error) for cell in cells}
+    for run, outcome in zip(asked, outcomes, strict=True):
+        found[run] = outcome if isinstance(outcome, NoisyTeacherError) else None
+    return found
+
+
+def _failed(cell: Cell, error: Exception) -> str:
+    """Why the cell failed; an error of this package has been kept in its error.txt where it is of that run."""
+    told = f"{type(error).__name__}: {error}"
+    if not isinstance(error, NoisyTeacherError) and cell.path.is_dir():
+        Run(cell.path).write_error(told)
+    return told
+
+
+def _training(cell: Cell) -> Training:
+    """The cell's training, with the data and the teacher's answers that cells of this process share."""
+    if cell.threads is not None:
+        torch.set_num_threads(cell.threads)
+    config = build_config(cell.config)
+    data = _data(_key(cell.config["data"]))
+    answers = {role: _store(os.path.join(cell.folder, place)) for role, place in cell.stores.items()}
+    noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
+    plan = Plan(config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None)
+    return its_training(plan, cell.run, cell.kind, noise, cell.seed, answers, cell.run)
 
 
 def progress_of(cell: Cell) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.runs import Run
-from noisyteacher.sweep.cells import Cell, in_worker, train_cell
+from noisyteacher.sweep.cells import Cell, in_worker, stacks, train_cell, train_stack
 from noisyteacher.workers import cores, end, processes
 
 PATIENCE_S = 10.0
@@ -53,22 +53,21 @@ def cluster(address: str) -> Iterator[Make]:
 
 
 def train_all(
-    cells: Sequence[Cell], make: Make | None, tell: Callable[[Sequence[Cell], dict[str, str]], None]
+    cells: Sequence[Cell],
+    make: Make | None,
+    tell: Callable[[Sequence[Cell], dict[str, str]], None],
+    stack: int = 1,
 ) -> dict[str, str]:
     """Train every cell; returns why, by run name, for those that failed.
 
-    `make` makes an executor (None: this process trains them one after the other). Where a worker dies, its cells are
-    given out again, each RETRIES times at most; one that was there twice when a worker died is tried alone, so that it
-    cannot take others with it. `tell(waiting cells, failures)` is called about every second, less often where there
-    are so many cells that it takes time.
+    `make` makes an executor (None: this process trains them one after the other, or up to `stack` at once). Where a
+    worker dies, its cells are given out again, each RETRIES times at most; one that was there twice when a worker died
+    is tried alone, so that it cannot take others with it. `tell(waiting cells, failures)` is called about every second,
+    less often where there are so many cells that it takes time.
     """
     failures: dict[str, str] = {}
     if make is None:
-        for number, cell in enumerate(cells):
-            tell(cells[number:], failures)
-            error = train_cell(cell)
-            if error is not None:
-                failures[cell.run] = error
+        _here(cells, tell, failures, stack)
         tell([], failures)
         return failures
     left, tries = list(cells), dict.fromkeys((cell.run for cell in cells), 0)
@@ -82,6 +81,33 @@ def train_all(
             pass
     tell([], failures)
     return failures
+
+
+def _here(
+    cells: Sequence[Cell],
+    tell: Callable[[Sequence[Cell], dict[str, str]], None],
+    failures: dict[str, str],
+    most: int,
+) -> None:
+    """Train the cells in this process."""
+    waiting = {cell.run: cell for cell in cells}
+    told = monotonic()
+
+    def beat(step: int, steps: int) -> None:
+        nonlocal told
+        if monotonic() >= told + 1.0:
+            tell(list(waiting.values()), failures)
+            told = monotonic()
+
+    for some in stacks(cells, most):
+        tell(list(waiting.values()), failures)
+        if len(some) == 1:
+            error = train_cell(some[0])
+            failures.update({} if error is None else {some[0].run: error})
+        else:
+            failures.update(train_stack(some, beat))
+        for cell in some:
+            del waiting[cell.run]
 
 
 def _round(

@@ -195,6 +195,7 @@ def _value(config: Config, key: str) -> Any:
 
 def _slug(label: str) -> str:
     text = re.sub(r"\b(sigma|alpha|lr|epochs|dropout) (?=[\d.])", r"\1", label)
+    text = re.sub(r"(?<=\d)e\+(?=\d)", "e", text)  # 1e+30 is not 1e-30
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "condition"
 
 

@@ -44,6 +44,7 @@ def sweep(
     *,
     seeds: int | None = None,
     jobs: int = 1,
+    stack: int = 1,
     scheduler: str | None = None,
     executor: Make | None = None,
     name: str | None = None,
@@ -59,18 +60,21 @@ def sweep(
     base: nested settings as in a config file. grids: dotted keys of settings with the values to try, one grid or
     several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. A label-only and a clean student of every
     family are always among the conditions. seeds: 0 .. seeds-1 (default: base's run.seeds).
-    jobs: processes on this machine. scheduler: address of a dask scheduler instead. executor: or what makes any
-    `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
+    jobs: processes on this machine. stack: students of one architecture that this process trains at once, in common
+    steps (`fit_many`), for a GPU that one does not fill. scheduler: address of a dask scheduler instead. executor: or
+    what makes any `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
     run: an interrupted sweep to go on with: cells that are done are not run again. parent, name: make it a child run.
     allow_import: a teacher's file may name a factory to import, as in `load_model`.
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
     config = settled(build_config(base))
-    if jobs < 1:
-        raise AskedWronglyError(f"jobs={jobs}: expected 1 or more processes")
-    if (jobs > 1) + (scheduler is not None) + (executor is not None) > 1:
-        raise AskedWronglyError("jobs, scheduler and executor each say who trains the cells: give one of them")
+    if jobs < 1 or stack < 1:
+        raise AskedWronglyError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
+    if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
+        raise AskedWronglyError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
+    if stack > 1 and config.run.profile:
+        raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
     count = seeds or config.run.seeds
     conditions, families, axes = expand(base, grids)
     conditions = [replace(one, config=settled(one.config)) for one in conditions]
@@ -113,7 +117,7 @@ def sweep(
         if threads is None and make is not None:
             threads = share_of_threads(jobs)
         with at_work(run.path):
-            return _run(run, conditions, families, axes, bases, count, threads, make, allow_import, watch)
+            return _run(run, conditions, families, axes, bases, count, threads, make, stack, allow_import, watch)
 
 
 def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,13 +139,14 @@ def _run(
     count: int,
     threads: int | None,
     make: Make | None,
+    stack: int,
     allow_import: bool,
     watch: Watch | None,
 ) -> SweepResult:
     """Everything from the first teacher to the result, in a run folder that is there."""
     run.clear_error()
     cells, bodies = _prepare(run, bases, count, threads, allow_import, watch)
-    failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch))
+    failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch), stack)
     results = {(one.condition, one.seed): Run(one.path).result() for one in cells if one.run not in failures}
     judged, groups = judge_sweep(conditions, families, {key: one for key, one in results.items() if one is not None})
     failed = [
@@ -160,6 +165,7 @@ def resume_sweep(
     run: Run,
     *,
     jobs: int = 1,
+    stack: int = 1,
     scheduler: str | None = None,
     allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
@@ -170,8 +176,8 @@ def resume_sweep(
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
     settings = run.config
     return sweep(
-        settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, scheduler=scheduler, run=run,
-        allow_import=allow_import, begun=begun, watch=watch,
+        settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, stack=stack,
+        scheduler=scheduler, run=run, allow_import=allow_import, begun=begun, watch=watch,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from noisyteacher.files import make_folder
 from noisyteacher.history import History, Tick
 from noisyteacher.models import as_classifier
 from noisyteacher.objectives import record_of
-from noisyteacher.optimizers import build_optimizer
+from noisyteacher.optimizers import RULE, build_optimizer
 from noisyteacher.ranks import check_same, led
 from noisyteacher.refusals import check_roles, check_settings, check_val
 from noisyteacher.stopwatch import Stopwatch
@@ -85,6 +85,32 @@ def fit(
     ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
     or shapes differ, TrainingError before the update when the loss or a gradient is not finite.
     """
+    loop = prepared(
+        model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
+        optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
+        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment, precision=precision,
+        patience=patience, keep=keep, seed=seed, device=device, run=run, resume=resume, tensorboard=tensorboard,
+    )  # fmt: skip
+    if profile:
+        loop.clockwork = Stopwatch(loop.device)
+    folder = None if run is None else Path(run)
+    ended = None if folder is None else found_done(loop, folder, resume)
+    if ended is not None:
+        return ended
+    if folder is None:
+        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
+    make_folder(folder)
+    with signals_held() as loop.signals:
+        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
+
+
+def prepared(
+    model: nn.Module, split: Split, objective: Callable[[Tensor, Batch], Any], *, val: Split | None,
+    val_teacher: object, views: str | tuple[str, ...], every_view: bool, augment: str, precision: str,
+    patience: int | None, keep: str | None, seed: int, device: str, run: str | Path | None, resume: bool,
+    tensorboard: bool, **recipe: Any,
+) -> Loop:  # fmt: skip
+    """The loop of a training, with everything checked that `fit` checks before the first step."""
     check_roles(split, val)
     chosen_views = expand_views(views)
     classifier = as_classifier(model, input_shape=split.input_shape)
@@ -94,30 +120,27 @@ def fit(
     precision = led(lambda: resolve_precision(precision, on))
     judge = None if val is None else Validation(val, val_teacher, classes, str(on), precision)
     settings: dict[str, Any] = {
-        "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "schedule": schedule, "warmup_epochs": warmup_epochs, "views": list(chosen_views),
-        "every_view": every_view, "precision": precision, "patience": patience,
+        **recipe, "views": list(chosen_views), "every_view": every_view, "precision": precision, "patience": patience,
         "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
         "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
         "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
         **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
     }  # fmt: skip
     check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
-    rule = build_optimizer(optimizer, classifier.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=classifier.parameters())
     if hasattr(objective, "check"):
         objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
     check_same(settings)
-    loop = Loop(classifier.to(on), rule, objective, split, judge, on, settings, chosen_views)
-    if profile:
-        loop.clockwork = Stopwatch(on)
-    folder = None if run is None else Path(run)
-    if folder is not None and ((folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()):
-        if not resume:
-            raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
-        if (folder / WEIGHTS).exists():
-            return loop.finished(folder)
-    if folder is None:
-        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
-    make_folder(folder)
-    with signals_held() as loop.signals:
-        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
+    return Loop(classifier.to(on), rule, objective, split, judge, on, settings, chosen_views)
+
+
+def found_done(loop: Loop, folder: Path, resume: bool) -> History | None:
+    """The History of a training that the run folder holds the end of; None where it is to be begun or gone on with.
+
+    Raises AskedWronglyError for a folder with a training where none is to be resumed.
+    """
+    if not (folder / WEIGHTS).exists() and not (folder / CHECKPOINT).exists():
+        return None
+    if not resume:
+        raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
+    return loop.finished(folder) if (folder / WEIGHTS).exists() else None

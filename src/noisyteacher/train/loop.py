@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Loop:
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
         # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer, self.objective = optimizer, objective
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
         self.progress = Progress()
@@ -59,78 +59,87 @@ class Loop:
         self.clockwork: Stopwatch = NoStopwatch(device)
         self.place = place()
         self.spread: Spread | None = None
+        self.folder: Path | None = None
+        self.events: Events | None = None
         samples = samples_of(split, views, settings["every_view"])
         self.batches = max(1, samples // settings["batch_size"] + (samples % settings["batch_size"] > 1))
         self.total_steps = self.batches * settings["epochs"]
+
+    def begin(self, folder: Path | None, resume: bool, tensorboard: bool) -> None:
+        """Go to where the checkpoint in the run folder stands, if there is one to go on from."""
+        keep_memory()
+        if folder is not None and resume:
+            found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
+            if found is not None:
+                self.progress, self.best = found
+        self.folder = folder if self.place.leads else None  # the leading process writes
+        if tensorboard and self.folder is not None:
+            self.events = Events(self.folder, len(self.progress.epochs))
+        self.saved = time.monotonic()
 
     def run(
         self, folder: Path | None, resume: bool, checkpoint_every_s: float, tensorboard: bool,
         tell: Callable[[Tick], None] | None,
     ) -> History:  # fmt: skip
         """All epochs from where the checkpoint stands, or from the start."""
-        keep_memory()
-        if folder is not None and resume:
-            found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
-            if found is not None:
-                self.progress, self.best = found
+        self.begin(folder, resume, tensorboard)
         if self.place.size > 1:
             self.spread = Spread(self.model, self.device)
-        writes = folder is not None and self.place.leads
-        events = Events(folder, len(self.progress.epochs)) if tensorboard and writes and folder is not None else None
-        self.saved = time.monotonic()
         try:
             with torch.random.fork_rng():
-                while not self._over():
-                    self._train_epoch(folder, checkpoint_every_s, tell)
-                    self.clockwork.start()
-                    line = self._end_epoch()
-                    self.clockwork.mark("validation")
-                    if events is not None:
-                        events.write(line)
-                    if folder is not None and writes:
-                        Run(folder).write_metrics(self.progress.epochs)
-                        self._save(folder, checkpoint_every_s)
-                    self.clockwork.mark("checkpoint")
+                while not self.over():
+                    self._train_epoch(checkpoint_every_s, tell)
+                    self.close_epoch(checkpoint_every_s)
                     self._heed()
         except NoisyTeacherError:
             raise
         except BaseException:  # interrupted, or a `progress` of the caller's that raises: nothing whole is lost
-            if folder is not None and writes and self.whole and self.progress.step:
-                with suppress(NoisyTeacherError):  # a full disk must not hide what ended the run
-                    self._save(folder)
+            self.rescue()
             raise
         finally:
             if self.spread is not None:
                 self.spread.end()
-        if events is not None:
-            events.close()
-        return self._finish(folder)
+        return self.finish()
 
-    def _train_epoch(self, folder: Path | None, every_s: float, tell: Callable[[Tick], None] | None) -> None:
-        """The steps that the epoch still lacks: none when a checkpoint was written between them and its end."""
-        state, epoch, self.clock = self.progress, len(self.progress.epochs), time.monotonic()
-        self.clockwork.start()
-        for batch in epoch_batches(
-            self.split, self.views, seed=self.settings["seed"], epoch=epoch, first=state.step - epoch * self.batches,
-            batches=self.batches, batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
+    def rescue(self) -> None:
+        """A checkpoint on the way out, where there is something whole to save; a full disk must not hide the cause."""
+        if self.whole and self.progress.step:
+            with suppress(NoisyTeacherError):
+                self.checkpoint()
+
+    def batches_left(self) -> Iterator[Batch]:
+        """The batches the epoch still lacks: none when a checkpoint was written between them and its end."""
+        epoch = len(self.progress.epochs)
+        return epoch_batches(
+            self.split, self.views, seed=self.settings["seed"], epoch=epoch,
+            first=self.progress.step - epoch * self.batches, batches=self.batches,
+            batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
             total_steps=self.total_steps, device=self.device, augment=self.settings.get("augment", "none"),
             share=self.place.share,
-        ):  # fmt: skip
+        )  # fmt: skip
+
+    def _train_epoch(self, every_s: float, tell: Callable[[Tick], None] | None) -> None:
+        self.clock = time.monotonic()
+        self.clockwork.start()
+        for batch in self.batches_left():
             self.clockwork.mark("data")
             self.whole = False
             loss = self._step(batch)
-            state.step += 1
-            now = time.monotonic()
-            state.seconds, self.clock = state.seconds + now - self.clock, now
-            self.whole = True
+            self.step_done()
             if tell is not None:
-                tell(self._tick(loss))
+                tell(self.tick(loss))
             self.clockwork.mark("logging")
             self.clockwork.step_done(len(batch.rows))
-            if folder is not None and self.place.leads:
-                self._save(folder, every_s)
+            self.checkpoint(every_s)
             self._heed()
             self.clockwork.mark("checkpoint")
+
+    def step_done(self, students: int = 1) -> None:
+        """One step more, and its time, or this one's share of the time of so many students."""
+        now = time.monotonic()
+        self.progress.step += 1
+        self.progress.seconds, self.clock = self.progress.seconds + (now - self.clock) / students, now
+        self.whole = True
 
     def _heed(self) -> None:
         """Let a signal take effect that came during a step; in a group on all processes after the same step."""
@@ -139,19 +148,18 @@ class Loop:
         elif number := greatest(self.signals.newest, self.device):
             self.signals.release(number)
 
-    def _save(self, folder: Path, every_s: float = 0.0) -> None:
-        """Write a checkpoint when the last one is so many seconds old."""
-        if time.monotonic() - self.saved >= every_s:
+    def checkpoint(self, every_s: float = 0.0) -> None:
+        """Write a checkpoint when the last one is so many seconds old, where there is a run folder."""
+        if self.folder is not None and time.monotonic() - self.saved >= every_s:
             self.optimizer.zero_grad(set_to_none=True)
             give_back()
-            write_checkpoint(folder, self.settings, self.progress, self.model, self.optimizer, self.best)
+            write_checkpoint(self.folder, self.settings, self.progress, self.model, self.optimizer, self.best)
             self.saved = self.clock = time.monotonic()
 
     def _step(self, batch: Batch) -> float:
         """One update; returns the loss before it. Raises TrainingError instead of updating on a loss not finite."""
-        settings, rate = self.settings, self._rate(batch.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        settings = self.settings
+        self.set_rate(self.optimizer, batch.step)
         others = (self.place.rank,) if self.place.rank else ()  # a share's dropout is its own
         seed = derive(settings["seed"], "dropout", batch.step, *others)
         if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
@@ -164,12 +172,7 @@ class Loop:
         self.clockwork.mark("forward")
         loss, numbers = loss_and_numbers(self.objective(gather(logits.float(), len(batch.rows)), batch))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {batch.step + 1} of {self.total_steps} (epoch "
-                f"{batch.step // self.batches + 1}); the weights were not updated. Try a lower lr (now "
-                f"{settings['lr']:g}), a warm-up, or precision fp32, and check the inputs for NaN"
-            )
+        self.refuse_loss(value)
         self.clockwork.mark("noise")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -178,19 +181,52 @@ class Loop:
         self.clockwork.mark("checks")
         self.optimizer.step()
         self.clockwork.mark("optimizer")
-        for name, number in {"train/loss": value, **numbers}.items():
+        self.count({"train/loss": value, **numbers}, len(batch.rows))
+        return value
+
+    def refuse_loss(self, value: float) -> None:
+        """Raises TrainingError for a loss of the running step that is not finite."""
+        if not math.isfinite(value):
+            step = self.progress.step
+            raise TrainingError(
+                f"the loss is {value} at step {step + 1} of {self.total_steps} (epoch {step // self.batches + 1}); the "
+                f"weights were not updated. Try a lower lr (now {self.settings['lr']:g}), a warm-up, or precision "
+                "fp32, and check the inputs for NaN"
+            )
+
+    def count(self, numbers: dict[str, float], samples: int) -> None:
+        """Put the running step's numbers into the epoch's sums."""
+        sums = self.progress.sums
+        for name, number in numbers.items():
             if not math.isfinite(number):
-                raise TrainingError(f"the objective's number {name!r} is {number} at step {batch.step + 1}")
+                raise TrainingError(f"the objective's number {name!r} is {number} at step {self.progress.step + 1}")
             if name.endswith("_rms"):
                 number = number**2
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number * len(batch.rows)
-        self.progress.sums["samples"] = self.progress.sums.get("samples", 0.0) + len(batch.rows)
-        return value
+            sums[name] = sums.get(name, 0.0) + number * samples
+        sums["samples"] = sums.get("samples", 0.0) + samples
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The learning rate of this step, for all the optimizer learns."""
+        rate = self._rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
     def _rate(self, step: int) -> float:
         settings = self.settings
         warmup = round(settings["warmup_epochs"] * self.batches)
         return float(settings["lr"] * rate_factor(settings["schedule"], step, self.total_steps, warmup))
+
+    def close_epoch(self, checkpoint_every_s: float) -> None:
+        """Close the epoch in memory and in the run folder."""
+        self.clockwork.start()
+        line = self._end_epoch()
+        self.clockwork.mark("validation")
+        if self.events is not None:
+            self.events.write(line)
+        if self.folder is not None:
+            Run(self.folder).write_metrics(self.progress.epochs)
+        self.checkpoint(checkpoint_every_s)
+        self.clockwork.mark("checkpoint")
 
     def _end_epoch(self) -> dict[str, Any]:
         """Close the epoch: its means, its validation, whether it is the best so far; its line of metrics."""
@@ -215,24 +251,25 @@ class Loop:
         self.whole = True
         return line
 
-    def _over(self) -> bool:
+    def over(self) -> bool:
         """Every epoch is closed, or there was no better one for as long as there is patience."""
         patience, state = self.settings["patience"], self.progress
         done = len(state.epochs)
         return done >= self.settings["epochs"] or (patience is not None and 0 < done >= state.best_epoch + patience)
 
-    def _tick(self, loss: float) -> Tick:
+    def tick(self, loss: float) -> Tick:
         state = self.progress
         newest = state.epochs[-1].get("val/error") if state.epochs else None
         return Tick(
             (state.step - 1) // self.batches + 1, self.settings["epochs"], state.step, self.total_steps, loss, newest
         )
 
-    def _finish(self, folder: Path | None) -> History:
-        state, last, keep = self.progress, _copy(self.model), self.settings["keep"]
+    def finish(self) -> History:
+        """The weights that are kept, in the model and in the run folder; the checkpoint is no longer needed."""
+        if self.events is not None:
+            self.events.close()
+        state, folder, last, keep = self.progress, self.folder, _copy(self.model), self.settings["keep"]
         ends = {"last": last, "best": self.best} if self.val is not None else {"last": last}
-        if not self.place.leads:
-            folder = None  # the leading process writes
         if folder is not None:
             Run(folder).write_metrics(state.epochs)
         for name in sorted(ends, key=lambda one: one == keep):  # the kept one last: its file says that the run is over
@@ -241,7 +278,7 @@ class Loop:
                 file = WEIGHTS if name == keep else OTHER[keep]
                 save_model(self.model, folder / file, {"training": self._record()}, within=folder)
         # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
-        self.model.to(memory_format=torch.contiguous_format)
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if folder is not None:
             drop_checkpoint(folder)
         return self._history(ends)

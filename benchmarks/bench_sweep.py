@@ -1,0 +1,116 @@
+"""Sixteen students of a sweep, in common steps and in two processes, against one after the other; on a GPU if there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import CLASSES, MNIST, synthetic_split
+
+from conftest import Turns
+from noisyteacher import Classifier, History, LogitStore, Noise, Split, build_model, distil, extract, fit, fit_many
+from noisyteacher.objectives import Objective
+from noisyteacher.sweep.executors import local, share_of_threads
+
+STUDENTS, ROWS, BATCH = 16, 1024, 128
+SEEDS = [number % 4 for number in range(STUDENTS)]
+NOISES = [Noise(sigma=0.2 * (number // 4), alpha=0.5) for number in range(STUDENTS)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """The answers of a fresh LeNet to synthetic digits."""
+    teacher = build_model("lenet", classes=CLASSES, input_shape=MNIST)
+    return extract(teacher, digits(), tmp_path_factory.mktemp("store") / "logits", batch_size=256)
+
+
+@cache
+def digits() -> Split:
+    """The images, once a process."""
+    return synthetic_split(ROWS, MNIST)
+
+
+def student(number: int) -> Classifier:
+    """A student with the first weights of its seed."""
+    return build_model("mlp800", classes=CLASSES, input_shape=MNIST, seed=SEEDS[number])
+
+
+def objective(store: LogitStore, number: int) -> Objective:
+    """Its noise: four sigmas, four seeds."""
+    return distil(store, noise=NOISES[number])
+
+
+def losses(history: object) -> list[float]:
+    """The loss of every epoch."""
+    assert isinstance(history, History), history
+    return [line["train/loss"] for line in history.epochs]
+
+
+def one(path: Path, number: int, threads: int | None = None) -> list[float]:
+    """One of the students by itself."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    store = LogitStore.open(path)
+    return losses(
+        fit(
+            student(number),
+            digits(),
+            objective(store, number),
+            epochs=2,
+            batch_size=BATCH,
+            seed=SEEDS[number],
+            precision="fp32",
+        )
+    )
+
+
+def together(store: LogitStore) -> list[list[float]]:
+    """All of them in common steps."""
+    numbers = range(STUDENTS)
+    found = fit_many(
+        [student(number) for number in numbers], digits(), [objective(store, number) for number in numbers],
+        seeds=SEEDS, epochs=2, batch_size=BATCH, precision="fp32",
+    )  # fmt: skip
+    return [losses(history) for history in found]
+
+
+@pytest.fixture
+def processes() -> Iterator[Executor]:
+    """Two workers with torch loaded and the images made."""
+    with local(2)() as executor:
+        yield executor
+
+
+def test_students_in_common_steps(turns: Turns, store: LogitStore) -> None:
+    alone, many = [], []
+    found = turns.measure(
+        lambda: many.append(together(store)),
+        lambda: alone.append([one(store.path, number) for number in range(STUDENTS)]),
+        rounds=3,
+        sane=(0.005, 3),
+    )
+    for ours, theirs in zip(many[0], alone[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+        assert ours[-1] < ours[0]
+    turns.tell_ratio(found, "one after the other", f"{1000 * found.work / STUDENTS:.0f} ms a student")
+
+
+def test_students_in_two_processes(turns: Turns, store: LogitStore, processes: Executor) -> None:
+    threads, many, alone = share_of_threads(2), [], []
+
+    def spread() -> list[list[float]]:
+        asked = [processes.submit(one, store.path, number, threads) for number in range(STUDENTS)]
+        return [future.result() for future in asked]
+
+    found = turns.measure(
+        lambda: many.append(spread()),
+        lambda: alone.append([one(store.path, number) for number in range(STUDENTS)]),
+        rounds=3,
+        sane=(0.2, 5),
+    )
+    assert many[0] == [pytest.approx(each, rel=1e-3) for each in alone[0]]
+    turns.tell_ratio(found, "one after the other", f"{1000 * found.work / STUDENTS:.0f} ms a student")

@@ -1,0 +1,176 @@
+"""Models of one architecture as one: row m of every common tensor is model m's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from noisyteacher.data import Batch
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.models import Classifier, logits_of
+from noisyteacher.optimizers import RULE, build_optimizer
+from noisyteacher.refusals import refuse_gradients
+from noisyteacher.train.loop import Loop
+
+
+class Stack:
+    """The models and update rules of several trainings that stand at one step, in common tensors `[M, ...]`.
+
+    While they are in it, the parameters and buffers of each model are rows of the common ones, so a model can be
+    evaluated and saved as ever; `lend` does the same for what its optimizer keeps.
+    """
+
+    def __init__(self, loops: Sequence[Loop]) -> None:
+        self.loops = list(loops)
+        networks = [loop.model.network for loop in loops]
+        self.front: nn.Module = loops[0].model.preprocess
+        self.skeleton = copy.deepcopy(networks[0]).to("meta").train()
+        self.parameters = {
+            name: nn.Parameter(_common([dict(one.named_parameters())[name].detach() for one in networks]))
+            for name, _ in networks[0].named_parameters()
+        }
+        self.buffers = {
+            name: torch.stack([dict(one.named_buffers())[name] for one in networks])
+            for name, _ in networks[0].named_buffers()
+        }
+        for row, network in enumerate(networks):
+            for name, parameter in network.named_parameters():
+                self.parameters[name].requires_grad_(parameter.requires_grad)
+                parameter.data = self.parameters[name].data[row]
+            _put_buffers(network, {name: value[row] for name, value in self.buffers.items()})
+        seeds = [loop.settings["seed"] for loop in loops]
+        self.seeds = list(dict.fromkeys(seeds))
+        self.places = [self.seeds.index(seed) for seed in seeds]
+        """Of every model its seed's place in `seeds`."""
+        self.which = torch.tensor(self.places, device=loops[0].device)
+        settings = loops[0].settings
+        self.rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=self.parameters.values())
+        self.learned = [one for one in self.parameters.values() if one.requires_grad]
+        for place, common in enumerate(self.learned):
+            slots = [_slots(loop, place) for loop in loops]
+            for name in slots[0]:
+                kept = [one[name] for one in slots]
+                self.rule.state[common][name] = torch.stack(kept) if kept[0].dim() else kept[0].clone()
+
+    def __call__(self, batches: Sequence[Batch]) -> Tensor:
+        """The logits `[M, B, K]` of every model for the batch of its seed, of one batch per seed in `seeds`."""
+        seen = torch.stack([self.front(one.images) for one in batches]).contiguous()
+        if len(batches) == 1:
+            return vmap(self._one, (0, 0, None), randomness="error")(self.parameters, self.buffers, seen[0])
+        return vmap(self._one, randomness="error")(self.parameters, self.buffers, seen[self.which])
+
+    def _one(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        return logits_of(functional_call(self.skeleton, {**parameters, **buffers}, (images,)))
+
+    def gradient_sums(self) -> Tensor:
+        """The sum `[M]` of all elements of each model's gradients: not finite where one of them is not."""
+        found = [one.grad.flatten(1).sum(1, dtype=torch.float32) for one in self.learned if one.grad is not None]
+        return torch.stack(found).sum(0)
+
+    def refuse_gradients(self, row: int, step: int) -> None:
+        """Raises TrainingError naming a parameter of the model whose gradient is not finite, if there is one."""
+        network: nn.Module = self.loops[row].model.network
+        own = dict(network.named_parameters())
+        for name, common in self.parameters.items():
+            own[name].grad = None if common.grad is None else common.grad[row]
+        try:
+            refuse_gradients(self.loops[row].model, step)
+        finally:
+            network.zero_grad(set_to_none=True)
+
+    def update(self, but: Sequence[int]) -> None:
+        """One step of the update rule for all models but those, whose rows stay what they were."""
+        kept = [[(one, row, one.detach()[row].clone()) for one in self.learned] for row in but]
+        self.rule.step()
+        with torch.no_grad():
+            for one, row, before in (item for items in kept for item in items):
+                one[row] = before
+
+    def lend(self) -> None:
+        """Let every training's own optimizer see what is kept for its model."""
+        for row, loop in enumerate(self.loops):
+            for place, common in enumerate(self.learned):
+                loop.optimizer.state[_learned(loop)[place]] = {
+                    name: value[row] if value.dim() else value for name, value in self.rule.state[common].items()
+                }
+
+    def part(self) -> None:
+        """Give every model and optimizer tensors of its own again."""
+        self.lend()
+        for loop in self.loops:
+            network: nn.Module = loop.model.network
+            for parameter in network.parameters():
+                parameter.data = parameter.data.clone()
+            _put_buffers(network, {name: value.clone() for name, value in network.named_buffers()})
+            for slots in loop.optimizer.state.values():
+                slots.update({name: value.clone() for name, value in slots.items()})
+
+
+def refuse_to_stack(models: Sequence[Classifier]) -> None:
+    """Raises AskedWronglyError unless the models can be trained as one: equal but for the values of their weights,
+    preprocessing that learns nothing, and a network without random draws of its own.
+    """
+    first = models[0]
+    shape = first.input_shape
+    for number, model in enumerate(models):
+        same = model.architecture == first.architecture and _shapes(model) == _shapes(first)
+        if not same or not _same(model.preprocess, first.preprocess):
+            raise AskedWronglyError(
+                f"model {number} is another one than model 0 (network, options or preprocessing): only models of one "
+                "architecture can be trained as one"
+            )
+    if any(True for _ in first.preprocess.parameters()):
+        raise AskedWronglyError(f"{first.name!r} learns its preprocessing: such models are trained one by one")
+    if shape is None:
+        raise AskedWronglyError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
+    network = copy.deepcopy(first.network).train()
+    blank = first.preprocess(torch.zeros((2, *shape), dtype=torch.uint8, device=next(network.parameters()).device))
+    tensors = [{name: _common([one.detach()] * 2) for name, one in found} for found in _named(network)]
+    try:
+        vmap(
+            lambda parameters, buffers: logits_of(functional_call(network, {**parameters, **buffers}, (blank,))),
+            randomness="error",
+        )(*tensors)
+    except RuntimeError as error:
+        why = "draws random numbers (dropout)" if "random" in str(error) else f"fails: {str(error).splitlines()[0]}"
+        raise AskedWronglyError(
+            f"{first.name!r} cannot be trained as one with others: its forward pass under torch.vmap {why}; train such "
+            "models one by one"
+        ) from error
+
+
+def _common(tensors: list[Tensor]) -> Tensor:
+    """Stacked, in plain order: channels-last kernels know no stacks, and `contiguous` leaves 1x1 ones as they are."""
+    return torch.stack(tensors).clone(memory_format=torch.contiguous_format)
+
+
+def _named(network: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    return list(network.named_parameters()), list(network.named_buffers())
+
+
+def _shapes(model: Classifier) -> tuple[str, dict[str, torch.Size]]:
+    """What its layers are, and how large."""
+    return str(model.network), {name: value.shape for name, value in model.network.state_dict().items()}
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return type(one) is type(other) and all(torch.equal(ours[name], theirs[name]) for name in {**ours, **theirs})
+
+
+def _learned(loop: Loop) -> list[Tensor]:
+    return [one for group in loop.optimizer.param_groups for one in group["params"]]
+
+
+def _slots(loop: Loop, place: int) -> dict[str, Tensor]:
+    return dict(loop.optimizer.state.get(_learned(loop)[place], {}))
+
+
+def _put_buffers(network: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        owner, _, leaf = name.rpartition(".")
+        network.get_submodule(owner)._buffers[leaf] = value

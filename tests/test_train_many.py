@@ -1,0 +1,298 @@
+"""Many trainings as one: step by step what each would have been alone, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher.errors import AskedWronglyError, TrainingError
+from noisyteacher.history import History
+from noisyteacher.models import Classifier, as_classifier, load_weights
+from noisyteacher.objectives import Objective
+from test_train import blobs
+
+SHAPE = (1, 8, 8)
+SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "precision": "fp32", "device": "cpu", "lr": 3e-3}
+NOISES: list[nt.Noise | None] = [
+    None,
+    nt.Noise(sigma=0.5, alpha=0.5),
+    nt.Noise(sigma=0.9, alpha=0.3),
+    nt.Noise(sigma=(0.1, 0.8), alpha=0.7),
+    nt.Noise(sigma=0.5, alpha=0.5, draw="row"),
+    nt.Noise(sigma=0.5, alpha=0.5, draw="scalar", distribution="uniform"),
+    nt.Noise(sigma=0.5, alpha=0.5, target="student"),
+    nt.Noise(sigma=0.5, alpha=0.5, kind="additive", schedule="cosine"),
+    nt.Noise(sigma=0.5, alpha=0.5, frozen=True, draw="row", distribution="laplace"),
+]
+
+
+def network(seed: int, norm: bool = True) -> Classifier:
+    """No bias before a norm: its gradient is rounding alone, which Adam takes for as good as any other."""
+    torch.manual_seed(seed)
+    layers = [
+        nn.Conv2d(1, 4, 3, bias=not norm),
+        *([nn.BatchNorm2d(4)] if norm else []),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+    ]
+    return as_classifier(nn.Sequential(*layers, nn.Linear(36, 3)), input_shape=SHAPE)
+
+
+def table(rows: int = 96) -> Tensor:
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(8)) * 3
+
+
+def objectives() -> list[Objective]:
+    """One of every kind: all noises, soft targets, labels alone, labels mixed in, one of the caller's own."""
+    return [
+        nt.supervised(),
+        *(nt.distil(table(), noise=noise) for noise in NOISES),
+        nt.distil(table(), loss="soft_targets", noise=NOISES[1]),
+        nt.distil(table(), label_weight=0.3, noise=NOISES[1]),
+        Objective(lambda logits, batch: (logits.square().mean(), {"own": 2.0}), lambda *given: None, {"own": 1}),
+    ]
+
+
+def difference(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def lines(history: object) -> list[dict[str, Any]]:
+    assert isinstance(history, History), history
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in history.epochs]
+
+
+def test_equal_to_one_by_one_with_every_objective_and_two_seeds() -> None:
+    taught = objectives() * 2
+    seeds = [0] * (len(taught) // 2) + [1] * (len(taught) // 2)
+    alone, many = [network(seed) for seed in seeds], [network(seed) for seed in seeds]
+    options = {**SETTINGS, "val": blobs(30, "val", seed=1)}
+    single = [
+        nt.fit(model, blobs(), objective, seed=seed, **options)
+        for model, objective, seed in zip(alone, taught, seeds, strict=True)
+    ]
+    together = nt.fit_many(many, blobs(), taught, seeds=seeds, **options)
+    for number, (one, other) in enumerate(zip(single, together, strict=True)):
+        for ours, theirs in zip(lines(other), lines(one), strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5), number
+        assert isinstance(other, History)
+        assert other.best_epoch == one.best_epoch
+        assert {name: value.shape for name, value in other.best.items()} == {
+            name: value.shape for name, value in one.best.items()
+        }
+    moved = max(difference(one, network(seed)) for one, seed in zip(alone, seeds, strict=True))
+    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4 < 1e-2 < moved
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-2, "schedule": "cosine", "warmup_epochs": 1.0},
+        {"optimizer": "adamw", "weight_decay": 1e-2, "views": ("clean", "mirror"), "every_view": True},
+        {"optimizer": "sgd", "precision": "bf16"},
+    ],
+)
+def test_equal_under_other_recipes(changed: dict[str, Any]) -> None:
+    options = {**SETTINGS, **changed}
+    alone, many = [network(seed) for seed in range(3)], [network(seed) for seed in range(3)]
+    for seed, model in enumerate(alone):
+        nt.fit(model, blobs(), nt.supervised(), seed=seed, **options)
+    nt.fit_many(many, blobs(), [nt.supervised()] * 3, seeds=range(3), **options)
+    most = 5e-3 if changed.get("precision") == "bf16" else 1e-4
+    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < most
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp800", "student3", "nin", "compact-xs", "compact-s"])
+def test_networks_by_name(name: str) -> None:
+    grey = name in ("lenet", "mlp800")
+    shape = (1, 28, 28) if grey else (3, 32, 32)
+    images = torch.randint(0, 256, (16, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = nt.Split(images, torch.arange(16) % 4, torch.arange(16), "train", "noise", tuple("abcd"))
+    options = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "lr": 1e-4, "optimizer": "sgd"}
+    own = {"dropout": 0.0} if name == "nin" else {}
+    made = [nt.build_model(name, data=split, seed=seed, **own) for seed in (0, 1)]
+    alone = [copy.deepcopy(one) for one in made]
+    for seed, model in enumerate(alone):
+        nt.fit(model, split, nt.supervised(), seed=seed, **options)
+    nt.fit_many(made, split, [nt.supervised()] * 2, seeds=(0, 1), **options)
+    assert max(difference(one, other) for one, other in zip(alone, made, strict=True)) < 1e-5
+
+
+def test_each_model_is_its_own_again() -> None:
+    models = [network(0), network(1)]
+    nt.fit_many(models, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+    for model in models:
+        for value in model.state_dict().values():
+            assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    before = copy.deepcopy(models[1].state_dict())
+    nt.fit(models[0], blobs(), nt.supervised(), seed=0, **SETTINGS)
+    assert all(torch.equal(value, before[name]) for name, value in models[1].state_dict().items())
+
+
+def broken(at_step: int) -> Objective:
+    def loss(logits: Tensor, batch: nt.Batch) -> tuple[Tensor, dict[str, float]]:
+        return logits.square().mean() * (float("nan") if batch.step >= at_step else 1.0), {}
+
+    return Objective(loss, lambda *given: None, {"broken": at_step})
+
+
+def root(at_step: int) -> Objective:
+    """A finite loss with a gradient that is not."""
+
+    def loss(logits: Tensor, batch: nt.Batch) -> tuple[Tensor, dict[str, float]]:
+        return (logits * (0.0 if batch.step >= at_step else 1.0)).square().sum().sqrt(), {}
+
+    return Objective(loss, lambda *given: None, {"root": at_step})
+
+
+def test_one_that_fails_does_not_take_the_others_with_it() -> None:
+    taught = [nt.supervised(), broken(4), root(2), nt.distil(table(), noise=NOISES[1])]
+    models = [network(seed, norm=False) for seed in range(4)]
+    found = nt.fit_many(models, blobs(), taught, seeds=[0] * 4, **SETTINGS)
+    assert [type(one) for one in found] == [History, TrainingError, TrainingError, History]
+    assert "the loss is nan at step 5 of 9" in str(found[1])
+    assert "gradient of network." in str(found[2])
+    assert "at step 3" in str(found[2])
+    for number in (0, 3):
+        alone = network(number, norm=False)
+        nt.fit(alone, blobs(), taught[number], seed=0, **SETTINGS)
+        assert difference(alone, models[number]) < 1e-4
+    for number, epochs in ((1, broken(4)), (2, root(2))):  # neither updated at the step that failed nor after it
+        alone = network(number, norm=False)
+        with pytest.raises(TrainingError):
+            nt.fit(alone, blobs(), epochs, seed=0, **SETTINGS)
+        assert difference(alone, models[number]) < 1e-4
+
+
+def test_each_stops_when_its_own_patience_ends() -> None:
+    options = {**SETTINGS, "epochs": 8, "patience": 2, "val": blobs(30, "val", seed=1)}
+    alone, many = [network(seed) for seed in range(4)], [network(seed) for seed in range(4)]
+    taught = [nt.supervised(), nt.distil(table()), nt.supervised(), nt.distil(-table())]  # random lessons do not help
+    ends = [nt.fit(model, blobs(), taught[seed], seed=seed, **options) for seed, model in enumerate(alone)]
+    found = nt.fit_many(many, blobs(), taught, seeds=range(4), **options)
+    assert len({len(one.epochs) for one in ends}) > 1
+    assert [len(lines(one)) for one in found] == [len(one.epochs) for one in ends]
+    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-3
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_interrupted_it_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    """Also when one of the checkpoints is older than the others, and one of the trainings was done."""
+    options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0, "val": blobs(30, "val", seed=1)}
+    runs = [tmp_path / str(number) for number in range(4)]
+    taught = [nt.distil(table(), noise=noise) for noise in NOISES[:4]]
+    whole = [network(seed) for seed in range(4)]
+    ends = [nt.fit(model, blobs(), taught[row], seed=row, **{**options, "resume": False, "checkpoint_every_s": 30.0})
+            for row, model in enumerate(whole)]  # fmt: skip
+    nt.fit_many([network(3)], blobs(), taught[3:], seeds=[3], runs=runs[3:], **options)
+
+    def stop(at: int) -> Any:
+        def tell(step: int, steps: int) -> None:
+            assert steps == 9
+            if step == at:
+                raise StoppedError
+
+        return tell
+
+    with pytest.raises(StoppedError):
+        nt.fit_many([network(0)], blobs(), taught[:1], seeds=[0], runs=runs[:1], progress=stop(2), **options)
+    with pytest.raises(StoppedError):
+        nt.fit_many([network(1), network(2)], blobs(), taught[1:3], seeds=[1, 2], runs=runs[1:3], progress=stop(5),
+                 **options)  # fmt: skip
+    assert all((run / "checkpoint" / "state.safetensors").exists() for run in runs[:3])
+    again = [network(seed + 10) for seed in range(4)]  # their weights are those of the checkpoints
+    found = nt.fit_many(again, blobs(), taught, seeds=range(4), runs=runs, **options)
+    for one, other in zip(found, ends, strict=True):
+        for ours, theirs in zip(lines(one), lines(other), strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+    assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) < 1e-4
+    for run in runs:
+        assert not (run / "checkpoint").exists()
+        assert (run / "weights.safetensors").exists()
+    kept = network(5)
+    load_weights(kept, runs[2] / "weights.safetensors")
+    assert difference(kept, again[2]) == 0
+
+
+def test_the_store_is_asked_once_for_students_of_one_batch(tmp_path: Path) -> None:
+    store = nt.extract(network(9), blobs(), tmp_path / "store", device="cpu")
+    asked: list[int] = []
+    inner = store.logits
+
+    def counted(*given: Any) -> Tensor:
+        asked.append(1)
+        return inner(*given)
+
+    store.logits = counted  # type: ignore[method-assign]
+    taught = [nt.distil(store, noise=noise) for noise in NOISES[:6]]
+    nt.fit_many([network(0) for _ in taught], blobs(), taught, seeds=[0, 0, 0, 1, 1, 1], **{**SETTINGS, "epochs": 1})
+    assert len(asked) == 2 * 3  # two orders, three steps
+
+
+class Wide(nn.Module):
+    """Preprocessing that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float() * self.gain
+
+
+def flat(*extra: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), *extra, nn.Linear(64, 3))
+
+
+class Branching(nn.Module):
+    """Looks at its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.inner(images.flatten(1))
+        return found if found.sum() > 0 else -found
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([flat(), flat(nn.ReLU(), nn.Linear(64, 64))], "model 1 is another one than model 0"),
+        ([flat(nn.Dropout(0.5)), flat(nn.Dropout(0.5))], "draws random numbers"),
+        ([Branching(), Branching()], "torch.vmap fails"),
+    ],
+)
+def test_models_that_cannot_be_trained_as_one_are_refused(models: list[nn.Module], message: str) -> None:
+    made = [as_classifier(one, input_shape=SHAPE) for one in models]
+    with pytest.raises(AskedWronglyError, match=message):
+        nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+
+
+def test_learned_or_unlike_preprocessing_is_refused() -> None:
+    for fronts, message in (((Wide(), Wide()), "learns its preprocessing"), ((None, Wide()), "model 1 is another")):
+        made = [as_classifier(flat(), input_shape=SHAPE, preprocess=front) for front in fronts]
+        with pytest.raises(AskedWronglyError, match=message):
+            nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+
+
+def test_as_many_of_everything() -> None:
+    with pytest.raises(AskedWronglyError, match="2 models, 1 objectives, 2 seeds and 2 runs"):
+        nt.fit_many([network(0), network(1)], blobs(), [nt.supervised()], seeds=(0, 1), **SETTINGS)
+    with pytest.raises(AskedWronglyError, match="at least one"):
+        nt.fit_many([], blobs(), [], seeds=(), **SETTINGS)
+    twice = network(0)
+    with pytest.raises(AskedWronglyError, match="there twice"):
+        nt.fit_many([twice, twice], blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
