@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,28 @@ def test_interrupted_it_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
     kept = network(5)
     load_weights(kept, runs[2] / "weights.safetensors")
     assert difference(kept, again[2]) == 0
+
+
+def test_checkpoints_within_an_epoch_are_those_of_that_step(tmp_path: Path) -> None:
+    """What a process leaves that is killed without a word."""
+    options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0}
+    runs = [tmp_path / str(number) for number in range(2)]
+
+    def copied(step: int, steps: int) -> None:
+        if step == 2:  # of the three of the first epoch
+            for run in runs:
+                shutil.copytree(run, run.with_name(f"{run.name}-cut"))
+
+    whole = [network(0), network(1)]
+    nt.fit_many(whole, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=runs, progress=copied, **options)
+    again, seen = [network(2), network(3)], list[int]()
+    cut = [run.with_name(f"{run.name}-cut") for run in runs]
+    nt.fit_many(
+        again, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=cut, progress=lambda step, steps: seen.append(step),
+        **options,
+    )  # fmt: skip
+    assert seen == [3, 4, 5, 6, 7, 8, 9]
+    assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) < 1e-5
 
 
 def test_the_store_is_asked_once_for_students_of_one_batch(tmp_path: Path) -> None:
