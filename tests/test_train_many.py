@@ -127,6 +127,45 @@ def test_networks_by_name(name: str) -> None:
     assert max(difference(one, other) for one, other in zip(alone, made, strict=True)) < 1e-5
 
 
+class Odd(nn.Module):
+    """A parameter of no dimensions, one not learned, one not used, one that is there twice, and a buffer."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.second.weight = self.first.weight
+        self.gain, self.idle = nn.Parameter(torch.rand(())), nn.Parameter(torch.rand(3))
+        self.fixed = nn.Parameter(torch.rand(64), requires_grad=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        found: Tensor = self.last(self.second(self.first(images.flatten(1)).relu()).relu() * self.gain + self.fixed)
+        return found
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_odd_parameters_and_buffers(optimizer: str, tmp_path: Path) -> None:
+    options = {**SETTINGS, "optimizer": optimizer, "resume": True, "checkpoint_every_s": 0.0}
+    alone, many, again = [[as_classifier(Odd(seed), input_shape=SHAPE) for seed in range(3)] for _ in range(3)]
+    for seed, model in enumerate(alone):
+        nt.fit(model, blobs(), nt.supervised(), seed=seed, **SETTINGS | {"optimizer": optimizer})
+    runs = [tmp_path / str(seed) for seed in range(3)]
+
+    def stop(step: int, steps: int) -> None:
+        if step == 4:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        nt.fit_many(many, blobs(), [nt.supervised()] * 3, seeds=range(3), runs=runs, progress=stop, **options)
+    nt.fit_many(again, blobs(), [nt.supervised()] * 3, seeds=range(3), runs=runs, **options)
+    assert max(difference(one, other) for one, other in zip(alone, again, strict=True)) < 1e-4
+    assert [int(model.network.seen) for model in many] == [
+        4 + 2
+    ] * 3  # the first two: was it a classifier, can it stack
+
+
 def test_each_model_is_its_own_again() -> None:
     models = [network(0), network(1)]
     nt.fit_many(models, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)

@@ -16,6 +16,9 @@ from noisyteacher.optimizers import RULE, build_optimizer
 from noisyteacher.refusals import refuse_gradients
 from noisyteacher.train.loop import Loop
 
+STEP = "step"
+"""What an optimizer keeps of a parameter that is no tensor of its shape, and the same for all: how many updates."""
+
 
 class Stack:
     """The models and update rules of several trainings that stand at one step, in common tensors `[M, ...]`.
@@ -28,7 +31,7 @@ class Stack:
         self.loops = list(loops)
         networks = [loop.model.network for loop in loops]
         self.front: nn.Module = loops[0].model.preprocess
-        self.skeleton = copy.deepcopy(networks[0]).to("meta").train()
+        self.skeleton = copy.deepcopy(networks[0]).train()  # on `meta`, tied weights would be so no more
         self.parameters = {
             name: nn.Parameter(_common([dict(one.named_parameters())[name].detach() for one in networks]))
             for name, _ in networks[0].named_parameters()
@@ -54,7 +57,7 @@ class Stack:
             slots = [_slots(loop, place) for loop in loops]
             for name in slots[0]:
                 kept = [one[name] for one in slots]
-                self.rule.state[common][name] = torch.stack(kept) if kept[0].dim() else kept[0].clone()
+                self.rule.state[common][name] = kept[0].clone() if name == STEP else torch.stack(kept)
 
     def __call__(self, batches: Sequence[Batch]) -> Tensor:
         """The logits `[M, B, K]` of every model for the batch of its seed, of one batch per seed in `seeds`."""
@@ -68,7 +71,8 @@ class Stack:
 
     def gradient_sums(self) -> Tensor:
         """The sum `[M]` of all elements of each model's gradients: not finite where one of them is not."""
-        found = [one.grad.flatten(1).sum(1, dtype=torch.float32) for one in self.learned if one.grad is not None]
+        grads = [one.grad.reshape(len(self.loops), -1) for one in self.learned if one.grad is not None]
+        found = [grad.sum(1, dtype=torch.float32) for grad in grads]
         return torch.stack(found).sum(0)
 
     def refuse_gradients(self, row: int, step: int) -> None:
@@ -95,7 +99,7 @@ class Stack:
         for row, loop in enumerate(self.loops):
             for place, common in enumerate(self.learned):
                 loop.optimizer.state[_learned(loop)[place]] = {
-                    name: value[row] if value.dim() else value for name, value in self.rule.state[common].items()
+                    name: value if name == STEP else value[row] for name, value in self.rule.state[common].items()
                 }
 
     def part(self) -> None:

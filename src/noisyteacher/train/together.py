@@ -155,7 +155,7 @@ class Together:
                 self._each(lambda number, loop: loop.checkpoint())
                 self.saved = time.monotonic()
             if self.progress is not None:
-                self.progress(loops[0].progress.step, loops[0].total_steps)
+                self.progress(found[0].step + 1, loops[0].total_steps)
             loops[0].signals.release()
         stack.lend()
         self._each(lambda number, loop: loop.close_epoch(self.every_s))
@@ -199,7 +199,7 @@ class Together:
 
         Objectives of one kind are computed as one.
         """
-        losses = [row.sum() * 0 for row in logits.unbind()]  # of those that fail: no gradient
+        losses: dict[int, Tensor] = {}
         shared: dict[Any, Tensor] = {}
         alone: dict[int, dict[str, float]] = {}
         kinds: dict[Any, dict[int, tuple[Tensor, ...]]] = {}
@@ -223,7 +223,9 @@ class Together:
             for row, loss in zip(inputs, found.unbind(), strict=True):
                 losses[row] = loss
             values.append((list(inputs), told))
-        return torch.stack(losses), alone, values
+        for row in set(range(len(logits))) - losses.keys():  # it has failed: no gradient
+            losses[row] = logits[row].sum() * 0
+        return torch.stack([losses[row] for row in range(len(logits))]), alone, values
 
     def _each(self, work: Callable[[int, Loop], object]) -> None:
         """Do it for every training that has not ended; an error of this package ends that one alone."""
