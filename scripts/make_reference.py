@@ -76,11 +76,11 @@ def command_section(name: str, command: Any) -> list[str]:
     """A command's heading, what it does, an example, and its arguments and options."""
     if hasattr(command, "commands"):
         return [f"## {name}", "", command.help.strip(), ""]
-    told, _, example = command.help.strip().partition("Example: ")
+    told, *examples = command.help.strip().split("Example: ")
     lines = [f"{'###' if name.count(' ') > 1 else '##'} {name}", ""]
     lines += [cell(part) + "\n" for part in told.strip().split("\n\n")]
-    if example:
-        lines += ["```console", f"$ {' '.join(example.split())}", "```", ""]
+    if examples:
+        lines += ["```console", *(f"$ {' '.join(example.split())}" for example in examples), "```", ""]
     lines += ["| argument or option | meaning | default |", "|---|---|---|"]
     for one in command.params:
         if not one.hidden:

@@ -97,6 +97,7 @@ def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     again = resume_sweep(Run.open(result.path))
     assert asked == ["sigma0.5-seed1"]
     assert contents(Run(again.path)) == before
+    assert sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2, run=str(result.path)).record == again.record
     assert resume_sweep(Run.open(result.path)).record == again.record
     assert asked == ["sigma0.5-seed1"]
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, TrainingError
+from noisyteacher.errors import AskedWronglyError, FileFormatError, TrainingError
 from noisyteacher.history import History
 from noisyteacher.models import Classifier, as_classifier, load_weights
 from noisyteacher.objectives import Objective
+from noisyteacher.tensorfile import read_tensors
+from noisyteacher.validation import Validation
 from test_train import blobs
 
 SHAPE = (1, 8, 8)
@@ -175,6 +177,16 @@ def test_each_model_is_its_own_again() -> None:
     assert all(torch.equal(value, before[name]) for name, value in models[1].state_dict().items())
 
 
+def test_what_fails_holds_still_its_statistics_too() -> None:
+    models = [network(0), network(1)]
+    nt.fit_many(models, blobs(), [broken(4), nt.supervised()], seeds=[0, 0], **SETTINGS)
+    alone = network(0)
+    with pytest.raises(TrainingError):
+        nt.fit(alone, blobs(), broken(4), seed=0, **SETTINGS)
+    assert difference(alone, models[0]) < 1e-5
+    assert int(alone.network[1].num_batches_tracked) == int(models[0].network[1].num_batches_tracked) == 5
+
+
 def broken(at_step: int) -> Objective:
     def loss(logits: Tensor, batch: nt.Batch) -> tuple[Tensor, dict[str, float]]:
         return logits.square().mean() * (float("nan") if batch.step >= at_step else 1.0), {}
@@ -300,6 +312,85 @@ def test_the_store_is_asked_once_for_students_of_one_batch(tmp_path: Path) -> No
     assert len(asked) == 2 * 3  # two orders, three steps
 
 
+def test_stopped_between_the_ends_of_two_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has closed its epoch, the other not: both are valid checkpoints, of one step."""
+    options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0, "val": blobs(30, "val", seed=1)}
+    runs, asked, whole = [tmp_path / "0", tmp_path / "1"], list[int](), [network(0), network(1)]
+    nt.fit_many(whole, blobs(), [nt.supervised()] * 2, seeds=(0, 0), **{**options, "resume": False})
+    real = Validation.__call__
+
+    def second(self: Validation, model: nn.Module, epoch: int) -> Any:
+        asked.append(epoch)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(self, model, epoch)
+
+    monkeypatch.setattr(Validation, "__call__", second)
+    with pytest.raises(KeyboardInterrupt):
+        nt.fit_many([network(2), network(3)], blobs(), [nt.supervised()] * 2, seeds=(0, 0), runs=runs, **options)
+    monkeypatch.undo()
+    left = [read_tensors(run / "checkpoint" / "state.safetensors", "checkpoint", 1)[1]["progress"] for run in runs]
+    assert [(one["step"], len(one["epochs"])) for one in left] == [(6, 2), (6, 1)]
+    again = [network(2), network(3)]
+    ends = nt.fit_many(again, blobs(), [nt.supervised()] * 2, seeds=(0, 0), runs=runs, **options)
+    assert [len(lines(one)) for one in ends] == [3, 3]
+
+
+def test_one_damaged_checkpoint_ends_that_training_alone(tmp_path: Path) -> None:
+    options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0}
+    runs = [tmp_path / str(number) for number in range(3)]
+
+    def stop(step: int, steps: int) -> None:
+        if step == 4:
+            raise StoppedError
+
+    taught = [nt.supervised()] * 3
+    with pytest.raises(StoppedError):
+        nt.fit_many([network(n) for n in range(3)], blobs(), taught, seeds=[0] * 3, runs=runs, progress=stop, **options)
+    file = runs[1] / "checkpoint" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    found = nt.fit_many([network(n) for n in range(3)], blobs(), taught, seeds=[0] * 3, runs=runs, **options)
+    assert [type(one) for one in found] == [History, FileFormatError, History]
+    assert str(file) in str(found[1])
+
+
+def drawing(logits: Tensor, batch: nt.Batch) -> Tensor:
+    return (logits - nt.perturb(torch.ones_like(logits), sigma=0.5, alpha=0.5)).square().mean()
+
+
+def one_loss(logits: Tensor, batch: nt.Batch) -> Tensor:
+    return logits.square().mean().reshape(1)
+
+
+@pytest.mark.parametrize("objective", [drawing, one_loss])
+def test_objectives_of_the_callers_own(objective: Any) -> None:
+    alone, many = [network(0), network(1)], [network(0), network(1)]
+    for seed, model in enumerate(alone):
+        nt.fit(model, blobs(), objective, seed=seed, **SETTINGS)
+    before = torch.random.get_rng_state()
+    nt.fit_many(many, blobs(), [objective] * 2, seeds=(0, 1), **SETTINGS)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4
+
+
+def test_half_precision_tables() -> None:
+    taught = [nt.distil(table().bfloat16(), noise=noise) for noise in NOISES[1:4]]
+    alone, many = [network(0) for _ in taught], [network(0) for _ in taught]
+    for model, objective in zip(alone, taught, strict=True):
+        nt.fit(model, blobs(), objective, seed=0, **SETTINGS)
+    nt.fit_many(many, blobs(), taught, seeds=[0] * 3, **SETTINGS)
+    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4
+
+
+def test_a_bad_teacher_is_named_to_every_student() -> None:
+    teacher = network(7)
+    with torch.no_grad():
+        next(teacher.parameters()).fill_(float("nan"))
+    taught = [nt.distil(teacher), nt.distil(teacher, noise=NOISES[1])]
+    found = nt.fit_many([network(0), network(1)], blobs(), taught, seeds=(0, 0), **SETTINGS)
+    assert all("check the teacher's weights" in str(one) for one in found), found
+
+
 class Wide(nn.Module):
     """Preprocessing that learns."""
 
@@ -313,6 +404,43 @@ class Wide(nn.Module):
 
 def flat(*extra: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *extra, nn.Linear(64, 3))
+
+
+class Sloped(nn.Module):
+    """One like another by all that is printed and saved."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.inner, self.slope = nn.Linear(64, 3), slope
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(self.inner(images.flatten(1)), self.slope)
+
+
+class Replacing(nn.Module):
+    """Puts a new tensor in the place of its buffer."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.inner(images.flatten(1))
+        self.mean = 0.9 * self.mean + 0.1 * found.detach().mean(0)
+        return found
+
+
+def frozen(name: str) -> nn.Module:
+    module = flat()
+    dict(module.named_parameters())[name].requires_grad_(False)
+    return module
+
+
+def around(backbone: nn.Module) -> list[nn.Module]:
+    return [nn.Sequential(nn.Flatten(), backbone, nn.Linear(64, 3)) for _ in range(2)]
 
 
 class Branching(nn.Module):
@@ -333,6 +461,11 @@ class Branching(nn.Module):
         ([flat(), flat(nn.ReLU(), nn.Linear(64, 64))], "model 1 is another one than model 0"),
         ([flat(nn.Dropout(0.5)), flat(nn.Dropout(0.5))], "draws random numbers"),
         ([Branching(), Branching()], "torch.vmap fails"),
+        ([flat(), frozen("1.weight")], "what is frozen"),
+        ([frozen("1.weight"), frozen("1.bias")], "what is frozen"),
+        ([Sloped(0.0), Sloped(-1.0)], "model 1 answers otherwise by itself"),
+        ([Replacing(), Replacing()], "in the place of its buffer 'mean'"),
+        (around(nn.Linear(64, 64)), "share weights, or are one"),
     ],
 )
 def test_models_that_cannot_be_trained_as_one_are_refused(models: list[nn.Module], message: str) -> None:
@@ -353,6 +486,10 @@ def test_as_many_of_everything() -> None:
         nt.fit_many([network(0), network(1)], blobs(), [nt.supervised()], seeds=(0, 1), **SETTINGS)
     with pytest.raises(AskedWronglyError, match="at least one"):
         nt.fit_many([], blobs(), [], seeds=(), **SETTINGS)
+    with pytest.raises(AskedWronglyError, match="two of the runs are one folder"):
+        nt.fit_many(
+            [network(0), network(1)], blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=[".", "./"], **SETTINGS
+        )
     twice = network(0)
-    with pytest.raises(AskedWronglyError, match="there twice"):
+    with pytest.raises(AskedWronglyError, match="share weights, or are one"):
         nt.fit_many([twice, twice], blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)

@@ -113,8 +113,8 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """The package as a module whose public names stay what the table says.
 
-    `evaluate`, `export`, `extract` and `measure` are functions and the modules that define them; importing such a
-    module would put it in the function's place.
+    `evaluate`, `export`, `extract`, `measure` and `sweep` are functions and the modules that define them; importing
+    such a module would put it in the function's place.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -103,9 +103,8 @@ class Draw:
     selected: Tensor
     xi: Tensor
 
-    def at(self, rows: Tensor) -> Draw:
-        """The draw of these rows only. `rows` is int64 `[B]`."""
-        return Draw(self.selected[rows], self.xi if self.xi.shape[0] == 1 else self.xi[rows])
+
+Units = tuple[Tensor, Tensor, Tensor]
 
 
 def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generator | None = None) -> Draw:
@@ -116,9 +115,7 @@ def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generato
     return _scaled(noise, _units(noise.draw, noise.distribution, batch, classes, generator))
 
 
-def _units(
-    draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _units(draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None) -> Units:
     """What is drawn whatever sigma and alpha are: who is selected first `[B, 1]`, sigma's place, unit noise."""
     device = generator.device if generator is not None else torch.device("cpu")
     chance = torch.rand(batch, 1, generator=generator, device=device)
@@ -127,15 +124,12 @@ def _units(
     return chance, place, UNIT_NOISE[distribution](shape, generator, device)
 
 
-@lru_cache(maxsize=16)
-def _step_units(
-    seed: int, step: int, draw: str, distribution: str, batch: int, classes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of one training step: students that differ in sigma and alpha alone share them."""
-    return _units(draw, distribution, batch, classes, stream(seed, "noise", step))
+def step_units(noise: Noise, seed: int, step: int, size: int, classes: int) -> Units:
+    """Those of one training step, of the stream (seed, "noise", step); students that differ in sigma share them."""
+    return _units(noise.draw, noise.distribution, size, classes, stream(seed, "noise", step))
 
 
-def _scaled(noise: Noise, units: tuple[Tensor, Tensor, Tensor]) -> Draw:
+def _scaled(noise: Noise, units: Units) -> Draw:
     chance, place, unit = units
     if isinstance(noise.sigma, tuple):
         low, high = noise.sigma
@@ -215,25 +209,28 @@ def step_draw(
     size: int,
     classes: int,
     total_steps: int | None = None,
+    units: Units | None = None,
 ) -> Draw:
     """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
 
     `size` is B. `rows` int64 `[B]`, each in 0..total_rows - 1, and `total_rows` are needed for frozen noise only,
-    `total_steps` for a schedule; MismatchError without them.
+    `total_steps` for a schedule; MismatchError without them. `units`: those of `step_units`, where they are at hand.
     """
     if not noise.frozen:
-        draw = _scaled(noise, _step_units(seed, step, noise.draw, noise.distribution, size, classes))
+        draw = _scaled(noise, units or step_units(noise, seed, step, size, classes))
     elif rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
     else:
-        draw = frozen_draw(noise, seed, total_rows, classes).at(_checked_rows(rows, size, total_rows))
+        frozen = frozen_units(noise.draw, noise.distribution, seed, total_rows, classes)
+        own = _checked_rows(rows, size, total_rows)
+        draw = _scaled(noise, (frozen[0][own], frozen[1], frozen[2] if len(frozen[2]) == 1 else frozen[2][own]))
     return scheduled(draw, noise.schedule, step, total_steps)
 
 
-@lru_cache(maxsize=4)
-def frozen_draw(noise: Noise, seed: int, total_rows: int, classes: int) -> Draw:
-    """The one draw of a whole run with frozen noise: a row of it for every row of the split."""
-    return draw_noise(noise, total_rows, classes, stream(seed, "frozen noise"))
+@lru_cache(maxsize=8)
+def frozen_units(draw: str, distribution: str, seed: int, total_rows: int, classes: int) -> Units:
+    """Those of a whole run with frozen noise: a row for every row of the split."""
+    return _units(draw, distribution, total_rows, classes, stream(seed, "frozen noise"))
 
 
 def check_logits(logits: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
-from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, step_draw
+from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, step_draw, step_units
 from noisyteacher.teachers import as_teacher, refuse_stored
 from noisyteacher.text import unknown_name
 
@@ -27,7 +27,7 @@ class Parts:
 
     kind: Hashable
     """Objectives of one kind have the same arithmetic, on inputs of the same shapes."""
-    inputs: Callable[[Batch, dict[Any, Tensor]], tuple[Tensor, ...]]
+    inputs: Callable[[Batch, dict[Any, Any]], tuple[Tensor, ...]]
     """The tensors that `terms` takes; what students of one batch share of them is kept in the dict."""
     terms: Callable[..., tuple[Tensor, Tensor]]
     """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]` and the inputs."""
@@ -113,14 +113,15 @@ def distil(
     softness = 4.0 if temperature is None else temperature
     slope = _regression_slope if loss == "logit_regression" else partial(_soft_slope, temperature=softness)
 
-    def inputs(batch: Batch, shared: dict[Any, Tensor]) -> tuple[Tensor, ...]:
+    def inputs(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
         found = shared.get((whose, batch.seed))
         if found is None:
-            found = shared[whose, batch.seed] = source.logits(batch)
+            found = source.logits(batch)
             check_logits(found)
+            shared[whose, batch.seed] = found
         if noise is None:
             return (found,)
-        draw = _draw(noise, batch, found.shape[1])
+        draw = _draw(noise, batch, found.shape[1], shared)
         return found, draw.selected, draw.xi
 
     def terms(logits: Tensor, targets: Tensor, *noised: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,16 +225,20 @@ def _soft_slope(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1))
 
 
-def _draw(noise: Noise, batch: Batch, classes: int) -> Draw:
+def _draw(noise: Noise, batch: Batch, classes: int, shared: dict[Any, Any]) -> Draw:
+    size, key = len(batch.rows), (noise.draw, noise.distribution, batch.seed, classes)
+    if not noise.frozen and key not in shared:
+        shared[key] = step_units(noise, batch.seed, batch.step, size, classes)
     return step_draw(
         noise,
         seed=batch.seed,
         step=batch.step,
         rows=batch.rows,
         total_rows=batch.total_rows,
-        size=len(batch.rows),
+        size=size,
         classes=classes,
         total_steps=batch.total_steps or None,
+        units=shared.get(key),
     )
 
 

@@ -13,9 +13,10 @@ from noisyteacher.errors import AskedWronglyError
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
 Stack = Annotated[
-    int, typer.Option("--stack", help="Students of one architecture trained at once in this process, for a GPU.")
+    int,
+    typer.Option("--stack", help="Instead: students trained at once in this process, for a GPU."),
 ]
-Scheduler = Annotated[str | None, typer.Option(help="A dask scheduler instead, such as tcp://host:8786.")]
+Scheduler = Annotated[str | None, typer.Option(help="Instead: a dask scheduler, such as tcp://host:8786.")]
 
 
 def sweep(
@@ -28,8 +29,8 @@ def sweep(
     data_root: o.DataRoot = None,
     teacher: Annotated[str | None, typer.Option(help="A network to train, or a run or file of a trained one.")] = None,
     student: Annotated[str | None, typer.Option(help="The small network.")] = None,
-    sigma: o.Sigma = None,
-    alpha: o.Alpha = None,
+    sigma: o.SigmaAll = None,
+    alpha: o.AlphaAll = None,
     draw: o.Draw = None,
     epochs: o.Epochs = None,
     preset: o.Preset = None,
@@ -136,7 +137,7 @@ def print_sweep(result: Any, as_json: bool) -> None:
 
 
 def paper(
-    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, or all.")],
+    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, or all.")],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     data_root: o.DataRoot = None,
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,

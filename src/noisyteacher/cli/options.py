@@ -69,6 +69,12 @@ Sigma = Annotated[
 Alpha = Annotated[
     str | None, typer.Option("--alpha", help="Probability that a sample is perturbed, or auto: chosen on validation.")
 ]
+SigmaAll = Annotated[
+    str | None, typer.Option("--sigma", help="Standard deviation of the noise where --grid does not vary it.")
+]
+AlphaAll = Annotated[
+    str | None, typer.Option("--alpha", help="Probability that a sample is perturbed where --grid does not vary it.")
+]
 Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")]
 Profile = Annotated[

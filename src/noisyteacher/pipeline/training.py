@@ -108,6 +108,8 @@ def train_runs(
             if done is not None:
                 found[number] = done
         left = {number: one for number, one in enumerate(asked) if number not in found}
+        for one in left.values():
+            one.run.clear_error()
         if left:
             first = next(iter(left.values()))
             outcomes = fit_many(

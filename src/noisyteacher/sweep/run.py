@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -49,7 +50,7 @@ def sweep(
     executor: Make | None = None,
     name: str | None = None,
     command: str | None = None,
-    run: Run | None = None,
+    run: Run | str | os.PathLike[str] | None = None,
     parent: Run | None = None,
     allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
@@ -63,7 +64,8 @@ def sweep(
     jobs: processes on this machine. stack: students of one architecture that this process trains at once, in common
     steps (`fit_many`), for a GPU that one does not fill. scheduler: address of a dask scheduler instead. executor: or
     what makes any `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
-    run: an interrupted sweep to go on with: cells that are done are not run again. parent, name: make it a child run.
+    run: an interrupted sweep, or its folder, to go on with: cells that are done are not run again. parent, name: make
+    it a child run.
     allow_import: a teacher's file may name a factory to import, as in `load_model`.
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
@@ -96,6 +98,8 @@ def sweep(
             refuse_auto(one.config)
             refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
     title = name or config.student.name
+    if run is not None and not isinstance(run, Run):
+        run = Run.open(run)
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
     if scheduler is not None:
         place = cluster(scheduler)

@@ -160,12 +160,7 @@ class Loop:
         """One update; returns the loss before it. Raises TrainingError instead of updating on a loss not finite."""
         settings = self.settings
         self.set_rate(self.optimizer, batch.step)
-        others = (self.place.rank,) if self.place.rank else ()  # a share's dropout is its own
-        seed = derive(settings["seed"], "dropout", batch.step, *others)
-        if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        self.seed_draws(batch.step)
         self.model.train()
         with precision_context(settings["precision"], self.device):
             logits = self.model(batch.images) if self.spread is None else self.spread(batch.images, len(batch.rows))
@@ -183,6 +178,15 @@ class Loop:
         self.clockwork.mark("optimizer")
         self.count({"train/loss": value, **numbers}, len(batch.rows))
         return value
+
+    def seed_draws(self, step: int) -> None:
+        """Let what the network and the objective draw at this step from torch's own generators be its own."""
+        others = (self.place.rank,) if self.place.rank else ()  # a share's dropout is its own
+        seed = derive(self.settings["seed"], "dropout", step, *others)
+        if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def refuse_loss(self, value: float) -> None:
         """Raises TrainingError for a loss of the running step that is not finite."""

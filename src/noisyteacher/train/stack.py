@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from noisyteacher.checkpoint import frozen_record
 from noisyteacher.data import Batch
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.models import Classifier, logits_of
 from noisyteacher.optimizers import RULE, build_optimizer
 from noisyteacher.refusals import refuse_gradients
+from noisyteacher.rng import stream
 from noisyteacher.train.loop import Loop
 
 STEP = "step"
@@ -49,6 +52,8 @@ class Stack:
         self.seeds = list(dict.fromkeys(seeds))
         self.places = [self.seeds.index(seed) for seed in seeds]
         """Of every model its seed's place in `seeds`."""
+        self.still: dict[int, list[Tensor]] = {}
+        """What models hold that learn no more, by their row."""
         self.which = torch.tensor(self.places, device=loops[0].device)
         settings = loops[0].settings
         self.rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=self.parameters.values())
@@ -87,12 +92,16 @@ class Stack:
             network.zero_grad(set_to_none=True)
 
     def update(self, but: Sequence[int]) -> None:
-        """One step of the update rule for all models but those, whose rows stay what they were."""
-        kept = [[(one, row, one.detach()[row].clone()) for one in self.learned] for row in but]
+        """One step of the update rule for all models but those: what they hold stays as it is now, from now on."""
+        commons = [*self.learned, *self.buffers.values()]
+        for row in but:
+            if row not in self.still:
+                self.still[row] = [one.detach()[row].clone() for one in commons]
         self.rule.step()
         with torch.no_grad():
-            for one, row, before in (item for items in kept for item in items):
-                one[row] = before
+            for row, kept in self.still.items():
+                for one, before in zip(commons, kept, strict=True):
+                    one[row] = before
 
     def lend(self) -> None:
         """Let every training's own optimizer see what is kept for its model."""
@@ -115,36 +124,63 @@ class Stack:
 
 
 def refuse_to_stack(models: Sequence[Classifier]) -> None:
-    """Raises AskedWronglyError unless the models can be trained as one: equal but for the values of their weights,
-    preprocessing that learns nothing, and a network without random draws of its own.
+    """Raises AskedWronglyError unless the models can be trained as one: equal but for the values of their weights, none
+    of them shared, with preprocessing that learns nothing and a network without random draws of its own.
     """
-    first = models[0]
-    shape = first.input_shape
+    first, shape = models[0], models[0].input_shape
     for number, model in enumerate(models):
-        same = model.architecture == first.architecture and _shapes(model) == _shapes(first)
-        if not same or not _same(model.preprocess, first.preprocess):
+        if not (_describe(model) == _describe(first) and _same(model.preprocess, first.preprocess)):
             raise AskedWronglyError(
-                f"model {number} is another one than model 0 (network, options or preprocessing): only models of one "
-                "architecture can be trained as one"
+                f"model {number} is another one than model 0 (network, options, preprocessing, or what is frozen): "
+                "only models of one architecture can be trained as one"
             )
+    tensors = [{id(one) for one in (*model.parameters(), *model.buffers())} for model in models]
+    if len(set().union(*tensors)) < sum(map(len, tensors)):
+        raise AskedWronglyError("two of the models share weights, or are one: copy.deepcopy makes others of them")
     if any(True for _ in first.preprocess.parameters()):
         raise AskedWronglyError(f"{first.name!r} learns its preprocessing: such models are trained one by one")
     if shape is None:
         raise AskedWronglyError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
-    network = copy.deepcopy(first.network).train()
-    blank = first.preprocess(torch.zeros((2, *shape), dtype=torch.uint8, device=next(network.parameters()).device))
-    tensors = [{name: _common([one.detach()] * 2) for name, one in found} for found in _named(network)]
+    device = next(first.parameters()).device
+    images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=stream(0, "stack")).to(device)
+    with torch.no_grad(), torch.random.fork_rng():
+        _refuse_unlike(models, first.preprocess(images))
+
+
+def _refuse_unlike(models: Sequence[Classifier], images: Tensor) -> None:
+    """Ask every model as it is and all as one: what no attribute tells shows in the answers."""
+    copies = [copy.deepcopy(model.network).train() for model in models]
+    tensors = [
+        {name: _common([dict(found(one))[name].detach() for one in copies]) for name, _ in found(copies[0])}
+        for found in (nn.Module.named_parameters, nn.Module.named_buffers)
+    ]
+    name, skeleton = models[0].name, copy.deepcopy(copies[0])
     try:
-        vmap(
-            lambda parameters, buffers: logits_of(functional_call(network, {**parameters, **buffers}, (blank,))),
+        common = vmap(
+            lambda parameters, buffers: logits_of(functional_call(skeleton, {**parameters, **buffers}, (images,))),
             randomness="error",
         )(*tensors)
     except RuntimeError as error:
         why = "draws random numbers (dropout)" if "random" in str(error) else f"fails: {str(error).splitlines()[0]}"
         raise AskedWronglyError(
-            f"{first.name!r} cannot be trained as one with others: its forward pass under torch.vmap {why}; train such "
+            f"{name!r} cannot be trained as one with others: its forward pass under torch.vmap {why}; train such "
             "models one by one"
         ) from error
+    for number, network in enumerate(copies):
+        before = {key: id(one) for key, one in network.named_buffers()}
+        own = logits_of(network(images))
+        replaced = [key for key, one in network.named_buffers() if before.get(key) != id(one)]
+        if replaced:
+            raise AskedWronglyError(
+                f"{name!r} cannot be trained as one with others: it puts a new tensor in the place of its buffer "
+                f"{replaced[0]!r}; let it change the buffer in place, or train such models one by one"
+            )
+        gap = float((own - common[number]).abs().max())
+        if not gap <= 0.02 * max(1.0, float(own.abs().max())):
+            raise AskedWronglyError(
+                f"model {number} answers otherwise by itself than as one with the others (by {gap:.2g}): it differs "
+                "from model 0 in more than its weights; train such models one by one"
+            )
 
 
 def _common(tensors: list[Tensor]) -> Tensor:
@@ -152,18 +188,16 @@ def _common(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors).clone(memory_format=torch.contiguous_format)
 
 
-def _named(network: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    return list(network.named_parameters()), list(network.named_buffers())
-
-
-def _shapes(model: Classifier) -> tuple[str, dict[str, torch.Size]]:
-    """What its layers are, and how large."""
-    return str(model.network), {name: value.shape for name, value in model.network.state_dict().items()}
+def _describe(model: Classifier) -> tuple[Any, ...]:
+    """What its layers are, how large, and which of their weights are learned."""
+    tensors = {name: value.shape for name, value in model.network.state_dict().items()}
+    return model.architecture, str(model.network), tensors, frozen_record(model)
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
-    return type(one) is type(other) and all(torch.equal(ours[name], theirs[name]) for name in {**ours, **theirs})
+    same = type(one) is type(other) and ours.keys() == theirs.keys()
+    return same and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def _learned(loop: Loop) -> list[Tensor]:

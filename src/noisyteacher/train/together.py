@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from noisyteacher.train.loop import Loop
 from noisyteacher.train.stack import Stack, refuse_to_stack
 
 Outcome = History | NoisyTeacherError
+HALF = (torch.float16, torch.bfloat16)
 
 
 def fit_many(
@@ -73,8 +75,8 @@ def fit_many(
             f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and {len(folders)} runs: expected "
             "as many of each, at least one"
         )
-    if len({id(model) for model in models}) < len(models):
-        raise AskedWronglyError("one model is there twice: copy.deepcopy makes another of it")
+    if runs is not None and len({os.path.realpath(one) for one in runs}) < len(models):
+        raise AskedWronglyError("two of the runs are one folder: give each training its own")
     loops = [
         prepared(
             model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
@@ -86,24 +88,32 @@ def fit_many(
     ]  # fmt: skip
     refuse_to_stack([loop.model for loop in loops])
     found: dict[int, Outcome] = {}
-    for number, (loop, folder) in enumerate(zip(loops, folders, strict=True)):
-        ended = None if folder is None else found_done(loop, folder, resume)
-        if ended is not None:
-            found[number] = ended
-        elif folder is not None:
-            make_folder(folder)
-    left = {number: loop for number, loop in enumerate(loops) if number not in found}
     with ExitStack() as held:
         if runs is not None:
             signals = held.enter_context(signals_held())
-            for loop in left.values():
+            for loop in loops:
                 loop.signals = signals
-        for number, loop in left.items():
-            loop.begin(folders[number], resume, tensorboard)
-        steps = {loop.progress.step for loop in left.values()}
-        for step in sorted(steps):  # those whose checkpoints are of one step go on together
-            members = {number: loop for number, loop in left.items() if loop.progress.step == step}
-            found |= Together(members, checkpoint_every_s, progress).run()
+        for number, (loop, folder) in enumerate(zip(loops, folders, strict=True)):
+            try:
+                ended = None if folder is None else found_done(loop, folder, resume)
+                if ended is not None:
+                    found[number] = ended
+                    continue
+                if folder is not None:
+                    make_folder(folder)
+                loop.begin(folder, resume, tensorboard)
+            except NoisyTeacherError as error:
+                if not resume:
+                    raise
+                found[number] = error
+        held.enter_context(torch.random.fork_rng())
+        groups: dict[tuple[int, int], dict[int, Loop]] = {}
+        for number, loop in enumerate(loops):
+            if number not in found:  # those whose checkpoints are of one moment go on together
+                moment = (loop.progress.step, len(loop.progress.epochs))
+                groups.setdefault(moment, {})[number] = loop
+        for moment in sorted(groups):
+            found |= Together(groups[moment], checkpoint_every_s, progress).run()
     return [found[number] for number in range(len(models))]
 
 
@@ -200,7 +210,7 @@ class Together:
         Objectives of one kind are computed as one.
         """
         losses: dict[int, Tensor] = {}
-        shared: dict[Any, Tensor] = {}
+        shared: dict[Any, Any] = {}
         alone: dict[int, dict[str, float]] = {}
         kinds: dict[Any, dict[int, tuple[Tensor, ...]]] = {}
         values: list[tuple[list[int], Tensor]] = []
@@ -210,10 +220,14 @@ class Together:
         def ask(number: int, loop: Loop) -> None:
             row, parts = rows[number], getattr(loop.objective, "parts", None)
             if isinstance(parts, Parts):
-                kinds.setdefault(parts.kind, {})[row] = parts.inputs(batches[row], shared)
-                arithmetic.setdefault(parts.kind, parts.terms)
-            else:
-                losses[row], alone[row] = loss_and_numbers(loop.objective(logits[row], batches[row]))
+                inputs = parts.inputs(batches[row], shared)
+                if not any(one.dtype in HALF for one in inputs):  # noise on those looks at its values
+                    kinds.setdefault(parts.kind, {})[row] = inputs
+                    arithmetic.setdefault(parts.kind, parts.terms)
+                    return
+            loop.seed_draws(batches[row].step)
+            loss, alone[row] = loss_and_numbers(loop.objective(logits[row], batches[row]))
+            losses[row] = loss.reshape(()).to(logits.device)
 
         self._each(ask)
         for kind, inputs in kinds.items():
