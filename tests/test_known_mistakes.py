@@ -22,7 +22,7 @@ import noisyteacher as nt
 from noisyteacher import noise as noise_module
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models import Classifier
-from noisyteacher.noise import Draw, apply_noise, draw_noise, step_draw
+from noisyteacher.noise import Draw, apply_noise, draw_noise, step_units
 from noisyteacher.rng import stream
 
 ROWS, CLASSES = 48, 4
@@ -304,7 +304,7 @@ def test_noise_is_not_kept_with_the_logits(tmp_path: Path) -> None:
         first, second = (loss_of(objective, raw, batch_of(rows, step)) for step in (0, 1))
         assert float(first) != float(second)
 
-    def always_the_same(noise: nt.Noise, **named: Any) -> Draw:
-        return step_draw(noise, **{**named, "step": 0})
+    def always_the_same(noise: nt.Noise, seed: int, step: int, size: int, classes: int) -> Any:
+        return step_units(noise, seed, 0, size, classes)
 
-    mistaken(check, (module("objectives"), "step_draw", always_the_same))
+    mistaken(check, (module("objectives"), "step_units", always_the_same))

@@ -45,6 +45,7 @@ def network(seed: int, norm: bool = True) -> Classifier:
         nn.MaxPool2d(2),
         nn.Flatten(),
     ]
+    layers.insert(-2, nn.Conv2d(4, 4, 3, padding=1))  # of several channels: its kernels can lie in two orders
     return as_classifier(nn.Sequential(*layers, nn.Linear(36, 3)), input_shape=SHAPE)
 
 

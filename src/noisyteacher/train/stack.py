@@ -62,7 +62,7 @@ class Stack:
             slots = [_slots(loop, place) for loop in loops]
             for name in slots[0]:
                 kept = [one[name] for one in slots]
-                self.rule.state[common][name] = kept[0].clone() if name == STEP else torch.stack(kept)
+                self.rule.state[common][name] = kept[0].clone() if name == STEP else _common(kept)
 
     def __call__(self, batches: Sequence[Batch]) -> Tensor:
         """The logits `[M, B, K]` of every model for the batch of its seed, of one batch per seed in `seeds`."""

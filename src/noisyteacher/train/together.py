@@ -62,9 +62,10 @@ def fit_many(
 
     An outcome is the History that `fit` would return, equal step by step up to rounding, or the error of this package
     that ended this one training; the others go on. The models have one architecture; they differ in their weights,
-    objectives and seeds. Options are those of `fit`, for all alike; `runs` are their run folders. `seconds` is each
-    one's share of the common time. `progress` is told the step and the steps of all training after every one.
-    Worth it on a GPU that one small student does not fill; on a CPU two processes are faster (docs/performance.md).
+    seeds and objectives, each of which takes logits `[B, K]` and the batch. Options are those of `fit`, for all alike;
+    `runs` are their run folders. `seconds` is each one's share of the common time. `progress` is told the step and the
+    steps of all training after every one. Worth it on a GPU that one small student does not fill; on a CPU two
+    processes are faster (docs/performance.md).
     Raises AskedWronglyError for models that cannot be trained as one (`train/stack.py`), and in a group of processes.
     """
     if place().size > 1:
