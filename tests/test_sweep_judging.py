@@ -149,6 +149,34 @@ def test_a_family_is_judged_by_hand() -> None:
     assert "validation prefers no noise" in swapped[1][0]["verdict"]["sentence"]
 
 
+# Differences to the clean student of a noise that validation prefers and of another: none, sure harm, sure help.
+NONE, HARM, HELP = (0.1, -0.1, 0.0), (1.01, 1.0, 1.02), (-1.01, -1.0, -1.02)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "other", "begins"),
+    [
+        (NONE, NONE, "no evidence that the noise helps or hurts: "),
+        (NONE, HARM, "no evidence that any noise helps, while some hurts: "),
+        (NONE, HELP, "no evidence for the noise that validation prefers, while others help: "),
+        (HARM, HELP, "the noise hurts: "),
+        (HELP, HARM, "the noise helps: "),
+    ],
+)
+def test_a_verdict_begins_with_what_is_sure_of_any_noise(
+    preferred: tuple[float, ...], other: tuple[float, ...], begins: str
+) -> None:
+    conditions, families = study(2)
+    first, second = families[0].noisy
+    errors = {
+        "clean": [(2.0, 5.0)] * 3,
+        first: [(1.0, 5.0 + one) for one in preferred],
+        second: [(1.5, 5.0 + one) for one in other],
+    }
+    _, (family,) = judge_sweep(conditions, families, cells(errors))
+    assert family["verdict"]["sentence"].startswith(begins)
+
+
 def test_missing_cells_leave_what_can_be_said() -> None:
     conditions, families = study(1)
     (noisy,) = families[0].noisy

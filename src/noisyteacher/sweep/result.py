@@ -206,18 +206,22 @@ def _verdict(family: Family, records: Mapping[str, Mapping[str, Any]], chosen: s
         )
         sure = d["p_holm"] < LEVEL
         word = ("helps" if d["mean"] < 0 else "hurts") if sure else "no evidence"
-    hurt = _sure(noisy, records, role, 1)
-    helped = _sure(noisy, records, role, -1)
-    others = (
-        f"; of all {len(noisy)}, {len(helped)} help and {len(hurt)} hurt after correction" if len(noisy) > 1 else ""
-    )
+    helped, hurt = (len(_sure(noisy, records, role, sign)) for sign in (-1, 1))
+    others = f"; of all {len(noisy)}, {helped} help and {hurt} hurt after correction" if len(noisy) > 1 else ""
     clean = "" if chosen != family.clean else "; validation prefers no noise to all of them"
-    told = {
-        "helps": "the noise helps",
-        "hurts": "the noise hurts",
-        "no evidence": "no evidence that the noise helps or hurts",
-    }
-    return {"word": word, "sentence": f"{told[word]}: {what} gives {basis}{others}{clean}"}
+    return {"word": word, "sentence": f"{_claim(word, helped, hurt)}: {what} gives {basis}{others}{clean}"}
+
+
+def _claim(word: str, helped: int, hurt: int) -> str:
+    """What a verdict begins with: of the noise that validation prefers, or of the others where only they are sure."""
+    if word != "no evidence":
+        return f"the noise {word}"
+    if helped:
+        also = " and others hurt" if hurt else ""
+        return f"no evidence for the noise that validation prefers, while others help{also}"
+    if hurt:
+        return "no evidence that any noise helps, while some hurts"
+    return "no evidence that the noise helps or hurts"
 
 
 def _sure(names: Sequence[str], records: Mapping[str, Mapping[str, Any]], role: str, sign: int) -> list[str]:
