@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, completed, describe
+from noisyteacher.config import Config, build_config, completed
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import write_json
 from noisyteacher.locks import at_work
@@ -23,8 +23,6 @@ from noisyteacher.pipeline import (
     its_answers,
     load_config_data,
     options_of,
-    refuse_auto,
-    refuse_early,
     settled,
     the_teacher,
 )
@@ -32,7 +30,8 @@ from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, network_name, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
-from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
+from noisyteacher.sweep.grid import Grid
+from noisyteacher.sweep.question import Question, asked
 from noisyteacher.sweep.result import SweepResult, judge_sweep
 from noisyteacher.text import plural
 
@@ -69,35 +68,16 @@ def sweep(
     allow_import: a teacher's file may name a factory to import, as in `load_model`.
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
-    grids = [grids] if isinstance(grids, Mapping) else list(grids)
-    config = settled(build_config(base))
     if jobs < 1 or stack < 1:
         raise AskedWronglyError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
+    config = settled(build_config(base))
     if stack > 1 and config.run.profile:
         raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
-    count = seeds or config.run.seeds
-    conditions, families, axes = expand(base, grids)
-    conditions = [replace(one, config=settled(one.config)) for one in conditions]
-    settings = plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config")
-    bases = _bases(conditions)
-    for members in bases.values():
-        data = load_config_data(members[0].config)
-        unlabelled = [role for role, split in data.parts.items() if split.labels is None]
-        if unlabelled:
-            raise AskedWronglyError(
-                f"{data.name!r} has no labels in {', '.join(unlabelled)}: a sweep judges by error; compress needs none"
-            )
-        for one in members:
-            if one.config.student.augment != "none":
-                raise AskedWronglyError(
-                    f"student.augment: {one.config.student.augment!r} needs the teacher at every step, a sweep's cells "
-                    "learn from stored answers: use compress, or sweep over student.views"
-                )
-            refuse_auto(one.config)
-            refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, allow_import)
-    title = name or config.student.name
+    question = asked(base, grids, seeds, allow_import)
+    question.check()
+    title, settings = name or config.student.name, dict(question.settings)
     if run is not None and not isinstance(run, Run):
         run = Run.open(run)
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
@@ -121,7 +101,7 @@ def sweep(
         if threads is None and make is not None:
             threads = share_of_threads(jobs)
         with at_work(run.path):
-            return _run(run, conditions, families, axes, bases, count, threads, make, stack, allow_import, watch)
+            return _run(question, run, threads, make, stack, watch)
 
 
 def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,32 +115,38 @@ def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    run: Run,
-    conditions: Sequence[Condition],
-    families: Sequence[Family],
-    axes: list[str],
-    bases: Mapping[str, list[Condition]],
-    count: int,
-    threads: int | None,
-    make: Make | None,
-    stack: int,
-    allow_import: bool,
-    watch: Watch | None,
+    question: Question, run: Run, threads: int | None, make: Make | None, stack: int, watch: Watch | None
 ) -> SweepResult:
     """Everything from the first teacher to the result, in a run folder that is there."""
     run.clear_error()
-    cells, bodies = _prepare(run, bases, count, threads, allow_import, watch)
+    cells, teachers = _prepare(question, run, threads, watch)
     failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch), stack)
-    results = {(one.condition, one.seed): Run(one.path).result() for one in cells if one.run not in failures}
-    judged, groups = judge_sweep(conditions, families, {key: one for key, one in results.items() if one is not None})
+    results = {
+        (one.condition, one.seed): found
+        for one in cells
+        if one.run not in failures and (found := Run(one.path).result()) is not None
+    }
+    judged, families = judge_sweep(question.conditions, question.families, results)
     failed = [
         {"condition": one.condition, "seed": one.seed, "run": one.run, "error": failures[one.run]}
         for one in cells
         if one.run in failures
     ]
-    content = {"conditions": judged, "families": groups, "failed": failed}
+    content = {"conditions": judged, "families": families, "failed": failed}
     write_json(run.path / CONDITIONS, KIND, SCHEMA, content, within=run.path)
-    record = _record(run, axes, judged, groups, failed, bodies, results, conditions, allow_import)
+    seconds = {key: one["training"]["seconds"] for key, one in results.items()}  # no second run has the same
+    timed = [{**one, "training_s": [seconds[one["name"], seed] for seed in one["seeds"]]} for one in judged]
+    record = {
+        "data": teachers[0]["data"],
+        "n": teachers[0]["n"],
+        "teacher": teachers[0],
+        "teachers": teachers,
+        "axes": list(question.axes),
+        "conditions": timed,
+        "families": families,
+        "failed": failed,
+        "costs": _costs(question, run, teachers[0], judged),
+    }
     run.write_result(record)
     return SweepResult(run.path, plain(record, "result"))
 
@@ -185,31 +171,20 @@ def resume_sweep(
     )  # fmt: skip
 
 
-def _bases(conditions: Sequence[Condition]) -> dict[str, list[Condition]]:
-    """The conditions by what they share: data and teacher."""
-    found: dict[str, list[Condition]] = {}
-    for one in conditions:
-        found.setdefault(fingerprint([asdict(one.config.data), asdict(one.config.teacher)])[:6], []).append(one)
-    return found
-
-
 def _prepare(
-    run: Run,
-    bases: Mapping[str, list[Condition]],
-    seeds: int,
-    threads: int | None,
-    allow_import: bool,
-    watch: Watch | None,
+    question: Question, run: Run, threads: int | None, watch: Watch | None
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
     """Train or load every teacher, store its answers; returns all cells, seed by seed, and a record per teacher."""
     cells: list[Cell] = []
     teachers: list[dict[str, Any]] = []
+    bases = question.bases()
     for number, (key, members) in enumerate(bases.items()):
         config = members[0].config
         views = list(dict.fromkeys(view for one in members for view in one.config.student.views))
         shared: Config = replace(config, student=replace(config.student, views=views))
         data = load_config_data(config)
-        plan = Plan(shared, data, config.teacher.name, config.student.name, None, (), {}, run, watch, allow_import)
+        names = config.teacher.name, config.student.name
+        plan = Plan(shared, data, *names, None, (), {}, run, watch, question.allow_import)
         name = "teacher" if len(bases) == 1 else f"teacher-{key}"
         label = name if len(bases) == 1 else f"teacher {number + 1}/{len(bases)}"
         teacher = the_teacher(plan, label, name)
@@ -230,7 +205,7 @@ def _prepare(
                 "checks": checks,
             }
         )
-        cells += [cell_of(one, seed, run, stores, threads) for seed in range(seeds) for one in members]
+        cells += [cell_of(one, seed, run, stores, threads) for seed in range(question.seeds) for one in members]
     return sorted(cells, key=lambda one: one.seed), teachers
 
 
@@ -248,40 +223,17 @@ def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Ce
     return tell
 
 
-def _record(
-    run: Run,
-    axes: list[str],
-    judged: list[dict[str, Any]],
-    groups: list[dict[str, Any]],
-    failed: list[dict[str, Any]],
-    teachers: list[dict[str, Any]],
-    results: Mapping[tuple[str, int], Mapping[str, Any] | None],
-    conditions: Sequence[Condition],
-    allow_import: bool,
+def _costs(
+    question: Question, run: Run, teacher: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What result.json holds: what was judged, and the times and costs that no second run would repeat."""
-    timed = []
-    for one in judged:
-        seconds = [(results[one["name"], seed] or {})["training"]["seconds"] for seed in one["seeds"]]
-        timed.append({**one, "training_s": seconds})
-    first = teachers[0]
+    """What the first teacher and one student of each kind cost, measured on the CPU."""
     students: dict[str, Any] = {}
-    for condition, one in zip(conditions, judged, strict=True):
+    for condition, one in zip(question.conditions, judged, strict=True):
         words = [condition.config.student.name]
         words += [f"{key} {value}" for key, value in options_of(condition.config.student).items()]
         title = ", ".join(words)
         if title not in students and one["runs"]:
             model = load_model(run.path / one["runs"][0] / "weights.safetensors", allow_import=True)  # our own
             students[title] = asdict(measure(model, device="cpu"))
-    body = load_model(run.path / first["run"] / "weights.safetensors", allow_import=allow_import)
-    return {
-        "data": first["data"],
-        "n": first["n"],
-        "teacher": first,
-        "teachers": teachers,
-        "axes": axes,
-        "conditions": timed,
-        "families": groups,
-        "failed": failed,
-        "costs": {"teacher": asdict(measure(body, device="cpu")), "students": students},
-    }
+    body = load_model(run.path / teacher["run"] / "weights.safetensors", allow_import=question.allow_import)
+    return {"teacher": asdict(measure(body, device="cpu")), "students": students}

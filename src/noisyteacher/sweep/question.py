@@ -1,0 +1,76 @@
+"""What a sweep asks, as one value: its conditions and families, checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from noisyteacher.config import build_config, describe
+from noisyteacher.errors import AskedWronglyError
+from noisyteacher.pipeline import load_config_data, refuse_auto, refuse_early, settled
+from noisyteacher.runs import plain
+from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
+
+
+@dataclass(frozen=True)
+class Question:
+    """`conditions` with settled configs, the `families` they are judged in, the `axes` that vary; `seeds` of each.
+
+    `settings` is the question as the run folder's config.json keeps it; `allow_import` lets a teacher's file name a
+    factory to import, as in `load_model`.
+    """
+
+    conditions: tuple[Condition, ...]
+    families: tuple[Family, ...]
+    axes: tuple[str, ...]
+    seeds: int
+    settings: Mapping[str, Any]
+    allow_import: bool = False
+
+    def bases(self) -> dict[str, list[Condition]]:
+        """The conditions by what they share, data and teacher."""
+        found: dict[str, list[Condition]] = {}
+        for one in self.conditions:
+            found.setdefault(fingerprint([asdict(one.config.data), asdict(one.config.teacher)])[:6], []).append(one)
+        return found
+
+    def check(self) -> None:
+        """Raises AskedWronglyError, or what the data and the networks raise, for what no cell could be trained on."""
+        for members in self.bases().values():
+            data = load_config_data(members[0].config)
+            unlabelled = [role for role, split in data.parts.items() if split.labels is None]
+            if unlabelled:
+                raise AskedWronglyError(
+                    f"{data.name!r} has no labels in {', '.join(unlabelled)}: a sweep judges by error; compress needs "
+                    "none"
+                )
+            for one in members:
+                if one.config.student.augment != "none":
+                    raise AskedWronglyError(
+                        f"student.augment: {one.config.student.augment!r} needs the teacher at every step, a sweep's "
+                        "cells learn from stored answers: use compress, or sweep over student.views"
+                    )
+                refuse_auto(one.config)
+                refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, self.allow_import)
+
+
+def asked(
+    base: Mapping[str, Any], grids: Sequence[Grid] | Grid, seeds: int | None = None, allow_import: bool = False
+) -> Question:
+    """The question of nested settings and grids over them; seeds: how many, by default base's run.seeds.
+
+    Raises ConfigError or another NoisyTeacherError for settings and grids that mean nothing; data are not looked at.
+    """
+    grids = [grids] if isinstance(grids, Mapping) else list(grids)
+    config = settled(build_config(base))
+    count = seeds or config.run.seeds
+    conditions, families, axes = expand(base, grids)
+    return Question(
+        tuple(replace(one, config=settled(one.config)) for one in conditions),
+        tuple(families),
+        tuple(axes),
+        count,
+        plain({"base": describe(config), "grids": [dict(one) for one in grids], "seeds": count}, "config"),
+        allow_import,
+    )
