@@ -89,6 +89,8 @@ def test_grids_from_the_command_line_and_from_toml() -> None:
         {"noise.sigma": [2]},
     ]
     assert flat_grids(None) == []
+    with pytest.raises(ConfigError, match="'noise' cannot vary here"):
+        expand({}, flat_grids({"noise": {}}))  # a table left empty is no grid of nothing
     with pytest.raises(ConfigError, match="expected a table"):
         flat_grids(3)
 

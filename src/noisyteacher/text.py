@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from noisyteacher.errors import UnknownNameError
 
@@ -85,6 +86,17 @@ def shown(text: object, length: int | None = None) -> str:
 def lines_shown(text: object) -> str:
     """The text as it can be shown, line by line: its line ends stay."""
     return "\n".join(map(shown, str(text).split("\n")))
+
+
+def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys. `flat({"noise": {"sigma": 1}}) == {"noise.sigma": 1}`; an empty table stays one."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            found.update(flat(value, f"{before}{key}."))
+        else:
+            found[f"{before}{key}"] = value
+    return found
 
 
 def escaped(text: str) -> str:

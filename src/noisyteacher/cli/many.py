@@ -10,6 +10,7 @@ import typer
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_json, print_noted, progress, resumable, write
 from noisyteacher.errors import AskedWronglyError
+from noisyteacher.text import flat
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
 Stack = Annotated[
@@ -161,11 +162,11 @@ def paper(
 
     Example: noisyteacher paper table1 --budget quick --data-root data
     """
-    from noisyteacher.config import leaves, read_config
+    from noisyteacher.config import read_config
     from noisyteacher.paper import EXPERIMENTS, run_paper
 
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
-    settings = dict(leaves(read_config(None, tuple(overrides or ()))))
+    settings = flat(read_config(None, tuple(overrides or ())))
     results = []
     for name in names:
         with resumable(None) as begun, progress(quiet) as watch:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from noisyteacher.config.settings import PRESETS, Choice, Config, Target
 from noisyteacher.errors import ConfigError
-from noisyteacher.text import nearest
+from noisyteacher.text import flat, nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
 LIMITS = ("macs", "bytes", "parameters")
@@ -148,7 +148,7 @@ def flat_grids(table: Any) -> list[dict[str, list[Any]]]:
         raise ConfigError(
             f"sweep: given {table!r}, expected a table of settings with lists of values ([sweep] in TOML)"
         )
-    return [dict(leaves(one)) for one in tables]
+    return [flat(one) for one in tables]
 
 
 def limit(given: str | float, teachers: float) -> float:
@@ -166,15 +166,6 @@ def limit(given: str | float, teachers: float) -> float:
     if not (math.isfinite(number) and (number >= 1 if ratio else number > 0)):
         raise ConfigError(f"given {given!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
     return teachers / number if ratio else number
-
-
-def leaves(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as (dotted key, value)."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def describe(config: Config) -> dict[str, Any]:

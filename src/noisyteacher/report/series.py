@@ -9,7 +9,7 @@ from typing import Any
 
 from noisyteacher import references
 from noisyteacher.report.study import Estimate, Line, Study
-from noisyteacher.runs import flat
+from noisyteacher.text import flat
 
 PLACES = ("run.output_dir", "data.root", "run.device", "run.threads", "run.tensorboard", "run.profile")
 """Settings that say where, not what: runs that differ in them alone are of one kind."""

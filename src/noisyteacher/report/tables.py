@@ -11,8 +11,7 @@ from noisyteacher.report.answers import class_names, worst
 from noisyteacher.report.costs import COSTS, SHOW, conditions, cost
 from noisyteacher.report.figures import ROLES
 from noisyteacher.report.study import Difference, Estimate, Line, Study
-from noisyteacher.runs import flat
-from noisyteacher.text import count, duration, size_bytes
+from noisyteacher.text import count, duration, flat, size_bytes
 
 HEADS = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes", "latency_ms": "latency ms"}
 NOTHING = "–"

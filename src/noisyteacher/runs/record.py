@@ -6,12 +6,12 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import AskedWronglyError
+from noisyteacher.text import flat
 
 ABSENT = "(absent)"
 """Stands for a value in a difference where one side has no such key."""
@@ -80,17 +80,6 @@ def host() -> dict[str, Any]:
         "gpu": gpu,
         "platform": platform.platform(),
     }
-
-
-def flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys. `flat({"noise": {"sigma": 1}}) == {"noise.sigma": 1}`."""
-    found: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            found.update(flat(value, f"{before}{key}."))
-        else:
-            found[f"{before}{key}"] = value
-    return found
 
 
 def _cpu() -> str:
