@@ -13,7 +13,8 @@ from noisyteacher.cli import main
 from noisyteacher.errors import AskedWronglyError, UnknownNameError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
-from noisyteacher.paper.run import _paper
+from noisyteacher.paper.result import _paper
+from noisyteacher.paper.run import _taught_by, _with
 from noisyteacher.references import curve
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import expand
@@ -98,6 +99,8 @@ def test_the_papers_numbers_stand_beside_the_right_conditions() -> None:
         if one.kind == "clean"
     }
     assert (values[0.1], values[0.8]) == (22.18, 25.34)  # the paper's ratio read as the share kept
+    alone = {"kind": "labels", "settings": {"student.options.dropout": 0.1}}
+    assert _paper(part, curve("table5"), alone) is None, "the paper has no student on labels alone"
     drawn = experiment("section5.4").parts(FULL)[0]
     assert _paper(drawn, None, {"kind": "noisy", "settings": {}}) == 19.08
     assert _paper(drawn, None, {"kind": "clean", "settings": {}}) is None
@@ -144,11 +147,62 @@ def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str
     [
         ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
         ({"seeds": 0}, AskedWronglyError, "seeds=0: expected 1 or more"),
+        ({"teacher": "nin"}, AskedWronglyError, "teacher 'nin': expected a trained one"),
+        ({"teacher": "hf:microsoft/resnet-18"}, AskedWronglyError, "expected a trained one"),
+        ({"name": "table4", "sigmas": [0.3]}, AskedWronglyError, "table4 has sigmas of its own"),
+        ({"name": "why", "sigmas": [0.3]}, AskedWronglyError, "why has sigmas of its own"),
+        (
+            {"name": "section5.4", "parts": ["teacher2"], "teacher": "a/b.safetensors"},
+            AskedWronglyError,
+            "stand for nin, which does not teach in teacher2",
+        ),
     ],
 )
 def test_a_part_that_is_none(tmp_path: Path, words: dict[str, Any], error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
-        run_paper("table6", "quick", output_dir=tmp_path, **words)
+        run_paper(**{"name": "table6", "budget": "quick", "output_dir": tmp_path, **words})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_ones_own_stands_for_the_first_alone() -> None:
+    parts = experiment("section5.4").parts(FULL)
+    taught = _taught_by("a/run", experiment("section5.4"), parts)
+    assert [one.base["teacher"]["name"] for one in taught] == ["a/run", "alexnet-cifar", "a/run"]
+    assert taught[2].base["teacher"]["also"] == ["alexnet-cifar"]
+    assert parts[0].base["teacher"]["name"] == "nin", "the experiment itself is as it was"
+
+
+def test_the_papers_numbers_do_not_stand_beside_other_settings(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """An alpha that is not the paper's, and data that are not, take its numbers away; epochs, which it leaves open, do
+    not."""
+    (part,) = experiment("table1").parts(FULL)
+    for given, changed in (
+        ({"student.epochs": 3, "noise.draw": "row", "noise.alpha": 0.15}, ()),
+        ({"noise.alpha": 0.5}, ("noise.alpha",)),
+        ({"student.options": {"dropout": 0.1}, "noise.kind": "additive"}, ("student.options", "noise.kind")),
+    ):
+        assert _with(part, None, True, True, "auto", given).changed == changed
+    result = run_paper("table1", "quick", output_dir=tmp_path, seeds=1, sigmas=[0.3],
+                       overrides={**SMALL, **tiny["table1"]})  # fmt: skip
+    assert {one["paper_%"] for one in result.record["rows"]} == {None}
+    assert result.record["notes"] == ["The paper's numbers are left out: data.name not as it states."]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["all", "--sigmas", "0.3"], "table4, table5, section5.4, why have sigmas of their own"),
+        (["table6", "--teacher", "lenet"], "lenet"),
+    ],
+)
+def test_options_that_would_change_nothing(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["noisyteacher", "paper", *words, "--output-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 

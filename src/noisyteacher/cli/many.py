@@ -163,9 +163,14 @@ def paper(
     Example: noisyteacher paper table1 --budget quick --data-root data
     """
     from noisyteacher.config import read_config
-    from noisyteacher.paper import EXPERIMENTS, run_paper
+    from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
 
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
+    if sigmas is not None and experiment == "all":
+        fixed = ", ".join(name for name in names if not varies_sigma(name))
+        raise AskedWronglyError(f"--sigmas: {fixed} have sigmas of their own: name one of the others instead of all")
+    if teacher is not None:
+        teacher = o.model_path(teacher, output_dir)
     settings = flat(read_config(None, tuple(overrides or ())))
     results = []
     for name in names:

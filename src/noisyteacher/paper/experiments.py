@@ -60,6 +60,8 @@ class Part:
     """The id of the paper's curve (references.json) that this part repeats."""
     scaled: bool = False
     """Sigmas of additive noise are meant in units of the teacher's logits: multiplied by their root mean square."""
+    changed: tuple[str, ...] = ()
+    """Settings the paper states that the user changed: its numbers do not belong beside this part's."""
 
 
 @dataclass(frozen=True)
@@ -267,3 +269,10 @@ def budget_of(name: str) -> Budget:
     if name not in BUDGETS:
         raise unknown_name("budget", name, BUDGETS)
     return BUDGETS[name]
+
+
+def varies_sigma(name: str) -> bool:
+    """Whether the budget's sigmas are those that an experiment tries. `varies_sigma("table4") is False`."""
+    parts = experiment(SAME.get(name, name)).parts
+    few = budget_of("quick")
+    return parts(few) != parts(replace(few, sigmas=(0.5,)))

@@ -1,61 +1,27 @@
-"""Run an experiment of the paper as sweeps, and set what came out beside the paper's numbers."""
+"""Run an experiment of the paper as sweeps."""
 
 from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from noisyteacher.config import build_config, completed, describe, put
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.evaluate import predict
 from noisyteacher.locks import at_work
-from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment
+from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
+from noisyteacher.paper.result import PaperResult, record_of
 from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, settled, train_config
-from noisyteacher.references import Curve, curve, values
 from noisyteacher.runs import Run, list_runs, new_run, plain
-from noisyteacher.sweep import SweepResult, spread, sweep
-from noisyteacher.text import unknown_name
+from noisyteacher.sweep import sweep
+from noisyteacher.text import flat, unknown_name
 
-SECTION54 = {
-    "drawn-sigma": "section5.4-sigma-range",
-    "teacher2": "section5.4-from-teacher2",
-    "two-teachers": "section5.4-from-both",
-}
-SECTION54_KIND = {"drawn-sigma": "noisy", "teacher2": "clean", "two-teachers": "clean"}
-"""The numbers of section 5.4 (references.json) by part, and the kind of condition each stands beside."""
-
-
-@dataclass(frozen=True)
-class PaperResult:
-    """An experiment's sweeps, and its rows with the paper's number and ours side by side."""
-
-    path: Path
-    record: Mapping[str, Any]
-    sweeps: tuple[SweepResult, ...]
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The cells that failed, of all sweeps."""
-        return [one for result in self.sweeps for one in result.failed]
-
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headers and rows as text: a line per number."""
-        headers = ("condition", "paper %", "ours % (test)", "seeds", "ours - clean", "p (Holm)")
-        rows: list[tuple[str, ...]] = []
-        for one in self.record["rows"]:
-            d = one["against_clean"]
-            shown = "" if d is None else f"{d['mean']:+.2f}"
-            if d is not None and d["low"] is not None:
-                shown += f" [{d['low']:+.2f}, {d['high']:+.2f}]"
-            p = "" if d is None or d["p_holm"] is None else f"{d['p_holm']:.2g}"
-            paper = "" if one["paper_%"] is None else f"{one['paper_%']:.2f}"
-            seeds = "" if one["ours"] is None else str(one["ours"]["n"])
-            rows.append((one["label"], paper, spread(one["ours"]), seeds, shown, p))
-        return headers, rows
+STATED = ("data.name", "teacher.name", "student.name", "student.options", "noise.sigma", "noise.alpha", "noise.kind",
+          "noise.distribution", "noise.target", "noise.schedule")  # fmt: skip
+"""Settings that the paper states: its numbers do not belong beside others."""
 
 
 def run_paper(
@@ -81,17 +47,23 @@ def run_paper(
 ) -> PaperResult:
     """Run `table1` ... `table6`, `fig2`, `fig3` or `section5.4` and keep it in a run folder of kind `paper`.
 
-    budget: `quick`, `standard` or `full`. teacher: a trained one (run folder or weights file) for the experiments'
-    first teacher; otherwise it is trained once and kept for the other experiments in the same `output_dir`. The same
-    question asked again goes on with the run folder it left there, or reads it. parts: only these of the experiment
-    (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings for every
-    sweep. jobs, stack, scheduler: as in `sweep`. Raises UnknownNameError and whatever `sweep` raises.
+    budget: `quick`, `standard` or `full`. teacher: a trained one (run folder, weights file or pretrained:NAME) for the
+    experiment's first teacher; otherwise it is trained once and kept for the other experiments in the same
+    `output_dir`. The same question asked again goes on with the run folder it left there, or reads it. parts: only
+    these of the experiment (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings
+    for every sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in
+    `sweep`. Raises UnknownNameError, AskedWronglyError for a teacher or sigmas that change nothing, and whatever
+    `sweep` raises.
     """
     asked, size = experiment(SAME.get(name, name)), _budget(budget, sigmas, seeds)
+    if sigmas and not varies_sigma(name):
+        raise AskedWronglyError(f"sigmas: {asked.name} has sigmas of its own, whatever is given: leave them out")
     chosen = [
-        _with(part, data_root, verify, extra, teacher, device, overrides)
+        _with(part, data_root, verify, extra, device, overrides)
         for part in _chosen(asked.parts(size), parts, asked.name)
     ]
+    if teacher is not None:
+        chosen = _taught_by(teacher, asked, chosen)
     settings = plain(
         {
             "experiment": asked.name,
@@ -125,7 +97,7 @@ def run_paper(
                     watch=tell,
                 )
             )
-        record = _record(asked, size, chosen, found)
+        record = record_of(asked, size, chosen, found)
         run.write_result(record)
     return PaperResult(run.path, plain(record, "result"), tuple(found))
 
@@ -154,23 +126,42 @@ def _with(
     data_root: str | None,
     verify: bool,
     extra: bool,
-    teacher: str | None,
     device: str,
     overrides: Mapping[str, Any] | None,
 ) -> Part:
-    """The part with what the user's machine brings: where the data lie, a trained teacher, the device."""
+    """The part with what the user's machine brings, where the data lie and the device, and what the user changes."""
     base = copy.deepcopy(dict(part.base))
     place = {"data.root": data_root, "run.device": None if device == "auto" else device}
     if not verify:
         place["data.verify"] = False  # type: ignore[assignment]
     if not extra and base["data"]["name"] == "svhn":
         place["data.extra"] = False  # type: ignore[assignment]
+    stated = flat(describe(build_config(base)))
     for key, value in {**place, **(overrides or {})}.items():
         if value is not None:
             put(base, key, value)
-    if teacher is not None and names_a_file(teacher):
-        base["teacher"] = {**base["teacher"], "name": teacher}
-    return replace(part, base=base)
+    given = (overrides or {}).items()
+    changed = tuple(key for key, value in given if key.startswith(STATED) and stated.get(key) != value)
+    return replace(part, base=base, changed=changed)
+
+
+def _taught_by(name: str, asked: Experiment, parts: list[Part]) -> list[Part]:
+    """The parts with this trained model in place of the experiment's first teacher. Raises AskedWronglyError."""
+    if not names_a_file(name):
+        raise AskedWronglyError(
+            f"teacher {name!r}: expected a trained one, by its run folder, its weights file or pretrained:NAME; "
+            "without it the paper's is trained"
+        )
+    first = asked.parts(budget_of("quick"))[0].base["teacher"]["name"]
+    if all(part.base["teacher"]["name"] != first for part in parts):
+        others = ", ".join(one.name for one in parts)
+        raise AskedWronglyError(f"teacher {name!r}: it would stand for {first}, which does not teach in {others}")
+    return [
+        replace(part, base={**part.base, "teacher": {**part.base["teacher"], "name": name}})
+        if part.base["teacher"]["name"] == first
+        else part
+        for part in parts
+    ]
 
 
 def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -> Run | None:
@@ -225,66 +216,3 @@ def _titled(watch: Watch, name: str) -> Watch:
         watch(f"{name}: {stage}", done, total, note)
 
     return tell
-
-
-def _record(asked: Experiment, size: Budget, parts: list[Part], found: list[SweepResult]) -> dict[str, Any]:
-    rows, verdicts = [], []
-    for part, result in zip(parts, found, strict=True):
-        told = None if part.curve is None else curve(part.curve)
-        error = result.record["teacher"].get("test_error_%")
-        rows.append(
-            {
-                "part": part.name,
-                "label": f"{part.title}: teacher",
-                "kind": "teacher",
-                "paper_%": None if told is None else told.teacher_error,
-                "ours": None if error is None else {"mean": error, "low": None, "high": None, "sd": None, "n": 1},
-                "against_clean": None,
-            }
-        )
-        for one in result.conditions:
-            against = one["against_clean"]
-            rows.append(
-                {
-                    "part": part.name,
-                    "label": one["label"],
-                    "kind": one["kind"],
-                    "paper_%": _paper(part, told, one),
-                    "ours": one["test_error_%"],
-                    "against_clean": None if against is None else against.get("test_error_%"),
-                }
-            )
-        verdicts += [f"{part.title}: {sentence}" for sentence in result.verdicts()]
-    return {
-        "experiment": asked.name,
-        "title": asked.title,
-        "budget": size.name,
-        "data": found[0].record["data"],
-        "sweeps": [part.name for part in parts],
-        "rows": rows,
-        "verdicts": verdicts,
-        "notes": list(asked.notes),
-    }
-
-
-def _paper(part: Part, told: Curve | None, one: Mapping[str, Any]) -> float | None:
-    """The paper's test error for a condition of ours, where the paper has one. Row draws have none of their own: the
-    paper does not say which reading it means, so its number stands beside both.
-    """
-    settings = one["settings"]
-    if told is None:
-        known = {value.id: value.error for value in values()}
-        return known[SECTION54[part.name]] if one["kind"] == SECTION54_KIND.get(part.name) else None
-    if settings.get("student.loss", "logit_regression") != "logit_regression":
-        return None
-    if told.axis == "dropout":
-        dropped = settings.get("student.options.dropout")
-        place = None if dropped is None else 1 - dropped
-    elif one["kind"] == "clean":
-        return told.clean_error
-    elif one["kind"] == "labels" or settings["noise.target"] != told.target:
-        return None
-    else:
-        place = settings[f"noise.{told.axis}"]
-    known_points = dict(zip(told.x, told.errors, strict=True))
-    return next((error for x, error in known_points.items() if place is not None and abs(x - place) < 1e-9), None)
