@@ -13,6 +13,7 @@ import torch
 import noisyteacher as nt
 from noisyteacher import device
 from noisyteacher.config import build_config
+from noisyteacher.data import Split
 from noisyteacher.pipeline import compress_config
 from noisyteacher.runs import Run
 from test_train import blobs, small
@@ -116,3 +117,54 @@ def test_a_sweep_settles_it_for_all_its_cells(machine: dict[str, float], tmp_pat
         result = one.result()
         assert result is not None
         assert result["training"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_preprocessing_is_the_same_in_a_training_in_bf16(many: bool) -> None:
+    """The student must learn under the normalisation under which it will be judged and used."""
+    split = colours(16)
+    students = [nt.build_model("lenet-svhn", split, seed=seed, preprocess="local-contrast") for seed in range(2)]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    students[0].preprocess.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    how: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "bf16", "device": "cpu"}
+    if many:
+        nt.fit_many(students, split, [nt.supervised()] * 2, seeds=[0, 1], **how)
+    else:
+        nt.fit(students[0], split, nt.supervised(), **how)
+    assert len(seen) > 1
+    for images, found in list(seen):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, students[1].preprocess(images))
+
+
+def test_fp32_on_a_gpu_is_not_tf32() -> None:
+    gpu, flags = torch.device("cuda"), torch.backends.cudnn
+    before = flags.allow_tf32
+    with device.precise("fp32", CPU), device.precise("bf16", gpu):
+        assert flags.allow_tf32 == before
+    with pytest.raises(KeyError), device.precise("fp32", gpu):
+        assert not flags.allow_tf32
+        raise KeyError
+    assert flags.allow_tf32 == before
+    with device.precision_context("fp32", gpu):
+        assert not flags.allow_tf32
+    assert flags.allow_tf32 == before
+
+
+def test_work_on_the_cpu_looks_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking how many there are, or for their state, starts CUDA: in every worker of a sweep."""
+    for name in ("device_count", "get_rng_state", "manual_seed_all", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(f"torch.cuda.{name} was called"))
+    split = colours(16)
+    students = [nt.build_model("lenet-svhn", split, seed=seed) for seed in range(2)]
+    before = torch.get_rng_state()
+    how: dict[str, Any] = {"epochs": 1, "batch_size": 8, "device": "cpu"}
+    nt.fit(students[0], split, nt.supervised(), **how)
+    nt.fit_many(students, split, [nt.supervised()] * 2, seeds=[0, 1], **how)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def colours(count: int) -> Split:
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % 10
+    return Split(images, labels, torch.arange(count), "train", "colours", tuple(map(str, range(10))))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -73,10 +74,31 @@ def matmul_peak(device: torch.device, precision: str, size: int | None = None) -
     return 2 * size**3 / min(found[1:])
 
 
+@contextmanager
+def precise(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, `fp32` on a GPU means fp32: by default torch rounds what its convolutions take to TF32, 10 bits of it."""
+    if precision != "fp32" or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Inside autocast, a context without it; anywhere else nothing."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context a forward pass runs in: nothing for `fp32`, autocast for `bf16` (weights and logits stay fp32)."""
+    """The context a forward pass runs in: `precise` for `fp32`, autocast for `bf16` (weights and logits stay fp32)."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     if precision == "fp32":
-        return nullcontext()
+        return precise(precision, device)
     return torch.autocast(device.type, dtype=torch.bfloat16)

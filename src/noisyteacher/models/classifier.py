@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.device import full_precision
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.models.preprocess import Scale, preprocess_name
 from noisyteacher.modes import inference
+from noisyteacher.rng import kept_draws
 
 
 def logits_of(output: Any) -> Tensor:
@@ -79,7 +81,9 @@ class Classifier(nn.Module):
                 f"images of shape {tuple(images.shape)} were given to {self.name!r}, which takes [B, "
                 f"{', '.join(map(str, expected))}]: resize them, or build the model for their shape"
             )
-        logits = logits_of(self.network(self.preprocess(images)))
+        with full_precision(images.device):  # the same normalisation in training as wherever the model is used
+            ready = self.preprocess(images)
+        logits = logits_of(self.network(ready))
         if logits.shape[0] != images.shape[0] or self.classes not in (None, logits.shape[1]):
             raise MismatchError(
                 f"{self.name!r} returned logits {tuple(logits.shape)} for {images.shape[0]} images and {self.classes} "
@@ -146,7 +150,7 @@ def _ask_classes(model: Classifier, classes: int | None) -> int:
     shape = model.input_shape
     assert shape is not None
     try:
-        with inference(model) as device, torch.random.fork_rng():
+        with inference(model) as device, kept_draws(device):
             blank = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
             logits = logits_of(model.network(model.preprocess(blank)))
     except (RuntimeError, TypeError, ValueError) as error:

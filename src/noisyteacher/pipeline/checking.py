@@ -247,7 +247,7 @@ def student_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], batch: 
     if not learned:
         return Check(name, False, "the student has no weights to learn")
     model.train(len(batch.rows) > 1)
-    with seeded(0, "dropout", "check"):
+    with seeded(0, "dropout", "check", device=batch.images.device):
         slopes = torch.autograd.grad(loss(model(batch.images).float()), learned, allow_unused=True)
     size = math.sqrt(sum(float(one.square().sum()) for one in slopes if one is not None))
     reached = sum(one is not None and bool(one.any()) for one in slopes)

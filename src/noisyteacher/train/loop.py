@@ -22,7 +22,7 @@ from noisyteacher.checkpoint import (
     write_checkpoint,
 )
 from noisyteacher.data import Batch, Split, epoch_batches, samples_of
-from noisyteacher.device import precision_context
+from noisyteacher.device import precise, precision_context
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingError
 from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
@@ -30,7 +30,7 @@ from noisyteacher.models import Classifier, save_model
 from noisyteacher.objectives import loss_and_numbers
 from noisyteacher.ranks import Spread, agree, gather, greatest, led, place
 from noisyteacher.refusals import OTHER, refuse_gradients
-from noisyteacher.rng import derive
+from noisyteacher.rng import derive, kept_draws, seed_draws
 from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
 from noisyteacher.stopwatch import NoStopwatch, Stopwatch
@@ -86,7 +86,7 @@ class Loop:
         if self.place.size > 1:
             self.spread = Spread(self.model, self.device)
         try:
-            with torch.random.fork_rng():
+            with kept_draws(self.device), precise(self.settings["precision"], self.device):
                 while not self.over():
                     self._train_epoch(checkpoint_every_s, tell)
                     self.close_epoch(checkpoint_every_s)
@@ -182,11 +182,7 @@ class Loop:
     def seed_draws(self, step: int) -> None:
         """Let what the network and the objective draw at this step from torch's own generators be its own."""
         others = (self.place.rank,) if self.place.rank else ()  # a share's dropout is its own
-        seed = derive(self.settings["seed"], "dropout", step, *others)
-        if self.device.type == "cpu":  # torch.manual_seed also looks for accelerators, which takes 0.2 ms a step
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        seed_draws(derive(self.settings["seed"], "dropout", step, *others), self.device)
 
     def refuse_loss(self, value: float) -> None:
         """Raises TrainingError for a loss of the running step that is not finite."""
@@ -281,8 +277,6 @@ class Loop:
             if folder is not None:
                 file = WEIGHTS if name == keep else OTHER[keep]
                 save_model(self.model, folder / file, {"training": self._record()}, within=folder)
-        # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
-        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if folder is not None:
             drop_checkpoint(folder)
         return self._history(ends)
@@ -312,6 +306,8 @@ class Loop:
         return self._history(ends)
 
     def _history(self, ends: dict[str, dict[str, Tensor]]) -> History:
+        # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         state = self.progress
         return History(
             epochs=tuple(state.epochs),

@@ -12,11 +12,12 @@ from torch.func import functional_call, vmap
 
 from noisyteacher.checkpoint import frozen_record
 from noisyteacher.data import Batch
+from noisyteacher.device import full_precision
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.models import Classifier, logits_of
 from noisyteacher.optimizers import RULE, build_optimizer
 from noisyteacher.refusals import refuse_gradients
-from noisyteacher.rng import stream
+from noisyteacher.rng import kept_draws, stream
 from noisyteacher.train.loop import Loop
 
 STEP = "step"
@@ -66,7 +67,8 @@ class Stack:
 
     def __call__(self, batches: Sequence[Batch]) -> Tensor:
         """The logits `[M, B, K]` of every model for the batch of its seed, of one batch per seed in `seeds`."""
-        seen = torch.stack([self.front(one.images) for one in batches]).contiguous()
+        with full_precision(batches[0].images.device):
+            seen = torch.stack([self.front(one.images) for one in batches]).contiguous()
         if len(batches) == 1:
             return vmap(self._one, (0, 0, None), randomness="error")(self.parameters, self.buffers, seen[0])
         return vmap(self._one, randomness="error")(self.parameters, self.buffers, seen[self.which])
@@ -143,7 +145,7 @@ def refuse_to_stack(models: Sequence[Classifier]) -> None:
         raise AskedWronglyError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
     device = next(first.parameters()).device
     images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=stream(0, "stack")).to(device)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), kept_draws(device):
         _refuse_unlike(models, first.preprocess(images))
 
 

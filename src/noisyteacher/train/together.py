@@ -16,12 +16,13 @@ from torch.func import vmap
 
 from noisyteacher.checkpoint import signals_held
 from noisyteacher.data import Batch, Split
-from noisyteacher.device import AUTO, precision_context
+from noisyteacher.device import AUTO, precise, precision_context
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.files import make_folder
 from noisyteacher.history import History
 from noisyteacher.objectives import Parts, loss_and_numbers
 from noisyteacher.ranks import place
+from noisyteacher.rng import kept_draws
 from noisyteacher.train.fitting import found_done, prepared
 from noisyteacher.train.loop import Loop
 from noisyteacher.train.stack import Stack, refuse_to_stack
@@ -107,7 +108,8 @@ def fit_many(
                 if not resume:
                     raise
                 found[number] = error
-        held.enter_context(torch.random.fork_rng())
+        held.enter_context(kept_draws(loops[0].device))
+        held.enter_context(precise(loops[0].settings["precision"], loops[0].device))
         groups: dict[tuple[int, int], dict[int, Loop]] = {}
         for number, loop in enumerate(loops):
             if number not in found:  # those whose checkpoints are of one moment go on together
