@@ -24,6 +24,7 @@ from noisyteacher.models import (
     weights_fingerprint,
 )
 from noisyteacher.modes import inference
+from noisyteacher.pipeline.checking import stored_is_live
 from noisyteacher.store import LogitStore
 
 ROWS, SHAPE, CLASSES = 30, (2, 4, 4), 3
@@ -421,3 +422,23 @@ def test_real_digits(real_data: Path, tmp_path: Path) -> None:
     images = data.val.images_at(rows).numpy()[..., ::-1].reshape(4, 784).astype(np.float64) / 255
     weight, bias = (t.detach().numpy().astype(np.float64) for t in (teacher[1].weight, teacher[1].bias))
     np.testing.assert_allclose(store.logits("mirror", rows).numpy(), images @ weight.T + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"dtype": "float16"}])
+def test_a_store_that_rounds_is_verified_against_its_own_teacher_and_no_other(
+    tmp_path: Path, how: dict[str, str]
+) -> None:
+    """The teacher is asked in the precision of the store, and what rounding makes is no difference."""
+    teacher = as_classifier(Counting())
+    with torch.no_grad():
+        for one in teacher.parameters():
+            one *= 50  # logits in the hundreds, where 1e-3 is less than either rounding
+    store = extract(teacher, split(), tmp_path / "s", **how)  # type: ignore[arg-type]
+    assert store.verify(teacher, split()).rows == ROWS
+    assert stored_is_live(teacher, split(), store).held
+    with torch.no_grad():
+        for one in teacher.parameters():
+            one[0] *= 1.1
+    with pytest.raises(StoreError, match="away from the stored ones"):
+        store.verify(teacher, split())
+    assert not stored_is_live(teacher, split(), store).held

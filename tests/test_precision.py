@@ -142,9 +142,14 @@ def test_fp32_on_a_gpu_is_not_tf32() -> None:
     before = flags.allow_tf32
     with device.precise("fp32", CPU), device.precise("bf16", gpu):
         assert flags.allow_tf32 == before
-    with pytest.raises(KeyError), device.precise("fp32", gpu):
-        assert not flags.allow_tf32
-        raise KeyError
+
+    def interrupted() -> None:
+        with device.precise("fp32", gpu):
+            assert not flags.allow_tf32
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert flags.allow_tf32 == before
     with device.precision_context("fp32", gpu):
         assert not flags.allow_tf32

@@ -228,6 +228,7 @@ def logits_verify(
     data_name: o.DataName = None,
     data_root: o.DataRoot = None,
     sample: Annotated[int, typer.Option(min=1, help="Rows per view to ask again.")] = 256,
+    device: o.Device = None,
     output_dir: o.OutputDir = None,
     overrides: o.Set = None,
     allow_import: o.AllowImport = False,
@@ -240,6 +241,7 @@ def logits_verify(
     Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c
     """
     from noisyteacher.config import build_config
+    from noisyteacher.device import resolve_device
     from noisyteacher.pipeline import load_config_data, load_teacher
     from noisyteacher.store import LogitStore
 
@@ -248,11 +250,10 @@ def logits_verify(
         report = opened.verify()
     else:
         path = o.model_path(teacher, output_dir)
-        flags = {"data.name": data_name, "data.root": data_root}
-        splits = load_config_data(
-            build_config(o.settings(None, overrides, flags, o.data_of(path, data_name, overrides)))
-        )
-        model, _ = load_teacher(path, splits, allow_import)
+        flags = {"data.name": data_name, "data.root": data_root, "run.device": device}
+        config = build_config(o.settings(None, overrides, flags, o.data_of(path, data_name, overrides)))
+        place, splits = resolve_device(config.run.device), load_config_data(config)
+        model = load_teacher(path, splits, allow_import)[0].to(place)
         opened.check(data=splits.train.fingerprint)
         o.note_other_data(path, splits)
         report = opened.verify(model, splits.train, sample)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.device import PRECISIONS, precision_context
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError
 from noisyteacher.files import crc32c, read_bytes, read_json, sha256
 from noisyteacher.modes import inference
@@ -20,6 +21,8 @@ from noisyteacher.tensorfile import map_tensors, read_record
 from noisyteacher.text import few, unknown_name
 
 LEAST_MEMORY_BYTES = 256_000_000
+ROUNDING = {"fp32": 0.0, "bf16": 2**-6, "float32": 0.0, "float16": 2**-11}
+"""By precision of the arithmetic and by type on disk: the largest error, as a share of the largest answer of a row."""
 REPAIR = f"restore it from a copy, or delete it and {INDEX} and extract again (intact shards are kept)"
 
 
@@ -169,8 +172,8 @@ class LogitStore:
     ) -> VerifyReport:
         """A report on the store: all checksums read again, and `sample` rows of every view asked of the model again.
 
-        model: uint8 `[B, C, H, W]` -> logits `[B, K]`; a torch module is asked in eval mode. tolerance: absolute, in
-        logits.
+        model: uint8 `[B, C, H, W]` -> logits `[B, K]`; a torch module is asked where it is, in eval mode and in the
+        store's precision. tolerance: absolute, in logits; where a store rounds more than fp32 does, beside that.
         Raises StoreError naming the shard, or the view and row whose logits differ by more; MismatchError when the
         split has other rows; AskedWronglyError for a model without a split (or the reverse) and for no rows.
         """
@@ -188,25 +191,39 @@ class LogitStore:
         rows = torch.randperm(self.rows, generator=stream(seed, "verify-store"))[:sample].sort().values
         for view in self.views:
             batches = torch.tensor_split(rows, -(-len(rows) // 64))
-            differences = torch.cat([self._difference(model, split, view, batch) for batch in batches])
+            asked = [self._difference(model, split, view, batch) for batch in batches]
+            differences, rounding = (torch.cat(parts) for parts in zip(*asked, strict=True))
             # A NaN is within no tolerance: look for "not within", never for "beyond".
-            wrong = (~(differences <= tolerance)).nonzero().flatten()
+            wrong = (~(differences <= tolerance + rounding)).nonzero().flatten()
             if len(wrong):
                 first = int(wrong[0])
                 raise StoreError(
                     f"{self.path}: view {view!r}, row {int(rows[first])}: the model's logits are "
-                    f"{float(differences[first]):.3g} away from the stored ones (tolerance {tolerance:g}; so are "
+                    f"{float(differences[first]):.3g} away from the stored ones (tolerance "
+                    f"{tolerance + float(rounding[first]):.2g}; so are "
                     f"{len(wrong)} of {len(rows)} rows): "
                     f"another model, other data, or another precision than the store's {self.plan.precision}"
                 )
             worst[view] = float(differences.max())
         return VerifyReport(len(self.shards), total, len(rows), max(worst.values()), worst)
 
-    def _difference(self, model: Callable[[Tensor], Tensor], split: Rows, view: str, rows: Tensor) -> Tensor:
-        """The largest absolute difference of each row `[B]`."""
+    def rounding(self, stored: Tensor) -> Tensor:
+        """How far rounding alone can put these stored answers `[B, K]` from the same teacher's, by row: `[B]`.
+
+        0 for an fp32 store; half a unit in the last place of float16 for one kept in that; for one asked in bf16, whose
+        products and sums have 8 bits, a 64th of the largest answer.
+        """
+        share = ROUNDING.get(self.plan.precision, 0.0) + ROUNDING[self.dtype]
+        return share * stored.abs().amax(dim=1)
+
+    def _difference(
+        self, model: Callable[[Tensor], Tensor], split: Rows, view: str, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The largest absolute difference of each row `[B]`, and how much of it rounding explains."""
         images = split.images_at(rows, view)
         if isinstance(model, nn.Module):
-            with inference(model) as device:
+            precision = self.plan.precision if self.plan.precision in PRECISIONS else "fp32"
+            with inference(model) as device, precision_context(precision, device):
                 answers = model(images.to(device))
         else:
             with torch.no_grad():
@@ -215,7 +232,8 @@ class LogitStore:
         if not isinstance(answers, Tensor) or answers.shape != expected:
             got = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
             raise MismatchError(f"{self.path}: the model must answer with logits {expected}, got {got}")
-        return (answers.detach().float().cpu() - self.logits(view, rows)).abs().amax(dim=1)
+        stored = self.logits(view, rows)
+        return (answers.detach().float().cpu() - stored).abs().amax(dim=1), self.rounding(stored)
 
     def _indices(self, what: str, given: Tensor, limit: int) -> Tensor:
         """The indices on the CPU. A negative one would count from the end without a word: it is refused."""
