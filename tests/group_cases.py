@@ -61,6 +61,15 @@ def live(augment: str) -> tuple[nt.History, nn.Module]:
     return nt.fit(model, split, objective, augment=augment, views="clean,mirror", **STEPS), model
 
 
+def judged_by_several() -> tuple[nt.History, nn.Module]:
+    """Validation without labels: judged by the mean of two networks."""
+    model, split, val = network(), squares(101), squares(61, "val")
+    unlabelled = Split(val.images, None, val.index, val.role, val.name, val.class_names)
+    teachers = [network(seed=9), network(seed=8)]
+    objective = nt.distil(teachers, noise=nt.Noise(sigma=0.5, alpha=0.4))
+    return nt.fit(model, split, objective, val=unlabelled, val_teacher=teachers, **STEPS), model
+
+
 def normed(**how: Any) -> tuple[nt.History, nn.Module]:
     # By SGD: the bias before a batch norm has no gradient but rounding, and Adam would make whole steps of that.
     return labels(model=network(nn.BatchNorm2d(6, **how)), optimizer="sgd")
@@ -73,6 +82,7 @@ CASES: dict[str, Callable[[], tuple[nt.History, nn.Module]]] = {
     "noise on the student": lambda: noisy(target="student"),
     "live teacher": lambda: live("none"),
     "live teacher, mixup": lambda: live("mixup"),
+    "two live teachers, no labels": judged_by_several,
     "batch norm": normed,
     "batch norm, cumulative": lambda: normed(momentum=None),
     "batch norm without weights": lambda: normed(affine=False),

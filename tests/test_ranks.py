@@ -215,6 +215,12 @@ def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(AskedWronglyError, match="RANK=2 in the environment, of 2 processes"), joined():
         pass
+    monkeypatch.setenv("RANK", "1")
+    with (
+        pytest.raises(AskedWronglyError, match="device 'cuda:0': in a group every process takes a GPU"),
+        joined("cuda:0"),
+    ):
+        pass
 
 
 def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

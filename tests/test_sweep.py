@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,6 +159,20 @@ def test_the_executor_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert contents(Run(result.path)) == contents(Run(alone.path))
     with pytest.raises(AskedWronglyError, match="give one of them"):
         sweep(base(tmp_path), {"noise.sigma": [0.5]}, jobs=2, executor=scope["Slurm"])
+
+
+def test_workers_that_are_no_processes_of_ours_keep_their_own_number_of_threads(tmp_path: Path) -> None:
+    """The cores of the machine that submits say nothing of a cluster's, whose workers are many to a machine."""
+    threads: list[int | None] = []
+
+    class Elsewhere(ThreadPoolExecutor):
+        def submit(self, work: Any, cell: Cell) -> Any:  # type: ignore[override]
+            threads.append(cell.threads)
+            return super().submit(work, cell)
+
+    given = base(tmp_path, run={"output_dir": str(tmp_path), "device": "cpu"})
+    sweep(given, {"noise.sigma": [0.5]}, executor=lambda: Elsewhere(1))
+    assert threads == [None] * 3
 
 
 def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import noisyteacher as nt
 from noisyteacher.config import build_config, describe, limit
 from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.models.zoo import import_torchvision
 from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress, searching
 from noisyteacher.pipeline.best import explain_best
 from noisyteacher.pipeline.candidates import Candidate, Search, price_candidates
@@ -104,6 +105,21 @@ def test_the_largest_of_each_family_comes_first_and_the_bound_is_of_the_next_lar
     assert search.bound(found[1]) == ("macs",)
     assert search.bound(found[3]) == ("bytes",)  # 220 of 200 bytes is nearer than 90 of 65 multiplications
     assert Search({"macs": 100.0}, {"macs": 100}, found[1:2]).bound(found[1]) == ()
+
+
+def test_a_network_whose_name_is_a_path_can_be_tried(tmp_path: Path) -> None:
+    """Its run folder must not be refused once the teacher is trained."""
+    import_torchvision()
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    config = transformers.ViTConfig(
+        num_channels=1, image_size=28, patch_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=10,
+    )  # fmt: skip
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "own")
+    name = f"hf:{tmp_path / 'own'}"
+    result = compress_config(asked(tmp_path, {"parameters": 1e5, "students": [name], "max_drop": 100.0}))
+    assert result.search is not None
+    assert result.search["chosen"] == name
 
 
 def test_validation_chooses_and_the_evidence_is_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from noisyteacher.errors import DataError, MismatchError, TrainingError
 from noisyteacher.models import as_classifier
 from noisyteacher.modes import inference
 from noisyteacher.stats import Quantity
-from noisyteacher.teachers import as_teacher
+from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,16 @@ def answers_of(teacher: object, split: Split, classes: int, *, batch_size: int =
         return predict(teacher, split, batch_size=batch_size, device=device)
     source = as_teacher(teacher)
     source.check(split, ("clean",), classes)
+    return _answers(source, split, batch_size, device)
+
+
+def _answers(source: Teacher, split: Split, batch_size: int, device: str) -> Tensor:
+    """Of networks by `predict`, on the device and of all rows: at a training's step each would be asked for a share."""
+    if isinstance(source, LiveTeacher):
+        return predict(source.module, split, batch_size=batch_size, device=device)
+    if isinstance(source, SeveralTeachers):
+        of_each = [_answers(one, split, batch_size, device) for one in source.teachers]
+        return COMBINE[source.combine](torch.stack(of_each), 0)
     found = []
     for rows in torch.split(torch.arange(len(split)), batch_size):
         which = torch.zeros(len(rows), dtype=torch.int64)

@@ -70,6 +70,8 @@ def joined(device: str = "auto") -> Iterator[Place]:
         return
     if rank() >= processes():
         raise AskedWronglyError(f"RANK={rank()} in the environment, of {processes()} processes: ranks count from 0")
+    if device.startswith("cuda:"):
+        raise AskedWronglyError(f"device {device!r}: in a group every process takes a GPU of its own: give cuda")
     gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
     local = local_rank()
     if gpus:

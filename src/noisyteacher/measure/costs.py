@@ -203,19 +203,21 @@ def _short(name: str) -> str:
 
 
 def _peak_memory(model: Classifier, images: Tensor) -> int:
+    held = [*model.parameters(), *model.buffers()]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+    weights = sum(storages.values())
     if images.device.type == "cuda":
         model(images)  # libraries allocate their workspaces at the first call
         torch.cuda.synchronize(images.device)
         torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)  # other models may be there, too
         model(images)
-        return int(torch.cuda.max_memory_allocated(images.device))
-    held = [*model.parameters(), *model.buffers()]
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+        return weights + images.nbytes + int(torch.cuda.max_memory_allocated(images.device)) - before
     listener = LiveBytes(held)
     listener.follow(images)
     with listener:
         model(images)
-    return sum(storages.values()) + listener.peak
+    return weights + listener.peak
 
 
 def _time(model: Classifier, images: Tensor, threads: int | None, runs: int) -> Latency:

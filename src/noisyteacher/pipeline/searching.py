@@ -12,6 +12,7 @@ from noisyteacher.pipeline.conditions import a_student, conditions_of
 from noisyteacher.pipeline.plan import Answers, Plan
 from noisyteacher.pipeline.steps import lost
 from noisyteacher.pipeline.training import Trained
+from noisyteacher.runs import folder_name
 from noisyteacher.text import duration, plural
 
 
@@ -60,7 +61,7 @@ def choose_student(
             if spent + next_one + _ahead(plan, min(tried, key=_rank).per_epoch) > clock:
                 break
         number += 1
-        run, title = f"search-{one.name.replace(':', '-')}", f"[{number}/{total}] trying {one.name}"
+        run, title = folder_name(f"search-{one.name}", 120), f"[{number}/{total}] trying {one.name}"
         tried.append(_try(_named(plan, one.name, epochs), one, run, answers, title))
         spent += tried[-1].spent
     best = min(tried, key=_rank)

@@ -174,7 +174,7 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
     }
     if place().leads:
         asked.run.write_result(result)
-    return Trained(asked.model, asked.run, result)
+    return Trained(asked.model.to("cpu"), asked.run, result)  # as `_done` has it; a GPU keeps no finished students
 
 
 @contextmanager

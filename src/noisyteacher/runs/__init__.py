@@ -6,7 +6,7 @@ neither, it is unfinished. There is no index: a folder that is copied or deleted
 
 from noisyteacher.runs.folders import diff_runs, find_run, list_runs, remove_run
 from noisyteacher.runs.record import ABSENT, compare, plain
-from noisyteacher.runs.run import Run, is_run, new_run
+from noisyteacher.runs.run import Run, folder_name, is_run, new_run
 
 __all__ = [
     "ABSENT",
@@ -14,6 +14,7 @@ __all__ = [
     "compare",
     "diff_runs",
     "find_run",
+    "folder_name",
     "is_run",
     "list_runs",
     "new_run",

@@ -182,7 +182,7 @@ class Run:
         """The run of this name inside this one: made, or reopened when it is there with equal kind, config, parents and
         seed, so that a sweep can be gone on with. Raises MismatchError naming what differs, FileFormatError if damaged.
         """
-        if name != _slug(name, 120) or name in RESERVED:
+        if name != folder_name(name, 120) or name in RESERVED:
             raise AskedWronglyError(
                 f"{name!r} cannot name a child run: use letters, digits, '.', '_' and '-', 120 at most, and not "
                 f"{', '.join(sorted(RESERVED))}"
@@ -226,7 +226,7 @@ def new_run(
     minute = datetime.now(UTC).strftime("%Y%m%dT%H%MZ")
     while True:
         salt = sha256([json.dumps(asked["config"], sort_keys=True).encode(), secrets.token_bytes(8)])[:6]
-        folder = Path(output_dir) / f"{minute}-{_slug(kind, 20)}-{_slug(name, 60)}-{salt}"
+        folder = Path(output_dir) / f"{minute}-{folder_name(kind, 20)}-{folder_name(name, 60)}-{salt}"
         try:
             return _make(folder, name, asked, command)
         except FileExistsError:
@@ -289,8 +289,11 @@ def _section(file: Path, kind: str, key: str) -> dict[str, Any]:
     return content
 
 
-def _slug(text: str, length: int) -> str:
-    """The text as a part of a file name: letters, digits, '.', '_' and '-'."""
+def folder_name(text: str, length: int) -> str:
+    """The text as the name of a folder, or a part of one. `folder_name("hf:./net", 20) == "hf-.-net"`.
+
+    Letters, digits, '.', '_' and '-' stay; it is cut to the length.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:length].strip("-.") or "run"
 
 

@@ -98,7 +98,7 @@ def sweep(
         if done is not None and not done["failed"]:
             return SweepResult(run.path, done)
         threads = config.run.threads
-        if threads is None and make is not None:
+        if threads is None and jobs > 1:  # other machines' workers know their own cores
             threads = share_of_threads(jobs)
         with at_work(run.path):
             return _run(question, run, threads, make, stack, watch)
