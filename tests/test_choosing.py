@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import noisyteacher as nt
+from noisyteacher.cli import main
 from noisyteacher.config import build_config
 from noisyteacher.errors import AskedWronglyError, ConfigError
 from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
-from noisyteacher.pipeline.choosing import explain_choice
+from noisyteacher.pipeline.choosing import Candidate, explain_choice
 from noisyteacher.pipeline.plan import noise_of
+from noisyteacher.report import build_report, read_studies
 from noisyteacher.runs import Run
 
 SMALL: dict[str, Any] = {
@@ -107,10 +110,48 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
         "choice-sigma0.5-alpha0.5-seed0",
     }
     chosen = trained.result["choice"]["chosen"]
-    noise = nt.load_model(trained.run.path / "weights.safetensors") and trained.run.result()
-    assert noise is not None
     assert "candidates" in explain_choice(trained.result["choice"])
     assert chosen["sigma"] in (0.0, 0.5)
+    (line,) = read_studies([trained.run])[0].lines
+    assert line.kind == ("noisy" if chosen["sigma"] else "clean")
+    assert (line.settings["noise.sigma"], line.settings["noise.alpha"]) == (chosen["sigma"], chosen["alpha"])
+    assert "How the noise was chosen" in build_report([trained.run], "html")
+    (trained.run.path / "result.json").unlink()  # not done: nothing is chosen yet
+    assert read_studies([trained.run])[0].lines[0].kind == "model"
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+def test_distil_says_which_noise_was_chosen(
+    tmp_path: Path, sigma: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Candidate, "mean", property(lambda self: float((self.noise is None) == bool(sigma))))
+    data = nt.load_data("mnist-5k", limit=60)
+    store = nt.extract(nt.build_model("lenet", data), data.train, tmp_path / "store")
+    words = ["distil", str(store.path), "--data", "mnist-5k", "--student", "lenet", "--epochs", "1", "--quiet"]
+    extra = ["data.limit=60", "choice.sigmas=[0.5]", "choice.seeds=1", "run.checks=false"]
+    monkeypatch.setattr(sys, "argv", ["noisyteacher", *words, "--output-dir", str(tmp_path), *(
+        word for one in extra for word in ("--set", one)
+    )])  # fmt: skip
+    with pytest.raises(SystemExit) as left:
+        main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0, told
+    assert f"Noise: {'sigma 0.5, alpha 0.15' if sigma else 'no noise (sigma 0)'} was chosen on validation" in told
+
+
+def test_a_compression_that_has_not_chosen_yet_is_reported_as_unfinished(tmp_path: Path) -> None:
+    """`nt.compress(noise="auto")` keeps the word in its config; with a noisy student begun it has no result yet."""
+    data = nt.load_data("mnist-5k", limit=60)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 30, "teacher_training": {"epochs": 1}, "baselines": False}
+    result = nt.compress("lenet", "mlp800", data, noise="auto", output_dir=tmp_path, **options)
+    run = Run.open(result.path)
+    (run.path / "result.json").unlink()
+    for name in ("clean-seed0", "noisy-seed0"):
+        if (run.path / name).is_dir():
+            (run.path / name).rename(run.path / "noisy-seed0")
+    page = build_report([run], "html")
+    assert "This run is not finished" in page
+    assert "The noise is not pictured" in page
 
 
 def test_from_python(tmp_path: Path) -> None:

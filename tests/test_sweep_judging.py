@@ -151,6 +151,22 @@ def test_a_family_is_judged_by_hand() -> None:
     assert "validation prefers no noise" in swapped[1][0]["verdict"]["sentence"]
 
 
+def test_a_noise_whose_pairs_differ_alike_counts_among_those_corrected_for() -> None:
+    """It has no p, but it was looked at: the verdict says how many were."""
+    conditions, families = study(2)
+    first, second = families[0].noisy
+    errors = {
+        "clean": [(2.0, 5.0), (2.0, 5.0), (2.0, 5.0)],
+        first: [(1.0, 5.5), (1.0, 5.6), (1.0, 5.4)],
+        second: [(1.5, 5.5), (1.5, 5.5), (1.5, 5.5)],
+    }
+    records, (family,) = judge_sweep(conditions, families, cells(errors))
+    by_name = {one["name"]: one["against_clean"]["test_error_%"] for one in records if one["against_clean"]}
+    assert (by_name[second]["p"], by_name[second]["p_holm"]) == (None, None)
+    assert by_name[first]["p_holm"] == pytest.approx(2 * by_name[first]["p"])
+    assert "corrected for 2 comparisons" in family["verdict"]["sentence"]
+
+
 # Differences to the clean student of a noise that validation prefers and of another: none, sure harm, sure help.
 NONE, HARM, HELP = (0.1, -0.1, 0.0), (1.01, 1.0, 1.02), (-1.01, -1.0, -1.02)
 

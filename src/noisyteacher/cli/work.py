@@ -193,6 +193,7 @@ def _single(
     store: str | None = None,
 ) -> None:
     """One training run of a kind, new or resumed, and its scores."""
+    from noisyteacher.pipeline import explain_choice
     from noisyteacher.ranks import joined
     from noisyteacher.text import duration, plural
 
@@ -205,6 +206,8 @@ def _single(
         print_json({"run": str(trained.run.path), **trained.result})
     else:
         print_scores(trained.result["scores"])
+        if trained.result.get("choice"):
+            say(f"\nNoise: {explain_choice(trained.result['choice'])}.")
         if trained.result.get("profile"):
             print_profile(trained.result["profile"])
         told = trained.result["training"]

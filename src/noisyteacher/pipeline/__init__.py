@@ -3,6 +3,7 @@
 from noisyteacher.pipeline.candidates import SHOWN
 from noisyteacher.pipeline.card import Story, story_of
 from noisyteacher.pipeline.checking import checked_teacher
+from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import further_answers, its_answers, its_training, the_teacher
 from noisyteacher.pipeline.given import is_given, names_a_file
@@ -30,6 +31,7 @@ __all__ = [
     "compress_config",
     "data_settings_of",
     "distil_config",
+    "explain_choice",
     "extract_config",
     "further_answers",
     "is_given",

@@ -17,7 +17,7 @@ _CELL = re.compile(r"(.+)-seed(\d+)")
 
 def read_compression(run: Run, children: Children, result: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a Study. `result` is None while the run is not done. Raises KeyError and kin for another shape."""
-    noise = run.config.get("noise") if result is None else result["noise"]
+    noise = settled_noise(run.config.get("noise")) if result is None else result["noise"]
     if result is None:
         lines, names = partial_lines(children), [name for name in children.named if name != "teacher"]
         role, counts = _role(children, lines), {}
@@ -50,10 +50,17 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "store_digest": parents.get("store"),
         "noise": noise,
         "batch_size": batch_size(children.config(picture)) if picture else 64,
-        "candidates": _candidates(children, (result or {}).get("choice")),
+        "candidates": candidates_of((result or {}).get("choice")),
         "search": (result or {}).get("search"),
         "best": (result or {}).get("best"),
     }
+
+
+def settled_noise(noise: object) -> dict[str, Any] | None:
+    """The noise's settings where they are numbers; None without noise, and where it is not chosen yet (`auto`)."""
+    if not isinstance(noise, dict) or "auto" in (noise.get("sigma"), noise.get("alpha")):
+        return None
+    return dict(noise) or None
 
 
 def noise_settings(noise: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -149,8 +156,8 @@ def _verdict(sentence: str, lines: list[Line]) -> Verdict:
     return Verdict(noisy.against_clean.word, sentence, noisy)
 
 
-def _candidates(children: Children, choice: Mapping[str, Any] | None) -> tuple[Line, ...]:
-    """What a compression chose its noise from, with the validation errors it chose by."""
+def candidates_of(choice: Mapping[str, Any] | None) -> tuple[Line, ...]:
+    """What a run chose its noise from, with the validation errors it chose by."""
     found = []
     for one in (choice or {}).get("candidates", []):
         estimate = Estimate.of(one["val_error_%"])

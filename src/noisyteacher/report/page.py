@@ -111,6 +111,7 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     student.tables += [one for one in [searched(study.search)] if one]
     yield student
     choice = Section("How the noise was chosen", f"{name}-choice")
+    choice.tables += [one for one in [tables.candidates(study)] if one]
     choice.figures += [along(f"{name}-choice{place}", one) for place, one in enumerate(choice_charts(study))]
     yield choice
     learning = Section("Learning", f"{name}-learning")

@@ -9,7 +9,7 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError
 from noisyteacher.report.children import Children, sizes
-from noisyteacher.report.compressed import batch_size, noise_settings, read_compression
+from noisyteacher.report.compressed import batch_size, candidates_of, noise_settings, read_compression, settled_noise
 from noisyteacher.report.study import Curve, Details, Estimate, Line, Study, Verdict
 from noisyteacher.report.swept import read_paper, read_sweep
 from noisyteacher.runs import Run, is_run, list_runs
@@ -115,7 +115,10 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
     kind = str(run.info.get("kind"))
     recipe = _mapping(whole.get("student" if kind == "distil" else "teacher")) or _mapping(whole.get("recipe"))
     model = str(whole.get("model") or whole.get("given") or recipe.get("name") or run.info.get("name"))
-    noise = _noise(run, whole) if kind == "distil" else None
+    choice = _mapping((result or {}).get("choice"))
+    asked = _noise(run, whole) if kind == "distil" else {}
+    noise = settled_noise({**asked, **_mapping(choice.get("chosen"))})
+    waits = bool(asked) and noise is None  # for its choice: with or without noise is not known yet
     scores = _mapping((result or {}).get("scores"))
     seed = run.info.get("seed")
     found = {
@@ -128,7 +131,7 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
     line = Line(
         run.id,
         f"{model}, {SINGLE.get(kind, kind)}",
-        "noisy" if noise and _has_noise(noise) else "clean" if kind == "distil" else "model",
+        "noisy" if noise and _has_noise(noise) else "clean" if kind == "distil" and not waits else "model",
         model=model,
         settings=noise_settings(noise),
         seeds=(seed,) if isinstance(seed, int) else (),
@@ -152,7 +155,8 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
         "classes": tuple(map(str, data.get("classes") or ())),
         "stores": (Path(store),) if isinstance(store, str) else (),
         "store_digest": _mapping(run.info.get("parents")).get("store"),
-        "noise": noise,
+        "noise": noise if noise and _has_noise(noise) else None,
+        "candidates": candidates_of(choice or None),
         "noise_seed": seed if isinstance(seed, int) else 0,
         "batch_size": recipe.get("batch_size") or batch_size(whole),
     }
@@ -192,9 +196,8 @@ def _details(result: Mapping[str, Any] | None) -> dict[str, Details]:
     return {role: summed([one]) for role, one in _mapping((result or {}).get("details")).items()}
 
 
-def _noise(run: Run, whole: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = _mapping(whole.get("noise")) or _mapping(_mapping(run.config.get("objective")).get("noise"))
-    return dict(found) or None
+def _noise(run: Run, whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _mapping(whole.get("noise")) or _mapping(_mapping(run.config.get("objective")).get("noise"))
 
 
 def _has_noise(noise: Mapping[str, Any]) -> bool:

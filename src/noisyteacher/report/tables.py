@@ -75,6 +75,24 @@ def results(study: Study) -> Table | None:
     return Table(("", *made), rows, " ".join(notes))
 
 
+def candidates(study: Study) -> Table | None:
+    """A row per noise that was tried in short runs, with its validation errors; None where there was no choice."""
+    tried = [(line, error) for line in study.candidates if (error := line.error("val")) is not None]
+    if not tried:
+        return None
+    rows = [
+        (
+            Cell(line.title if line.settings["noise.sigma"] else "no noise", strong=line.chosen),
+            number_cell(f"{error.mean:.2f}", "chosen" if line.chosen else ""),
+            Cell(", ".join(f"{one:.2f}" for one in error.per_seed)),
+        )
+        for line, error in tried
+    ]
+    size = f", n = {study.n['val']:,} images" if "val" in study.n else ""
+    note = f"Short runs, judged on validation{size}: the lowest mean is taken, of equals no noise."
+    return Table(("", "validation error %", "by seed"), tuple(rows), note)
+
+
 def costs(study: Study) -> Table | None:
     """A row per network: the four costs, and for students the ratio to the teacher; None where nothing was measured."""
     known: dict[str, Line] = {}

@@ -146,9 +146,12 @@ def _family(family: Family, records: dict[str, dict[str, Any]]) -> dict[str, Any
             records[name]["against_clean"] = against
     for key in ("val_error_%", "test_error_%"):
         found = [(records[name]["against_clean"] or {}).get(key) for name in family.noisy]
-        tested = [one for one in found if one is not None and one["p"] is not None]
-        for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
-            one["p_holm"] = p
+        compared = [one for one in found if one is not None]
+        # A noise whose pairs all differ alike has no p of its own; it was looked at, so it counts, as one that is not
+        # sure.
+        ps = [1.0 if one["p"] is None else one["p"] for one in compared]
+        for one, p in zip(compared, holm(ps), strict=True):
+            one["p_holm"] = None if one["p"] is None else p
     members = [name for name in (family.clean, *family.noisy) if records[name]["val_error_%"]]
     record: dict[str, Any] = {
         "name": family.name, "settings": dict(family.settings), "clean": family.clean, "labels": family.labels,
