@@ -24,7 +24,7 @@ CODES = """\
 |---|---|
 | 0 | done |
 | 1 | failed: the message on stderr says what, and what to do |
-| 2 | asked wrongly: nothing was started |
+| 2 | asked wrongly: nothing was started, or what was trained or stored does not fit; the message says which |
 | 3 | done, but a check did not hold, such as a cell of a sweep that failed |
 | 130, 143 | interrupted by SIGINT or SIGTERM; `--resume` goes on |
 """

@@ -13,7 +13,7 @@ class NoisyTeacherError(Exception):
 
 
 class AskedWronglyError(NoisyTeacherError, ValueError):
-    """An argument, option or name cannot be meant as given: nothing was started."""
+    """An argument, option or name cannot be meant as given: said before any work wherever that can be known."""
 
     exit_code = 2
 

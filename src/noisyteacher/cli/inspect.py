@@ -17,7 +17,7 @@ def evaluate(
     model: Model,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
-    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     teacher: Annotated[str | None, typer.Option(help="A second model: how often do the two agree?")] = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
