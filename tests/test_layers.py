@@ -19,7 +19,7 @@ LAYERS = [
     {"evaluate", "objectives"},
     {"teachers"},
     {"data", "models", "store", "runs"},
-    {"tensorfile", "noise", "losses", "metrics", "schedule", "modes"},
+    {"tensorfile", "noise", "losses", "metrics", "schedule", "modes", "muon"},
     {"rng", "device", "ranks", "stopwatch"},
     {"allocator", "files", "stats", "config", "references", "pixels", "workers", "launch"},
     {"locks"},

@@ -116,7 +116,7 @@ def test_noise_cannot_change_the_order() -> None:
     assert not all(torch.equal(weights["clean"][key], weights["noisy"][key]) for key in weights["clean"])
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 def test_killed_at_every_step_and_resumed_gives_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
     options = {
         "val": blobs(30, "val", seed=1), "epochs": 3, "batch_size": 40, "optimizer": optimizer, "lr": 0.01,

@@ -101,6 +101,7 @@ def test_equal_to_one_by_one_with_every_objective_and_two_seeds() -> None:
     [
         {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-2, "schedule": "cosine", "warmup_epochs": 1.0},
         {"optimizer": "adamw", "weight_decay": 1e-2, "views": ("clean", "mirror"), "every_view": True},
+        {"optimizer": "muon", "weight_decay": 1e-2},
         {"optimizer": "sgd", "precision": "bf16"},
     ],
 )

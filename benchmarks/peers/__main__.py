@@ -18,6 +18,8 @@ from torch import Tensor
 
 import noisyteacher as nt
 from noisyteacher.data import Split
+from noisyteacher.device import resolve_precision
+from noisyteacher.runs.record import host
 
 SHAPES = {
     # teacher, student, image, steps of an epoch, rounds
@@ -152,8 +154,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {shape: compare(shape, Path(folder), given.rounds, given.threads) for shape in SHAPES}
     record = {
-        "batch": BATCH, "threads": given.threads, "precision": "fp32", "torch": torch.__version__,
-        "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability(),
+        "batch": BATCH, "threads": given.threads, "precision": resolve_precision("auto", torch.device("cpu")),
+        "torch": torch.__version__, "python": platform.python_version(), "cpu": host()["cpu"],
+        "kernels": torch.backends.cpu.get_cpu_capability(),
         "peers": {"KD_Lib": "0.0.32", "torchdistill": "1.1.5"}, "shapes": found,
     }  # fmt: skip
     given.out.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from noisyteacher.noise import is_number
 from noisyteacher.schedule import SCHEDULES
 from noisyteacher.text import unknown_name
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 OTHER = {"best": "last.safetensors", "last": "best.safetensors"}
 """Which weights may be kept, and the file of those that are not."""
 
@@ -95,7 +95,7 @@ def _rule_problems(settings: dict[str, Any]) -> list[str]:
         problems.append(f"lr={lr!r}: expected a finite number above 0")
     if not is_number(decay) or decay < 0:
         problems.append(f"weight_decay={decay!r}: expected a finite number >= 0")
-    if momentum is not None and name != "sgd":
+    if momentum is not None and name not in ("sgd", "muon"):
         problems.append(f"momentum={momentum} has no effect with optimizer={name!r}: leave it out")
     if momentum is not None and not (is_number(momentum) and 0 <= momentum < 1):
         problems.append(f"momentum={momentum!r}: expected 0 <= momentum < 1")

@@ -52,7 +52,7 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the tr
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples per update.")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Base learning rate.")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.")]
-Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw or sgd.")]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw, sgd or muon.")]
 Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine or step.")]
 Preset = Annotated[

@@ -243,7 +243,7 @@ def _at(path: list[str]) -> type:
 def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
     """Settings that are each possible but refute each other, or have no effect."""
     for part, recipe in (("teacher", config.teacher), ("student", config.student)):
-        if recipe.momentum is not None and recipe.optimizer != "sgd":
+        if recipe.momentum is not None and recipe.optimizer not in ("sgd", "muon"):
             yield f"{part}.momentum: {recipe.momentum} has no effect with optimizer {recipe.optimizer!r}: leave it out"
         if recipe.every_view and len(recipe.views) == 1 and recipe.views[0] in ("clean", "mirror"):
             yield f"{part}.every_view: has no effect with the one view {recipe.views[0]!r}"

@@ -65,14 +65,14 @@ class Recipe:
     """Passes over the training split."""
     batch_size: Count = 64
     """Samples per update; the paper's 64."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """The paper's Adam; adamw decouples weight decay; sgd has momentum."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """The paper's Adam; adamw decouples weight decay; sgd has momentum; muon makes the momentum orthogonal."""
     lr: Positive = 1e-3
     """Base learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
-    """Momentum of sgd (default 0.9); without effect, and refused, elsewhere."""
+    """Momentum of sgd and muon (default 0.9); without effect, and refused, elsewhere."""
     weight_decay: NotNegative = 0.0
-    """L2 term of the update (decoupled with adamw)."""
+    """L2 term of the update (decoupled with adamw and muon)."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
     """How the rate falls over the run after the warm-up."""
     warmup_epochs: NotNegative = 0.0

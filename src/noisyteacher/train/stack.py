@@ -57,7 +57,8 @@ class Stack:
         """What models hold that learn no more, by their row."""
         self.which = torch.tensor(self.places, device=loops[0].device)
         settings = loops[0].settings
-        self.rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=self.parameters.values())
+        rule = {name: settings[name] for name in RULE}
+        self.rule = build_optimizer(**rule, parameters=self.parameters.values(), stacked=True)
         self.learned = [one for one in self.parameters.values() if one.requires_grad]
         for place, common in enumerate(self.learned):
             slots = [_slots(loop, place) for loop in loops]

@@ -1,0 +1,84 @@
+"""Muon against singular values, a plain-Python twin, and torch's own Adam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from noisyteacher.muon import ADAM_SIZE, Muon, orthogonal
+
+
+def quintic(value: float, rounds: int = 5) -> float:
+    for _ in range(rounds):
+        value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
+    return value
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (9, 9), (2, 5, 12)])
+def test_orthogonal_keeps_directions_and_evens_their_sizes(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = left.mT @ orthogonal(matrix) @ right.mT  # in the matrix's own directions
+    norm = sizes.square().sum(-1, keepdim=True).sqrt()
+    expected = torch.diag_embed((sizes / norm).double().apply_(quintic).float())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert 0.6 < float(found.diagonal(dim1=-2, dim2=-1).min()) <= float(found.max()) < 1.3
+
+
+def test_zeros_stay_zeros() -> None:
+    assert torch.equal(orthogonal(torch.zeros(3, 7)), torch.zeros(3, 7))
+
+
+def test_two_steps_of_a_matrix_by_hand() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    rule = Muon([weight], lr=0.1, momentum=0.5, weight_decay=0.2, stacked=False)
+    here, kept = [1.0, 2.0], [0.0, 0.0]
+    for gradient in ([3.0, 4.0], [-1.0, 2.0]):
+        weight.grad = torch.diag(torch.tensor(gradient))
+        rule.step()
+        kept = [0.5 * old + new for old, new in zip(kept, gradient, strict=True)]
+        ahead = [new + 0.5 * old for old, new in zip(kept, gradient, strict=True)]
+        norm = sum(one**2 for one in ahead) ** 0.5
+        steps = [quintic(one / norm) * ADAM_SIZE * 2**0.5 for one in ahead]
+        here = [old * (1 - 0.1 * 0.2) - 0.1 * step for old, step in zip(here, steps, strict=True)]
+    torch.testing.assert_close(weight.detach(), torch.diag(torch.tensor(here)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_matrix_goes_by_adam_without_decay() -> None:
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    rule = Muon([ours], lr=0.03, momentum=0.9, weight_decay=0.5, stacked=False)
+    adam = torch.optim.Adam([theirs], lr=0.03, betas=(0.9, 0.95))
+    for seed in range(5):
+        gradient = torch.randn(7, generator=torch.Generator().manual_seed(seed))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        rule.step()
+        adam.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_step_has_the_size_of_adams_whatever_the_gradients() -> None:
+    weight = torch.nn.Parameter(torch.zeros(64, 16, 3, 3))
+    rule = Muon([weight], lr=0.01, momentum=0.9, weight_decay=0.0, stacked=False)
+    weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    rule.step()
+    assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.01 * ADAM_SIZE, rel=0.25)
+
+
+def test_stacked_networks_are_updated_each_by_itself() -> None:
+    values = {"matrix": (3, 4, 10), "bias": (3, 5)}  # three networks of a 4 x 10 matrix and a bias of 5
+    dice = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(shape, generator=dice) for name, shape in values.items()}
+    grads = {name: torch.randn(shape, generator=dice) for name, shape in values.items()}
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+
+    def step(row: int | None) -> list[torch.Tensor]:
+        ours = [torch.nn.Parameter(one.clone() if row is None else one[row].clone()) for one in start.values()]
+        for parameter, gradient in zip(ours, grads.values(), strict=True):
+            parameter.grad = gradient if row is None else gradient[row]
+        Muon(ours, **options, stacked=row is None).step()
+        return [one.detach() for one in ours]
+
+    together = step(None)
+    for row in range(3):
+        for common, own in zip(together, step(row), strict=True):
+            torch.testing.assert_close(common[row], own)
