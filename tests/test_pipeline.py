@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
+from noisyteacher.config import build_config
 from noisyteacher.errors import (
     AskedWronglyError,
     ConfigError,
@@ -18,8 +19,9 @@ from noisyteacher.errors import (
     UnknownNameError,
     WriteError,
 )
+from noisyteacher.evaluate import predict
 from noisyteacher.models import weights_fingerprint
-from noisyteacher.pipeline import Result, Row, resume_compress
+from noisyteacher.pipeline import Result, Row, extract_config, resume_compress
 from noisyteacher.runs import Run, list_runs, remove_run
 from noisyteacher.store import LogitStore
 
@@ -243,3 +245,20 @@ def test_the_table_says_lower_bound_where_operations_were_not_counted() -> None:
     row = Row("teacher", "teacher x", (5.0,), (), (), costs, ("teacher",))
     shown = str(Result(Path("x"), "d", "test", 100, (row,), None, 0.0, "logits/x"))
     assert ">= 100" in shown
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_arithmetic_of_the_stored_answers_is_a_setting(tmp_path: Path, precision: str, data: nt.Splits) -> None:
+    nt.save_model(nt.build_model("lenet", data), tmp_path / "teacher.safetensors")
+    teacher = {"name": str(tmp_path / "teacher.safetensors"), "logits_precision": precision}
+    given = {"data": {"name": "mnist-5k", "limit": 120}, "run": {"output_dir": str(tmp_path), "checks": False}}
+    alone = extract_config(build_config({**given, "teacher": teacher}))
+    assert alone.plan.precision == precision
+    recipe = {"name": "lenet", "epochs": 1}
+    swept = nt.sweep({**given, "teacher": teacher, "student": recipe}, {"noise.sigma": [0.0]}, seeds=1)
+    stores = [LogitStore.open(path) for path in sorted((swept.path / "logits").iterdir())]
+    assert {store.plan.precision for store in stores} == {precision}
+    exact = predict(nt.load_model(tmp_path / "teacher.safetensors"), data.train)
+    gap = float((alone.logits("clean", torch.arange(len(data.train))) - exact).abs().max())
+    assert (gap < 1e-4) == (precision == "fp32")
+    assert gap < 0.05 * float(exact.abs().max())

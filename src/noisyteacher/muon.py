@@ -1,8 +1,9 @@
 """Muon: gradient descent whose steps have no favourite direction (Jordan et al. 2024, arXiv 2502.16982 for the scale).
 
-The momentum of a weight matrix is replaced by the nearest matrix whose singular values are all about one, so that directions
-the gradient rarely shows are learned as fast as the loud ones. Convolutions count as matrices `[out, in * kernel]`. What
-is no matrix (biases, norms) is updated by Adam. The step is scaled to the size of Adam's, so one rate serves both.
+The momentum of a weight matrix is replaced by the nearest matrix whose singular values are all about one, so that
+directions the gradient rarely shows are learned as fast as the loud ones. Convolutions count as matrices
+`[out, in * kernel]`. What is no matrix (biases, norms) is updated by Adam. The step is scaled to the size of Adam's, so
+one rate serves both.
 """
 
 from __future__ import annotations

@@ -101,6 +101,9 @@ class Teacher(Recipe):
     """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file, .onnx or .pt2."""
     weights: str = ""
     """A file with the named network's trained weights: .pt, .pth or .bin of torch.save, or .safetensors."""
+    logits_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits, and is faster
+    where the machine is."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 

@@ -183,7 +183,7 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
     def trained(name: str) -> str:
         if names_a_file(name):
             return name
-        own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also")}
+        own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also", "logits_precision")}
         run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
         data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
         config = settled(build_config({"data": data, "teacher": {**own, "name": name}, "run": run}))

@@ -103,8 +103,9 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
                 continue
             path = folder / "logits" / store_name(called(plan.teacher), split, teacher)
             found[role] = extract(
-                teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device, progress=tell
-            )
+                teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device,
+                precision=plan.config.teacher.logits_precision, progress=tell,
+            )  # fmt: skip
     return found
 
 

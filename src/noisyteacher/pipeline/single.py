@@ -97,6 +97,7 @@ def extract_config(
         path or Path(config.run.output_dir) / "logits" / name,
         views=tuple(config.student.views),
         device=config.run.device,
+        precision=config.teacher.logits_precision,
         progress=tell,
         overwrite=overwrite,
     )
