@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if asked.resume:
             result = resume_sweep(find_run(asked.output_dir, asked.resume), jobs=asked.jobs, watch=watch)
         else:
-            grid = {"student.name": asked.students, "noise.sigma": [asked.sigma]}
-            result = sweep(_base(asked), grid, seeds=asked.seeds, jobs=asked.jobs, name="pareto", watch=watch)
+            result = sweep(_base(asked), _grids(asked), seeds=asked.seeds, jobs=asked.jobs, name="pareto", watch=watch)
     rows = points(result)
     if asked.json:
         print(json.dumps({"run": str(result.path), "n": result.record["n"], "points": rows}, indent=1))
@@ -105,6 +104,25 @@ def _notes(result: SweepResult) -> list[str]:
     ]
 
 
+def _grids(asked: argparse.Namespace) -> list[dict[str, list[Any]]]:
+    """The students, those with a number of epochs of their own each by itself."""
+    own = dict(_name_and_epochs(one) for one in asked.epochs_of)
+    for name in own:
+        if name not in asked.students:
+            raise SystemExit(f"--epochs-of {name}: not among --students {' '.join(asked.students)}")
+    common: dict[str, list[Any]] = {"noise.sigma": [asked.sigma]}
+    together = [name for name in asked.students if name not in own]
+    grids = [{"student.name": [name], "student.epochs": [epochs], **common} for name, epochs in own.items()]
+    return [{"student.name": together, **common}, *grids] if together else grids
+
+
+def _name_and_epochs(told: str) -> tuple[str, int]:
+    name, _, number = told.partition("=")
+    if not number.isdecimal() or int(number) < 1:
+        raise SystemExit(f"--epochs-of {told}: expected NAME=N, N passes over the training images")
+    return name, int(number)
+
+
 def _base(asked: argparse.Namespace) -> dict[str, Any]:
     data = {"name": asked.data, "root": asked.data_root, "verify": asked.verify, "limit": asked.limit}
     given = {
@@ -127,6 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--students", nargs="+", default=list(STUDENTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument(
+        "--epochs-of", nargs="+", default=[], metavar="NAME=N", help="so many epochs for this student instead"
+    )
     parser.add_argument("--preset", default="modern")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: student.lr=0.01")
     parser.add_argument("--sigma", type=float, default=0.0, help="also under noise of this standard deviation")

@@ -31,6 +31,19 @@ def test_the_papers_best_stands_beside_the_student_of_its_size() -> None:
     assert best("nin") is None
 
 
+def test_epochs_of_one_student() -> None:
+    made = script()
+    asked = made._parser().parse_args(["t", "--students", "student3", "compact-xs", "--epochs-of", "compact-xs=7"])
+    assert made._grids(asked) == [
+        {"student.name": ["student3"], "noise.sigma": [0.0]},
+        {"student.name": ["compact-xs"], "student.epochs": [7], "noise.sigma": [0.0]},
+    ]
+    for wrong in ("compact-m=3", "compact-xs=0", "compact-xs"):
+        asked = made._parser().parse_args(["t", "--students", "student3", "compact-xs", "--epochs-of", wrong])
+        with pytest.raises(SystemExit, match=wrong.partition("=")[0]):
+            made._grids(asked)
+
+
 def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = nt.load_data("mnist-5k", limit=60)
     teacher = nt.build_model("lenet", data)
