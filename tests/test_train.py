@@ -284,10 +284,10 @@ def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
     model = nn.Linear(3, 2)
     for value in model.parameters():
         value.grad = torch.full_like(value, 3e38)
-    refuse_gradients(model, 0)
+    refuse_gradients(model.named_parameters(), 0)
     model.bias.grad = torch.tensor([1.0, torch.nan])
     with pytest.raises(TrainingError, match="the gradient of bias is not finite at step 1"):
-        refuse_gradients(model, 0)
+        refuse_gradients(model.named_parameters(), 0)
 
 
 def test_the_test_split_is_refused() -> None:

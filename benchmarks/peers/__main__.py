@@ -24,7 +24,7 @@ from noisyteacher.runs.record import host
 SHAPES = {
     # teacher, student, image, steps of an epoch, rounds
     "CIFAR": ("nin", "lenet-cifar", (3, 32, 32), 3, 4),
-    "MNIST": ("lenet", "mlp800", (1, 28, 28), 24, 7),
+    "MNIST": ("lenet", "mlp800", (1, 28, 28), 96, 5),
 }
 
 

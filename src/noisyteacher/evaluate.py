@@ -48,7 +48,7 @@ def predict(
     """
     classifier = as_classifier(model)
     place = resolve_device(device)
-    with inference(classifier, place), precision_context(precision, place):
+    with inference(classifier, place, channels_last=True), precision_context(precision, place):
         found = [
             classifier(split.images_at(rows).to(place)).float().cpu()
             for rows in torch.split(torch.arange(len(split)), batch_size)

@@ -214,7 +214,7 @@ def gradient_change(
     noisy = slope(noisy_student.float(), noisy_teacher)
     if noise.target == "student" and noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
         noisy = torch.where(draw.selected, noisy * (1 + draw.xi), noisy)
-    return (noisy - clean).norm(), clean.norm()
+    return torch.linalg.vector_norm(noisy - clean), torch.linalg.vector_norm(clean)
 
 
 def _regression_slope(student: Tensor, teacher: Tensor) -> Tensor:

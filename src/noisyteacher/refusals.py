@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any
 
@@ -142,13 +143,13 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def refuse_gradients(model: nn.Module, step: int) -> None:
+def refuse_gradients(learned: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
     """Raises TrainingError naming a parameter unless all gradients are finite: a finite loss may have others.
 
     One sum over all of them tells; it is the only way that costs a hundredth of a step. Each is looked at by itself
     where that sum is not finite, as that of very large numbers is not either.
     """
-    named = [(name, one.grad) for name, one in model.named_parameters() if one.grad is not None]
+    named = [(name, one.grad) for name, one in learned if one.grad is not None]
     sums = [grad.sum(dtype=torch.float32).to(named[0][1].device) for _, grad in named]
     if not sums or math.isfinite(float(torch.stack(sums).sum())):
         return

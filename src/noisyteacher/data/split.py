@@ -133,10 +133,10 @@ class Split:
 
     def _places(self, rows: Tensor) -> Tensor:
         """Where the rows lie among the images. Negative rows are refused: they would count from the end in silence."""
-        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise MismatchError(
-                f"{self.name} ({self.role}): rows {int(rows.min())}..{int(rows.max())} asked for, it has {len(self)}"
-            )
+        if rows.numel():
+            low, high = (int(bound) for bound in rows.aminmax())
+            if not 0 <= low <= high < len(self):
+                raise MismatchError(f"{self.name} ({self.role}): rows {low}..{high} asked for, it has {len(self)}")
         return self.index[rows.to(self.index.device)]
 
 

@@ -84,8 +84,12 @@ def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
         )
     if not views:
         raise MismatchError("no view to apply: give a table with at least one name, such as ('clean',)")
-    if which.numel() and not 0 <= int(which.min()) <= int(which.max()) < len(views):
-        raise MismatchError(f"which holds {int(which.min())}..{int(which.max())}, the table has {len(views)} views")
+    if which.numel():
+        low, high = (int(bound) for bound in which.aminmax())
+        if not 0 <= low <= high < len(views):
+            raise MismatchError(f"which holds {low}..{high}, the table has {len(views)} views")
+    if all(view == "clean" for view in views):
+        return images
     mirrored, top, left = (column.to(which.device)[which].to(images.device) for column in _table(tuple(views)))
     if bool(mirrored.any()):
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)

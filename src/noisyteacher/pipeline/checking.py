@@ -172,7 +172,7 @@ def stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check
     """Whether a few stored answers are what the teacher says now, within 1e-3 of the largest logit, and rounding."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
     view = store.views[-1]
-    with inference(as_classifier(teacher)) as place, precision_context(store.plan.precision, place):
+    with inference(as_classifier(teacher), channels_last=True) as place, precision_context(store.plan.precision, place):
         live = teacher(split.images_at(rows, view).to(place)).float().cpu()
     stored = store.logits(view, rows)
     apart, size = float((live - stored).abs().max()), float(stored.abs().max())

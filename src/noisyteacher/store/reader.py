@@ -223,7 +223,7 @@ class LogitStore:
         images = split.images_at(rows, view)
         if isinstance(model, nn.Module):
             precision = self.plan.precision if self.plan.precision in PRECISIONS else "fp32"
-            with inference(model) as device, precision_context(precision, device):
+            with inference(model, channels_last=True) as device, precision_context(precision, device):
                 answers = model(images.to(device))
         else:
             with torch.no_grad():

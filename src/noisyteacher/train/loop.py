@@ -50,6 +50,7 @@ class Loop:
         # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
         self.model: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer, self.objective = optimizer, objective
+        self.named = list(self.model.named_parameters())
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -151,7 +152,7 @@ class Loop:
     def checkpoint(self, every_s: float = 0.0) -> None:
         """Write a checkpoint when the last one is so many seconds old, where there is a run folder."""
         if self.folder is not None and time.monotonic() - self.saved >= every_s:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.drop_gradients()
             give_back()
             write_checkpoint(self.folder, self.settings, self.progress, self.model, self.optimizer, self.best)
             self.saved = self.clock = time.monotonic()
@@ -169,15 +170,20 @@ class Loop:
         value = float(loss.detach())
         self.refuse_loss(value)
         self.clockwork.mark("noise")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.drop_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
         self.clockwork.mark("backward")
-        refuse_gradients(self.model, batch.step)
+        refuse_gradients(self.named, batch.step)
         self.clockwork.mark("checks")
         self.optimizer.step()
         self.clockwork.mark("optimizer")
         self.count({"train/loss": value, **numbers}, len(batch.rows))
         return value
+
+    def drop_gradients(self) -> None:
+        """What `optimizer.zero_grad(set_to_none=True)` does, which takes a tenth of a millisecond for it."""
+        for _, parameter in self.named:
+            parameter.grad = None
 
     def seed_draws(self, step: int) -> None:
         """Let what the network and the objective draw at this step from torch's own generators be its own."""

@@ -90,7 +90,7 @@ class Stack:
         for name, common in self.parameters.items():
             own[name].grad = None if common.grad is None else common.grad[row]
         try:
-            refuse_gradients(self.loops[row].model, step)
+            refuse_gradients(self.loops[row].named, step)
         finally:
             network.zero_grad(set_to_none=True)
 
