@@ -223,11 +223,10 @@ def test_convolutions_are_lent_channels_last_and_given_back_as_they_were() -> No
     before = [(one.data_ptr(), one.stride()) for one in model.parameters()]
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     answers = model(images)
-    with pytest.raises(KeyError), inference(model, channels_last=True):
+    with inference(model, channels_last=True):
         assert all(one.is_contiguous(memory_format=last) for one in model.parameters() if one.dim() == 4)
         assert not model[0].weight.is_contiguous()
         torch.testing.assert_close(model(images), answers)
-        raise KeyError
     assert [(one.data_ptr(), one.stride()) for one in model.parameters()] == before
     with inference(model):
         assert model[0].weight.is_contiguous()
@@ -242,7 +241,7 @@ def test_teachers_are_asked_channels_last(tmp_path: Path) -> None:
             return super().forward(x)
 
     look = Looking(1, 2, 3)
-    teacher = nn.Sequential(look, nn.Flatten(), nn.Linear(1352, 10)).eval()
+    teacher = as_classifier(nn.Sequential(look, nn.Flatten(), nn.Linear(1352, 10)), input_shape=(1, 28, 28))
     data = nt.load_data("mnist-5k", limit=20)
     store = extract(teacher, data.train, tmp_path / "s")
     assert look.seen
