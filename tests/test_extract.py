@@ -240,8 +240,10 @@ def test_teachers_are_asked_channels_last(tmp_path: Path) -> None:
             self.seen = self.weight.is_contiguous(memory_format=torch.channels_last)
             return super().forward(x)
 
-    look = Looking(1, 2, 3)
-    teacher = as_classifier(nn.Sequential(look, nn.Flatten(), nn.Linear(1352, 10)), input_shape=(1, 28, 28))
+    look = Looking(3, 2, 3)
+    teacher = as_classifier(
+        nn.Sequential(nn.Conv2d(1, 3, 3), look, nn.Flatten(), nn.Linear(1152, 10)), input_shape=(1, 28, 28)
+    )
     data = nt.load_data("mnist-5k", limit=20)
     store = extract(teacher, data.train, tmp_path / "s")
     assert look.seen
