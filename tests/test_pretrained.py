@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import noisyteacher as nt
 from noisyteacher.errors import UnknownNameError
@@ -46,3 +47,22 @@ def test_the_stated_error_is_measured_again(real_data: Path) -> None:
     assert scores.error is not None
     assert scores.error == pytest.approx(card["scores"]["test"]["error"]["value"], abs=0.011)
     assert scores.error < 0.9
+
+
+def test_the_stated_error_of_nin_is_near_that_of_some_images(real_data: Path) -> None:
+    card = nt.pretrained()["nin-cifar10"]
+    stated = card["scores"]["test"]["error"]
+    assert stated["n"] == 10_000
+    assert stated["value"] <= 12
+    data = nt.load_data("cifar10", root=real_data, verify=False)
+    assert data.test is not None
+    few = data.test.subset(torch.arange(0, 10_000, 10))  # all of them take a minute
+    scores = nt.evaluate(nt.load_model("pretrained:nin-cifar10"), few)
+    assert scores.error is not None
+    assert abs(scores.error - stated["value"]) < 3.5  # 3.3 standard errors of 1,000 images
+
+
+def test_nin_is_the_papers_network() -> None:
+    model = nt.load_model("pretrained:nin-cifar10")
+    costs = nt.measure(model, latency=False)
+    assert (costs.parameters, costs.macs) == (966_986, 222_486_528)
