@@ -30,6 +30,8 @@ STUDENTS = tuple(name for pair in PAIRS.items() for name in reversed(pair))
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, print the table, write it as JSON where told."""
     asked = _parser().parse_args(arguments)
+    if asked.resume and asked.epochs_of:
+        raise SystemExit("--epochs-of has no effect with --resume, which goes on as it was begun: leave it out")
     with progress(asked.quiet) as watch:
         if asked.resume:
             result = resume_sweep(find_run(asked.output_dir, asked.resume), jobs=asked.jobs, watch=watch)
@@ -107,6 +109,8 @@ def _notes(result: SweepResult) -> list[str]:
 def _grids(asked: argparse.Namespace) -> list[dict[str, list[Any]]]:
     """The students, those with a number of epochs of their own each by itself."""
     own = dict(_name_and_epochs(one) for one in asked.epochs_of)
+    if len(own) < len(asked.epochs_of):
+        raise SystemExit("--epochs-of: a student is named twice")
     for name in own:
         if name not in asked.students:
             raise SystemExit(f"--epochs-of {name}: not among --students {' '.join(asked.students)}")

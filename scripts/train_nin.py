@@ -1,6 +1,6 @@
 """Train NIN for CIFAR-10 on a slow machine: python scripts/train_nin.py DATA_ROOT OUT [--threads N] [--ship].
 
-Most of the epochs see small images: NIN ends in an average over the whole image, so the weights learnt at 16 and 24
+Half of the epochs see small images: NIN ends in an average over the whole image, so the weights learnt at 16 and 24
 pixels go on at 32. Behind most convolutions stands a batch norm while it learns; at the end each is folded into the
 convolution before it, so that what comes out is NIN as the paper writes it, with the same answers. Every phase
 is a `fit` with a run folder: a stopped script goes on where it was. --ship puts what came out into the package.
@@ -46,7 +46,9 @@ def main() -> None:
     asked.add_argument("out", type=Path)
     asked.add_argument("--data", default="cifar10")
     asked.add_argument("--threads", type=int, default=2)
-    asked.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    asked.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="going on: the one begun with"
+    )
     asked.add_argument("--unverified", action="store_true", help="a copy of the data that is not the official one")
     asked.add_argument("--note", default="", help="what the card says of the data")
     asked.add_argument("--ship", action="store_true", help="into the package, as pretrained:nin-cifar10")
@@ -65,7 +67,7 @@ def main() -> None:
             model, resized(data.train, pixels), supervised(), val=resized(data.val, pixels), epochs=epochs,
             batch_size=BATCH, optimizer="muon", lr=rate, weight_decay=DECAY, schedule=schedule, warmup_epochs=warmup,
             views=shifted(shift), keep="last" if pixels < 32 else "best", seed=SEED,
-            precision=precision, run=given.out / f"phase-{number}-{pixels}",
+            precision=precision, device="cpu", run=given.out / f"phase-{number}-{pixels}",
             resume=True, checkpoint_every_s=60,
             progress=lambda tick: print(f"\r{tick.epoch}/{tick.epochs} {tick.step} {tick.loss:.3f}", end=""),
         )  # fmt: skip

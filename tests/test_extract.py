@@ -24,7 +24,7 @@ from noisyteacher.models import (
     preprocess_fingerprint,
     weights_fingerprint,
 )
-from noisyteacher.modes import inference
+from noisyteacher.modes import channels_last, inference
 from noisyteacher.pipeline.checking import stored_is_live
 from noisyteacher.store import LogitStore
 
@@ -222,28 +222,44 @@ def test_convolutions_are_lent_channels_last_and_given_back_as_they_were() -> No
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3).to(memory_format=last), nn.Flatten(), nn.Linear(64, 2))
     before = [(one.data_ptr(), one.stride()) for one in model.parameters()]
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    answers = model(images)
-    with inference(model, channels_last=True):
-        assert all(one.is_contiguous(memory_format=last) for one in model.parameters() if one.dim() == 4)
-        assert not model[0].weight.is_contiguous()
-        torch.testing.assert_close(model(images), answers)
-    assert [(one.data_ptr(), one.stride()) for one in model.parameters()] == before
     with inference(model):
-        assert model[0].weight.is_contiguous()
+        answers = model(images)
+        with channels_last(model, images):
+            assert all(one.is_contiguous(memory_format=last) for one in model.parameters() if one.dim() == 4)
+            assert not model[0].weight.is_contiguous()
+            torch.testing.assert_close(model(images), answers)
+            model[0].weight.add_(1)
+            written = model[0].weight.clone()
+    assert [(one.data_ptr(), one.stride()) for one in model.parameters()] == before
+    assert torch.equal(model[0].weight, written)
+
+
+class Looking(nn.Conv2d):
+    """Remembers how its weight lay."""
+
+    seen: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.weight.is_contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
+class Viewing(nn.Module):
+    """Flattens as many tutorials do, which refuses channels-last memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 3, 3), Looking(3, 2, 3), nn.Linear(1152, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.second(self.first(x)).view(-1, 1152))
+        return out
 
 
 def test_teachers_are_asked_channels_last(tmp_path: Path) -> None:
-    class Looking(nn.Conv2d):
-        seen: bool | None = None
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.seen = self.weight.is_contiguous(memory_format=torch.channels_last)
-            return super().forward(x)
-
     look = Looking(3, 2, 3)
-    teacher = as_classifier(
-        nn.Sequential(nn.Conv2d(1, 3, 3), look, nn.Flatten(), nn.Linear(1152, 10)), input_shape=(1, 28, 28)
-    )
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), look, nn.Flatten(), nn.Linear(1152, 10))
+    teacher = as_classifier(network, input_shape=(1, 28, 28))
     data = nt.load_data("mnist-5k", limit=20)
     store = extract(teacher, data.train, tmp_path / "s")
     assert look.seen
@@ -251,8 +267,39 @@ def test_teachers_are_asked_channels_last(tmp_path: Path) -> None:
     assert store.verify(teacher, data.train).max_abs_difference == 0
     assert look.seen
     look.seen = None
+    assert stored_is_live(teacher, data.train, store).held
+    assert look.seen
+    look.seen = None
     nt.evaluate(teacher, data.val)
     assert look.seen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_teachers_that_flatten_by_view_are_asked_as_they_are(tmp_path: Path, precision: str) -> None:
+    teacher = as_classifier(Viewing(), input_shape=(1, 28, 28))
+    data = nt.load_data("mnist-5k", limit=100)
+    store = extract(teacher, data.train, tmp_path / "s", precision=precision)
+    assert teacher.network.second.seen is False
+    assert store.verify(teacher, data.train).max_abs_difference == 0
+    assert stored_is_live(teacher, data.train, store).held
+    nt.evaluate(teacher, data.val)
+    history = nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=1, precision=precision)
+    assert len(history.epochs) == 1
+    assert teacher.network.second.seen is False
+
+
+def test_images_are_asked_in_batches_that_fit_the_device(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Teacher(Counting):
+        def forward(self, images: Tensor) -> Any:
+            asked.append(len(images))
+            return super().forward(images)
+
+    images = torch.randint(0, 256, (300, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    many = Split(images, None, torch.arange(300), "train", "many", tuple(map(str, range(CLASSES))))
+    extract(Teacher(), many, tmp_path / "s", device="cpu")
+    assert max(asked) == 128
 
 
 def test_what_a_teacher_caches_meanwhile_still_works_in_training(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noisyteacher.errors import ConfigError
 from noisyteacher.muon import ADAM_SIZE, Muon, orthogonal
+from noisyteacher.optimizers import build_optimizer
 
 
 def quintic(value: float, rounds: int = 5) -> float:
@@ -56,10 +58,11 @@ def test_what_is_no_matrix_goes_by_adam_without_decay() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_step_has_the_size_of_adams_whatever_the_gradients() -> None:
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e30])
+def test_a_step_has_the_size_of_adams_however_large_the_gradients(scale: float) -> None:
     weight = torch.nn.Parameter(torch.zeros(64, 16, 3, 3))
     rule = Muon([weight], lr=0.01, momentum=0.9, weight_decay=0.0, stacked=False)
-    weight.grad = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.grad = scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     rule.step()
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.01 * ADAM_SIZE, rel=0.25)
 
@@ -82,3 +85,14 @@ def test_stacked_networks_are_updated_each_by_itself() -> None:
     for row in range(3):
         for common, own in zip(together, step(row), strict=True):
             torch.testing.assert_close(common[row], own)
+
+
+def test_what_is_empty_stays_and_what_is_complex_is_refused() -> None:
+    learned = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((0, 3), (2, 0), (2,))]
+    for one in learned:
+        one.grad = torch.ones_like(one)
+    build_optimizer("muon", learned, lr=0.1, momentum=None, weight_decay=0.0).step()
+    torch.testing.assert_close(learned[2].detach(), torch.full((2,), -0.1))
+    wave = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    with pytest.raises(ConfigError, match="complex"):
+        build_optimizer("muon", [wave], lr=0.1, momentum=None, weight_decay=0.0)

@@ -13,7 +13,7 @@ from noisyteacher.data import Batch, Split
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError
 from noisyteacher.models import as_classifier
-from noisyteacher.modes import inference
+from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.stats import Quantity
 from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher
 
@@ -48,7 +48,11 @@ def predict(
     """
     classifier = as_classifier(model)
     place = resolve_device(device)
-    with inference(classifier, place, channels_last=True), precision_context(precision, place):
+    with (
+        inference(classifier, place),
+        channels_last(classifier, split.images_at(torch.arange(min(TRIED_ON, len(split)))).to(place)),
+        precision_context(precision, place),
+    ):
         found = [
             classifier(split.images_at(rows).to(place)).float().cpu()
             for rows in torch.split(torch.arange(len(split)), batch_size)

@@ -15,7 +15,7 @@ from noisyteacher.device import PRECISIONS, precision_context, resolve_device
 from noisyteacher.errors import AskedWronglyError, StoreError
 from noisyteacher.files import unmade_on_failure
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
-from noisyteacher.modes import inference
+from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.store import LogitStore, Plan, Shard, StoreWriter, refuse_non_finite
 from noisyteacher.text import unknown_name
 
@@ -77,7 +77,11 @@ def extract(
         missing = writer.missing
         if missing:
             keep_memory()
-            with inference(teacher, place, channels_last=True), precision_context(precision, place):
+            with (
+                inference(teacher, place),
+                channels_last(teacher, split.images_at(torch.arange(min(TRIED_ON, len(split))), names[0]).to(place)),
+                precision_context(precision, place),
+            ):
                 _check_steady(teacher, split, names[0], missing[0], batch_size, place)
                 total = plan.rows * len(names)
                 answered = total - sum(shard.rows for shard in missing) * len(names)

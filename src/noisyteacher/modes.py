@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def inference(
-    model: nn.Module, device: torch.device | None = None, *, channels_last: bool = False
-) -> Iterator[torch.device]:
+def inference(model: nn.Module, device: torch.device | None = None) -> Iterator[torch.device]:
     """Yields the device; inside, the model is on it, every submodule is in eval mode, and gradients are off.
 
     Without a device the model stays where it is. Afterwards it is back on the device of its first parameter, and every
     submodule has its own training flag again: a frozen batch norm inside a model in training stays frozen. Gradients
     are off by `no_grad`, not by `inference_mode`: what a model caches in here must still work in a later training.
-    With `channels_last` the weights of convolutions lie in that order meanwhile: on a CPU answers to many images come
-    faster, in bf16 up to three times, and are equal up to rounding.
     """
     home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     there = home if device is None else device
@@ -33,7 +29,7 @@ def inference(
                 module.training = False
         if there != home:
             model.to(there)
-        with torch.no_grad(), _channels_last(model) if channels_last else contextlib.nullcontext():
+        with torch.no_grad():
             yield there
     finally:
         if there != home:
@@ -44,17 +40,58 @@ def inference(
             module.training = flag
 
 
+TRIED_ON = 32
+"""Images on which a memory order is tried: for up to 16, torch's convolutions may choose another than for more."""
+
+
 @contextlib.contextmanager
-def _channels_last(model: nn.Module) -> Iterator[None]:
-    """Inside, the weights of convolutions lie channels-last; afterwards they are the tensors they were."""
-    last = torch.channels_last
-    before = [
-        (one, one.data) for one in model.parameters() if one.dim() == 4 and not one.is_contiguous(memory_format=last)
-    ]
+def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Inside, on a CPU, the weights of convolutions lie channels-last; afterwards they are the tensors they were.
+
+    Many images are answered faster so, in bf16 up to three times, and equally up to rounding. A model that does not
+    answer these images then (one that flattens by `.view`, say) is left alone. To be entered before autocast, which
+    keeps the weights it once cast.
+    """
+    moved = [one for one in model.parameters() if one.device.type == "cpu" and _is_plain(one)]
+    if not moved or not _answers(model, images, moved):
+        yield
+        return
+    with _lying_channels_last(moved):
+        yield
+
+
+def bears_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Whether the model, lent, answers these images where they and its convolutions lie channels-last."""
+    with inference(model) as place:
+        ready = images.to(place).contiguous(memory_format=torch.channels_last)
+        return _answers(model, ready, [one for one in model.parameters() if _is_plain(one)])
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    return parameter.dim() == 4 and not parameter.is_contiguous(memory_format=torch.channels_last)
+
+
+def _answers(model: nn.Module, images: Tensor, moved: Sequence[nn.Parameter]) -> bool:
+    """Whether it does with these parameters channels-last; what else may be wrong shows when it is asked in earnest."""
+    with _lying_channels_last(moved):
+        try:
+            model(images)
+        except Exception:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _lying_channels_last(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [(one, one.data) for one in parameters]
     try:
         for parameter, data in before:
-            parameter.data = data.contiguous(memory_format=last)
+            parameter.data = data.contiguous(memory_format=torch.channels_last)
+        versions = [one._version for one in parameters]
         yield
+        for (parameter, data), version in zip(before, versions, strict=True):
+            if parameter._version != version:  # written to meanwhile
+                data.copy_(parameter.data)
     finally:
         for parameter, data in before:
             parameter.data = data

@@ -2,8 +2,8 @@
 
 The momentum of a weight matrix is replaced by the nearest matrix whose singular values are all about one, so that
 directions the gradient rarely shows are learned as fast as the loud ones. Convolutions count as matrices
-`[out, in * kernel]`. What is no matrix (biases, norms) is updated by Adam. The step is scaled to the size of Adam's, so
-one rate serves both.
+`[out, in * kernel]`. What has one dimension or none (biases, norms) is updated by Adam. The step is scaled to the size
+of Adam's, so one rate serves both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROUNDS = 5
 ADAM_SIZE = 0.2
 """The root mean square of an element of Adam's step, in units of the rate (Liu et al. 2025, arXiv 2502.16982, 2.2)."""
 BETAS, EPS = (0.9, 0.95), 1e-8
+TINY = 1e-30
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient; a closure is not called."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is not None and parameter.numel():
                     update = self._matrix if parameter.ndim - self.first > 1 else self._other
                     update(parameter, self.state[parameter], group)
 
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         beta, rate = group["momentum"], group["lr"]
         kept["momentum"].mul_(beta).add_(parameter.grad)  # type: ignore[arg-type]
         ahead = parameter.grad.add(kept["momentum"], alpha=beta)  # type: ignore[union-attr]
-        rows = ahead.reshape(*ahead.shape[: self.first + 1], -1)
+        rows = ahead.flatten(self.first + 1)
         size = ADAM_SIZE * max(rows.shape[-2:]) ** 0.5
         parameter.mul_(1 - rate * group["weight_decay"])
         parameter.add_(orthogonal(rows).reshape(parameter.shape), alpha=-rate * size)
@@ -74,7 +75,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.float().mT if tall else matrix.float()
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=TINY)  # squares of very large numbers are infinite
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY)
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = a * x + (b * square + c * (square @ square)) @ x

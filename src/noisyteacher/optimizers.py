@@ -26,13 +26,16 @@ def build_optimizer(
     """The optimiser: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd` (momentum, 0.9),
     `muon` (momentum, 0.9, made orthogonal; decoupled decay). `stacked`: the first dimension numbers networks.
 
-    The values are those that `refusals.check_settings` let pass. Raises ConfigError when nothing is to be learned.
+    The values are those that `refusals.check_settings` let pass. Raises ConfigError when nothing is to be
+    learned, or muon is to learn complex numbers.
     """
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     beta = 0.9 if momentum is None else momentum
     if optimizer == "muon":
+        if any(parameter.is_complex() for parameter in learned):
+            raise ConfigError("optimizer 'muon' knows real numbers alone, and a parameter is complex: give adam")
         return Muon(learned, lr=lr, momentum=beta, weight_decay=weight_decay, stacked=stacked)
     fused = all(parameter.is_floating_point() for parameter in learned)
     if optimizer == "sgd":

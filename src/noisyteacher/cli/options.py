@@ -53,7 +53,7 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples per
 Lr = Annotated[float | None, typer.Option("--lr", help="Base learning rate.")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.")]
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw, sgd or muon.")]
-Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd.")]
+Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd and muon.")]
 Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine or step.")]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="paper or modern: how networks are trained; named settings win.")

@@ -72,7 +72,7 @@ class Recipe:
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """Momentum of sgd and muon (default 0.9); without effect, and refused, elsewhere."""
     weight_decay: NotNegative = 0.0
-    """L2 term of the update (decoupled with adamw and muon)."""
+    """L2 term of the update (decoupled with adamw and muon; muon: of what has two dimensions or more)."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
     """How the rate falls over the run after the warm-up."""
     warmup_epochs: NotNegative = 0.0
@@ -102,8 +102,8 @@ class Teacher(Recipe):
     weights: str = ""
     """A file with the named network's trained weights: .pt, .pth or .bin of torch.save, or .safetensors."""
     logits_precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits, and is faster
-    where the machine is."""
+    """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits and is faster
+    where the machine is. There is no auto: a store must not depend on the machine that made it."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 

@@ -30,11 +30,12 @@ def epoch_batches(
     device: torch.device,
     augment: str = "none",
     share: Callable[[int], slice] = slice,
+    layout: torch.memory_format = torch.channels_last,
 ) -> Iterator[Batch]:
     """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
 
     Every row once under a random view, or, with `every_view`, once under each view; then augmented. The images are
-    those of `share`, asked with the number of rows; all else is of the whole batch.
+    those of `share`, asked with the number of rows, in the memory order `layout`; all else is of the whole batch.
     """
     rows_total, samples = len(split), samples_of(split, views, every_view)
     order = torch.randperm(samples, generator=stream(seed, "order", epoch))
@@ -47,7 +48,7 @@ def epoch_batches(
         rows, which = order[part] % rows_total, which_of[part]
         own = share(len(rows))
         seen = own if augment == "none" else slice(None)  # what is blended in may be of another share
-        images = split.images_at(rows[seen], views, which[seen]).to(device, memory_format=torch.channels_last)
+        images = split.images_at(rows[seen], views, which[seen]).to(device, memory_format=layout)
         labels = split.labels_at(rows).to(device) if split.labels is not None else None
         step = epoch * batches + number
         images, blend = augmented(images, augment, seed, step)

@@ -16,7 +16,7 @@ from noisyteacher.data import Batch, Split, Splits, epoch_batches, expand_views
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import MismatchError
 from noisyteacher.models import as_classifier, weights_fingerprint
-from noisyteacher.modes import inference
+from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline.given import network_of
@@ -172,8 +172,10 @@ def stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check
     """Whether a few stored answers are what the teacher says now, within 1e-3 of the largest logit, and rounding."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
     view = store.views[-1]
-    with inference(as_classifier(teacher), channels_last=True) as place, precision_context(store.plan.precision, place):
-        live = teacher(split.images_at(rows, view).to(place)).float().cpu()
+    with inference(as_classifier(teacher)) as place:
+        images = split.images_at(rows, view).to(place)
+        with channels_last(teacher, images[:TRIED_ON]), precision_context(store.plan.precision, place):
+            live = teacher(images).float().cpu()
     stored = store.logits(view, rows)
     apart, size = float((live - stored).abs().max()), float(stored.abs().max())
     told = (

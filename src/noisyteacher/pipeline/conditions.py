@@ -101,10 +101,11 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
         for role, split in plan.data.parts.items():
             if role == "train" and plan.live:
                 continue
-            path = folder / "logits" / store_name(called(plan.teacher), split, teacher)
+            precision = plan.config.teacher.logits_precision
+            path = folder / "logits" / store_name(called(plan.teacher), split, teacher, precision)
             found[role] = extract(
                 teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device,
-                precision=plan.config.teacher.logits_precision, progress=tell,
+                precision=precision, progress=tell,
             )  # fmt: skip
     return found
 
@@ -139,10 +140,12 @@ def taught_by(plan: Plan, answers: Answers) -> tuple[Any, dict[str, str]]:
     return several if len(several) > 1 else first, parents
 
 
-def store_name(teacher: str, split: Split, model: nn.Module) -> str:
-    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`, by the weights and the images."""
+def store_name(teacher: str, split: Split, model: nn.Module, precision: str = "fp32") -> str:
+    """What a store's folder is called: `lenet-mnist-5k-train-2b7e11`, by the weights and the images; `-bf16` behind it
+    where the answers were asked for in that.
+    """
     whose = sha256((weights_fingerprint(model).encode(), split.fingerprint.encode()))
-    return f"{teacher}-{split.name}-{split.role}-{whose[:6]}"
+    return f"{teacher}-{split.name}-{split.role}-{whose[:6]}" + ("" if precision == "fp32" else f"-{precision}")
 
 
 def a_student(

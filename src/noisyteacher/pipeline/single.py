@@ -84,7 +84,7 @@ def extract_config(
     """
     data = data or load_config_data(config)
     model, _ = load_teacher(config.teacher.name, data, allow_import, config.teacher)
-    name = store_name(called(model), data.train, model)
+    name = store_name(called(model), data.train, model, config.teacher.logits_precision)
     tell: Callable[[int, int], None] | None = None
     if watch is not None:
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from noisyteacher.device import PRECISIONS, precision_context
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError
 from noisyteacher.files import crc32c, read_bytes, read_json, sha256
-from noisyteacher.modes import inference
+from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.rng import stream
 from noisyteacher.store.plan import DTYPES, FINGERPRINTS, INDEX, KIND, SCHEMA, Plan, Shard
 from noisyteacher.tensorfile import map_tensors, read_record
@@ -223,8 +223,10 @@ class LogitStore:
         images = split.images_at(rows, view)
         if isinstance(model, nn.Module):
             precision = self.plan.precision if self.plan.precision in PRECISIONS else "fp32"
-            with inference(model, channels_last=True) as device, precision_context(precision, device):
-                answers = model(images.to(device))
+            with inference(model) as device:
+                images = images.to(device)
+                with channels_last(model, images[:TRIED_ON]), precision_context(precision, device):
+                    answers = model(images)
         else:
             with torch.no_grad():
                 answers = model(images)

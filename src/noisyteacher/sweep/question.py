@@ -32,7 +32,10 @@ class Question:
         """The conditions by what they share, data and teacher."""
         found: dict[str, list[Condition]] = {}
         for one in self.conditions:
-            found.setdefault(fingerprint([asdict(one.config.data), asdict(one.config.teacher)])[:6], []).append(one)
+            teacher = asdict(one.config.teacher)
+            if teacher["logits_precision"] == "fp32":  # as folders have it that were begun before there was a choice
+                del teacher["logits_precision"]
+            found.setdefault(fingerprint([asdict(one.config.data), teacher])[:6], []).append(one)
         return found
 
     def check(self) -> None:

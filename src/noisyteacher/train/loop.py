@@ -27,6 +27,7 @@ from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingErro
 from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
+from noisyteacher.modes import TRIED_ON, bears_channels_last
 from noisyteacher.objectives import loss_and_numbers
 from noisyteacher.ranks import Spread, agree, gather, greatest, led, place
 from noisyteacher.refusals import OTHER, refuse_gradients
@@ -48,7 +49,10 @@ class Loop:
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
         # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
-        self.model: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with kept_draws(device):
+            bears = bears_channels_last(model, split.images_at(torch.arange(min(TRIED_ON, len(split)))))
+        self.layout = torch.channels_last if bears else torch.contiguous_format
+        self.model: Classifier = model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer, self.objective = optimizer, objective
         self.named = list(self.model.named_parameters())
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
@@ -116,7 +120,7 @@ class Loop:
             first=self.progress.step - epoch * self.batches, batches=self.batches,
             batch_size=self.settings["batch_size"], every_view=self.settings["every_view"],
             total_steps=self.total_steps, device=self.device, augment=self.settings.get("augment", "none"),
-            share=self.place.share,
+            share=self.place.share, layout=self.layout,
         )  # fmt: skip
 
     def _train_epoch(self, every_s: float, tell: Callable[[Tick], None] | None) -> None:
