@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,8 @@ from noisyteacher.sweep import executors as executors_module
 from noisyteacher.sweep import resume_sweep, so_far, sweep
 from noisyteacher.sweep.cells import Cell, train_cell
 from noisyteacher.sweep.executors import RETRIES, local, train_all
+from noisyteacher.sweep.grid import fingerprint
+from noisyteacher.sweep.question import asked
 
 BASE: dict[str, Any] = {
     "data": {"limit": 60},
@@ -225,6 +228,25 @@ def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
     rows = {nt.LogitStore.open(store).rows for store in (result.path / "logits").glob("*-train-*")}
     assert rows == {30, 60}
     assert not result.failed
+
+
+def test_answers_of_both_precisions_beside_each_other(tmp_path: Path) -> None:
+    teacher = nt.build_model("lenet", classes=10, input_shape=(1, 28, 28), seed=0)
+    nt.save_model(teacher, tmp_path / "teacher.safetensors")
+    given = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
+    given["run"]["checks"] = False
+    result = sweep(given, {"teacher.logits_precision": ["fp32", "bf16"]})
+    stores = [nt.LogitStore.open(store) for store in (result.path / "logits").glob("*-train-*")]
+    assert {store.plan.precision for store in stores} == {"fp32", "bf16"}
+    assert not result.failed
+
+
+def test_teachers_are_found_again_that_were_trained_before_answers_had_a_precision(tmp_path: Path) -> None:
+    question = asked(base(tmp_path), {"teacher.epochs": [1, 2]})
+    config = question.conditions[0].config
+    told = asdict(config.teacher)
+    del told["logits_precision"]
+    assert fingerprint([asdict(config.data), told])[:6] in question.bases()
 
 
 def test_a_sweep_inside_another_run_is_gone_on_with_after_settings_came_to_be(tmp_path: Path) -> None:
