@@ -102,7 +102,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(store: Path, out: Path, *more: object, epochs: int = 2) -> list[object]:
     return [
         "-m", "noisyteacher", "distil", store, "--data", "mnist-5k", "--student", "mlp800", "--sigma", "0.5", "--alpha",
-        "0.5", "--batch-size", "250", "--epochs", epochs, "--output-dir", out, "--set", "run.checks=false", *more,
+        "0.5", "--batch-size", "250", "--epochs", epochs, "--output-dir", out, "--set", "run.checks=false",
+        "--precision", "fp32", *more,
     ]  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """
     a, b, c = QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.float().mT if tall else matrix.float()
+    x: Tensor = matrix.float().mT if tall else matrix.float()
     x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=TINY)  # squares of very large numbers are infinite
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY)
     for _ in range(ROUNDS):
