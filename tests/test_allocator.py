@@ -26,7 +26,7 @@ split = Split(images, torch.arange(96) % 10, torch.arange(96), "train", "noise",
 model = nt.build_model("student2", classes=10, input_shape=(3, 32, 32), seed=0)
 counts = []
 count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, progress=count)
+history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, precision="fp32", progress=count)
 losses = [line["train/loss"] for line in history.epochs]
 print(json.dumps({"done": allocator.keep_memory(), "pages": os.environ.get(allocator.LARGE_PAGES),
                   "faults": [after - before for before, after in zip(counts, counts[1:])], "losses": losses}))

@@ -60,11 +60,14 @@ def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
         yield
 
 
-def bears_channels_last(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model, lent, answers these images where they and its convolutions lie channels-last."""
+def layout_of(model: nn.Module, images: Tensor) -> torch.memory_format:
+    """The memory order to train in: channels-last where there are convolutions and the model, lent, answers so."""
+    if all(one.dim() != 4 for one in model.parameters()):
+        return torch.contiguous_format
     with inference(model) as place:
         ready = images.to(place).contiguous(memory_format=torch.channels_last)
-        return _answers(model, ready, [one for one in model.parameters() if _is_plain(one)])
+        bears = _answers(model, ready, [one for one in model.parameters() if _is_plain(one)])
+    return torch.channels_last if bears else torch.contiguous_format
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:
