@@ -94,8 +94,8 @@ def package_epoch(task: Task, batch_size: int, noise: Noise | None = None) -> St
 
     fit(
         copy.deepcopy(task.student), task.split, distil(task.store, noise=noise), epochs=1, batch_size=batch_size,
-        lr=task.lr, schedule="constant", device="cpu", precision="fp32",
-        progress=progress,  # as the bare loop does it, to the bit
+        lr=task.lr, schedule="constant", device="cpu",
+        precision="fp32", progress=progress,  # the arithmetic of the bare loop, to the bit
     )  # fmt: skip
     return steps
 

@@ -49,11 +49,11 @@ def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Inside, on a CPU, the weights of convolutions lie channels-last; afterwards they are the tensors they were.
 
     Many images are answered faster so, in bf16 up to three times, and equally up to rounding. A model that does not
-    answer these images then (one that flattens by `.view`, say) is left alone. To be entered before autocast, which
-    keeps the weights it once cast.
+    answer the first of these images then (one that flattens by `.view`, say) is left alone. To be entered before
+    autocast, which keeps the weights it once cast.
     """
     moved = [one for one in model.parameters() if one.device.type == "cpu" and _is_plain(one)]
-    if not moved or not _answers(model, images, moved):
+    if not moved or not _answers(model, images[:TRIED_ON], moved):
         yield
         return
     with _lying_channels_last(moved):

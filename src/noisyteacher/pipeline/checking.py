@@ -16,7 +16,7 @@ from noisyteacher.data import Batch, Split, Splits, epoch_batches, expand_views
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import MismatchError
 from noisyteacher.models import as_classifier, weights_fingerprint
-from noisyteacher.modes import TRIED_ON, channels_last, inference
+from noisyteacher.modes import channels_last, inference
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline.given import network_of
@@ -174,7 +174,7 @@ def stored_is_live(teacher: nn.Module, split: Split, store: LogitStore) -> Check
     view = store.views[-1]
     with inference(as_classifier(teacher)) as place:
         images = split.images_at(rows, view).to(place)
-        with channels_last(teacher, images[:TRIED_ON]), precision_context(store.plan.precision, place):
+        with channels_last(teacher, images), precision_context(store.plan.precision, place):
             live = teacher(images).float().cpu()
     stored = store.logits(view, rows)
     apart, size = float((live - stored).abs().max()), float(stored.abs().max())

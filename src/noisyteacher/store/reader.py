@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from noisyteacher.device import PRECISIONS, precision_context
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError
 from noisyteacher.files import crc32c, read_bytes, read_json, sha256
-from noisyteacher.modes import TRIED_ON, channels_last, inference
+from noisyteacher.modes import channels_last, inference
 from noisyteacher.rng import stream
 from noisyteacher.store.plan import DTYPES, FINGERPRINTS, INDEX, KIND, SCHEMA, Plan, Shard
 from noisyteacher.tensorfile import map_tensors, read_record
@@ -225,7 +225,7 @@ class LogitStore:
             precision = self.plan.precision if self.plan.precision in PRECISIONS else "fp32"
             with inference(model) as device:
                 images = images.to(device)
-                with channels_last(model, images[:TRIED_ON]), precision_context(precision, device):
+                with channels_last(model, images), precision_context(precision, device):
                     answers = model(images)
         else:
             with torch.no_grad():
