@@ -50,7 +50,7 @@ def predict(
     place = resolve_device(device)
     with (
         inference(classifier, place),
-        channels_last(classifier, split.images_at(torch.arange(min(TRIED_ON, len(split)))).to(place)),
+        channels_last(classifier, split.first_images(TRIED_ON).to(place)),
         precision_context(precision, place),
     ):
         found = [

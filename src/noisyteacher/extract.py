@@ -79,7 +79,7 @@ def extract(
             keep_memory()
             with (
                 inference(teacher, place),
-                channels_last(teacher, split.images_at(torch.arange(min(TRIED_ON, len(split))), names[0]).to(place)),
+                channels_last(teacher, split.first_images(TRIED_ON, names[0]).to(place)),
                 precision_context(precision, place),
             ):
                 _check_steady(teacher, split, names[0], missing[0], batch_size, place)

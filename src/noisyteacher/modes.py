@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,59 @@ def layout_of(model: nn.Module, images: Tensor) -> torch.memory_format:
         ready = images.to(place).contiguous(memory_format=torch.channels_last)
         bears = _answers(model, ready, [one for one in model.parameters() if _is_plain(one)])
     return torch.channels_last if bears else torch.contiguous_format
+
+
+@contextlib.contextmanager
+def pooling_first(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Inside, a max pooling right behind a ReLU in a Sequential comes before it; afterwards the model is as it was.
+
+    The largest of a window is the same before a ReLU and behind it, and so are the gradients, bit for bit, while the
+    ReLU has a fraction of the numbers to go through. Layers with hooks keep their places, and so does everything in a
+    model that answers these images otherwise then (one that looks at what is between the two, say).
+    """
+    pairs = [pair for one in model.modules() if type(one) is nn.Sequential for pair in _relu_and_pool(one)]
+    exchanged = bool(pairs) and _answers_alike(model, images, pairs)
+    if exchanged:
+        _exchange(pairs)
+    try:
+        yield
+    finally:
+        if exchanged:
+            _exchange(pairs)
+
+
+Pair = tuple[nn.Sequential, str, str]
+
+
+def _relu_and_pool(stack: nn.Sequential) -> Iterator[Pair]:
+    for (first, one), (second, other) in pairwise(stack._modules.items()):
+        known = type(one) is nn.ReLU and type(other) is nn.MaxPool2d and not other.return_indices
+        if known and not any(_is_watched(layer) for layer in (one, other)):
+            yield stack, first, second
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return any(value for name, value in vars(layer).items() if name.endswith("_hooks"))
+
+
+def _exchange(pairs: Sequence[Pair]) -> None:
+    """The names keep their places, so that a state dict, were there anything in these layers, would be the same."""
+    for stack, first, second in pairs:
+        layers = stack._modules
+        layers[first], layers[second] = layers[second], layers[first]
+
+
+def _answers_alike(model: nn.Module, images: Tensor, pairs: Sequence[Pair]) -> bool:
+    with inference(model) as place:
+        try:
+            before = model(images.to(place))
+            _exchange(pairs)
+            try:
+                return torch.equal(model(images.to(place)), before)
+            finally:
+                _exchange(pairs)
+        except Exception:  # what is wrong shows when it is asked in earnest
+            return False
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:

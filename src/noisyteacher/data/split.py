@@ -96,6 +96,10 @@ class Split:
             raise AskedWronglyError(f"a table of {len(views)} views needs `which`, one number per row")
         return apply_view(images, views[0]) if which is None else apply_views(images, views, which)
 
+    def first_images(self, most: int, view: str = "clean") -> Tensor:
+        """The images of the first rows, at most so many, under one view: uint8 `[min(most, N), C, H, W]`."""
+        return self.images_at(torch.arange(min(most, len(self))), view)
+
     def labels_at(self, rows: Tensor) -> Tensor:
         """The labels of the rows `[B]`, int64 `[B]`. Raises DataError when the split is unlabelled."""
         if self.labels is None:

@@ -155,7 +155,7 @@ def teacher_frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -
     """Whether the teacher answers in eval mode and without gradients, and is the one whose answers are stored."""
     name = "teacher frozen"
     with inference(teacher) as place:
-        logits: Tensor = teacher(split.images_at(torch.arange(min(2, len(split)))).to(place))
+        logits: Tensor = teacher(split.first_images(2).to(place))
         awake = [path or "the model" for path, part in teacher.named_modules() if part.training]
     if awake:
         return Check(name, False, f"the teacher's {awake[0]} stays in training mode when it is asked to answer")

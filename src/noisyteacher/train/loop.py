@@ -27,7 +27,7 @@ from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingErro
 from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
-from noisyteacher.modes import TRIED_ON, layout_of
+from noisyteacher.modes import TRIED_ON, layout_of, pooling_first
 from noisyteacher.objectives import loss_and_numbers
 from noisyteacher.ranks import Spread, agree, gather, greatest, led, place
 from noisyteacher.refusals import OTHER, refuse_gradients
@@ -48,9 +48,10 @@ class Loop:
         self, model: Classifier, optimizer: torch.optim.Optimizer, objective: Callable[[Tensor, Batch], Any],
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
-        # Convolutions on the CPU run faster on channels-last memory; values and saved bytes are the same.
+        first = split.first_images(TRIED_ON)  # faster orders, tried on these: values and saved bytes are the same
         with kept_draws(device):
-            self.layout = layout_of(model, split.images_at(torch.arange(min(TRIED_ON, len(split)))))
+            self.layout = layout_of(model, first)
+        self.order = pooling_first(model, first)
         self.model: Classifier = model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer, self.objective = optimizer, objective
         self.named = list(self.model.named_parameters())
@@ -90,7 +91,7 @@ class Loop:
         if self.place.size > 1:
             self.spread = Spread(self.model, self.device)
         try:
-            with kept_draws(self.device), precise(self.settings["precision"], self.device):
+            with kept_draws(self.device), precise(self.settings["precision"], self.device), self.order:
                 while not self.over():
                     self._train_epoch(checkpoint_every_s, tell)
                     self.close_epoch(checkpoint_every_s)
