@@ -133,7 +133,11 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert f"Model: {distilled['run']}\nData: mnist-5k, test, 100 images, fingerprint" in table
     assert f"{distilled['scores']['test']['error']['value']:.4g}" in table
     code, out, _ = call("measure", distilled["run"], "--json", "--runs", "3")
-    assert json.loads(out)["parameters"] == 1_276_810
+    told = json.loads(out)
+    assert told["parameters"] == 1_276_810
+    assert {key: distilled["costs"][key] for key in ("parameters", "bytes", "macs", "layers")} == {
+        key: told[key] for key in ("parameters", "bytes", "macs", "layers")
+    }
     code, out, _ = call("measure", "nin", "--input-shape", "3,32,32", "--layers", "--runs", "1")
     assert code == 0
     assert "966,986" in out

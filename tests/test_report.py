@@ -372,6 +372,19 @@ def test_single_trainings_and_given_teachers(tmp_path: Path, compression: Run) -
     assert "Lenet, trained on labels: test error 5.00 %" in page.text
 
 
+def test_trainings_on_their_own_are_set_against_what_they_cost(tmp_path: Path) -> None:
+    config = {"config": {"data": {"name": "mnist"}, "noise": {"sigma": 0.0}}, "seed": 0}
+    runs = []
+    for name, macs in (("student2", 11_250_000), ("student3", 6_740_000)):
+        run = new_run(tmp_path, "distil", name, {**config, "model": name}, seed=0)
+        run.write_result({"scores": {"test": made.scores(7.5)}, "costs": made.costs(macs, 1_100_000, 0.5)})
+        runs.append(run)
+    text = build_report(runs)
+    assert any("against multiplications per image" in one for one in captions(text))
+    assert "11.25 M" in Page(text).text
+    assert not any("against" in one for one in captions(build_report(runs[0])))
+
+
 def test_a_reproduction_sets_the_papers_numbers_beside_ours(tmp_path: Path) -> None:
     run = made.reproduction(tmp_path)
     text = build_report(run)

@@ -62,6 +62,7 @@ def train_config(
             seed=seed,
             device=config.run.device,
             keeping=keeping_of(config),
+            priced=True,
             title=f"{config.teacher.name}, seed {seed}",
             watch=watch,
         )
@@ -148,6 +149,7 @@ def distil_config(
             seed=seed,
             device=config.run.device,
             keeping=keeping_of(config),
+            priced=True,
             extra={"checks": checks} | ({} if choice is None else {"choice": choice}),
             title=title,
             watch=watch,

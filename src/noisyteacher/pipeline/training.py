@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.evaluate import judge
 from noisyteacher.history import History, Tick
 from noisyteacher.locks import alone, at_work
+from noisyteacher.measure import measure
 from noisyteacher.models import load_weights
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.profiling import profiled
@@ -57,6 +58,8 @@ class Training:
     """Goes into the result as it is."""
     keeping: Mapping[str, Any] = field(default_factory=dict)
     """Options of `fit` that say what it writes beside the weights."""
+    priced: bool = False
+    """Whether the result says what the model costs: for a run on its own, which nothing else measures."""
     title: str = "training"
     watch: Watch | None = None
 
@@ -170,11 +173,16 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
             **({} if together == 1 else {"together": together}),
         },
         **({} if history.profile is None else {"profile": profiled(asked.model, history.profile, asked.recipe)}),
+        **({"costs": led(lambda: _priced(asked))} if asked.priced else {}),
         **asked.extra,
     }
     if place().leads:
         asked.run.write_result(result)
     return Trained(asked.model.to("cpu"), asked.run, result)  # as `_done` has it; a GPU keeps no finished students
+
+
+def _priced(asked: Training) -> dict[str, Any]:
+    return asdict(measure(asked.model, asked.data.input_shape, device=asked.device))
 
 
 @contextmanager

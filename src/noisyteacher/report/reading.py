@@ -137,6 +137,7 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
         seeds=(seed,) if isinstance(seed, int) else (),
         scores=found,
         training_s=Estimate.of([_mapping((result or {}).get("training")).get("seconds")]),
+        costs=_mapping((result or {}).get("costs")) or None,
         runs=(run.id,),
         curves=(Curve(seed if isinstance(seed, int) else None, tuple(epochs)),) if epochs else (),
         details=_details(result),
