@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -44,6 +46,19 @@ def test_two_steps_of_a_matrix_by_hand() -> None:
         steps = [quintic(one / norm) * ADAM_SIZE * 2**0.5 for one in ahead]
         here = [old * (1 - 0.1 * 0.2) - 0.1 * step for old, step in zip(here, steps, strict=True)]
     torch.testing.assert_close(weight.detach(), torch.diag(torch.tensor(here)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_copy_goes_on_as_the_one_it_was_made_of(stacked: bool) -> None:
+    rule = Muon([torch.nn.Parameter(torch.eye(3).expand(2, 3, 3).clone())], lr=0.1, momentum=0.5, weight_decay=0.0,
+                stacked=stacked)  # fmt: skip
+    weights = []
+    for one in (rule, copy.deepcopy(rule)):
+        (weight,) = one.param_groups[0]["params"]
+        weight.grad = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1))
+        one.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_what_is_no_matrix_goes_by_adam_without_decay() -> None:

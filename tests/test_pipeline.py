@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.config import build_config
@@ -20,9 +20,10 @@ from noisyteacher.errors import (
     WriteError,
 )
 from noisyteacher.evaluate import predict
-from noisyteacher.models import weights_fingerprint
+from noisyteacher.models import as_classifier, weights_fingerprint
 from noisyteacher.pipeline import Result, Row, extract_config, resume_compress
-from noisyteacher.runs import Run, list_runs, remove_run
+from noisyteacher.pipeline.training import Training, train_run
+from noisyteacher.runs import Run, list_runs, new_run, remove_run
 from noisyteacher.store import LogitStore
 
 
@@ -262,3 +263,31 @@ def test_the_arithmetic_of_the_stored_answers_is_a_setting(tmp_path: Path, preci
     gap = float((alone.logits("clean", torch.arange(len(data.train))) - exact).abs().max())
     assert (gap < 1e-4) == (precision == "fp32")
     assert gap < 0.05 * float(exact.abs().max())
+
+
+class Squeezing(nn.Module):
+    """Answers two images and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3), keepdim=True).squeeze()
+
+
+@pytest.mark.parametrize("network", [Squeezing, nn.Flatten])
+def test_a_training_is_kept_where_its_costs_cannot_be_told(
+    tmp_path: Path, data: nt.Splits, network: type[nn.Module]
+) -> None:
+    layers = network() if network is Squeezing else nn.Sequential(network(), nn.Linear(784, 10))
+    asked = Training(
+        run=new_run(tmp_path, "train", "own", {}, seed=0), model=as_classifier(layers, input_shape=(1, 28, 28)),
+        data=data, objective=nt.supervised(), recipe={"epochs": 1, "precision": "fp32"}, seed=0, priced=True,
+    )  # fmt: skip
+    first, again = train_run(asked), train_run(asked)
+    assert asked.run.state == "done"
+    assert first.result == again.result
+    assert (first.result["costs"] is None) == (network is Squeezing)
+    if network is not Squeezing:
+        assert first.result["costs"]["macs"] == 7840

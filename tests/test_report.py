@@ -21,6 +21,7 @@ from noisyteacher import cli, references
 from noisyteacher.errors import AskedWronglyError, FileFormatError, UnknownNameError
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.answers import confusion
+from noisyteacher.report.costs import trade_offs
 from noisyteacher.report.drawing import COLOURS, draw
 from noisyteacher.report.figures import along
 from noisyteacher.report.noising import picture
@@ -381,8 +382,39 @@ def test_trainings_on_their_own_are_set_against_what_they_cost(tmp_path: Path) -
         runs.append(run)
     text = build_report(runs)
     assert any("against multiplications per image" in one for one in captions(text))
-    assert "11.25 M" in Page(text).text
+    page = Page(text).text
+    assert "11.25 M" in page
+    assert "ratio to the teacher" not in page  # there is none
+    assert sum("against latency" in one for one in captions(text)) == 0  # both take 0.5 ms
     assert not any("against" in one for one in captions(build_report(runs[0])))
+
+
+def test_a_network_trained_on_labels_alone_is_not_called_a_noisy_student(tmp_path: Path) -> None:
+    runs = []
+    for name, macs in (("lenet", 2_293_000), ("mlp800", 1_275_200)):
+        run = new_run(
+            tmp_path, "train", name, {"config": {"data": {"name": "mnist"}}, "seed": 0, "model": name}, seed=0
+        )
+        run.write_result({"scores": {"test": made.scores(7.5)}, "costs": made.costs(macs, 1_100_000, 0.5)})
+        runs.append(run)
+    text = build_report(runs)
+    (figure,) = (one for one in trade_offs("x", read_studies(runs)) if "multiplications" in one.caption)
+    assert ">model<" in figure.svg
+    assert ">noisy<" not in figure.svg
+    assert "Layers of the network lenet" in Page(text).text
+
+
+def test_latencies_of_different_machines_are_in_figures_of_their_own(tmp_path: Path) -> None:
+    runs = []
+    for number, device in enumerate(("cpu", "cpu", "NVIDIA H100", "NVIDIA H100")):
+        run = new_run(tmp_path, "train", "lenet", {"config": {"data": {"name": "mnist"}}, "seed": number}, seed=number)
+        costs = made.costs(1000, 1000, 0.5 + number)
+        costs["latency_ms"]["device"] = device
+        run.write_result({"scores": {"test": made.scores(7.5)}, "costs": costs})
+        runs.append(run)
+    found = [one.caption for one in trade_offs("x", read_studies(runs)) if "against latency" in one.caption]
+    assert [one.rpartition(", ")[2] for one in found] == ["cpu.", "NVIDIA H100."]
+    assert not any("latency" in one.caption for one in trade_offs("x", read_studies(runs[1:3])))
 
 
 def test_a_reproduction_sets_the_papers_numbers_beside_ours(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
@@ -61,66 +62,73 @@ def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 
 def layout_of(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """The memory order to train in: channels-last where there are convolutions and the model, lent, answers so."""
+    """The memory order to train in: channels-last where there are convolutions and the model learns so.
+
+    A copy of it is tried on these images, forward and backward, in training mode: some flatten by `.view` only there.
+    """
     if all(one.dim() != 4 for one in model.parameters()):
         return torch.contiguous_format
-    with inference(model) as place:
-        ready = images.to(place).contiguous(memory_format=torch.channels_last)
-        bears = _answers(model, ready, [one for one in model.parameters() if _is_plain(one)])
-    return torch.channels_last if bears else torch.contiguous_format
-
-
-@contextlib.contextmanager
-def pooling_first(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Inside, a max pooling right behind a ReLU in a Sequential comes before it; afterwards the model is as it was.
-
-    The largest of a window is the same before a ReLU and behind it, and so are the gradients, bit for bit, while the
-    ReLU has a fraction of the numbers to go through. Layers with hooks keep their places, and so does everything in a
-    model that answers these images otherwise then (one that looks at what is between the two, say).
-    """
-    pairs = [pair for one in model.modules() if type(one) is nn.Sequential for pair in _relu_and_pool(one)]
-    exchanged = bool(pairs) and _answers_alike(model, images, pairs)
-    if exchanged:
-        _exchange(pairs)
     try:
-        yield
-    finally:
-        if exchanged:
-            _exchange(pairs)
+        copied = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place = next(copied.parameters()).device
+        with torch.enable_grad():
+            copied(images.to(place).contiguous(memory_format=torch.channels_last)).sum().backward()
+    except Exception:  # what else may be wrong shows when it is asked in earnest
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 Pair = tuple[nn.Sequential, str, str]
+"""A stack of layers, and the names of a ReLU in it and of the max pooling right behind."""
 
 
-def _relu_and_pool(stack: nn.Sequential) -> Iterator[Pair]:
-    for (first, one), (second, other) in pairwise(stack._modules.items()):
-        known = type(one) is nn.ReLU and type(other) is nn.MaxPool2d and not other.return_indices
-        if known and not any(_is_watched(layer) for layer in (one, other)):
-            yield stack, first, second
+def pools_behind_relus(network: nn.Module) -> list[Pair]:
+    """Every ReLU with a max pooling right behind it, where nothing but the next layer can see what comes out of one.
+
+    That is so in a network that is a Sequential, and in Sequentials that are layers of it; a module with a forward of
+    its own may look in between.
+    """
+    if type(network) is not nn.Sequential:
+        return []
+    layers = network._modules
+    found = [pair for one in layers.values() if one is not None for pair in pools_behind_relus(one)]
+    for (first, one), (second, other) in pairwise(layers.items()):
+        if type(one) is nn.ReLU and type(other) is nn.MaxPool2d and not other.return_indices:
+            found.append((network, first, second))
+    return found
 
 
-def _is_watched(layer: nn.Module) -> bool:
-    return any(value for name, value in vars(layer).items() if name.endswith("_hooks"))
+@contextlib.contextmanager
+def pooling_first(pairs: Sequence[Pair]) -> Iterator[None]:
+    """Inside, these poolings come before their ReLUs; afterwards the stacks are as they were.
+
+    The largest of a window is the same before a ReLU and behind it, and so are the gradients, bit for bit, while the
+    ReLU has a fraction of the numbers to go through. Layers that something watches (a hook) keep their places.
+    """
+    if not pairs or any(getattr(torch.nn.modules.module, name) for name in WATCHING_ALL):
+        yield
+        return
+    before = [(stack._modules, dict(stack._modules)) for stack, _, _ in pairs]
+    try:
+        for stack, first, second in pairs:
+            layers = stack._modules
+            if not any(_is_watched(layers[name]) for name in (first, second)):
+                layers[first], layers[second] = layers[second], layers[first]
+        yield
+    finally:
+        for layers, names in before:
+            layers.update(names)
 
 
-def _exchange(pairs: Sequence[Pair]) -> None:
-    """The names keep their places, so that a state dict, were there anything in these layers, would be the same."""
-    for stack, first, second in pairs:
-        layers = stack._modules
-        layers[first], layers[second] = layers[second], layers[first]
+WATCHING_ALL = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
+)  # fmt: skip
+"""What torch calls hooks on every module."""
 
 
-def _answers_alike(model: nn.Module, images: Tensor, pairs: Sequence[Pair]) -> bool:
-    with inference(model) as place:
-        try:
-            before = model(images.to(place))
-            _exchange(pairs)
-            try:
-                return torch.equal(model(images.to(place)), before)
-            finally:
-                _exchange(pairs)
-        except Exception:  # what is wrong shows when it is asked in earnest
-            return False
+def _is_watched(layer: nn.Module | None) -> bool:
+    kept = vars(layer)
+    return "forward" in kept or any(value for name, value in kept.items() if name.endswith("_hooks"))
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:

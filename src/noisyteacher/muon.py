@@ -32,8 +32,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, stacked: bool
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.first = int(stacked)
+        told = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "first": int(stacked)}
+        super().__init__(parameters, told)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
-                    update = self._matrix if parameter.ndim - self.first > 1 else self._other
+                    update = self._matrix if parameter.ndim - group["first"] > 1 else self._other
                     update(parameter, self.state[parameter], group)
 
     def _matrix(self, parameter: Tensor, kept: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         beta, rate = group["momentum"], group["lr"]
         kept["momentum"].mul_(beta).add_(parameter.grad)  # type: ignore[arg-type]
         ahead = parameter.grad.add(kept["momentum"], alpha=beta)  # type: ignore[union-attr]
-        rows = ahead.flatten(self.first + 1)
+        rows = ahead.flatten(group["first"] + 1)
         size = ADAM_SIZE * max(rows.shape[-2:]) ** 0.5
         parameter.mul_(1 - rate * group["weight_decay"])
         parameter.add_(orthogonal(rows).reshape(parameter.shape), alpha=-rate * size)

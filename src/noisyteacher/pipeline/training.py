@@ -23,7 +23,7 @@ from noisyteacher.models import load_weights
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.profiling import profiled
 from noisyteacher.ranks import led, place, told_when_lost
-from noisyteacher.runs import Run
+from noisyteacher.runs import Run, plain
 from noisyteacher.train import WEIGHTS, fit, fit_many
 
 Watch = Callable[[str, int, int, str], None]
@@ -181,8 +181,13 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
     return Trained(asked.model.to("cpu"), asked.run, result)  # as `_done` has it; a GPU keeps no finished students
 
 
-def _priced(asked: Training) -> dict[str, Any]:
-    return asdict(measure(asked.model, asked.data.input_shape, device=asked.device))
+def _priced(asked: Training) -> dict[str, Any] | None:
+    """What the model costs; None where it cannot be asked for one image, which is no reason to lose a training."""
+    try:
+        costs = measure(asked.model, asked.data.input_shape, device=asked.device)
+    except Exception:
+        return None
+    return dict(plain(asdict(costs), "costs"))
 
 
 @contextmanager

@@ -27,7 +27,13 @@ SHOW: dict[str, Callable[[float], str]] = {
     "bytes": size_bytes,
     "latency_ms": "{:.3g}".format,
 }
-MARKS = {"teacher": ("teacher", "D"), "labels": ("labels", "^"), "clean": ("clean", "s"), "noisy": ("noisy", "o")}
+MARKS = {
+    "teacher": ("teacher", "D"),
+    "labels": ("labels", "^"),
+    "clean": ("clean", "s"),
+    "noisy": ("noisy", "o"),
+    "model": ("ink", "v"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,19 +69,23 @@ def conditions(costs: Mapping[str, Any] | None) -> str:
 
 
 def trade_offs(name: str, studies: Sequence[Study]) -> list[Figure]:
-    """A figure per cost for studies of one data set and split: error against cost, and what nothing else beats."""
+    """A figure per cost for studies of one data set and split: error against cost, and what nothing else beats.
+
+    Latencies taken under different conditions are in figures of their own.
+    """
     first = studies[0]
     role = first.role
     found = []
     for key in COSTS:
-        points = [
-            Point(line, value, error.mean, error.low, error.high)
-            for study in studies
-            for line in study.lines
-            if (value := cost(line.costs, key)) is not None and value > 0 and (error := line.error(role)) is not None
-        ]
-        if len({point.cost for point in points}) > 1:
-            found.append(_figure(f"{name}-{key}", key, points, first))
+        groups: dict[str, list[Point]] = {}
+        for line in (line for study in studies for line in study.lines):
+            value, error = cost(line.costs, key), line.error(role)
+            if value is not None and value > 0 and error is not None:
+                group = conditions(line.costs) if key == "latency_ms" else ""
+                groups.setdefault(group, []).append(Point(line, value, error.mean, error.low, error.high))
+        for place, points in enumerate(groups.values()):
+            if len({point.cost for point in points}) > 1:
+                found.append(_figure(f"{name}-{key}{place or ''}", key, points, first))
     return found
 
 
@@ -146,7 +156,7 @@ def _beside(points: Sequence[Point]) -> dict[str, float]:
     """A factor per kind, so that students of one cost stand beside each other on the logarithmic axis."""
     costs = [point.cost for point in points]
     step = (max(costs) / min(costs)) ** 0.03
-    return {"teacher": 1.0, "labels": 1 / step, "clean": 1.0, "noisy": step}
+    return {"teacher": 1.0, "labels": 1 / step, "clean": 1.0, "noisy": step, "model": 1.0}
 
 
 def _named(axes: Any, points: Sequence[Point]) -> None:

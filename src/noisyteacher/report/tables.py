@@ -109,8 +109,9 @@ def costs(study: Study) -> Table | None:
         peak = line.costs.get("peak_memory_bytes")
         title = f"teacher {line.model}" if line is teacher and line.model else name
         rows.append((Cell(title), *cells, number_cell(size_bytes(peak) if peak else NOTHING)))
-    notes = "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolutions and "
-    notes += "matrix products per image, biases not counted. Bytes: the weights file."
+    notes = "Second lines: ratio to the teacher (below 1: smaller, faster). " if teacher and len(known) > 1 else ""
+    notes += "MACs: multiplications of convolutions and matrix products per image, biases not counted. Bytes: the "
+    notes += "weights file."
     told = conditions(next(iter(known.values())).costs)
     notes += f" Latency: {told}." if told else ""
     missing = sorted({str(one) for line in known.values() for one in (line.costs or {}).get("unsupported") or ()})
@@ -155,7 +156,8 @@ def layers(line: Line) -> Table | None:
         )
         for one in found
     )
-    name = f"{'teacher' if line.kind == 'teacher' else 'student'} {line.model or ''}".strip()
+    part = {"teacher": "teacher", "model": "network"}.get(line.kind, "student")
+    name = f"{part} {line.model or ''}".strip()
     whole = sum(one["macs"] for one in found)
     caption = f"Layers of the {name}: {count(whole)} MACs per image in {len(found)} layers."
     return Table(("layer", "output", "parameters", "MACs", "share of MACs"), rows, caption)

@@ -27,7 +27,7 @@ from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingErro
 from noisyteacher.events import Events
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier, save_model
-from noisyteacher.modes import TRIED_ON, layout_of, pooling_first
+from noisyteacher.modes import TRIED_ON, layout_of, pooling_first, pools_behind_relus
 from noisyteacher.objectives import loss_and_numbers
 from noisyteacher.ranks import Spread, agree, gather, greatest, led, place
 from noisyteacher.refusals import OTHER, refuse_gradients
@@ -48,13 +48,11 @@ class Loop:
         self, model: Classifier, optimizer: torch.optim.Optimizer, objective: Callable[[Tensor, Batch], Any],
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
-        first = split.first_images(TRIED_ON)  # faster orders, tried on these: values and saved bytes are the same
         with kept_draws(device):
-            self.layout = layout_of(model, first)
-        self.order = pooling_first(model, first)
-        self.model: Classifier = model.to(memory_format=self.layout)  # type: ignore[call-overload]
+            self.layout = layout_of(model, split.first_images(TRIED_ON))
+        self.model, self.named = model, list(model.named_parameters())
+        self.pairs = pools_behind_relus(model.network) if type(model) is Classifier else []
         self.optimizer, self.objective = optimizer, objective
-        self.named = list(self.model.named_parameters())
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -71,12 +69,12 @@ class Loop:
         self.total_steps = self.batches * settings["epochs"]
 
     def begin(self, folder: Path | None, resume: bool, tensorboard: bool) -> None:
-        """Go to where the checkpoint in the run folder stands, if there is one to go on from."""
+        """Take the memory order to train in, and go to where the checkpoint in the run folder stands, if any."""
         keep_memory()
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         if folder is not None and resume:
             found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
-            if found is not None:
-                self.progress, self.best = found
+            self.progress, self.best = found or (self.progress, self.best)
         self.folder = folder if self.place.leads else None  # the leading process writes
         if tensorboard and self.folder is not None:
             self.events = Events(self.folder, len(self.progress.epochs))
@@ -87,11 +85,10 @@ class Loop:
         tell: Callable[[Tick], None] | None,
     ) -> History:  # fmt: skip
         """All epochs from where the checkpoint stands, or from the start."""
-        self.begin(folder, resume, tensorboard)
-        if self.place.size > 1:
-            self.spread = Spread(self.model, self.device)
         try:
-            with kept_draws(self.device), precise(self.settings["precision"], self.device), self.order:
+            self.begin(folder, resume, tensorboard)
+            self.spread = Spread(self.model, self.device) if self.place.size > 1 else None
+            with kept_draws(self.device), precise(self.settings["precision"], self.device):
                 while not self.over():
                     self._train_epoch(checkpoint_every_s, tell)
                     self.close_epoch(checkpoint_every_s)
@@ -104,7 +101,12 @@ class Loop:
         finally:
             if self.spread is not None:
                 self.spread.end()
+            self.put_back()
         return self.finish()
+
+    def put_back(self) -> None:
+        """One memory order for whatever comes after, trained or loaded: equal inputs then give equal bits."""
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def rescue(self) -> None:
         """A checkpoint on the way out, where there is something whole to save; a full disk must not hide the cause."""
@@ -167,7 +169,7 @@ class Loop:
         self.set_rate(self.optimizer, batch.step)
         self.seed_draws(batch.step)
         self.model.train()
-        with precision_context(settings["precision"], self.device):
+        with precision_context(settings["precision"], self.device), pooling_first(self.pairs):
             logits = self.model(batch.images) if self.spread is None else self.spread(batch.images, len(batch.rows))
         self.clockwork.mark("forward")
         loss, numbers = loss_and_numbers(self.objective(gather(logits.float(), len(batch.rows)), batch))
@@ -311,8 +313,6 @@ class Loop:
         return self._history(ends)
 
     def _history(self, ends: dict[str, dict[str, Tensor]]) -> History:
-        # One memory order for whatever comes after, trained just now or loaded: equal inputs then give equal bits.
-        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         state = self.progress
         return History(
             epochs=tuple(state.epochs),

@@ -91,6 +91,8 @@ def fit_many(
     refuse_to_stack([loop.model for loop in loops])
     found: dict[int, Outcome] = {}
     with ExitStack() as held:
+        for loop in loops:
+            held.callback(loop.put_back)
         if runs is not None:
             signals = held.enter_context(signals_held())
             for loop in loops:
