@@ -22,7 +22,7 @@ def demo(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Run the whole way on 5,000 embedded digits, in about a minute and a half.
+    """Run the whole way on 5,000 embedded digits, in a few minutes.
 
     Trains the paper's MNIST teacher, stores its logits, trains students on labels, by logit regression and by the noisy
     teacher, and prints what came of it.
