@@ -373,6 +373,31 @@ def test_single_trainings_and_given_teachers(tmp_path: Path, compression: Run) -
     assert "Lenet, trained on labels: test error 5.00 %" in page.text
 
 
+@pytest.mark.parametrize(
+    ("means", "heading"),
+    [
+        ((0.1, 0.2, 0.3), "No evidence that noise helps, while some hurts"),
+        ((0.1, -0.2, 0.3), "No evidence for the chosen noise, while others differ"),
+        ((0.1, 0.2, None), "No evidence either way"),
+    ],
+)
+def test_a_heading_says_what_the_noises_that_were_not_chosen_do(
+    tmp_path: Path, means: tuple[float | None, ...], heading: str
+) -> None:
+    run = made.sweep(tmp_path)
+    result = run.result() or {}
+    result["families"][0]["verdict"] = {"word": "no evidence", "sentence": "no evidence: sigma 0.1"}
+    for one in result["conditions"]:
+        told = (one["against_clean"] or {}).get("test_error_%")
+        if one["kind"] == "noisy":
+            place = ("sigma0.1", "sigma0.5", "sigma0.9").index(one["name"])
+            told |= {"mean": means[place] or 0.3, "p_holm": 0.04 if place and None not in means else 0.06}
+        elif told:
+            told["p_holm"] = 0.01  # of labels alone: no noise
+    run.write_result(result)
+    assert f">{heading}<" in build_report(run)
+
+
 def test_trainings_on_their_own_are_set_against_what_they_cost(tmp_path: Path) -> None:
     config = {"config": {"data": {"name": "mnist"}, "noise": {"sigma": 0.0}}, "seed": 0}
     runs = []

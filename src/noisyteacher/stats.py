@@ -9,6 +9,9 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError
 
+LEVEL = 0.05
+"""A corrected p below this is called evidence."""
+
 
 class Quantity(float):
     """A float that knows its unit and how many observations stand behind it. `Quantity(98.3, "%", 10000).n == 10000`"""

@@ -10,6 +10,7 @@ from noisyteacher.report.costs import cost
 from noisyteacher.report.figures import ROLES
 from noisyteacher.report.study import Line, Study, Verdict
 from noisyteacher.report.tables import Cell, Table
+from noisyteacher.stats import LEVEL
 
 WORDS = {
     "helps": "The noise helped",
@@ -49,8 +50,20 @@ def cards_of(study: Study, tag: str) -> list[Card]:
         sentence = verdict.sentence.rstrip(".")
         sentence = sentence[:1].upper() + sentence[1:] + "."
         heading = WORDS.get(verdict.word, verdict.word or ("" if verdict.line is None else "Measured"))
+        if verdict.word == "no evidence":
+            heading = _others(study, verdict.line) or heading
         cards.append(Card(verdict.word, heading, title, sentence, tuple(_facts(study, verdict.line))))
     return cards
+
+
+def _others(study: Study, line: Line | None) -> str:
+    """The heading where the noise that was chosen shows nothing, but others of its family do; else ""."""
+    noisy = [one for one in study.lines if line is not None and one.family == line.family and one.kind == "noisy"]
+    gaps = [one.against_clean for one in noisy if one.against_clean is not None]
+    sure = [gap for gap in gaps if gap.p_holm is not None and gap.p_holm < LEVEL]
+    if any(gap.mean < 0 for gap in sure):
+        return "No evidence for the chosen noise, while others differ"
+    return "No evidence that noise helps, while some hurts" if sure else ""
 
 
 def _facts(study: Study, line: Line | None) -> Iterable[Fact]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.stats import PairedDifference, holm, mean_interval, paired_difference
+from noisyteacher.stats import LEVEL, PairedDifference, holm, mean_interval, paired_difference
 from noisyteacher.sweep.grid import Condition, Family
 from noisyteacher.text import plural
 
@@ -20,7 +20,6 @@ SCORES = {
     "test_agreement_%": ("test", "agreement"),
 }
 """Key of a condition's record -> split and score of its cells' results."""
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
