@@ -28,6 +28,7 @@ from noisyteacher.errors import (
     NoisyTeacherError,
     UnknownNameError,
 )
+from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import cells as cells_module
 from noisyteacher.sweep import executors as executors_module
@@ -82,6 +83,21 @@ def test_a_sweep_and_what_it_leaves(tmp_path: Path) -> None:
     for part in ("sigma 0.5, batch", "labels alone", "test n = 60", "no evidence", "alpha 0.15"):
         assert part in str(result)
     json.dumps(result.record, allow_nan=False)
+
+
+def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
+    given = base(tmp_path)
+    given["run"] |= {"baselines": False}
+    result = sweep(given, {"noise.sigma": [0.5]}, seeds=2)
+    assert [one["kind"] for one in result.conditions] == ["clean", "noisy"]
+    assert {child.path.name.partition("-seed")[0] for child in Run.open(result.path).children()} == {
+        "teacher", "clean", "sigma0.5"
+    }  # fmt: skip
+    assert result.record["families"][0]["labels"] is None
+    assert "labels alone" not in str(result)
+    page = build_report(result.path)
+    assert "labels alone" not in page
+    assert "against multiplications per image" in page
 
 
 def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,12 @@ def test_settings_of_the_student_make_families() -> None:
     assert {one.labels for one in soft[1]} == {"labels-alone"}
 
 
+def test_the_student_on_labels_alone_is_left_out_where_no_baselines_are_wanted() -> None:
+    conditions, families, _ = expand({**BASE, "run": {"baselines": False}}, [{"noise.sigma": [0.5]}])
+    assert [one.kind for one in conditions] == ["clean", "noisy"]
+    assert (families[0].clean, families[0].labels) == ("clean", None)
+
+
 @pytest.mark.parametrize(
     ("grid", "part"),
     [

@@ -198,7 +198,9 @@ class RunSettings:
     seeds: Count = 1
     """Students per condition, with seeds 0, 1, ...; intervals need at least 2, claims more."""
     baselines: bool = True
-    """Also train the same students on labels alone and by clean logit regression: without them no claim can be made."""
+    """Also train the same students on labels alone and by clean logit regression: without them no claim can be made.
+
+    A sweep trains the clean ones in any case."""
     output_dir: str = "runs"
     """Folder in which the run's folder is made."""
     device: str = "auto"

@@ -60,7 +60,7 @@ def read_sweep(run: Run, children: Children, result: Mapping[str, Any] | None) -
         "noise_seed": pictured.seeds[0] if pictured is not None and pictured.seeds else 0,
         "batch_size": batch_size(children.config(child)) if child else 64,
         "axes": tuple(map(str, result["axes"])),
-        "families": {name: (str(one.get("clean")), str(one.get("labels"))) for name, one in families.items()},
+        "families": {name: (str(one.get("clean")), str(one.get("labels") or "")) for name, one in families.items()},
     }
 
 

@@ -44,7 +44,8 @@ class Family:
     name: str
     settings: Mapping[str, Any]
     clean: str
-    labels: str
+    labels: str | None
+    """None where `run.baselines` is false."""
     noisy: tuple[str, ...]
 
 
@@ -52,8 +53,8 @@ def expand(base: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[Conditi
     """The conditions of the grids over the nested settings `base`, their families, and the keys that vary.
 
     Every combination of a grid's values is a condition; several grids are put together. A combination is there once:
-    sigma = 0 or alpha = 0 is `clean` whatever the rest of the noise says. Every family gets its label-only student and
-    its clean one. Raises ConfigError listing every wrong combination's complaint.
+    sigma = 0 or alpha = 0 is `clean` whatever the rest of the noise says. Every family gets its clean student and,
+    unless `run.baselines` is false, its label-only one. Raises ConfigError listing every wrong combination's complaint.
     """
     axes = list(dict.fromkeys(key for grid in grids for key in grid))
     _refuse(axes, grids)
@@ -113,7 +114,7 @@ def _conditions(
         words = _words({key: value for key, value in settings.items() if value != _value(base, key)})
         untaught = replace(first, student=replace(first.student, **TAUGHT))  # type: ignore[arg-type]
         key = fingerprint(asdict(untaught))
-        if key not in labels:
+        if base.run.baselines and key not in labels:
             seen = {key: value for key, value in settings.items() if key.removeprefix("student.") not in TAUGHT}
             few = _words({key: value for key, value in seen.items() if value != _value(base, key)})
             labels[key] = made.add("labels", family, untaught, seen, ["labels alone", *few])
@@ -126,7 +127,7 @@ def _conditions(
                 noisy[fingerprint(noise)] = made.add(
                     "noisy", family, config, told, [*_noise_words(noise, varying), *words]
                 )
-        families.append(Family(family, settings, clean, labels[key], tuple(noisy.values())))
+        families.append(Family(family, settings, clean, labels.get(key), tuple(noisy.values())))
     return made.conditions, families, axes
 
 
