@@ -98,6 +98,8 @@ def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
     page = build_report(result.path)
     assert "labels alone" not in page
     assert "against multiplications per image" in page
+    clean = sweep(given, {"student.lr": [0.001, 0.002]})
+    assert "No noise was compared; the lowest test error of students: " in build_report(clean.path)
 
 
 def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class Card:
 def cards_of(study: Study, tag: str) -> list[Card]:
     """A card per verdict; `tag` is what the run is called among several, "" for one alone."""
     title = f"{tag}: {study.of_models}" if tag else ""
-    verdicts = study.verdicts or (() if study.parts else (Verdict("", "nothing was measured"),))
+    verdicts = study.verdicts or (() if study.parts else (_without_verdict(study),))
     cards = []
     for verdict in verdicts:
         sentence = verdict.sentence.rstrip(".")
@@ -54,6 +54,18 @@ def cards_of(study: Study, tag: str) -> list[Card]:
             heading = _others(study, verdict.line) or heading
         cards.append(Card(verdict.word, heading, title, sentence, tuple(_facts(study, verdict.line))))
     return cards
+
+
+def _without_verdict(study: Study) -> Verdict:
+    """What is said of a run in which no noise was compared."""
+    students = [line for line in study.lines if line.kind != "teacher"]
+    known = [(error.mean, line.title) for line in students if (error := line.error(study.role)) is not None]
+    if not known:
+        return Verdict("", "nothing was measured")
+    least, title = min(known)
+    return Verdict(
+        "", f"no noise was compared; the lowest {ROLES[study.role]} error of students: {least:.2f} %, {title}"
+    )
 
 
 def _others(study: Study, line: Line | None) -> str:
