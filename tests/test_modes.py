@@ -131,12 +131,11 @@ def test_a_module_with_a_forward_of_its_own_keeps_its_order() -> None:
     assert pools_behind_relus(nn.Sequential(Own(nn.ReLU(), nn.MaxPool2d(2)))) == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["lenet", "lenet-svhn"])
+@pytest.mark.parametrize(("name", "precision"), [("lenet", "fp32"), ("lenet", "bf16"), ("lenet-svhn", "fp32")])
 def test_training_with_the_pooling_first_ends_in_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, name: str, precision: str
 ) -> None:
-    data = nt.load_data("mnist-5k", limit=96)
+    data = nt.load_data("mnist-5k", limit=64)
     least: list[float] = []
     pool = nn.MaxPool2d.forward
 
