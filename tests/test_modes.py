@@ -199,6 +199,10 @@ def test_a_refused_or_failed_training_gives_the_model_back_as_it_was(tmp_path: P
     with pytest.raises(AskedWronglyError, match="holds a training already"):
         nt.fit(model, data.train, nt.supervised(), val=data.val, epochs=1, run=tmp_path / "run")
 
+    there = nt.build_model("lenet", data).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nt.fit(there, data.train, nt.supervised(), val=data.val, epochs=1, run=tmp_path / "run", resume=True)
+    assert all(one.is_contiguous() for one in there.parameters())
+
     def failing(done: Any) -> None:
         assert model.network[3].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index]
         raise ZeroDivisionError

@@ -107,11 +107,11 @@ def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float],
 
 
 def test_a_sweep_settles_it_for_all_its_cells(machine: dict[str, float], tmp_path: Path) -> None:
-    base = {**SMALL, "run": {**SMALL["run"], "output_dir": str(tmp_path)}}
+    base = {**SMALL, "run": {**SMALL["run"], "output_dir": str(tmp_path), "baselines": True}}
     found = nt.sweep(base, {"noise.sigma": [0.5]}, seeds=2)
     assert Run(found.path).config["base"]["student"]["precision"] == "bf16"
     cells = [one for one in Run(found.path).children() if "seed" in one.path.name]
-    assert len(cells) == 4
+    assert len(cells) == 6
     assert {one.config["student"]["precision"] for one in cells if "student" in one.config} <= {"bf16"}
     for one in cells:
         result = one.result()

@@ -105,7 +105,7 @@ def pooling_first(pairs: Sequence[Pair]) -> Iterator[None]:
     The largest of a window is the same before a ReLU and behind it, and so are the gradients, bit for bit, while the
     ReLU has a fraction of the numbers to go through. Layers that something watches (a hook) keep their places.
     """
-    if not pairs or any(getattr(torch.nn.modules.module, name) for name in WATCHING_ALL):
+    if not pairs or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         yield
         return
     before = [(stack._modules, dict(stack._modules)) for stack, _, _ in pairs]
@@ -118,12 +118,6 @@ def pooling_first(pairs: Sequence[Pair]) -> Iterator[None]:
     finally:
         for layers, names in before:
             layers.update(names)
-
-
-WATCHING_ALL = (
-    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
-)  # fmt: skip
-"""What torch calls hooks on every module."""
 
 
 def _is_watched(layer: nn.Module | None) -> bool:

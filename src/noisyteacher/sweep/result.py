@@ -139,7 +139,7 @@ def _family(family: Family, records: dict[str, dict[str, Any]]) -> dict[str, Any
         if any(records[name]["test_error_%"] for name in (family.clean, *family.noisy))
         else "val_error_%"
     )
-    for name in dict.fromkeys([*([family.labels] if family.labels else []), *family.noisy]):
+    for name in filter(None, (family.labels, *family.noisy)):
         against = _against(records[name], records[family.clean])
         if against is not None and records[name]["against_clean"] is None:
             records[name]["against_clean"] = against

@@ -48,13 +48,11 @@ class Loop:
         self, model: Classifier, optimizer: torch.optim.Optimizer, objective: Callable[[Tensor, Batch], Any],
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
-        with kept_draws(device):
-            self.layout = layout_of(model, split.first_images(TRIED_ON))
         self.model, self.named = model, list(model.named_parameters())
         self.pairs = pools_behind_relus(model.network) if type(model) is Classifier else []
         self.optimizer, self.objective = optimizer, objective
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
-        self.progress = Progress()
+        self.layout, self.progress = torch.contiguous_format, Progress()
         self.best: dict[str, Tensor] = {}
         self.saved = self.clock = 0.0
         self.whole = True  # weights, optimizer and progress belong to one step: a checkpoint may be written
@@ -71,6 +69,7 @@ class Loop:
     def begin(self, folder: Path | None, resume: bool, tensorboard: bool) -> None:
         """Take the memory order to train in, and go to where the checkpoint in the run folder stands, if any."""
         keep_memory()
+        self.layout = layout_of(self.model, self.split.first_images(TRIED_ON))
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         if folder is not None and resume:
             found = read_checkpoint(folder, self.settings, self.model, self.optimizer)
@@ -86,9 +85,9 @@ class Loop:
     ) -> History:  # fmt: skip
         """All epochs from where the checkpoint stands, or from the start."""
         try:
-            self.begin(folder, resume, tensorboard)
-            self.spread = Spread(self.model, self.device) if self.place.size > 1 else None
             with kept_draws(self.device), precise(self.settings["precision"], self.device):
+                self.begin(folder, resume, tensorboard)
+                self.spread = Spread(self.model, self.device) if self.place.size > 1 else None
                 while not self.over():
                     self._train_epoch(checkpoint_every_s, tell)
                     self.close_epoch(checkpoint_every_s)
@@ -309,6 +308,7 @@ class Loop:
             )
         self.progress.epochs, self.progress.best_epoch = epochs, training["best_epoch"]
         self.progress.seconds = epochs[-1]["seconds"]
+        self.put_back()
         self.model.load_state_dict(kept)
         return self._history(ends)
 

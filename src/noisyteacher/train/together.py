@@ -93,6 +93,8 @@ def fit_many(
     with ExitStack() as held:
         for loop in loops:
             held.callback(loop.put_back)
+        held.enter_context(kept_draws(loops[0].device))
+        held.enter_context(precise(loops[0].settings["precision"], loops[0].device))
         if runs is not None:
             signals = held.enter_context(signals_held())
             for loop in loops:
@@ -110,8 +112,6 @@ def fit_many(
                 if not resume:
                     raise
                 found[number] = error
-        held.enter_context(kept_draws(loops[0].device))
-        held.enter_context(precise(loops[0].settings["precision"], loops[0].device))
         groups: dict[tuple[int, int], dict[int, Loop]] = {}
         for number, loop in enumerate(loops):
             if number not in found:  # those whose checkpoints are of one moment go on together
