@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 dice = torch.Generator().manual_seed(0)
 images = torch.randint(0, 256, (96, 3, 32, 32), generator=dice, dtype=torch.uint8)
 split = Split(images, torch.arange(96) % 10, torch.arange(96), "train", "noise", tuple("abcdefghij"))
-model = nt.build_model("student2", classes=10, input_shape=(3, 32, 32), seed=0)
+model = nt.build_model("compact-xs", classes=10, input_shape=(3, 32, 32), seed=0)
 counts = []
 count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, precision="fp32", progress=count)
