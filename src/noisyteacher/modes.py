@@ -120,6 +120,17 @@ def pooling_first(pairs: Sequence[Pair]) -> Iterator[None]:
             layers.update(names)
 
 
+def is_plain(network: nn.Module) -> bool:
+    """Whether it is made of torch's and this package's layers alone, none of them watched or changed.
+
+    What such a network does depends on shapes, weights and images, never on what Python counts or throws dice for.
+    """
+    ours = ("torch.nn.modules.", "noisyteacher.models.")
+    return not torch.nn.modules.module._has_any_global_hook() and all(  # type: ignore[no-untyped-call]
+        type(one).__module__.startswith(ours) and not _is_watched(one) for one in network.modules()
+    )
+
+
 def _is_watched(layer: nn.Module | None) -> bool:
     kept = vars(layer)
     return "forward" in kept or any(value for name, value in kept.items() if name.endswith("_hooks"))

@@ -37,7 +37,24 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; a closure is not called."""
+        """One update of every parameter that has a gradient; a closure is not called.
+
+        With a rate that is a tensor nothing is asked of the device, so that a CUDA graph may hold the step; where the
+        tensor `found_inf` says 1, everything then stays as it is.
+        """
+        found: Tensor | None = getattr(self, "found_inf", None)
+        touched = [] if found is None else self._touched()
+        before = [one.clone() for one in touched]
+        self._update()
+        if found is not None:
+            for one, kept in zip(touched, before, strict=True):
+                one.copy_(torch.where(found > 0, kept, one))
+
+    def _touched(self) -> list[Tensor]:
+        learned = [one for group in self.param_groups for one in group["params"] if one.grad is not None]
+        return [*learned, *(slot for one in learned for slot in self.state[one].values())]
+
+    def _update(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
@@ -53,18 +70,27 @@ class Muon(torch.optim.Optimizer):
         rows = ahead.flatten(group["first"] + 1)
         size = ADAM_SIZE * max(rows.shape[-2:]) ** 0.5
         parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.add_(orthogonal(rows).reshape(parameter.shape), alpha=-rate * size)
+        towards = orthogonal(rows).reshape(parameter.shape)
+        if isinstance(rate, Tensor):
+            parameter.sub_(towards * (rate * size))
+        else:
+            parameter.add_(towards, alpha=-rate * size)
 
     def _other(self, parameter: Tensor, kept: dict[str, Tensor], group: dict[str, Any]) -> None:
         if not kept:
-            kept |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
+            place = group["lr"].device if isinstance(group["lr"], Tensor) else None
+            kept |= {"step": torch.zeros((), device=place), "exp_avg": torch.zeros_like(parameter)}
             kept["exp_avg_sq"] = torch.zeros_like(parameter)
         kept["step"] += 1
-        count, (first, second) = float(kept["step"]), BETAS
+        rate, (first, second) = group["lr"], BETAS
+        count = kept["step"] if isinstance(rate, Tensor) else float(kept["step"])
         kept["exp_avg"].lerp_(parameter.grad, 1 - first)  # type: ignore[arg-type]
         kept["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - second)  # type: ignore[union-attr]
         spread = (kept["exp_avg_sq"] / (1 - second**count)).sqrt_().add_(EPS)
-        parameter.addcdiv_(kept["exp_avg"], spread, value=-group["lr"] / (1 - first**count))
+        if isinstance(rate, Tensor):
+            parameter.sub_(kept["exp_avg"] / spread * (rate / (1 - first**count)))
+        else:
+            parameter.addcdiv_(kept["exp_avg"], spread, value=-rate / (1 - first**count))
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -124,17 +124,44 @@ def _units(draw: str, distribution: str, batch: int, classes: int, generator: to
     return chance, place, UNIT_NOISE[distribution](shape, generator, device)
 
 
-def step_units(noise: Noise, seed: int, step: int, size: int, classes: int) -> Units:
-    """Those of one training step, of the stream (seed, "noise", step); students that differ in sigma share them."""
-    return _units(noise.draw, noise.distribution, size, classes, stream(seed, "noise", step))
+def step_units(
+    noise: Noise, seed: int, step: int, size: int, classes: int,
+    rows: Tensor | None = None, total_rows: int | None = None,
+) -> Units:  # fmt: skip
+    """Those of one training step, of the stream (seed, "noise", step), or, frozen, the run's at `rows`.
+
+    Students that differ in sigma, alpha, schedule or side share them.
+    """
+    if not noise.frozen:
+        return _units(noise.draw, noise.distribution, size, classes, stream(seed, "noise", step))
+    if rows is None or total_rows is None:
+        raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
+    chance, place, unit = frozen_units(noise.draw, noise.distribution, seed, total_rows, classes)
+    own = _checked_rows(rows, size, total_rows)
+    return chance[own], place, unit if len(unit) == 1 else unit[own]
 
 
 def _scaled(noise: Noise, units: Units) -> Draw:
+    return scaled(units, *strengths(noise)[:3])
+
+
+def strengths(noise: Noise, step: int = 0, total_steps: int | None = None) -> tuple[float, float, float, float]:
+    """What `scaled` makes a draw with at a step: sigma's least, its span, the share alpha, the schedule's factor.
+
+    Raises MismatchError for a schedule other than `constant` without the run's length.
+    """
+    low, high = noise.sigma if isinstance(noise.sigma, tuple) else (noise.sigma, noise.sigma)
+    return low, high - low, noise.alpha, _factor(noise.schedule, step, total_steps)
+
+
+Number = float | Tensor
+
+
+def scaled(units: Units, low: Number, span: Number, alpha: Number, factor: Number = 1.0) -> Draw:
+    """The draw that these units make at these `strengths`, which may be tensors `[]` of the units' device."""
     chance, place, unit = units
-    if isinstance(noise.sigma, tuple):
-        low, high = noise.sigma
-        return Draw(chance < noise.alpha, unit * (low + (high - low) * place))
-    return Draw(chance < noise.alpha, unit * noise.sigma)
+    xi = unit * (low + span * place)
+    return Draw(chance < alpha, xi if isinstance(factor, float) and factor == 1 else xi * factor)
 
 
 def scheduled(draw: Draw, schedule: str, step: int, total_steps: int | None) -> Draw:
@@ -142,11 +169,16 @@ def scheduled(draw: Draw, schedule: str, step: int, total_steps: int | None) -> 
 
     Raises MismatchError for a schedule other than `constant` without the run's length.
     """
+    factor = _factor(schedule, step, total_steps)
+    return draw if factor == 1 else replace(draw, xi=draw.xi * factor)
+
+
+def _factor(schedule: str, step: int, total_steps: int | None) -> float:
     if schedule == "constant":
-        return draw
+        return 1.0
     if total_steps is None:
         raise MismatchError(f"noise with schedule {schedule!r} needs the length of the run: give total_steps")
-    return replace(draw, xi=draw.xi * NOISE_SCHEDULES[schedule](min(1.0, step / total_steps)))
+    return NOISE_SCHEDULES[schedule](min(1.0, step / total_steps))
 
 
 def apply_noise(logits: Tensor, draw: Draw, kind: Kind = "multiplicative") -> Tensor:
@@ -209,22 +241,14 @@ def step_draw(
     size: int,
     classes: int,
     total_steps: int | None = None,
-    units: Units | None = None,
 ) -> Draw:
     """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
 
     `size` is B. `rows` int64 `[B]`, each in 0..total_rows - 1, and `total_rows` are needed for frozen noise only,
-    `total_steps` for a schedule; MismatchError without them. `units`: those of `step_units`, where they are at hand.
+    `total_steps` for a schedule; MismatchError without them.
     """
-    if not noise.frozen:
-        draw = _scaled(noise, units or step_units(noise, seed, step, size, classes))
-    elif rows is None or total_rows is None:
-        raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
-    else:
-        frozen = frozen_units(noise.draw, noise.distribution, seed, total_rows, classes)
-        own = _checked_rows(rows, size, total_rows)
-        draw = _scaled(noise, (frozen[0][own], frozen[1], frozen[2] if len(frozen[2]) == 1 else frozen[2][own]))
-    return scheduled(draw, noise.schedule, step, total_steps)
+    units = step_units(noise, seed, step, size, classes, rows, total_rows)
+    return scaled(units, *strengths(noise, step, total_steps))
 
 
 @lru_cache(maxsize=8)

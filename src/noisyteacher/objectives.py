@@ -14,7 +14,7 @@ from torch import Tensor
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
-from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, step_draw, step_units
+from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, scaled, step_units, strengths
 from noisyteacher.teachers import as_teacher, refuse_stored
 from noisyteacher.text import unknown_name
 
@@ -27,17 +27,22 @@ class Parts:
 
     kind: Hashable
     """Objectives of one kind have the same arithmetic, on inputs of the same shapes."""
-    inputs: Callable[[Batch, dict[Any, Any]], tuple[Tensor, ...]]
-    """The tensors that `terms` takes; what students of one batch share of them is kept in the dict."""
+    common: Callable[[Batch, dict[Any, Any]], tuple[Tensor, ...]]
+    """The tensors that `terms` takes of a batch; what students of one step share of them is kept in the dict."""
+    own: Callable[[Batch], tuple[float, ...]]
+    """The numbers that `terms` takes behind them, this objective's at this step."""
     terms: Callable[..., tuple[Tensor, Tensor]]
-    """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]` and the inputs."""
+    """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]`, the tensors and the numbers."""
     told: Callable[[list[float]], dict[str, float]]
     """The values by name, as they go into the metrics."""
 
     def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss of one student and its numbers."""
-        loss, values = self.terms(logits, *(one.to(logits.device) for one in self.inputs(batch, {})))
+        loss, values = self.terms(logits, *self._moved(batch, logits.device), *self.own(batch))
         return loss, self.told(values.tolist())
+
+    def _moved(self, batch: Batch, device: torch.device) -> list[Tensor]:
+        return [one.to(device) for one in self.common(batch, {})]
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def supervised() -> Objective:
     def terms(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy(logits, labels), logits.new_empty(0)
 
-    parts = Parts("supervised", lambda batch, shared: (_labels(batch),), terms, lambda values: {})
+    parts = Parts("supervised", lambda batch, shared: (_labels(batch),), lambda batch: (), terms, lambda values: {})
     return Objective(loss, check, {"objective": "supervised"}, parts)
 
 
@@ -113,21 +118,26 @@ def distil(
     softness = 4.0 if temperature is None else temperature
     slope = _regression_slope if loss == "logit_regression" else partial(_soft_slope, temperature=softness)
 
-    def inputs(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
-        found = shared.get((whose, batch.seed))
-        if found is None:
-            found = source.logits(batch)
-            check_logits(found)
-            shared[whose, batch.seed] = found
+    def common(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
+        key = (whose, batch.seed)
+        if key not in shared:
+            shared[key] = source.logits(batch)
+            check_logits(shared[key])
+        found, rows = shared[key], batch.rows
         if noise is None:
             return (found,)
-        draw = _draw(noise, batch, found.shape[1], shared)
-        return found, draw.selected, draw.xi
+        drawn = (noise.draw, noise.distribution, noise.frozen, batch.seed, found.shape[1])
+        if drawn not in shared:
+            shared[drawn] = step_units(noise, batch.seed, batch.step, len(rows), found.shape[1], rows, batch.total_rows)
+        return found, *shared[drawn]
 
-    def terms(logits: Tensor, targets: Tensor, *noised: Tensor) -> tuple[Tensor, Tensor]:
+    def own(batch: Batch) -> tuple[float, ...]:
+        return () if noise is None else strengths(noise, batch.step, batch.total_steps or None)
+
+    def terms(logits: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
         values: tuple[Tensor, ...] = ()
         if noise is not None:
-            draw = Draw(*noised)
+            draw = scaled(drawn[:3], *drawn[3:])
             student, clean = logits, targets
             if noise.target == "teacher":
                 targets = apply_noise(targets, draw, noise.kind)
@@ -157,7 +167,8 @@ def distil(
             "noise/gradient_ratio": change / size if size > 0 else 0.0,
         }
 
-    whole = Parts(("distil", loss, softness, noise and (noise.draw, noise.kind, noise.target)), inputs, terms, told)
+    kind = ("distil", loss, softness, noise and (noise.draw, noise.kind, noise.target))
+    whole = Parts(kind, common, own, terms, told)
 
     def labelled_too(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         term, numbers = whole.loss(logits, batch)
@@ -223,23 +234,6 @@ def _regression_slope(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _soft_slope(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1))
-
-
-def _draw(noise: Noise, batch: Batch, classes: int, shared: dict[Any, Any]) -> Draw:
-    size, key = len(batch.rows), (noise.draw, noise.distribution, batch.seed, classes)
-    if not noise.frozen and key not in shared:
-        shared[key] = step_units(noise, batch.seed, batch.step, size, classes)
-    return step_draw(
-        noise,
-        seed=batch.seed,
-        step=batch.step,
-        rows=batch.rows,
-        total_rows=batch.total_rows,
-        size=size,
-        classes=classes,
-        total_steps=batch.total_steps or None,
-        units=shared.get(key),
-    )
 
 
 def _share(flags: Tensor) -> Tensor:

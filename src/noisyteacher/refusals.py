@@ -155,8 +155,13 @@ def refuse_gradients(learned: Iterable[tuple[str, nn.Parameter]], step: int) -> 
         return
     for name, grad in named:
         if not bool(torch.isfinite(grad).all()):
-            raise TrainingError(
-                f"the gradient of {name} is not finite at step {step + 1}, though the loss is; the weights were not "
-                "updated. Try precision fp32 or a lower lr, and look in the objective and the network for a root, a "
-                "logarithm or a division at 0"
-            )
+            raise gradient_error(name, step)
+
+
+def gradient_error(name: str, step: int) -> TrainingError:
+    """What is said of a gradient of this parameter that is not finite."""
+    return TrainingError(
+        f"the gradient of {name} is not finite at step {step + 1}, though the loss is; the weights were not "
+        "updated. Try precision fp32 or a lower lr, and look in the objective and the network for a root, a "
+        "logarithm or a division at 0"
+    )

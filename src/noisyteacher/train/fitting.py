@@ -26,6 +26,7 @@ from noisyteacher.ranks import check_same, led
 from noisyteacher.refusals import check_roles, check_settings, check_val
 from noisyteacher.stopwatch import Stopwatch
 from noisyteacher.train.loop import WEIGHTS, Loop
+from noisyteacher.train.replayed import replay, replayable
 from noisyteacher.validation import Validation
 
 
@@ -97,11 +98,12 @@ def fit(
     ended = None if folder is None else found_done(loop, folder, resume)
     if ended is not None:
         return ended
+    steps = replay if not profile and replayable(loop) else Loop.run
     if folder is None:
-        return loop.run(None, resume, checkpoint_every_s, tensorboard, progress)
+        return steps(loop, None, resume, checkpoint_every_s, tensorboard, progress)
     make_folder(folder)
     with signals_held() as loop.signals:
-        return loop.run(folder, resume, checkpoint_every_s, tensorboard, progress)
+        return steps(loop, folder, resume, checkpoint_every_s, tensorboard, progress)
 
 
 def prepared(

@@ -213,11 +213,12 @@ class Loop:
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The learning rate of this step, for all the optimizer learns."""
-        rate = self._rate(step)
+        rate = self.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
 
-    def _rate(self, step: int) -> float:
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
         settings = self.settings
         warmup = round(settings["warmup_epochs"] * self.batches)
         return float(settings["lr"] * rate_factor(settings["schedule"], step, self.total_steps, warmup))
@@ -241,7 +242,7 @@ class Loop:
         line: dict[str, Any] = {"epoch": len(state.epochs) + 1, "step": state.step}
         means = {name: total / samples for name, total in state.sums.items() if name != "samples"}
         line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
-        line["lr"] = self._rate(state.step - 1)
+        line["lr"] = self.rate(state.step - 1)
         key: list[float] = []
         if self.val is not None:
             judge, epoch = self.val, line["epoch"]

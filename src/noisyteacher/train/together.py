@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from noisyteacher.checkpoint import signals_held
 from noisyteacher.data import Batch, Split
-from noisyteacher.device import AUTO, precise, precision_context
+from noisyteacher.device import AUTO, precise
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.files import make_folder
-from noisyteacher.history import History
-from noisyteacher.objectives import Parts, loss_and_numbers
 from noisyteacher.ranks import place
 from noisyteacher.rng import kept_draws
 from noisyteacher.train.fitting import found_done, prepared
 from noisyteacher.train.loop import Loop
-from noisyteacher.train.stack import Stack, refuse_to_stack
-
-Outcome = History | NoisyTeacherError
-HALF = (torch.float16, torch.bfloat16)
+from noisyteacher.train.replayed import Replayed, replayable
+from noisyteacher.train.stack import refuse_to_stack
+from noisyteacher.train.steps import Outcome, Together
 
 
 def fit_many(
@@ -118,139 +111,7 @@ def fit_many(
                 moment = (loop.progress.step, len(loop.progress.epochs))
                 groups.setdefault(moment, {})[number] = loop
         for moment in sorted(groups):
-            found |= Together(groups[moment], checkpoint_every_s, progress).run()
+            group = groups[moment]
+            kind = Replayed if all(map(replayable, group.values())) else Together
+            found |= kind(group, checkpoint_every_s, progress).run()
     return [found[number] for number in range(len(models))]
-
-
-class Together:
-    """Trainings that stand at one step, until each has ended."""
-
-    def __init__(
-        self, members: dict[int, Loop], checkpoint_every_s: float, progress: Callable[[int, int], None] | None
-    ) -> None:
-        self.active, self.every_s, self.progress = dict(members), checkpoint_every_s, progress
-        self.outcomes: dict[int, Outcome] = {}
-        """Of those that have ended; one that fails stays in the stack until the epoch is over, and learns nothing."""
-
-    def run(self) -> dict[int, Outcome]:
-        """Every training's outcome by its number."""
-        while self.active:
-            self._each(self._finish)
-            self.active = {number: loop for number, loop in self.active.items() if number not in self.outcomes}
-            if self.active:
-                self._epochs(Stack(list(self.active.values())))
-        return self.outcomes
-
-    def _finish(self, number: int, loop: Loop) -> None:
-        if loop.over():
-            self.outcomes[number] = loop.finish()
-
-    def _epochs(self, stack: Stack) -> None:
-        """Whole epochs, until one of the trainings is over or has failed."""
-        try:
-            while not self.outcomes.keys() & self.active and not any(loop.over() for loop in stack.loops):
-                self._epoch(stack)
-        except BaseException:  # interrupted: nothing whole is lost
-            stack.lend()
-            self._each(lambda number, loop: loop.rescue())
-            raise
-        finally:
-            stack.part()
-
-    def _epoch(self, stack: Stack) -> None:
-        loops = stack.loops
-        firsts = [loops[stack.places.index(place)] for place in range(len(stack.seeds))]
-        self.saved = time.monotonic()
-        for loop in loops:
-            loop.clock = time.monotonic()
-        for found in zip(*(loop.batches_left() for loop in firsts), strict=True):
-            self._step(stack, found)
-            if time.monotonic() - self.saved >= self.every_s:
-                stack.lend()
-                self._each(lambda number, loop: loop.checkpoint())
-                self.saved = time.monotonic()
-            if self.progress is not None:
-                self.progress(found[0].step + 1, loops[0].total_steps)
-            loops[0].signals.release()
-        stack.lend()
-        self._each(lambda number, loop: loop.close_epoch(self.every_s))
-        loops[0].signals.release()
-
-    def _step(self, stack: Stack, distinct: Sequence[Batch]) -> None:
-        """One update of every model that has not failed; the numbers of all come in one transfer."""
-        batches = [distinct[place] for place in stack.places]
-        loops, first = stack.loops, stack.loops[0]
-        for loop in loops:
-            loop.whole = False
-        with precision_context(first.settings["precision"], first.device):
-            logits = stack(distinct)
-        losses, numbers, values = self._taught(logits.float(), batches)
-        stack.rule.zero_grad(set_to_none=True)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        read = torch.cat([losses.detach(), stack.gradient_sums(), *(told.flatten() for _, told in values)]).tolist()
-        at = 2 * len(loops)
-        for rows, told in values:
-            for row in rows:
-                parts: Parts = loops[row].objective.parts  # type: ignore[attr-defined]
-                numbers[row] = parts.told(read[at : at + told.shape[1]])
-                at += told.shape[1]
-
-        def counted(number: int, loop: Loop) -> None:
-            row = loops.index(loop)
-            loop.refuse_loss(read[row])
-            if not math.isfinite(read[len(loops) + row]):
-                stack.refuse_gradients(row, batches[row].step)
-            loop.count({"train/loss": read[row], **numbers[row]}, len(batches[row].rows))
-
-        self._each(counted)
-        first.set_rate(stack.rule, batches[0].step)
-        stack.update([row for row, number in enumerate(self.active) if number in self.outcomes])
-        self._each(lambda number, loop: loop.step_done(len(loops)))
-
-    def _taught(
-        self, logits: Tensor, batches: list[Batch]
-    ) -> tuple[Tensor, dict[int, dict[str, float]], list[tuple[list[int], Tensor]]]:
-        """The losses `[M]`, and the numbers worth telling: by row, or of several rows as a tensor `[rows, n]`.
-
-        Objectives of one kind are computed as one.
-        """
-        losses: dict[int, Tensor] = {}
-        shared: dict[Any, Any] = {}
-        alone: dict[int, dict[str, float]] = {}
-        kinds: dict[Any, dict[int, tuple[Tensor, ...]]] = {}
-        values: list[tuple[list[int], Tensor]] = []
-        arithmetic: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
-        rows = {number: row for row, number in enumerate(self.active)}
-
-        def ask(number: int, loop: Loop) -> None:
-            row, parts = rows[number], getattr(loop.objective, "parts", None)
-            if isinstance(parts, Parts):
-                inputs = parts.inputs(batches[row], shared)
-                if not any(one.dtype in HALF for one in inputs):  # noise on those looks at its values
-                    kinds.setdefault(parts.kind, {})[row] = inputs
-                    arithmetic.setdefault(parts.kind, parts.terms)
-                    return
-            loop.seed_draws(batches[row].step)
-            loss, alone[row] = loss_and_numbers(loop.objective(logits[row], batches[row]))
-            losses[row] = loss.reshape(()).to(logits.device)
-
-        self._each(ask)
-        for kind, inputs in kinds.items():
-            columns = [torch.stack(column).to(logits.device) for column in zip(*inputs.values(), strict=True)]
-            asked = logits if len(inputs) == len(logits) else logits[list(inputs)]
-            found, told = vmap(arithmetic[kind])(asked, *columns)
-            for row, loss in zip(inputs, found.unbind(), strict=True):
-                losses[row] = loss
-            values.append((list(inputs), told))
-        for row in set(range(len(logits))) - losses.keys():  # it has failed: no gradient
-            losses[row] = logits[row].sum() * 0
-        return torch.stack([losses[row] for row in range(len(logits))]), alone, values
-
-    def _each(self, work: Callable[[int, Loop], object]) -> None:
-        """Do it for every training that has not ended; an error of this package ends that one alone."""
-        for number, loop in self.active.items():
-            if number not in self.outcomes:
-                try:
-                    work(number, loop)
-                except NoisyTeacherError as error:
-                    self.outcomes[number] = error

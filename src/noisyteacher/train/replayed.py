@@ -1,0 +1,147 @@
+"""Trainings in common steps on a GPU, whose steps are replayed (`abreast`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisyteacher.data import Batch
+from noisyteacher.device import precise
+from noisyteacher.errors import NoisyTeacherError, TrainingError
+from noisyteacher.history import History, Tick
+from noisyteacher.models import Classifier
+from noisyteacher.modes import is_plain
+from noisyteacher.objectives import Parts
+from noisyteacher.ranks import place
+from noisyteacher.refusals import gradient_error
+from noisyteacher.rng import kept_draws
+from noisyteacher.train.abreast import Abreast, Reading
+from noisyteacher.train.kinds import told_by_row
+from noisyteacher.train.loop import Loop
+from noisyteacher.train.steps import HALF, Outcome, Together
+
+
+class Replayed(Together):
+    """The same, with the next step launched before the last one's numbers are read."""
+
+    flying: Reading | None = None
+    losses: dict[int, float]
+    """The newest loss that was read, by number."""
+
+    def run(self) -> dict[int, Outcome]:
+        """Every training's outcome by its number."""
+        self.losses = {}
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = True  # kernels are chosen by trying them, once for each shape
+        try:
+            return super().run()
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    def _stack(self, loops: list[Loop]) -> Abreast:
+        for loop in loops:
+            loop.model.train()
+        return Abreast(loops)
+
+    def _batches(self, stack: Abreast) -> Iterator[tuple[Batch, ...]]:
+        """They are made on a stream of their own."""
+        for loop in stack.loops:
+            loop.model.train()
+        feed = super()._batches(stack)
+        while True:
+            with stack.fed():
+                found = next(feed, None)
+            if found is None:
+                return
+            yield found
+
+    def _step(self, stack: Abreast, distinct: Sequence[Batch]) -> None:
+        for loop in stack.loops:
+            loop.whole = False
+        with stack.fed():
+            asked = self._asked(stack, [distinct[place] for place in stack.places])
+        stack.loops[0].seed_draws(distinct[0].step)
+        launched = stack.launch(distinct, asked)
+        before, self.flying = self.flying, launched
+        if before is not None:
+            self._read(stack, before)
+            for loop in stack.loops:
+                loop.whole = False
+
+    def _settle(self, stack: Abreast) -> None:
+        if self.flying is not None:
+            before, self.flying = self.flying, None
+            self._read(stack, before)
+
+    def _read(self, stack: Abreast, reading: Reading) -> None:
+        """Take the numbers of a step into its trainings' sums; one whose numbers are not finite has failed."""
+        read, loops = reading.wait(), stack.loops
+        at = len(loops) + len(loops) * len(stack.learned(loops[0]))
+        numbers = told_by_row(read[at:], reading.asked, reading.told)
+        names = [name for name, _ in stack.learned(loops[0])]
+
+        def counted(number: int, loop: Loop) -> None:
+            row = loops.index(loop)
+            batch = reading.batches[stack.places[row]]
+            loop.refuse_loss(read[row])
+            first = len(loops) + row * len(names)
+            for name, largest in zip(names, read[first : first + len(names)], strict=True):
+                if not math.isfinite(largest):
+                    raise gradient_error(name, batch.step)
+            self.losses[number] = read[row]
+            loop.count({"train/loss": read[row], **numbers[row]}, len(batch.rows))
+
+        self._each(counted)
+        self._each(lambda number, loop: loop.step_done(len(loops)))
+
+
+def replay(
+    loop: Loop, folder: Path | None, resume: bool, checkpoint_every_s: float, tensorboard: bool,
+    tell: Callable[[Tick], None] | None,
+) -> History:  # fmt: skip
+    """What `Loop.run` does, by replayed steps."""
+
+    def told(step: int, steps: int) -> None:
+        if tell is not None and 0 in alone.losses:
+            tell(loop.tick(alone.losses[0]))
+
+    alone = Replayed({0: loop}, checkpoint_every_s, told)
+    try:
+        with kept_draws(loop.device), precise(loop.settings["precision"], loop.device):
+            loop.begin(folder, resume, tensorboard)
+            outcome = alone.run()[0]
+    finally:
+        loop.put_back()
+    if isinstance(outcome, NoisyTeacherError):
+        raise outcome
+    return outcome
+
+
+def replayable(loop: Loop) -> bool:
+    """Whether its steps can be replayed: on one GPU, by layers and a loss that do the same kernels at every step."""
+    parts = getattr(loop.objective, "parts", None)
+    model: Any = loop.model
+    return (
+        loop.device.type == "cuda"
+        and place().size == 1
+        and type(model) is Classifier
+        and isinstance(parts, Parts)
+        and is_plain(model)
+        and not any(True for _ in model.preprocess.parameters())
+        and all(one.dtype == torch.float32 for one in model.parameters())
+        and loop.settings.get("augment", "none") == "none"
+        and not _halved(loop, parts)
+    )
+
+
+def _halved(loop: Loop, parts: Parts) -> bool:
+    """Whether the teacher answers in half precision: noise on that looks at its values."""
+    try:
+        batch = next(loop.batches_left())
+        return any(one.dtype in HALF for one in parts.common(batch, {}))
+    except (StopIteration, TrainingError):
+        return True
