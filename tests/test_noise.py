@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import noisyteacher as nt
 from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError, TrainingError
-from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, scheduled, step_draw
+from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, scaled, step_draw, step_units, strengths
 from noisyteacher.rng import stream
 
 
@@ -267,12 +267,14 @@ def test_a_schedule_scales_sigma_and_nothing_else(name: str, frozen: bool) -> No
 
 
 def test_constant_noise_needs_no_length_and_keeps_its_bits() -> None:
-    draw = draw_noise(nt.Noise(sigma=0.8, alpha=0.5), 6, 4, stream(0, "c"))
+    noise = nt.Noise(sigma=0.8, alpha=0.5)
+    units = step_units(noise, 0, 3, 6, 4)
     for total_steps in (None, 7):
-        found = scheduled(draw, "constant", 3, total_steps)
-        assert torch.equal(found.xi.view(torch.int32), draw.xi.view(torch.int32))
+        found = scaled(units, *strengths(noise, 3, total_steps))
+        assert torch.equal(found.xi.view(torch.int32), (units[2] * 0.8).view(torch.int32))
+        assert torch.equal(found.selected, units[0] < 0.5)
     for name in ("linear", "cosine", "early", "late"):
         with pytest.raises(MismatchError, match=f"schedule '{name}' needs the length of the run"):
-            scheduled(draw, name, 3, None)
+            strengths(replace(noise, schedule=name), 3, None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="schedule='linaer': did you mean 'linear'"):
         nt.Noise(sigma=0.8, alpha=0.5, schedule="linaer")  # type: ignore[arg-type]

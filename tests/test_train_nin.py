@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ def test_the_shipped_nin_is_the_trained_one_without_its_norms(tmp_path: Path, mo
     dice = np.random.default_rng(0)
     data = tmp_path / "seen.npz"
     np.savez(data, x=dice.integers(0, 256, (80, 32, 32, 3), dtype=np.uint8), y=np.arange(80) % 10)
-    monkeypatch.setattr(train_nin, "PHASES", ((16, 1, 0.05, "constant", 0.0, 1), (32, 2, 0.05, "cosine", 0.0, 2)))
-    monkeypatch.setattr(train_nin, "BATCH", 16)
+    phases = ((16, 1, 0.05, "constant", 0.0, 1), (32, 2, 0.05, "cosine", 0.0, 2))
+    how = replace(train_nin.RECIPES["cpu"], phases=phases, batch_size=16)
+    monkeypatch.setitem(train_nin.RECIPES, "cpu", how)
     monkeypatch.setattr(ship_teacher, "SHIPPED", tmp_path / "shipped")
     threads = torch.get_num_threads()
     words = [str(tmp_path), str(tmp_path / "out"), "--data", str(data), "--threads", "1", "--note", "dice", "--ship"]
@@ -46,7 +48,9 @@ def test_the_shipped_nin_is_the_trained_one_without_its_norms(tmp_path: Path, mo
     assert not [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     splits = nt.load_data(str(data))
     assert nt.evaluate(model, splits.val).error == pytest.approx(card["scores"]["val"]["error"]["value"])
-    normed = train_nin.normed(nt.build_model("nin", data=splits, preprocess="standardize", dropout=0.0).network)
+    normed = train_nin.normed(
+        nt.build_model("nin", data=splits, preprocess="standardize", dropout=0.0).network, how.unnormed
+    )
     trained = nt.Classifier(model.preprocess, normed, model.architecture)
     kept, _ = read_tensors(tmp_path / "out" / "phase-2-32" / "weights.safetensors", "model", 1)
     trained.load_state_dict(kept)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.text import unknown_name
@@ -34,6 +35,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise AskedWronglyError(f"device {str(name)!r} cannot be used here ({reason}); give cpu or auto") from error
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; one that goes from the CPU to a GPU is under way there, and nothing waits for it."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
 
 
 def check_threads(threads: int) -> int:

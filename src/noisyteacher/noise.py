@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -162,15 +162,6 @@ def scaled(units: Units, low: Number, span: Number, alpha: Number, factor: Numbe
     chance, place, unit = units
     xi = unit * (low + span * place)
     return Draw(chance < alpha, xi if isinstance(factor, float) and factor == 1 else xi * factor)
-
-
-def scheduled(draw: Draw, schedule: str, step: int, total_steps: int | None) -> Draw:
-    """The draw with its noise scaled as the schedule says at `step` (from 0) of `total_steps`.
-
-    Raises MismatchError for a schedule other than `constant` without the run's length.
-    """
-    factor = _factor(schedule, step, total_steps)
-    return draw if factor == 1 else replace(draw, xi=draw.xi * factor)
 
 
 def _factor(schedule: str, step: int, total_steps: int | None) -> float:

@@ -121,8 +121,9 @@ def distil(
     def common(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
         key = (whose, batch.seed)
         if key not in shared:
-            shared[key] = source.logits(batch)
-            check_logits(shared[key])
+            found = source.logits(batch)
+            check_logits(found)
+            shared[key] = found
         found, rows = shared[key], batch.rows
         if noise is None:
             return (found,)

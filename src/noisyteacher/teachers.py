@@ -25,7 +25,7 @@ class Teacher(Protocol):
     """What an objective asks of a teacher: clean logits for a batch, and a check before the first step."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Clean teacher logits `[B, K]` for the batch, without gradient."""
+        """Clean teacher logits `[B, K]` for the batch, without gradient, on whatever device they come from."""
         ...
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
@@ -44,9 +44,9 @@ class StoredTeacher:
     store: LogitStore
 
     def logits(self, batch: Batch) -> Tensor:
-        """The stored logits of the batch's rows under each row's own view."""
+        """The stored logits of the batch's rows under each row's own view, on the CPU."""
         which = self.store.view_indices(batch.views)[batch.which.cpu()]
-        return self.store.logits(which, batch.rows.cpu()).to(batch.images.device)
+        return self.store.logits(which, batch.rows.cpu())
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """The store must belong to these images, hold every view and have as many classes as the student."""
@@ -66,8 +66,8 @@ class TableTeacher:
     table: Tensor
 
     def logits(self, batch: Batch) -> Tensor:
-        """The table's rows of the batch."""
-        return self.table[batch.rows.to(self.table.device)].to(batch.images.device)
+        """The table's rows of the batch, on the table's device."""
+        return self.table[batch.rows.to(self.table.device)]
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """The table must be finite, cover the split's rows, and can serve clean images only."""
@@ -170,7 +170,8 @@ class SeveralTeachers:
         if self.combine == "pick":
             chosen = derive(batch.seed, "teacher", batch.step) % len(self.teachers)
             return self.teachers[chosen].logits(batch)
-        return COMBINE[self.combine](torch.stack([teacher.logits(batch) for teacher in self.teachers]), 0)
+        found = [teacher.logits(batch).to(batch.images.device) for teacher in self.teachers]
+        return COMBINE[self.combine](torch.stack(found), 0)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """Every teacher must serve."""

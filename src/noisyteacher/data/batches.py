@@ -8,6 +8,7 @@ import torch
 
 from noisyteacher.data.augment import augmented
 from noisyteacher.data.split import Batch, Split
+from noisyteacher.device import sent
 from noisyteacher.rng import stream
 
 
@@ -48,8 +49,8 @@ def epoch_batches(
         rows, which = order[part] % rows_total, which_of[part]
         own = share(len(rows))
         seen = own if augment == "none" else slice(None)  # what is blended in may be of another share
-        images = split.images_at(rows[seen], views, which[seen]).to(device, memory_format=layout)
-        labels = split.labels_at(rows).to(device) if split.labels is not None else None
+        images = sent(split.images_at(rows[seen], views, which[seen]), device).contiguous(memory_format=layout)
+        labels = sent(split.labels_at(rows), device) if split.labels is not None else None
         step = epoch * batches + number
         images, blend = augmented(images, augment, seed, step)
         images = images if augment == "none" else images[own]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from noisyteacher.data.views import apply_view, apply_views, expand_views
+from noisyteacher.device import sent
 from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
 from noisyteacher.files import sha256
 from noisyteacher.tensorfile import tensor_bytes
@@ -85,7 +86,7 @@ class Split:
         Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, AskedWronglyError for a
         table without `which`, or `which` without a table.
         """
-        images = self.images[self._places(rows).to(self.images.device)]
+        images = self.images[sent(self._places(rows), self.images.device)]
         if isinstance(views, str):
             if which is not None:
                 raise AskedWronglyError(

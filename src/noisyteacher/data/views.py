@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from noisyteacher.device import sent
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.text import unknown_name
 
@@ -90,11 +91,12 @@ def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
             raise MismatchError(f"which holds {low}..{high}, the table has {len(views)} views")
     if all(view == "clean" for view in views):
         return images
-    mirrored, top, left = (column.to(which.device)[which].to(images.device) for column in _table(tuple(views)))
+    mirrored, top, left = (column.to(which.device)[which] for column in _table(tuple(views)))
     if bool(mirrored.any()):
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        images = torch.where(sent(mirrored, images.device)[:, None, None, None], images.flip(-1), images)
     if bool(((top == PAD) & (left == PAD)).all()):
         return images
+    top, left = (sent(one, images.device) for one in (top, left))
     height, width = images.shape[-2:]
     # All 81 windows of every image as one strided view [B, C, 9, 9, H, W]: nothing is copied before the gather.
     windows = pad(images, (PAD, PAD, PAD, PAD)).unfold(2, height, 1).unfold(3, width, 1)

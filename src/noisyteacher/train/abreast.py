@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from noisyteacher.data import Batch, Split
 from noisyteacher.device import full_precision, precision_context
 from noisyteacher.models import logits_of
 from noisyteacher.modes import pooling_first
-from noisyteacher.train.kinds import Asked, Placed, taught
+from noisyteacher.train.kinds import Asked, taught
 from noisyteacher.train.loop import Loop
 
 LANES = 8
@@ -31,16 +31,45 @@ RESIDENT = 4
 Made = TypeVar("Made")
 
 
-@dataclass
 class Step:
     """A step of one shape: its inputs, its graph once there is one, and what it leaves to be read."""
 
-    images: list[Tensor]
-    asked: list[Placed]
-    done: int = 0
-    graph: Any = None
-    read: Tensor | None = None
-    told: tuple[Tensor, ...] = ()
+    def __init__(self, images: Sequence[Tensor], asked: Sequence[Asked], device: torch.device) -> None:
+        self.done, self.device = 0, device
+        self.graph: Any = None
+        self.read: Tensor | None = None
+        self.told: tuple[Tensor, ...] = ()
+        self.images = [one.clone() for one in images]
+        changing = [one.changing for one in asked]
+        small = [one for kind in changing for one in kind if _travels(one)]
+        self.flat = torch.empty(sum(one.numel() for one in small), device=device)
+        """What comes from the CPU, in one piece."""
+        parts = iter(
+            part.view(one.shape)
+            for part, one in zip(torch.split(self.flat, [one.numel() for one in small]), small, strict=True)
+        )
+        self.kept = [[next(parts) if _travels(one) else one.to(device).clone() for one in kind] for kind in changing]
+        self.asked = [one.as_placed(kept, device) for one, kept in zip(asked, self.kept, strict=True)]
+        self.fill(images, asked)
+
+    def fill(self, images: Sequence[Tensor], asked: Sequence[Asked]) -> None:
+        """Put what is new into the inputs; the last step that read them comes first on the device."""
+        small = []
+        for kept, one in zip(self.images, images, strict=True):
+            kept.copy_(one)
+        for kind, new in zip(self.kept, asked, strict=True):
+            for kept, one in zip(kind, new.changing, strict=True):
+                if _travels(one):
+                    small.append(one.reshape(-1))
+                else:
+                    kept.copy_(one, non_blocking=True)
+        if small:
+            staged = torch.empty(self.flat.shape, pin_memory=self.device.type == "cuda")
+            self.flat.copy_(torch.cat(small, out=staged), non_blocking=True)
+
+
+def _travels(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 class Reading:
@@ -114,10 +143,9 @@ class Abreast:
         shape = (tuple(one.shape for one in images), tuple(one.shape for one in asked))
         known = self.steps.get(shape)
         if known is None:
-            placed = [one.placed(self.device) for one in asked]
-            known = self.steps[shape] = Step([one.clone() for one in images], placed)
+            known = self.steps[shape] = Step(images, asked, self.device)
         else:
-            self._fill(known, images, asked)
+            known.fill(images, asked)
         if known.graph is None and known.done >= EAGER and self.device.type == "cuda":
             self._capture(known)
         if known.graph is not None:
@@ -126,15 +154,6 @@ class Abreast:
             known.read, known.told = self._run(known)
             known.done += 1
         return Reading(known, batches, asked)
-
-    def _fill(self, step: Step, images: Sequence[Tensor], asked: Sequence[Asked]) -> None:
-        """Put what is new into the inputs of the step; the last step that read them comes first on the device."""
-        for kept, one in zip(step.images, images, strict=True):
-            kept.copy_(one, non_blocking=True)
-        for placed, new in zip(step.asked, asked, strict=True):
-            fresh = [one for table in new.tables for one in table]
-            for kept, one in zip(placed.changing, [*fresh, torch.tensor(new.own, dtype=torch.float32)], strict=True):
-                kept.copy_(one, non_blocking=True)
 
     def _capture(self, step: Step) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -25,16 +25,15 @@ class Asked:
     """Of every student its place in `tables`."""
     own: list[tuple[float, ...]] = field(default_factory=list)
     """The numbers that are each one's own."""
+    known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def add(self, row: int, table: tuple[Tensor, ...], own: tuple[float, ...]) -> None:
         """One student more."""
-        same = (all(a is b for a, b in zip(one, table, strict=True)) for one in self.tables)
-        places = [number for number, found in enumerate(same) if found]
-        if not places:
-            places = [len(self.tables)]
+        place = self.known.setdefault(tuple(map(id, table)), len(self.tables))
+        if place == len(self.tables):
             self.tables.append(table)
         self.rows.append(row)
-        self.which.append(places[0])
+        self.which.append(place)
         self.own.append(own)
 
     @property
@@ -43,11 +42,21 @@ class Asked:
         shapes = tuple(tuple(one.shape) for table in self.tables for one in table)
         return self.parts.kind, tuple(self.rows), tuple(self.which), shapes
 
+    @property
+    def changing(self) -> list[Tensor]:
+        """The tensors that are others at every step."""
+        return [*(one for table in self.tables for one in table), torch.tensor(self.own, dtype=torch.float32)]
+
     def placed(self, device: torch.device) -> Placed:
         """The same on the device."""
-        tables = [tuple(one.to(device) for one in table) for table in self.tables]
-        which, own = torch.tensor(self.which, device=device), torch.tensor(self.own, dtype=torch.float32, device=device)
-        return Placed(self.parts, list(self.rows), torch.tensor(self.rows, device=device), tables, which, own)
+        return self.as_placed([one.to(device) for one in self.changing], device)
+
+    def as_placed(self, changing: Sequence[Tensor], device: torch.device) -> Placed:
+        """The same with these in the place of `changing`, on the device."""
+        width = len(self.tables[0])
+        tables = [tuple(changing[at : at + width]) for at in range(0, len(self.tables) * width, width)]
+        which, rows = (torch.tensor(one, device=device) for one in (self.which, self.rows))
+        return Placed(self.parts, list(self.rows), rows, tables, which, changing[-1])
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,6 @@ class Placed:
     tables: list[tuple[Tensor, ...]]
     which: Tensor
     own: Tensor
-
-    @property
-    def changing(self) -> list[Tensor]:
-        """The tensors that are others at every step."""
-        return [*(one for table in self.tables for one in table), self.own]
 
     def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The losses `[rows]` and the values worth telling `[rows, n]`, of the logits `[M, B, K]` of all students."""

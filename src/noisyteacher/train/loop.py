@@ -219,8 +219,7 @@ class Loop:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
-        settings = self.settings
-        warmup = round(settings["warmup_epochs"] * self.batches)
+        settings, warmup = self.settings, round(self.settings["warmup_epochs"] * self.batches)
         return float(settings["lr"] * rate_factor(settings["schedule"], step, self.total_steps, warmup))
 
     def close_epoch(self, checkpoint_every_s: float) -> None:

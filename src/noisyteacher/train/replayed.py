@@ -96,7 +96,7 @@ class Replayed(Together):
             loop.count({"train/loss": read[row], **numbers[row]}, len(batch.rows))
 
         self._each(counted)
-        self._each(lambda number, loop: loop.step_done(len(loops)))
+        self._step_done(loops)
 
 
 def replay(

@@ -32,6 +32,7 @@ class Together:
         self.active, self.every_s, self.progress = dict(members), checkpoint_every_s, progress
         self.outcomes: dict[int, Outcome] = {}
         """Of those that have ended; one that fails stays in the stack until the epoch is over, and learns nothing."""
+        self.untold = 0
 
     def run(self) -> dict[int, Outcome]:
         """Every training's outcome by its number."""
@@ -74,10 +75,10 @@ class Together:
                 stack.lend()
                 self._each(lambda number, loop: loop.checkpoint())
                 self.saved = time.monotonic()
-            if self.progress is not None:
-                self.progress(found[0].step + 1, loops[0].total_steps)
+            self._tell(loops)
             loops[0].signals.release()
         self._settle(stack)
+        self._tell(loops)
         stack.lend()
         self._each(lambda number, loop: loop.close_epoch(self.every_s))
         loops[0].signals.release()
@@ -117,7 +118,19 @@ class Together:
         self._each(counted)
         first.set_rate(stack.rule, batches[0].step)
         stack.update([row for row, number in enumerate(self.active) if number in self.outcomes])
+        self._step_done(loops)
+
+    def _step_done(self, loops: Sequence[Loop]) -> None:
         self._each(lambda number, loop: loop.step_done(len(loops)))
+        self.untold += not self.active.keys() <= self.outcomes.keys()
+
+    def _tell(self, loops: Sequence[Loop]) -> None:
+        """Tell of the steps that are done, and not told of yet."""
+        done = max(loop.progress.step for loop in loops)
+        while self.untold:
+            self.untold -= 1
+            if self.progress is not None:
+                self.progress(done - self.untold, loops[0].total_steps)
 
     def _asked(self, stack: Any, batches: Sequence[Batch]) -> list[Asked]:
         """What the objectives take at this step, by kind; those that cannot be computed with others are not in it."""
