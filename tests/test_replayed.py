@@ -1,0 +1,245 @@
+"""Steps launched before the last one's numbers are read: on a GPU replayed, here the same code without a graph."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher.errors import TrainingError
+from noisyteacher.history import History, Tick
+from noisyteacher.models import as_classifier
+from noisyteacher.modes import is_plain
+from noisyteacher.muon import Muon
+from noisyteacher.objectives import Objective
+from noisyteacher.rng import stream
+from noisyteacher.train import abreast, fitting, replayed, steps, together
+from test_train import blobs
+from test_train_many import NOISES, SETTINGS, SHAPE, difference, lines, network, table
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """All trainings go by `Replayed`; the list says of every launch how many models it was of."""
+    found: list[int] = []
+    launch = abreast.Abreast.launch
+
+    def counted(self: abreast.Abreast, batches: Any, asked: Any) -> abreast.Reading:
+        found.append(len(self.loops))
+        return launch(self, batches, asked)
+
+    monkeypatch.setattr(abreast.Abreast, "launch", counted)
+    for module in (fitting, together):
+        monkeypatch.setattr(module, "replayable", lambda loop: True)
+    return found
+
+
+def taught() -> list[Objective]:
+    clean = [nt.supervised(), nt.distil(table(), loss="soft_targets", noise=NOISES[1])]
+    return [*clean, *(nt.distil(table(), noise=noise) for noise in NOISES)]
+
+
+def alone(models: list[Any], objectives: list[Objective], seeds: list[int], **options: Any) -> list[History]:
+    """Each by `fit`, step by step, whatever `launched` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "replayable", lambda loop: False)
+        return [
+            nt.fit(model, blobs(), objective, seed=seed, **options)
+            for model, objective, seed in zip(models, objectives, seeds, strict=True)
+        ]
+
+
+def test_every_kind_of_noise_and_loss_is_learned_as_alone(launched: list[int]) -> None:
+    objectives = taught() * 2
+    seeds = [0] * (len(objectives) // 2) + [1] * (len(objectives) // 2)
+    options = {**SETTINGS, "val": blobs(30, "val", seed=1)}
+    one, other = ([network(seed) for seed in seeds] for _ in range(2))
+    single = alone(one, objectives, seeds, **options)
+    many = nt.fit_many(other, blobs(), objectives, seeds=seeds, **options)
+    assert launched == [len(objectives)] * 9
+    for number, (ours, theirs) in enumerate(zip(many, single, strict=True)):
+        for line, expected in zip(lines(ours), lines(theirs), strict=True):
+            assert line == pytest.approx(expected, rel=2e-4, abs=2e-5), number
+    assert max(difference(a, b) for a, b in zip(one, other, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-2, "schedule": "cosine", "warmup_epochs": 1.0},
+        {"optimizer": "adamw", "weight_decay": 1e-2, "views": ("clean", "mirror"), "every_view": True},
+        {"optimizer": "muon", "weight_decay": 1e-2},
+        {"batch_size": 40},  # the last batch of an epoch has 16
+    ],
+)
+def test_under_other_recipes_one_alone_is_what_it_was(launched: list[int], changed: dict[str, Any]) -> None:
+    options = {**SETTINGS, **changed}
+    dropping = [as_classifier(nn.Sequential(network(0).network, nn.Dropout(0.4)), input_shape=SHAPE) for _ in range(2)]
+    dropping[1].load_state_dict(dropping[0].state_dict())
+    objective = nt.supervised() if options.get("every_view") else nt.distil(table(), noise=NOISES[1])
+    (expected,) = alone(dropping[:1], [objective], [3], **options)
+    ticks: list[Tick] = []
+    found = nt.fit(dropping[1], blobs(), objective, seed=3, progress=ticks.append, **options)
+    assert launched
+    assert [tick.step for tick in ticks] == list(range(1, len(ticks) + 1))
+    assert len(ticks) == found.epochs[-1]["step"]
+    for line, other in zip(lines(found), lines(expected), strict=True):
+        assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
+    assert difference(*dropping) < 1e-4
+
+
+def spoilt(seed: int) -> Tensor:
+    """Targets with which the loss of a training with this seed is not finite at its third step."""
+    found = table()
+    found[int(torch.randperm(96, generator=stream(seed, "order", 0))[70])] = 3e30
+    return found
+
+
+def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) -> None:
+    models, clean = [network(seed, norm=False) for seed in range(3)], [network(seed, norm=False) for seed in range(3)]
+    good = nt.distil(table(), noise=NOISES[1])
+    bad = nt.distil(spoilt(1), noise=NOISES[1])
+    outcomes = nt.fit_many(models, blobs(), [good, bad, good], seeds=[0, 1, 2], **SETTINGS)
+    assert isinstance(outcomes[1], TrainingError)
+    assert "the weights were not updated" in str(outcomes[1])
+    assert "at step 3 of 9" in str(outcomes[1])
+    with pytest.raises(TrainingError) as told:
+        alone([clean[1]], [bad], [1], **SETTINGS)
+    assert str(told.value) == str(outcomes[1])
+    assert difference(models[1], clean[1]) < 1e-5
+    expected = alone([clean[0], clean[2]], [good, good], [0, 2], **SETTINGS)
+    for ours, theirs in zip((outcomes[0], outcomes[2]), expected, strict=True):
+        assert isinstance(ours, History)
+        assert lines(ours)[-1] == pytest.approx(lines(theirs)[-1], rel=2e-4, abs=2e-5)
+    assert set(launched) == {3, 2}  # the failed one leaves at the epoch's end
+
+
+def test_a_gradient_that_is_not_finite_is_named(launched: list[int]) -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (self.inner(images.flatten(1)) * 0).sqrt()
+
+    model = as_classifier(Root(), input_shape=SHAPE)
+    before = [one.detach().clone() for one in model.parameters()]
+    with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.weight is not finite at step 1"):
+        nt.fit(model, blobs(), nt.supervised(), **SETTINGS)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    assert launched
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_interrupted_it_goes_on_to_the_same_bits(launched: list[int], tmp_path: Path, stop: int) -> None:
+    options = {**SETTINGS, "seed": 4, "val": blobs(30, "val", seed=1)}
+    objective = nt.distil(table(), noise=NOISES[4])
+    whole, cut = network(4), network(4)
+    nt.fit(whole, blobs(), objective, run=tmp_path / "whole", **options)
+
+    def stopping(tick: Tick) -> None:
+        if tick.step == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nt.fit(cut, blobs(), objective, run=tmp_path / "cut", progress=stopping, **options)
+    seen: list[int] = []
+    again = network(9)
+    nt.fit(
+        again, blobs(), objective, run=tmp_path / "cut", resume=True, progress=lambda tick: seen.append(tick.step),
+        **options,
+    )  # fmt: skip
+    assert seen[0] in (stop + 1, stop + 2)  # one more was under way, and is not lost
+    assert difference(whole, again) == 0
+
+
+def test_checkpoints_are_of_one_step(launched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process leaves that is killed without a word, where checkpoints come due while a step is under way."""
+    seconds = itertools.count()
+    monkeypatch.setattr(steps.time, "monotonic", lambda: float(next(seconds)))
+    options = {**SETTINGS, "checkpoint_every_s": 7.0, "resume": True}
+    runs = [tmp_path / str(number) for number in range(2)]
+    told: list[int] = []
+
+    def copied(step: int, of: int) -> None:
+        told.append(step)
+        for run in runs:
+            shutil.copytree(run, run.with_name(f"{run.name}-{step}"))
+
+    whole = [network(0), network(1)]
+    nt.fit_many(whole, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=runs, progress=copied, **options)
+    assert told == list(range(1, 10))
+    within = [step for step in (1, 2, 4, 5, 7, 8) if (tmp_path / f"0-{step}" / "checkpoint").exists()]
+    assert within, "no checkpoint within an epoch"
+    for step in within:
+        again = [network(2), network(3)]
+        cut = [run.with_name(f"{run.name}-{step}") for run in runs]
+        nt.fit_many(again, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=cut, **options)
+        assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) == 0, step
+
+
+def test_only_what_does_the_same_at_every_step_is_replayed() -> None:
+    class Counting(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images
+
+    plain = network(0)
+    assert is_plain(plain)
+    assert not is_plain(nn.Sequential(plain.network, Counting()))
+    watched = network(0)
+    watched.network[0].register_forward_hook(lambda *given: None)
+    assert not is_plain(watched)
+    loop = fitting.prepared(
+        plain, blobs(), nt.supervised(), val=None, val_teacher=None, views="clean", every_view=False, augment="none",
+        precision="fp32", patience=None, keep=None, seed=0, device="cpu", run=None, resume=False, tensorboard=False,
+        epochs=1, batch_size=32, optimizer="adam", lr=1e-3, momentum=None, weight_decay=0.0, schedule="linear",
+        warmup_epochs=0.0,
+    )  # fmt: skip
+    assert not replayed.replayable(loop), "a CPU has no graphs"
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5,)])
+def test_muon_with_its_rate_on_the_device_does_the_same_and_can_be_held(shape: tuple[int, ...]) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for rate in (0.02, torch.tensor(0.02)):
+        parameter = nn.Parameter(start.clone())
+        rule = Muon([parameter], lr=0.0, momentum=0.9, weight_decay=0.1, stacked=False)
+        rule.param_groups[0]["lr"] = rate
+        for step in range(3):
+            parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))
+            rule.step()
+        ends.append(parameter.detach().clone())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
+    kept = {name: value.clone() for name, value in rule.state[parameter].items()}
+    rule.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    parameter.grad = torch.full(shape, float("nan"))
+    rule.step()
+    assert torch.equal(parameter, ends[1])
+    assert all(torch.equal(value, kept[name]) for name, value in rule.state[parameter].items())
+
+
+@GPU
+def test_on_a_gpu_a_graph_is_captured_and_learns_as_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[int] = []
+    capture = abreast.Abreast._capture
+    monkeypatch.setattr(
+        abreast.Abreast, "_capture", lambda self, step: (captured.append(1), capture(self, step))[1]
+    )  # fmt: skip
+    objectives = taught()
+    options = {**SETTINGS, "device": "cuda"}
+    one, other = ([network(0) for _ in objectives] for _ in range(2))
+    single = alone(one, objectives, [0] * len(one), **options)
+    many = nt.fit_many(other, blobs(), objectives, seeds=[0] * len(one), **options)
+    assert captured
+    for ours, theirs in zip(many, single, strict=True):
+        assert lines(ours)[-1]["train/loss"] == pytest.approx(lines(theirs)[-1]["train/loss"], rel=1e-2)
