@@ -11,7 +11,7 @@ EXTRAS := dev,track,cluster,zoo,hf,export,docs
 locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement locked/$(1).txt $(2)
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint types unit test-faults bench bench-short bench-peers docs clean
+.PHONY: demo test lint types unit test-faults test-gpu bench bench-short bench-peers docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -32,6 +32,10 @@ unit: $(VENV)/.installed-dev
 test-faults: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 NOISYTEACHER_FAULTS=all NOISYTEACHER_TEST_KILLS=50 $(BIN)/pytest --numprocesses 2 tests/faults \
 		tests/test_sweep.py::test_killed_at_random_and_restarted_the_results_are_the_same --timeout 1500
+
+# On a machine with a GPU, what only shows there.
+test-gpu: $(VENV)/.installed-dev
+	NOISYTEACHER_TEST_GPU=1 $(BIN)/pytest -m gpu
 
 # One thread: ratios stay steady beside other work. `make bench THREADS=2` for the times of a machine of one's own.
 bench: THREADS ?= 1

@@ -1,4 +1,4 @@
-"""What the tests share: the folder of full data sets, where there is one, and one CPU thread count for all."""
+"""What the tests share: the folder of full data sets, where there is one, one CPU thread count for all, and no GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+# What the tests compare lies on the CPU, and `auto` would be a GPU where there is one: `make test-gpu` asks for it.
+WITH_GPU = "NOISYTEACHER_TEST_GPU" in os.environ
+if not WITH_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch  # noqa: E402, what it sees is settled above
 
 # Small tensors on two threads wait for each other more than they compute, all the more beside other processes.
 torch.set_num_threads(1)
@@ -32,3 +38,11 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("real-data")
     subprocess.run([sys.executable, str(BESIDE), str(out)], check=True, capture_output=True)
     return out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where one is asked for and there, and then alone."""
+    here = WITH_GPU and torch.cuda.is_available()
+    for item in items:
+        if (item.get_closest_marker("gpu") is not None) != here:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu" if not here else "is of the CPU"))

@@ -30,7 +30,7 @@ class History:
     validation has no labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from
     1, chosen by the first of the two, then the second; 0 without validation. `seconds` is training time, validation
     left out. `stopped_early` tells whether patience ended the run. `profile` holds the seconds of
-    every phase where `fit` was asked for them.
+    every phase where `fit` was asked for them. `replayed` tells whether steps were replayed as a CUDA graph.
     """
 
     epochs: tuple[dict[str, Any], ...]
@@ -41,6 +41,7 @@ class History:
     best: dict[str, Tensor]
     last: dict[str, Tensor]
     profile: Stopwatch | None = None
+    replayed: bool = False
 
     @property
     def val_error(self) -> float | None:

@@ -171,6 +171,7 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
             "memory": keep_memory(),
             **({} if place().size == 1 else {"processes": place().size}),
             **({} if together == 1 else {"together": together}),
+            **({"steps": "replayed"} if history.replayed else {}),
         },
         **({} if history.profile is None else {"profile": profiled(asked.model, history.profile, asked.recipe)}),
         **({"costs": led(lambda: _priced(asked))} if asked.priced else {}),

@@ -77,6 +77,8 @@ def fit(
     effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
     TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
     (`stopwatch.Stopwatch`); a GPU is waited for after every phase then.
+    On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
+    replayed (docs/performance.md); `NOISYTEACHER_GRAPHS=off` in the environment has them done one by one.
     In a group of several processes (torchrun; `torch.distributed` initialised) all of them call fit alike and are one
     training, of the same batches, noise and, up to rounding, losses as one process; only dropout draws differ. The one
     of rank 0 writes.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from noisyteacher.train.kinds import told_by_row
 from noisyteacher.train.loop import Loop
 from noisyteacher.train.steps import HALF, Outcome, Together
 
+VARIABLE = "NOISYTEACHER_GRAPHS"
+
 
 class Replayed(Together):
     """The same, with the next step launched before the last one's numbers are read."""
@@ -41,6 +45,12 @@ class Replayed(Together):
             return super().run()
         finally:
             torch.backends.cudnn.benchmark = before
+
+    def _finish(self, number: int, loop: Loop) -> None:
+        super()._finish(number, loop)
+        found = self.outcomes.get(number)
+        if isinstance(found, History):
+            self.outcomes[number] = replace(found, replayed=True)
 
     def _stack(self, loops: list[Loop]) -> Abreast:
         for loop in loops:
@@ -122,11 +132,14 @@ def replay(
 
 
 def replayable(loop: Loop) -> bool:
-    """Whether its steps can be replayed: on one GPU, by layers and a loss that do the same kernels at every step."""
+    """Whether its steps are replayed: on one GPU, by layers and a loss that do the same kernels at every step, and
+    unless `NOISYTEACHER_GRAPHS=off` is in the environment.
+    """
     parts = getattr(loop.objective, "parts", None)
     model: Any = loop.model
     return (
         loop.device.type == "cuda"
+        and os.environ.get(VARIABLE) != "off"
         and place().size == 1
         and type(model) is Classifier
         and isinstance(parts, Parts)
