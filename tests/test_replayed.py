@@ -75,6 +75,7 @@ def test_every_kind_of_noise_and_loss_is_learned_as_alone(launched: list[int]) -
         {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 1e-2, "schedule": "cosine", "warmup_epochs": 1.0},
         {"optimizer": "adamw", "weight_decay": 1e-2, "views": ("clean", "mirror"), "every_view": True},
         {"optimizer": "muon", "weight_decay": 1e-2},
+        {"augment": "mixup"},
         {"batch_size": 40},  # the last batch of an epoch has 16
     ],
 )
@@ -82,7 +83,7 @@ def test_under_other_recipes_one_alone_is_what_it_was(launched: list[int], chang
     options = {**SETTINGS, **changed}
     dropping = [as_classifier(nn.Sequential(network(0).network, nn.Dropout(0.4)), input_shape=SHAPE) for _ in range(2)]
     dropping[1].load_state_dict(dropping[0].state_dict())
-    objective = nt.supervised() if options.get("every_view") else nt.distil(table(), noise=NOISES[1])
+    objective = nt.supervised() if {"every_view", "augment"} & options.keys() else nt.distil(table(), noise=NOISES[1])
     (expected,) = alone(dropping[:1], [objective], [3], **options)
     ticks: list[Tick] = []
     found = nt.fit(dropping[1], blobs(), objective, seed=3, progress=ticks.append, **options)
@@ -119,6 +120,27 @@ def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) 
         assert isinstance(ours, History)
         assert lines(ours)[-1] == pytest.approx(lines(theirs)[-1], rel=2e-4, abs=2e-5)
     assert set(launched) == {3, 2}  # the failed one leaves at the epoch's end
+
+
+def test_one_whose_teacher_fails_learns_no_more(launched: list[int]) -> None:
+    """Its loss has no gradient from then on, but Adam's momentum would still move it."""
+    asked: list[int] = []
+
+    class Failing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            asked.append(1)
+            return torch.full((len(images), 3), float("nan") if len(asked) > 4 else 1.0)
+
+    bad = nt.distil(Failing())
+    models, clean = [network(0, norm=False), network(1, norm=False)], network(1, norm=False)
+    outcomes = nt.fit_many(models, blobs(), [nt.supervised(), bad], seeds=[0, 1], **SETTINGS)
+    assert isinstance(outcomes[0], History)
+    assert "logits are NaN" in str(outcomes[1])
+    asked.clear()
+    with pytest.raises(TrainingError, match="logits are NaN"):
+        alone([clean], [bad], [1], **SETTINGS)
+    assert difference(clean, network(1, norm=False)) > 0
+    assert difference(models[1], clean) < 1e-5
 
 
 def test_a_gradient_that_is_not_finite_is_named(launched: list[int]) -> None:

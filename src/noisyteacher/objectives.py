@@ -76,10 +76,14 @@ def supervised() -> Objective:
     def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         _need_labels(split, classes)
 
-    def terms(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy(logits, labels), logits.new_empty(0)
+    def common(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
+        found = _labels(batch)
+        return (found,) if batch.blend is None else (found, found[batch.blend[0]], batch.blend[1])
 
-    parts = Parts("supervised", lambda batch, shared: (_labels(batch),), lambda batch: (), terms, lambda values: {})
+    def terms(logits: Tensor, labels: Tensor, *blend: Tensor) -> tuple[Tensor, Tensor]:
+        return _labelled(logits, labels, *blend), logits.new_empty(0)
+
+    parts = Parts("supervised", common, lambda batch: (), terms, lambda values: {})
     return Objective(loss, check, {"objective": "supervised"}, parts)
 
 
@@ -197,9 +201,16 @@ def labels_term(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
     found = _labels(batch)
     if batch.blend is None:
-        return cross_entropy(logits, found)
+        return _labelled(logits, found)
     partner, share = (one.to(logits.device) for one in batch.blend)
-    each = [F.cross_entropy(logits.float(), labels, reduction="none") for labels in (found, found[partner])]
+    return _labelled(logits, found, found[partner], share)
+
+
+def _labelled(logits: Tensor, labels: Tensor, *blend: Tensor) -> Tensor:
+    if not blend:
+        return cross_entropy(logits, labels)
+    partners, share = blend
+    each = [F.cross_entropy(logits.float(), one, reduction="none") for one in (labels, partners)]
     return (share * each[0] + (1 - share) * each[1]).mean()
 
 

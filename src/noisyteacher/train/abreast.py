@@ -117,6 +117,7 @@ class Abreast:
         self.feeding = stream(self.device, priority=-1) if on_gpu else None
         self.rate = torch.tensor(loops[0].settings["lr"], dtype=torch.float32, device=self.device)
         self.dead = torch.zeros(len(loops), device=self.device)
+        self.held: set[int] = set()
         self.steps: dict[Any, Step] = {}
         self.pool: Any = None
         self.splits = [loop.split for loop in loops]
@@ -154,6 +155,12 @@ class Abreast:
             known.read, known.told = self._run(known)
             known.done += 1
         return Reading(known, batches, asked)
+
+    def hold(self, row: int) -> None:
+        """Let this model learn no more, from the next step to be launched."""
+        if row not in self.held:
+            self.held.add(row)
+            self.dead[row] = 1
 
     def _capture(self, step: Step) -> None:
         graph = torch.cuda.CUDAGraph()

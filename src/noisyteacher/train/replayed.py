@@ -74,6 +74,8 @@ class Replayed(Together):
             loop.whole = False
         with stack.fed():
             asked = self._asked(stack, [distinct[place] for place in stack.places])
+        for number in self.outcomes.keys() & self.rows.keys():
+            stack.hold(self.rows[number])
         stack.loops[0].seed_draws(distinct[0].step)
         launched = stack.launch(distinct, asked)
         before, self.flying = self.flying, launched
@@ -90,18 +92,20 @@ class Replayed(Together):
     def _read(self, stack: Abreast, reading: Reading) -> None:
         """Take the numbers of a step into its trainings' sums; one whose numbers are not finite has failed."""
         read, loops = reading.wait(), stack.loops
-        at = len(loops) + len(loops) * len(stack.learned(loops[0]))
-        numbers = told_by_row(read[at:], reading.asked, reading.told)
         names = [name for name, _ in stack.learned(loops[0])]
+        gradients = len(loops) * (1 + len(names))
+        numbers = told_by_row(read[gradients:], reading.asked, reading.told)
+        sound = all(map(math.isfinite, read[:gradients]))
 
         def counted(number: int, loop: Loop) -> None:
-            row = loops.index(loop)
+            row = self.rows[number]
             batch = reading.batches[stack.places[row]]
-            loop.refuse_loss(read[row])
-            first = len(loops) + row * len(names)
-            for name, largest in zip(names, read[first : first + len(names)], strict=True):
-                if not math.isfinite(largest):
-                    raise gradient_error(name, batch.step)
+            if not sound:
+                loop.refuse_loss(read[row])
+                first = len(loops) + row * len(names)
+                for name, largest in zip(names, read[first : first + len(names)], strict=True):
+                    if not math.isfinite(largest):
+                        raise gradient_error(name, batch.step)
             self.losses[number] = read[row]
             loop.count({"train/loss": read[row], **numbers[row]}, len(batch.rows))
 
@@ -146,7 +150,6 @@ def replayable(loop: Loop) -> bool:
         and is_plain(model)
         and not any(True for _ in model.preprocess.parameters())
         and all(one.dtype == torch.float32 for one in model.parameters())
-        and loop.settings.get("augment", "none") == "none"
         and not _halved(loop, parts)
     )
 

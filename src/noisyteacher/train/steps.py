@@ -33,6 +33,8 @@ class Together:
         self.outcomes: dict[int, Outcome] = {}
         """Of those that have ended; one that fails stays in the stack until the epoch is over, and learns nothing."""
         self.untold = 0
+        self.rows: dict[int, int] = {}
+        """Of the running ones their place in the stack."""
 
     def run(self) -> dict[int, Outcome]:
         """Every training's outcome by its number."""
@@ -52,6 +54,7 @@ class Together:
 
     def _epochs(self, stack: Any) -> None:
         """Whole epochs, until one of the trainings is over or has failed."""
+        self.rows = {number: row for row, number in enumerate(self.active)}
         try:
             while not self.outcomes.keys() & self.active and not any(loop.over() for loop in stack.loops):
                 self._epoch(stack)
@@ -109,7 +112,7 @@ class Together:
         numbers |= told_by_row(read[2 * len(loops) :], asked, told)
 
         def counted(number: int, loop: Loop) -> None:
-            row = loops.index(loop)
+            row = self.rows[number]
             loop.refuse_loss(read[row])
             if not math.isfinite(read[len(loops) + row]):
                 stack.refuse_gradients(row, batches[row].step)
@@ -117,7 +120,7 @@ class Together:
 
         self._each(counted)
         first.set_rate(stack.rule, batches[0].step)
-        stack.update([row for row, number in enumerate(self.active) if number in self.outcomes])
+        stack.update([row for number, row in self.rows.items() if number in self.outcomes])
         self._step_done(loops)
 
     def _step_done(self, loops: Sequence[Loop]) -> None:
@@ -138,7 +141,7 @@ class Together:
         shared: dict[Any, Any] = {}
 
         def ask(number: int, loop: Loop) -> None:
-            row, parts = stack.loops.index(loop), getattr(loop.objective, "parts", None)
+            row, parts = self.rows[number], getattr(loop.objective, "parts", None)
             if isinstance(parts, Parts):
                 table = parts.common(batches[row], shared)
                 if not any(one.dtype in HALF for one in table):  # noise on those looks at its values
@@ -153,10 +156,9 @@ class Together:
         """The losses and numbers by row of those whose objective is asked by itself."""
         losses: dict[int, Tensor] = {}
         numbers: dict[int, dict[str, float]] = {}
-        rows = {number: row for row, number in enumerate(self.active)}
 
         def ask(number: int, loop: Loop) -> None:
-            row = rows[number]
+            row = self.rows[number]
             if row not in done:
                 loop.seed_draws(batches[row].step)
                 loss, numbers[row] = loss_and_numbers(loop.objective(logits[row], batches[row]))
