@@ -4,7 +4,8 @@ Some of the epochs see small images: NIN ends in an average over the whole image
 pixels go on at 32. Behind convolutions stands a batch norm while it learns; at the end each is folded into the
 convolution before it, so that what comes out is NIN as the paper writes it, with the same answers. Every phase
 is a `fit` with a run folder: a stopped script goes on where it was. --ship puts what came out into the package.
-A CPU takes the recipe that makes most of an hour, a GPU one of five times as many epochs.
+A CPU takes the recipe that makes most of an hour, a GPU one of five times as many epochs. (When the weights of the
+CPU's recipe were made, convolutions in front of a norm still had a bias, which a norm takes away again.)
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def test_a_replayed_training_is_the_one_step_by_step(optimizer: str, monkeypatch
     for replayed in (False, True):
         with monkeypatch.context() as patch:
             if not replayed:
-                patch.setattr(fitting, "replayable", lambda loop: False)
+                patch.setattr(fitting, "replayable", lambda loops: False)
             model = nt.build_model("lenet", data=data, seed=0, dropout=0.3)
             objective = nt.distil(targets, noise=nt.Noise(sigma=0.5, alpha=0.5))
             options = {"epochs": 3, "precision": "fp32", "optimizer": optimizer, "device": "cuda"}

@@ -1,4 +1,4 @@
-"""Steps launched before the last one's numbers are read: on a GPU replayed, here the same code without a graph."""
+"""Steps launched before the last one's numbers are read, and replayed: a GPU's graphs are played by `Graph` here."""
 
 from __future__ import annotations
 
@@ -18,25 +18,71 @@ from noisyteacher.models import as_classifier
 from noisyteacher.modes import is_plain
 from noisyteacher.muon import Muon
 from noisyteacher.objectives import Objective
-from noisyteacher.rng import stream
+from noisyteacher.rng import kept_draws, stream
 from noisyteacher.train import abreast, fitting, replayed, steps, together
 from test_train import blobs
 from test_train_many import NOISES, SETTINGS, SHAPE, difference, lines, network, table
+
+
+class Graph:
+    """What a CUDA graph does: the same arithmetic on the same tensors, while no attribute in Python changes, and the
+    modes of layers are those of the moment when it was captured.
+    """
+
+    def __init__(self, stack: abreast.Abreast, step: abreast.Step) -> None:
+        self.stack, self.step = stack, step
+        self.modes = [(one, one.training) for loop in stack.loops for one in loop.model.modules()]
+        kept = [(one, one.detach().clone()) for one in self.state()]
+        with kept_draws():
+            self.read, self.told = stack._run(step)
+        with torch.no_grad():
+            for one, before in kept:  # a capture computes nothing
+                one.copy_(before)
+
+    def state(self) -> list[Tensor]:
+        found = [self.stack.dead]
+        for loop in self.stack.loops:
+            slots = (value for one in loop.optimizer.state.values() for value in one.values())
+            found += [*loop.model.parameters(), *loop.model.buffers(), *slots]
+        return found
+
+    def replay(self) -> None:
+        parameters = [one for loop in self.stack.loops for _, one in loop.named]
+        grads, modes = [one.grad for one in parameters], [(one, one.training) for one, _ in self.modes]
+        for one, mode in self.modes:
+            one.training = mode
+        read, _ = self.stack._run(self.step)
+        self.read.copy_(read)
+        for one, mode in modes:
+            one.training = mode
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """All trainings go by `Replayed`; the list says of every launch how many models it was of."""
     found: list[int] = []
-    launch = abreast.Abreast.launch
+    launch, made = abreast.Abreast.launch, abreast.Abreast.__init__
 
     def counted(self: abreast.Abreast, batches: Any, asked: Any) -> abreast.Reading:
         found.append(len(self.loops))
         return launch(self, batches, asked)
 
+    def with_graphs(self: abreast.Abreast, loops: Any) -> None:
+        made(self, loops)
+        self.graphs = True
+
+    def capture(self: abreast.Abreast, step: abreast.Step) -> None:
+        step.graph = Graph(self, step)
+        step.read, step.told = step.graph.read, step.graph.told
+
     monkeypatch.setattr(abreast.Abreast, "launch", counted)
+    monkeypatch.setattr(abreast.Abreast, "__init__", with_graphs)
+    monkeypatch.setattr(abreast.Abreast, "_capture", capture)
+    monkeypatch.setattr(abreast, "EAGER", 2)
     for module in (fitting, together):
-        monkeypatch.setattr(module, "replayable", lambda loop: True)
+        monkeypatch.setattr(module, "replayable", lambda loops: True)
     return found
 
 
@@ -48,7 +94,7 @@ def taught() -> list[Objective]:
 def alone(models: list[Any], objectives: list[Objective], seeds: list[int], **options: Any) -> list[History]:
     """Each by `fit`, step by step, whatever `launched` says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "replayable", lambda loop: False)
+        patch.setattr(fitting, "replayable", lambda loops: False)
         return [
             nt.fit(model, blobs(), objective, seed=seed, **options)
             for model, objective, seed in zip(models, objectives, seeds, strict=True)
@@ -120,6 +166,10 @@ def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) 
         assert isinstance(ours, History)
         assert lines(ours)[-1] == pytest.approx(lines(theirs)[-1], rel=2e-4, abs=2e-5)
     assert set(launched) == {3, 2}  # the failed one leaves at the epoch's end
+    launched.clear()
+    with pytest.raises(TrainingError, match="at step 9 of 36"):
+        nt.fit(network(1, norm=False), blobs(), bad, seed=1, **{**SETTINGS, "batch_size": 8})
+    assert len(launched) == 10, "one alone ends when its failure is read"
 
 
 def test_one_whose_teacher_fails_learns_no_more(launched: list[int]) -> None:
@@ -143,21 +193,125 @@ def test_one_whose_teacher_fails_learns_no_more(launched: list[int]) -> None:
     assert difference(models[1], clean) < 1e-5
 
 
+class Root(nn.Module):
+    """Its gradient is not finite once all weights have left it alone for so many steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.inner(images.flatten(1)) * (images.mean() - images.mean())).sqrt()
+
+
 def test_a_gradient_that_is_not_finite_is_named(launched: list[int]) -> None:
-    class Root(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(64, 3)
-
-        def forward(self, images: Tensor) -> Tensor:
-            return (self.inner(images.flatten(1)) * 0).sqrt()
-
     model = as_classifier(Root(), input_shape=SHAPE)
     before = [one.detach().clone() for one in model.parameters()]
     with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.weight is not finite at step 1"):
         nt.fit(model, blobs(), nt.supervised(), **SETTINGS)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
     assert launched
+
+
+class Late(nn.Module):
+    """A root whose slope becomes infinite when a batch holds a white image; the loss stays finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        white = (images.amin(dim=(1, 2, 3)) > 0.99).any()
+        return self.inner(images.flatten(1)) + (self.inner.bias * torch.where(white, 0.0, 1.0)).abs().sqrt()
+
+
+def test_a_checkpoint_between_replays_changes_nothing(
+    launched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops the gradients that Python sees, a replay brings none back; and two steps at once are told one by one."""
+    seconds = itertools.count()
+    monkeypatch.setattr(steps.time, "monotonic", lambda: float(next(seconds)))
+    options = {**SETTINGS, "batch_size": 12, "epochs": 2, "seed": 4, "checkpoint_every_s": 7.0}
+    objective = nt.distil(table(), noise=NOISES[4])
+    (expected,) = alone([network(4)], [objective], [4], **{**SETTINGS, "batch_size": 12, "epochs": 2})
+    ticks: list[Tick] = []
+    found = nt.fit(network(4), blobs(), objective, run=tmp_path / "run", progress=ticks.append, **options)
+    for line, other in zip(lines(found), lines(expected), strict=True):
+        assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
+    assert [tick.step for tick in ticks] == list(range(1, 17))
+    white = blobs()
+    white.images[int(torch.randperm(96, generator=stream(4, "order", 0))[75])] = 255
+    with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.bias is not finite at step 7"):
+        nt.fit(as_classifier(Late(), input_shape=SHAPE), white, objective, run=tmp_path / "late", **options)
+
+
+@pytest.mark.parametrize("where", ["launch", "reading"])
+def test_what_breaks_within_a_step_leaves_no_checkpoint_of_two(
+    launched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    options = {**SETTINGS, "seed": 4}
+    objective = nt.distil(table(), noise=NOISES[4])
+    whole = network(4)
+    nt.fit(whole, blobs(), objective, **options)
+    count = itertools.count(1)
+    with monkeypatch.context() as patch:
+        if where == "launch":
+            update = torch.optim.Adam.step
+
+            def broken(self: Any, *given: Any) -> Any:
+                found = update(self, *given)
+                if next(count) == 6:
+                    raise RuntimeError("out of memory")
+                return found
+
+            patch.setattr(torch.optim.Adam, "step", broken)
+        else:
+            wait = abreast.Reading.wait
+
+            def interrupted(self: abreast.Reading) -> list[float]:
+                if next(count) == 4:
+                    raise KeyboardInterrupt
+                return wait(self)
+
+            patch.setattr(abreast.Reading, "wait", interrupted)
+        with pytest.raises((RuntimeError, KeyboardInterrupt)):
+            nt.fit(network(4), blobs(), objective, run=tmp_path / "run", **options)
+    again = network(4)
+    nt.fit(again, blobs(), objective, run=tmp_path / "run", resume=True, **options)
+    assert difference(whole, again) == 0
+
+
+def test_teachers_of_unlike_numbers_are_picked_from(launched: list[int]) -> None:
+    pair = [table(), table().double() * 2]
+    objective = nt.distil(pair, combine="pick", noise=NOISES[1])
+    one, other = network(0), network(0)
+    (expected,) = alone([one], [objective], [0], **SETTINGS)
+    found = nt.fit(other, blobs(), objective, **SETTINGS)
+    for line, theirs in zip(lines(found), lines(expected), strict=True):
+        assert line == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+    assert difference(one, other) < 1e-4
+    assert nt.distil([table(), table().half()], combine="pick").parts.half  # type: ignore[union-attr]
+    assert not objective.parts.half  # type: ignore[union-attr]
+
+
+def test_whoever_is_told_may_put_the_model_into_another_mode(launched: list[int]) -> None:
+    one, other = network(0), network(0)
+    alone([one], [nt.supervised()], [0], **SETTINGS)
+    nt.fit(other, blobs(), nt.supervised(), progress=lambda tick: bool(other.eval()), **SETTINGS)  # type: ignore[arg-type]
+    assert difference(one, other) < 1e-4
+
+
+def test_an_empty_parameter_is_no_gradient_to_look_at(launched: list[int]) -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.none = nn.Linear(64, 3), nn.Parameter(torch.zeros(0))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images.flatten(1)) + self.none.sum()
+
+    found = nt.fit(as_classifier(Empty(), input_shape=SHAPE), blobs(), nt.supervised(), **SETTINGS)
+    assert len(found.epochs) == 3
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
@@ -216,16 +370,21 @@ def test_only_what_does_the_same_at_every_step_is_replayed() -> None:
     plain = network(0)
     assert is_plain(plain)
     assert not is_plain(nn.Sequential(plain.network, Counting()))
-    watched = network(0)
+    watched, clipped = network(0), network(0)
     watched.network[0].register_forward_hook(lambda *given: None)
+    next(clipped.parameters()).register_hook(lambda grad: grad.clamp(-1, 1))
     assert not is_plain(watched)
+    assert not is_plain(clipped)
+    assert not is_plain(nn.Sequential(nn.BatchNorm2d(3, momentum=None)))
+    assert is_plain(nn.Sequential(nn.BatchNorm2d(3)))
+    assert nt.distil([table(), plain]).parts.asks == (plain,)  # type: ignore[union-attr]
     loop = fitting.prepared(
         plain, blobs(), nt.supervised(), val=None, val_teacher=None, views="clean", every_view=False, augment="none",
         precision="fp32", patience=None, keep=None, seed=0, device="cpu", run=None, resume=False, tensorboard=False,
         epochs=1, batch_size=32, optimizer="adam", lr=1e-3, momentum=None, weight_decay=0.0, schedule="linear",
         warmup_epochs=0.0,
     )  # fmt: skip
-    assert not replayed.replayable(loop), "a CPU has no graphs"
+    assert not replayed.replayable([loop]), "a CPU has no graphs"
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5,)])

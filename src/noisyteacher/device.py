@@ -39,7 +39,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; one that goes from the CPU to a GPU is under way there, and nothing waits for it."""
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+    return tensor.to(device, non_blocking=(tensor.device.type, device.type) == ("cpu", "cuda"))
 
 
 def check_threads(threads: int) -> int:

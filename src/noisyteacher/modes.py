@@ -123,11 +123,19 @@ def pooling_first(pairs: Sequence[Pair]) -> Iterator[None]:
 def is_plain(network: nn.Module) -> bool:
     """Whether it is made of torch's and this package's layers alone, none of them watched or changed.
 
-    What such a network does depends on shapes, weights and images, never on what Python counts or throws dice for.
+    What such a network does depends on shapes, weights and images, never on what Python counts or throws dice for. A
+    batch norm without a momentum counts in Python.
     """
     ours = ("torch.nn.modules.", "noisyteacher.models.")
-    return not torch.nn.modules.module._has_any_global_hook() and all(  # type: ignore[no-untyped-call]
-        type(one).__module__.startswith(ours) and not _is_watched(one) for one in network.modules()
+    if torch.nn.modules.module._has_any_global_hook() or torch.is_anomaly_enabled():  # type: ignore[no-untyped-call]
+        return False
+    if any(one._backward_hooks or one._post_accumulate_grad_hooks for one in network.parameters()):
+        return False
+    return all(
+        type(one).__module__.startswith(ours)
+        and not _is_watched(one)
+        and not (isinstance(one, nn.modules.batchnorm._NormBase) and one.momentum is None)
+        for one in network.modules()
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, scaled, step_units, strengths
-from noisyteacher.teachers import as_teacher, refuse_stored
+from noisyteacher.teachers import answers_in_half, as_teacher, live_networks, refuse_stored
 from noisyteacher.text import unknown_name
 
 LOSSES = ("logit_regression", "soft_targets")
@@ -35,6 +35,10 @@ class Parts:
     """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]`, the tensors and the numbers."""
     told: Callable[[list[float]], dict[str, float]]
     """The values by name, as they go into the metrics."""
+    half: bool = False
+    """Whether tensors of a batch come in half precision: the arithmetic on such looks at its values."""
+    asks: tuple[nn.Module, ...] = ()
+    """Networks that are asked at every step."""
 
     def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss of one student and its numbers."""
@@ -173,7 +177,7 @@ def distil(
         }
 
     kind = ("distil", loss, softness, noise and (noise.draw, noise.kind, noise.target))
-    whole = Parts(kind, common, own, terms, told)
+    whole = Parts(kind, common, own, terms, told, answers_in_half(source), live_networks(source))
 
     def labelled_too(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         term, numbers = whole.loss(logits, batch)

@@ -183,6 +183,20 @@ class SeveralTeachers:
         return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
 
 
+def answers_in_half(teacher: Teacher) -> bool:
+    """Whether any of its answers come in half precision: noise on such looks at their values."""
+    if isinstance(teacher, SeveralTeachers):
+        return any(map(answers_in_half, teacher.teachers))
+    return isinstance(teacher, TableTeacher) and teacher.table.dtype in (torch.float16, torch.bfloat16)
+
+
+def live_networks(teacher: Teacher) -> tuple[nn.Module, ...]:
+    """The networks that it asks at every step."""
+    if isinstance(teacher, SeveralTeachers):
+        return tuple(one for part in teacher.teachers for one in live_networks(part))
+    return (teacher.module,) if isinstance(teacher, LiveTeacher) else ()
+
+
 def refuse_stored(teacher: Teacher, augment: str) -> None:
     """Raises MismatchError for stored logits where images are augmented at every step: they are of other images."""
     for one in teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,):

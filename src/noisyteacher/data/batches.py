@@ -49,7 +49,7 @@ def epoch_batches(
         rows, which = order[part] % rows_total, which_of[part]
         own = share(len(rows))
         seen = own if augment == "none" else slice(None)  # what is blended in may be of another share
-        images = sent(split.images_at(rows[seen], views, which[seen]), device).contiguous(memory_format=layout)
+        images = sent(split.images_at(rows[seen], views, which[seen]), device).to(memory_format=layout)
         labels = sent(split.labels_at(rows), device) if split.labels is not None else None
         step = epoch * batches + number
         images, blend = augmented(images, augment, seed, step)

@@ -37,6 +37,10 @@ class Step:
     def __init__(self, images: Sequence[Tensor], asked: Sequence[Asked], device: torch.device) -> None:
         self.done, self.device = 0, device
         self.graph: Any = None
+        self.refused = False
+        """It cannot be captured."""
+        self.learned: list[str] = []
+        """The parameters that have a gradient, of each model alike."""
         self.read: Tensor | None = None
         self.told: tuple[Tensor, ...] = ()
         self.images = [one.clone() for one in images]
@@ -49,6 +53,7 @@ class Step:
             for part, one in zip(torch.split(self.flat, [one.numel() for one in small]), small, strict=True)
         )
         self.kept = [[next(parts) if _travels(one) else one.to(device).clone() for one in kind] for kind in changing]
+        """The inputs by kind; `Asked.shape` holds where they come from, so the next step's travel alike."""
         self.asked = [one.as_placed(kept, device) for one, kept in zip(asked, self.kept, strict=True)]
         self.fill(images, asked)
 
@@ -79,7 +84,7 @@ class Reading:
         assert step.read is not None
         self.step, self.batches, self.held = step, batches, held
         """`held`: what the step reads, to be kept until it is over."""
-        self.asked, self.told = step.asked, step.told
+        self.asked, self.told, self.learned = step.asked, step.told, step.learned
         self.event: Any = None
         if step.read.is_cuda:
             self.numbers = torch.empty(step.read.shape, dtype=step.read.dtype, pin_memory=True)
@@ -115,9 +120,13 @@ class Abreast:
         stream: Any = torch.cuda.Stream
         self.lanes = [stream(self.device) for _ in range(lanes)]
         self.feeding = stream(self.device, priority=-1) if on_gpu else None
+        self.capturing = stream(self.device) if on_gpu else None
+        self.graphs = on_gpu
         self.rate = torch.tensor(loops[0].settings["lr"], dtype=torch.float32, device=self.device)
         self.dead = torch.zeros(len(loops), device=self.device)
         self.held: set[int] = set()
+        self.replayed = False
+        """The last step that was launched was a replay."""
         self.steps: dict[Any, Step] = {}
         self.pool: Any = None
         self.splits = [loop.split for loop in loops]
@@ -131,6 +140,11 @@ class Abreast:
         """Inside, what is made for the next step does not wait for the running one."""
         with torch.cuda.stream(self.feeding) if self.feeding is not None else nullcontext():
             yield
+
+    def catch_up(self) -> None:
+        """What is made in `fed` from now on sees all that was done before."""
+        if self.feeding is not None:
+            self.feeding.wait_stream(torch.cuda.current_stream())
 
     def launch(self, batches: Sequence[Batch], asked: Sequence[Asked]) -> Reading:
         """Start a step of all models with one batch per seed, made inside `fed`; it is over when its numbers are there.
@@ -147,9 +161,13 @@ class Abreast:
             known = self.steps[shape] = Step(images, asked, self.device)
         else:
             known.fill(images, asked)
-        if known.graph is None and known.done >= EAGER and self.device.type == "cuda":
+        if known.graph is None:
+            for loop in self.loops:
+                loop.model.train()  # a teacher that holds it, or whoever was told of the last step, may have asked it
+        if self.graphs and known.graph is None and known.done >= EAGER and not known.refused:
             self._capture(known)
-        if known.graph is not None:
+        self.replayed = known.graph is not None
+        if self.replayed:
             known.graph.replay()
         else:
             known.read, known.told = self._run(known)
@@ -163,9 +181,14 @@ class Abreast:
             self.dead[row] = 1
 
     def _capture(self, step: Step) -> None:
+        """Make the step's graph; one that cannot be captured goes on as it did."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            step.read, step.told = self._run(step)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.capturing, capture_error_mode="thread_local"):
+                step.read, step.told = self._run(step)
+        except RuntimeError:
+            step.refused = True
+            return
         self.pool, step.graph = graph.pool(), graph
 
     def _run(self, step: Step) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -180,7 +203,9 @@ class Abreast:
             for _, parameter in loop.named:
                 parameter.grad = None
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        grads: list[Any] = [parameter.grad for loop in self.loops for _, parameter in self.learned(loop)]
+        learned = [_learned(loop) for loop in self.loops]
+        step.learned = [name for name, _ in learned[0]]
+        grads: list[Any] = [parameter.grad for own in learned for _, parameter in own]
         largest = torch.stack(torch._foreach_norm(grads, float("inf"))).float().view(len(self.loops), -1)
         lives = losses.detach().isfinite() & largest.isfinite().all(1)
         self.dead.copy_(torch.maximum(self.dead, (~lives).float()))
@@ -205,11 +230,6 @@ class Abreast:
             here.wait_stream(lane)
         return found
 
-    @staticmethod
-    def learned(loop: Loop) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that the last step had a gradient for, with their names."""
-        return [(name, parameter) for name, parameter in loop.named if parameter.grad is not None]
-
     def lend(self) -> None:
         """Models and optimizers are whole at any time."""
 
@@ -222,6 +242,11 @@ class Abreast:
             _give_back_rule(loop.optimizer, float(loop.settings["lr"]))
             loop.optimizer.zero_grad(set_to_none=True)
         self.steps.clear()
+
+
+def _learned(loop: Loop) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the last backward pass had a gradient for, with their names."""
+    return [(name, parameter) for name, parameter in loop.named if parameter.grad is not None and parameter.numel()]
 
 
 def _let_rule(optimizer: torch.optim.Optimizer, rate: Tensor, dead: Tensor) -> None:
@@ -247,6 +272,9 @@ def _give_back_rule(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _resident(split: Split, device: torch.device) -> Split:
     """The split with its images on the GPU, where they leave it room."""
-    if device.type != "cuda" or split.images.nbytes * RESIDENT > torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cuda":
+        return split
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if split.images.nbytes * RESIDENT > torch.cuda.mem_get_info(device)[0] + cached:
         return split
     return replace(split, images=split.images.to(device))

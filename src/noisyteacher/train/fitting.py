@@ -73,12 +73,13 @@ def fit(
     `precision` is of the student's arithmetic: `fp32`, `bf16` (autocast; weights, loss and update stay fp32) or `auto`,
     bf16 where the device's matrix products are at least 1.5 times as fast in it. The settings keep what it came to.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` goes on from it and ends with the same bytes as an unbroken run. SIGINT and SIGTERM then take
-    effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the metrics as
-    TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
+    there; `resume=True` goes on from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and SIGTERM
+    then take effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the
+    metrics as TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
     (`stopwatch.Stopwatch`); a GPU is waited for after every phase then.
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
-    replayed (docs/performance.md); `NOISYTEACHER_GRAPHS=off` in the environment has them done one by one.
+    replayed (docs/performance.md), and the model may be a step ahead of what `progress` is told;
+    `NOISYTEACHER_GRAPHS=off` in the environment, or `profile`, has them done one by one.
     In a group of several processes (torchrun; `torch.distributed` initialised) all of them call fit alike and are one
     training, of the same batches, noise and, up to rounding, losses as one process; only dropout draws differ. The one
     of rank 0 writes.
@@ -100,7 +101,7 @@ def fit(
     ended = None if folder is None else found_done(loop, folder, resume)
     if ended is not None:
         return ended
-    steps = replay if not profile and replayable(loop) else Loop.run
+    steps = replay if not profile and replayable([loop]) else Loop.run
     if folder is None:
         return steps(loop, None, resume, checkpoint_every_s, tensorboard, progress)
     make_folder(folder)

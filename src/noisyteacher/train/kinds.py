@@ -39,8 +39,8 @@ class Asked:
     @property
     def shape(self) -> tuple[object, ...]:
         """What two steps must have in common for the same kernels to do both."""
-        shapes = tuple(tuple(one.shape) for table in self.tables for one in table)
-        return self.parts.kind, tuple(self.rows), tuple(self.which), shapes
+        tensors = tuple((tuple(one.shape), one.dtype, one.device) for table in self.tables for one in table)
+        return self.parts.kind, tuple(self.rows), tuple(self.which), tensors
 
     @property
     def changing(self) -> list[Tensor]:

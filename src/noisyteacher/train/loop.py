@@ -263,12 +263,10 @@ class Loop:
         done = len(state.epochs)
         return done >= self.settings["epochs"] or (patience is not None and 0 < done >= state.best_epoch + patience)
 
-    def tick(self, loss: float) -> Tick:
-        state = self.progress
+    def tick(self, loss: float, step: int = 0) -> Tick:
+        state, step = self.progress, step or self.progress.step
         newest = state.epochs[-1].get("val/error") if state.epochs else None
-        return Tick(
-            (state.step - 1) // self.batches + 1, self.settings["epochs"], state.step, self.total_steps, loss, newest
-        )
+        return Tick((step - 1) // self.batches + 1, self.settings["epochs"], step, self.total_steps, loss, newest)
 
     def finish(self) -> History:
         """The weights that are kept, in the model and in the run folder; the checkpoint is no longer needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from noisyteacher.data import Batch
 from noisyteacher.device import precise
-from noisyteacher.errors import NoisyTeacherError, TrainingError
+from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.history import History, Tick
 from noisyteacher.models import Classifier
 from noisyteacher.modes import is_plain
@@ -24,43 +25,49 @@ from noisyteacher.rng import kept_draws
 from noisyteacher.train.abreast import Abreast, Reading
 from noisyteacher.train.kinds import told_by_row
 from noisyteacher.train.loop import Loop
-from noisyteacher.train.steps import HALF, Outcome, Together
+from noisyteacher.train.steps import Outcome, Together
 
-VARIABLE = "NOISYTEACHER_GRAPHS"
+VARIABLE, OFF = "NOISYTEACHER_GRAPHS", ("off", "0", "false", "no")
 
 
 class Replayed(Together):
     """The same, with the next step launched before the last one's numbers are read."""
 
-    flying: Reading | None = None
-    losses: dict[int, float]
-    """The newest loss that was read, by number."""
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.flying: list[Reading] = []
+        """The steps that were launched and not read, the oldest first."""
+        self.torn = False
+        """Something is half done, in a launch or a reading: no checkpoint would be of one step."""
+        self.replays = 0
+        self.losses: dict[int, float] = {}
+        """The loss of the first training at every step (from 1) that was not told of yet."""
 
     def run(self) -> dict[int, Outcome]:
         """Every training's outcome by its number."""
-        self.losses = {}
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True  # kernels are chosen by trying them, once for each shape
+        device = next(iter(self.active.values())).device
+        cudnn = torch.backends.cudnn
+        before = cudnn.benchmark
+        if not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
+            cudnn.benchmark = True  # kernels are chosen by trying them, once for each shape
         try:
-            return super().run()
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                return super().run()
         finally:
-            torch.backends.cudnn.benchmark = before
+            cudnn.benchmark = before
 
     def _finish(self, number: int, loop: Loop) -> None:
         super()._finish(number, loop)
         found = self.outcomes.get(number)
         if isinstance(found, History):
-            self.outcomes[number] = replace(found, replayed=True)
+            self.outcomes[number] = replace(found, replayed=self.replays > 0)
 
     def _stack(self, loops: list[Loop]) -> Abreast:
-        for loop in loops:
-            loop.model.train()
         return Abreast(loops)
 
     def _batches(self, stack: Abreast) -> Iterator[tuple[Batch, ...]]:
         """They are made on a stream of their own."""
-        for loop in stack.loops:
-            loop.model.train()
+        stack.catch_up()
         feed = super()._batches(stack)
         while True:
             with stack.fed():
@@ -77,40 +84,53 @@ class Replayed(Together):
         for number in self.outcomes.keys() & self.rows.keys():
             stack.hold(self.rows[number])
         stack.loops[0].seed_draws(distinct[0].step)
-        launched = stack.launch(distinct, asked)
-        before, self.flying = self.flying, launched
-        if before is not None:
-            self._read(stack, before)
+        self.torn = True
+        self.flying.append(stack.launch(distinct, asked))
+        self.torn = False
+        self.replays += stack.replayed
+        if len(self.flying) > 1:
+            self._read(stack)
             for loop in stack.loops:
                 loop.whole = False
 
-    def _settle(self, stack: Abreast) -> None:
-        if self.flying is not None:
-            before, self.flying = self.flying, None
-            self._read(stack, before)
+    def _tell(self, loops: Sequence[Loop]) -> None:
+        super()._tell(loops)
+        self.losses.clear()
 
-    def _read(self, stack: Abreast, reading: Reading) -> None:
-        """Take the numbers of a step into its trainings' sums; one whose numbers are not finite has failed."""
-        read, loops = reading.wait(), stack.loops
-        names = [name for name, _ in stack.learned(loops[0])]
+    def _settle(self, stack: Abreast) -> None:
+        while self.flying:
+            self._read(stack)
+
+    def _rescue(self, stack: Abreast) -> None:
+        if not self.torn:
+            self._settle(stack)
+            super()._rescue(stack)
+
+    def _read(self, stack: Abreast) -> None:
+        """Take the numbers of the oldest step into the sums; a training whose numbers are not finite has failed."""
+        reading, loops = self.flying[0], stack.loops
+        read, names = reading.wait(), reading.learned
         gradients = len(loops) * (1 + len(names))
         numbers = told_by_row(read[gradients:], reading.asked, reading.told)
         sound = all(map(math.isfinite, read[:gradients]))
+        step = reading.batches[0].step
 
         def counted(number: int, loop: Loop) -> None:
             row = self.rows[number]
-            batch = reading.batches[stack.places[row]]
             if not sound:
                 loop.refuse_loss(read[row])
                 first = len(loops) + row * len(names)
                 for name, largest in zip(names, read[first : first + len(names)], strict=True):
                     if not math.isfinite(largest):
-                        raise gradient_error(name, batch.step)
-            self.losses[number] = read[row]
-            loop.count({"train/loss": read[row], **numbers[row]}, len(batch.rows))
+                        raise gradient_error(name, step)
+            loop.count({"train/loss": read[row], **numbers[row]}, len(reading.batches[stack.places[row]].rows))
 
+        self.torn = True
         self._each(counted)
-        self._step_done(loops)
+        self._step_done(step)
+        self.losses[step + 1] = read[0]
+        self.flying.pop(0)
+        self.torn = False
 
 
 def replay(
@@ -120,8 +140,9 @@ def replay(
     """What `Loop.run` does, by replayed steps."""
 
     def told(step: int, steps: int) -> None:
-        if tell is not None and 0 in alone.losses:
-            tell(loop.tick(alone.losses[0]))
+        loss = alone.losses.pop(step)
+        if tell is not None:
+            tell(loop.tick(loss, step))
 
     alone = Replayed({0: loop}, checkpoint_every_s, told)
     try:
@@ -135,29 +156,26 @@ def replay(
     return outcome
 
 
-def replayable(loop: Loop) -> bool:
-    """Whether its steps are replayed: on one GPU, by layers and a loss that do the same kernels at every step, and
-    unless `NOISYTEACHER_GRAPHS=off` is in the environment.
+def replayable(loops: Sequence[Loop]) -> bool:
+    """Whether the steps of these trainings are replayed: on one GPU, where networks and losses do the same kernels at
+    every step and no student is another's teacher, and unless `NOISYTEACHER_GRAPHS=off` is in the environment.
     """
+    if os.environ.get(VARIABLE, "").lower() in OFF or place().size > 1 or not all(map(_steady, loops)):
+        return False
+    teachers = [one for loop in loops for one in loop.objective.parts.asks]  # type: ignore[attr-defined]
+    learned = {id(one) for loop in loops for one in (*loop.model.parameters(), *loop.model.buffers())}
+    return not any(id(one) in learned for module in teachers for one in (*module.parameters(), *module.buffers()))
+
+
+def _steady(loop: Loop) -> bool:
     parts = getattr(loop.objective, "parts", None)
     model: Any = loop.model
     return (
         loop.device.type == "cuda"
-        and os.environ.get(VARIABLE) != "off"
-        and place().size == 1
         and type(model) is Classifier
         and isinstance(parts, Parts)
+        and not parts.half
         and is_plain(model)
         and not any(True for _ in model.preprocess.parameters())
         and all(one.dtype == torch.float32 for one in model.parameters())
-        and not _halved(loop, parts)
     )
-
-
-def _halved(loop: Loop, parts: Parts) -> bool:
-    """Whether the teacher answers in half precision: noise on that looks at its values."""
-    try:
-        batch = next(loop.batches_left())
-        return any(one.dtype in HALF for one in parts.common(batch, {}))
-    except (StopIteration, TrainingError):
-        return True

@@ -20,7 +20,6 @@ from noisyteacher.train.loop import Loop
 from noisyteacher.train.stack import Stack
 
 Outcome = History | NoisyTeacherError
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Together:
@@ -32,7 +31,7 @@ class Together:
         self.active, self.every_s, self.progress = dict(members), checkpoint_every_s, progress
         self.outcomes: dict[int, Outcome] = {}
         """Of those that have ended; one that fails stays in the stack until the epoch is over, and learns nothing."""
-        self.untold = 0
+        self.untold: list[int] = []
         self.rows: dict[int, int] = {}
         """Of the running ones their place in the stack."""
 
@@ -42,7 +41,7 @@ class Together:
             self._each(self._finish)
             self.active = {number: loop for number, loop in self.active.items() if number not in self.outcomes}
             if self.active:
-                self._epochs(self._stack(list(self.active.values())))
+                self._epochs()
         return self.outcomes
 
     def _stack(self, loops: list[Loop]) -> Any:
@@ -52,21 +51,25 @@ class Together:
         if loop.over():
             self.outcomes[number] = loop.finish()
 
-    def _epochs(self, stack: Any) -> None:
+    def _epochs(self) -> None:
         """Whole epochs, until one of the trainings is over or has failed."""
         self.rows = {number: row for row, number in enumerate(self.active)}
+        stack = self._stack(list(self.active.values()))
         try:
             while not self.outcomes.keys() & self.active and not any(loop.over() for loop in stack.loops):
                 self._epoch(stack)
         except BaseException:  # interrupted: nothing whole is lost
-            self._settle(stack)
-            stack.lend()
-            self._each(lambda number, loop: loop.rescue())
+            self._rescue(stack)
             raise
         finally:
             stack.part()
 
+    def _rescue(self, stack: Any) -> None:
+        stack.lend()
+        self._each(lambda number, loop: loop.rescue())
+
     def _epoch(self, stack: Any) -> None:
+        """One epoch, or what is left of it; it stops where all of them have failed."""
         loops = stack.loops
         self.saved = time.monotonic()
         for loop in loops:
@@ -80,6 +83,8 @@ class Together:
                 self.saved = time.monotonic()
             self._tell(loops)
             loops[0].signals.release()
+            if self.active.keys() <= self.outcomes.keys():
+                break
         self._settle(stack)
         self._tell(loops)
         stack.lend()
@@ -121,19 +126,20 @@ class Together:
         self._each(counted)
         first.set_rate(stack.rule, batches[0].step)
         stack.update([row for number, row in self.rows.items() if number in self.outcomes])
-        self._step_done(loops)
+        self._step_done(batches[0].step)
 
-    def _step_done(self, loops: Sequence[Loop]) -> None:
-        self._each(lambda number, loop: loop.step_done(len(loops)))
-        self.untold += not self.active.keys() <= self.outcomes.keys()
+    def _step_done(self, step: int) -> None:
+        """A step (from 0) is over for all that have not failed."""
+        self._each(lambda number, loop: loop.step_done(len(self.rows)))
+        if not self.active.keys() <= self.outcomes.keys():
+            self.untold.append(step + 1)
 
     def _tell(self, loops: Sequence[Loop]) -> None:
         """Tell of the steps that are done, and not told of yet."""
-        done = max(loop.progress.step for loop in loops)
         while self.untold:
-            self.untold -= 1
+            step = self.untold.pop(0)
             if self.progress is not None:
-                self.progress(done - self.untold, loops[0].total_steps)
+                self.progress(step, loops[0].total_steps)
 
     def _asked(self, stack: Any, batches: Sequence[Batch]) -> list[Asked]:
         """What the objectives take at this step, by kind; those that cannot be computed with others are not in it."""
@@ -142,10 +148,9 @@ class Together:
 
         def ask(number: int, loop: Loop) -> None:
             row, parts = self.rows[number], getattr(loop.objective, "parts", None)
-            if isinstance(parts, Parts):
+            if isinstance(parts, Parts) and not parts.half:
                 table = parts.common(batches[row], shared)
-                if not any(one.dtype in HALF for one in table):  # noise on those looks at its values
-                    kinds.setdefault(parts.kind, Asked(parts)).add(row, table, parts.own(batches[row]))
+                kinds.setdefault(parts.kind, Asked(parts)).add(row, table, parts.own(batches[row]))
 
         self._each(ask)
         return list(kinds.values())

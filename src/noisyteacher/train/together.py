@@ -58,8 +58,8 @@ def fit_many(
     that ended this one training; the others go on. The models have one architecture; they differ in their weights,
     seeds and objectives, each of which takes logits `[B, K]` and the batch. Options are those of `fit`, for all alike;
     `runs` are their run folders. `seconds` is each one's share of the common time. `progress` is told the step and the
-    steps of all training after every one. Worth it on a GPU that one small student does not fill; on a CPU two
-    processes are faster (docs/performance.md).
+    steps of all training after every one. Worth it on a GPU, where the common steps are replayed as a CUDA graph as
+    far as `fit` would replay all of them; on a CPU two processes are faster (docs/performance.md).
     Raises AskedWronglyError for models that cannot be trained as one (`train/stack.py`), and in a group of processes.
     """
     if place().size > 1:
@@ -112,6 +112,6 @@ def fit_many(
                 groups.setdefault(moment, {})[number] = loop
         for moment in sorted(groups):
             group = groups[moment]
-            kind = Replayed if all(map(replayable, group.values())) else Together
+            kind = Replayed if replayable([*group.values()]) else Together
             found |= kind(group, checkpoint_every_s, progress).run()
     return [found[number] for number in range(len(models))]
