@@ -304,7 +304,7 @@ def test_noise_is_not_kept_with_the_logits(tmp_path: Path) -> None:
         first, second = (loss_of(objective, raw, batch_of(rows, step)) for step in (0, 1))
         assert float(first) != float(second)
 
-    def always_the_same(noise: nt.Noise, seed: int, step: int, size: int, classes: int) -> Any:
-        return step_units(noise, seed, 0, size, classes)
+    def always_the_same(noise: nt.Noise, seed: int, step: int, size: int, classes: int, *rows: Any) -> Any:
+        return step_units(noise, seed, 0, size, classes, *rows)
 
     mistaken(check, (module("objectives"), "step_units", always_the_same))
