@@ -16,7 +16,7 @@ from noisyteacher.config import build_config
 from noisyteacher.data import apply_view, epoch_batches
 from noisyteacher.data.augment import MAGNITUDE, OPERATIONS, augmented, mixed
 from noisyteacher.errors import ConfigError, MismatchError, UnknownNameError
-from noisyteacher.objectives import labels_term
+from noisyteacher.objectives import labels_of, labels_term
 from noisyteacher.pipeline import compress_config, distil_config
 
 IMAGES = torch.randint(0, 256, (12, 3, 10, 14), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def test_labels_are_blended_with_the_images() -> None:
     )  # fmt: skip
     nll = -torch.log_softmax(logits, 1)
     expected = (0.25 * nll[0, 0] + 0.75 * nll[0, 1] + nll[1, 1]) / 2
-    assert torch.allclose(labels_term(logits, batch), expected)
+    assert torch.allclose(labels_term(logits, *labels_of(batch)), expected)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def taught() -> list[Objective]:
-    clean = [nt.supervised(), nt.distil(table(), loss="soft_targets", noise=NOISES[1])]
+    clean = [
+        nt.supervised(),
+        nt.distil(table(), loss="soft_targets", noise=NOISES[1]),
+        nt.distil(table(), label_weight=0.3),
+        nt.distil(table(), label_weight=0.3, noise=NOISES[6]),
+    ]
     return [*clean, *(nt.distil(table(), noise=noise) for noise in NOISES)]
 
 

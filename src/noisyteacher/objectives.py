@@ -74,21 +74,14 @@ def supervised() -> Objective:
     Its check raises DataError for a split without labels, MismatchError when classes differ.
     """
 
-    def loss(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        return labels_term(logits, batch), {}
-
     def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         _need_labels(split, classes)
 
-    def common(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
-        found = _labels(batch)
-        return (found,) if batch.blend is None else (found, found[batch.blend[0]], batch.blend[1])
+    def terms(logits: Tensor, *labelled: Tensor) -> tuple[Tensor, Tensor]:
+        return labels_term(logits, *labelled), logits.new_empty(0)
 
-    def terms(logits: Tensor, labels: Tensor, *blend: Tensor) -> tuple[Tensor, Tensor]:
-        return _labelled(logits, labels, *blend), logits.new_empty(0)
-
-    parts = Parts("supervised", common, lambda batch: (), terms, lambda values: {})
-    return Objective(loss, check, {"objective": "supervised"}, parts)
+    parts = Parts("supervised", lambda batch, shared: labels_of(batch), lambda batch: (), terms, lambda values: {})
+    return Objective(parts.loss, check, {"objective": "supervised"}, parts)
 
 
 def distil(
@@ -133,21 +126,23 @@ def distil(
             check_logits(found)
             shared[key] = found
         found, rows = shared[key], batch.rows
+        labelled = labels_of(batch) if label_weight else ()
         if noise is None:
-            return (found,)
+            return found, *labelled
         drawn = (noise.draw, noise.distribution, noise.frozen, batch.seed, found.shape[1])
         if drawn not in shared:
             shared[drawn] = step_units(noise, batch.seed, batch.step, len(rows), found.shape[1], rows, batch.total_rows)
-        return found, *shared[drawn]
+        return found, *labelled, *shared[drawn]
 
     def own(batch: Batch) -> tuple[float, ...]:
         return () if noise is None else strengths(noise, batch.step, batch.total_steps or None)
 
-    def terms(logits: Tensor, targets: Tensor, *drawn: Any) -> tuple[Tensor, Tensor]:
+    def terms(logits: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         values: tuple[Tensor, ...] = ()
+        student, clean = logits, targets
+        labelled, units, strength = (rest, (), ()) if noise is None else (rest[:-7], rest[-7:-4], rest[-4:])
         if noise is not None:
-            draw = scaled(drawn[:3], *drawn[3:])
-            student, clean = logits, targets
+            draw = scaled(units, *strength)
             if noise.target == "teacher":
                 targets = apply_noise(targets, draw, noise.kind)
             else:
@@ -163,27 +158,28 @@ def distil(
         term = (
             logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
         )
+        if label_weight:
+            both = term, labels_term(student, *labelled)
+            term = (1 - label_weight) * both[0] + label_weight * both[1]
+            values += tuple(one.detach() for one in both)
         return term, torch.stack([one.float() for one in values]) if values else logits.new_empty(0)
 
     def told(values: list[float]) -> dict[str, float]:
-        if not values:
-            return {}
-        selected, flipped, rms, change, size = values
-        return {
-            "noise/selected_%": 100 * selected,
-            "noise/flipped_%": 100 * flipped,
-            "noise/xi_rms": rms,
-            "noise/gradient_ratio": change / size if size > 0 else 0.0,
-        }
+        found: dict[str, float] = {}
+        if noise is not None:
+            selected, flipped, rms, change, size = values[:5]
+            found |= {
+                "noise/selected_%": 100 * selected,
+                "noise/flipped_%": 100 * flipped,
+                "noise/xi_rms": rms,
+                "noise/gradient_ratio": change / size if size > 0 else 0.0,
+            }
+        if label_weight:
+            found |= dict(zip(("train/teacher_term", "train/label_term"), values[-2:], strict=True))
+        return found
 
-    kind = ("distil", loss, softness, noise and (noise.draw, noise.kind, noise.target))
+    kind = ("distil", loss, softness, label_weight, noise and (noise.draw, noise.kind, noise.target))
     whole = Parts(kind, common, own, terms, told, answers_in_half(source), live_networks(source))
-
-    def labelled_too(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        term, numbers = whole.loss(logits, batch)
-        labelled = labels_term(logits, batch)
-        numbers |= {"train/teacher_term": float(term.detach()), "train/label_term": float(labelled.detach())}
-        return (1 - label_weight) * term + label_weight * labelled, numbers
 
     def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         if label_weight:
@@ -196,31 +192,25 @@ def distil(
         record["temperature"] = softness
     if noise is not None:
         record["noise"] = noise.describe()
-    if label_weight:
-        return Objective(labelled_too, check, record)
     return Objective(whole.loss, check, record, whole)
 
 
-def labels_term(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
-    found = _labels(batch)
+def labels_of(batch: Batch) -> tuple[Tensor, ...]:
+    """What `labels_term` takes of a batch: its labels `[B]`, and where images are blended the partners' and shares."""
+    assert batch.labels is not None
     if batch.blend is None:
-        return _labelled(logits, found)
-    partner, share = (one.to(logits.device) for one in batch.blend)
-    return _labelled(logits, found, found[partner], share)
+        return (batch.labels,)
+    partner, share = batch.blend
+    return batch.labels, batch.labels[partner], share
 
 
-def _labelled(logits: Tensor, labels: Tensor, *blend: Tensor) -> Tensor:
+def labels_term(logits: Tensor, labels: Tensor, *blend: Tensor) -> Tensor:
+    """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
     if not blend:
         return cross_entropy(logits, labels)
     partners, share = blend
     each = [F.cross_entropy(logits.float(), one, reduction="none") for one in (labels, partners)]
     return (share * each[0] + (1 - share) * each[1]).mean()
-
-
-def _labels(batch: Batch) -> Tensor:
-    assert batch.labels is not None
-    return batch.labels
 
 
 def gradient_change(
