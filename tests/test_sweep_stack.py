@@ -118,7 +118,7 @@ def test_wrong_questions(tmp_path: Path) -> None:
 def test_a_stopped_sweep_goes_on_from_the_checkpoints_of_all(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "noisyteacher", "sweep", "--quiet"]
     asked = ["--grid", "noise.sigma=0.5,0.9", "--seeds", "2", "--epochs", "3", "--student", "compact-xs",
-             "--set", "teacher.epochs=1", "--set", "data.limit=200", "--set", "run.checkpoint_every_s=0",
+             "--set", "teacher.epochs=1", "--set", "data.limit=128", "--set", "run.checkpoint_every_s=0",
              "--threads", "1", "--stack", "8"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*words, *asked, "--output-dir", str(whole)], check=True, capture_output=True, timeout=300)
