@@ -173,3 +173,22 @@ def colours(count: int) -> Split:
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % 10
     return Split(images, labels, torch.arange(count), "train", "colours", tuple(map(str, range(10))))
+
+
+@pytest.mark.parametrize("name", ["mlp800", "student3", "compact-xs"])
+def test_logits_are_not_rounded_where_all_else_is(name: str) -> None:
+    """In bf16 a logit of 17 lies on a grid of 1 / 8; the last layer gets rounded features and rounds no more."""
+    torch.manual_seed(0)
+    model = nt.build_model(name, classes=10, input_shape=(3, 32, 32))
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    last = list(model.network.modules())[-1]
+    assert isinstance(last, torch.nn.Linear)
+    seen: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    assert (seen[0].dtype, logits.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(logits, torch.nn.functional.linear(seen[0].float(), last.weight, last.bias))
+    assert bool((logits != logits.bfloat16()).any())
+    assert str(last) == str(torch.nn.Linear(last.in_features, 10))

@@ -94,9 +94,14 @@ def precise(precision: str, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def in_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for this device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Inside autocast, a context without it; anywhere else nothing."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if in_autocast(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

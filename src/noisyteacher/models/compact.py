@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError
+from noisyteacher.models.head import Head
 from noisyteacher.models.paper import he_normal
 from noisyteacher.text import unknown_name
 
@@ -69,7 +70,7 @@ def compact_network(name: str, classes: int, input_shape: tuple[int, int, int], 
             layers[f"stage{stage}_{block}"] = Residual(channels, out, stride=2 if block == 1 else 1)
             channels = out
     layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    layers["fc"] = nn.Linear(channels, classes)
+    layers["fc"] = Head(channels, classes)
     network = he_normal(nn.Sequential(layers))
     for module in network.modules():
         if isinstance(module, Residual):

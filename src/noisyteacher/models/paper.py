@@ -18,6 +18,7 @@ from typing import TypeVar
 from torch import nn
 
 from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.models.head import Head
 from noisyteacher.text import unknown_name
 
 NIN = "C5(S1P2)@192-C1@160-C1@96-MP3(S2)-D0.5-C5(S1P2)@192-C1@192-C1@192-AP3(S2)-D0.5-C3(S1P1)@192-C1@192-C1@K-AP"
@@ -124,7 +125,7 @@ class _Plan:
                 self._put("flatten", nn.Flatten())
                 self.channels, self.height, self.width = self.channels * self.height * self.width, 1, 1
             out = self._width(found[1])
-            self._put("fc", nn.Linear(self.channels, out))
+            self._put("fc", (Head if found[1] == "K" else nn.Linear)(self.channels, out))
             self.channels = out
             if found[1] != "K":
                 self._put("relu", nn.ReLU())
