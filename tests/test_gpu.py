@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.errors import TrainingError
 from noisyteacher.models import as_classifier
-from noisyteacher.train import abreast, fitting, replayed
-from test_replayed import Late
+from noisyteacher.train import abreast, replayed
+from test_replayed import Late, step_by_step
 from test_train import blobs
 from test_train_many import NOISES, SETTINGS, SHAPE, lines, network, table
 
@@ -33,12 +33,6 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(abreast.Abreast, "_capture", counted)
     return found
-
-
-def step_by_step(model: Any, *given: Any, **options: Any) -> nt.History:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "replayable", lambda loops: False)
-        return nt.fit(model, *given, **options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -276,5 +276,7 @@ def test_constant_noise_needs_no_length_and_keeps_its_bits() -> None:
     for name in ("linear", "cosine", "early", "late"):
         with pytest.raises(MismatchError, match=f"schedule '{name}' needs the length of the run"):
             strengths(replace(noise, schedule=name), 3, None)  # type: ignore[arg-type]
+        one, other = (draw_noise(each, 6, 4, stream(0, "c")) for each in (noise, replace(noise, schedule=name)))  # type: ignore[arg-type]
+        assert torch.equal(one.xi, other.xi), "a draw outside of a training knows no schedule"
     with pytest.raises(ConfigError, match="schedule='linaer': did you mean 'linear'"):
         nt.Noise(sigma=0.8, alpha=0.5, schedule="linaer")  # type: ignore[arg-type]

@@ -98,12 +98,16 @@ def taught() -> list[Objective]:
 
 def alone(models: list[Any], objectives: list[Objective], seeds: list[int], **options: Any) -> list[History]:
     """Each by `fit`, step by step, whatever `launched` says."""
+    return [
+        step_by_step(model, blobs(), objective, seed=seed, **options)
+        for model, objective, seed in zip(models, objectives, seeds, strict=True)
+    ]
+
+
+def step_by_step(model: Any, *given: Any, **options: Any) -> History:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "replayable", lambda loops: False)
-        return [
-            nt.fit(model, blobs(), objective, seed=seed, **options)
-            for model, objective, seed in zip(models, objectives, seeds, strict=True)
-        ]
+        return nt.fit(model, *given, **options)
 
 
 def test_every_kind_of_noise_and_loss_is_learned_as_alone(launched: list[int]) -> None:

@@ -112,7 +112,7 @@ def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generato
 
     Always consumes the generator alike for one (batch, classes, draw): mask, sigma's place, unit noise.
     """
-    return _scaled(noise, _units(noise.draw, noise.distribution, batch, classes, generator))
+    return scaled(_units(noise.draw, noise.distribution, batch, classes, generator), *_constant(noise))
 
 
 def _units(draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None) -> Units:
@@ -141,17 +141,18 @@ def step_units(
     return chance[own], place, unit if len(unit) == 1 else unit[own]
 
 
-def _scaled(noise: Noise, units: Units) -> Draw:
-    return scaled(units, *strengths(noise)[:3])
-
-
 def strengths(noise: Noise, step: int = 0, total_steps: int | None = None) -> tuple[float, float, float, float]:
     """What `scaled` makes a draw with at a step: sigma's least, its span, the share alpha, the schedule's factor.
 
     Raises MismatchError for a schedule other than `constant` without the run's length.
     """
+    return *_constant(noise), _factor(noise.schedule, step, total_steps)
+
+
+def _constant(noise: Noise) -> tuple[float, float, float]:
+    """Those of them that no schedule changes."""
     low, high = noise.sigma if isinstance(noise.sigma, tuple) else (noise.sigma, noise.sigma)
-    return low, high - low, noise.alpha, _factor(noise.schedule, step, total_steps)
+    return low, high - low, noise.alpha
 
 
 Number = float | Tensor

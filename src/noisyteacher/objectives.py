@@ -42,11 +42,9 @@ class Parts:
 
     def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss of one student and its numbers."""
-        loss, values = self.terms(logits, *self._moved(batch, logits.device), *self.own(batch))
+        tensors = (one.to(logits.device) for one in self.common(batch, {}))
+        loss, values = self.terms(logits, *tensors, *self.own(batch))
         return loss, self.told(values.tolist())
-
-    def _moved(self, batch: Batch, device: torch.device) -> list[Tensor]:
-        return [one.to(device) for one in self.common(batch, {})]
 
 
 @dataclass(frozen=True)

@@ -185,26 +185,30 @@ class SeveralTeachers:
 
 def answers_in_half(teacher: Teacher) -> bool:
     """Whether any of its answers come in half precision: noise on such looks at their values."""
-    if isinstance(teacher, SeveralTeachers):
-        return any(map(answers_in_half, teacher.teachers))
-    return isinstance(teacher, TableTeacher) and teacher.table.dtype in (torch.float16, torch.bfloat16)
+    tables = (one.table for one in _each(teacher) if isinstance(one, TableTeacher))
+    return any(table.dtype in (torch.float16, torch.bfloat16) for table in tables)
 
 
 def live_networks(teacher: Teacher) -> tuple[nn.Module, ...]:
     """The networks that it asks at every step."""
-    if isinstance(teacher, SeveralTeachers):
-        return tuple(one for part in teacher.teachers for one in live_networks(part))
-    return (teacher.module,) if isinstance(teacher, LiveTeacher) else ()
+    return tuple(one.module for one in _each(teacher) if isinstance(one, LiveTeacher))
 
 
 def refuse_stored(teacher: Teacher, augment: str) -> None:
     """Raises MismatchError for stored logits where images are augmented at every step: they are of other images."""
-    for one in teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,):
+    for one in _each(teacher):
         if isinstance(one, (StoredTeacher, TableTeacher)):
             raise MismatchError(
                 f"augment={augment!r} with stored logits: a store would serve targets for images the teacher never "
                 "saw; give the teacher itself, which is then asked at every step, or train on views such as mirror"
             )
+
+
+def _each(teacher: Teacher) -> tuple[Teacher, ...]:
+    """It alone, or those it is put together of."""
+    if not isinstance(teacher, SeveralTeachers):
+        return (teacher,)
+    return tuple(one for part in teacher.teachers for one in _each(part))
 
 
 def as_teacher(source: object, combine: str = "mean") -> Teacher:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from noisyteacher.device import in_autocast
+from noisyteacher.device import full_precision, in_autocast
 
 
 class Head(nn.Linear):
@@ -20,7 +19,7 @@ class Head(nn.Linear):
         device = self.weight.device
         if not in_autocast(device):
             return super().forward(input)
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             return super().forward(input.float())
 
     def _get_name(self) -> str:

@@ -20,6 +20,7 @@ from noisyteacher.models import logits_of
 from noisyteacher.modes import pooling_first
 from noisyteacher.train.kinds import Asked, taught
 from noisyteacher.train.loop import Loop
+from noisyteacher.train.stack import seeds_of
 
 LANES = 8
 """So many models run next to each other."""
@@ -43,7 +44,7 @@ class Step:
         """The parameters that have a gradient, of each model alike."""
         self.read: Tensor | None = None
         self.told: tuple[Tensor, ...] = ()
-        self.images = [one.clone() for one in images]
+        self.images = [torch.empty_like(one) for one in images]
         changing = [one.changing for one in asked]
         small = [one for kind in changing for one in kind if _travels(one)]
         self.flat = torch.empty(sum(one.numel() for one in small), device=device)
@@ -52,7 +53,10 @@ class Step:
             part.view(one.shape)
             for part, one in zip(torch.split(self.flat, [one.numel() for one in small]), small, strict=True)
         )
-        self.kept = [[next(parts) if _travels(one) else one.to(device).clone() for one in kind] for kind in changing]
+        self.kept = [
+            [next(parts) if _travels(one) else torch.empty_like(one, device=device) for one in kind]
+            for kind in changing
+        ]
         """The inputs by kind; `Asked.shape` holds where they come from, so the next step's travel alike."""
         self.asked = [one.as_placed(kept, device) for one, kept in zip(asked, self.kept, strict=True)]
         self.fill(images, asked)
@@ -82,7 +86,7 @@ class Reading:
 
     def __init__(self, step: Step, batches: Sequence[Batch], held: object) -> None:
         assert step.read is not None
-        self.step, self.batches, self.held = step, batches, held
+        self.batches, self.held = batches, held
         """`held`: what the step reads, to be kept until it is over."""
         self.asked, self.told, self.learned = step.asked, step.told, step.learned
         self.event: Any = None
@@ -110,10 +114,7 @@ class Abreast:
 
     def __init__(self, loops: Sequence[Loop]) -> None:
         self.loops, self.device = list(loops), loops[0].device
-        seeds = [loop.settings["seed"] for loop in loops]
-        self.seeds = list(dict.fromkeys(seeds))
-        self.places = [self.seeds.index(seed) for seed in seeds]
-        """Of every model its seed's place in `seeds`."""
+        self.seeds, self.places = seeds_of(loops)
         self.front: nn.Module = loops[0].model.preprocess
         on_gpu = self.device.type == "cuda"
         lanes = min(LANES, len(loops)) if on_gpu else 0

@@ -39,7 +39,8 @@ class Replayed(Together):
         """The steps that were launched and not read, the oldest first."""
         self.torn = False
         """Something is half done, in a launch or a reading: no checkpoint would be of one step."""
-        self.replays = 0
+        self.replayed = False
+        """A step was a replay."""
         self.losses: dict[int, float] = {}
         """The loss of the first training at every step (from 1) that was not told of yet."""
 
@@ -60,7 +61,7 @@ class Replayed(Together):
         super()._finish(number, loop)
         found = self.outcomes.get(number)
         if isinstance(found, History):
-            self.outcomes[number] = replace(found, replayed=self.replays > 0)
+            self.outcomes[number] = replace(found, replayed=self.replayed)
 
     def _stack(self, loops: list[Loop]) -> Abreast:
         return Abreast(loops)
@@ -87,7 +88,7 @@ class Replayed(Together):
         self.torn = True
         self.flying.append(stack.launch(distinct, asked))
         self.torn = False
-        self.replays += stack.replayed
+        self.replayed |= stack.replayed
         if len(self.flying) > 1:
             self._read(stack)
             for loop in stack.loops:

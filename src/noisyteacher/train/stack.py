@@ -49,10 +49,7 @@ class Stack:
                 self.parameters[name].requires_grad_(parameter.requires_grad)
                 parameter.data = self.parameters[name].data[row]
             _put_buffers(network, {name: value[row] for name, value in self.buffers.items()})
-        seeds = [loop.settings["seed"] for loop in loops]
-        self.seeds = list(dict.fromkeys(seeds))
-        self.places = [self.seeds.index(seed) for seed in seeds]
-        """Of every model its seed's place in `seeds`."""
+        self.seeds, self.places = seeds_of(loops)
         self.still: dict[int, list[Tensor]] = {}
         """What models hold that learn no more, by their row."""
         self.which = torch.tensor(self.places, device=loops[0].device)
@@ -124,6 +121,13 @@ class Stack:
             _put_buffers(network, {name: value.clone() for name, value in network.named_buffers()})
             for slots in loop.optimizer.state.values():
                 slots.update({name: value.clone() for name, value in slots.items()})
+
+
+def seeds_of(loops: Sequence[Loop]) -> tuple[list[int], list[int]]:
+    """The seeds, each once, and of every training the place of its own among them."""
+    seeds = [loop.settings["seed"] for loop in loops]
+    known = list(dict.fromkeys(seeds))
+    return known, [known.index(seed) for seed in seeds]
 
 
 def refuse_to_stack(models: Sequence[Classifier]) -> None:
