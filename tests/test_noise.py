@@ -280,3 +280,16 @@ def test_constant_noise_needs_no_length_and_keeps_its_bits() -> None:
         assert torch.equal(one.xi, other.xi), "a draw outside of a training knows no schedule"
     with pytest.raises(ConfigError, match="schedule='linaer': did you mean 'linear'"):
         nt.Noise(sigma=0.8, alpha=0.5, schedule="linaer")  # type: ignore[arg-type]
+
+
+def test_finite_logits_whose_sum_is_not_are_taken_and_others_are_named_by_row() -> None:
+    largest = torch.full((3, 4), 3e38)
+    assert torch.equal(nt.perturb(largest, sigma=0.0, alpha=0.5), largest)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        given = torch.zeros(3, 4)
+        given[1, 2] = bad
+        with pytest.raises(TrainingError, match="first in row 1"):
+            nt.perturb(given, sigma=0.0, alpha=0.5)
+    both = torch.tensor([[0.0, 1.0], [float("inf"), float("-inf")]])
+    with pytest.raises(TrainingError, match="first in row 1"):
+        nt.perturb(both, sigma=0.0, alpha=0.5)

@@ -44,13 +44,15 @@ def epoch_batches(
         which_of = order // rows_total
     else:
         which_of = torch.randint(len(views), (samples,), generator=stream(seed, "view", epoch))
+    rows_of = order % rows_total
+    labels_of = sent(split.labels_at(rows_of), device) if split.labels is not None else None
     for number in range(first, batches):
         part = slice(number * batch_size, (number + 1) * batch_size)
-        rows, which = order[part] % rows_total, which_of[part]
+        rows, which = rows_of[part], which_of[part]
         own = share(len(rows))
         seen = own if augment == "none" else slice(None)  # what is blended in may be of another share
         images = sent(split.images_at(rows[seen], views, which[seen]), device).to(memory_format=layout)
-        labels = sent(split.labels_at(rows), device) if split.labels is not None else None
+        labels = None if labels_of is None else labels_of[part]
         step = epoch * batches + number
         images, blend = augmented(images, augment, seed, step)
         images = images if augment == "none" else images[own]

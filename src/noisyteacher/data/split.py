@@ -86,7 +86,7 @@ class Split:
         Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, AskedWronglyError for a
         table without `which`, or `which` without a table.
         """
-        images = self.images[sent(self._places(rows), self.images.device)]
+        images = self.images.index_select(0, sent(self._places(rows), self.images.device))
         if isinstance(views, str):
             if which is not None:
                 raise AskedWronglyError(

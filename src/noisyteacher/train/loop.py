@@ -49,6 +49,7 @@ class Loop:
         split: Split, val: Validation | None, device: torch.device, settings: dict[str, Any], views: tuple[str, ...],
     ) -> None:  # fmt: skip
         self.model, self.named = model, list(model.named_parameters())
+        self.parts = list(model.modules())
         self.pairs = pools_behind_relus(model.network) if type(model) is Classifier else []
         self.optimizer, self.objective = optimizer, objective
         self.split, self.val, self.device, self.settings, self.views = split, val, device, settings, views
@@ -167,7 +168,8 @@ class Loop:
         settings = self.settings
         self.set_rate(self.optimizer, batch.step)
         self.seed_draws(batch.step)
-        self.model.train()
+        if not all(part.training for part in self.parts):
+            self.model.train()
         with precision_context(settings["precision"], self.device), pooling_first(self.pairs):
             logits = self.model(batch.images) if self.spread is None else self.spread(batch.images, len(batch.rows))
         self.clockwork.mark("forward")
