@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import noisyteacher as nt
 from noisyteacher.errors import TrainingError
@@ -371,7 +372,7 @@ def test_checkpoints_are_of_one_step(launched: list[int], tmp_path: Path, monkey
         assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) == 0, step
 
 
-def test_only_what_does_the_same_at_every_step_is_replayed() -> None:
+def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images
@@ -394,6 +395,16 @@ def test_only_what_does_the_same_at_every_step_is_replayed() -> None:
         warmup_epochs=0.0,
     )  # fmt: skip
     assert not replayed.replayable([loop]), "a CPU has no graphs"
+    loop.device = torch.device("cuda")
+    assert replayed.replayable([loop])
+    watching = register_optimizer_step_post_hook(lambda *given: None)
+    try:
+        assert not replayed.replayable([loop])
+    finally:
+        watching.remove()
+    assert replayed.replayable([loop])
+    monkeypatch.setenv("NOISYTEACHER_GRAPHS", "off")
+    assert not replayed.replayable([loop])
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5,)])

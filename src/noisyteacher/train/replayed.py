@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from noisyteacher.data import Batch
 from noisyteacher.device import precise
@@ -159,9 +160,12 @@ def replay(
 
 def replayable(loops: Sequence[Loop]) -> bool:
     """Whether the steps of these trainings are replayed: on one GPU, where networks and losses do the same kernels at
-    every step and no student is another's teacher, and unless `NOISYTEACHER_GRAPHS=off` is in the environment.
+    every step, no student is another's teacher and no hook watches all optimizers, and unless
+    `NOISYTEACHER_GRAPHS=off` is in the environment.
     """
     if os.environ.get(VARIABLE, "").lower() in OFF or place().size > 1 or not all(map(_steady, loops)):
+        return False
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         return False
     teachers = [one for loop in loops for one in loop.objective.parts.asks]  # type: ignore[attr-defined]
     learned = {id(one) for loop in loops for one in (*loop.model.parameters(), *loop.model.buffers())}
