@@ -66,8 +66,10 @@ def training(
         "data": {"train": "0" * 64, "name": data, "classes": list(classes)}, "model": model,
         "recipe": {"epochs": 3, "batch_size": 16}, "seed": seed,
     }  # fmt: skip
-    if name != "teacher":
-        settings["objective"] = {"objective": "distil", "noise": noise}
+    if not name.startswith("teacher"):
+        settings["objective"] = {"objective": "distil", **({"noise": noise} if noise else {})}
+    if name.startswith("labels"):
+        settings["objective"] = {"objective": "supervised"}
     parents = {"store": store} if store else {}
     child = run.child(name, "train" if store is None else "distil", settings, parents=parents, seed=seed)
     extra = {"noise/flipped_%": 3.0, "noise/gradient_ratio": 0.4} if noise else {}

@@ -171,3 +171,19 @@ def test_settings_of_a_choice_that_is_not_made_are_refused() -> None:
         build_config({"choice": {"sigmas": []}})
     with pytest.raises(ConfigError, match="expected a number or 'auto'"):
         build_config({"noise": {"sigma": "atuo"}})
+
+
+def test_candidates_that_came_to_the_same_are_told() -> None:
+    tried = [
+        {"sigma": sigma, "alpha": 0.5 if sigma else 0.0, "mean": mean}
+        for sigma, mean in ((0.0, 2.0), (0.3, 1.5), (0.9, 1.5))
+    ]
+    choice = {
+        "by": "validation error", "n": 60, "epochs": 1, "seeds": [0], "chosen": {"sigma": 0.3, "alpha": 0.5},
+        "candidates": tried,
+    }  # fmt: skip
+    assert explain_choice(choice).endswith(
+        "the lowest of 3 candidates after 1 epoch x 1 seed; 1 other came to the same"
+    )
+    tried[2]["mean"] = 1.6
+    assert "same" not in explain_choice(choice)

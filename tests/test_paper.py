@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from noisyteacher import device
 from noisyteacher.cli import main
 from noisyteacher.errors import AskedWronglyError, UnknownNameError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
@@ -123,6 +124,28 @@ def test_every_experiment_runs_and_is_gone_on_with(
     assert again.path == result.path
     assert again.record["rows"] == result.record["rows"]
     assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "paper"]) == 1
+
+
+def test_an_experiment_goes_on_in_the_precision_it_was_begun_in(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is measured, and may come out otherwise on another day: neither teacher nor students are begun anew."""
+    words: dict[str, Any] = {"sigmas": [0.9], "seeds": 1, "output_dir": tmp_path}
+    overrides = {**SMALL, **tiny["table1"]}
+    monkeypatch.setattr(device, "_faster_precision", lambda device: "fp32")
+    begun = run_paper("table1", "quick", overrides=overrides, **words)
+    (part,) = Run.open(begun.path).children()
+    cells = {child.path.name: child.started for child in part.children()}
+    for path in (begun.path / "result.json", part.path / "result.json", part.path / "clean-seed0" / "result.json"):
+        path.unlink()
+    monkeypatch.setattr(device, "_faster_precision", lambda device: "bf16")
+    again = run_paper("table1", "quick", overrides=overrides, **words)
+    assert again.path == begun.path
+    assert again.record["rows"] == begun.record["rows"]
+    assert {child.path.name: child.started for child in part.children()} == cells
+    assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "train"]) == 1
+    run_paper("table1", "quick", overrides=overrides, **{**words, "sigmas": [0.5]})
+    assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "train"]) == 1, "one teacher for all"
 
 
 def test_figure_3_is_table_6_with_its_curves() -> None:

@@ -25,9 +25,10 @@ from noisyteacher.report.costs import trade_offs
 from noisyteacher.report.drawing import COLOURS, draw
 from noisyteacher.report.figures import along
 from noisyteacher.report.noising import picture
-from noisyteacher.report.plain import harmless
+from noisyteacher.report.page import page as page_of
+from noisyteacher.report.plain import as_csv, as_json, harmless, markdown
 from noisyteacher.report.series import charts
-from noisyteacher.report.study import Details
+from noisyteacher.report.study import Details, Difference, Line, Study, Verdict
 from noisyteacher.runs import Run, new_run
 from noisyteacher.text import escaped, shown
 
@@ -367,10 +368,10 @@ def test_single_trainings_and_given_teachers(tmp_path: Path, compression: Run) -
     run.write_metrics([{"epoch": 1, "val/error": 9.0, "train/loss": None}])
     run.write_result({"scores": {"test": made.scores(7.5)}, "training": {"seconds": 1.0}})
     page = Page(build_report(run))
-    assert "Mlp800, distilled: test error 7.50 % (95 % Wilson interval" in page.text
+    assert "mlp800, distilled: test error 7.50 % (95 % Wilson interval" in page.text
     assert "n = 100 images" in page.text
     page = Page(build_report([run, Run(compression.path / "teacher")]))
-    assert "Lenet, trained on labels: test error 5.00 %" in page.text
+    assert "lenet, trained on labels: test error 5.00 %" in page.text
 
 
 @pytest.mark.parametrize(
@@ -580,3 +581,264 @@ def test_a_sealed_result_of_another_shape_is_refused_by_name(tmp_path: Path) -> 
     run.write_result(result)
     with pytest.raises(FileFormatError, match=re.escape(run.path.name)):
         build_report(run, "md")
+
+
+def of_two_data_sets(tmp_path: Path) -> Study:
+    """A sweep over `data.name` with one seed: its teacher, clean and noisy student on mnist, and the same on easy."""
+    (study,) = read_studies(made.sweep(tmp_path, seeds=1))
+    own = [line for line in study.lines if line.name in ("teacher", "clean", "sigma0.5")]
+    easy = {"data": "easy", "n": {"val": 30, "test": 60}, "family": "f1", "teacher": "teacher-easy", "chosen": False}
+    other = [replace(line, name=f"{line.name}-easy", title=f"{line.title}, easy", **easy) for line in own]
+    noisy = Verdict("no evidence", "no evidence on easy", other[2])
+    own = [replace(line, teacher=None if line.kind == "teacher" else "teacher") for line in own]
+    families = {"f0": ("clean", "labels"), "f1": ("clean-easy", "")}
+    return replace(study, lines=(*own, *other), verdicts=(noisy,), families=families)
+
+
+def test_lines_of_other_data_have_their_own_number_of_images(tmp_path: Path) -> None:
+    study = of_two_data_sets(tmp_path)
+    rows = {row["line"]: row for row in csv.DictReader(io.StringIO(as_csv([study])))}
+    assert {name: (row["data"], row["n"]) for name, row in rows.items()} == {
+        "teacher": ("mnist", "10000"), "clean": ("mnist", "10000"), "sigma0.5": ("mnist", "10000"),
+        "teacher-easy": ("easy", "60"), "clean-easy": ("easy", "60"), "sigma0.5-easy": ("easy", "60"),
+    }  # fmt: skip
+    high = 100 * 1.959964**2 / (60 + 1.959964**2)  # Wilson of 0 errors in 60
+    assert float(rows["sigma0.5-easy"]["error_high_%"]) == pytest.approx(high, abs=0.001)
+    assert float(rows["sigma0.5"]["error_high_%"]) < 0.8  # of 60 in 10,000
+    (one,) = json.loads(as_json([study]))["runs"]
+    told = {line["name"]: (line.get("data"), line.get("n")) for line in one["lines"]}
+    assert told["clean-easy"] == ("easy", {"val": 30, "test": 60})
+    assert told["clean"] == (None, None)
+
+
+def test_captions_name_every_data_set_with_its_number_of_images(tmp_path: Path) -> None:
+    study = of_two_data_sets(tmp_path)
+    text = markdown([study])
+    assert text.startswith("# mlp800 from lenet, mnist, easy\n")
+    assert "Test: n = 10,000 (mnist), 60 (easy) images. Validation: n = 100 (mnist), 30 (easy) images." in text
+    assert "| clean, easy | easy | 1 |" in text
+    html_text = page_of([study])
+    told = captions(html_text)
+    for begin in ("Test error minus", "Reliability on test"):
+        (found,) = (one for one in told if one.startswith(begin))
+        assert "n = 10,000 (mnist), 60 (easy) images" in found
+    (found,) = (one for one in told if one.startswith("Validation error (%) by epoch"))
+    assert "n = 100 (mnist), 30 (easy) images" in found
+    assert any("Confusion of teacher lenet, easy on test, easy, n = 60 images" in one for one in told)
+    assert any("Confusion of sigma 0.5, easy on test, easy, n = 60 images" in one for one in told)
+    for begin in ("Error on mnist (test, n = 10,000 images)", "Error on easy (test, n = 60 images)"):
+        assert sum(one.startswith(f"{begin} against parameters") for one in told) == 1
+    facts = Page(html_text).text.partition("Results")[0]
+    assert "clean student, test error 1.00 % (0.29, 8.86)" in facts  # Wilson of 1 in 60
+    assert "noisy student, test error 0.60 % (0.00, 6.02)" in facts  # and of 0
+    parts = tuple(replace(line, data="mnist" if line.data else "") for line in study.lines)
+    assert "Test: n = 60 or 10,000 images." in markdown([replace(study, lines=parts)])
+    assert markdown([replace(study, lines=study.lines[:3])]).count("Test: n = 10,000 images.") == 1
+
+
+def test_figures_of_other_data_say_which(tmp_path: Path) -> None:
+    study = of_two_data_sets(tmp_path)
+    more = replace(study.lines[5], settings={**study.lines[5].settings, "noise.sigma": 0.7})
+    (chart,) = charts([replace(study, lines=(*study.lines, more))], "sigma", "test", [""])
+    assert (chart.data, chart.n, chart.title) == ("easy", 60, "f1")
+    assert chart.paper == ()
+
+
+def test_no_noise_compared_over_several_data_sets(tmp_path: Path) -> None:
+    study = replace(of_two_data_sets(tmp_path), verdicts=())
+    text = Page(page_of([study])).text
+    assert "the lowest test error of students: 0.60 %, sigma 0.5 (on mnist); 0.60 %, sigma 0.5, easy (on easy)." in text
+
+
+def test_a_raw_p_is_told_from_corrected_ones(tmp_path: Path) -> None:
+    run = made.sweep(tmp_path)
+    result = run.result() or {}
+    for one in result["conditions"]:
+        if one["kind"] == "labels":
+            one["against_clean"]["test_error_%"]["p_holm"] = None
+    run.write_result(result)
+    text = build_report(run, "md")
+    rows = {line.split(" |")[0]: line for line in text.splitlines()}
+    assert " raw p " in rows["| labels"]
+    assert " p " in rows["| sigma 0.1"]
+    assert " raw p " not in rows["| sigma 0.1"]
+    assert (
+        "p of the paired t-test, for noises after Holm's correction for all noises with the same other settings; "
+        "raw p: not corrected."
+    ) in text
+    text = build_report(made.compression(tmp_path), "md")
+    assert "p of the paired t-test." in text
+    assert "raw p" not in text
+    assert "Holm" not in text
+
+
+def unfinished_sweep(tmp_path: Path) -> Run:
+    """A sweep over the learning rate and sigma, as it lies there before its result is written."""
+    run = new_run(tmp_path, "sweep", "mlp800", {"base": {"data": {"name": "mnist"}}, "grids": [], "seeds": 1})
+    made.training(run, "teacher", 0.7, model="lenet")
+    for lr, words in ((0.01, "-lr0.01"), (0.001, "")):
+        for name in ("labels-alone", "clean", "sigma0.1", "sigma0.5"):
+            child = made.training(run, f"{name}{words}-seed0", 1.0, noise=made.NOISE if "sigma" in name else None)
+            config = child.config
+            config["recipe"]["lr"] = lr
+            if "sigma" in name:
+                config["objective"]["noise"]["sigma"] = float(name[5:])
+            again = run.child(f"{name}{words}-seed0x", child.info["kind"], config, seed=0)
+            for file in ("result.json", "metrics.jsonl"):
+                shutil.copy(child.path / file, again.path / file)
+            shutil.rmtree(child.path)
+            again.path.rename(child.path)
+    return run
+
+
+def test_an_unfinished_sweep_knows_its_students_by_what_taught_them(tmp_path: Path) -> None:
+    run = unfinished_sweep(tmp_path)
+    (study,) = read_studies(run)
+    assert {line.name: line.kind for line in study.lines} == {
+        "teacher": "teacher",
+        "labels-alone": "labels", "labels-alone-lr0.01": "labels",
+        "clean": "clean", "clean-lr0.01": "clean",
+        "sigma0.1": "noisy", "sigma0.5": "noisy", "sigma0.1-lr0.01": "noisy", "sigma0.5-lr0.01": "noisy",
+    }  # fmt: skip
+    assert [line.kind for line in study.lines][:3] == ["teacher", "labels", "labels"]
+    found = charts([study], "sigma", "test", [""])
+    assert [chart.title for chart in found] == ["lr 0.001", "lr 0.01"]
+    assert all([x for x, _, _ in chart.series[0].points] == [0.1, 0.5] for chart in found)
+    text = build_report(run)
+    assert "no noise was used" not in text
+    assert "The noise is not pictured: the run is not done." in text
+
+
+def test_parts_of_an_unfinished_sweep_that_are_of_other_data_say_so(tmp_path: Path) -> None:
+    run = unfinished_sweep(tmp_path)
+    for name in ("teacher-easy", "sigma0.5-easy-seed0"):
+        noise = None if name == "teacher-easy" else made.NOISE
+        child = made.training(run, name, 2.0, noise=noise, data="easy", model="lenet")
+        child.write_result({"scores": {"test": made.scores(2.0, 60)}, "training": {"seconds": 1.0}})
+    lines = {line.name: line for line in read_studies(run)[0].lines}
+    assert {name: (line.kind, line.data, line.n) for name, line in lines.items() if line.data or line.n} == {
+        "teacher-easy": ("teacher", "easy", {"test": 60}), "sigma0.5-easy": ("noisy", "easy", {"test": 60}),
+    }  # fmt: skip
+
+
+def cost_rows(study: Study) -> list[str]:
+    text = markdown([study])
+    table = text[text.index("| MACs |") :].split("\n\n")[0]
+    return [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+
+
+def test_students_that_differ_in_options_have_a_row_each(tmp_path: Path) -> None:
+    (study,) = read_studies(made.sweep(tmp_path))
+    quarter, half = made.costs(4_000, 900, 0.2), made.costs(8_000, 2_700, 0.4)
+    widths = {"clean": (0.25, quarter), "sigma0.1": (0.25, quarter), "labels": (0.5, half), "sigma0.5": (0.5, half)}
+    lines = [study.lines[0]]
+    for line in study.lines[1:]:
+        width, cost = widths.get(line.name, (0.5, half))
+        lines.append(replace(line, costs=cost, settings={**line.settings, "student.options.width": width}))
+    wide = replace(study, lines=tuple(lines))
+    assert cost_rows(wide) == ["teacher lenet", "mlp800, width 0.5", "mlp800, width 0.25"]
+    text = Page(page_of([wide])).text
+    for one in ("teacher lenet", "student mlp800, width 0.5", "student mlp800, width 0.25"):
+        assert text.count(f"Layers of the {one}: ") == 1
+    elsewhere = replace(lines[-1], costs=made.costs(9_000, 2_700, 0.4), data="easy", n={"test": 60})
+    assert cost_rows(replace(study, lines=(*lines, elsewhere)))[1:] == [
+        "mlp800, width 0.5, mnist", "mlp800, width 0.25", "mlp800, width 0.5, easy",
+    ]  # fmt: skip
+
+
+def test_a_condition_that_failed_has_no_row_among_the_costs(tmp_path: Path) -> None:
+    run = made.sweep(tmp_path)
+    result = run.result() or {}
+    scores = {key: None for key in result["conditions"][0] if key.startswith(("val_", "test_"))}
+    for one in result["conditions"]:
+        if one["name"] == "labels":
+            one |= {**scores, "runs": [], "seeds": [], "against_clean": None, "training_s": []}
+    run.write_result(result)
+    (study,) = read_studies(run)
+    assert cost_rows(study) == ["teacher lenet", "mlp800"]
+    lost = tuple(replace(line, model=None) if line.kind == "clean" else line for line in study.lines)
+    assert cost_rows(replace(study, lines=lost)) == ["teacher lenet", "mlp800"]
+    nameless = tuple(replace(line, model=None) for line in study.lines)
+    assert cost_rows(replace(study, lines=nameless)) == ["teacher", "student"]
+
+
+def test_settings_are_compared_by_name_wherever_a_run_keeps_them(tmp_path: Path) -> None:
+    config = {"data": {"name": "mnist"}, "student": {"name": "mlp800", "lr": 0.01}, "noise": {"sigma": 0.5}}
+    slow = {**config, "student": {"name": "mlp800", "lr": 0.001}}
+    runs = [
+        new_run(tmp_path, "compress", "mlp800", config),
+        new_run(tmp_path, "train", "mlp800", {"config": slow, "seed": 3}, seed=3),
+        new_run(tmp_path, "sweep", "mlp800", {"base": config, "grids": [{"noise.sigma": [0.1]}], "seeds": 2}),
+    ]
+    text = build_report(runs, "md")
+    assert "4 of 7 settings differ;" in text
+    assert "| student.lr | 0.01 | 0.001 | 0.01 |" in text
+    assert "| seed | – | 3 | – |" in text
+    assert "data.name" not in text
+
+
+def test_a_single_training_names_its_classes(tmp_path: Path) -> None:
+    details = {"test": {"confusion": made.CONFUSION, "reliability": made.RELIABILITY}}
+    run = new_run(tmp_path, "train", "lenet", {"config": {"data": {"name": "mnist"}}, "seed": 0}, seed=0)
+    run.write_result({"scores": {"test": made.scores(9.0)}, "details": details, "classes": list(made.DIGITS)})
+    assert "| two | zero | 12.5 |" in build_report(run, "md")
+
+
+def test_the_heading_of_markdown_is_that_of_the_page(tmp_path: Path, compression: Run) -> None:
+    run = made.reproduction(tmp_path)
+    assert build_report(run, "md").startswith("# table1-quick\n")
+    assert "<h1>table1-quick</h1>" in build_report(run)
+    assert build_report([run, compression], "md").startswith("# 2 runs\n")
+
+
+def test_a_sentence_begins_with_a_capital_but_not_a_name() -> None:
+    lenet = Line("x", "lenet, trained on labels", "model", model="lenet")
+    for sentence, line, whole in (
+        ("lenet, trained on labels: test error 7.50 %", lenet, "lenet, trained on labels: test error 7.50 %."),
+        ("mlp800, distilled: test error 7.50 %", None, "mlp800, distilled: test error 7.50 %."),
+        ("student.lr = 0.01: the noise helps", None, "student.lr = 0.01: the noise helps."),
+        ("the noise helps.", lenet, "The noise helps."),
+    ):
+        assert Verdict("", sentence, line).whole == whole
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign(tmp_path: Path) -> None:
+    (study,) = read_studies(made.sweep(tmp_path))
+    none = Difference(-0.001, -0.004, 0.004, 0.9, 0.9, 3, "clean")
+    study = replace(
+        study, lines=tuple(replace(line, against_clean=none) for line in study.lines if line.kind != "clean")
+    )
+    assert "0.00 \\[0.00, 0.00\\]" in markdown([study])
+    assert "\u22120.00" not in markdown([study])
+    text = page_of([study])
+    assert "sigma 0.5 0.00" in text
+    assert "-0.00" not in "".join(one["aria-label"] or "" for one in Page(text).all("svg"))
+
+
+def test_a_choice_of_the_noise_is_told_in_every_format_that_can(tmp_path: Path) -> None:
+    run = made.compression(tmp_path)
+    choice = {
+        "by": "validation error", "n": 100, "epochs": 2, "seeds": [0, 1], "chosen": {"sigma": 0.5, "alpha": 0.5},
+        "candidates": [
+            {"sigma": sigma, "alpha": 0.5 if sigma else 0.0, "val_error_%": [error, error], "mean": error,
+             "runs": [f"choice-{sigma}-seed{seed}" for seed in (0, 1)]}
+            for sigma, error in ((0.0, 9.0), (0.5, 8.0))
+        ],
+    }  # fmt: skip
+    run.write_result({**(run.result() or {}), "choice": choice})
+    text = build_report(run, "md")
+    assert (
+        "The noise: sigma 0.5, alpha 0.5 was chosen on validation (n = 100): error 8.00 % against 9.00 % without "
+        "noise, the lowest of 2 candidates after 2 epochs x 2 seeds."
+    ) in text
+    assert "| no noise | 9.00 | 9.00, 9.00 |" in text
+    assert "| sigma 0.5, alpha 0.5 | 8.00 chosen | 8.00, 8.00 |" in text
+    assert json.loads(build_report(run, "json"))["runs"][0]["choice"] == choice
+    assert json.loads(build_report(made.compression(tmp_path), "json"))["runs"][0]["choice"] is None
+    sentence = (
+        "no noise (sigma 0) was chosen on validation (n = 100): error 9.00 % against 9.00 % without noise, the lowest"
+    )
+    none = {**choice, "chosen": {"sigma": 0.0, "alpha": 0.0}}
+    sentence += " of 2 candidates after 2 epochs x 2 seeds"
+    run.write_result({**(run.result() or {}), "choice": none, "verdict": sentence})
+    assert build_report(run, "md").count("chosen on validation") == 1

@@ -331,6 +331,10 @@ def test_two_runs_differ_by_dotted_key(tmp_path: Path) -> None:
         ("weights.decay", 0.0, ABSENT),
     ]
     assert diff_runs(a, a) == []
+    settings = {"noise": {"sigma": 0.6}, "student": {"epochs": 3}}
+    trained = new_run(tmp_path, "train", "trained", {"config": settings, "seed": 0})
+    swept = new_run(tmp_path, "sweep", "swept", {"base": {**settings, "student": {"epochs": 4}}, "seed": 0})
+    assert diff_runs(trained, swept) == [("student.epochs", 3, 4)], "settings are compared by name, wherever they lie"
 
 
 # ------------------------------------------------------------------------------------------------- removing

@@ -222,6 +222,60 @@ def test_missing_cells_leave_what_can_be_said() -> None:
     assert "no interval" in family["verdict"]["sentence"]
 
 
+@pytest.mark.parametrize(
+    ("val", "says"),
+    [
+        ((2.0, 2.0, 2.5), "; on validation no noise is level with the best of them"),
+        ((2.0, 2.1, 2.5), "; validation prefers no noise to all of them"),
+        ((2.0, 1.9, 1.9), "one of 2 that are level and that validation prefers among 2 noises, gives"),
+        ((2.0, 1.9, 2.5), "which validation prefers among 2 noises, gives"),
+    ],
+)
+def test_what_is_level_is_said_to_be(val: tuple[float, ...], says: str) -> None:
+    conditions, families = study(2)
+    names = ("clean", *families[0].noisy)
+    errors = {
+        name: [(one + 0.1, 3.0), (one - 0.1, 3.0 + k / 10)]
+        for k, (name, one) in enumerate(zip(names, val, strict=True))
+    }
+    _, (family,) = judge_sweep(conditions, families, cells(errors))
+    assert says in family["verdict"]["sentence"]
+    assert ("prefers no noise" in family["verdict"]["sentence"]) == (val[0] < min(val[1:]))
+    level = {name for name, one in zip(names, val, strict=True) if one == min(val)}
+    assert {family["by_validation"]["condition"], *family["by_validation"]["level"]} == level
+
+
+def test_noises_are_compared_over_the_seeds_that_all_have() -> None:
+    """Sigma 0.2 lacks the seed on which every student does well, and is the best on those that are left."""
+    conditions, families = study(2)
+    first, second = families[0].noisy
+    whole = cells(
+        {
+            "clean": [(40.0, 40.0), (35.0, 35.0), (41.0, 41.0)],
+            first: [(38.0, 38.0), (33.0, 33.0), (41.0, 41.0)],
+            second: [(37.0, 37.0), (33.0, 33.0), (41.0, 41.0)],
+        }
+    )
+    del whole[second, 1]
+    _, (family,) = judge_sweep(conditions, families, whole)
+    assert family["by_validation"]["condition"] == family["by_test"]["condition"] == second
+    assert "sigma 0.2, which validation prefers" in family["verdict"]["sentence"]
+    assert "validation is compared over the 2 seeds that all have" in family["verdict"]["sentence"]
+    assert family["optimism_points"] == 0
+    apart = {key: one for key, one in whole.items() if key not in {(first, 0), (first, 2)}}
+    _, (family,) = judge_sweep(conditions, families, apart)
+    assert "some seeds are missing: validation is compared over different ones" in family["verdict"]["sentence"]
+
+
+def test_pairs_that_differ_alike_have_no_interval_and_it_is_said_why() -> None:
+    conditions, families = study(1)
+    (noisy,) = families[0].noisy
+    _, (family,) = judge_sweep(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.5), (3, 3.5)]}))
+    assert "2 paired seeds: no interval, as all of them differ alike" in family["verdict"]["sentence"]
+    _, (family,) = judge_sweep(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.499), (3, 2.5)]}))
+    assert "gives 0.00 points of test error" in family["verdict"]["sentence"]
+
+
 def test_simulation_the_intervals_cover_and_the_verdict_is_rarely_wrong() -> None:
     """5 seeds, 10 noises that do nothing: the interval of the mean and of the difference covers in 95 of 100, and a
     verdict other than "no evidence" falls in at most 5 of 100, although the best of ten is the one judged. Naming the

@@ -57,6 +57,12 @@ def few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, ... ({len(names)})"
 
 
+def signed(value: float) -> str:
+    """A difference to two places, with its sign: `+0.50`; `0.00` where none is left."""
+    text = f"{value:+.2f}"
+    return text if float(text) else text[1:]
+
+
 def sigma_words(sigma: float | Sequence[float]) -> str:
     """A sigma, or a range of it, as people read it. `sigma_words([0.01, 1]) == "0.01..1"`."""
     return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, Sequence) else f"{sigma:g}"

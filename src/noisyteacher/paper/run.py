@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from noisyteacher.config import build_config, completed, describe, put
+from noisyteacher.config import Config, build_config, completed, describe, put
+from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.evaluate import predict
 from noisyteacher.locks import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
 from noisyteacher.paper.result import PaperResult, record_of
 from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, settled, train_config
-from noisyteacher.runs import Run, list_runs, new_run, plain
+from noisyteacher.runs import Run, is_run, list_runs, new_run, plain
 from noisyteacher.sweep import sweep
 from noisyteacher.text import flat, unknown_name
 
@@ -82,8 +83,7 @@ def run_paper(
         found = []
         for part in chosen:
             tell = None if watch is None else _titled(watch, part.name)
-            base = _taught(part.base, output_dir, tell)
-            grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
+            base, grids = _begun(run, part) or _prepared(part, output_dir, tell)
             found.append(
                 sweep(
                     base,
@@ -100,6 +100,23 @@ def run_paper(
         record = record_of(asked, size, chosen, found)
         run.write_result(record)
     return PaperResult(run.path, plain(record, "result"), tuple(found))
+
+
+def _begun(run: Run, part: Part) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Sequence[Any]]]] | None:
+    """What a part's sweep was begun with, None where it was not: who teaches, and what `auto` came to, stays."""
+    folder = run.path / part.name
+    if not is_run(folder):
+        return None
+    config = Run.open(folder).config
+    return config["base"], config["grids"]
+
+
+def _prepared(
+    part: Part, output_dir: str | os.PathLike[str], watch: Watch | None
+) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Sequence[Any]]]]:
+    """The settings and grids of a part's sweep, with its teachers trained."""
+    base = _taught(part.base, output_dir, watch)
+    return base, [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
 
 
 def _budget(name: str, sigmas: Sequence[float], seeds: int | None) -> Budget:
@@ -186,8 +203,17 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
         own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also", "logits_precision")}
         run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
         data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
-        config = settled(build_config({"data": data, "teacher": {**own, "name": name}, "run": run}))
-        found = _same(output_dir, "train", plain({"config": describe(config), "seed": 0}, "config"))
+        asked = build_config({"data": data, "teacher": {**own, "name": name}, "run": run})
+        now = settled(asked)
+        ways = [now]
+        if asked.teacher.precision == AUTO:  # one that was begun where it came to another precision is as good
+            ways += [_in(now, other) for other in PRECISIONS]
+        for config in ways:
+            found = _same(output_dir, "train", plain({"config": describe(config), "seed": 0}, "config"))
+            if found is not None:
+                break
+        else:
+            config, found = now, None
         if found is None or found.state != "done":
             found = train_config(config, run=found, watch=watch).run
         return str(found.path)
@@ -196,6 +222,13 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
     if base["teacher"].get("also"):
         teacher["also"] = [trained(one) for one in base["teacher"]["also"]]
     return {**base, "teacher": teacher}
+
+
+def _in(config: Config, precision: Any) -> Config:
+    """The settings of a training in this precision."""
+    recipes = {"teacher": config.teacher, "student": config.student}
+    changed: dict[str, Any] = {name: replace(one, precision=precision) for name, one in recipes.items()}
+    return replace(config, **changed)
 
 
 def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[str, Sequence[Any]]:

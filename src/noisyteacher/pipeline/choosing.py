@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,9 +90,11 @@ def explain_choice(choice: Mapping[str, Any]) -> str:
         f"sigma {sigma_words(chosen['sigma'])}, alpha {chosen['alpha']:g}" if chosen["sigma"] else "no noise (sigma 0)"
     )
     length = f"{plural(choice['epochs'], 'epoch')} x {plural(len(choice['seeds']), 'seed')}"
+    level = sum(math.isclose(mean, means[key]) for mean in means.values()) - 1
+    others = f"; {level} other{'s' if level > 1 else ''} came to the same" if level else ""
     return (
         f"{what} was chosen on validation (n = {choice['n']:,}): {choice['by'].split()[-1]} {means[key]:.2f} % against "
-        f"{means[0.0, 0.0]:.2f} % without noise, the lowest of {len(means)} candidates after {length}"
+        f"{means[0.0, 0.0]:.2f} % without noise, the lowest of {len(means)} candidates after {length}{others}"
     )
 
 

@@ -54,10 +54,10 @@ def reliability(name: str, study: Study, lines: Sequence[Line], role: str) -> Fi
         below.set_xlim(0, 102)
         legend(figure, axes, 1)
 
-    n = study.n.get(role)
+    n = study.images(role, known)
     caption = (
         f"Reliability on {ROLES.get(role, role)}, {study.of_models}"
-        + (f", n = {n:,} images" if n else "")
+        + (f", {n}" if n else "")
         + f": mean accuracy of the answers in each of 15 bins of confidence (those of {LEAST} rows or more), seeds "
         "pooled; on the broken line confidence is deserved, below it the model is too sure. Small panel: share of the "
         "rows in each bin. "
@@ -74,7 +74,7 @@ def confusion(name: str, study: Study, line: Line, role: str) -> Figure | None:
         return None
     matrix = details.confusion
     size = len(matrix)
-    classes = class_names(study, size)
+    classes = class_names(study, line, size)
     totals = [max(1, sum(row)) for row in matrix]
 
     def paint(figure: Canvas) -> None:
@@ -95,12 +95,12 @@ def confusion(name: str, study: Study, line: Line, role: str) -> Figure | None:
         axes.set_xlabel("chosen class")
         axes.set_ylabel("label")
 
-    n = study.n.get(role)
+    n = study.images(role, [line])
     wrong = sum(sum(row) - row[place] for place, row in enumerate(matrix))
     over = f" over {details.seeds} seeds" if details.seeds > 1 else ""
     caption = (
-        f"Confusion of {line.title} on {ROLES.get(role, role)}, {study.data}"
-        + (f", n = {n:,} images" if n else "")
+        f"Confusion of {line.title} on {ROLES.get(role, role)}, {study.data_of(line)}"
+        + (f", {n}" if n else "")
         + f"{over}: {wrong:,} of {sum(map(sum, matrix)):,} answers wrong. "
         + (
             "Cells: percent of the label's rows; blue right, orange wrong (the square root of the share)."
@@ -124,9 +124,10 @@ def worst(matrix: Sequence[Sequence[int]], most: int = 5) -> list[tuple[int, int
     return sorted(found, key=lambda one: (-one[2], one[0], one[1]))[:most]
 
 
-def class_names(study: Study, size: int) -> tuple[str, ...]:
-    """The classes' names, their numbers where the run does not tell them."""
-    return study.classes if len(study.classes) == size else tuple(map(str, range(size)))
+def class_names(study: Study, line: Line, size: int) -> tuple[str, ...]:
+    """The names of the classes that a line tells apart, their numbers where the run does not tell them."""
+    own = next((one.classes for one in line.details.values() if one.classes), () if line.data else study.classes)
+    return own if len(own) == size else tuple(map(str, range(size)))
 
 
 def _cells(axes: Axes, matrix: Sequence[Sequence[int]], totals: Sequence[int]) -> None:

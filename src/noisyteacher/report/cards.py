@@ -47,25 +47,28 @@ def cards_of(study: Study, tag: str) -> list[Card]:
     verdicts = study.verdicts or (() if study.parts else (_without_verdict(study),))
     cards = []
     for verdict in verdicts:
-        sentence = verdict.sentence.rstrip(".")
-        sentence = sentence[:1].upper() + sentence[1:] + "."
         heading = WORDS.get(verdict.word, verdict.word or ("" if verdict.line is None else "Measured"))
         if verdict.word == "no evidence":
             heading = _others(study, verdict.line) or heading
-        cards.append(Card(verdict.word, heading, title, sentence, tuple(_facts(study, verdict.line))))
+        cards.append(Card(verdict.word, heading, title, verdict.whole, tuple(_facts(study, verdict.line))))
     return cards
 
 
 def _without_verdict(study: Study) -> Verdict:
     """What is said of a run in which no noise was compared."""
     students = [line for line in study.lines if line.kind != "teacher"]
-    known = [(error.mean, line.title) for line in students if (error := line.error(study.role)) is not None]
-    if not known:
+    least: dict[tuple[str, int | None], tuple[float, str]] = {}
+    for line in students:
+        if (error := line.error(study.role)) is not None:
+            split = study.split_of(line)
+            least[split] = min(least.get(split, (error.mean, line.title)), (error.mean, line.title))
+    if not least:
         return Verdict("", "nothing was measured")
-    least, title = min(known)
-    return Verdict(
-        "", f"no noise was compared; the lowest {ROLES[study.role]} error of students: {least:.2f} %, {title}"
-    )
+    told = [
+        f"{error:.2f} %, {title}" + (f" (on {data})" if len(least) > 1 else "")
+        for (data, _), (error, title) in least.items()
+    ]
+    return Verdict("", f"no noise was compared; the lowest {ROLES[study.role]} error of students: {'; '.join(told)}")
 
 
 def _others(study: Study, line: Line | None) -> str:
@@ -83,12 +86,7 @@ def _facts(study: Study, line: Line | None) -> Iterable[Fact]:
     role = study.role
     if line is None or (error := line.error(role)) is None:
         return
-    teachers = [one for one in study.lines if one.kind == "teacher"]
-    teacher = next((one for one in teachers if line.teacher in (None, one.name)), None)
-    controls = study.families.get(line.family)
-    clean = next(
-        (one for one in study.lines if one.kind == "clean" and (controls is None or one.name == controls[0])), None
-    )
+    teacher, clean = study.teacher_of(line), study.clean_of(line)
     for name, one in (("teacher", teacher), ("clean student", clean), ("noisy student", line)):
         found = one.error(role) if one is not None else None
         if one is not None and found is not None and (one is not line or line.kind == "noisy"):
@@ -117,8 +115,8 @@ def overview(studies: Sequence[Study], tags: Sequence[str]) -> Table:
     for study, tag in zip(studies, tags, strict=True):
         line = next((one.line for one in study.verdicts if one.line is not None), None)
         cells = []
-        for kind in ("teacher", "clean"):
-            found = next((one for one in study.lines if one.kind == kind), None)
+        clean = next((one for one in study.lines if one.kind == "clean"), None)
+        for found in (study.teacher_of(line), clean if line is None else study.clean_of(line)):
             error = found.error(study.role) if found is not None else None
             cells.append(Cell(f"{error.mean:.2f}" if error else tables.NOTHING, number=True))
         error = line.error(study.role) if line is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Children:
         found = {}
         for role in sorted(shared):
             try:
-                found[role] = summed([one[role] for one in results if one is not None])
+                one_split = summed([one[role] for one in results if one is not None])
+                found[role] = replace(one_split, classes=self.classes(names))
             except (KeyError, TypeError, ValueError, IndexError, AttributeError):
                 self.note(f"{', '.join(names)}: the details of {role} cannot be understood and are left out.")
         return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from noisyteacher.report.children import Children
 from noisyteacher.report.study import Difference, Estimate, Line, Verdict
 from noisyteacher.runs import Run
 from noisyteacher.stats import paired_difference
+from noisyteacher.text import flat
 
 SCORES = {"error": "error_%", "nll": "nll_nats", "ece": "ece_%", "agreement": "agreement_%"}
 _CELL = re.compile(r"(.+)-seed(\d+)")
@@ -51,6 +53,7 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "noise": noise,
         "batch_size": batch_size(children.config(picture)) if picture else 64,
         "candidates": candidates_of((result or {}).get("choice")),
+        "choice": (result or {}).get("choice"),
         "search": (result or {}).get("search"),
         "best": (result or {}).get("best"),
     }
@@ -61,6 +64,11 @@ def settled_noise(noise: object) -> dict[str, Any] | None:
     if not isinstance(noise, dict) or "auto" in (noise.get("sigma"), noise.get("alpha")):
         return None
     return dict(noise) or None
+
+
+def has_noise(noise: Mapping[str, Any]) -> bool:
+    """Whether these settings change anything."""
+    return bool(noise) and noise.get("sigma") not in (0, 0.0, [0, 0]) and noise.get("alpha") not in (0, 0.0)
 
 
 def noise_settings(noise: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -91,21 +99,32 @@ def partial_lines(children: Children) -> list[Line]:
     for name, child in children.named.items():
         matched = _CELL.fullmatch(name)
         trial = name.startswith("choice-")  # of a choice of the noise, shorter than the runs it is for
-        if child.state == "done" and (matched or name == "teacher") and not trial:
+        if child.state == "done" and (matched or name.startswith("teacher")) and not trial:
             groups.setdefault(matched[1] if matched else name, []).append(name)
-    order = {"teacher": 0, "labels": 1, "clean": 2}
-    return [_partial(children, name, groups[name]) for name in sorted(groups, key=lambda one: (order.get(one, 3), one))]
+    done = next((name for name, child in children.named.items() if child.state == "done"), None)
+    whole = (data_of(children) or "", children.counts(done) if done else {})
+    lines = [_partial(children, name, names, whole) for name, names in sorted(groups.items())]
+    taught = [line for line in lines if line.kind != "teacher"]
+    words = dict(zip((line.name for line in taught), _families(children, taught), strict=True))
+    lines = [replace(line, family=words.get(line.name, "")) for line in lines]
+    return sorted(lines, key=lambda line: ("teacher", "labels", "clean", "noisy").index(line.kind))
 
 
-def _partial(children: Children, name: str, names: list[str]) -> Line:
+def _partial(children: Children, name: str, names: list[str], whole: tuple[str, Mapping[str, int]]) -> Line:
+    """The line of these runs; `whole`: name and images by role of the study's data, told where a line's are others."""
     spent = [(children.result(one).get("training") or {}).get("seconds") for one in names]
-    objective = _table(children.config(names[0]), "objective")
+    config = children.config(names[0])
+    noise = _table(_table(config, "objective"), "noise")
+    kind = _kind(name, config, noise)
+    data, counts = str(_table(config, "data").get("name") or ""), children.counts(names[0])
     return Line(
         name,
         name,
-        name if name in ("teacher", "labels", "clean") else "noisy",
+        kind,
         model=children.model(names[0]),
-        settings=noise_settings(_table(objective, "noise")),
+        settings=noise_settings(noise) if kind == "noisy" else {},
+        data=data if data != whole[0] else "",
+        n=counts if counts != whole[1] else {},
         seeds=_seeds(children, names),
         scores=scores_of(children, names),
         training_s=Estimate.of(spent),
@@ -113,6 +132,28 @@ def _partial(children: Children, name: str, names: list[str]) -> Line:
         curves=children.curves(names),
         details=children.details(names),
     )
+
+
+def _families(children: Children, lines: list[Line]) -> list[str]:
+    """For each line the settings, beside its noise, in which it differs from others, in words."""
+    configs = [flat(children.config(line.runs[0])) for line in lines]
+    other = ("seed", "objective.objective", "objective.noise", "data.val", "data.test", "data.classes")
+    keys = sorted({key for config in configs for key in config if not key.startswith(other)})
+    varying = [key for key in keys if len({repr(config[key]) for config in configs if key in config}) > 1]
+    return [
+        ", ".join(f"{key.rpartition('.')[2]} {str(config[key])[:16]}" for key in varying if key in config)
+        for config in configs
+    ]
+
+
+def _kind(name: str, config: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
+    """What a child run was for, as its config tells: a teacher has no objective."""
+    taught = _table(config, "objective").get("objective")
+    if taught is None and name.startswith("teacher"):
+        return "teacher"
+    if taught == "supervised":
+        return "labels"
+    return "noisy" if has_noise(noise) else "clean"
 
 
 def _line(children: Children, row: Mapping[str, Any], role: str, noise: Mapping[str, Any] | None) -> Line:

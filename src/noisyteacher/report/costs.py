@@ -36,6 +36,10 @@ MARKS = {
 }
 
 
+Split = tuple[str, str, int | None]
+"""Role, name of the data, number of images."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One model in the plane of cost and error."""
@@ -68,24 +72,60 @@ def conditions(costs: Mapping[str, Any] | None) -> str:
     )
 
 
+def networks(study: Study) -> list[tuple[str, Line]]:
+    """(title, a line of it) of every network whose costs are known, teachers first; students with their options.
+
+    A line that does not tell its network stands for one only where it was scored and no other has its costs.
+    """
+    known: dict[tuple[Any, ...], tuple[str, Line]] = {}
+    measured = [line for line in study.lines if line.costs]
+    for line in sorted(measured, key=lambda line: (not line.model, line.kind != "teacher")):
+        shared = any(line.costs == one.costs for _, one in known.values())
+        if line.model or (line.scores and not shared):
+            title = _network(line)
+            known.setdefault((title, *(cost(line.costs, key) for key in COSTS[:3])), (title, line))
+    found = sorted(known.values(), key=lambda one: one[1].kind != "teacher")
+    titles = [title for title, _ in found]
+    return [(title if titles.count(title) == 1 else _told_apart(study, title, line), line) for title, line in found]
+
+
+def _network(line: Line) -> str:
+    """`teacher lenet`, or a student's name with those of its options that tell it from others."""
+    if line.kind == "teacher":
+        return f"teacher {line.model or ''}".strip()
+    before = "student.options."
+    options = {key.removeprefix(before): value for key, value in line.settings.items() if key.startswith(before)}
+    return ", ".join([line.model or "student", *(f"{key} {value}" for key, value in options.items())])
+
+
+def _told_apart(study: Study, title: str, line: Line) -> str:
+    """The title of a network that costs something else than another of that title: on other data, or so titled."""
+    if line.kind == "teacher" and line.title != title:
+        return line.title
+    return f"{title}, {study.data_of(line)}"
+
+
 def trade_offs(name: str, studies: Sequence[Study]) -> list[Figure]:
-    """A figure per cost for studies of one data set and split: error against cost, and what nothing else beats.
+    """A figure per cost for each data set and split of the studies: error against cost, and what nothing else beats.
 
     Latencies taken under different conditions are in figures of their own.
     """
-    first = studies[0]
-    role = first.role
-    found = []
-    for key in COSTS:
-        groups: dict[str, list[Point]] = {}
-        for line in (line for study in studies for line in study.lines):
-            value, error = cost(line.costs, key), line.error(role)
-            if value is not None and value > 0 and error is not None:
-                group = conditions(line.costs) if key == "latency_ms" else ""
-                groups.setdefault(group, []).append(Point(line, value, error.mean, error.low, error.high))
-        for place, points in enumerate(groups.values()):
-            if len({point.cost for point in points}) > 1:
-                found.append(_figure(f"{name}-{key}{place or ''}", key, points, first))
+    splits: dict[Split, list[Line]] = {}
+    for study in studies:
+        for line in study.lines:
+            splits.setdefault((study.role, *study.split_of(line)), []).append(line)
+    found: list[Figure] = []
+    for split, lines in splits.items():
+        for key in COSTS:
+            groups: dict[str, list[Point]] = {}
+            for line in lines:
+                value, error = cost(line.costs, key), line.error(split[0])
+                if value is not None and value > 0 and error is not None:
+                    group = conditions(line.costs) if key == "latency_ms" else ""
+                    groups.setdefault(group, []).append(Point(line, value, error.mean, error.low, error.high))
+            for points in groups.values():
+                if len({point.cost for point in points}) > 1:
+                    found.append(_figure(f"{name}-{key}{len(found)}", key, points, split))
     return found
 
 
@@ -98,7 +138,8 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def _figure(name: str, key: str, points: list[Point], study: Study) -> Figure:
+def _figure(name: str, key: str, points: list[Point], split: Split) -> Figure:
+    role, data, n = split
     best = front(points)
     teachers = [point for point in points if point.line.kind == "teacher"]
 
@@ -130,12 +171,11 @@ def _figure(name: str, key: str, points: list[Point], study: Study) -> Figure:
         _named(axes, points)
         _decades(axes, key)
         axes.set_xlabel(NAMES[key])
-        axes.set_ylabel(f"{ROLES.get(study.role, study.role)} error (%)")
+        axes.set_ylabel(f"{ROLES.get(role, role)} error (%)")
         legend(figure, axes, 4)
 
-    n = study.n.get(study.role)
     caption = (
-        f"Error on {study.data} ({ROLES.get(study.role, study.role)}"
+        f"Error on {data} ({ROLES.get(role, role)}"
         + (f", n = {n:,} images" if n else "")
         + f") against {NAMES[key]}. Left and down is better; "
         + ("the broken lines cross at the teacher; " if len(teachers) == 1 else "")

@@ -18,7 +18,7 @@ from noisyteacher.report.drawing import (
 )
 from noisyteacher.report.series import Chart
 from noisyteacher.report.study import Curve, Difference, Estimate, Line, PaperRow, Study
-from noisyteacher.text import shown
+from noisyteacher.text import shown, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,9 +113,10 @@ def along(name: str, chart: Chart) -> Figure:
     return Figure(draw(name, 250, shown(alt), paint), " ".join(caption))
 
 
-def differences(name: str, lines: Sequence[Line], role: str, n: int | None) -> Figure | None:
+def differences(name: str, study: Study) -> Figure | None:
     """Each line's error minus the clean student's, with intervals, around zero; None where there is nothing paired."""
-    found = [(line, line.against_clean) for line in lines if line.against_clean is not None]
+    role = study.role
+    found = [(line, line.against_clean) for line in study.lines if line.against_clean is not None]
     if not found:
         return None
     rows: list[tuple[Line, Difference]] = [(line, one) for line, one in found if one is not None][::-1]
@@ -139,12 +140,13 @@ def differences(name: str, lines: Sequence[Line], role: str, n: int | None) -> F
 
     count = max(one.n for _, one in rows)
     interval = "95 % Student-t interval over pairs" if any(one.low is not None for _, one in rows) else "no interval"
+    n = study.images(role, [line for line, _ in found])
     caption = (
         f"{ROLES.get(role, role).capitalize()} error minus that of the clean student with the same seed, "
-        + (f"n = {n:,} images, " if n else "")
+        + (f"{n}, " if n else "")
         + f"{_seeds([count], 'paired seed')}; lines: {interval}. An interval that holds 0 is no evidence either way."
     )
-    told = "; ".join(f"{line.title} {one.mean:+.2f}" for line, one in rows[::-1][:12])
+    told = "; ".join(f"{line.title} {signed(one.mean)}" for line, one in rows[::-1][:12])
     alt = f"Differences to the clean student in points: {shown(told)}"
     return Figure(draw(name, 62 + 19 * len(rows), alt, paint), caption)
 
@@ -178,9 +180,9 @@ def epochs(name: str, study: Study, lines: Sequence[Line], key: str, what: str, 
         legend(figure, axes, 1 if max(len(line.title) for line in known) > 22 else 2)
 
     counts = sorted({len(line.curves) for line in known})
-    n = study.n.get("val") if key.startswith("val/") else None
+    n = study.images("val", known) if key.startswith("val/") else ""
     caption = f"{what[:1].upper()}{what[1:]} by epoch, {study.of_models}"
-    caption += f", n = {n:,} images" if n else ""
+    caption += f", {n}" if n else ""
     caption += f"; thick: mean of {_seeds(counts)}{'; thin: each seed' if counts[-1] > 1 else ''}."
     lasts = [(line, _mean(line.curves, key)[1]) for line in known]
     told = "; ".join(f"{line.title} from {y[0]:.3g} to {y[-1]:.3g}" for line, y in lasts if y)

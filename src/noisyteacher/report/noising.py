@@ -27,7 +27,7 @@ SAMPLES = 4
 def picture(name: str, study: Study) -> Figure | str:
     """The logits of a few training samples before and after the run's own noise; else a sentence on why not."""
     if not study.noise:
-        return "The noise is not pictured: no noise was used."
+        return f"The noise is not pictured: {'no noise was used' if study.state == 'done' else 'the run is not done'}."
     try:
         store = _store(study)
         from noisyteacher.noise import FIELDS, Noise
@@ -50,10 +50,11 @@ def picture(name: str, study: Study) -> Figure | str:
             axes.set_xlabel("class" if len(before[0]) <= MOST else "class, by its logit")
         legend(figure, grid[0][0])
 
+    data = store.meta.get("data") or study.data
     share = f"{selected} of the {step} samples of this batch were perturbed"
     told = ", ".join(f"{key} {_value(value)}" for key, value in settings.items())
     caption = (
-        f"The noise itself: logits of {len(rows)} training samples of {study.data} before and after one draw of the "
+        f"The noise itself: logits of {len(rows)} training samples of {data} before and after one draw of the "
         f"run's noise ({told}; seed {study.noise_seed}). {share}"
         + ("; the last shown is one that was not" if _unselected(before, after) else "")
         + ("; at the full strength of its schedule" if settings.get("schedule", "constant") != "constant" else "")

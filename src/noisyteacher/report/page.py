@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from noisyteacher.report import tables
 from noisyteacher.report.answers import confusion, reliability, shared_role
 from noisyteacher.report.cards import cards_of, overview, subtitle
-from noisyteacher.report.costs import trade_offs
+from noisyteacher.report.costs import networks, trade_offs
 from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
 from noisyteacher.report.handed import files, searched, told
 from noisyteacher.report.noising import picture
 from noisyteacher.report.series import charts, choice_charts
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
-from noisyteacher.text import shown
+from noisyteacher.text import plural, shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -65,16 +65,20 @@ def page(studies: Sequence[Study]) -> str:
     title = "Settings that differ" if several else "Settings"
     sections.append(Section(title, "settings", tables=[tables.settings(known, tags)]))
     sections.append(Section("Versions and hosts", "origins", tables=[tables.origins(known, tags)]))
-    heading = whole[0].of_models if not several else f"{len(studies)} run{'s' if len(studies) > 1 else ''}"
-    if several and len(studies) == 1:
-        heading = studies[0].name
     return _template().render(
-        title=heading,
+        title=heading(studies),
         subtitle=subtitle(studies),
         cards=cards,
         sections=[section for section in sections if section],
         style=_style(),
     )
+
+
+def heading(studies: Sequence[Study]) -> str:
+    """What stands above it all: the models of one run, the name of one with runs in it, or how many runs there are."""
+    if len(studies) > 1:
+        return plural(len(studies), "run")
+    return studies[0].name if studies[0].parts else studies[0].of_models
 
 
 def tagged(studies: Sequence[Study]) -> list[str]:
@@ -95,13 +99,13 @@ def picks(study: Study) -> list[Line]:
 
 def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     """What there is to say of one study, in order of interest."""
-    role, lines = study.role, picks(study)
+    lines = picks(study)
     found = Section("Results", f"{name}-results", texts=list(study.notes))
     found.figures += [one for one in [beside_paper(f"{name}-paper", study.rows)] if one]
     found.tables += [one for one in [tables.beside_table(study), tables.results(study)] if one]
     if study.state != "done" and not study.lines and not study.parts:
         found.texts.append("No part of this run is done yet.")
-    found.figures += [one for one in [differences(f"{name}-differences", study.lines, role, study.n.get(role))] if one]
+    found.figures += [one for one in [differences(f"{name}-differences", study)] if one]
     found.below += [_failed(study)] if study.failed else []
     yield found
     if alone:
@@ -130,9 +134,7 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     costs = Section("Costs", f"{name}-costs")
     costs.tables += [one for one in [tables.costs(study)] if one]
     costs.figures += trade_offs(f"{name}-cost", [study]) if alone else []
-    models = {(line.kind == "teacher", line.model): line for line in reversed(study.lines) if line.costs}
-    ordered = sorted(models.items(), key=lambda one: (not one[0][0], one[0][1] or ""))
-    costs.below += [one for _, line in ordered if (one := tables.layers(line))]
+    costs.below += [one for title, line in networks(study) if (one := tables.layers(title, line))]
     yield costs
     handed = Section("What is handed over", f"{name}-handed", texts=told(study.best))
     handed.tables += [one for one in [files(study.best)] if one]
@@ -152,7 +154,7 @@ def _answers(study: Study, lines: Sequence[Line], name: str) -> Iterable[Section
     calibration, found = Section("Calibration", f"{name}-calibration"), Section("Confusion", f"{name}-confusion")
     told = [verdict.line for verdict in study.verdicts if verdict.line is not None]
     student = told[0] if told else next((line for line in reversed(lines) if line.kind != "teacher"), None)
-    teacher = next((line for line in lines if line.kind == "teacher"), None)
+    teacher = study.teacher_of(student)
     role = shared_role({role: one for line in lines for role, one in line.details.items()}, study.role)
     if role is None:
         if any(line.scores for line in lines):
@@ -190,14 +192,7 @@ def _along(studies: Sequence[Study], name: str, tags: Sequence[str] = ("",)) -> 
 
 def _trade_offs(studies: Sequence[Study], name: str) -> Section:
     """Error against cost of all runs together, a set of figures per data set and split."""
-    found = Section("Error against cost", name)
-    groups: dict[tuple[str, str, int | None], list[Study]] = {}
-    for study in studies:
-        if any(line.costs for line in study.lines):
-            groups.setdefault((study.data, study.role, study.n.get(study.role)), []).append(study)
-    for place, group in enumerate(groups.values()):
-        found.figures += trade_offs(f"{name}{place}", group)
-    return found
+    return Section("Error against cost", name, figures=trade_offs(name, studies))
 
 
 def _failed(study: Study) -> Table:

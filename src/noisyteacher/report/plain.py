@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from noisyteacher.pipeline import explain_choice
 from noisyteacher.report import tables
 from noisyteacher.report.costs import COSTS, cost
-from noisyteacher.report.page import picks, tagged
+from noisyteacher.report.page import heading, picks, tagged
 from noisyteacher.report.study import Line, Study
 from noisyteacher.report.tables import Cell, Table
 from noisyteacher.text import escaped, shown
@@ -24,25 +25,33 @@ def markdown(studies: Sequence[Study]) -> str:
     """The studies as Markdown with pipe tables; names are escaped, so that they show as they are."""
     whole = [one for study in studies for one in study.with_parts()]
     tags = tagged(whole)
-    heading = whole[0].of_models if len(whole) == 1 else f"{len(studies)} runs"
-    lines = [f"# {escaped(heading)}", ""]
+    lines = [f"# {escaped(heading(studies))}", ""]
     for study, tag in zip(whole, tags, strict=True):
         if len(whole) > 1:
             lines += [f"## {tag}: {escaped(study.of_models)}", ""]
         lines += [f"{escaped(study.kind)} {escaped(study.id)}, {study.state}", ""]
         for verdict in study.verdicts:
-            sentence = verdict.sentence.rstrip(".")
-            lines += [f"**{escaped(sentence[:1].upper() + sentence[1:])}.**", ""]
+            lines += [f"**{escaped(verdict.whole)}**", ""]
+        if study.choice and (how := explain_choice(study.choice)) not in [one.sentence for one in study.verdicts]:
+            lines += [escaped(f"The noise: {how}."), ""]
         lines += [line for note in study.notes for line in (escaped(note), "")]
-        for table in (tables.beside_table(study), tables.results(study), tables.costs(study), _failed(study)):
+        for table in (
+            tables.beside_table(study), tables.results(study), tables.candidates(study), tables.costs(study),
+            _failed(study), *_mistakes(study),
+        ):  # fmt: skip
             lines += _pipes(table) if table is not None else []
-        seen = [line for line in picks(study) if line.details]
-        confused = tables.mistakes(study, seen, study.role) if seen else None
-        lines += _pipes(confused) if confused is not None else []
     if len(whole) > 1:
         lines += ["## Settings that differ", "", *_pipes(tables.settings(whole, tags))]
     lines += ["## Versions and hosts", "", *_pipes(tables.origins(whole, tags))]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _mistakes(study: Study) -> list[Table | None]:
+    """The most frequent confusions, a table per data set."""
+    groups: dict[str, list[Line]] = {}
+    for line in picks(study):
+        groups.setdefault(study.data_of(line), []).append(line)
+    return [tables.mistakes(study, lines, study.role) for lines in groups.values()]
 
 
 def as_json(studies: Sequence[Study]) -> str:
@@ -73,6 +82,7 @@ def described(study: Study) -> dict[str, Any]:
         ],
         "notes": list(study.notes),
         "failed": [{"part": what, "error": why} for what, why in study.failed],
+        "choice": None if study.choice is None else dict(study.choice),
         "lines": [_line(line) for line in study.lines],
         "paper": [
             {"label": row.label, "paper_%": row.paper, "ours": row.ours.describe() if row.ours else None}
@@ -112,8 +122,9 @@ def harmless(value: object) -> object:
 
 
 def _row(study: Study, line: Line | None) -> dict[str, Any]:
-    role, n = study.role, study.n.get(study.role)
-    row: dict[str, Any] = {"run": study.id, "run_kind": study.kind, "state": study.state, "data": study.data}
+    role = study.role
+    data, n = study.split_of(line) if line else (study.data, study.n.get(role))
+    row: dict[str, Any] = {"run": study.id, "run_kind": study.kind, "state": study.state, "data": data}
     error = line.error(role) if line else None
     span = line.span(role, n) if line else None
     gap = line.against_clean if line else None
@@ -164,6 +175,8 @@ def _line(line: Line) -> dict[str, Any]:
         "model": line.model,
         "family": line.family,
         "settings": dict(line.settings),
+        **({"data": line.data} if line.data else {}),
+        **({"n": dict(line.n)} if line.n else {}),
         "seeds": list(line.seeds),
         "scores": {key: estimate.describe() for key, estimate in line.scores.items()},
         "against_clean": None if gap is None else vars(gap),

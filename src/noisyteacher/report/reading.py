@@ -9,7 +9,14 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError
 from noisyteacher.report.children import Children, sizes
-from noisyteacher.report.compressed import batch_size, candidates_of, noise_settings, read_compression, settled_noise
+from noisyteacher.report.compressed import (
+    batch_size,
+    candidates_of,
+    has_noise,
+    noise_settings,
+    read_compression,
+    settled_noise,
+)
 from noisyteacher.report.study import Curve, Details, Estimate, Line, Study, Verdict
 from noisyteacher.report.swept import read_paper, read_sweep
 from noisyteacher.runs import Run, is_run, list_runs
@@ -131,7 +138,7 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
     line = Line(
         run.id,
         f"{model}, {SINGLE.get(kind, kind)}",
-        "noisy" if noise and _has_noise(noise) else "clean" if kind == "distil" and not waits else "model",
+        "noisy" if noise and has_noise(noise) else "clean" if kind == "distil" and not waits else "model",
         model=model,
         settings=noise_settings(noise),
         seeds=(seed,) if isinstance(seed, int) else (),
@@ -153,11 +160,12 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
         "student": model,
         "lines": (line,),
         "verdicts": _measured(line, role, counts.get(role)),
-        "classes": tuple(map(str, data.get("classes") or ())),
+        "classes": tuple(map(str, data.get("classes") or (result or {}).get("classes") or ())),
         "stores": (Path(store),) if isinstance(store, str) else (),
         "store_digest": _mapping(run.info.get("parents")).get("store"),
-        "noise": noise if noise and _has_noise(noise) else None,
+        "noise": noise if noise and has_noise(noise) else None,
         "candidates": candidates_of(choice or None),
+        "choice": choice or None,
         "noise_seed": seed if isinstance(seed, int) else 0,
         "batch_size": recipe.get("batch_size") or batch_size(whole),
     }
@@ -199,10 +207,6 @@ def _details(result: Mapping[str, Any] | None) -> dict[str, Details]:
 
 def _noise(run: Run, whole: Mapping[str, Any]) -> Mapping[str, Any]:
     return _mapping(whole.get("noise")) or _mapping(_mapping(run.config.get("objective")).get("noise"))
-
-
-def _has_noise(noise: Mapping[str, Any]) -> bool:
-    return noise.get("sigma") not in (0, 0.0, [0, 0]) and noise.get("alpha") not in (0, 0.0)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -61,19 +61,20 @@ def charts(studies: Sequence[Study], axis: str, role: str, tags: Sequence[str]) 
         student = next((line.model for line in noisy if line.model), study.student)
         whose = {line.teacher for line in noisy}
         teachers = [line for line in study.lines if line.kind == "teacher" and (whose == {None} or line.name in whose)]
+        teacher = (teachers[0].model if len(teachers) == 1 else None) or study.teacher
         found.append(
             Chart(
                 axis,
                 role,
-                study.data,
-                study.n.get(role),
-                study.teacher,
+                study.data_of(noisy[0]),
+                noisy[0].images(role, study.n.get(role)),
+                teacher,
                 student,
                 tuple(series),
                 _of(lines, "clean", role),
                 _of(lines, "labels", role),
                 teachers[0].error(role) if len(teachers) == 1 else None,
-                _paper(study, student, axis, series) if role == "test" else (),
+                _paper(study, teacher, student, axis, series) if role == "test" else (),
                 name,
             )
         )
@@ -157,7 +158,9 @@ def _of(lines: Sequence[Line], kind: str, role: str) -> Estimate | None:
     return next((line.error(role) for line in lines if line.kind == kind), None)
 
 
-def _paper(study: Study, student: str | None, axis: str, series: Sequence[Series]) -> tuple[references.Curve, ...]:
+def _paper(
+    study: Study, teacher: str | None, student: str | None, axis: str, series: Sequence[Series]
+) -> tuple[references.Curve, ...]:
     """The paper's curves of the same data, networks and held setting; each once."""
     found: dict[str, references.Curve] = {}
     for one in series:
@@ -165,8 +168,8 @@ def _paper(study: Study, student: str | None, axis: str, series: Sequence[Series
         if any(one.held.get(key, value) != value for key, value in plain.items()):
             continue
         for curve in references.matching_curves(
-            data=study.data,
-            teacher=str(study.teacher),
+            data=study.data_of(one.points[0][2]),
+            teacher=str(teacher),
             student=str(student),
             axis=axis,
             sigma=scalar(one.held, "sigma"),

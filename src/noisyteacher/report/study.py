@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Difference:
     high: float | None
     p: float | None
     p_holm: float | None
-    """p after Holm's correction for all comparisons of the sweep; None where there was one comparison."""
+    """Of a noise in a sweep: p after Holm's correction for all noises with the same other settings; else None."""
     n: int
     reference: str
 
@@ -100,6 +100,8 @@ class Details:
     bins: tuple[tuple[int, float, float], ...]
     """(rows, mean confidence %, accuracy %) of every bin that is not empty; () where there are no labels."""
     seeds: int
+    classes: tuple[str, ...] = ()
+    """The classes' names where the runs tell them."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +132,30 @@ class Line:
     """The noisy line of its family with the least validation error."""
     least_on_test: bool = False
     """The noisy line of its family with the least test error, which is how the paper chose."""
+    data: str = ""
+    """The data's name where it is not the study's."""
+    n: Mapping[str, int] = field(default_factory=dict)
+    """Images by role where they are not the study's."""
+
+    def images(self, role: str, n: int | None) -> int | None:
+        """How many images of one split its scores are of: its own where it has them, else n, the study's."""
+        return self.n.get(role) if self.n else n
 
     def error(self, role: str) -> Estimate | None:
         """The error (%) on one split."""
         return self.scores.get(f"{role}_error_%")
 
     def span(self, role: str, n: int | None) -> tuple[float, float, str] | None:
-        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the n images of the split."""
+        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split.
+
+        n: how many the study's split has; a line of other data has a number of its own.
+        """
         error = self.error(role)
         if error is None:
             return None
         if error.low is not None and error.high is not None:
             return error.low, error.high, "t"
+        n = self.images(role, n)
         if not n:
             return None
         low, high = binomial_interval(min(n, max(0, round(error.mean * n / 100))), n)
@@ -157,6 +171,15 @@ class Verdict:
     sentence: str
     line: Line | None = None
     """The line that it is about, whose difference to the clean one is the claim."""
+
+    @property
+    def whole(self) -> str:
+        """The sentence with its capital and its full stop; the name of a network or a setting keeps its case."""
+        text = self.sentence.rstrip(".")
+        model = self.line.model if self.line is not None else None
+        named = model is not None and text.startswith(model)
+        word = text.split(" ", 1)[0].rstrip(",:")
+        return (text if named or not word.isalpha() else text[:1].upper() + text[1:]) + "."
 
 
 @dataclass(frozen=True)
@@ -209,7 +232,9 @@ class Study:
     families: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Of a sweep: family -> the names of its clean and its label-only line, which families may share."""
     candidates: tuple[Line, ...] = ()
-    """Of a compression that chose its noise on validation: what it chose from."""
+    """Of a run that chose its noise on validation: what it chose from."""
+    choice: Mapping[str, Any] | None = None
+    """The record of that choice, as the run's result has it."""
     search: Mapping[str, Any] | None = None
     """Of a compression that chose its student: the limits, what was looked at and tried, in sentences too."""
     best: Mapping[str, Any] | None = None
@@ -226,7 +251,42 @@ class Study:
     def of_models(self) -> str:
         """Which models on which data, in words. `"mlp800 from lenet, mnist-5k"`."""
         models = " from ".join(name for name in (self.student, self.teacher) if name) or self.name
-        return f"{models}, {self.data}" if self.data else models
+        data = dict.fromkeys(self.data_of(line) for line in self.lines) if self.lines else (self.data,)
+        return ", ".join([models, *filter(None, data)])
+
+    def data_of(self, line: Line) -> str:
+        """The name of the data that a line is of."""
+        return line.data or self.data
+
+    def split_of(self, line: Line) -> tuple[str, int | None]:
+        """(data, images) of the split that a line's errors are of: only lines of one are set side by side."""
+        return self.data_of(line), line.images(self.role, self.n.get(self.role))
+
+    def teacher_of(self, line: Line | None) -> Line | None:
+        """The line of the teacher that a line learned from; of a line that tells none, and of None, the first."""
+        teachers = [one for one in self.lines if one.kind == "teacher"]
+        return next((one for one in teachers if line is None or line.teacher in (None, one.name)), None)
+
+    def clean_of(self, line: Line) -> Line | None:
+        """The line of the clean student that a line is compared with; None where there is none."""
+        clean = [one for one in self.lines if one.kind == "clean"]
+        name = self.families[line.family][0] if line.family in self.families else None
+        return next((one for one in clean if one.name == name or (name is None and one.family == line.family)), None)
+
+    def images(self, role: str, lines: Iterable[Line] = ()) -> str:
+        """How many images of one split the lines are scored on, by data set where they differ; "" where unknown.
+
+        `"n = 400 images"`, `"n = 150 (tiny), 60 (easy) images"`, of parts of one `"n = 60 or 150 images"`; without
+        lines the study's own number.
+        """
+        own = self.n.get(role)
+        found = dict.fromkeys((self.data_of(one), one.images(role, own)) for one in lines) or {(self.data, own): None}
+        known = [(data, n) for data, n in found if n]
+        if len({n for _, n in known}) < 2:
+            return f"n = {known[0][1]:,} images" if known else ""
+        if len({data for data, _ in known}) < len(known):
+            return f"n = {' or '.join(f'{n:,}' for n in sorted({n for _, n in known}))} images"
+        return f"n = {', '.join(f'{n:,} ({data})' for data, n in known)} images"
 
 
 def _number(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from noisyteacher.report.children import Children
@@ -34,9 +35,16 @@ def read_sweep(run: Run, children: Children, result: Mapping[str, Any] | None) -
     teachers = result.get("teachers") or [result["teacher"]]
     costs = result.get("costs") or {}
     students = dict(costs.get("students") or {})
-    lines = [_teacher(children, one, costs.get("teacher") if one is teachers[0] else None) for one in teachers]
+    lines = _teachers(children, result, teachers, costs)
     taught = {str(name): str(one["run"]) for one in teachers for name in one.get("conditions") or ()}
-    lines += [_line(children, one, families, students, role, taught) for one in result["conditions"]]
+    of_teacher: dict[str, dict[str, Any]] = {line.name: {"data": line.data, "n": line.n} for line in lines}
+    lines += [
+        replace(
+            _line(children, one, families, students, role, taught),
+            **of_teacher.get(taught.get(str(one["name"]), ""), {}),
+        )
+        for one in result["conditions"]
+    ]
     named = {line.name: line for line in lines}
     pictured = _pictured(lines, families)
     child = pictured.runs[0] if pictured is not None and pictured.runs else None
@@ -84,7 +92,31 @@ def read_paper(result: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"rows": tuple(rows), "verdicts": tuple(verdicts), "notes": tuple(map(str, result.get("notes", [])))}
 
 
-def _teacher(children: Children, record: Mapping[str, Any], costs: Mapping[str, Any] | None) -> Line:
+def _teachers(
+    children: Children, result: Mapping[str, Any], records: list[Mapping[str, Any]], costs: Mapping[str, Any]
+) -> list[Line]:
+    """A line per teacher; those of one network say what tells them apart."""
+    spent = costs.get("teachers") or {str(records[0].get("run", "teacher")): costs.get("teacher")}
+    lines = [_teacher(children, one, result, spent.get(str(one.get("run", "teacher")))) for one in records]
+    models = [line.model for line in lines]
+    told = [
+        _told_apart(one, result) if models.count(line.model) > 1 else ""
+        for line, one in zip(lines, records, strict=True)
+    ]
+    return [replace(line, title=f"{line.title}{words}") for line, words in zip(lines, told, strict=True)]
+
+
+def _told_apart(record: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What the grid says of a teacher and its data, as ` (epochs 3)`; "" where it says nothing."""
+    names = record.get("conditions") or ()
+    settings: Mapping[str, Any] = next((one["settings"] for one in result["conditions"] if one["name"] in names), {})
+    own = {key.split(".")[-1]: value for key, value in settings.items() if key.startswith(("teacher.", "data."))}
+    return f" ({', '.join(f'{key} {value}' for key, value in own.items())})" if own else ""
+
+
+def _teacher(
+    children: Children, record: Mapping[str, Any], result: Mapping[str, Any], costs: Mapping[str, Any] | None
+) -> Line:
     run = str(record.get("run", "teacher"))
     scores = scores_of(children, [run]) if run in children.named else {}
     for key in ("test_error_%", "val_error_%"):
@@ -92,6 +124,8 @@ def _teacher(children: Children, record: Mapping[str, Any], costs: Mapping[str, 
             scores[key] = Estimate(float(record[key]), None, None, None, (float(record[key]),))
     spent = (children.result(run).get("training") or {}).get("seconds") if run in children.named else None
     model = (children.model(run) if run in children.named else None) or str(record["name"])
+    data, n = record.get("data", result["data"]), record.get("n", result["n"])
+    other = (data, n) != (result["data"], result["n"])
     return Line(
         run,
         f"teacher {model}",
@@ -103,6 +137,8 @@ def _teacher(children: Children, record: Mapping[str, Any], costs: Mapping[str, 
         runs=(run,),
         curves=children.curves([run]),
         details=children.details([run]),
+        data=str(data) if other else "",
+        n={str(role): int(count) for role, count in n.items()} if other else {},
     )
 
 
@@ -138,14 +174,15 @@ def _line(
         seeds=tuple(one["seeds"]),
         scores=scores,
         training_s=Estimate.read(spent) if isinstance(spent, dict) else Estimate.of(spent or []),
-        costs=students.get(title) or (next(iter(students.values())) if len(students) == 1 else None),
+        costs=students.get(str(one.get("network") or title))
+        or (next(iter(students.values())) if len(students) == 1 else None),
         teacher=taught.get(name),
         against_clean=_difference(one.get("against_clean"), role),
         runs=tuple(names),
         curves=children.curves(names),
         details=children.details(names),
         chosen=(record.get("by_validation") or {}).get("condition") == name,
-        least_on_test=(record.get("by_test") or {}).get("condition") == name,
+        least_on_test=name in ((least := record.get("by_test") or {}).get("condition"), *least.get("level", ())),
     )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from noisyteacher.report.answers import class_names, worst
-from noisyteacher.report.costs import COSTS, SHOW, conditions, cost
+from noisyteacher.report.costs import COSTS, SHOW, conditions, cost, networks
 from noisyteacher.report.figures import ROLES
 from noisyteacher.report.study import Difference, Estimate, Line, Study
-from noisyteacher.text import count, duration, flat, size_bytes
+from noisyteacher.runs import by_name
+from noisyteacher.text import count, duration, flat, signed, size_bytes
 
 HEADS = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes", "latency_ms": "latency ms"}
 NOTHING = "–"
@@ -42,10 +43,15 @@ class Table:
 def results(study: Study) -> Table | None:
     """A row per line: error with interval, difference to clean, other scores; columns without numbers are left out."""
     role, other = study.role, "val" if study.role == "test" else "test"
+    lines = [line for line in study.lines if line.scores]
+    gaps = [line.against_clean for line in lines if line.against_clean is not None]
+    corrected = any(gap.p_holm is not None for gap in gaps)
+    mixed = len({study.data_of(line) for line in lines}) > 1
     columns: dict[str, Any] = {
+        "data": lambda line: Cell(study.data_of(line) if mixed else NOTHING),
         "seeds": lambda line: number_cell(str(len(line.seeds))) if line.seeds else Cell(NOTHING, number=True),
         f"{ROLES[role]} error %": lambda line: _error(line, role, study.n.get(role)),
-        "against clean": lambda line: _difference(line.against_clean),
+        "against clean": lambda line: _difference(line.against_clean, corrected),
         f"{ROLES[other]} error %": lambda line: _error(line, other, study.n.get(other)),
         "NLL nats": lambda line: _mean(line.scores.get(f"{role}_nll_nats"), 3),
         "ECE %": lambda line: _mean(line.scores.get(f"{role}_ece_%"), 2),
@@ -54,7 +60,6 @@ def results(study: Study) -> Table | None:
             number_cell(duration(line.training_s.mean)) if line.training_s else number_cell(NOTHING)
         ),
     }
-    lines = [line for line in study.lines if line.scores]
     if not lines:
         return None
     made = {name: [make(line) for line in lines] for name, make in columns.items()}
@@ -63,15 +68,15 @@ def results(study: Study) -> Table | None:
         (Cell(line.title, _marks(line), strong=line.chosen), *(cells[place] for cells in made.values()))
         for place, line in enumerate(lines)
     )
-    n = {name: size for name in (role, other) if (size := study.n.get(name))}
-    notes = [f"{ROLES[name].capitalize()}: n = {size:,} images." for name, size in n.items()]
-    kinds = {span[2] for line in lines for name in n if (span := line.span(name, n[name]))}
+    notes = [f"{ROLES[name].capitalize()}: {told}." for name in (role, other) if (told := study.images(name, lines))]
+    kinds = {span[2] for line in lines for name in (role, other) if (span := line.span(name, study.n.get(name)))}
     notes += ["[ ]: 95 % Student-t interval over seeds."] if "t" in kinds else []
     notes += ["( ): 95 % Wilson interval of a single run."] if "wilson" in kinds else []
-    if any(line.against_clean for line in lines):
+    if gaps:
         notes.append("Against clean: points, paired by seed, below 0 is better.")
-    if any(line.against_clean and line.against_clean.p_holm is not None for line in lines):
-        notes.append("p after Holm's correction for all comparisons of the sweep.")
+    if any(gap.p is not None for gap in gaps):
+        more = ", for noises after Holm's correction for all noises with the same other settings" if corrected else ""
+        notes.append(f"p of the paired t-test{more}{'; raw p: not corrected' if corrected else ''}.")
     return Table(("", *made), rows, " ".join(notes))
 
 
@@ -95,26 +100,23 @@ def candidates(study: Study) -> Table | None:
 
 def costs(study: Study) -> Table | None:
     """A row per network: the four costs, and for students the ratio to the teacher; None where nothing was measured."""
-    known: dict[str, Line] = {}
-    for line in study.lines:
-        if line.costs:
-            known.setdefault("teacher" if line.kind == "teacher" else line.model or "student", line)
+    known = networks(study)
     if not known:
         return None
-    teacher = known.get("teacher")
+    teacher = next((line for _, line in known if line.kind == "teacher"), None)
     rows = []
-    for name, line in known.items():
-        assert line.costs is not None
+    for title, line in known:
         cells = [_cost(line, teacher, key) for key in COSTS]
-        peak = line.costs.get("peak_memory_bytes")
-        title = f"teacher {line.model}" if line is teacher and line.model else name
+        peak = (line.costs or {}).get("peak_memory_bytes")
         rows.append((Cell(title), *cells, number_cell(size_bytes(peak) if peak else NOTHING)))
-    notes = "Second lines: ratio to the teacher (below 1: smaller, faster). " if teacher and len(known) > 1 else ""
+    several = sum(line.kind == "teacher" for _, line in known) > 1
+    notes = f"Second lines: ratio to {known[0][0] if several else 'the teacher'} (below 1: smaller, faster). "
+    notes = notes if teacher and len(known) > 1 else ""
     notes += "MACs: multiplications of convolutions and matrix products per image, biases not counted. Bytes: the "
     notes += "weights file."
-    told = conditions(next(iter(known.values())).costs)
+    told = conditions(known[0][1].costs)
     notes += f" Latency: {told}." if told else ""
-    missing = sorted({str(one) for line in known.values() for one in (line.costs or {}).get("unsupported") or ()})
+    missing = sorted({str(one) for _, line in known for one in (line.costs or {}).get("unsupported") or ()})
     notes += f" Not counted in MACs: {', '.join(missing)}." if missing else ""
     return Table(("", *(HEADS[key] for key in COSTS), "peak memory"), tuple(rows), notes)
 
@@ -140,8 +142,8 @@ def beside_table(study: Study) -> Table | None:
     return Table(("", "paper %", "ours %", "seeds"), rows, note)
 
 
-def layers(line: Line) -> Table | None:
-    """Where a network multiplies: its layers with MACs or parameters, and their share of the MACs."""
+def layers(title: str, line: Line) -> Table | None:
+    """Where the network `title` multiplies: its layers with MACs or parameters, and their share of the MACs."""
     found = [one for one in (line.costs or {}).get("layers") or () if one["macs"] or one["parameters"]]
     if not found:
         return None
@@ -156,21 +158,21 @@ def layers(line: Line) -> Table | None:
         )
         for one in found
     )
-    part = {"teacher": "teacher", "model": "network"}.get(line.kind, "student")
-    name = f"{part} {line.model or ''}".strip()
+    part = "network " if line.kind == "model" else "" if title.startswith(("teacher", "student")) else "student "
     whole = sum(one["macs"] for one in found)
-    caption = f"Layers of the {name}: {count(whole)} MACs per image in {len(found)} layers."
+    caption = f"Layers of the {part}{title}: {count(whole)} MACs per image in {len(found)} layers."
     return Table(("layer", "output", "parameters", "MACs", "share of MACs"), rows, caption)
 
 
 def mistakes(study: Study, lines: Sequence[Line], role: str) -> Table | None:
-    """The most frequent confusions of each of the lines, in percent of the label's rows."""
+    """The most frequent confusions of each of the lines, in percent of the label's rows; of those of one data set."""
     matrices = [(line, line.details[role].confusion) for line in lines if role in line.details]
     known = [(line, matrix) for line, matrix in matrices if matrix]
+    known = [(line, matrix) for line, matrix in known if study.data_of(line) == study.data_of(known[0][0])]
     if not known:
         return None
     pairs = dict.fromkeys((label, choice) for _, matrix in known for label, choice, _ in worst(matrix, 6))
-    classes = class_names(study, len(known[0][1]))
+    classes = class_names(study, known[0][0], len(known[0][1]))
 
     def share(matrix: Sequence[Sequence[int]], label: int, choice: int) -> float:
         return 100 * matrix[label][choice] / max(1, sum(matrix[label]))
@@ -192,7 +194,7 @@ def mistakes(study: Study, lines: Sequence[Line], role: str) -> Table | None:
 
 def settings(studies: Sequence[Study], tags: Sequence[str]) -> Table:
     """Settings in which the runs differ; of one run all settings, folded."""
-    configs = [flat(study.config) for study in studies]
+    configs = [flat(by_name(study.config)) for study in studies]
     keys = sorted({key for config in configs for key in config})
     if len(studies) == 1:
         every = tuple((Cell(key), Cell(value_text(configs[0][key]))) for key in keys)
@@ -246,8 +248,8 @@ def interval(line: Line, role: str, n: int | None) -> str:
 
 def difference_text(found: Difference) -> str:
     """`-0.35 [-0.60, -0.10]`, with a proper minus sign."""
-    bounds = "" if found.low is None or found.high is None else f" [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"{found.mean:+.2f}{bounds}".replace("-", "\u2212")
+    bounds = "" if found.low is None or found.high is None else f" [{signed(found.low)}, {signed(found.high)}]"
+    return f"{signed(found.mean)}{bounds}".replace("-", "\u2212")
 
 
 def _row(*cells: Cell) -> tuple[Cell, ...]:
@@ -273,12 +275,14 @@ def _error(line: Line, role: str, n: int | None) -> Cell:
     return number_cell(NOTHING) if found is None else number_cell(f"{found.mean:.2f}", interval(line, role, n))
 
 
-def _difference(found: Difference | None) -> Cell:
+def _difference(found: Difference | None, corrected: bool) -> Cell:
+    """The cell of a difference; `corrected`: whether others have a corrected p, from which a raw one must be told."""
     if found is None:
         return number_cell(NOTHING)
     text, _, bounds = difference_text(found).partition(" ")
     p = found.p_holm if found.p_holm is not None else found.p
-    return number_cell(text, bounds + ("" if p is None else f" p {p:.2g}"))
+    raw = "raw " if corrected and found.p_holm is None else ""
+    return number_cell(text, bounds + ("" if p is None else f" {raw}p {p:.2g}"))
 
 
 def _cost(line: Line, teacher: Line | None, key: str) -> Cell:

@@ -14,7 +14,7 @@ from typing import Any
 from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
 from noisyteacher.files import sync_folder
 from noisyteacher.locks import alone
-from noisyteacher.runs.record import compare
+from noisyteacher.runs.record import by_name, compare
 from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
 
@@ -60,8 +60,8 @@ def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) 
 
 
 def diff_runs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
-    """Where two runs' configs differ: (dotted key, value in a, value in b) by key; ABSENT where there is none."""
-    return compare(a.config, b.config)
+    """Where two runs' settings differ: (dotted key, value in a, value in b) by key; ABSENT where there is none."""
+    return compare(by_name(a.config), by_name(b.config))
 
 
 def remove_run(run: Run) -> None:

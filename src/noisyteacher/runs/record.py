@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     left, right = flat(a), flat(b)
     pairs = ((key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in sorted({**left, **right}))
     return [(key, old, new) for key, old, new in pairs if old != new or type(old) is not type(new)]
+
+
+def by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings by the names that people give them: a training has them under `config`, a sweep under `base`."""
+    for place in ("config", "base"):
+        if isinstance(config.get(place), dict):
+            return {**config[place], **{key: value for key, value in config.items() if key != place}}
+    return dict(config)
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Grids over the pipeline: every condition with every seed, resumable, on one machine or many, judged at the end."""
 
 from noisyteacher.sweep.grid import Condition, Family, expand
+from noisyteacher.sweep.judging import judge_sweep, summary
 from noisyteacher.sweep.partway import so_far
-from noisyteacher.sweep.result import SweepResult, judge_sweep, spread, summary
+from noisyteacher.sweep.result import SweepResult, spread
 from noisyteacher.sweep.run import resume_sweep, sweep
 
 __all__ = [

@@ -138,11 +138,13 @@ class _Conditions:
         self.conditions: list[Condition] = []
 
     def add(self, kind: str, family: str, config: Config, settings: dict[str, Any], words: list[str]) -> str:
-        """Put one in and return its name: its label's words, and a fingerprint where these are taken."""
-        label = ", ".join(words)
+        """Put one in and return its name: its label's words; both get a fingerprint where they are taken."""
+        label, own = ", ".join(words), fingerprint([kind, asdict(config)])[:6]
         name = _slug(label)
         if any(one.name == name for one in self.conditions):
-            name = f"{name}-{fingerprint([kind, asdict(config)])[:6]}"
+            name = f"{name}-{own}"
+        if any(one.label == label for one in self.conditions):
+            label = f"{label} ({own})"
         self.conditions.append(Condition(name, label, kind, family, settings, config))
         return name
 
@@ -172,12 +174,12 @@ def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings in words: text values stand alone, others behind their key's last part."""
+    """Settings in words: text values stand alone, others behind their key's last part; a teacher's behind `teacher`."""
     found = []
     for key, value in settings.items():
-        last = key.split(".")[-1].replace("_", " ")
-        alone = isinstance(value, str) and key != "teacher.name"
-        found.append(value.replace("_", " ") if alone else f"{last} {_short(value)}")
+        section, last = key.split(".")[0], key.split(".")[-1].replace("_", " ")
+        words = value.replace("_", " ") if isinstance(value, str) else f"{last} {_short(value)}"
+        found.append(f"teacher {words}" if section == "teacher" else words)
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.runs import Run
 from noisyteacher.sweep.cells import network_name
-from noisyteacher.sweep.grid import expand
-from noisyteacher.sweep.result import SweepResult, judge_sweep
+from noisyteacher.sweep.judging import judge_sweep
+from noisyteacher.sweep.question import Question, asked
+from noisyteacher.sweep.result import SweepResult
 
 
 def so_far(run: Run) -> SweepResult:
@@ -18,35 +21,58 @@ def so_far(run: Run) -> SweepResult:
     if run.info["kind"] != "sweep":
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep")
     settings = run.config
-    conditions, families, axes = expand(settings["base"], settings["grids"])
-    children = {child.path.name: child for child in run.children() if child.state == "done"}
-    results = {}
-    for one in conditions:
-        for seed in range(settings["seeds"]):
-            child = children.get(f"{one.name}-seed{seed}")
-            result = None if child is None else child.result()
+    question = asked(settings["base"], settings["grids"], settings["seeds"])
+    children = {child.path.name: child for child in run.children()}
+    results, failed = {}, []
+    for one in question.conditions:
+        for seed in range(question.seeds):
+            name = f"{one.name}-seed{seed}"
+            child = children.get(name)
+            result = None if child is None or child.state != "done" else child.result()
             if result is not None:
                 results[one.name, seed] = result
-    teachers = [child for name, child in children.items() if name.startswith("teacher")]
+            elif child is not None and child.state == "failed":
+                error = " ".join((child.error() or "").split())
+                failed.append({"condition": one.name, "seed": seed, "run": name, "error": error})
+    teachers = _teachers(question, children)
     if not results or not teachers:
         raise AskedWronglyError(f"{run.path}: no cell of this sweep is done yet")
-    judged, groups = judge_sweep(conditions, families, results)
-    scores = (teachers[0].result() or {})["scores"]
-    first = {
-        "name": network_name(teachers[0]),
-        "run": teachers[0].path.name,
-        **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
-    }
+    judged, groups = judge_sweep(question.conditions, question.families, results)
     return SweepResult(
         run.path,
         {
-            "data": conditions[0].config.data.name,
-            "n": {role: found["error"]["n"] for role, found in scores.items()},
-            "teacher": first,
-            "axes": axes,
+            "data": teachers[0]["data"],
+            "n": teachers[0]["n"],
+            "teacher": teachers[0],
+            "teachers": teachers,
+            "axes": list(question.axes),
             "conditions": judged,
             "families": groups,
-            "failed": [],
-            "cells": {"done": len(results), "all": len(conditions) * settings["seeds"]},
+            "failed": failed,
+            "cells": {"done": len(results), "all": len(question.conditions) * question.seeds},
         },
     )
+
+
+def _teachers(question: Question, children: dict[str, Run]) -> list[dict[str, Any]]:
+    """Those that are done, as a sweep's result has them, but for the sizes of what they learned from."""
+    bases, found = question.bases(), []
+    for key, members in bases.items():
+        name = "teacher" if len(bases) == 1 else f"teacher-{key}"
+        child = children.get(name)
+        result = None if child is None or child.state != "done" else child.result()
+        if child is None or result is None:
+            continue
+        data = child.config.get("data") or {}
+        scores = result["scores"]
+        found.append(
+            {
+                "name": network_name(child),
+                "run": name,
+                "conditions": [one.name for one in members],
+                "data": str(data.get("name") or members[0].config.data.name),
+                "n": {role: one["error"]["n"] for role, one in scores.items()},
+                **{f"{role}_error_%": one["error"]["value"] for role, one in scores.items()},
+            }
+        )
+    return found

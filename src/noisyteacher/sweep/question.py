@@ -67,7 +67,9 @@ def asked(
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
     config = settled(build_config(base))
-    count = seeds or config.run.seeds
+    count = config.run.seeds if seeds is None else seeds
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise AskedWronglyError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     return Question(
         tuple(replace(one, config=settled(one.config)) for one in conditions),

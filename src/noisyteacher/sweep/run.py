@@ -31,8 +31,9 @@ from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, network_name, progress_of
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
 from noisyteacher.sweep.grid import Grid
+from noisyteacher.sweep.judging import judge_sweep
 from noisyteacher.sweep.question import Question, asked
-from noisyteacher.sweep.result import SweepResult, judge_sweep
+from noisyteacher.sweep.result import SweepResult
 from noisyteacher.text import plural
 
 CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 1
@@ -135,7 +136,11 @@ def _run(
     content = {"conditions": judged, "families": families, "failed": failed}
     write_json(run.path / CONDITIONS, KIND, SCHEMA, content, within=run.path)
     seconds = {key: one["training"]["seconds"] for key, one in results.items()}  # no second run has the same
-    timed = [{**one, "training_s": [seconds[one["name"], seed] for seed in one["seeds"]]} for one in judged]
+    networks = _networks(question, teachers)
+    timed = [
+        {**one, "training_s": [seconds[one["name"], seed] for seed in one["seeds"]], "network": networks[one["name"]]}
+        for one in judged
+    ]
     record = {
         "data": teachers[0]["data"],
         "n": teachers[0]["n"],
@@ -145,7 +150,7 @@ def _run(
         "conditions": timed,
         "families": families,
         "failed": failed,
-        "costs": _costs(question, run, teachers[0], judged),
+        "costs": _costs(question, run, teachers, timed),
     }
     run.write_result(record)
     return SweepResult(run.path, plain(record, "result"))
@@ -223,17 +228,30 @@ def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Ce
     return tell
 
 
+def _networks(question: Question, teachers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Of every condition its network in words, with the size of the images where that is not the same for all."""
+    shapes = {name: "x".join(map(str, one["input_shape"])) for one in teachers for name in one["conditions"]}
+    several = len(set(shapes.values())) > 1
+    found = {}
+    for one in question.conditions:
+        words = [one.config.student.name]
+        words += [f"{key} {value}" for key, value in options_of(one.config.student).items()]
+        words += [f"images {shapes[one.name]}"] if several else []
+        found[one.name] = ", ".join(words)
+    return found
+
+
 def _costs(
-    question: Question, run: Run, teacher: Mapping[str, Any], judged: Sequence[Mapping[str, Any]]
+    question: Question, run: Run, teachers: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the first teacher and one student of each kind cost, measured on the CPU."""
+    """What every teacher and one student of each kind cost, measured on the CPU."""
     students: dict[str, Any] = {}
-    for condition, one in zip(question.conditions, judged, strict=True):
-        words = [condition.config.student.name]
-        words += [f"{key} {value}" for key, value in options_of(condition.config.student).items()]
-        title = ", ".join(words)
-        if title not in students and one["runs"]:
+    for one in judged:
+        if one["network"] not in students and one["runs"]:
             model = load_model(run.path / one["runs"][0] / "weights.safetensors", allow_import=True)  # our own
-            students[title] = asdict(measure(model, device="cpu"))
-    body = load_model(run.path / teacher["run"] / "weights.safetensors", allow_import=question.allow_import)
-    return {"teacher": asdict(measure(body, device="cpu")), "students": students}
+            students[one["network"]] = asdict(measure(model, device="cpu"))
+    found = {}
+    for teacher in teachers:
+        body = load_model(run.path / teacher["run"] / "weights.safetensors", allow_import=question.allow_import)
+        found[str(teacher["run"])] = asdict(measure(body, device="cpu"))
+    return {"teacher": found[str(teachers[0]["run"])], "teachers": found, "students": students}
