@@ -226,7 +226,7 @@ def test_the_results_of_a_sweep(tmp_path: Path) -> None:
     assert set(cell) == set(keys(told[:a])) - {"choice", "checks", "costs"}
     beside = json.loads((result.path / "conditions.json").read_text())
     assert list(beside) == ["checksum", "kind", "schema", "conditions", "families", "failed"]
-    assert set(beside["conditions"][0]) == set(condition) - {"training_s"}
+    assert set(beside["conditions"][0]) == set(condition) - {"training_s", "network"}
     row = next(line for line in told.splitlines() if line.startswith("| `families` |"))
     assert set(record["families"][0]) <= set(re.findall(r"`(\w+)`", row))
 
