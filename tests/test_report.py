@@ -642,6 +642,10 @@ def test_figures_of_other_data_say_which(tmp_path: Path) -> None:
     (chart,) = charts([replace(study, lines=(*study.lines, more))], "sigma", "test", [""])
     assert (chart.data, chart.n, chart.title) == ("easy", 60, "f1")
     assert chart.paper == ()
+    clean = replace(study.lines[4], settings={"student.lr": 0.01, "noise.sigma": 0.0})
+    lines = (*study.lines[:4], clean, study.lines[5], more)
+    (chart,) = charts([replace(study, lines=lines)], "sigma", "test", [""])
+    assert chart.title == "lr 0.01", "a family is called by its settings"
 
 
 def test_no_noise_compared_over_several_data_sets(tmp_path: Path) -> None:

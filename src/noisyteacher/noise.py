@@ -257,7 +257,7 @@ def check_logits(logits: Tensor) -> None:
         raise MismatchError(
             f"logits have shape {list(logits.shape)} and type {logits.dtype}: expected floats [B, K], K >= 2"
         )
-    if not math.isfinite(float(logits.sum())) and not torch.isfinite(logits).all():  # the sum is quicker
+    if not math.isfinite(float(logits.detach().sum())) and not torch.isfinite(logits).all():  # the sum is quicker
         bad = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
         raise TrainingError(
             f"logits are NaN or infinite, first in row {bad} of the batch: check the teacher's weights, its "

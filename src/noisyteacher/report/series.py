@@ -130,6 +130,14 @@ def _series(lines: Sequence[Line], axis: str, role: str) -> list[Series]:
     ]
 
 
+def _words(study: Study, family: str) -> str:
+    """What a sweep's family has in common, as its clean student's settings; its name where that has none."""
+    name = study.families.get(family, ("", ""))[0]
+    settings = next((line.settings for line in study.lines if line.name == name), {})
+    told = [f"{key.rpartition('.')[2]} {_value(value)}" for key, value in settings.items() if key[:6] != "noise."]
+    return ", ".join(told) or family
+
+
 def _groups(studies: Sequence[Study], tags: Sequence[str]) -> list[tuple[str, Study, list[Line]]]:
     """(title, a study they are of, lines) of every set of lines that may differ in noise alone."""
     found: list[tuple[str, Study, list[Line]]] = []
@@ -141,7 +149,8 @@ def _groups(studies: Sequence[Study], tags: Sequence[str]) -> list[tuple[str, St
                 own = study.families.get(family, ("", ""))
                 lines = [line for line in study.lines if line.family == family or line.name in own]
                 words = [f"run {tag}"] if tag else []
-                found.append((", ".join([*words, *([family] if len(families) > 1 else [])]), study, lines))
+                words += [_words(study, family)] if len(families) > 1 else []
+                found.append((", ".join(words), study, lines))
             continue
         same = {key: value for key, value in flat(study.config).items() if key not in PLACES and key[:6] != "noise."}
         key = json.dumps([study.data, study.n.get(study.role), same], sort_keys=True, default=str)
