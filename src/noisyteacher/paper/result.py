@@ -9,7 +9,7 @@ from typing import Any
 
 from noisyteacher.paper.experiments import Budget, Experiment, Part
 from noisyteacher.references import Curve, curve, values
-from noisyteacher.sweep import SweepResult, spread
+from noisyteacher.sweep import SweepResult, difference, spread
 
 SECTION54 = {
     "drawn-sigma": "section5.4-sigma-range",
@@ -39,9 +39,7 @@ class PaperResult:
         rows: list[tuple[str, ...]] = []
         for one in self.record["rows"]:
             d = one["against_clean"]
-            shown = "" if d is None else f"{d['mean']:+.2f}"
-            if d is not None and d["low"] is not None:
-                shown += f" [{d['low']:+.2f}, {d['high']:+.2f}]"
+            shown = "" if d is None else difference(d)
             p = "" if d is None or d["p_holm"] is None else f"{d['p_holm']:.2g}"
             paper = "" if one["paper_%"] is None else f"{one['paper_%']:.2f}"
             seeds = "" if one["ours"] is None else str(one["ours"]["n"])

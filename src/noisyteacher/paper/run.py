@@ -207,13 +207,11 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
         now = settled(asked)
         ways = [now]
         if asked.teacher.precision == AUTO:  # one that was begun where it came to another precision is as good
-            ways += [_in(now, other) for other in PRECISIONS]
-        for config in ways:
-            found = _same(output_dir, "train", plain({"config": describe(config), "seed": 0}, "config"))
-            if found is not None:
-                break
-        else:
-            config, found = now, None
+            ways += [_in(now, other) for other in PRECISIONS if other != now.teacher.precision]
+        begun = (
+            (one, _same(output_dir, "train", plain({"config": describe(one), "seed": 0}, "config"))) for one in ways
+        )
+        config, found = next((pair for pair in begun if pair[1] is not None), (now, None))
         if found is None or found.state != "done":
             found = train_config(config, run=found, watch=watch).run
         return str(found.path)

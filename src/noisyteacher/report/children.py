@@ -57,11 +57,11 @@ class Children:
         if not results or not all(isinstance(one, dict) for one in results):
             return {}
         shared = set.intersection(*(set(one) for one in results if one is not None))
-        found = {}
+        found, classes = {}, self.classes(names)
         for role in sorted(shared):
             try:
                 one_split = summed([one[role] for one in results if one is not None])
-                found[role] = replace(one_split, classes=self.classes(names))
+                found[role] = replace(one_split, classes=classes)
             except (KeyError, TypeError, ValueError, IndexError, AttributeError):
                 self.note(f"{', '.join(names)}: the details of {role} cannot be understood and are left out.")
         return found

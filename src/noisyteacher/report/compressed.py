@@ -66,9 +66,11 @@ def settled_noise(noise: object) -> dict[str, Any] | None:
     return dict(noise) or None
 
 
-def has_noise(noise: Mapping[str, Any]) -> bool:
+def has_noise(noise: Mapping[str, Any] | None) -> bool:
     """Whether these settings change anything."""
-    return bool(noise) and noise.get("sigma") not in (0, 0.0, [0, 0]) and noise.get("alpha") not in (0, 0.0)
+    if not noise:
+        return False
+    return noise.get("sigma") not in (0, 0.0, [0, 0]) and noise.get("alpha") not in (0, 0.0)
 
 
 def noise_settings(noise: Mapping[str, Any] | None) -> dict[str, Any]:

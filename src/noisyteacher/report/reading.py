@@ -138,7 +138,7 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
     line = Line(
         run.id,
         f"{model}, {SINGLE.get(kind, kind)}",
-        "noisy" if noise and has_noise(noise) else "clean" if kind == "distil" and not waits else "model",
+        "noisy" if has_noise(noise) else "clean" if kind == "distil" and not waits else "model",
         model=model,
         settings=noise_settings(noise),
         seeds=(seed,) if isinstance(seed, int) else (),
@@ -163,7 +163,7 @@ def _single(run: Run, result: Mapping[str, Any] | None) -> dict[str, Any]:
         "classes": tuple(map(str, data.get("classes") or (result or {}).get("classes") or ())),
         "stores": (Path(store),) if isinstance(store, str) else (),
         "store_digest": _mapping(run.info.get("parents")).get("store"),
-        "noise": noise if noise and has_noise(noise) else None,
+        "noise": noise if has_noise(noise) else None,
         "candidates": candidates_of(choice or None),
         "choice": choice or None,
         "noise_seed": seed if isinstance(seed, int) else 0,

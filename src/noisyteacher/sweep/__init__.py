@@ -3,13 +3,14 @@
 from noisyteacher.sweep.grid import Condition, Family, expand
 from noisyteacher.sweep.judging import judge_sweep, summary
 from noisyteacher.sweep.partway import so_far
-from noisyteacher.sweep.result import SweepResult, spread
+from noisyteacher.sweep.result import SweepResult, difference, spread
 from noisyteacher.sweep.run import resume_sweep, sweep
 
 __all__ = [
     "Condition",
     "Family",
     "SweepResult",
+    "difference",
     "expand",
     "judge_sweep",
     "resume_sweep",

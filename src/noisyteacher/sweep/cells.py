@@ -177,6 +177,17 @@ def network_name(run: Run) -> str:
     return str(model_record(run.path / "weights.safetensors")["architecture"]["name"])
 
 
+def teacher_record(
+    run: Run, result: Mapping[str, Any], members: Sequence[Condition], data: str, n: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a sweep's result says of a teacher: its network, its run, who learns from it on what data, its errors."""
+    errors = {f"{role}_error_%": scores["error"]["value"] for role, scores in result["scores"].items()}
+    conditions = [one.name for one in members]
+    return {
+        "name": network_name(run), "run": run.path.name, "conditions": conditions, "data": data, "n": dict(n), **errors,
+    }  # fmt: skip
+
+
 def _key(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(settings.items()))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.runs import Run
-from noisyteacher.sweep.cells import network_name
+from noisyteacher.sweep.cells import teacher_record
 from noisyteacher.sweep.judging import judge_sweep
 from noisyteacher.sweep.question import Question, asked
 from noisyteacher.sweep.result import SweepResult
@@ -56,23 +56,14 @@ def so_far(run: Run) -> SweepResult:
 
 def _teachers(question: Question, children: dict[str, Run]) -> list[dict[str, Any]]:
     """Those that are done, as a sweep's result has them, but for the sizes of what they learned from."""
-    bases, found = question.bases(), []
-    for key, members in bases.items():
-        name = "teacher" if len(bases) == 1 else f"teacher-{key}"
+    found = []
+    for name, members in question.taught().items():
         child = children.get(name)
         result = None if child is None or child.state != "done" else child.result()
         if child is None or result is None:
             continue
         data = child.config.get("data") or {}
-        scores = result["scores"]
-        found.append(
-            {
-                "name": network_name(child),
-                "run": name,
-                "conditions": [one.name for one in members],
-                "data": str(data.get("name") or members[0].config.data.name),
-                "n": {role: one["error"]["n"] for role, one in scores.items()},
-                **{f"{role}_error_%": one["error"]["value"] for role, one in scores.items()},
-            }
-        )
+        whose = str(data.get("name") or members[0].config.data.name)
+        n = {role: one["error"]["n"] for role, one in result["scores"].items()}
+        found.append(teacher_record(child, result, members, whose, n))
     return found

@@ -38,6 +38,11 @@ class Question:
             found.setdefault(fingerprint([asdict(one.config.data), teacher])[:6], []).append(one)
         return found
 
+    def taught(self) -> dict[str, list[Condition]]:
+        """The conditions by the run folder of the teacher they learn from."""
+        bases = self.bases()
+        return {"teacher" if len(bases) == 1 else f"teacher-{key}": members for key, members in bases.items()}
+
     def check(self) -> None:
         """Raises AskedWronglyError, or what the data and the networks raise, for what no cell could be trained on."""
         for members in self.bases().values():

@@ -43,23 +43,26 @@ class SweepResult:
         first = {"data": self.record["data"], "n": self.record["n"]}
         return [{**first, **one} for one in self.record.get("teachers") or [self.record["teacher"]]]
 
+    @property
+    def _compared(self) -> str:
+        """What of conditions is held against their clean students: `test`, `val`, or of some one, of some the other."""
+        splits = {split for one in self.conditions if (split := _difference(one["against_clean"])[0])} or {self.role}
+        return splits.pop() if len(splits) == 1 else "error"
+
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headers and rows as text: a line per condition."""
-        conditions = self.conditions
-        told = [_difference(one["against_clean"]) for one in conditions]
-        splits = {split for split, *_ in told if split} or {self.role}
-        head = splits.pop() if len(splits) == 1 else ""
-        headers = ("condition", "seeds", "val error %", "test error %", f"{head or 'error'} - clean", "p", "p (Holm)")
+        told = [_difference(one["against_clean"]) for one in self.conditions]
+        headers = ("condition", "seeds", "val error %", "test error %", f"{self._compared} - clean", "p", "p (Holm)")
         return headers, [
             (
                 one["label"],
                 str(len(one["seeds"])),
                 spread(one["val_error_%"]),
                 spread(one["test_error_%"]),
-                f"{size} ({split})" if split and not head else size,
+                f"{size} ({split})" if split and split != self._compared else size,
                 *rest,
             )
-            for one, (split, size, *rest) in zip(conditions, told, strict=True)
+            for one, (split, size, *rest) in zip(self.conditions, told, strict=True)
         ]
 
     def notes(self) -> list[str]:
@@ -70,13 +73,13 @@ class SweepResult:
         constant = [f"All noises: {_settings({key[6:]: value for key, value in same.items()})}."] if same else []
         cells = self.record.get("cells")
         partial = [f"{cells['done']} of {cells['all']} cells are done: this is what they say so far."] if cells else []
-        told = self.table()[0][4]
         return [
             *partial,
             *constant,
             *self._data_and_teachers(),
-            f"[ ] = 95 % Student-t interval over seeds. {told}: paired by seed with the clean student of the same "
-            "settings; p of the paired t-test, then corrected for all noises compared with that student (Holm).",
+            f"[ ] = 95 % Student-t interval over seeds. {self._compared} - clean: paired by seed with the clean "
+            "student of the same settings; p of the paired t-test, then corrected for all noises compared with that "
+            "student (Holm).",
         ]
 
     def _data_and_teachers(self) -> list[str]:
@@ -123,14 +126,25 @@ def spread(found: Mapping[str, Any] | None) -> str:
     return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
+def difference(found: Mapping[str, Any]) -> str:
+    """A paired difference as text: `+0.16 [-0.41, +0.73]`; the mean alone where there is no interval."""
+    if found["low"] is None:
+        return signed(found["mean"])
+    return f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}]"
+
+
 def _difference(against: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
     """The split that a difference to the clean student is of (test where there is one), its size, p, and p of Holm."""
     split = next((one for one in ("test", "val") if against and against.get(f"{one}_error_%")), None)
     if against is None or split is None:
         return "", "", "", ""
     d = against[f"{split}_error_%"]
-    size = signed(d["mean"]) if d["low"] is None else f"{signed(d['mean'])} [{signed(d['low'])}, {signed(d['high'])}]"
-    return split, size, "" if d["p"] is None else f"{d['p']:.2g}", "" if d["p_holm"] is None else f"{d['p_holm']:.2g}"
+    return (
+        split,
+        difference(d),
+        "" if d["p"] is None else f"{d['p']:.2g}",
+        "" if d["p_holm"] is None else f"{d['p_holm']:.2g}",
+    )
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from noisyteacher.pipeline import (
 )
 from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
-from noisyteacher.sweep.cells import Cell, cell_of, network_name, progress_of
+from noisyteacher.sweep.cells import Cell, cell_of, progress_of, teacher_record
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
 from noisyteacher.sweep.grid import Grid
 from noisyteacher.sweep.judging import judge_sweep
@@ -182,34 +182,23 @@ def _prepare(
     """Train or load every teacher, store its answers; returns all cells, seed by seed, and a record per teacher."""
     cells: list[Cell] = []
     teachers: list[dict[str, Any]] = []
-    bases = question.bases()
-    for number, (key, members) in enumerate(bases.items()):
+    taught = question.taught()
+    for number, (name, members) in enumerate(taught.items()):
         config = members[0].config
         views = list(dict.fromkeys(view for one in members for view in one.config.student.views))
         shared: Config = replace(config, student=replace(config.student, views=views))
         data = load_config_data(config)
         names = config.teacher.name, config.student.name
         plan = Plan(shared, data, *names, None, (), {}, run, watch, question.allow_import)
-        name = "teacher" if len(bases) == 1 else f"teacher-{key}"
-        label = name if len(bases) == 1 else f"teacher {number + 1}/{len(bases)}"
+        label = name if len(taught) == 1 else f"teacher {number + 1}/{len(taught)}"
         teacher = the_teacher(plan, label, name)
         answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
         checks = checked_teacher(plan, teacher, answers)
         paths = {role: store.path for role, store in answers.items() if isinstance(store, LogitStore)}
         stores = {role: str(Path(path).relative_to(run.path)) for role, path in paths.items()}
-        scores = teacher.result["scores"]
-        teachers.append(
-            {
-                "name": network_name(teacher.run),
-                "run": name,
-                "conditions": [one.name for one in members],
-                "data": data.name,
-                "n": {role: len(split) for role, split in data.parts.items()},
-                **{f"{role}_error_%": found["error"]["value"] for role, found in scores.items()},
-                "input_shape": list(data.input_shape),
-                "checks": checks,
-            }
-        )
+        n = {role: len(split) for role, split in data.parts.items()}
+        record = teacher_record(teacher.run, teacher.result, members, data.name, n)
+        teachers.append({**record, "input_shape": list(data.input_shape), "checks": checks})
         cells += [cell_of(one, seed, run, stores, threads) for seed in range(question.seeds) for one in members]
     return sorted(cells, key=lambda one: one.seed), teachers
 
