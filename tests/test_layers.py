@@ -101,11 +101,6 @@ def test_a_violation_would_be_seen(tmp_path: Path) -> None:
         globals()["SOURCE"] = here
 
 
-def test_modules_stay_small_enough_to_hold_in_the_head() -> None:
-    long = {path.name: lines for path in sources() if (lines := len(path.read_text().splitlines())) > 330}
-    assert long == {}
-
-
 def test_only_files_writes() -> None:
     """`files` is the one module that opens a file for writing."""
     writers = []

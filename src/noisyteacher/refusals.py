@@ -18,6 +18,8 @@ from noisyteacher.schedule import SCHEDULES
 from noisyteacher.text import unknown_name
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
+BATCH_NORMS = ("running", "reestimate")
+"""Where the statistics come from that batch norms answer with."""
 OTHER = {"best": "last.safetensors", "last": "best.safetensors"}
 """Which weights may be kept, and the file of those that are not."""
 
@@ -78,6 +80,8 @@ def check_settings(
         problems.append("keep='best' has no effect without val: give a validation split")
     if settings["every_view"] and len(settings["views"]) == 1:
         problems.append(f"every_view=True has no effect with the one view {settings['views'][0]!r}")
+    if settings.get("batch_norm", "running") not in BATCH_NORMS:
+        problems.append(str(unknown_name("batch_norm", str(settings["batch_norm"]), BATCH_NORMS)))
     if settings.get("augment", "none") not in AUGMENTATIONS:
         problems.append(str(unknown_name("augmentation", str(settings["augment"]), AUGMENTATIONS)))
     if run is None:

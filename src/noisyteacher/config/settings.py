@@ -84,6 +84,9 @@ class Recipe:
     augment: Literal["none", "mixup", "randaugment"] = "none"
     """None: images come under their views, for which a teacher's answers are stored; mixup or randaugment: they are
     changed anew at every step, and the teacher is asked live."""
+    batch_norm: Literal["running", "reestimate"] = "running"
+    """Statistics that batch norms answer with: averaged along the training, or, before each validation, over up to
+    1,024 training images, where that average reaches back more than half an epoch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 autocast with fp32 weights, or auto: bf16 where this machine multiplies matrices faster in it. A run's
     config.json holds what auto came to."""

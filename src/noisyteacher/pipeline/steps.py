@@ -111,8 +111,9 @@ def recipe_of(settings: Recipe) -> dict[str, Any]:
     """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
     left = ("name", "options", "preset", "preprocess", "mean", "std")
     own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
-    if own["augment"] == "none":  # as runs have it that were begun before there was a choice
-        del own["augment"]
+    for name, default in (("augment", "none"), ("batch_norm", "running")):
+        if own[name] == default:  # as in runs that were started before there was a choice
+            del own[name]
     return {**own, "views": tuple(own["views"])}
 
 

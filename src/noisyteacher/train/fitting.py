@@ -48,6 +48,7 @@ def fit(
     views: str | tuple[str, ...] = "clean",
     every_view: bool = False,
     augment: str = "none",
+    batch_norm: str = "running",
     precision: str = AUTO,
     patience: int | None = None,
     keep: str | None = None,
@@ -66,8 +67,10 @@ def fit(
     any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
     `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
     view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
-    the images at every step: `mixup` or `randaugment`, which need a live teacher. After every epoch `val` is
-    evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
+    the images at every step: `mixup` or `randaugment`, which need a live teacher. `batch_norm`: `running` statistics as
+    the layers average them along the training, or `reestimate`, before each validation over up to 1,024 training
+    images, where their average reaches back more than half an epoch (`train/batch_norms.py`). After every epoch `val`
+    is evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
     with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
     `patience` stops after so many epochs without a better one.
     `precision` is of the student's arithmetic: `fp32`, `bf16` (autocast; weights, loss and update stay fp32) or `auto`,
@@ -92,8 +95,9 @@ def fit(
     loop = prepared(
         model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
         optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
-        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment, precision=precision,
-        patience=patience, keep=keep, seed=seed, device=device, run=run, resume=resume, tensorboard=tensorboard,
+        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment, batch_norm=batch_norm,
+        precision=precision, patience=patience, keep=keep, seed=seed, device=device, run=run, resume=resume,
+        tensorboard=tensorboard,
     )  # fmt: skip
     if profile:
         loop.clockwork = Stopwatch(loop.device)
@@ -111,7 +115,7 @@ def fit(
 
 def prepared(
     model: nn.Module, split: Split, objective: Callable[[Tensor, Batch], Any], *, val: Split | None,
-    val_teacher: object, views: str | tuple[str, ...], every_view: bool, augment: str, precision: str,
+    val_teacher: object, views: str | tuple[str, ...], every_view: bool, augment: str, batch_norm: str, precision: str,
     patience: int | None, keep: str | None, seed: int, device: str, run: str | Path | None, resume: bool,
     tensorboard: bool, **recipe: Any,
 ) -> Loop:  # fmt: skip
@@ -130,6 +134,7 @@ def prepared(
         "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
         "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
         **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
+        **({} if batch_norm == "running" else {"batch_norm": batch_norm}),
     }  # fmt: skip
     check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
     rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=classifier.parameters())

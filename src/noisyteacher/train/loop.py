@@ -36,6 +36,7 @@ from noisyteacher.runs import Run
 from noisyteacher.schedule import rate_factor
 from noisyteacher.stopwatch import NoStopwatch, Stopwatch
 from noisyteacher.tensorfile import read_tensors
+from noisyteacher.train.batch_norms import lagging, reestimate
 from noisyteacher.validation import Validation
 
 WEIGHTS = "weights.safetensors"
@@ -66,6 +67,7 @@ class Loop:
         samples = samples_of(split, views, settings["every_view"])
         self.batches = max(1, samples // settings["batch_size"] + (samples % settings["batch_size"] > 1))
         self.total_steps = self.batches * settings["epochs"]
+        self.reestimates = settings.get("batch_norm") == "reestimate" and lagging(model, self.batches)
 
     def begin(self, folder: Path | None, resume: bool, tensorboard: bool) -> None:
         """Take the memory order to train in, and go to where the checkpoint in the run folder stands, if any."""
@@ -245,6 +247,9 @@ class Loop:
         line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
         line["lr"] = self.rate(state.step - 1)
         key: list[float] = []
+        if self.reestimates:
+            self.seed_draws(state.step)  # the estimate's own dropout draws, also after a resume
+            reestimate(self.model, self.split, self.device, self.settings["precision"], self.layout)
         if self.val is not None:
             judge, epoch = self.val, line["epoch"]
             numbers, key = led(lambda: judge(self.model, epoch))

@@ -42,6 +42,7 @@ def fit_many(
     warmup_epochs: float = 0.0,
     views: str | tuple[str, ...] = "clean",
     every_view: bool = False,
+    batch_norm: str = "running",
     precision: str = AUTO,
     patience: int | None = None,
     keep: str | None = None,
@@ -76,8 +77,9 @@ def fit_many(
         prepared(
             model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
             optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
-            warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment="none", precision=precision,
-            patience=patience, keep=keep, seed=seed, device=device, run=folder, resume=resume, tensorboard=tensorboard,
+            warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment="none", batch_norm=batch_norm,
+            precision=precision, patience=patience, keep=keep, seed=seed, device=device, run=folder, resume=resume,
+            tensorboard=tensorboard,
         )
         for model, objective, seed, folder in zip(models, objectives, seeds, folders, strict=True)
     ]  # fmt: skip
