@@ -40,8 +40,8 @@ from noisyteacher.sweep.question import asked
 
 BASE: dict[str, Any] = {
     "data": {"limit": 60},
-    "teacher": {"epochs": 1},
-    "student": {"epochs": 1, "batch_size": 30},
+    "teacher": {"epochs": 1, "preset": "paper"},
+    "student": {"epochs": 1, "batch_size": 30, "preset": "paper"},
     "noise": {"sigma": 0.0},
     "run": {"threads": 1},
 }

@@ -14,7 +14,7 @@ from noisyteacher.stats import holm, mean_interval, paired_difference
 from noisyteacher.sweep import expand, judge_sweep
 from noisyteacher.sweep.grid import Condition, Family
 
-BASE: dict[str, Any] = {"noise": {"sigma": 0.0}}
+BASE: dict[str, Any] = {"noise": {"sigma": 0.0}, "teacher": {"preset": "paper"}, "student": {"preset": "paper"}}
 
 
 def names(base: dict[str, Any], *grids: dict[str, list[Any]]) -> list[str]:

@@ -8,10 +8,32 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import ConfigError
-from noisyteacher.muon import Muon
+from noisyteacher.muon import ROUNDS, Muon
 
 RULE = ("optimizer", "lr", "momentum", "weight_decay")
 """The settings of `fit` that make an update rule."""
+
+
+MOST_MUON = 0.5
+"""Share of a step's own multiplications up to which Muon's are worth their time."""
+
+
+def preferred_optimizer(model: nn.Module, macs: int, batch_size: int) -> str:
+    """`muon` where its matrix products cost at most half of a training step's own multiplications, else `adamw`.
+
+    A step multiplies about 3 * macs * batch_size times, forward and backward; Muon's orthogonalization of an m x n
+    matrix (m <= n) takes ROUNDS * (2 m^2 n + m^3). That is little for convolutions, whose weights are used at every
+    pixel, and up to a hundred times the step for wide linear layers. macs: of one image, forward.
+    """
+    products = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.ndim > 1:
+            if parameter.is_complex():
+                return "adamw"
+            rows, columns = parameter.shape[0], parameter[0].numel()
+            short, long = sorted((rows, columns))
+            products += ROUNDS * (2 * short**2 * long + short**3)
+    return "muon" if products <= MOST_MUON * 3 * macs * batch_size else "adamw"
 
 
 def build_optimizer(

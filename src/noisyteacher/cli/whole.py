@@ -30,8 +30,8 @@ def demo(
     Example: noisyteacher demo
     """
     given = {
-        "teacher": {"epochs": 8},
-        "student": {"epochs": epochs},
+        "teacher": {"preset": "paper", "epochs": 8},
+        "student": {"preset": "paper", "epochs": epochs},
         "noise": {"sigma": 0.8, "alpha": 0.15},
         "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
     }

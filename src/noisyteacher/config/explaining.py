@@ -60,7 +60,7 @@ def field_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def template(preset: str = "paper") -> str:
+def template(preset: str = "standard") -> str:
     """A TOML file with every setting and its meaning; `build_config` accepts it unchanged.
 
     Teacher and student have this preset. What presets decide is commented out, at the value it has by this one: named,

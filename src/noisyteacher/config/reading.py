@@ -178,7 +178,7 @@ def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
 
     So that a run folder of an older version is gone on with: `completed(old) == completed(new)`.
     """
-    known = asdict(Config())
+    known, kept = asdict(Config()), _with_presets(kept)
     return {
         key: {**known[key], **value} if key in known and isinstance(value, Mapping) else value
         for key, value in kept.items()

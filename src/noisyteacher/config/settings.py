@@ -53,8 +53,9 @@ class Recipe:
     """Which network."""
     options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
-    preset: Literal["paper", "modern"] = "paper"
-    """Where the settings of this part that are not named come from: the paper, or what is usual today."""
+    preset: Literal["standard", "paper", "modern"] = "standard"
+    """Where the settings of this part that are not named come from: standard, what did best in the trials of
+    docs/models.md; paper, Sau & Balasubramanian's; modern, adamw and many views with the paper's loss."""
     preprocess: str = ""
     """One of scale, standardize, pixel-mean, local-contrast, with @HxW-bicubic resized; or model (empty: what fits)."""
     mean: list[Finite] = field(default_factory=list)
@@ -63,28 +64,31 @@ class Recipe:
     """See mean."""
     epochs: Count = 20
     """Passes over the training split."""
-    batch_size: Count = 64
-    """Samples per update; the paper's 64."""
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """The paper's Adam; adamw decouples weight decay; sgd has momentum; muon makes the momentum orthogonal."""
-    lr: Positive = 1e-3
+    batch_size: Count = 32
+    """Samples per update."""
+    optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"
+    """Update rule: adam; adamw, which decouples weight decay; sgd with momentum; muon, which orthogonalizes the
+    momentum; auto: muon, but adamw where muon's products would cost more than half of a step's own, as they do in wide
+    linear layers."""
+    lr: Positive = 1e-2
     """Base learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
     """Momentum of sgd and muon (default 0.9); without effect, and refused, elsewhere."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NotNegative = 0.05
     """L2 term of the update (decoupled with adamw and muon; muon: of what has two dimensions or more)."""
-    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
     """How the rate falls over the run after the warm-up."""
-    warmup_epochs: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.5
     """Epochs over which the rate rises linearly to its base."""
-    views: list[str] = field(default_factory=lambda: ["clean"])
-    """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
+    views: list[str] = field(default_factory=lambda: ["auto"])
+    """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch. auto: the
+    image and four shifts of it by 2 pixels, mirrored too where the images have colours and are not of digits."""
     every_view: bool = False
     """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
     augment: Literal["none", "mixup", "randaugment"] = "none"
     """None: images come under their views, for which a teacher's answers are stored; mixup or randaugment: they are
     changed anew at every step, and the teacher is asked live."""
-    batch_norm: Literal["running", "reestimate"] = "running"
+    batch_norm: Literal["running", "reestimate"] = "reestimate"
     """Statistics that batch norms answer with: averaged along the training, or, before each validation, over up to
     1,024 training images, where that average reaches back more than half an epoch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -102,6 +106,8 @@ class Teacher(Recipe):
 
     name: str = "lenet"
     """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file, .onnx or .pt2."""
+    lr: Positive = 1e-3
+    """Base learning rate."""
     weights: str = ""
     """A file with the named network's trained weights: .pt, .pth or .bin of torch.save, or .safetensors."""
     logits_precision: Literal["fp32", "bf16"] = "fp32"
@@ -118,12 +124,12 @@ class Student(Recipe):
     name: str = "mlp800"
     """A network by name, timm:NAME, torchvision:NAME, hf:NAME, pkg.module:factory, shrink:RATIO (a narrower copy of the
     teacher), or auto: chosen on validation among those that keep within target."""
-    loss: Literal["logit_regression", "soft_targets"] = "logit_regression"
+    loss: Literal["logit_regression", "soft_targets"] = "soft_targets"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
     """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
-    label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
-    """Weight of the cross-entropy on labels; the rest goes to the teacher's term."""
+    label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Weight of the cross-entropy on labels; the rest goes to the teacher's term. auto: 0.3, without labels 0."""
     combine: Literal["mean", "geometric", "pick"] = "mean"
     """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""
 
@@ -244,29 +250,43 @@ class Config:
     """How often, where and on what."""
 
 
-_TODAY: dict[str, Any] = {
+_PAPER: dict[str, Any] = {
+    "batch_size": 64,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "warmup_epochs": 0.0,
+    "views": ["clean"],
+    "batch_norm": "running",
+}
+_REGRESSION: dict[str, Any] = {"loss": "logit_regression", "label_weight": 0.0}
+_MODERN: dict[str, Any] = {
     "batch_size": 128,
     "optimizer": "adamw",
     "weight_decay": 0.05,
     "schedule": "cosine",
     "warmup_epochs": 1.0,
+    "batch_norm": "running",
 }
 _SHIFTS = [f"crop-y{top}-x{left}" for top in (1, 4, 7) for left in (1, 4, 7) if (top, left) != (4, 4)]
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {"teacher": {}, "student": {}},
+    "standard": {"teacher": {}, "student": {}},
+    "paper": {"teacher": _PAPER, "student": {**_PAPER, **_REGRESSION}},
     "modern": {
-        "teacher": {**_TODAY, "lr": 3e-3, "views": ["crop", "mirror*crop"]},
+        "teacher": {**_MODERN, "lr": 3e-3, "views": ["crop", "mirror*crop"]},
         "student": {
-            **_TODAY,
+            **_MODERN,
+            **_REGRESSION,
             "lr": 1e-2,
-            "views": ["clean", "mirror", *_SHIFTS, *(f"mirror-{one}" for one in _SHIFTS)],
+            "views": ["clean", "mirror", *_SHIFTS, *(f"mirror-{shift}" for shift in _SHIFTS)],
         },
     },
 }
-"""Preset -> part -> the settings it has instead of the defaults above, which are the paper's.
+"""Preset -> part -> the settings it has instead of the defaults above, which are those of `standard`.
 
-A student sees 18 of the 162 views a teacher sees (shifts by 3 pixels, mirrored or not): each costs an answer of the
-teacher for every image. Its rate is higher: the trials behind that are in docs/models.md.
+In `modern` a student sees 18 of the 162 views a teacher sees (shifts by 3 pixels, mirrored or not): each costs a stored
+answer of the teacher for every image. The trials behind the presets are in docs/models.md.
 """
 
 

@@ -95,7 +95,7 @@ def settings(data: str, budget: Budget, *, teacher: str | None = None, student: 
     for part, name in (("teacher", teacher), ("student", student)):
         known, epochs = told[part]
         length = max(1, round(epochs * budget.length))
-        recipes[part] = {"name": name or known, "epochs": length, "batch_size": 64, **told["recipe"]}
+        recipes[part] = {"preset": "paper", "name": name or known, "epochs": length, **told["recipe"]}
     limit = {} if budget.limit is None else {"limit": budget.limit}
     return {"data": {"name": data, **limit}, **recipes, "noise": {"sigma": 0.0, "alpha": told["alpha"]}}
 

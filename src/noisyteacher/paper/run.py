@@ -203,7 +203,9 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
         own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also", "logits_precision")}
         run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
         data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
-        asked = build_config({"data": data, "teacher": {**own, "name": name}, "run": run})
+        asked = build_config(
+            {"data": data, "teacher": {**own, "name": name}, "student": {"preset": "paper"}, "run": run}
+        )
         now = settled(asked)
         ways = [now]
         if asked.teacher.precision == AUTO:  # one that was begun where it came to another precision is as good

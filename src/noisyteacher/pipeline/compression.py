@@ -55,9 +55,9 @@ def compress(
     noise: Noise | str | None = None,
     seeds: int = 1,
     baselines: bool = True,
-    loss: str = "logit_regression",
+    loss: str | None = None,
     temperature: float | None = None,
-    label_weight: float = 0.0,
+    label_weight: float | str | None = None,
     target: Mapping[str, Any] | None = None,
     export: Sequence[str] = (),
     teacher_training: Mapping[str, Any] | None = None,
@@ -79,7 +79,8 @@ def compress(
     `load_data` takes. noise: the noise on the logits; None compresses by clean logit regression; "auto" chooses sigma
     and alpha on validation, no noise among the candidates.
     baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
-    verdict can be paired. training: options of `fit` for the students, and `preset`.
+    verdict can be paired. training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"),
+    which decides what is not named here, `loss` and `label_weight` included.
     target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
     student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
     "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
@@ -90,13 +91,14 @@ def compress(
     """
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
         raise AskedWronglyError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
+    named_by_user = {"loss": loss, "label_weight": label_weight}
     asked = build_config(
         {
             "noise": {"sigma": "auto", "alpha": "auto"},
             "teacher": {"name": called(teacher), **_listed(teacher_training or {})},
             "student": {
-                "name": called(student), "loss": loss, "temperature": temperature, "label_weight": label_weight,
-                **_listed(training),
+                "name": called(student), "temperature": temperature, **_listed(training),
+                **{name: value for name, value in named_by_user.items() if value is not None},
             },
             "run": {
                 "seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device,
@@ -105,7 +107,8 @@ def compress(
             "target": dict(target or {}),
         }
     )  # fmt: skip
-    config, splits = settled(asked), load_data(data)
+    splits = load_data(data)
+    config = settled(asked, splits)
     settings = describe(config) | {
         "call": "python",
         "data": data_record(splits),
@@ -132,9 +135,10 @@ def compress_config(
     allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
-    config = settled(config)
+    data = load_config_data(config)
+    config = settled(config, data)
     noise, candidates = noise_of(config.noise, config.choice)
-    settings, data = describe(config), load_config_data(config)
+    settings = describe(config)
     teacher, student = config.teacher.name, config.student.name
     search = refuse_early(teacher, student, data, config, allow_import)
     folder = folder_for(run, config.run.output_dir, student, settings, command)

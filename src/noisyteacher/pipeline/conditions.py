@@ -45,7 +45,8 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""
     given, data = plan.teacher, plan.data
     if isinstance(given, str) and not is_given(given, plan.config.teacher):
-        recipe = recipe_of(plan.config.teacher)
+        model = network_of(plan.config.teacher, given, data)
+        recipe = recipe_of(plan.config.teacher, model, data)
         options = options_of(plan.config.teacher)
         settings = {
             "data": data_record(data), "model": given, "options": options, "recipe": plain(recipe), "seed": 0,
@@ -54,7 +55,7 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
         return train_run(
             Training(
                 run=plan.run.child(name, "train", settings, seed=0),
-                model=network_of(plan.config.teacher, given, data),
+                model=model,
                 data=data,
                 objective=supervised(),
                 recipe=recipe,
@@ -163,7 +164,12 @@ def its_training(
     """
     source, parents = taught_by(plan, answers)
     objective: Objective = supervised() if condition == "labels" else distil(source, noise=noise, **plan.taught)
-    recipe = recipe_of(plan.config.student)
+    student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
+    first = answers["live" if plan.live else "train"]
+    teacher = first.meta.get("teacher", {}) if isinstance(first, LogitStore) else first
+    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else teacher
+    model = network_of(plan.config.student, student, plan.data, seed, teacher)
+    recipe = recipe_of(plan.config.student, model, plan.data)
     settings = {
         "data": data_record(plan.data),
         "model": called(plan.student),
@@ -179,13 +185,9 @@ def its_training(
         parents.pop("store", None)
     kind = "train" if condition == "labels" else "distil"
     folder = led(lambda: plan.run.child(run, kind, settings, parents=parents, seed=seed))
-    student = copy.deepcopy(plan.student) if isinstance(plan.student, nn.Module) else plan.student
-    first = answers["live" if plan.live else "train"]
-    teacher = first.meta.get("teacher", {}) if isinstance(first, LogitStore) else first
-    teacher = plan.teacher if isinstance(plan.teacher, nn.Module) else teacher
     return Training(
         run=folder,
-        model=network_of(plan.config.student, student, plan.data, seed, teacher),
+        model=model,
         data=plan.data,
         objective=objective,
         recipe=recipe,

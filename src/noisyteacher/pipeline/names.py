@@ -11,6 +11,7 @@ from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of
+from noisyteacher.pipeline.candidates import AUTO
 from noisyteacher.pipeline.given import names_a_file
 from noisyteacher.text import unknown_name
 
@@ -27,9 +28,9 @@ def _problems(config: Config) -> Iterator[str]:
         *((f"teacher.also.{number}", partial(_network, one, True)) for number, one in enumerate(config.teacher.also)),
         ("teacher.preprocess", partial(_preprocess, config.teacher.preprocess)),
         ("student.preprocess", partial(_preprocess, config.student.preprocess)),
-        ("teacher.views", partial(expand_views, config.teacher.views)),
+        ("teacher.views", partial(_views, config.teacher.views)),
         ("student.name", partial(_network, config.student.name, False)),
-        ("student.views", partial(expand_views, config.student.views)),
+        ("student.views", partial(_views, config.student.views)),
         ("run.device", partial(resolve_device, config.run.device)),
     ]
     if config.run.threads is not None:
@@ -48,6 +49,11 @@ def _network(name: str, may_be_a_file: bool) -> None:
             raise AskedWronglyError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
     if name not in MODELS and ":" not in name and not (may_be_a_file and names_a_file(name)):
         raise unknown_name("model", name, MODELS)
+
+
+def _views(views: list[str]) -> None:
+    if views != [AUTO]:
+        expand_views(views)
 
 
 def _preprocess(name: str) -> None:

@@ -37,6 +37,10 @@ from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
 
 R = TypeVar("R", bound=Recipe)
+SHIFTED = ("clean", *(f"crop-y{top}-x{left}" for top in (2, 6) for left in (2, 6)))
+"""An image and its shifts by 2 pixels along the diagonals."""
+LABEL_WEIGHT = 0.3
+"""The weight of the labels that `auto` means."""
 Answers = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's answers come from: by role a store; `live` is the teacher itself, where images are augmented. Of a
 second teacher `train-2` or `live-2`, and so on."""
@@ -101,19 +105,33 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
-def settled(config: Config) -> Config:
-    """The Config with the precisions that `auto` comes to on this machine, measured once: what a run keeps.
+def settled(config: Config, data: Splits | None = None) -> Config:
+    """The Config with what `auto` comes to: the precisions on this machine, and with data the views and label weight.
 
-    All trainings of a run have them, on whatever machine each of them, or the rest of the run, is done: pairs of
-    students then differ in the noise alone.
+    That is what a run keeps. All trainings of a run have the precisions, on whatever machine each of them, or the rest
+    of the run, is done: pairs of students then differ in the noise alone.
     """
     device = resolve_device(config.run.device)
-    return replace(config, teacher=_settled(config.teacher, device), student=_settled(config.student, device))
+    teacher, student = _settled(config.teacher, device, data), _settled(config.student, device, data)
+    if data is not None and student.label_weight == AUTO:
+        labelled = all(split.labels is not None for split in data.parts.values())
+        student = replace(student, label_weight=LABEL_WEIGHT if labelled else 0.0)
+    return replace(config, teacher=teacher, student=student)
 
 
-def _settled(recipe: R, device: torch.device) -> R:
+def _settled(recipe: R, device: torch.device, data: Splits | None) -> R:
     precision: Any = led(lambda: resolve_precision(recipe.precision, device))
-    return replace(recipe, precision=precision)
+    views = recipe.views if data is None or recipe.views != [AUTO] else list(default_views(data))
+    return replace(recipe, precision=precision, views=views)
+
+
+def default_views(data: Splits) -> tuple[str, ...]:
+    """The views that `auto` means for these images: as they are and shifted by 2 pixels, mirrored too in colour.
+
+    A mirrored digit is another sign or none, so grey images and the digits of SVHN are not mirrored.
+    """
+    mirrored = data.input_shape[0] == 3 and data.name != "svhn"
+    return (*SHIFTED, *("mirror" if view == "clean" else f"mirror-{view}" for view in SHIFTED)) if mirrored else SHIFTED
 
 
 def refuse_early(
@@ -128,7 +146,7 @@ def refuse_early(
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
     unlabelled = [role for role, split in data.parts.items() if split.labels is None]
-    if unlabelled and config.student.label_weight:
+    if unlabelled and config.student.label_weight not in (0.0, AUTO):
         raise AskedWronglyError(
             f"student.label_weight: {config.student.label_weight} needs labels, and {data.name!r} has none in "
             f"{', '.join(unlabelled)}: leave it out"

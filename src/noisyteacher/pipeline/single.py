@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from noisyteacher.launch import restarts
 from noisyteacher.locks import at_work
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.pipeline.candidates import AUTO
 from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
@@ -38,8 +40,8 @@ def train_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
-    config = settled(config)
     data = load_config_data(config)
+    config = settled(config, data)
     if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher):
         raise AskedWronglyError(
             f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
@@ -58,7 +60,7 @@ def train_config(
             model=model,
             data=data,
             objective=objective,
-            recipe=recipe_of(config.teacher),
+            recipe=recipe_of(config.teacher, model, data),
             seed=seed,
             device=config.run.device,
             keeping=keeping_of(config),
@@ -84,6 +86,7 @@ def extract_config(
     are loaded already; `allow_import` as in `load_model`, `overwrite` as in `extract`.
     """
     data = data or load_config_data(config)
+    config = settled(config, data)
     model, _ = load_teacher(config.teacher.name, data, allow_import, config.teacher)
     name = store_name(called(model), data.train, model, config.teacher.logits_precision)
     tell: Callable[[int, int], None] | None = None
@@ -116,8 +119,11 @@ def distil_config(
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
     refuse_auto(config)
-    config = settled(config)
-    data, opened, student = load_config_data(config), LogitStore.open(store), config.student
+    data, opened = load_config_data(config), LogitStore.open(store)
+    if config.student.views == [AUTO]:  # those that there are answers for
+        config = replace(config, student=replace(config.student, views=list(opened.views)))
+    config = settled(config, data)
+    student = config.student
     noise, candidates = noise_of(config.noise, config.choice)
     if candidates and data.val.labels is None:
         raise AskedWronglyError(
@@ -145,7 +151,7 @@ def distil_config(
             model=model,
             data=data,
             objective=distil(opened, noise=noise, **plan.taught),
-            recipe=recipe_of(student),
+            recipe=recipe_of(student, model, data),
             seed=seed,
             device=config.run.device,
             keeping=keeping_of(config),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Splits, load_data
 from noisyteacher.device import check_threads
 from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError
 from noisyteacher.locks import alone, at_work
+from noisyteacher.measure import measure
 from noisyteacher.models import Classifier, is_frozen_file, load_model, save_model, weights_file
+from noisyteacher.optimizers import preferred_optimizer
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
 from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
 from noisyteacher.runs import Run, is_run
@@ -107,13 +110,19 @@ def weights_of(where: str | os.PathLike[str]) -> Path:
     return path / WEIGHTS if os.path.isdir(path) else path
 
 
-def recipe_of(settings: Recipe) -> dict[str, Any]:
-    """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`."""
+def recipe_of(settings: Recipe, model: nn.Module, data: Splits) -> dict[str, Any]:
+    """The options of `fit` in a Recipe (or Teacher, Student), without network, preset and what belongs to `distil`.
+
+    `model` is the network they are for, by which `optimizer = "auto"` is decided.
+    """
     left = ("name", "options", "preset", "preprocess", "mean", "std")
     own = {name: getattr(settings, name) for name in Recipe.__dataclass_fields__ if name not in left}
     for name, default in (("augment", "none"), ("batch_norm", "running")):
         if own[name] == default:  # as in runs that were started before there was a choice
             del own[name]
+    if own["optimizer"] == "auto":
+        macs = measure(model, data.input_shape, latency=False).macs
+        own["optimizer"] = preferred_optimizer(model, macs, settings.batch_size)
     return {**own, "views": tuple(own["views"])}
 
 

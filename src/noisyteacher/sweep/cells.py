@@ -19,7 +19,7 @@ from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.files import read_bytes
 from noisyteacher.models import model_record
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline import Plan, Training, its_training, load_config_data, train_run, train_runs
+from noisyteacher.pipeline import Plan, Training, its_training, load_config_data, settled, train_run, train_runs
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.claims import LostError, claimed
@@ -156,8 +156,9 @@ def _training(cell: Cell) -> Training:
     """The cell's training, with the data and the teacher's answers that cells of this process share."""
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
-    config = build_config(cell.config)
+    asked = build_config(cell.config)
     data = _data(_key(cell.config["data"]))
+    config = settled(asked, data)
     answers = {role: _store(os.path.join(cell.folder, place)) for role, place in cell.stores.items()}
     noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
     plan = Plan(config, data, config.teacher.name, config.student.name, noise, (), cell.config, Run(cell.folder), None)

@@ -60,7 +60,8 @@ class Question:
                         "cells learn from stored answers: use compress, or sweep over student.views"
                     )
                 refuse_auto(one.config)
-                refuse_early(one.config.teacher.name, one.config.student.name, data, one.config, self.allow_import)
+                config = settled(one.config, data)
+                refuse_early(config.teacher.name, config.student.name, data, config, self.allow_import)
 
 
 def asked(

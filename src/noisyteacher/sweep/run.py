@@ -184,10 +184,11 @@ def _prepare(
     teachers: list[dict[str, Any]] = []
     taught = question.taught()
     for number, (name, members) in enumerate(taught.items()):
-        config = members[0].config
-        views = list(dict.fromkeys(view for one in members for view in one.config.student.views))
+        data = load_config_data(members[0].config)
+        configs = [settled(member.config, data) for member in members]
+        config = configs[0]
+        views = list(dict.fromkeys(view for each in configs for view in each.student.views))
         shared: Config = replace(config, student=replace(config.student, views=views))
-        data = load_config_data(config)
         names = config.teacher.name, config.student.name
         plan = Plan(shared, data, *names, None, (), {}, run, watch, question.allow_import)
         label = name if len(taught) == 1 else f"teacher {number + 1}/{len(taught)}"

@@ -39,7 +39,7 @@ def reestimate(
     weights, modes and momenta stay as they are.
     """
     rows = torch.linspace(0, len(split) - 1, min(IMAGES, len(split))).long()
-    batches = [part for part in rows.split(BATCH) if len(part) > 1]
+    batches = [part for part in torch.split(rows, BATCH) if len(part) > 1]
     images = (split.images_at(part).to(device=device).contiguous(memory_format=layout) for part in batches)
     with precision_context(precision, device):
         update_bn(images, model, device=device)

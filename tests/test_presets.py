@@ -1,0 +1,106 @@
+"""What a user gets without naming a recipe: which views, which update rule, how much weight on the labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import noisyteacher as nt
+from noisyteacher.config import build_config
+from noisyteacher.data import expand_views
+from noisyteacher.optimizers import preferred_optimizer
+from noisyteacher.pipeline import distil_config, extract_config, settled, train_config
+from noisyteacher.pipeline.plan import default_views
+from noisyteacher.runs import Run
+
+
+def images(folder: Path, channels: int, labels: bool = True) -> str:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for role, rows in (("train", 40), ("val", 20), ("test", 20)):
+        arrays[f"x_{role}"] = rng.integers(0, 255, (rows, 12, 12, channels), dtype=np.uint8)
+        if labels:
+            arrays[f"y_{role}"] = np.arange(rows) % 2
+    np.savez(folder / "set.npz", **arrays)
+    return str(folder / "set.npz")
+
+
+def test_colour_images_are_shifted_and_mirrored_grey_ones_shifted(tmp_path: Path) -> None:
+    grey, colour = (nt.load_data(images(tmp_path, channels)) for channels in (1, 3))
+    shifted = ("clean", "crop-y2-x2", "crop-y2-x6", "crop-y6-x2", "crop-y6-x6")
+    assert default_views(grey) == shifted
+    assert default_views(colour) == (*shifted, "mirror", *(f"mirror-{view}" for view in shifted[1:]))
+    assert expand_views(default_views(colour)) == default_views(colour)
+
+
+def test_digits_in_colour_are_not_mirrored(tmp_path: Path) -> None:
+    colour = nt.load_data(images(tmp_path, 3))
+    assert not [view for view in default_views(replace(colour, name="svhn")) if "mirror" in view]
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "expected"),
+    [
+        ("compact-xs", (3, 32, 32), "muon"),
+        ("nin", (3, 32, 32), "muon"),
+        ("mlp800", (1, 28, 28), "adamw"),
+    ],
+)
+def test_muon_where_its_products_are_cheap(network: str, shape: tuple[int, int, int], expected: str) -> None:
+    model = nt.build_model(network, input_shape=shape, classes=10)
+    macs = nt.measure(model, shape, latency=False).macs
+    assert preferred_optimizer(model, macs, batch_size=32) == expected
+
+
+def test_complex_weights_are_not_for_muon() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, dtype=torch.complex64))
+    assert preferred_optimizer(model, 10**9, batch_size=32) == "adamw"
+
+
+def test_labels_weigh_in_where_every_split_has_them(tmp_path: Path) -> None:
+    config = build_config({"data": {"name": images(tmp_path, 1)}})
+    labelled = nt.load_data(config.data.name)
+    assert settled(config, labelled).student.label_weight == 0.3
+    bare = replace(labelled, train=replace(labelled.train, labels=None))
+    assert settled(config, bare).student.label_weight == 0.0
+    named = build_config({"student": {"label_weight": 0.7}})
+    assert settled(named, labelled).student.label_weight == 0.7
+    assert settled(config).student.label_weight == "auto"
+
+
+def test_the_steps_one_by_one_agree_on_the_views(tmp_path: Path) -> None:
+    """`extract` stores the views that `auto` means, `distil` learns from those that a store has."""
+    settings = {
+        "data": {"name": images(tmp_path, 1)},
+        "teacher": {"name": "compact-xs", "epochs": 1},
+        "student": {"name": "compact-xs", "epochs": 1},
+        "run": {"output_dir": str(tmp_path / "runs")},
+        "noise": {"sigma": 0.0},
+    }
+    trained = train_config(build_config(settings))
+    settings["teacher"] = {"name": str(trained.run.path)}
+    every = extract_config(build_config(settings))
+    assert every.views == default_views(nt.load_data(settings["data"]["name"]))
+    clean = extract_config(build_config({**settings, "student": {"views": ["clean"]}}), str(tmp_path / "clean"))
+    for store in (every, clean):
+        settings["student"] = {"name": "compact-xs", "epochs": 1}
+        run = distil_config(build_config(settings), store.path).run
+        student = run.config["config"]["student"]
+        assert tuple(student["views"]) == store.views
+        assert student["label_weight"] == 0.3
+
+
+def test_a_compression_without_a_named_recipe_takes_the_standard_one(tmp_path: Path) -> None:
+    result = nt.compress(
+        "compact-xs", "compact-xs", images(tmp_path, 1), epochs=1, teacher_training={"epochs": 1},
+        output_dir=tmp_path / "runs",
+    )  # fmt: skip
+    for name in ("teacher", "clean-seed0", "labels-seed0"):
+        recipe = Run.open(result.path / name).config["recipe"]
+        assert recipe["optimizer"] == "adamw"  # images of 12 pixels: few products of the network's own
+        assert recipe["batch_norm"] == "reestimate"
+        assert len(recipe["views"]) == 5
