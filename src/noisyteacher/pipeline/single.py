@@ -20,7 +20,7 @@ from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, settled, taught_of
+from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, settled, taught_of, with_papers_student
 from noisyteacher.pipeline.steps import keeping_of, load_config_data, load_teacher, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, Watch, errors_kept, train_run
 from noisyteacher.ranks import led
@@ -115,6 +115,7 @@ def distil_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
+    config = with_papers_student(config)
     refuse_auto(config)
     config = settled(config)
     data, opened, student = load_config_data(config), LogitStore.open(store), config.student
