@@ -468,9 +468,10 @@ def test_little_networks_come_last_and_every_design_before_a_second_of_it() -> N
         tuple(candidate(name, macs) for name, macs in (
             ("timm:lcnet_050", 20), ("compact-m:0.5", 99), ("compact-m:0.4", 95), ("compact-s", 90), ("shrink:0.5", 80),
             ("timm:lcnet_100", 60), ("timm:mobilenetv4_conv_small", 30),
+            ("student3", 10),
         )),
     )  # fmt: skip
     assert [one.name for one in search.fitting] == [
         "compact-m:0.5", "shrink:0.5", "timm:lcnet_100", "compact-s", "timm:mobilenetv4_conv_small", "compact-m:0.4",
-        "timm:lcnet_050",
+        "student3", "timm:lcnet_050",
     ]  # fmt: skip
