@@ -82,7 +82,7 @@ class Pace:
         if self.forecast is not None and self.speeds is not None:
             stages = needed(work, self.speeds)
             self.expect(stages, self.whole.tries)
-            count = len(self.forecast.seconds)
+            count = len(self.forecast.seconds) - (not stages.end)  # without files there is no last stage
             self.forecast.watch(f"[0/{count}] plan", 1, 1, in_words(stages))
         teacher = lasting(self.plan.config.teacher, work.teacher_epochs or self.plan.config.teacher.epochs)
         config = replace(self.plan.config, teacher=teacher)
