@@ -231,7 +231,7 @@ def test_a_compression_asks_live_and_stores_only_what_it_compares(teacher: nt.Cl
         {
             "data": {"limit": 40},
             "teacher": {"name": str(tmp_path / "teacher.safetensors")},
-            "student": {"augment": "mixup", "epochs": 1, "batch_size": 20},
+            "student": {"name": "mlp800", "augment": "mixup", "epochs": 1, "batch_size": 20},
             "noise": {"sigma": 0.5, "alpha": 0.5},
             "run": {"output_dir": str(tmp_path / "runs")},
         }

@@ -110,7 +110,11 @@ def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
     first = build_config({**given, "teacher": {"name": "mlp800", "epochs": 2}})
     trained = train_config(first)
     assert trained.result["classes"] == list(NAMES)
-    learner = {"teacher": {"name": str(trained.run.path)}, "student": {"epochs": 1}, "noise": {"sigma": 0.0}}
+    learner = {
+        "teacher": {"name": str(trained.run.path)},
+        "student": {"name": "mlp800", "epochs": 1},
+        "noise": {"sigma": 0.0},
+    }
     result = compress_config(build_config({**given, **learner}))
     (order,) = (one for one in result.checks if one["check"] == "class order")
     assert (order["held"], order["told"]) == (True, "3 of 3 classes are named alike, each at the same place")

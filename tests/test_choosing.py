@@ -21,7 +21,7 @@ from noisyteacher.runs import Run
 SMALL: dict[str, Any] = {
     "data": {"limit": 60},
     "teacher": {"epochs": 1},
-    "student": {"epochs": 4, "batch_size": 30},
+    "student": {"name": "mlp800", "epochs": 4, "batch_size": 30},
     "choice": {"sigmas": [0.5, 1.0], "alphas": [0.5, 1.0], "seeds": 2},
 }
 

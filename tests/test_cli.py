@@ -61,6 +61,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")
+NAMED = ("--student", "mlp800")
 
 
 def commands() -> dict[str, typer.main.click.Command]:  # type: ignore[name-defined]
@@ -156,7 +157,9 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
 
 
 def test_compress_and_resume_a_done_one(call: Call) -> None:
-    code, out, err = call("compress", "--epochs", "1", "--teacher-epochs", "1", "--seeds", "2", *SMALL, "--json", "-q")
+    code, out, err = call(
+        "compress", *NAMED, "--epochs", "1", "--teacher-epochs", "1", "--seeds", "2", *SMALL, "--json", "-q"
+    )
     assert (code, err) == (0, "")
     result = json.loads(out)
     assert [row["name"] for row in result["rows"]] == ["teacher", "labels", "clean", "noisy"]
@@ -167,6 +170,22 @@ def test_compress_and_resume_a_done_one(call: Call) -> None:
     again = json.loads(call("compress", "--resume", result["run"], "--json", "-q")[1])
     assert again["rows"] == result["rows"]
     assert call("compress", "--resume", result["run"], "--epochs", "3")[0] == 2
+
+
+def test_without_a_student_one_is_chosen_or_asked_for(call: Call, npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """compress chooses and says so at once; a sweep and distil take the paper's on MNIST, and else want a name."""
+    from noisyteacher import pipeline
+
+    def stop(config: object, **options: object) -> None:
+        raise AskedWronglyError("stop")
+
+    monkeypatch.setattr(pipeline, "compress_config", stop)
+    for words, noted in (((), True), (("--student", "auto"), True), (("--target-bytes", "8x"), False), (NAMED, False)):
+        _, _, err = call("compress", "--data", str(npz), *words)
+        assert ("a student of at most a quarter of the teacher's multiplications is chosen" in err) == noted
+    code, _, err = call("sweep", "--data", str(npz), "--grid", "noise.sigma=0.5", "-q")
+    assert code == 2
+    assert "student.name: no student is named, and only compress chooses one: name the student (--student NAME)" in err
 
 
 def test_config_and_data(call: Call, tmp_path: Path) -> None:
@@ -303,7 +322,7 @@ def test_no_network_and_no_files(call: Call, tmp_path: Path, monkeypatch: pytest
 
 
 def test_damaged_files_are_named(call: Call, tmp_path: Path) -> None:
-    assert call("compress", "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "-q")[0] == 0
+    assert call("compress", *NAMED, "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "-q")[0] == 0
     (run,) = list_runs("runs", 1)
     weights = run.path / "teacher" / "weights.safetensors"
     (shard,) = run.path.glob("logits/*-train-*/shard-00000.safetensors")
@@ -400,7 +419,7 @@ def test_a_model_is_looked_at_on_the_data_it_was_trained_on(call: Call, npz: Pat
 
 
 def test_a_run_inside_a_run_is_looked_at_on_the_data_of_the_outer_one(call: Call, npz: Path) -> None:
-    fast = ("--data", str(npz), "--epochs", "1", "--set", "teacher.epochs=1", "--json", "-q")
+    fast = ("--data", str(npz), *NAMED, "--epochs", "1", "--set", "teacher.epochs=1", "--json", "-q")
     run = run_of(call("compress", *fast, "--sigma", "0.5", "--no-baselines")[1])
     swept = run_of(call("sweep", *fast, "--grid", "noise.sigma=0.5")[1])
     for path in (f"{run}/teacher", f"{run}/noisy-seed0", f"{swept}/teacher"):
@@ -451,7 +470,7 @@ def test_a_model_of_a_factory_is_loaded_where_that_is_allowed(call: Call) -> Non
     store = json.loads(call("extract", run, allow, "--json", "-q")[1])["store"]
     assert call("logits", "verify", store, "--teacher", run)[0] == 2
     assert call("logits", "verify", store, "--teacher", run, allow)[0] == 0
-    compress = ("compress", "--teacher", run, "--epochs", "1", "--sigma", "0.5", "--no-baselines", *SMALL, "-q")
+    compress = ("compress", "--teacher", run, *NAMED, "--epochs", "1", "--sigma", "0.5", "--no-baselines", *SMALL, "-q")
     assert call(*compress)[0] == 2
     code, out, _ = call(*compress, allow, "--json")
     assert code == 0
@@ -505,7 +524,7 @@ def test_a_wrong_question_to_distil_leaves_no_run(call: Call, npz: Path) -> None
     store = json.loads(call("extract", run, "--views", "mirror*crop", "--json", "-q")[1])["store"]
     before = [one.id for one in list_runs("runs")]
     for words, told in (
-        (("--data", str(npz), "--views", "mirror"), "made from data"),
+        (("--data", str(npz), *NAMED, "--views", "mirror"), "made from data"),
         (SMALL, "no logits of view 'clean', only of"),
     ):
         code, out, err = call("distil", store, *words)
@@ -541,7 +560,7 @@ def test_config_check_knows_the_names(call: Call) -> None:
 
 def test_runs_rm_twice_the_same_and_what_lies_inside(call: Call) -> None:
     run = run_of(
-        call("compress", "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "--json", "-q")[1]
+        call("compress", *NAMED, "--epochs", "1", "--teacher-epochs", "1", "--no-baselines", *SMALL, "--json", "-q")[1]
     )
     code, out, _ = call("runs", "rm", run, run, f"{run}/teacher", f"{run}/", "--yes")
     assert (code, out) == (0, f"removed {run}\n")

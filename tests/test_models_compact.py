@@ -145,3 +145,26 @@ def test_torch_export_takes_it_with_any_batch() -> None:
     exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     other = torch.randint(0, 256, (7, *COLOUR), dtype=torch.uint8)
     torch.testing.assert_close(exported.module()(other), model(other))
+
+
+def test_a_width_can_stand_in_the_name(tmp_path: Path) -> None:
+    named, with_option = small("compact-s:0.75"), small("compact-s", width=0.75)
+    assert named.architecture == with_option.architecture
+    for ours, theirs in zip(named.parameters(), with_option.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    save_model(named, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors").architecture == {
+        "name": "compact-s", "classes": 10, "input_shape": [3, 32, 32], "options": {"width": 0.75},
+        "preprocess": "scale",
+    }  # fmt: skip
+    # channels 16, 24, 40, 72 by hand: 16 * 0.75 = 12 and 48 * 0.75 = 36 go to the even number of eights
+    stem, blocks = 9 * 3 * 16, [block(16, 24, 16), block(24, 32, 8), block(32, 32, 8, halves=False), block(32, 72, 4)]
+    assert nt.measure(named, latency=False).macs == stem * 1024 + sum(macs for _, macs in blocks) + 72 * 10
+    with pytest.raises(
+        AskedWronglyError, match=r"'compact-s:wide': expected compact-s:WIDTH, .* such as compact-s:0.75"
+    ):
+        small("compact-s:wide")
+    with pytest.raises(AskedWronglyError, match="multiplies the channels"):
+        small("compact-s:0")
+    with pytest.raises(AskedWronglyError, match="give one of them"):
+        small("compact-s:0.5", width=0.5)

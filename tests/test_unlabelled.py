@@ -114,7 +114,7 @@ def test_from_a_packed_folder_by_config(teacher: nt.Classifier, tmp_path: Path) 
     given = {
         "data": {"name": str(packed(tmp_path))},
         "teacher": {"name": str(tmp_path / "teacher.safetensors")},
-        "student": SHORT,
+        "student": {"name": "mlp800", **SHORT},
         "noise": {"sigma": 0.5, "alpha": 0.5},
         "run": {"output_dir": str(tmp_path / "runs")},
     }
@@ -137,6 +137,6 @@ def test_from_a_packed_folder_by_config(teacher: nt.Classifier, tmp_path: Path) 
     assert trained.result["scores"] == {}
     assert trained.result["training"]["kept"] == "last"
     with pytest.raises(AskedWronglyError, match="patience=3 has no effect"):
-        distil_config(build_config(given | {"student": {"patience": 3}}), store.path)
+        distil_config(build_config(given | {"student": {"name": "mlp800", "patience": 3}}), store.path)
     with pytest.raises(AskedWronglyError, match="the noise cannot be chosen"):
         distil_config(build_config(given | {"noise": {}}), store.path)

@@ -52,6 +52,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """Seconds as an estimate says them. `rough_duration(41) == "40 s"`, `rough_duration(340) == "6 min"`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def few(names: Sequence[str], most: int = 6) -> str:
     """The first names of a list that may be long. `few(["a", "b", "c"], 2) == "a, b, ... (3)"`."""
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, ... ({len(names)})"

@@ -86,7 +86,14 @@ def print_result(result: Result, as_json: bool) -> None:
         return
 
     headers, rows = result.table()
-    print_noted(headers, rows, result.notes())
+    print_table(headers, rows, right=range(1, len(headers)))
+    write("")
+    headers, rows = result.tried()
+    if rows:
+        print_table(headers, rows, right=range(1, len(headers) - 1))
+        write("")
+    for note in result.notes():
+        write(note, "bold" if note.startswith("WARNING") else "dim")
     write("")
     write(f"Verdict: {result.verdict}.", "bold")
     write("")

@@ -31,7 +31,7 @@ def demo(
     """
     given = {
         "teacher": {"preset": "paper", "epochs": 8},
-        "student": {"preset": "paper", "epochs": epochs},
+        "student": {"preset": "paper", "name": "mlp800", "epochs": epochs},
         "noise": {"sigma": 0.8, "alpha": 0.15},
         "run": {"seeds": seeds, "output_dir": output_dir or "runs"},
     }
@@ -48,7 +48,8 @@ def compress(
     ] = None,
     teacher_weights: o.TeacherWeights = None,
     student: Annotated[
-        str | None, typer.Option(help="A network's name, or pkg.module:factory, or auto (with a target: the default).")
+        str | None,
+        typer.Option(help="A network's name, pkg.module:factory, or auto (the default): chosen within the targets."),
     ] = None,
     target_macs: Limit = None,
     target_bytes: Limit = None,
@@ -58,7 +59,7 @@ def compress(
     ] = None,
     search: Annotated[int | None, typer.Option(help="Networks tried at most, in short runs on validation.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time for all training; fewer tries and epochs if short.")
+        float | None, typer.Option(help="Time for the whole run; fewer epochs and tries if short.")
     ] = None,
     export: Annotated[
         str | None, typer.Option(help="Files to write: onnx, onnx-int8, pte, pte-int8, pt2, hub; comma-separated.")
@@ -89,22 +90,22 @@ def compress(
 ) -> None:
     """Compress a teacher into a student and say what was gained and what the noise did.
 
-    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise. With a
-    target the student is chosen too, among the networks that keep within it: 4x is at most a quarter of the teacher's,
-    a plain number is at most that many. With a target or --export the run's folder also gets a report.html.
+    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise. Without
+    --student the student is chosen too, among the networks that keep within the targets (--target-macs 4x where none is
+    given): 4x is at most a quarter of the teacher's, a plain number is at most that many. A run that chose its student
+    or was given --export also gets a report.html in its folder.
 
     Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
 
     Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-macs 4x --max-drop 1 --export onnx
     """
-    limits = (target_macs, target_bytes, target_parameters)
     flags = {
         "data.name": data,
         "data.root": data_root,
         "teacher.name": teacher,
         "teacher.weights": teacher_weights,
         "teacher.epochs": teacher_epochs,
-        "student.name": student or ("auto" if any(one is not None for one in limits) else None),
+        "student.name": student,
         "target.macs": target_macs,
         "target.bytes": target_bytes,
         "target.parameters": target_parameters,
@@ -142,10 +143,17 @@ def compress(
 
 
 def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: bool) -> None:
-    from noisyteacher.config import build_config
+    from noisyteacher.config import LIMITS, build_config
     from noisyteacher.pipeline import compress_config
 
     built = build_config(given)
+    target = built.target
+    if built.student.name in ("", "auto") and all(getattr(target, name) is None for name in LIMITS):
+        say(
+            "note: no student and no target: a student of at most a quarter of the teacher's multiplications is chosen "
+            "(--target-macs 4x); --student NAME takes another",
+            err=True,
+        )
     with resumable("compress") as begun, progress(quiet) as watch:
         result = compress_config(built, command=command_line(), begun=begun, watch=watch, allow_import=allow_import)
     _told(result, as_json)

@@ -266,7 +266,7 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
     if config.student.combine != "mean" and not config.teacher.also:
         yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
-    yield from _targets(config.target, config.student.name == "auto", bool(config.student.options))
+    yield from _targets(config.target, config.student.name in ("", "auto"), bool(config.student.options))
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"
@@ -293,11 +293,9 @@ def _targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
                 limit(given, 1.0)
             except ConfigError as error:
                 yield f"target.{name}: {error}"
-    if chosen and all(given is None for given in limits.values()):
-        yield "student.name: auto needs a limit to keep within: give target.macs, target.bytes or target.parameters"
     if chosen and options:
-        yield "student.options: have no effect where student.name is auto: leave them out"
-    if not chosen and replace(target, max_drop=None) != Target():
+        yield "student.options: have no effect where the student is chosen: leave them out, or name the student"
+    if not chosen and replace(target, max_drop=None, minutes=None) != Target():
         yield "target: has no effect where student.name is not auto: leave it out, or let the student be chosen"
 
 

@@ -121,9 +121,10 @@ class Teacher(Recipe):
 class Student(Recipe):
     """The small network, and how it learns."""
 
-    name: str = "mlp800"
-    """A network by name, timm:NAME, torchvision:NAME, hf:NAME, pkg.module:factory, shrink:RATIO (a narrower copy of the
-    teacher), or auto: chosen on validation among those that keep within target."""
+    name: str = ""
+    """A network by name (compact-s:0.75 is one at 0.75 of its width), timm:NAME, torchvision:NAME, hf:NAME,
+    pkg.module:factory, shrink:RATIO (a narrower copy of the teacher), or auto: chosen on validation among those that
+    keep within target. Empty: auto in compress, the paper's mlp800 in distil and sweep on MNIST."""
     loss: Literal["logit_regression", "soft_targets"] = "soft_targets"
     """The paper's regression on logits, or Hinton's soft targets."""
     temperature: Positive | None = None
@@ -176,7 +177,8 @@ class Choice:
 
 @dataclass(kw_only=True)
 class Target:
-    """What the student may cost, for student.name = "auto": it is chosen on validation among those that keep within."""
+    """What the student may cost, for student.name = "auto": it is chosen on validation among those that keep within,
+    and never larger than its teacher unless named in students. Without any limit macs is "4x"."""
 
     __pydantic_config__ = STRICT
 
@@ -189,13 +191,14 @@ class Target:
     max_drop: NotNegative | None = None
     """Points of validation accuracy the student may lose against its teacher; more is told, and ends in exit code 3."""
     students: list[str] = field(default_factory=list)
-    """Networks to choose from (empty: all that are known, and narrower copies of the teacher)."""
+    """Networks to choose from (empty: the compact ones at any width, timm's mobile ones, the paper's for images of
+    their size, and narrower copies of the teacher)."""
     search: Count = 4
     """How many of those within the limits are tried, in short runs judged on validation."""
     epochs: Count | None = None
     """Length of each short run (empty: a quarter of the student's epochs)."""
     minutes: Positive | None = None
-    """Minutes that all training together may take, the teacher's included; fewer tries and epochs where it is short."""
+    """Minutes that the whole run may take, the teacher's training included; fewer epochs and tries if it is short."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 from noisyteacher.models.build import MODELS, OWN, ZOO, build_model, training_images
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
-from noisyteacher.models.compact import COMPACT, compact_network
+from noisyteacher.models.compact import COMPACT, compact_network, without_width
 from noisyteacher.models.foreign import ENDINGS, load_foreign
 from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
 from noisyteacher.models.hub import class_names_of
@@ -81,4 +81,5 @@ __all__ = [
     "training_images",
     "weights_file",
     "weights_fingerprint",
+    "without_width",
 ]

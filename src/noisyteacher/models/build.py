@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
 from noisyteacher.models.classifier import Classifier, as_classifier
-from noisyteacher.models.compact import COMPACT, compact_network, compact_options
+from noisyteacher.models.compact import COMPACT, compact_network, compact_options, without_width
 from noisyteacher.models.hub import hf_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
@@ -56,8 +56,9 @@ def build_model(
 ) -> Classifier:
     """A Classifier: uint8 `[B, C, H, W]` to logits `[B, K]`, its weights drawn from the stream (seed, "init", name).
 
-    `model` is a name of MODELS, `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`) or `"hf:NAME"`
-    (a folder or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with
+    `model` is a name of MODELS (of a compact one also `"compact-s:WIDTH"`), `"timm:NAME"`, `"torchvision:NAME"`
+    (untrained unless `pretrained=True`) or `"hf:NAME"` (a folder or a name on the hub, with its weights unless
+    `pretrained=False`), `"pkg.module:factory"` (called with
     classes= or num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a
     model or its `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes
     and input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
@@ -86,6 +87,12 @@ def build_model(
         raise AskedWronglyError(
             f"a {type(model).__name__} is not a model: pass a name, 'pkg.module:factory' or an nn.Module"
         )
+    model, stated = without_width(model)
+    if stated.keys() & options.keys():
+        raise AskedWronglyError(
+            f"model '{model}:...' states its width, and the option width does too: give one of them"
+        )
+    options = {**stated, **options}
     if ":" not in model and model not in MODELS:
         raise unknown_name("model", model, MODELS)
     if count is None or shape is None:

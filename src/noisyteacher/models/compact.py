@@ -42,6 +42,23 @@ def compact_options() -> dict[str, float]:
     return {"width": 1.0}
 
 
+def without_width(name: str) -> tuple[str, dict[str, float]]:
+    """The network of a name and the options that the name states. `without_width("compact-s:0.75")` is
+    `("compact-s", {"width": 0.75})`; names of other networks come back as they are, without options.
+
+    Raises AskedWronglyError for a width that is no number; its range is checked when the network is built.
+    """
+    member, colon, width = name.partition(":")
+    if member not in COMPACT or not colon:
+        return name, {}
+    try:
+        return member, {"width": float(width)}
+    except ValueError:
+        raise AskedWronglyError(
+            f"model {name!r}: expected {member}:WIDTH, a number that multiplies its channels, such as {member}:0.75"
+        ) from None
+
+
 def compact_network(name: str, classes: int, input_shape: tuple[int, int, int], **options: float) -> nn.Sequential:
     """One of the compact students: float32 `[B, C, H, W]` of any size to logits `[B, classes]`; He-normal weights.
 

@@ -9,13 +9,14 @@ from noisyteacher.pipeline.conditions import further_answers, its_answers, its_t
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early, settled
+from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early, settled, with_papers_student
 from noisyteacher.pipeline.profiling import profile_notes, profile_table
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import load_config_data, load_teacher, options_of
 from noisyteacher.pipeline.training import Trained, Training, Watch, train_run, train_runs
+from noisyteacher.pipeline.tried import student_table
 
 __all__ = [
     "SHOWN",
@@ -51,9 +52,11 @@ __all__ = [
     "settled",
     "ship",
     "story_of",
+    "student_table",
     "the_teacher",
     "train_config",
     "train_run",
     "train_runs",
+    "with_papers_student",
     "wrong_names",
 ]

@@ -9,8 +9,9 @@ from typing import Any
 
 from noisyteacher.config import Student
 from noisyteacher.noise import Noise
+from noisyteacher.pipeline.budget import short
 from noisyteacher.pipeline.conditions import a_student
-from noisyteacher.pipeline.plan import Answers, Plan
+from noisyteacher.pipeline.plan import Answers, Plan, lasting
 from noisyteacher.pipeline.steps import lost
 from noisyteacher.text import plural, sigma_words
 
@@ -43,8 +44,7 @@ def planned(plan: Plan) -> int:
 
 def shortened(student: Student, epochs: int | None) -> Student:
     """The settings of a trial run: so many epochs, by default a quarter of the student's, and no longer a warm-up."""
-    epochs = epochs or max(1, round(student.epochs / 4))
-    return replace(student, epochs=epochs, warmup_epochs=min(student.warmup_epochs, epochs))
+    return lasting(student, short(student.epochs, epochs))
 
 
 def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tuple[Noise | None, dict[str, Any]]:
@@ -55,7 +55,7 @@ def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tup
     """
     settings = plan.config.choice
     student = shortened(plan.config.student, settings.epochs)
-    epochs, short = student.epochs, replace(plan, config=replace(plan.config, student=student))
+    epochs, trial = student.epochs, replace(plan, config=replace(plan.config, student=student))
     found, (number, total) = [], numbered
     for noise in (None, *plan.candidates):
         name = "clean" if noise is None else slug(noise)
@@ -64,7 +64,7 @@ def choose_noise(plan: Plan, answers: Answers, numbered: tuple[int, int]) -> tup
             number += 1
             title = f"[{number}/{total}] choosing the noise: {'none' if noise is None else label(noise)}, seed {seed}"
             run = f"choice-{name}-seed{seed}"
-            trained = a_student(short, run, "clean" if noise is None else "noisy", noise, seed, answers, title)
+            trained = a_student(trial, run, "clean" if noise is None else "noisy", noise, seed, answers, title)
             errors.append(lost(trained.result["scores"]["val"]))
             runs.append(run)
         found.append(Candidate(noise, tuple(errors), tuple(runs)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -29,22 +30,31 @@ from noisyteacher.pipeline.conditions import (
     taught_by,
     the_teacher,
 )
+from noisyteacher.pipeline.pacing import Pace
 from noisyteacher.pipeline.plan import (
+    Networks,
     Plan,
     called,
+    considered,
     data_record,
     folder_for,
+    lasting,
     module_record,
     noise_of,
     refuse_early,
     settled,
+    to_choose,
 )
 from noisyteacher.pipeline.result import Result, Row
-from noisyteacher.pipeline.searching import choose_student, looked_at
+from noisyteacher.pipeline.searching import choose_student
 from noisyteacher.pipeline.steps import load_config_data, lost
 from noisyteacher.pipeline.training import Trained, Watch, errors_kept
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
+from noisyteacher.text import shown
+
+CLOCK = time.monotonic
+LOG = logging.getLogger("noisyteacher")
 
 
 def compress(
@@ -92,6 +102,7 @@ def compress(
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
         raise AskedWronglyError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     named_by_user = {"loss": loss, "label_weight": label_weight}
+    started = CLOCK()
     asked = build_config(
         {
             "noise": {"sigma": "auto", "alpha": "auto"},
@@ -108,7 +119,7 @@ def compress(
         }
     )  # fmt: skip
     splits = load_data(data)
-    config = settled(asked, splits)
+    config = settled(to_choose(asked), splits)
     settings = describe(config) | {
         "call": "python",
         "data": data_record(splits),
@@ -118,11 +129,17 @@ def compress(
     settings |= {f"{role}_module": module_record(one) for role, one in modules.items() if isinstance(one, nn.Module)}
     candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
     named = noise if isinstance(noise, Noise) else None
-    search = refuse_early(teacher, student, splits, config, allow_import)
+    networks = refuse_early(teacher, student, splits, config, allow_import)
+    search, warnings = considered(networks, student, splits, config)
+    _warn(warnings)
     folder = folder_for(run, config.run.output_dir, called(student), settings, None)
     return _compress(
-        Plan(config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import, search)
-    )
+        Plan(
+            config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import, search, warnings
+        ),
+        networks,
+        started,
+    )  # fmt: skip
 
 
 def compress_config(
@@ -135,18 +152,24 @@ def compress_config(
     allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
-    data = load_config_data(config)
-    config = settled(config, data)
+    started, data = CLOCK(), load_config_data(config)
+    config = settled(to_choose(config), data)
     noise, candidates = noise_of(config.noise, config.choice)
     settings = describe(config)
     teacher, student = config.teacher.name, config.student.name
-    search = refuse_early(teacher, student, data, config, allow_import)
+    networks = refuse_early(teacher, student, data, config, allow_import)
+    search, warnings = considered(networks, student, data, config)
+    _warn(warnings)
     folder = folder_for(run, config.run.output_dir, student, settings, command)
     if begun is not None:
         begun(folder)
     return _compress(
-        Plan(config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import, search)
-    )
+        Plan(
+            config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import, search, warnings
+        ),
+        networks,
+        started,
+    )  # fmt: skip
 
 
 def resume_compress(
@@ -168,15 +191,22 @@ def resume_compress(
     return compress_config(build_config(run.config), run=run, begun=begun, watch=watch, allow_import=allow_import)
 
 
-def _compress(plan: Plan) -> Result:
+def _compress(plan: Plan, networks: Networks, started: float) -> Result:
     with at_work(*plan.run.around, plan.run.path), errors_kept(plan.run):
-        result = _steps(plan)
+        pace = Pace(plan, networks, started, CLOCK)
+        result = _steps(pace.begin(), pace)
         plan.run.write_result(result.describe())
     return result
 
 
-def _steps(plan: Plan) -> Result:
-    tries, formats = looked_at(plan), plan.config.run.export
+def _warn(sentences: Sequence[str]) -> None:
+    """Log each sentence as a warning of this package: on standard error, unless somebody has set up logging."""
+    for words in sentences:
+        LOG.warning("WARNING: %s", shown(words))
+
+
+def _steps(plan: Plan, pace: Pace) -> Result:
+    tries, formats = pace.whole.tries, plan.config.run.export
     total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
@@ -186,7 +216,11 @@ def _steps(plan: Plan) -> Result:
     number, noise, choice, search = 2 + tries, plan.noise, None, None
     checks = checked_teacher(plan, teacher, answers)
     if plan.search is not None:
-        plan, search = choose_student(plan, teacher, answers, (2, total))
+        plan, search = choose_student(plan, answers, (2, total), pace)
+        _warn(plan.warnings)
+    else:
+        work = pace.again("student", replace(pace.whole, teacher_epochs=0))
+        plan = replace(plan, config=replace(plan.config, student=lasting(plan.config.student, work.student_epochs)))
     first = plan.candidates[-1] if plan.candidates else plan.noise
     checks += checked_lesson(plan.config, plan.data, plan.student, first, taught_by(plan, answers)[0], teacher.model)
     if plan.candidates:
@@ -228,6 +262,8 @@ def _steps(plan: Plan) -> Result:
         best=record,
         checks=tuple(checks),
         scored=scored,
+        warnings=plan.warnings,
+        time=pace.record(plan.config.student, None if search is None else len(search["tried"])),
     )
 
 

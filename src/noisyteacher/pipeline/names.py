@@ -10,9 +10,9 @@ from noisyteacher.config import Config
 from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of
-from noisyteacher.pipeline.candidates import AUTO
+from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of, without_width
 from noisyteacher.pipeline.given import names_a_file
+from noisyteacher.pipeline.plan import AUTO
 from noisyteacher.text import unknown_name
 
 
@@ -47,6 +47,9 @@ def _network(name: str, may_be_a_file: bool) -> None:
         ratio_of(name)
         if may_be_a_file:
             raise AskedWronglyError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
+    if not may_be_a_file and name in ("", AUTO):
+        return
+    without_width(name)
     if name not in MODELS and ":" not in name and not (may_be_a_file and names_a_file(name)):
         raise unknown_name("model", name, MODELS)
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, completed
+from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.errors import AskedWronglyError, MismatchError
@@ -28,7 +28,7 @@ from noisyteacher.models import (
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
+from noisyteacher.pipeline.candidates import Search, costs_of, larger_than_teacher, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
 from noisyteacher.pipeline.training import Watch
@@ -36,6 +36,12 @@ from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
 
+AUTO = "auto"
+"""The name of a student that is to be chosen."""
+DEFAULT_LIMIT = "4x"
+"""The limit on a chosen student's multiplications where nothing limits its costs."""
+PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
+"""Data set -> the student of the paper, which a sweep and `distil` take where none is named."""
 R = TypeVar("R", bound=Recipe)
 SHIFTED = ("clean", *(f"crop-y{top}-x{left}" for top in (2, 6) for left in (2, 6)))
 """An image and its shifts by 2 pixels along the diagonals."""
@@ -66,6 +72,13 @@ class Plan:
     """Whether a teacher's file may name a factory that is imported and called."""
     search: Search | None = None
     """The networks to choose the student from; None where it was named."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on what somebody should know before anything is trained."""
+
+    @property
+    def given(self) -> bool:
+        """Whether the teacher is trained already."""
+        return not isinstance(self.teacher, str) or is_given(self.teacher, self.config.teacher)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,6 +118,21 @@ def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tup
     return None, tuple(one for one in found if one.alpha and one.sigma)
 
 
+class Networks(NamedTuple):
+    """The networks of a compression before anything is trained."""
+
+    teacher: Classifier
+    """With its weights where it is given."""
+    student: Classifier | None
+    """None where it is to be chosen."""
+
+
+def lasting(recipe: R, epochs: int) -> R:
+    """The recipe with so many epochs; a warm-up takes a quarter of them at most where they are fewer than before."""
+    warmup = recipe.warmup_epochs if epochs >= recipe.epochs else min(recipe.warmup_epochs, epochs / 4)
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup)
+
+
 def settled(config: Config, data: Splits | None = None) -> Config:
     """The Config with what `auto` comes to: the precisions on this machine, and with data the views and label weight.
 
@@ -136,11 +164,8 @@ def default_views(data: Splits) -> tuple[str, ...]:
 
 def refuse_early(
     teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
-) -> Search | None:
-    """Raises what a wrong name would raise later, before a folder is made or a teacher trained.
-
-    What comes back are the networks to choose from where the student is not named.
-    """
+) -> Networks:
+    """The networks, built; raises what a wrong name would raise later, before a folder is made or a teacher trained."""
     resolve_device(config.run.device)
     refuse_formats(config.run.export)
     for recipe in (config.teacher, config.student):
@@ -171,17 +196,47 @@ def refuse_early(
             raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
             models.append(network_of(settings, one, data))
-    if student == AUTO:
-        return price_candidates(config, models[0], data)
-    network_of(config.student, student, data, teacher=models[0])
-    return None
+    return Networks(
+        models[0], None if student == AUTO else network_of(config.student, student, data, teacher=models[0])
+    )
+
+
+def considered(
+    networks: Networks, student: str | nn.Module, data: Splits, config: Config
+) -> tuple[Search | None, tuple[str, ...]]:
+    """The networks to choose from where the student is not named, and a warning where a named one is the larger.
+
+    Raises AskedWronglyError where no network keeps within the limits.
+    """
+    if networks.student is None:
+        return price_candidates(config, networks.teacher, data), ()
+    warning = larger_than_teacher(called(student), *(costs_of(one, data) for one in networks[::-1] if one is not None))
+    return None, () if warning is None else (warning,)
+
+
+def to_choose(config: Config) -> Config:
+    """The Config of a compression: where no student is named it is chosen, and where nothing limits its costs, among
+    networks of at most a quarter of the teacher's multiplications.
+    """
+    student, target = config.student, config.target
+    student = replace(student, name=student.name or AUTO)
+    if student.name == AUTO and all(getattr(target, name) is None for name in LIMITS):
+        target = replace(target, macs=DEFAULT_LIMIT)
+    return replace(config, student=student, target=target)
+
+
+def with_papers_student(config: Config) -> Config:
+    """The Config with the paper's student for these data where none is named; unchanged where the paper has none."""
+    name = config.student.name or PAPERS_STUDENT.get(config.data.name, "")
+    return replace(config, student=replace(config.student, name=name))
 
 
 def refuse_auto(config: Config) -> None:
-    """Raises AskedWronglyError where the student is to be chosen, which only a compression does."""
-    if config.student.name == AUTO:
+    """Raises AskedWronglyError where the student is not named: only a compression chooses one."""
+    if config.student.name in ("", AUTO):
+        given = "auto chooses a student by its costs" if config.student.name else "no student is named"
         raise AskedWronglyError(
-            "student.name: auto chooses a student by its costs, which only compress does: name the student"
+            f"student.name: {given}, and only compress chooses one: name the student (--student NAME)"
         )
 
 

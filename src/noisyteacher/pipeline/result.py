@@ -10,6 +10,7 @@ from typing import Any
 from noisyteacher.export import Exported
 from noisyteacher.pipeline.checking import told_of
 from noisyteacher.pipeline.choosing import explain_choice
+from noisyteacher.pipeline.tried import student_table
 from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
@@ -61,6 +62,10 @@ class Result:
     """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
     scored: str = "error"
     """What `Row.errors` are: `error`, or, where there are no labels, `disagreement` with the teacher."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on what should not go unnoticed: a student that is larger than its teacher."""
+    time: Mapping[str, Any] | None = None
+    """How the minutes of the run were spent, where it was limited."""
 
     @property
     def seeds(self) -> int:
@@ -97,6 +102,10 @@ class Result:
         teacher = self.rows[0]
         headers = tuple(header.format(role=self.role, scored=self.scored) for header in HEADERS)
         return headers, [self._cells(row, teacher) for row in self.rows]
+
+    def tried(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headers and rows as text: which networks were looked at for a student and why each lost; no rows without."""
+        return student_table(self.search or {})
 
     def _cells(self, row: Row, teacher: Row) -> tuple[str, ...]:
         def cost(costs: Mapping[str, Any], key: str) -> float | None:
@@ -146,6 +155,9 @@ class Result:
         ]
         if self.scored != "error":
             found.append("No labels: nothing is said of errors, and there is no student on labels to compare with.")
+        found += [f"WARNING: {one}." for one in self.warnings]
+        if self.time is not None:
+            found.append(f"Time: {'; '.join(self.time['told'])}.")
         if self.search is not None:
             found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
@@ -174,6 +186,8 @@ class Result:
             "search": None if self.search is None else dict(self.search),
             "best": None if self.best is None else dict(self.best),
             "checks": [dict(one) for one in self.checks],
+            "warnings": list(self.warnings),
+            **({} if self.time is None else {"time": dict(self.time)}),
             **({} if self.scored == "error" else {"scored": self.scored}),
             "rows": [
                 {
@@ -208,12 +222,14 @@ class Result:
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
             record["store"], record.get("choice"), record.get("search"), record.get("best"),
-            tuple(record.get("checks", ())), scored,
+            tuple(record.get("checks", ())), scored, tuple(record.get("warnings", ())), record.get("time"),
         )  # fmt: skip
 
     def __str__(self) -> str:
         headers, rows = self.table()
-        return "\n".join([_plain([headers, *rows]), "", *self.notes(), "", f"Verdict: {self.verdict}."])
+        tried_headers, tried = self.tried()
+        looked_at = [_plain([tried_headers, *tried]), ""] if tried else []
+        return "\n".join([_plain([headers, *rows]), "", *looked_at, *self.notes(), "", f"Verdict: {self.verdict}."])
 
 
 def _plain(rows: list[tuple[str, ...]]) -> str:

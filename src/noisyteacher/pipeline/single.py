@@ -17,12 +17,11 @@ from noisyteacher.launch import restarts
 from noisyteacher.locks import at_work
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.candidates import AUTO
 from noisyteacher.pipeline.checking import checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.plan import Plan, called, noise_of, refuse_auto, settled, taught_of
+from noisyteacher.pipeline.plan import AUTO, Plan, called, noise_of, refuse_auto, settled, taught_of, with_papers_student
 from noisyteacher.pipeline.steps import keeping_of, load_config_data, load_teacher, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, Watch, errors_kept, train_run
 from noisyteacher.ranks import led
@@ -118,6 +117,7 @@ def distil_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
+    config = with_papers_student(config)
     refuse_auto(config)
     data, opened = load_config_data(config), LogitStore.open(store)
     if config.student.views == [AUTO]:  # those that there are answers for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from noisyteacher.pipeline import SHOWN
+from noisyteacher.pipeline import SHOWN, student_table
 from noisyteacher.report.tables import NOTHING, Cell, Table, number_cell
 from noisyteacher.text import sentence, size_bytes
 
@@ -17,25 +17,17 @@ def told(record: Mapping[str, Any] | None) -> list[str]:
 
 
 def searched(search: Mapping[str, Any] | None) -> Table | None:
-    """A row per network that was looked at: its costs, where they break a limit, its error where it was tried."""
-    if not search:
+    """A row per network that was looked at, the limits first: its costs, its error where it was tried, why it lost."""
+    headers, found = student_table(search or {})
+    if not search or not found:
         return None
-    limits, errors = search["limits"], {one["name"]: one["val_error_%"] for one in search["tried"]}
-    rows = [
-        (
-            Cell("limit", strong=True),
-            *(number_cell(show(limits[key]) if key in limits else NOTHING) for key, (_, show) in SHOWN.items()),
-            number_cell(NOTHING),
-        )
-    ]
-    for one in search["candidates"]:
-        name, error = str(one["name"]), errors.get(one["name"])
-        costs = (number_cell(show(one[key]), "over" if key in one["over"] else "") for key, (_, show) in SHOWN.items())
+    limits = [show(search["limits"][key]) if key in search["limits"] else NOTHING for key, (_, show) in SHOWN.items()]
+    rows = [(Cell("limit", strong=True), *map(number_cell, limits), number_cell(NOTHING), Cell(""))]
+    for name, *numbers, outcome in found:
         chosen = name == search["chosen"]
-        tried = number_cell(NOTHING if error is None else f"{error:.2f}", "chosen" if chosen else "")
-        rows.append((Cell(name, strong=chosen), *costs, tried))
+        rows.append((Cell(name, strong=chosen), *(number_cell(one or NOTHING) for one in numbers), Cell(outcome)))
     note = f"Validation, n = {search['n']:,} images, after {search['epochs']} epoch(s) with seed {search['seed']}."
-    return Table(("", *(head for head, _ in SHOWN.values()), "validation error %"), tuple(rows), note)
+    return Table(headers, tuple(rows), note)
 
 
 def files(best: Mapping[str, Any] | None) -> Table | None:

@@ -19,7 +19,7 @@ from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
 
 _OURS = (
-    r"(config|run|result|conditions|store)\.json|metrics\.jsonl|error\.txt|"
+    r"(config|run|result|conditions|plan|store)\.json|metrics\.jsonl|error\.txt|"
     r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*|"
     r"\.[A-Za-z0-9._-]+\.claim"
 )

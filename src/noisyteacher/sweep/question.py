@@ -8,7 +8,7 @@ from typing import Any
 
 from noisyteacher.config import build_config, describe
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.pipeline import load_config_data, refuse_auto, refuse_early, settled
+from noisyteacher.pipeline import load_config_data, refuse_auto, refuse_early, settled, with_papers_student
 from noisyteacher.runs import plain
 from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
 
@@ -72,13 +72,13 @@ def asked(
     Raises ConfigError or another NoisyTeacherError for settings and grids that mean nothing; data are not looked at.
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
-    config = settled(build_config(base))
+    config = with_papers_student(settled(build_config(base)))
     count = config.run.seeds if seeds is None else seeds
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise AskedWronglyError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     return Question(
-        tuple(replace(one, config=settled(one.config)) for one in conditions),
+        tuple(replace(one, config=with_papers_student(settled(one.config))) for one in conditions),
         tuple(families),
         tuple(axes),
         count,

@@ -25,6 +25,7 @@ from noisyteacher.pipeline import (
     options_of,
     settled,
     the_teacher,
+    with_papers_student,
 )
 from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
@@ -73,12 +74,12 @@ def sweep(
         raise AskedWronglyError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
-    config = settled(build_config(base))
+    config = with_papers_student(settled(build_config(base)))
     if stack > 1 and config.run.profile:
         raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
     question = asked(base, grids, seeds, allow_import)
     question.check()
-    title, settings = name or config.student.name, dict(question.settings)
+    title, settings = name or config.student.name or "students", dict(question.settings)
     if run is not None and not isinstance(run, Run):
         run = Run.open(run)
     place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
