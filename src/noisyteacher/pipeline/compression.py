@@ -173,6 +173,7 @@ def _compress(plan: Plan) -> Result:
 
 def _steps(plan: Plan) -> Result:
     tries, formats = looked_at(plan), plan.config.run.export
+    warnings: list[str] = []
     total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
@@ -224,6 +225,7 @@ def _steps(plan: Plan) -> Result:
         best=record,
         checks=tuple(checks),
         scored=scored,
+        warnings=tuple(warnings),
     )
 
 

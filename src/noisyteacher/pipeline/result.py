@@ -61,6 +61,8 @@ class Result:
     """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
     scored: str = "error"
     """What `Row.errors` are: `error`, or, where there are no labels, `disagreement` with the teacher."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must not miss, a sentence each without its full stop."""
 
     @property
     def seeds(self) -> int:
@@ -174,6 +176,7 @@ class Result:
             "search": None if self.search is None else dict(self.search),
             "best": None if self.best is None else dict(self.best),
             "checks": [dict(one) for one in self.checks],
+            "warnings": list(self.warnings),
             **({} if self.scored == "error" else {"scored": self.scored}),
             "rows": [
                 {
@@ -208,7 +211,7 @@ class Result:
         return cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
             record["store"], record.get("choice"), record.get("search"), record.get("best"),
-            tuple(record.get("checks", ())), scored,
+            tuple(record.get("checks", ())), scored, tuple(record.get("warnings", ())),
         )  # fmt: skip
 
     def __str__(self) -> str:
