@@ -31,7 +31,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import AUTO, Search, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
-from noisyteacher.pipeline.training import Watch
+from noisyteacher.progress import Watch, stage
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
@@ -117,7 +117,12 @@ def _settled(recipe: R, device: torch.device) -> R:
 
 
 def refuse_early(
-    teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
+    teacher: str | nn.Module,
+    student: str | nn.Module,
+    data: Splits,
+    config: Config,
+    allow_import: bool = False,
+    watch: Watch | None = None,
 ) -> Search | None:
     """Raises what a wrong name would raise later, before a folder is made or a teacher trained.
 
@@ -154,7 +159,8 @@ def refuse_early(
         else:
             models.append(network_of(settings, one, data))
     if student == AUTO:
-        return price_candidates(config, models[0], data)
+        with stage(watch, "pricing candidate networks"):
+            return price_candidates(config, models[0], data)
     network_of(config.student, student, data, teacher=models[0])
     return None
 

@@ -160,7 +160,7 @@ class Result:
                 f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
                 f"teacher's logits took {duration(self.extraction_s)} once."
             )
-        return found + told_of(self.checks)
+        return [*found, *told_of(self.checks), *(sentence(f"warning: {one}") for one in self.warnings)]
 
     def describe(self) -> dict[str, Any]:
         """The JSON-able form, which `Result.read` takes back."""
