@@ -41,7 +41,8 @@ class Case:
 LENET = {"preset": "paper", "epochs": 8}
 CASES = {
     "mnist5k-xs-4": Case("mnist-5k", "lenet", "compact-xs", 4, teacher_training=LENET),
-    "mnist5k-s-12": Case("mnist-5k", "lenet", "compact-s", 12, teacher_training=LENET),
+    "mnist5k-full-xs-4": Case("mnist-5k", "pretrained:lenet-mnist", "compact-xs", 4),
+    "mnist5k-full-s-12": Case("mnist-5k", "pretrained:lenet-mnist", "compact-s", 12),
     "mnist1k-narrow-12": Case("mnist", "pretrained:lenet-mnist", "shrink:0.5", 12, {"train_limit": 1000}),
     "cifar4k-xs-4": Case("cifar10", "pretrained:nin-cifar10", "compact-xs", 4, {"train_limit": 4000}),
     "cifar4k-narrow-4": Case("cifar10", "pretrained:nin-cifar10", "shrink:0.25", 4, {"train_limit": 4000}),

@@ -34,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("--epochs-of has no effect with --resume, which goes on as it was begun: leave it out")
     with progress(asked.quiet) as watch:
         if asked.resume:
-            result = resume_sweep(find_run(asked.output_dir, asked.resume), jobs=asked.jobs, watch=watch)
+            result = resume_sweep(find_run(asked.output_dir, asked.resume), jobs=asked.jobs, progress=watch)
         else:
-            result = sweep(_base(asked), _grids(asked), seeds=asked.seeds, jobs=asked.jobs, name="pareto", watch=watch)
+            result = sweep(
+                _base(asked), _grids(asked), seeds=asked.seeds, jobs=asked.jobs, name="pareto", progress=watch
+            )
     rows = points(result)
     if asked.json:
         print(json.dumps({"run": str(result.path), "n": result.record["n"], "points": rows}, indent=1))

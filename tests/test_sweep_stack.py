@@ -45,7 +45,7 @@ def test_a_stacked_sweep_equals_one_by_one(tmp_path: Path) -> None:
     student = {**base(tmp_path)["student"], "precision": "fp32"}  # rounding to bf16 tells the two orders of sums apart
     alone = sweep(base(tmp_path / "a", student=student), grid, seeds=2)
     many = sweep(
-        base(tmp_path / "b", student=student), grid, seeds=2, stack=15, watch=lambda *words: told.append(words)
+        base(tmp_path / "b", student=student), grid, seeds=2, stack=15, progress=lambda *words: told.append(words)
     )
     assert_same_students(alone.path, many.path, 22)
     assert [one["name"] for one in many.conditions] == [one["name"] for one in alone.conditions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError
 from noisyteacher.models import as_classifier
 from noisyteacher.modes import TRIED_ON, channels_last, inference
+from noisyteacher.progress import counted, reported
 from noisyteacher.stats import Quantity
 from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher
 
@@ -39,25 +41,35 @@ class Scores:
 
 
 def predict(
-    model: nn.Module, split: Split, *, batch_size: int = 512, device: str = "auto", precision: str = "fp32"
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 512,
+    device: str = "auto",
+    precision: str = "fp32",
+    progress: bool | Callable[[int, int], None] | None = True,
 ) -> Tensor:
     """The model's logits for every clean image of the split, `[N, K]` fp32 on the CPU, in row order.
 
-    The model runs in eval mode without gradients; its own modes are as before afterwards.
+    The model runs in eval mode without gradients; its own modes are as before afterwards. progress: True shows on
+    stderr how far it is (a live line in a terminal; elsewhere a line every ten seconds, none for what takes under two),
+    False shows nothing, a callable is told (images done, images in all).
     Raises MismatchError when it does not return `[B, K]`.
     """
     classifier = as_classifier(model)
     place = resolve_device(device)
+    batches: list[Tensor] = []
     with (
+        reported(progress, lambda watch: counted(watch, "evaluating", "images")) as tell,
         inference(classifier, place),
         channels_last(classifier, split.first_images(TRIED_ON).to(place)),
         precision_context(precision, place),
     ):
-        found = [
-            classifier(split.images_at(rows).to(place)).float().cpu()
-            for rows in torch.split(torch.arange(len(split)), batch_size)
-        ]
-    return torch.cat(found)
+        for rows in torch.split(torch.arange(len(split)), batch_size):
+            batches.append(classifier(split.images_at(rows).to(place)).float().cpu())
+            if tell is not None:
+                tell(int(rows[-1]) + 1, len(split))
+    return torch.cat(batches)
 
 
 def evaluate(
@@ -68,13 +80,16 @@ def evaluate(
     batch_size: int = 512,
     device: str = "auto",
     precision: str = "fp32",
+    progress: bool | Callable[[int, int], None] | None = True,
 ) -> Scores:
     """The model's scores on the split: accuracy, error, nll and ece where there are labels, agreement with a teacher.
 
-    `teacher`: anything `distil` takes. Raises DataError with neither labels nor a teacher, MismatchError when classes
-    differ, TrainingError for logits that are not finite.
+    `teacher`: anything `distil` takes. `progress` as in `predict`. Raises DataError with neither labels nor a teacher,
+    MismatchError when classes differ, TrainingError for logits that are not finite.
     """
-    return judge(model, split, teacher=teacher, batch_size=batch_size, device=device, precision=precision)[0]
+    return judge(
+        model, split, teacher=teacher, batch_size=batch_size, device=device, precision=precision, progress=progress
+    )[0]
 
 
 def judge(
@@ -85,11 +100,12 @@ def judge(
     batch_size: int = 512,
     device: str = "auto",
     precision: str = "fp32",
+    progress: bool | Callable[[int, int], None] | None = True,
 ) -> tuple[Scores, Tensor]:
     """The same as `evaluate`, and the logits `[N, K]` the scores were taken from."""
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
-    logits = predict(model, split, batch_size=batch_size, device=device, precision=precision)
+    logits = predict(model, split, batch_size=batch_size, device=device, precision=precision, progress=progress)
     _check_classes(logits, split)
     if not torch.isfinite(logits).all():
         row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
@@ -134,7 +150,7 @@ def answers_of(teacher: object, split: Split, classes: int, *, batch_size: int =
     `teacher`: anything `distil` takes. Raises MismatchError when it does not serve the split or has other classes.
     """
     if isinstance(teacher, nn.Module):
-        return predict(teacher, split, batch_size=batch_size, device=device)
+        return predict(teacher, split, batch_size=batch_size, device=device, progress=False)
     source = as_teacher(teacher)
     source.check(split, ("clean",), classes)
     return _answers(source, split, batch_size, device)
@@ -143,7 +159,7 @@ def answers_of(teacher: object, split: Split, classes: int, *, batch_size: int =
 def _answers(source: Teacher, split: Split, batch_size: int, device: str) -> Tensor:
     """Of networks by `predict`, on the device and of all rows: at a training's step each would be asked for a share."""
     if isinstance(source, LiveTeacher):
-        return predict(source.module, split, batch_size=batch_size, device=device)
+        return predict(source.module, split, batch_size=batch_size, device=device, progress=False)
     if isinstance(source, SeveralTeachers):
         of_each = [_answers(one, split, batch_size, device) for one in source.teachers]
         return COMBINE[source.combine](torch.stack(of_each), 0)

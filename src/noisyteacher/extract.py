@@ -16,6 +16,7 @@ from noisyteacher.errors import AskedWronglyError, StoreError
 from noisyteacher.files import unmade_on_failure
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.modes import TRIED_ON, channels_last, inference
+from noisyteacher.progress import counted, reported
 from noisyteacher.store import LogitStore, Plan, Shard, StoreWriter, refuse_non_finite
 from noisyteacher.text import unknown_name
 
@@ -36,14 +37,16 @@ def extract(
     precision: str = "fp32",
     dtype: str = "float32",
     rows_per_shard: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] | None = True,
     overwrite: bool = False,
 ) -> LogitStore:
     """The store of the model's logits for every row of the split under every view, in the folder `path`.
 
     views: names or families (`"clean,mirror"`, `"crop"`). batch_size: images at once (128 on a CPU, 512 on a GPU).
     precision: of the arithmetic, dtype: on disk. The model is in eval mode meanwhile, its convolutions channels-last,
-    and as it was afterwards. progress: called with (answers there, answers in all).
+    and as it was afterwards. progress: True shows on stderr how far it is (a live line in a terminal; elsewhere a line
+    every ten seconds, none for what takes under two), False shows nothing, a callable is told (answers there, answers
+    in all).
     A finished store of the same model, split and views is returned as it is; an interrupted one is gone on with, and
     with the same batch size on the same machine ends as the same bytes. `overwrite` starts from nothing.
     Raises MismatchError when the model does not fit the split or another store is there, naming the field; StoreError
@@ -73,7 +76,11 @@ def extract(
         "input_shape": list(split.input_shape),
         "class_names": list(split.class_names),
     }
-    with unmade_on_failure(Path(path)), StoreWriter(path, plan, meta, overwrite=overwrite) as writer:
+    with (
+        reported(progress, lambda watch: counted(watch, "teacher's logits", "answers")) as tell,
+        unmade_on_failure(Path(path)),
+        StoreWriter(path, plan, meta, overwrite=overwrite) as writer,
+    ):
         missing = writer.missing
         if missing:
             keep_memory()
@@ -82,9 +89,9 @@ def extract(
                 channels_last(teacher, split.first_images(TRIED_ON, names[0]).to(place)),
                 precision_context(precision, place),
             ):
-                _check_steady(teacher, split, names[0], missing[0], batch_size, place)
                 total = plan.rows * len(names)
                 answered = total - sum(shard.rows for shard in missing) * len(names)
+                _check_steady(teacher, split, names[0], missing[0], batch_size, place)
                 for shard in missing:
                     block = torch.empty(len(names), shard.rows, plan.classes)
                     for number, view in enumerate(names):
@@ -93,8 +100,8 @@ def extract(
                             refuse_non_finite(logits, view, int(rows[0]))
                             block[number, rows - shard.first_row] = logits
                             answered += len(rows)
-                            if progress is not None:
-                                progress(answered, total)
+                            if tell is not None:
+                                tell(answered, total)
                     writer.write(shard, block)
         return writer.finish()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from noisyteacher.progress import Watch
 from noisyteacher.stopwatch import Stopwatch
 
 
@@ -20,6 +22,17 @@ class Tick:
     total_steps: int
     loss: float
     val_error: float | None
+
+    @property
+    def note(self) -> str:
+        """The epoch and the newest numbers in words."""
+        judged = "" if self.val_error is None else f" val error {self.val_error:.2f} %"
+        return f"epoch {self.epoch}/{self.epochs}{judged} loss {self.loss:.3g}"
+
+
+def ticked(watch: Watch, title: str) -> Callable[[Tick], None]:
+    """A callback for `fit` that reports one training as a stage."""
+    return lambda tick: watch(title, tick.step, tick.total_steps, tick.note)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,16 @@ def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "
     return f"no evidence that {what} helped or hurt here {basis}"
 
 
+def discordant_p(first: int, second: int) -> float:
+    """The two-sided p-value of McNemar's exact test: of two models asked the same images, `first` and `second` are how
+    many only the one, and only the other, got wrong. `discordant_p(8, 1) == 0.0390625`; 1 where there are none.
+    """
+    from scipy.special import bdtr
+
+    both = first + second
+    return min(1.0, 2 * float(bdtr(min(first, second), both, 0.5))) if both else 1.0
+
+
 def binomial_interval(wrong: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson interval of a share wrong/n, in percent: what a test set of n images can tell of one model's error."""
     if not 0 <= wrong <= n or n == 0:

@@ -38,7 +38,7 @@ class Validation:
 
         Raises TrainingError when the logits are not finite.
         """
-        logits = predict(model, self.val, device=self.device, precision=self.precision)
+        logits = predict(model, self.val, device=self.device, precision=self.precision, progress=False)
         if not torch.isfinite(logits).all():
             raise TrainingError(f"the logits on validation are not finite after epoch {epoch}: try a lower lr")
         if self.answers is not None:

@@ -8,6 +8,7 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import print_json, print_table, progress, say
+from noisyteacher.progress import PATIENCE_S, stage
 
 data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True, rich_markup_mode=None)
 SHOWN = 10
@@ -35,6 +36,7 @@ def data_check(
     data_root: o.DataRoot = None,
     overrides: o.Set = None,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Read a data set whole and say what is in it; of a packed one every checksum is compared.
 
@@ -43,14 +45,19 @@ def data_check(
     from pathlib import Path
 
     from noisyteacher.config import build_config
-    from noisyteacher.data import Packed, data_summary, is_packed
-    from noisyteacher.pipeline import load_config_data
 
     flags = {"data.name": name, "data.root": data_root}
     config = build_config(o.settings(None, overrides, flags))
-    packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
-    verified = None if packed is None else packed.verify()
-    summary = data_summary(load_config_data(config))
+    with progress(quiet, delay_s=PATIENCE_S) as watch:
+        from noisyteacher.data import Packed, data_summary, is_packed
+        from noisyteacher.pipeline import load_config_data
+
+        packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
+        with stage(watch, f"checking {config.data.name}"):
+            verified = None if packed is None else packed.verify()
+        splits = load_config_data(config, watch)
+        with stage(watch, "summing up the images"):
+            summary = data_summary(splits)
     if packed is not None:
         summary["packed"] = {"bytes_verified": verified, "left_out": packed.left_out}
     if as_json:
@@ -101,13 +108,14 @@ def data_pack(
 
     Example: noisyteacher data pack photos photos-64 --size 64
     """
-    from noisyteacher.data import pack_data
     from noisyteacher.workers import cores
 
     named: Any = classes
     if classes is not None:
         named = int(classes) if classes.strip().isdigit() else [one.strip() for one in classes.split(",")]
-    with progress(quiet) as watch:
+    with progress(quiet, heavy="noisyteacher.data") as watch:
+        from noisyteacher.data import pack_data
+
         packed = pack_data(
             source, out, size=size, grey=grey, fit=fit, classes=named, skip_corrupt=skip_corrupt,
             follow_links=follow_links, jobs=jobs or cores(), watch=watch,

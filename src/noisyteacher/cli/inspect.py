@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_scores, print_table, say
+from noisyteacher.cli.show import print_json, print_scores, print_table, progress, say
+from noisyteacher.progress import PATIENCE_S, counted, stage
 
 Model = Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")]
 
@@ -24,6 +25,7 @@ def evaluate(
     overrides: o.Set = None,
     allow_import: o.AllowImport = False,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Say how good a model is: error, NLL, calibration, agreement with a teacher, each with n.
 
@@ -33,23 +35,26 @@ def evaluate(
     """
     from noisyteacher.config import build_config
     from noisyteacher.errors import DataError
-    from noisyteacher.evaluate import evaluate as scores_of
-    from noisyteacher.pipeline import load_config_data, load_teacher
     from noisyteacher.text import unknown_name
 
     if split not in ("train", "val", "test"):
         raise unknown_name("split", split, ("train", "val", "test"))
-    path = o.model_path(model, output_dir)
-    flags = {"data.name": data, "data.root": data_root, "run.device": device}
-    config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
-    splits = load_config_data(config)
-    part = splits.parts.get(split)
-    if part is None:
-        raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
-    found, _ = load_teacher(path, splits, allow_import, config.teacher)
-    second = None if teacher is None else load_teacher(o.model_path(teacher, output_dir), splits, allow_import)[0]
+    with progress(quiet, delay_s=PATIENCE_S) as watch:
+        from noisyteacher.evaluate import evaluate as scores_of
+        from noisyteacher.pipeline import load_config_data, load_teacher
+
+        path = o.model_path(model, output_dir)
+        flags = {"data.name": data, "data.root": data_root, "run.device": device}
+        config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
+        splits = load_config_data(config, watch)
+        part = splits.parts.get(split)
+        if part is None:
+            raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
+        found, _ = load_teacher(path, splits, allow_import, config.teacher)
+        second = None if teacher is None else load_teacher(o.model_path(teacher, output_dir), splits, allow_import)[0]
+        tell = False if watch is None else counted(watch, f"evaluating on {split}", "images")
+        scores = scores_of(found, part, teacher=second, device=config.run.device, progress=tell).describe()
     o.note_other_data(path, splits)
-    scores = scores_of(found, part, teacher=second, device=config.run.device).describe()
     record = {"name": splits.name, "split": split, "n": len(part), "fingerprint": part.fingerprint}
     if as_json:
         print_json({"model": path, "data": record, **scores})
@@ -71,29 +76,35 @@ def measure(
     output_dir: o.OutputDir = None,
     allow_import: o.AllowImport = False,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Say what a model costs: parameters, bytes, multiplications, latency, memory.
 
     Example: noisyteacher measure nin --input-shape 3,32,32 --layers
     """
-    from noisyteacher.device import check_threads
-    from noisyteacher.errors import AskedWronglyError
-    from noisyteacher.measure import measure as costs_of
-    from noisyteacher.models import MODELS, ZOO, Classifier, build_model
-    from noisyteacher.pipeline import load_teacher
     from noisyteacher.text import count, size_bytes
 
-    if threads is not None:
-        check_threads(threads)
-    if model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model):
-        try:
-            shape = tuple(int(size) for size in input_shape.split(","))
-        except ValueError as error:
-            raise AskedWronglyError(f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32") from error
-        built: Classifier = build_model(model, classes=classes, input_shape=shape)
-    else:
-        built = load_teacher(o.model_path(model, output_dir, MODELS), allow_import=allow_import)[0]
-    costs = costs_of(built, batch=batch, threads=threads, device=device, runs=runs)
+    with progress(quiet, delay_s=PATIENCE_S) as watch:
+        from noisyteacher.device import check_threads
+        from noisyteacher.errors import AskedWronglyError
+        from noisyteacher.measure import measure as costs_of
+        from noisyteacher.models import MODELS, ZOO, Classifier, build_model
+        from noisyteacher.pipeline import load_teacher
+
+        if threads is not None:
+            check_threads(threads)
+        if model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model):
+            try:
+                shape = tuple(int(size) for size in input_shape.split(","))
+            except ValueError as error:
+                raise AskedWronglyError(
+                    f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32"
+                ) from error
+            built: Classifier = build_model(model, classes=classes, input_shape=shape)
+        else:
+            built = load_teacher(o.model_path(model, output_dir, MODELS), allow_import=allow_import)[0]
+        with stage(watch, "measuring costs"):
+            costs = costs_of(built, batch=batch, threads=threads, device=device, runs=runs)
     if as_json:
         print_json({"architecture": built.architecture, **asdict(costs)})
         return

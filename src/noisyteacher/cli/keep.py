@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_result, print_scores, print_table, say
+from noisyteacher.cli.show import print_json, print_result, print_scores, print_table, progress, say
+from noisyteacher.progress import PATIENCE_S, stage
 
 runs = typer.Typer(
     name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True, rich_markup_mode=None
@@ -233,6 +234,7 @@ def logits_verify(
     overrides: o.Set = None,
     allow_import: o.AllowImport = False,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> None:
     """Read every byte of a store against its checksums; with --teacher also recompute a sample of rows.
 
@@ -241,26 +243,30 @@ def logits_verify(
     Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c
     """
     from noisyteacher.config import build_config
-    from noisyteacher.device import resolve_device
-    from noisyteacher.pipeline import load_config_data, load_teacher
-    from noisyteacher.store import LogitStore
 
-    opened, asked = LogitStore.open(store), {}
-    if teacher is None:
-        report = opened.verify()
-    else:
-        path = o.model_path(teacher, output_dir)
-        flags = {"data.name": data_name, "data.root": data_root, "run.device": device}
-        config = build_config(o.settings(None, overrides, flags, o.data_of(path, data_name, overrides)))
-        place, splits = resolve_device(config.run.device), load_config_data(config)
-        model = load_teacher(path, splits, allow_import)[0].to(place)
-        opened.check(data=splits.train.fingerprint)
-        o.note_other_data(path, splits)
-        report = opened.verify(model, splits.train, sample)
-        asked = {
-            "model": path,
-            "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
-        }
+    with progress(quiet, delay_s=PATIENCE_S) as watch:
+        from noisyteacher.device import resolve_device
+        from noisyteacher.pipeline import load_config_data, load_teacher
+        from noisyteacher.store import LogitStore
+
+        opened, asked = LogitStore.open(store), {}
+        if teacher is None:
+            with stage(watch, "reading the store"):
+                report = opened.verify()
+        else:
+            path = o.model_path(teacher, output_dir)
+            flags = {"data.name": data_name, "data.root": data_root, "run.device": device}
+            config = build_config(o.settings(None, overrides, flags, o.data_of(path, data_name, overrides)))
+            place, splits = resolve_device(config.run.device), load_config_data(config, watch)
+            model = load_teacher(path, splits, allow_import)[0].to(place)
+            opened.check(data=splits.train.fingerprint)
+            o.note_other_data(path, splits)
+            with stage(watch, "reading the store and asking the teacher again"):
+                report = opened.verify(model, splits.train, sample)
+            asked = {
+                "model": path,
+                "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
+            }
     if as_json:
         print_json({**asked, **vars(report)})
         return

@@ -58,9 +58,6 @@ def sweep(
 
     Example: noisyteacher sweep --grid noise.sigma=0.1,0.3,0.6,0.9 --grid noise.draw=batch,row --seeds 3 --jobs 2
     """
-    from noisyteacher.sweep import resume_sweep, so_far
-    from noisyteacher.sweep import sweep as run_sweep
-
     flags: dict[str, Any] = {
         "data.name": data, "data.root": data_root, "teacher.name": teacher, "student.name": student,
         "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs,
@@ -71,18 +68,31 @@ def sweep(
         o.refuse_with_resume(
             config, [*(overrides or ()), *(grid or ()), *([resume] if resume else ())], flags, "--so-far"
         )
-        print_sweep(so_far(o.resumed(judge, output_dir)), as_json)
+        with progress(quiet):
+            from noisyteacher.sweep import so_far
+
+            judged = so_far(o.resumed(judge, output_dir))
+        print_sweep(judged, as_json)
         return
     if resume is not None:
         o.refuse_with_resume(config, [*(overrides or ()), *(grid or ())], flags)
-        found = o.resumed(resume, output_dir)
         with resumable("sweep") as begun, progress(quiet) as watch:
+            from noisyteacher.sweep import resume_sweep
+
             result = resume_sweep(
-                found, jobs=jobs, stack=stack, scheduler=scheduler, allow_import=allow_import, begun=begun, watch=watch
+                o.resumed(resume, output_dir),
+                jobs=jobs,
+                stack=stack,
+                scheduler=scheduler,
+                allow_import=allow_import,
+                begun=begun,
+                progress=watch,
             )
     else:
         base, grids = _asked(config, grid, overrides, flags | {"run.output_dir": output_dir})
         with resumable("sweep") as begun, progress(quiet) as watch:
+            from noisyteacher.sweep import sweep as run_sweep
+
             result = run_sweep(
                 base,
                 grids,
@@ -92,7 +102,7 @@ def sweep(
                 command=command_line(),
                 allow_import=allow_import,
                 begun=begun,
-                watch=watch,
+                progress=watch,
             )
     print_sweep(result, as_json)
     if result.failed:
@@ -163,7 +173,9 @@ def paper(
     Example: noisyteacher paper table1 --budget quick --data-root data
     """
     from noisyteacher.config import read_config
-    from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
+
+    with progress(quiet):  # says that it is loading
+        from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
 
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
     if sigmas is not None and experiment == "all":

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from noisyteacher.cli.show import say
+from noisyteacher.cli import options as o
+from noisyteacher.cli.show import progress, say
+from noisyteacher.progress import PATIENCE_S, stage
 
 RunNames = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs: folders, ids, or the beginning or end of an id.")
@@ -24,6 +26,7 @@ def report(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is stdout.")
     ] = None,
     output_dir: Annotated[str, typer.Option("--output-dir", help="Folder of run folders.")] = "runs",
+    quiet: o.Quiet = False,
 ) -> None:
     """Report on any set of runs: verdicts, figures, costs, settings, in one self-contained HTML page.
 
@@ -33,14 +36,17 @@ def report(
     """
     from noisyteacher.errors import AskedWronglyError
     from noisyteacher.files import write_bytes
-    from noisyteacher.report import FORMATS, build_report
-    from noisyteacher.runs import find_run
 
     ending = output.suffix.lstrip(".").lower() if output is not None else ""
     chosen = format or {"": "html", "htm": "html", "markdown": "md"}.get(ending, ending)
-    if format is None and chosen not in FORMATS:
-        raise AskedWronglyError(f"{output}: no report ends in .{ending}: name it --format {', '.join(FORMATS)}")
-    text = build_report([name if Path(name).is_dir() else find_run(output_dir, name) for name in names], chosen)
+    with progress(quiet, delay_s=PATIENCE_S, heavy="noisyteacher.report") as watch:
+        from noisyteacher.report import FORMATS, build_report
+        from noisyteacher.runs import find_run
+
+        if format is None and chosen not in FORMATS:
+            raise AskedWronglyError(f"{output}: no report ends in .{ending}: name it --format {', '.join(FORMATS)}")
+        with stage(watch, "writing the report"):
+            text = build_report([name if Path(name).is_dir() else find_run(output_dir, name) for name in names], chosen)
     if str(output) == "-" or (output is None and chosen != "html"):
         sys.stdout.write(text)
         return

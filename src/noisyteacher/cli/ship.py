@@ -44,19 +44,19 @@ def export(
 
     Example: noisyteacher export runs/20261122T1246Z-distil-mlp800-7f3a9c --format onnx,onnx-int8,hub
     """
-    from noisyteacher.config import build_config
-    from noisyteacher.export import refuse_formats, verdict
-    from noisyteacher.pipeline import load_config_data, load_teacher, ship, story_of
-
-    chosen = [one.strip() for one in formats.split(",")]
-    refuse_formats(chosen)
-    path = o.model_path(model, None)
-    flags = {"data.name": data, "data.root": data_root, "run.threads": threads}
-    config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
-    splits = load_config_data(config)
-    found, _ = load_teacher(path, splits, allow_import)
-    folder = Path(output_dir) if output_dir is not None else Path("exports") / _called(path)
     with progress(quiet) as watch:
+        from noisyteacher.config import build_config
+        from noisyteacher.export import refuse_formats, verdict
+        from noisyteacher.pipeline import load_config_data, load_teacher, ship, story_of
+
+        chosen = [one.strip() for one in formats.split(",")]
+        refuse_formats(chosen)
+        path = o.model_path(model, None)
+        flags = {"data.name": data, "data.root": data_root, "run.threads": threads}
+        config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
+        splits = load_config_data(config, watch)
+        found, _ = load_teacher(path, splits, allow_import)
+        folder = Path(output_dir) if output_dir is not None else Path("exports") / _called(path)
         made = ship(
             found,
             splits,

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from noisyteacher.cli.tables import table_lines
 from noisyteacher.launch import rank, starter
+from noisyteacher.progress import Watch, display, stage
 from noisyteacher.text import lines_shown
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from noisyteacher.export import Exported
-    from noisyteacher.pipeline import Result, Watch
+    from noisyteacher.pipeline import Result
     from noisyteacher.runs import Run
 
+EVERY_S = 30.0  # seconds between two lines of a stage in a log
 WIDE = 120  # a table that is piped somewhere is not cut to 80 columns
 
 
@@ -57,17 +60,11 @@ def print_json(value: Any) -> None:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
     """A table on stdout; the columns whose numbers are in `right` are aligned to the right."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, header in enumerate(headers):
-        # Names and numbers stay whole where a narrow terminal allows it; text wraps first.
-        table.add_column(Text(lines_shown(header)), justify="right" if number in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else lines_shown(cell)) for cell in row))
-    out().print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    shown = [["" if cell is None else lines_shown(cell) for cell in row] for row in rows]
+    rule = "─" if (sys.stdout.encoding or "").lower().startswith("utf") else "-"
+    for line in table_lines([lines_shown(header) for header in headers], shown, right, width, rule):
+        sys.stdout.write(line + "\n")
 
 
 def print_noted(headers: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> None:
@@ -138,76 +135,26 @@ def print_profile(record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[Watch | None]:
-    """Yields what the pipeline tells its progress to: a bar with time left in a terminal, else a line per stage."""
+def progress(quiet: bool = False, delay_s: float = 0.0, heavy: str = "noisyteacher.pipeline") -> Iterator[Watch | None]:
+    """Yields what is told how far the work is, and shows that on stderr; None where it is to be quiet.
+
+    Says that PyTorch is being loaded before `heavy`, a module that needs it, is imported. delay_s: in a log, nothing
+    else is said of what takes less.
+    """
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-        from rich.text import Text
-
-        from noisyteacher.text import duration
-
-        class Left(TimeRemainingColumn):
-            """The time left; of a stage that is over, the time taken."""
-
-            def render(self, task: Task) -> Text:
-                if task.finished:
-                    return Text(f"in {duration(task.finished_time or 0)}")
-                return super().render(task) + Text(" left")
-
-        console = Console(stderr=True)
-
-        def whole(width: int) -> Column:
-            return Column(min_width=width, no_wrap=True)
-
-        with Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            *([BarColumn(bar_width=20)] if console.width >= 110 else []),  # a narrow terminal needs the room for words
-            TextColumn("{task.percentage:>3.0f}%", table_column=whole(4)),
-            Left(table_column=whole(12)),
-            TextColumn("{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=console,
-            refresh_per_second=4,
-        ) as bar:
-            yield _Bars(bar)
-    else:
-        yield _Lines()
-
-
-class _Bars:
-    """One bar per stage of the work."""
-
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-        self.tasks: dict[str, Any] = {}
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total, note=note)
-        self.bar.update(self.tasks[stage], completed=done, note=note)
-
-
-class _Lines:
-    """A line when a stage begins, every half minute, and when it ends: for logs."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
-        self.told = 0.0
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        from noisyteacher.text import duration
-
-        now = time.monotonic()
-        first = stage not in self.begun
-        started = self.begun.setdefault(stage, now)
-        if first or done == total or now - self.told >= 30:
-            self.told = now
-            left = "" if first or done in (0, total) else f", {duration((now - started) / done * (total - done))} left"
-            sys.stderr.write(f"{stage}: {100 * done // total} % {note}, {duration(now - started)}{left}\n")
-            sys.stderr.flush()
+        return
+    loaded = "torch" in sys.modules
+    shows = display(0.0 if not loaded else delay_s, EVERY_S)
+    try:
+        if not loaded:
+            with stage(shows, "loading PyTorch"):
+                import_module(heavy)
+            shows.close()
+            shows = display(delay_s, EVERY_S)
+        yield shows
+    finally:
+        shows.close()
 
 
 class TerminatedError(BaseException):

@@ -8,6 +8,7 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_result, progress, resumable, say
+from noisyteacher.progress import stage
 
 if TYPE_CHECKING:
     from noisyteacher.pipeline import Result
@@ -134,17 +135,15 @@ def compress(
         _compress(o.settings(config, overrides, flags), as_json, quiet, allow_import)
         return
     o.refuse_with_resume(config, overrides, {key: value for key, value in flags.items() if key != "run.output_dir"})
-    from noisyteacher.pipeline import resume_compress
-
-    found = o.resumed(resume, output_dir)
     with resumable("compress") as begun, progress(quiet) as watch:
-        result = resume_compress(found, begun, watch, allow_import)
-    _told(result, as_json)
+        from noisyteacher.pipeline import resume_compress
+
+        result = resume_compress(o.resumed(resume, output_dir), begun, watch, allow_import)
+    _told(result, as_json, quiet)
 
 
 def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: bool) -> None:
     from noisyteacher.config import LIMITS, build_config
-    from noisyteacher.pipeline import compress_config
 
     built = build_config(given)
     target = built.target
@@ -155,11 +154,13 @@ def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: b
             err=True,
         )
     with resumable("compress") as begun, progress(quiet) as watch:
+        from noisyteacher.pipeline import compress_config
+
         result = compress_config(built, command=command_line(), begun=begun, watch=watch, allow_import=allow_import)
-    _told(result, as_json)
+    _told(result, as_json, quiet)
 
 
-def _told(result: Result, as_json: bool) -> None:
+def _told(result: Result, as_json: bool, quiet: bool) -> None:
     """The result as text or JSON, a report where files or a choice are to be shown, exit code 3 if a check fails."""
     print_result(result, as_json)
     best = result.best or {}
@@ -168,7 +169,8 @@ def _told(result: Result, as_json: bool) -> None:
         from noisyteacher.report import build_report
 
         page = result.path / "report.html"
-        write_bytes(page, build_report([result.path], "html").encode(), within=result.path)
+        with progress(quiet) as watch, stage(watch, "writing the report"):
+            write_bytes(page, build_report([result.path], "html").encode(), within=result.path)
         say(f"Report: {page}", err=as_json)
     if not result.holds:
         raise typer.Exit(3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_json, print_profile, print_scores, progress, resumable, say
+from noisyteacher.launch import processes, rank
+from noisyteacher.progress import Watch
 
 if TYPE_CHECKING:
     from noisyteacher.config import Config
@@ -85,19 +88,19 @@ def extract(
 
     Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
     """
-    from noisyteacher.config import build_config
-    from noisyteacher.pipeline import extract_config, load_config_data
-
-    path = o.model_path(teacher, output_dir) if teacher_weights is None else teacher
-    flags = {
-        "teacher.name": path,
-        "teacher.weights": teacher_weights,
-        "student.views": views,
-        **_place(data, data_root, output_dir, device, threads),
-    }
-    built = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
-    splits = load_config_data(built)
     with progress(quiet) as watch:
+        from noisyteacher.config import build_config
+        from noisyteacher.pipeline import extract_config, load_config_data
+
+        path = o.model_path(teacher, output_dir) if teacher_weights is None else teacher
+        flags = {
+            "teacher.name": path,
+            "teacher.weights": teacher_weights,
+            "student.views": views,
+            **_place(data, data_root, output_dir, device, threads),
+        }
+        built = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
+        splits = load_config_data(built, watch)
         store = extract_config(built, to, watch, data=splits, allow_import=allow_import, overwrite=overwrite)
     o.note_other_data(path, splits)
     record = {
@@ -193,13 +196,15 @@ def _single(
     store: str | None = None,
 ) -> None:
     """One training run of a kind, new or resumed, and its scores."""
-    from noisyteacher.pipeline import explain_choice
-    from noisyteacher.ranks import joined
     from noisyteacher.text import duration, plural
 
-    how = _asked(kind, config, overrides, flags, seed, resume, output_dir)
-    with joined(how.device) as here:
-        trained = _trained(kind, how, seed, quiet=quiet or not here.leads, store=store)
+    with resumable(kind) as begun, progress(quiet or (processes() > 1 and rank() > 0)) as watch:
+        from noisyteacher.pipeline import explain_choice
+        from noisyteacher.ranks import joined
+
+        how = _asked(kind, config, overrides, flags, seed, resume, output_dir)
+        with joined(how.device) as here:
+            trained = _trained(kind, how, seed, begun, watch, store)
     if not here.leads:
         return
     if as_json:
@@ -246,15 +251,21 @@ def _asked(
     return _Asked(None, found, str(kept.get("device", "auto")))
 
 
-def _trained(kind: str, asked: _Asked, seed: int | None, *, quiet: bool, store: str | None) -> Trained:
+def _trained(
+    kind: str,
+    asked: _Asked,
+    seed: int | None,
+    begun: Callable[[Run], None],
+    watch: Watch | None,
+    store: str | None,
+) -> Trained:
     from noisyteacher.pipeline import distil_config, resume_single, train_config
 
-    with resumable(kind) as begun, progress(quiet) as watch:
-        if asked.run is not None:
-            return resume_single(asked.run, kind, begun, watch)
-        assert asked.config is not None
-        how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
-        return train_config(asked.config, **how) if kind == "train" else distil_config(asked.config, store or "", **how)
+    if asked.run is not None:
+        return resume_single(asked.run, kind, begun, watch)
+    assert asked.config is not None
+    how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
+    return train_config(asked.config, **how) if kind == "train" else distil_config(asked.config, store or "", **how)
 
 
 def _recipe(part: str, *values: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def run_paper(
                     scheduler=scheduler,
                     name=part.name,
                     parent=run,
-                    watch=tell,
+                    progress=tell,
                 )
             )
         record = record_of(asked, size, chosen, found)
@@ -240,7 +240,7 @@ def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[
     config = build_config(base)
     data = load_config_data(config)
     model, _ = load_teacher(config.teacher.name, data)
-    size = float(predict(model, data.val).square().mean().sqrt())
+    size = float(predict(model, data.val, progress=False).square().mean().sqrt())
     return {**grid, "noise.sigma": [round(size * sigma, 4) for sigma in grid["noise.sigma"]]}
 
 

@@ -2,7 +2,7 @@
 
 from noisyteacher.pipeline.candidates import SHOWN
 from noisyteacher.pipeline.card import Story, story_of
-from noisyteacher.pipeline.checking import checked_teacher
+from noisyteacher.pipeline.checking import CHECKING_TEACHER, checked_teacher
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
 from noisyteacher.pipeline.conditions import further_answers, its_answers, its_training, the_teacher
@@ -15,10 +15,12 @@ from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import load_config_data, load_teacher, options_of
-from noisyteacher.pipeline.training import Trained, Training, Watch, train_run, train_runs
+from noisyteacher.pipeline.training import Trained, Training, train_run, train_runs
 from noisyteacher.pipeline.tried import student_table
+from noisyteacher.progress import Watch
 
 __all__ = [
+    "CHECKING_TEACHER",
     "SHOWN",
     "Plan",
     "Result",

@@ -10,7 +10,8 @@ from noisyteacher.pipeline.conditions import TITLES
 from noisyteacher.pipeline.plan import Plan
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.steps import lost
-from noisyteacher.pipeline.training import Trained, Watch
+from noisyteacher.pipeline.training import Trained
+from noisyteacher.progress import Watch
 
 FOLDER = "export"
 

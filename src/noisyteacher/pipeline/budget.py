@@ -40,6 +40,8 @@ class Work:
     """Short runs that choose the noise."""
     noise_epochs: int | None = None
     """Length of such a run; None: a quarter of the student's epochs."""
+    comparisons: int = 0
+    """Short runs on labels alone, which the teacher is compared with; as long as a try."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Stages:
     logits: float
     search: tuple[float, ...]
     """Of each network that is tried."""
+    comparison: float
+    """The short run on labels alone."""
     noise: float
     """All short runs that choose the noise."""
     students: float
@@ -73,7 +77,7 @@ class Stages:
     @property
     def total(self) -> float:
         """Seconds in all."""
-        return self.teacher + self.logits + sum(self.search) + self.noise + self.students + self.end
+        return self.teacher + self.logits + self.comparison + sum(self.search) + self.noise + self.students + self.end
 
 
 def short(epochs: int, named: int | None) -> int:
@@ -90,6 +94,7 @@ def needed(work: Work, speeds: Speeds) -> Stages:
         work.teacher_epochs * speeds.teacher,
         speeds.logits,
         tuple(short(epochs, work.try_epochs) * seconds for seconds in tried),
+        work.comparisons * short(epochs, work.try_epochs) * speeds.students[0],
         work.noise_runs * short(epochs, work.noise_epochs) * slowest,
         work.students * epochs * slowest,
         speeds.end,

@@ -32,6 +32,8 @@ CHUNK = 8192
 ABOVE_CHANCE = 3.0
 """Standard deviations above chance from which on an accuracy is no accident."""
 SHOWN = 3
+CHECKING_TEACHER, CHECKING_STUDENT = "checking the teacher", "checking the student's first step"
+"""What the checks are called while they run."""
 
 
 @dataclass(frozen=True)

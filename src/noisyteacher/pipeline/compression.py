@@ -18,7 +18,7 @@ from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, export_best
-from noisyteacher.pipeline.checking import checked_lesson, checked_teacher
+from noisyteacher.pipeline.checking import CHECKING_STUDENT, CHECKING_TEACHER, checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import (
     TITLES,
@@ -30,8 +30,11 @@ from noisyteacher.pipeline.conditions import (
     taught_by,
     the_teacher,
 )
+from noisyteacher.pipeline.labels_alone import comparable, short_student, takes_short_run, teacher_warning
+from noisyteacher.pipeline.outline import outline
 from noisyteacher.pipeline.pacing import Pace
 from noisyteacher.pipeline.plan import (
+    Answers,
     Networks,
     Plan,
     called,
@@ -47,11 +50,11 @@ from noisyteacher.pipeline.plan import (
 )
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.searching import choose_student
-from noisyteacher.pipeline.steps import load_config_data, lost
-from noisyteacher.pipeline.training import Trained, Watch, errors_kept
+from noisyteacher.pipeline.steps import hash_images, load_config_data, lost
+from noisyteacher.pipeline.training import Trained, errors_kept
+from noisyteacher.progress import Watch, message, reported, stage, whole_watch
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import shown
 
 CLOCK = time.monotonic
 LOG = logging.getLogger("noisyteacher")
@@ -77,7 +80,7 @@ def compress(
     tensorboard: bool = False,
     allow_import: bool = False,
     checks: bool = True,
-    watch: Watch | None = None,
+    progress: bool | Watch | None = True,
     **training: Any,
 ) -> Result:
     """The whole way in one call: teacher, stored logits, students over `seeds`, costs, a table, a run folder.
@@ -96,7 +99,9 @@ def compress(
     "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
     run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
     name a factory, which is then imported and called, or be a torch.export program. checks: whether a check before the
-    first step that does not hold ends the run; else it is noted in `.checks`.
+    first step that does not hold ends the run; else it is noted in `.checks`. progress: True shows on stderr what is
+    being done (a live line in a terminal, elsewhere a few plain ones), False shows nothing, a callable is told (stage,
+    done, in all, note), where the stages `plan` and `warning` are sentences.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
@@ -118,7 +123,18 @@ def compress(
             "target": dict(target or {}),
         }
     )  # fmt: skip
-    splits = load_data(data)
+    with reported(progress, whole_watch, delay_s=0.0) as watch:
+        return _from_python(asked, teacher, student, data, noise, run, allow_import, watch, started)
+
+
+def _from_python(
+    asked: Config, teacher: str | nn.Module, student: str | nn.Module, data: Any, noise: Noise | str | None,
+    run: str | os.PathLike[str] | None, allow_import: bool, watch: Watch | None, started: float,
+) -> Result:  # fmt: skip
+    """What `compress` does once its settings are checked."""
+    with stage(watch, "reading the data"):
+        splits = load_data(data)
+    hash_images(splits, watch)
     config = settled(to_choose(asked), splits)
     settings = describe(config) | {
         "call": "python",
@@ -130,8 +146,8 @@ def compress(
     candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
     named = noise if isinstance(noise, Noise) else None
     networks = refuse_early(teacher, student, splits, config, allow_import)
-    search, warnings = considered(networks, student, splits, config)
-    _warn(warnings)
+    search, warnings = considered(networks, student, splits, config, watch)
+    _warn(watch, warnings)
     folder = folder_for(run, config.run.output_dir, called(student), settings, None)
     return _compress(
         Plan(
@@ -152,14 +168,14 @@ def compress_config(
     allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
-    started, data = CLOCK(), load_config_data(config)
+    started, data = CLOCK(), load_config_data(config, watch)
     config = settled(to_choose(config), data)
     noise, candidates = noise_of(config.noise, config.choice)
     settings = describe(config)
     teacher, student = config.teacher.name, config.student.name
     networks = refuse_early(teacher, student, data, config, allow_import)
-    search, warnings = considered(networks, student, data, config)
-    _warn(warnings)
+    search, warnings = considered(networks, student, data, config, watch)
+    _warn(watch, warnings)
     folder = folder_for(run, config.run.output_dir, student, settings, command)
     if begun is not None:
         begun(folder)
@@ -199,30 +215,50 @@ def _compress(plan: Plan, networks: Networks, started: float) -> Result:
     return result
 
 
-def _warn(sentences: Sequence[str]) -> None:
-    """Log each sentence as a warning of this package: on standard error, unless somebody has set up logging."""
-    for words in sentences:
-        LOG.warning("WARNING: %s", shown(words))
+def _warn(watch: Watch | None, sentences: Sequence[str]) -> None:
+    """Show warnings at once, besides keeping them in the result."""
+    for sentence in sentences:
+        message(watch, "warning", sentence)
 
 
 def _steps(plan: Plan, pace: Pace) -> Result:
-    tries, formats = pace.whole.tries, plan.config.run.export
+    for line in outline(plan):
+        message(plan.watch, "plan", line)
+    tries, formats, watch = pace.whole.tries, plan.config.run.export, plan.watch
     total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
+    total += takes_short_run(plan)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
     started = time.monotonic()
     answers = its_answers(plan, teacher.model, f"[2/{total}] teacher's logits")
     answers |= further_answers(plan, "teacher")
     extraction_s = time.monotonic() - started
-    number, noise, choice, search = 2 + tries, plan.noise, None, None
-    checks = checked_teacher(plan, teacher, answers)
+    number, noise, choice, search = 2, plan.noise, None, None
+    with stage(watch, CHECKING_TEACHER):
+        checks = checked_teacher(plan, teacher, answers)
+    warning: str | None = None
+    if takes_short_run(plan):
+        number += 1
+        short = short_student(plan, answers, f"[{number}/{total}] {TITLES['labels']}, short")
+        warning = _warned(plan, answers, short)
     if plan.search is not None:
-        plan, search = choose_student(plan, answers, (2, total), pace)
-        _warn(plan.warnings)
+        plan, search = choose_student(plan, answers, (number, total), pace)
+        _warn(watch, plan.warnings)
+        number += tries
     else:
-        work = pace.again("student", replace(pace.whole, teacher_epochs=0))
+        work = pace.again("student", replace(pace.whole, teacher_epochs=0, comparisons=0))
         plan = replace(plan, config=replace(plan.config, student=lasting(plan.config.student, work.student_epochs)))
     first = plan.candidates[-1] if plan.candidates else plan.noise
-    checks += checked_lesson(plan.config, plan.data, plan.student, first, taught_by(plan, answers)[0], teacher.model)
+    with stage(watch, CHECKING_STUDENT):
+        checks += checked_lesson(
+            plan.config, plan.data, plan.student, first, taught_by(plan, answers)[0], teacher.model
+        )
+    on_labels: Trained | None = None
+    if "labels" in controls(plan):
+        number += 1
+        title = f"[{number}/{total}] {TITLES['labels']}, seed 0"
+        on_labels = a_student(plan, "labels-seed0", "labels", None, 0, answers, title)
+        if comparable(plan):
+            warning = _warned(plan, answers, on_labels)
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
@@ -230,6 +266,9 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     trained: dict[str, list[Trained]] = {name: [] for name in students}
     for seed in range(plan.config.run.seeds):
         for name, its_noise in students.items():
+            if name == "labels" and seed == 0 and on_labels is not None:
+                trained[name].append(on_labels)
+                continue
             number += 1
             title = f"[{number}/{total}] {TITLES[name]}, seed {seed}"
             trained[name].append(a_student(plan, f"{name}-seed{seed}", name, its_noise, seed, answers, title))
@@ -237,10 +276,11 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     if formats:
         record["files"] = export_best(plan, best, f"[{total}/{total}] export")
     role = "val" if plan.data.test is None else "test"
-    costs = {
-        name: asdict(measure(model, plan.data.input_shape, device=plan.config.run.device))
-        for name, model in (("teacher", teacher.model), ("student", best.model))
-    }
+    with stage(watch, "measuring costs"):
+        costs = {
+            name: asdict(measure(model, plan.data.input_shape, device=plan.config.run.device))
+            for name, model in (("teacher", teacher.model), ("student", best.model))
+        }
     rows = [_row("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
     rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
@@ -262,9 +302,17 @@ def _steps(plan: Plan, pace: Pace) -> Result:
         best=record,
         checks=tuple(checks),
         scored=scored,
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *(() if warning is None else (warning,))),
         time=pace.record(plan.config.student, None if search is None else len(search["tried"])),
     )
+
+
+def _warned(plan: Plan, answers: Answers, on_labels: Trained) -> str | None:
+    """The warning of a teacher that is worse than this student on labels, shown at once."""
+    warning = teacher_warning(plan, answers, on_labels)
+    if warning is not None:
+        message(plan.watch, "warning", warning)
+    return warning
 
 
 def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], role: str, run: Run) -> Row:

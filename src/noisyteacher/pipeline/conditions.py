@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.data import Split
+from noisyteacher.data import Split, expand_views
 from noisyteacher.extract import extract
 from noisyteacher.files import make_folder, sha256
 from noisyteacher.locks import at_work
@@ -20,6 +20,7 @@ from noisyteacher.pipeline.given import is_given, network_of
 from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
 from noisyteacher.pipeline.steps import front_of, given_run, keeping_of, load_teacher, options_of, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, train_run
+from noisyteacher.progress import counted, stage
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
@@ -73,7 +74,8 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
         model = build_model(given, data)
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
     run = plan.run.child(name, "given", settings, parents={"run": found.id} if found is not None else None)
-    return given_run(run, model, data, device=plan.config.run.device, source=found)
+    with stage(plan.watch, title):
+        return given_run(run, model, data, device=plan.config.run.device, source=found, watch=plan.watch)
 
 
 def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:
@@ -82,19 +84,21 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
     For the views the students train on, and of clean images for the splits on which they are compared with it. Where
     students see augmented images no store can serve: `live` is then the teacher itself, in the place of `train`.
     """
-    views = {"train": tuple(plan.config.student.views)}
+    views = {"train": expand_views(plan.config.student.views)}
     tell: Callable[[int, int], None] | None = None
     if plan.watch is not None:
-        watch = plan.watch
         sizes = {role: len(split) * len(views.get(role, ("",))) for role, split in plan.data.parts.items()}
         if plan.live:
             del sizes["train"]
-        begun = dict.fromkeys(sizes, 0)
+        begun, total = dict.fromkeys(sizes, 0), sum(sizes.values())
+        report = counted(plan.watch, title, "answers")
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, _: int) -> None:
             begun[role] = done
-            watch(title, sum(begun.values()), sum(sizes.values()), "answers")
+            if sum(begun.values()) < total:
+                report(sum(begun.values()), total)
 
+        report(0, total)
     found: dict[str, LogitStore | nn.Module] = {"live": teacher} if plan.live else {}
     folder = plan.run.path
     with at_work(*plan.run.around, folder):
@@ -106,8 +110,10 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
             path = folder / "logits" / store_name(called(plan.teacher), split, teacher, precision)
             found[role] = extract(
                 teacher, split, path, views=views.get(role, ("clean",)), device=plan.config.run.device,
-                precision=precision, progress=tell,
+                precision=precision, progress=tell or False,
             )  # fmt: skip
+    if plan.watch is not None:
+        report(total, total)
     return found
 
 

@@ -14,12 +14,13 @@ from torch import nn
 from noisyteacher.config import Student
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.pipeline.budget import Budget, Speeds, Stages, Work, needed
-from noisyteacher.pipeline.conditions import conditions_of
+from noisyteacher.pipeline.conditions import conditions_of, controls
 from noisyteacher.pipeline.given import network_of
+from noisyteacher.pipeline.labels_alone import takes_short_run
 from noisyteacher.pipeline.plan import Networks, Plan, lasting
 from noisyteacher.pipeline.steps import recipe_of
 from noisyteacher.pipeline.timing import answer_seconds, training_seconds
-from noisyteacher.pipeline.training import Watch
+from noisyteacher.progress import Watch
 from noisyteacher.ranks import place
 from noisyteacher.text import duration, plural, rough_duration
 
@@ -72,6 +73,7 @@ class Pace:
         self.budget = Budget.of(plan.run, target.minutes, clock, started)
         self.forecast = None if plan.watch is None else Forecast(plan.watch, clock)
         self.whole = work_of(plan)
+        self.labels_first = int("labels" in controls(plan))
         self.speeds = self.budget.speeds("begin")
         if self.speeds is None and place().size == 1 and (plan.watch is not None or target.minutes is not None):
             self.speeds = measured(plan, networks, clock)
@@ -105,7 +107,10 @@ class Pace:
         search = [*stages.search, *[0.0] * (tries - len(stages.search))]
         noise = [stages.noise / max(1, work.noise_runs)] * work.noise_runs
         students = [stages.students / max(1, work.students)] * work.students
-        self.forecast.seconds = (stages.teacher, stages.logits, *search, *noise, *students, stages.end)
+        comparison = [stages.comparison] * work.comparisons
+        on_labels = students[: self.labels_first]  # trained before the noise is chosen
+        after = [*noise, *students[self.labels_first :]]
+        self.forecast.seconds = (stages.teacher, stages.logits, *comparison, *search, *on_labels, *after, stages.end)
 
     def record(self, student: Student, tried: int | None) -> dict[str, Any] | None:
         """How the minutes were spent, for the result; None where the time was not limited."""
@@ -152,6 +157,7 @@ def work_of(plan: Plan) -> Work:
         None if named else config.target.epochs,
         (1 + len(plan.candidates)) * config.choice.seeds if plan.candidates else 0,
         config.choice.epochs,
+        int(takes_short_run(plan)),
     )
 
 
@@ -168,10 +174,13 @@ def measured(plan: Plan, networks: Networks, clock: Callable[[], float] = time.m
     for name in names:
         model = copy.deepcopy(name) if isinstance(name, nn.Module) else name
         network = network_of(config.student, model, data, teacher=networks.teacher)
-        students.append(training_seconds(network, data, recipe_of(config.student), device, clock))
+        recipe = recipe_of(config.student, network, data)
+        students.append(training_seconds(network, data, recipe, device, clock))
     teacher: float | None = 0.0
     if not plan.given:
-        teacher = training_seconds(networks.teacher, data, recipe_of(config.teacher), device, clock)
+        teacher = training_seconds(
+            networks.teacher, data, recipe_of(config.teacher, networks.teacher, data), device, clock
+        )
     end = EXPORT_S * len(config.run.export)
     if teacher is None or any(one is None for one in students):
         return None
@@ -182,7 +191,7 @@ def in_words(stages: Stages) -> str:
     """The estimate on one line. `about 6 min: teacher 2 min, logits 1 min, students 3 min`."""
     parts = {
         "teacher": stages.teacher, "logits": stages.logits, "search": sum(stages.search), "noise": stages.noise,
-        "students": stages.students, "export": stages.end,
+        "students": stages.comparison + stages.students, "export": stages.end,
     }  # fmt: skip
     shares = ", ".join(f"{name} {rough_duration(seconds)}" for name, seconds in parts.items() if seconds > 0)
     return f"about {rough_duration(stages.total)}: {shares}"

@@ -31,7 +31,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import Search, costs_of, larger_than_teacher, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
-from noisyteacher.pipeline.training import Watch
+from noisyteacher.progress import Watch, stage
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, is_run, new_run
 from noisyteacher.store import LogitStore
@@ -202,14 +202,15 @@ def refuse_early(
 
 
 def considered(
-    networks: Networks, student: str | nn.Module, data: Splits, config: Config
+    networks: Networks, student: str | nn.Module, data: Splits, config: Config, watch: Watch | None = None
 ) -> tuple[Search | None, tuple[str, ...]]:
     """The networks to choose from where the student is not named, and a warning where a named one is the larger.
 
     Raises AskedWronglyError where no network keeps within the limits.
     """
     if networks.student is None:
-        return price_candidates(config, networks.teacher, data), ()
+        with stage(watch, "pricing candidate networks"):
+            return price_candidates(config, networks.teacher, data), ()
     warning = larger_than_teacher(called(student), *(costs_of(one, data) for one in networks[::-1] if one is not None))
     return None, () if warning is None else (warning,)
 

@@ -63,7 +63,7 @@ class Result:
     scored: str = "error"
     """What `Row.errors` are: `error`, or, where there are no labels, `disagreement` with the teacher."""
     warnings: tuple[str, ...] = ()
-    """Sentences on what should not go unnoticed: a student that is larger than its teacher."""
+    """What a reader must not miss, a sentence each without its full stop."""
     time: Mapping[str, Any] | None = None
     """How the minutes of the run were spent, where it was limited."""
 
@@ -170,7 +170,7 @@ class Result:
                 f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
                 f"teacher's logits took {duration(self.extraction_s)} once."
             )
-        return found + told_of(self.checks)
+        return [*found, *told_of(self.checks), *(sentence(f"warning: {one}") for one in self.warnings)]
 
     def describe(self) -> dict[str, Any]:
         """The JSON-able form, which `Result.read` takes back."""

@@ -45,7 +45,7 @@ def choose_student(plan: Plan, answers: Answers, numbered: tuple[int, int], pace
     """
     search = plan.search
     assert search is not None
-    work = pace.again("search", replace(pace.whole, teacher_epochs=0))
+    work = pace.again("search", replace(pace.whole, teacher_epochs=0, comparisons=0))
     among = search.fitting[: work.tries]
     epochs = short(work.student_epochs, work.try_epochs)
     tried: list[Tried] = []
@@ -61,7 +61,9 @@ def choose_student(plan: Plan, answers: Answers, numbered: tuple[int, int], pace
     if before is None and pace.budget.seconds is not None:
         pace.budget.keep("tried", {"names": [trial.candidate.name for trial in tried]})
     best = min(tried, key=_rank)
-    work = pace.again("student", replace(pace.whole, teacher_epochs=0, tries=0), (_speed(best, among, pace),))
+    work = pace.again(
+        "student", replace(pace.whole, teacher_epochs=0, tries=0, comparisons=0), (_speed(best, among, pace),)
+    )
     chosen = best.candidate
     errors = {trial.candidate.name: trial.error for trial in tried}
     planned = [candidate.name for candidate in search.fitting[: plan.config.target.search]]

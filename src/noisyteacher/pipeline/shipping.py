@@ -17,7 +17,7 @@ from noisyteacher.files import write_bytes
 from noisyteacher.measure import measure
 from noisyteacher.models import as_classifier
 from noisyteacher.pipeline.card import Story, card, story_of
-from noisyteacher.pipeline.training import Watch
+from noisyteacher.progress import Watch
 from noisyteacher.runs import Run
 
 HUB = "hub"

@@ -17,13 +17,23 @@ from noisyteacher.launch import restarts
 from noisyteacher.locks import at_work
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.checking import checked_lesson, store_order
+from noisyteacher.pipeline.checking import CHECKING_STUDENT, checked_lesson, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.plan import AUTO, Plan, called, noise_of, refuse_auto, settled, taught_of, with_papers_student
+from noisyteacher.pipeline.plan import (
+    AUTO,
+    Plan,
+    called,
+    noise_of,
+    refuse_auto,
+    settled,
+    taught_of,
+    with_papers_student,
+)
 from noisyteacher.pipeline.steps import keeping_of, load_config_data, load_teacher, recipe_of
-from noisyteacher.pipeline.training import Trained, Training, Watch, errors_kept, train_run
+from noisyteacher.pipeline.training import Trained, Training, errors_kept, train_run
+from noisyteacher.progress import Watch, counted, stage
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.store import LogitStore
@@ -39,7 +49,7 @@ def train_config(
     watch: Watch | None = None,
 ) -> Trained:
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
-    data = load_config_data(config)
+    data = load_config_data(config, watch)
     config = settled(config, data)
     if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher):
         raise AskedWronglyError(
@@ -84,16 +94,10 @@ def extract_config(
     Kept in `path`, by default `OUTPUT_DIR/logits/TEACHER-DATA-train-FINGERPRINT`. `data` are the Config's where they
     are loaded already; `allow_import` as in `load_model`, `overwrite` as in `extract`.
     """
-    data = data or load_config_data(config)
+    data = data or load_config_data(config, watch)
     config = settled(config, data)
     model, _ = load_teacher(config.teacher.name, data, allow_import, config.teacher)
     name = store_name(called(model), data.train, model, config.teacher.logits_precision)
-    tell: Callable[[int, int], None] | None = None
-    if watch is not None:
-
-        def tell(done: int, total: int) -> None:
-            watch("teacher's logits", done, total, "answers")
-
     return extract(
         model,
         data.train,
@@ -101,7 +105,7 @@ def extract_config(
         views=tuple(config.student.views),
         device=config.run.device,
         precision=config.teacher.logits_precision,
-        progress=tell,
+        progress=False if watch is None else counted(watch, "teacher's logits", "answers"),
         overwrite=overwrite,
     )
 
@@ -119,7 +123,7 @@ def distil_config(
     """The Config's student trained from a logit store under the Config's noise, in a run folder of kind `distil`."""
     config = with_papers_student(config)
     refuse_auto(config)
-    data, opened = load_config_data(config), LogitStore.open(store)
+    data, opened = load_config_data(config, watch), LogitStore.open(store)
     if config.student.views == [AUTO]:  # those that there are answers for
         config = replace(config, student=replace(config.student, views=list(opened.views)))
     config = settled(config, data)
@@ -134,7 +138,8 @@ def distil_config(
     model = network_of(student, student.name, data, seed, teacher)
     _refuse(distil(opened, noise=noise, **taught_of(config)), model, data, config, student)
     checks = store_order(opened, data, config.run.checks)
-    checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, opened, teacher)
+    with stage(watch, CHECKING_STUDENT):
+        checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, opened, teacher)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
     folder = run or _folder(config, "distil", student.name, settings, parents, seed, command)

@@ -20,11 +20,20 @@ from noisyteacher.models import Classifier, is_frozen_file, load_model, save_mod
 from noisyteacher.optimizers import preferred_optimizer
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
 from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
+from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import Run, is_run
 from noisyteacher.train import WEIGHTS
 
 
-def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto", source: Run | None = None) -> Trained:
+def given_run(
+    run: Run,
+    model: Classifier,
+    data: Splits,
+    *,
+    device: str = "auto",
+    source: Run | None = None,
+    watch: Watch | None = None,
+) -> Trained:
     """A model that was trained before, evaluated and kept in this run's folder, so that the folder tells all.
 
     `source` is the run it comes from; its training time is taken over. `classes` in the result are the names of the
@@ -35,7 +44,7 @@ def given_run(run: Run, model: Classifier, data: Splits, *, device: str = "auto"
         save_model(model, run.path / WEIGHTS, within=run.path)
         names = class_names_taught(model, source)
         result = {
-            **judged_on(model, data, {}, device),
+            **judged_on(model, data, {}, device, watch),
             "classes": None if names is None else list(names),
             "training": before,
         }
@@ -143,18 +152,31 @@ def options_of(settings: Recipe) -> dict[str, Any]:
     return dict(settings.options)
 
 
-def load_config_data(config: Config) -> Splits:
-    """The data set a Config names; also sets torch's threads where the Config says so."""
+def load_config_data(config: Config, watch: Watch | None = None) -> Splits:
+    """The data set a Config names, its images hashed where somebody watches; also sets torch's threads where the Config
+    says so.
+    """
     if config.run.threads is not None:
         torch.set_num_threads(check_threads(config.run.threads))
     data = config.data
-    return load_data(
-        data.name,
-        root=data.root,
-        verify=data.verify,
-        size=data.size,
-        grey=data.grey,
-        extra=data.extra,
-        limit=data.limit,
-        train_limit=data.train_limit,
-    )
+    with stage(watch, f"reading the data {data.name}"):
+        splits = load_data(
+            data.name,
+            root=data.root,
+            verify=data.verify,
+            size=data.size,
+            grey=data.grey,
+            extra=data.extra,
+            limit=data.limit,
+            train_limit=data.train_limit,
+        )
+    if watch is not None:
+        hash_images(splits, watch)
+    return splits
+
+
+def hash_images(splits: Splits, watch: Watch | None) -> None:
+    """Take the fingerprints of all splits, which keep them, as a stage of its own."""
+    with stage(watch, "hashing the images"):
+        for split in splits.parts.values():
+            _ = split.fingerprint

@@ -16,18 +16,16 @@ from noisyteacher.data import Split, Splits
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.evaluate import judge
-from noisyteacher.history import History, Tick
+from noisyteacher.history import History, ticked
 from noisyteacher.locks import alone, at_work
 from noisyteacher.measure import measure
 from noisyteacher.models import load_weights
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.profiling import profiled
+from noisyteacher.progress import Watch, counted_if_slow, stage
 from noisyteacher.ranks import led, place, told_when_lost
 from noisyteacher.runs import Run, plain
 from noisyteacher.train import WEIGHTS, fit, fit_many
-
-Watch = Callable[[str, int, int, str], None]
-"""Told of progress: what is being done, how much of it is done, how much there is, a note for people."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def train_run(asked: Training) -> Trained:
                 run=asked.run.path,
                 resume=True,
                 **asked.keeping,
-                progress=None if asked.watch is None or not leads else _relay(asked.watch, asked.title),
+                progress=False if asked.watch is None or not leads else ticked(asked.watch, asked.title),
             )
             return _ended(asked, history)
 
@@ -125,7 +123,7 @@ def train_runs(
                 runs=[one.run.path for one in left.values()],
                 resume=True,
                 **{name: value for name, value in first.keeping.items() if name != "profile"},
-                progress=progress,
+                progress=progress or False,
             )
             for (number, one), outcome in zip(left.items(), outcomes, strict=True):
                 try:
@@ -157,7 +155,7 @@ def _done(asked: Training) -> Trained | None:
 def _ended(asked: Training, history: History, together: int = 1) -> Trained:
     """Evaluate the trained model and write the run's result."""
     result = {
-        **led(lambda: judged_on(asked.model, asked.data, asked.answers, asked.device)),
+        **led(lambda: judged_on(asked.model, asked.data, asked.answers, asked.device, asked.watch)),
         "classes": list(asked.data.class_names),
         "training": {
             "seconds": history.seconds,
@@ -185,7 +183,8 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
 def _priced(asked: Training) -> dict[str, Any] | None:
     """What the model costs; None where it cannot be asked for one image, which is no reason to lose a training."""
     try:
-        costs = measure(asked.model, asked.data.input_shape, device=asked.device)
+        with stage(asked.watch, "measuring costs"):
+            costs = measure(asked.model, asked.data.input_shape, device=asked.device)
     except Exception:
         return None
     return dict(plain(asdict(costs), "costs"))
@@ -210,14 +209,17 @@ MANY_CLASSES = 100
 """Up to so many classes a result keeps the whole table of confusions."""
 
 
-def judged_on(model: nn.Module, data: Splits, answers: Mapping[str, object], device: str) -> dict[str, Any]:
+def judged_on(
+    model: nn.Module, data: Splits, answers: Mapping[str, object], device: str, watch: Watch | None = None
+) -> dict[str, Any]:
     """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able."""
     scores, details = {}, {}
     for split in (data.val, data.test):
         if split is not None:
             if split.labels is None and split.role not in answers:
                 continue
-            found, logits = judge(model, split, teacher=answers.get(split.role), device=device)
+            tell = counted_if_slow(watch, f"evaluating on {split.role}", "images")
+            found, logits = judge(model, split, teacher=answers.get(split.role), device=device, progress=tell)
             scores[split.role] = found.describe()
             if split.labels is not None:
                 details[split.role] = _details(logits, split.targets)
@@ -248,12 +250,3 @@ def _details(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
     """Percentages of the whole; None where there is nothing."""
     return [100 * a / b if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
-
-
-def _relay(watch: Watch, title: str) -> Callable[[Tick], None]:
-    def tell(tick: Tick) -> None:
-        judged = "" if tick.val_error is None else f" val error {tick.val_error:.2f} %"
-        note = f"epoch {tick.epoch}/{tick.epochs}{judged} loss {tick.loss:.3g}"
-        watch(title, tick.step, tick.total_steps, note)
-
-    return tell

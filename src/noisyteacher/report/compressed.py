@@ -11,7 +11,7 @@ from noisyteacher.report.children import Children
 from noisyteacher.report.study import Difference, Estimate, Line, Verdict
 from noisyteacher.runs import Run
 from noisyteacher.stats import paired_difference
-from noisyteacher.text import flat
+from noisyteacher.text import flat, sentence
 
 SCORES = {"error": "error_%", "nll": "nll_nats", "ece": "ece_%", "agreement": "agreement_%"}
 _CELL = re.compile(r"(.+)-seed(\d+)")
@@ -56,6 +56,7 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "choice": (result or {}).get("choice"),
         "search": (result or {}).get("search"),
         "best": (result or {}).get("best"),
+        "notes": tuple(sentence(f"warning: {one}") for one in (result or {}).get("warnings", ())),
     }
 
 

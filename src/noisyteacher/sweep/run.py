@@ -16,6 +16,7 @@ from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
 from noisyteacher.models import load_model
 from noisyteacher.pipeline import (
+    CHECKING_TEACHER,
     Plan,
     Watch,
     checked_teacher,
@@ -27,6 +28,7 @@ from noisyteacher.pipeline import (
     the_teacher,
     with_papers_student,
 )
+from noisyteacher.progress import reported, stage, whole_watch
 from noisyteacher.runs import Run, is_run, new_run, plain
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, progress_of, teacher_record
@@ -55,7 +57,7 @@ def sweep(
     parent: Run | None = None,
     allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
-    watch: Watch | None = None,
+    progress: bool | Watch | None = True,
 ) -> SweepResult:
     """Train every condition of the grids with every seed, and judge them: a SweepResult and a run folder.
 
@@ -67,7 +69,8 @@ def sweep(
     what makes any `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
     run: an interrupted sweep, or its folder, to go on with: cells that are done are not run again. parent, name: make
     it a child run.
-    allow_import: a teacher's file may name a factory to import, as in `load_model`.
+    allow_import: a teacher's file may name a factory to import, as in `load_model`. progress: True shows on stderr what
+    is being done, False shows nothing, a callable is told (stage, done, in all, note).
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
     if jobs < 1 or stack < 1:
@@ -77,33 +80,37 @@ def sweep(
     config = with_papers_student(settled(build_config(base)))
     if stack > 1 and config.run.profile:
         raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
-    question = asked(base, grids, seeds, allow_import)
-    question.check()
-    title, settings = name or config.student.name or "students", dict(question.settings)
-    if run is not None and not isinstance(run, Run):
-        run = Run.open(run)
-    place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
-    if scheduler is not None:
-        place = cluster(scheduler)
-    elif executor is not None:
-        place = nullcontext(executor)
-    with place as make:  # nobody there? then no folder is made
-        if run is None and parent is not None:
-            run = parent.child(title, "sweep", _as_begun(parent.path / title, settings))
-        elif run is None:
-            run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
-        elif run.config != _as_begun(run.path, settings):
-            raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
-        if begun is not None:
-            begun(run)
-        done = run.result()
-        if done is not None and not done["failed"]:
-            return SweepResult(run.path, done)
-        threads = config.run.threads
-        if threads is None and jobs > 1:  # other machines' workers know their own cores
-            threads = share_of_threads(jobs)
-        with at_work(run.path):
-            return _run(question, run, threads, make, stack, watch)
+    with reported(progress, whole_watch, delay_s=0.0) as watch:
+        question = asked(base, grids, seeds, allow_import)
+        with stage(watch, "checking the conditions"):
+            question.check()
+        title, settings = name or config.student.name or "students", dict(question.settings)
+        if run is not None and not isinstance(run, Run):
+            run = Run.open(run)
+        place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
+        if scheduler is not None:
+            place = cluster(scheduler)
+        elif executor is not None:
+            place = nullcontext(executor)
+        with place as make:  # nobody there? then no folder is made
+            if run is None and parent is not None:
+                run = parent.child(title, "sweep", _as_begun(parent.path / title, settings))
+            elif run is None:
+                run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
+            elif run.config != _as_begun(run.path, settings):
+                raise MismatchError(
+                    f"{run.path}: was started with other settings: see its config.json, or start a new one"
+                )
+            if begun is not None:
+                begun(run)
+            done = run.result()
+            if done is not None and not done["failed"]:
+                return SweepResult(run.path, done)
+            threads = config.run.threads
+            if threads is None and jobs > 1:  # other machines' workers know their own cores
+                threads = share_of_threads(jobs)
+            with at_work(run.path):
+                return _run(question, run, threads, make, stack, watch)
 
 
 def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +149,8 @@ def _run(
         {**one, "training_s": [seconds[one["name"], seed] for seed in one["seeds"]], "network": networks[one["name"]]}
         for one in judged
     ]
+    with stage(watch, "measuring costs"):
+        costs = _costs(question, run, teachers, timed)
     record = {
         "data": teachers[0]["data"],
         "n": teachers[0]["n"],
@@ -151,7 +160,7 @@ def _run(
         "conditions": timed,
         "families": families,
         "failed": failed,
-        "costs": _costs(question, run, teachers, timed),
+        "costs": costs,
     }
     run.write_result(record)
     return SweepResult(run.path, plain(record, "result"))
@@ -165,15 +174,15 @@ def resume_sweep(
     scheduler: str | None = None,
     allow_import: bool = False,
     begun: Callable[[Run], None] | None = None,
-    watch: Watch | None = None,
+    progress: bool | Watch | None = True,
 ) -> SweepResult:
-    """Go on with an interrupted sweep, or one with failed cells, from its own config.json."""
+    """Go on with an interrupted sweep, or one with failed cells, from its own config.json; `progress` as in `sweep`."""
     if run.info["kind"] != "sweep":
         raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
     settings = run.config
     return sweep(
         settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, stack=stack,
-        scheduler=scheduler, run=run, allow_import=allow_import, begun=begun, watch=watch,
+        scheduler=scheduler, run=run, allow_import=allow_import, begun=begun, progress=progress,
     )  # fmt: skip
 
 
@@ -185,7 +194,7 @@ def _prepare(
     teachers: list[dict[str, Any]] = []
     taught = question.taught()
     for number, (name, members) in enumerate(taught.items()):
-        data = load_config_data(members[0].config)
+        data = load_config_data(members[0].config, watch)
         configs = [settled(member.config, data) for member in members]
         config = configs[0]
         views = list(dict.fromkeys(view for each in configs for view in each.student.views))
@@ -195,7 +204,8 @@ def _prepare(
         label = name if len(taught) == 1 else f"teacher {number + 1}/{len(taught)}"
         teacher = the_teacher(plan, label, name)
         answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
-        checks = checked_teacher(plan, teacher, answers)
+        with stage(watch, CHECKING_TEACHER):
+            checks = checked_teacher(plan, teacher, answers)
         paths = {role: store.path for role, store in answers.items() if isinstance(store, LogitStore)}
         stores = {role: str(Path(path).relative_to(run.path)) for role, path in paths.items()}
         n = {role: len(split) for role, split in data.parts.items()}

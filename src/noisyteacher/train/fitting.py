@@ -18,11 +18,12 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import AUTO, resolve_device, resolve_precision
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.files import make_folder
-from noisyteacher.history import History, Tick
+from noisyteacher.history import History, Tick, ticked
 from noisyteacher.models import as_classifier
 from noisyteacher.objectives import record_of
 from noisyteacher.optimizers import RULE, build_optimizer
-from noisyteacher.ranks import check_same, led
+from noisyteacher.progress import reported
+from noisyteacher.ranks import check_same, led, place
 from noisyteacher.refusals import check_roles, check_settings, check_val
 from noisyteacher.stopwatch import Stopwatch
 from noisyteacher.train.loop import WEIGHTS, Loop
@@ -59,7 +60,7 @@ def fit(
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
     profile: bool = False,
-    progress: Callable[[Tick], None] | None = None,
+    progress: bool | Callable[[Tick], None] | None = True,
 ) -> History:
     """Train the model in place on the split and return the History; the model ends with the kept weights.
 
@@ -77,8 +78,10 @@ def fit(
     bf16 where the device's matrix products are at least 1.5 times as fast in it. The settings keep what it came to.
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
     there; `resume=True` goes on from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and SIGTERM
-    then take effect at the end of a step, after a checkpoint (a second one at once). `tensorboard` also writes the
-    metrics as TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
+    then take effect at the end of a step, after a checkpoint (a second one at once). `progress` shows on stderr how far
+    the training is (a live line in a terminal; elsewhere a line every ten seconds, none for a training of under two);
+    False shows nothing, a callable is told a Tick after every step. `tensorboard` also writes the metrics as
+    TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
     (`stopwatch.Stopwatch`); a GPU is waited for after every phase then.
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
     replayed (docs/performance.md), and the model may be a step ahead of what `progress` is told;
@@ -106,11 +109,13 @@ def fit(
     if ended is not None:
         return ended
     steps = replay if not profile and replayable([loop]) else Loop.run
-    if folder is None:
-        return steps(loop, None, resume, checkpoint_every_s, tensorboard, progress)
-    make_folder(folder)
-    with signals_held() as loop.signals:
-        return steps(loop, folder, resume, checkpoint_every_s, tensorboard, progress)
+    shows = progress if progress is not True else place().leads
+    with reported(shows, lambda watch: ticked(watch, "training")) as tell:
+        if folder is None:
+            return steps(loop, None, resume, checkpoint_every_s, tensorboard, tell)
+        make_folder(folder)
+        with signals_held() as loop.signals:
+            return steps(loop, folder, resume, checkpoint_every_s, tensorboard, tell)
 
 
 def prepared(

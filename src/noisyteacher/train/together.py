@@ -15,6 +15,7 @@ from noisyteacher.data import Batch, Split
 from noisyteacher.device import AUTO, precise
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
 from noisyteacher.files import make_folder
+from noisyteacher.progress import counted, reported
 from noisyteacher.ranks import place
 from noisyteacher.rng import kept_draws
 from noisyteacher.train.fitting import found_done, prepared
@@ -51,15 +52,16 @@ def fit_many(
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] | None = True,
 ) -> list[Outcome]:
     """What `fit` does for each model with its objective and seed, in common steps: one outcome per model, in order.
 
     An outcome is the History that `fit` would return, equal step by step up to rounding, or the error of this package
     that ended this one training; the others go on. The models have one architecture; they differ in their weights,
     seeds and objectives, each of which takes logits `[B, K]` and the batch. Options are those of `fit`, for all alike;
-    `runs` are their run folders. `seconds` is each one's share of the common time. `progress` is told the step and the
-    steps of all training after every one. Worth it on a GPU, where the common steps are replayed as a CUDA graph as
+    `runs` are their run folders. `seconds` is each one's share of the common time. `progress` shows on stderr
+    how far the training is, as that of `fit` does; False shows nothing, a callable is told (step, steps in all) after
+    every step. Worth it on a GPU, where the common steps are replayed as a CUDA graph as
     far as `fit` would replay all of them; on a CPU two processes are faster (docs/performance.md).
     Raises AskedWronglyError for models that cannot be trained as one (`train/stack.py`), and in a group of processes.
     """
@@ -86,6 +88,8 @@ def fit_many(
     refuse_to_stack([loop.model for loop in loops])
     found: dict[int, Outcome] = {}
     with ExitStack() as held:
+        title = f"training {len(models)} models"
+        tell = held.enter_context(reported(progress, lambda watch: counted(watch, title, "steps")))
         for loop in loops:
             held.callback(loop.put_back)
         held.enter_context(kept_draws(loops[0].device))
@@ -115,5 +119,5 @@ def fit_many(
         for moment in sorted(groups):
             group = groups[moment]
             kind = Replayed if replayable([*group.values()]) else Together
-            found |= kind(group, checkpoint_every_s, progress).run()
+            found |= kind(group, checkpoint_every_s, tell).run()
     return [found[number] for number in range(len(models))]

@@ -1,0 +1,81 @@
+"""Whether a teacher is any better than a student trained on labels alone: found out before anything is distilled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from noisyteacher.evaluate import answers_of, predict
+from noisyteacher.pipeline.choosing import shortened
+from noisyteacher.pipeline.conditions import a_student
+from noisyteacher.pipeline.plan import Answers, Plan
+from noisyteacher.pipeline.training import Trained
+from noisyteacher.stats import LEVEL, discordant_p
+from noisyteacher.text import plural
+
+SHORT_RUN = "labels-short"
+
+
+def takes_short_run(plan: Plan) -> bool:
+    """Whether a short student on labels is trained for the comparison alone.
+
+    That is so where no student on labels of full length comes before the first distilled one, and there are labels to
+    train and to judge it on.
+    """
+    return comparable(plan) and (plan.search is not None or not plan.config.run.baselines)
+
+
+def comparable(plan: Plan) -> bool:
+    """Whether there are labels to train a student on and to judge it by."""
+    return plan.data.train.labels is not None and plan.data.val.labels is not None
+
+
+def short_student(plan: Plan, answers: Answers, title: str) -> Trained:
+    """The student after a short run on labels alone, with seed 0, in the child run `labels-short`.
+
+    It trains for a quarter of the epochs; where the student is yet to be chosen, it is the first candidate, and trains
+    for as long as the candidates do.
+    """
+    student = shortened(plan.config.student, plan.config.target.epochs if plan.search is not None else None)
+    short = plan
+    if plan.search is not None:
+        student = replace(student, name=plan.search.fitting[0].name)
+        short = replace(plan, student=student.name)
+    short = replace(short, config=replace(plan.config, student=student))
+    return a_student(short, SHORT_RUN, "labels", None, 0, answers, title)
+
+
+def teacher_warning(plan: Plan, answers: Answers, student: Trained) -> str | None:
+    """A sentence without its full stop where the teacher has more errors on validation than this student on labels.
+
+    Both answer the same images, so the p-value is that of McNemar's exact test. None where the teacher is as good or
+    better.
+    """
+    val = plan.data.val
+    labels = val.labels_at(torch.arange(len(val))).cpu()
+    device = plan.config.run.device
+    teacher_wrong = answers_of(answers["val"], val, val.classes, device=device).argmax(1) != labels
+    student_wrong = predict(student.model, val, device=device, progress=False).argmax(1) != labels
+    if int(teacher_wrong.sum()) <= int(student_wrong.sum()):
+        return None
+    p = discordant_p(int((teacher_wrong & ~student_wrong).sum()), int((student_wrong & ~teacher_wrong).sum()))
+    epochs = int(student.result["training"]["epochs"])
+    brief = f" for {plural(epochs, 'epoch')}" if student.run.path.name == SHORT_RUN else ""
+    which = "the first teacher" if plan.config.teacher.also else "the teacher"
+    n = len(val)
+    errors = 100 * int(teacher_wrong.sum()) / n, 100 * int(student_wrong.sum()) / n
+    compared = (
+        f"{which} has {errors[0]:.2f} % error on validation (n = {n:,}), a student trained on labels alone{brief} "
+        f"{errors[1]:.2f} %"
+    )
+    if p < LEVEL:
+        return (
+            f"{compared}: {which} is significantly worse (p = {p:.2g}, McNemar's exact test), and distilling can be "
+            "expected to hurt; train the teacher longer, take another one, or check its preprocessing and the order of "
+            "its classes"
+        )
+    return (
+        f"{compared} (p = {p:.2g}, McNemar's exact test): distilling cannot be expected to help; train the teacher "
+        "longer, or take a better one"
+    )

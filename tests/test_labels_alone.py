@@ -1,0 +1,111 @@
+"""A teacher that is worse than a student on labels is warned of before anything is distilled, and in what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import noisyteacher as nt
+from noisyteacher.pipeline import Result
+from noisyteacher.report import build_report
+from noisyteacher.runs import Run
+from noisyteacher.stats import discordant_p
+
+CLASSES = ("dark", "bright")
+
+
+def part(role: str, n: int = 60) -> nt.Split:
+    """Images that are dark or bright, which one epoch is enough to learn."""
+    labels = torch.arange(n) % 2
+    images = (60 + 130 * labels).to(torch.uint8).reshape(n, 1, 1, 1).repeat(1, 1, 4, 4)
+    images += torch.randint(0, 20, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return nt.Split(images, labels, torch.arange(n), role, "grey", CLASSES)
+
+
+def splits() -> nt.Splits:
+    return nt.Splits("grey", train=part("train", 80), val=part("val"), test=part("test", 40))
+
+
+def teacher(right: bool) -> nn.Module:
+    """A linear network that says bright of bright images, or of dark ones."""
+    head = nn.Linear(16, 2)
+    slope = 1.0 if right else -1.0
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[-slope], [slope]]).repeat(1, 16))
+        head.bias.copy_(torch.tensor([8 * slope, -8 * slope]))
+    return nn.Sequential(nn.Flatten(), head)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+
+
+def compressed(folder: Path, right: bool, **options: Any) -> tuple[Result, list[tuple[str, str]]]:
+    told: list[tuple[str, str]] = []
+    result = nt.compress(
+        teacher(right), student(), options.pop("data", splits()), output_dir=folder, epochs=8, lr=0.1, batch_size=16,
+        checks=False, progress=lambda stage, done, total, note: told.append((stage, note)), **options,
+    )  # fmt: skip
+    return result, told
+
+
+def place_of(told: list[tuple[str, str]], start: str) -> int:
+    return next(number for number, (stage, _) in enumerate(told) if start in stage)
+
+
+@pytest.mark.parametrize("baselines", [True, False])
+def test_a_worse_teacher_is_warned_of_before_the_first_distilled_student(tmp_path: Path, baselines: bool) -> None:
+    result, told = compressed(tmp_path, right=False, baselines=baselines)
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "the teacher has 100.00 % error on validation (n = 60), a student trained on labels alone"
+    )
+    assert "significantly worse (p = " in warning
+    assert ("for 2 epochs" in warning) is not baselines  # a quarter of the eight
+    assert told[place_of(told, "warning")] == ("warning", warning)
+    assert place_of(told, "labels alone") < place_of(told, "warning") < place_of(told, "logit regression")
+    assert (result.path / "labels-short").exists() is not baselines
+    numbers = {stage.split("]")[0] for stage, _ in told if stage.startswith("[")}
+    assert numbers == {f"[{number}/4" for number in range(1, 5)}
+    assert f"Warning: {warning}." in result.notes()
+    assert f"Warning: {warning}." in str(result)
+    assert Result.read(result.path, Run.open(result.path).result() or {}).warnings == (warning,)
+    for form in ("html", "md"):
+        text = build_report([result.path], form)
+        assert "significantly worse" in text, form
+
+
+def test_a_better_teacher_is_not_warned_of(tmp_path: Path) -> None:
+    result, told = compressed(tmp_path, right=True)
+    assert result.warnings == ()
+    assert "warning" not in {stage for stage, _ in told}
+
+
+def test_the_warning_comes_before_the_noise_is_chosen(tmp_path: Path) -> None:
+    result, told = compressed(tmp_path, right=False, noise="auto")
+    assert len(result.warnings) == 1
+    assert place_of(told, "warning") < min(
+        n for n, (stage, _) in enumerate(told) if "alpha" in stage or "sigma" in stage
+    )
+    assert [stage for stage, _ in told].count("warning") == 1
+
+
+def test_without_labels_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    data = splits()
+    bare = nt.Splits("grey", **{role: replace(one, labels=None) for role, one in data.parts.items()})
+    result, _ = compressed(tmp_path, right=False, data=bare)
+    assert result.warnings == ()
+    assert not (result.path / "labels-short").exists()
+
+
+def test_the_p_value_is_of_mcnemars_exact_test() -> None:
+    assert discordant_p(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert discordant_p(1, 8) == discordant_p(8, 1)
+    assert discordant_p(3, 3) == 1
+    assert discordant_p(0, 0) == 1
