@@ -20,7 +20,7 @@ from noisyteacher.pipeline.labels_alone import takes_short_run
 from noisyteacher.pipeline.plan import Networks, Plan, lasting
 from noisyteacher.pipeline.steps import recipe_of
 from noisyteacher.pipeline.timing import answer_seconds, training_seconds
-from noisyteacher.progress import Watch
+from noisyteacher.progress import Watch, message
 from noisyteacher.ranks import place
 from noisyteacher.text import duration, plural, rough_duration
 
@@ -84,8 +84,7 @@ class Pace:
         if self.forecast is not None and self.speeds is not None:
             stages = needed(work, self.speeds)
             self.expect(stages, self.whole.tries)
-            count = len(self.forecast.seconds) - (not stages.end)  # without files there is no last stage
-            self.forecast.watch(f"[0/{count}] plan", 1, 1, in_words(stages))
+            message(self.forecast.watch, "plan", f"time: {in_words(stages)}")
         teacher = lasting(self.plan.config.teacher, work.teacher_epochs or self.plan.config.teacher.epochs)
         config = replace(self.plan.config, teacher=teacher)
         return replace(self.plan, config=config, watch=self.forecast)
