@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
+from noisyteacher.checkpoint import same_settings
 from noisyteacher.cli import main
-from noisyteacher.config import build_config
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.config import build_config, describe
+from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError
 from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
 from noisyteacher.pipeline.choosing import Candidate, explain_choice
 from noisyteacher.pipeline.plan import noise_of
@@ -38,12 +39,15 @@ def test_candidates() -> None:
         config = build_config({"noise": noise})
         return [(one.sigma, one.alpha) for one in noise_of(config.noise, config.choice)[1]]
 
-    assert asked() == [(sigma, 0.15) for sigma in (0.1, 0.3, 0.6, 0.9)]  # nobody named sigma: it is chosen
+    assert asked() == []  # nobody asked for noise
+    assert asked(sigma="auto") == [(sigma, 0.15) for sigma in (0.1, 0.3, 0.6, 0.9)]
     assert asked(sigma=0.5, alpha="auto") == [(0.5, 0.15), (0.5, 0.5)]
     assert len(asked(sigma="auto", alpha="auto")) == 8
     assert asked(sigma=0.5) == []
     named, none = noise_of(build_config({"noise": {"sigma": 0.5}}).noise, build_config({}).choice)
     assert (named, none) == (nt.Noise(sigma=0.5, alpha=0.15), ())
+    for off in ({}, {"sigma": 0}, {"sigma": [0, 0]}, {"sigma": 0.5, "alpha": 0}):
+        assert noise_of(build_config({"noise": off}).noise, build_config({}).choice) == (None, ())
 
 
 def test_compress_chooses_and_shows_why(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_distil_says_which_noise_was_chosen(
     monkeypatch.setattr(Candidate, "mean", property(lambda self: float((self.noise is None) == bool(sigma))))
     data = nt.load_data("mnist-5k", limit=60)
     store = nt.extract(nt.build_model("lenet", data), data.train, tmp_path / "store")
-    words = ["distil", str(store.path), "--data", "mnist-5k", "--student", "lenet", "--epochs", "1", "--quiet"]
+    words = ["distil", str(store.path), "--noise", "--data", "mnist-5k", "--student", "lenet", "--epochs", "1", "-q"]
     extra = ["data.limit=60", "choice.sigmas=[0.5]", "choice.seeds=1", "run.checks=false"]
     monkeypatch.setattr(sys, "argv", ["noisyteacher", *words, "--output-dir", str(tmp_path), *(
         word for one in extra for word in ("--set", one)
@@ -154,6 +158,68 @@ def test_a_compression_that_has_not_chosen_yet_is_reported_as_unfinished(tmp_pat
     assert "The noise is not pictured" in page
 
 
+@pytest.mark.parametrize("noise", [{}, {"sigma": 0.0}, {"sigma": 0.5, "alpha": 0.0}])
+def test_without_noise_nothing_is_said_of_it_and_no_second_clean_student_is_trained(
+    tmp_path: Path, noise: dict[str, Any]
+) -> None:
+    run = {"output_dir": str(tmp_path), "baselines": True}
+    result = compress_config(settings(tmp_path, noise, choice=None, run=run))
+    assert [row.name for row in result.rows] == ["teacher", "labels", "clean"]
+    assert {child.path.name for child in Run.open(result.path).children()} == {"teacher", "labels-seed0", "clean-seed0"}
+    assert (result.noise, result.verdict, result.choice) == (None, None, None)
+    assert "Verdict" not in str(result)
+    assert "nois" not in str(result).lower()
+    page = build_report([result.path], "html")
+    assert "The noise" not in page
+    assert "No noise" not in page
+    assert "Against distilled: points" in page
+    assert "logit regression" in page
+    kept = Run.open(result.path).result() or {}
+    assert (kept["verdict"], kept["noise"]) == (None, None)
+    assert str(Result.read(result.path, kept)) == str(result)
+
+
+def test_results_of_earlier_versions_without_noise_are_read(tmp_path: Path) -> None:
+    """They said in a bold line that no noise was used."""
+    result = compress_config(settings(tmp_path, {}, choice=None))
+    run = Run.open(result.path)
+    run.write_result({**(run.result() or {}), "verdict": "no noise was used"})
+    assert "no noise was used" not in build_report([run], "html").lower()
+
+
+def test_a_run_that_was_begun_when_noise_was_the_default_still_chooses_it(tmp_path: Path) -> None:
+    """Its config.json holds the default of its time, sigma "auto"; one with sigma 0 may hold more of the noise."""
+    result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5], "seeds": 1}))
+    (result.path / "result.json").unlink()
+    again = resume_compress(Run.open(result.path))
+    assert again.choice == result.choice is not None
+    config = build_config({**SMALL, "noise": {"sigma": 0, "draw": "row"}, "run": {"output_dir": str(tmp_path)},
+                           "choice": {}}, unused_noise=True)  # fmt: skip
+    begun = compress_config(config)
+    (begun.path / "result.json").unlink()
+    assert [row.name for row in resume_compress(Run.open(begun.path)).rows] == ["teacher", "labels", "clean"]
+
+
+def test_a_training_that_recorded_a_noise_of_sigma_0_is_one_without_noise() -> None:
+    """Earlier versions did; its checkpoint is gone on with."""
+    clean: dict[str, Any] = {"seed": 0, "objective": {"objective": "distil", "loss": "logit_regression"}}
+    idle, noisy = (
+        {**clean, "objective": {**clean["objective"], "noise": nt.Noise(sigma=sigma, alpha=0.15).describe()}}
+        for sigma in (0.0, 0.5)
+    )
+    same_settings(Path("run"), idle, clean)
+    same_settings(Path("run"), idle, idle)
+    with pytest.raises(MismatchError, match="objective"):
+        same_settings(Path("run"), noisy, clean)
+
+
+def test_a_noise_object_that_changes_nothing_is_no_noise(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=40)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 20, "teacher_training": {"epochs": 1}}
+    result = nt.compress("lenet", "mlp800", data, noise=nt.Noise(sigma=0, alpha=0.5), output_dir=tmp_path, **options)
+    assert [row.name for row in result.rows] == ["teacher", "labels", "clean"]
+
+
 def test_from_python(tmp_path: Path) -> None:
     data = nt.load_data("mnist-5k", limit=60)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 30, "teacher_training": {"epochs": 1}, "baselines": False}
@@ -162,6 +228,16 @@ def test_from_python(tmp_path: Path) -> None:
     assert len(result.choice["candidates"]) == 9
     with pytest.raises(AskedWronglyError, match="'auto'"):
         nt.compress("lenet", "mlp800", data, noise="automatic", output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("unused", [{"alpha": 0.5}, {"draw": "row"}, {"frozen": True}, {"alpha": "auto"}])
+def test_settings_of_a_noise_that_nobody_asked_for_are_refused(unused: dict[str, Any]) -> None:
+    for off in ({}, {"sigma": 0.0}):
+        with pytest.raises(ConfigError, match=r"noise\.\w+: no effect without noise .*--sigma 0\.3.*--noise"):
+            build_config({"noise": {**unused, **off}})
+    build_config({"noise": {**unused, "sigma": 0.5}})
+    build_config({"noise": {**unused, "sigma": "auto"}})
+    assert build_config(describe(build_config({}))) == build_config({})
 
 
 def test_settings_of_a_choice_that_is_not_made_are_refused() -> None:

@@ -11,16 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 import typer.main
+from typer import BadParameter
 
 import noisyteacher as nt
 from noisyteacher import cli
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.config import NoiseSettings, Recipe, build_config
+from noisyteacher.errors import AskedWronglyError, ConfigError
 from noisyteacher.runs import list_runs, remove_run
 
 COMMON = {"--help"}
@@ -31,11 +33,14 @@ COMMANDS = {
     "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
-    "--data", "--data-root", "--data-dir", "--teacher", "--student", "--sigma", "--alpha", "--draw", "--epochs",
-    "--teacher-epochs", "--teacher-weights", "--batch-size", "--lr", "--weight-decay", "--precision", "--preset",
-    "--views", "--seeds", "--target-macs", "--target-bytes", "--target-parameters", "--max-drop", "--search",
-    "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set", "--allow-import",
-    "--resume", "--json", "--quiet", "-q",
+    "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
+    "--teacher-epochs", "--teacher-weights", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
+    "--max-drop", "--search", "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set",
+    "--allow-import", "--resume", "--json", "--quiet", "-q",
+}  # fmt: skip
+TRAINING = {
+    "--epochs", "--batch-size", "--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule", "--precision",
+    "--preset", "--patience", "--views",
 }  # fmt: skip
 Call = Callable[..., tuple[int, str, str]]
 
@@ -78,7 +83,56 @@ def test_the_surface_is_frozen() -> None:
     found = commands()
     assert set(found) == COMMANDS
     options = {flag for one in found["compress"].params for flag in one.opts if flag.startswith("-")}
-    assert options - COMMON == COMPRESS
+    assert options - COMMON == COMPRESS | TRAINING
+
+
+def test_every_command_that_trains_takes_the_same_flags() -> None:
+    found = commands()
+    for name in ("compress", "distil", "sweep", "train"):
+        assert {flag for one in found[name].params for flag in one.opts} >= TRAINING, name
+    hints = get_type_hints(Recipe)
+    for flag in cli.options.TRAINING:
+        kinds = str(hints[flag.name])
+        assert flag.kind.__name__ in kinds or flag.kind is str, flag.name
+
+
+def test_a_flag_of_a_training_reaches_the_settings_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"epochs": 3, "batch_size": 7, "lr": 0.5, "optimizer": "sgd", "momentum": 0.1, "weight_decay": 0.2,
+             "schedule": "step", "precision": "fp32", "preset": "modern", "patience": 2}  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    seen: list[dict[str, Any]] = []
+
+    def settings(config: Any, overrides: Any, flags: dict[str, Any], *more: Any) -> Any:
+        seen.append(flags)
+        raise AskedWronglyError("that is all")
+
+    monkeypatch.setattr(cli.options, "settings", settings)
+    for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "student.lr=1"], ["train"]):
+        monkeypatch.setattr(sys, "argv", ["noisyteacher", *command, *words, "--views", "clean,mirror"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        part = "teacher" if command == ["train"] else "student"
+        assert {name: seen[-1][f"{part}.{name}"] for name in flags} == flags
+        assert seen[-1][f"{part}.views"] == "clean,mirror"
+    assert [one.get("teacher.preset") for one in seen] == ["modern", None, "modern", "modern"]
+
+
+def test_noise_is_asked_for_by_one_flag_or_named_by_another() -> None:
+    ask = cli.options.noise_settings
+    assert ask(True, None, None, None)["noise.sigma"] == ask(False, "auto", None, None)["noise.sigma"] == "auto"
+    assert ask(True, "auto", "0.5", "row") == {"noise.sigma": "auto", "noise.alpha": "0.5", "noise.draw": "row"}
+    assert ask(False, None, None, None)["noise.sigma"] is None
+    with pytest.raises(BadParameter, match=r"--noise chooses sigma on validation and --sigma 0\.3 names it"):
+        ask(True, "0.3", None, None)
+
+
+def test_sigma_0_turns_off_the_noise_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "noise.toml"
+    file.write_text('[noise]\nsigma = 0.5\nalpha = 0.5\ndraw = "row"\n')
+    given = cli.options.settings(file, None, cli.options.noise_settings(False, "0", None, None))
+    assert build_config(given).noise == NoiseSettings()
+    with pytest.raises(ConfigError, match=r"noise\.alpha, noise\.draw: no effect without noise"):
+        build_config(cli.options.settings(file, None, cli.options.noise_settings(False, "0", "0.5", None)))
 
 
 def test_every_help_has_an_example() -> None:
@@ -162,11 +216,12 @@ def test_compress_and_resume_a_done_one(call: Call) -> None:
     )
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert [row["name"] for row in result["rows"]] == ["teacher", "labels", "clean", "noisy"]
+    assert [row["name"] for row in result["rows"]] == ["teacher", "labels", "clean"]
     code, table, _ = call("runs", "show", result["run"])
     assert code == 0
-    assert result["verdict"][:20] in table
-    assert f"{result['rows'][3]['error_%']['mean']:.2f}" in table
+    assert result["verdict"] is None
+    assert "Verdict" not in table
+    assert f"{result['rows'][2]['error_%']['mean']:.2f}" in table
     again = json.loads(call("compress", "--resume", result["run"], "--json", "-q")[1])
     assert again["rows"] == result["rows"]
     assert call("compress", "--resume", result["run"], "--epochs", "3")[0] == 2
@@ -253,6 +308,16 @@ def test_a_run_that_a_signal_ended_goes_on_to_the_same_bytes(tmp_path: Path, cal
 WRONG = [
     (("compress", "--student", "mlp80"), 2, "unknown model 'mlp80': did you mean 'mlp800'?"),
     (("compress", "--teacher", "lenett"), 2, "did you mean 'lenet'?"),
+    (("compress", "--teacher", "resnet18"), 2, "did you mean 'timm:resnet18' or 'torchvision:resnet18'?"),
+    (("compress", "--student", "resnet_18"), 2, "did you mean 'timm:resnet18' or 'torchvision:resnet18'?"),
+    (("measure", "mobilenetv3_small"), 2, "did you mean 'torchvision:mobilenet_v3_small'?"),
+    (("compress", "--target-macs", "4"), 2, "fewer multiplications than any network has: did you mean '4x', a quarter"),
+    (("compress", "--target-bytes", "8"), 2, "fewer bytes than any network has: did you mean '8x', an eighth"),
+    (("compress", "--target-parameters", "0.5"), 2, "fewer parameters than any network has: did you mean '2x', half"),
+    (("compress", "--noise", "--sigma", "0.3"), 2, "--noise chooses sigma on validation and --sigma 0.3 names it"),
+    (("distil", "store", "--noise", "--sigma", "0.3"), 2, "--sigma 0.3 names it: leave one out"),
+    (("compress", "--alpha", "0.5"), 2, "noise.alpha: no effect without noise"),
+    (("distil", "store", "--draw", "row"), 2, "noise.draw: no effect without noise"),
     (("compress", "--data", "mnist-5"), 2, "unknown data set 'mnist-5': did you mean"),
     (("compress", "--sigma", "-0.5"), 2, "noise.sigma: given -0.5"),
     (("compress", "--alpha", "1.5"), 2, "noise.alpha: given 1.5"),
@@ -668,7 +733,8 @@ def test_a_file_with_a_grid(call: Call, tmp_path: Path) -> None:
         (("sweep",), "no grid: give --grid"),
         (("sweep", str(file), "--grid", "noise.sigma=1"), "give the grid in one place"),
         (("sweep", "--grid", "noise.sigma=1", "--jobs", "0"), "jobs=0"),
-        (("sweep", "--grid", "student.epochs=1,2"), "a sweep compares numbers"),
+        (("sweep", "--sigma", "auto", "--grid", "student.epochs=1,2"), "a sweep compares numbers"),
+        (("sweep", "--grid", "noise.draw=batch,row"), "noise.draw: no effect without noise"),
         (("paper", "tabel1"), "did you mean 'table1'"),
         (("paper", "table1", "--budget", "ful"), "did you mean 'full'"),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
-from noisyteacher.models import Classifier, as_classifier, build_model, logits_of
+from noisyteacher.models import MODELS, Classifier, as_classifier, build_model, logits_of, nearest_networks
 
 SHAPE = (1, 6, 6)
 
@@ -241,3 +243,32 @@ def test_factories_that_do_not_fit_are_refused() -> None:
         build_model("nowhere:factory", Data())
     with pytest.raises(AskedWronglyError, match="not a function"):
         build_model(f"{__name__}:SHAPE", Data())
+
+
+def test_the_nearest_name_is_looked_for_among_other_libraries_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from noisyteacher.models import libraries
+
+    resnet18 = ["timm:resnet18", "torchvision:resnet18"]
+    assert nearest_networks("resnet18", MODELS) == resnet18
+    assert nearest_networks("lenett", MODELS) == ["lenet"]
+    assert nearest_networks("nothing like it", MODELS) == []
+    for library, some in libraries.WELL_KNOWN.items():
+        installed = libraries.network_names(library)
+        assert set(some) <= installed, library
+    libraries.network_names.cache_clear()
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)  # neither is installed
+    try:
+        assert libraries.network_names("timm") == set(libraries.WELL_KNOWN["timm"])
+        assert nearest_networks("resnt18", MODELS) == resnet18
+        with pytest.raises(UnknownNameError, match="did you mean 'timm:resnet18' or 'torchvision:resnet18'"):
+            build_model("resnet18", classes=10, input_shape=(3, 32, 32))
+    finally:
+        libraries.network_names.cache_clear()
+
+
+def test_names_of_other_libraries_are_read_without_importing_them() -> None:
+    code = (
+        "import sys; from noisyteacher.models import nearest_networks; "
+        "assert nearest_networks('resnet18', ['lenet']); sys.exit('timm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
 from noisyteacher.files import write_json
 from noisyteacher.locks import alone, at_work
+from noisyteacher.pipeline import network_name, run_title
 from noisyteacher.runs import ABSENT, Run, diff_runs, find_run, is_run, list_runs, new_run, plain, remove_run
 
 CONFIG = {"student": "mlp800", "noise": {"sigma": 0.9, "alpha": 0.5}, "views": ["clean", "mirror"], "epochs": 20}
@@ -84,6 +86,22 @@ def test_ids_do_not_collide_and_names_become_file_names(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{8}T\d{4}Z-train-pkg.module-Net-2-[0-9a-f]{6}", odd.id)
     assert odd.info["name"] == "../../pkg.module:Net (2)/ä"
     assert "-run-" in new_run(tmp_path, "train", "///", {}).id
+
+
+def test_a_run_is_named_after_student_teacher_and_data_however_long(tmp_path: Path) -> None:
+    assert run_title("mlp800", "lenet", "mnist-5k") == "mlp800-from-lenet-mnist-5k"
+    assert run_title("timm:resnet18", None, "photos") == "timm-resnet18-photos"
+    run = new_run(tmp_path, "compress", "s", {}, title=run_title("s" * 200, "t" * 200, "d" * 200))
+    assert re.fullmatch(r"\d{8}T\d{4}Z-compress-s{30}-from-t{30}-d{24}-[0-9a-f]{6}", run.id)
+    assert run.info["name"] == "s"
+    trained = new_run(tmp_path, "train", "lenet", {"config": {}}, title="lenet-mnist-5k")
+    for path in (trained.path, trained.path / "weights.safetensors"):
+        assert network_name(str(path)) == "lenet"
+    child = run.child("teacher", "train", {"model": "timm:resnet18"})
+    assert network_name(str(child.path)) == "resnet18"
+    assert network_name("elsewhere/big.safetensors") == "big"
+    assert network_name("pretrained:lenet-mnist") == "lenet-mnist"
+    assert network_name(nn.Linear(1, 1)) == "Linear"
 
 
 def test_states_are_read_off_the_files(tmp_path: Path) -> None:
@@ -305,7 +323,7 @@ def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
     child = two.child("seed-1", "cell", {})
     two.child("seed-10", "cell", {})
     beginning = one.id[: one.id.index("alpha") + 2]
-    for which in (one.path, str(one.path) + "/", one.id, beginning, one.id[-6:]):
+    for which in (one.path, str(one.path) + "/", one.id, beginning, one.id[-6:], one.id[-6:-1], one.id[-6:-2]):
         assert find_run(tmp_path, which).id == one.id
     for which in (child.path, child.id, f"{two.id[-6:]}/seed-1"):
         assert find_run(tmp_path, which).id == child.id
@@ -314,6 +332,8 @@ def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
         find_run(tmp_path, one.id[:9])
     with pytest.raises(AskedWronglyError, match="may mean 2 runs"):
         find_run(tmp_path, f"{two.id}/seed")
+    with pytest.raises(AskedWronglyError, match="no run"):
+        find_run(tmp_path, one.id[-6:-4])  # too little of the hash
     with pytest.raises(AskedWronglyError, match=f"did you mean '{one.id}'"):
         find_run(tmp_path, one.id[:-3] + "xyz")
     for nothing in ("", "zzz", "../x", "/", str(tmp_path)):

@@ -99,7 +99,20 @@ def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
     assert "labels alone" not in page
     assert "against multiplications per image" in page
     clean = sweep(given, {"student.lr": [0.001, 0.002]})
-    assert "No noise was compared; the lowest test error of students: " in build_report(clean.path)
+    assert [one["kind"] for one in clean.conditions] == ["clean", "clean"]
+    assert [one["label"] for one in clean.conditions] == ["distilled", "distilled, lr 0.002"]
+    (verdict,) = clean.verdicts()
+    errors = [one["val_error_%"]["mean"] for one in clean.conditions]
+    best, other = ("distilled", "distilled, lr 0.002")[:: 1 if errors[0] <= errors[1] else -1]
+    assert verdict.startswith(f"among 2 settings validation prefers {best}: {min(errors):.2f} % validation error; ")
+    assert f"{min(errors) - max(errors):+.2f} points against the next, {other} (1 paired seed)".replace(
+        "+0.00", "0.00") in verdict  # fmt: skip
+    assert "% test error" in verdict
+    page = build_report(clean.path)
+    assert f"Among 2 settings validation prefers {best}" in page
+    for told in (page.partition("Settings")[0], str(clean)):
+        assert "noise" not in told.lower()
+        assert "(Holm)" not in told
 
 
 def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

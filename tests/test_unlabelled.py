@@ -139,4 +139,4 @@ def test_from_a_packed_folder_by_config(teacher: nt.Classifier, tmp_path: Path) 
     with pytest.raises(AskedWronglyError, match="patience=3 has no effect"):
         distil_config(build_config(given | {"student": {"name": "mlp800", "patience": 3}}), store.path)
     with pytest.raises(AskedWronglyError, match="the noise cannot be chosen"):
-        distil_config(build_config(given | {"noise": {}}), store.path)
+        distil_config(build_config(given | {"noise": {"sigma": "auto"}}), store.path)

@@ -83,10 +83,19 @@ def read_checkpoint(
 
 def same_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises MismatchError naming every setting that differs between a saved run and the one asked for."""
+    saved, given = _without_idle_noise(saved), _without_idle_noise(given)
     keys = [key for key in {**saved, **given} if saved.get(key) != given.get(key)]
     if keys:
         told = "; ".join(f"{key}: saved {saved.get(key)!r}, given {given.get(key)!r}" for key in keys)
         raise MismatchError(f"{path}: holds a run with other settings ({told}): resume with the same or start anew")
+
+
+def _without_idle_noise(saved: dict[str, Any]) -> dict[str, Any]:
+    """The settings without a noise of sigma 0, which earlier versions recorded of a training that had none."""
+    objective = saved.get("objective")
+    if not isinstance(objective, dict) or (objective.get("noise") or {}).get("sigma") != 0:
+        return saved
+    return {**saved, "objective": {key: value for key, value in objective.items() if key != "noise"}}
 
 
 def labels_fingerprint(*splits: Split | None) -> str:

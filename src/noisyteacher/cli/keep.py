@@ -150,14 +150,14 @@ def config_check(
 
     Example: noisyteacher config check compress.toml --set noise.sigma=0.5
     """
-    from noisyteacher.config import build_config, describe, flat_grids, read_config
+    from noisyteacher.config import describe, flat_grids, read_config
     from noisyteacher.errors import ConfigError
     from noisyteacher.pipeline import wrong_names
-    from noisyteacher.sweep import expand
+    from noisyteacher.sweep import base_config, expand
 
     given = read_config(path, tuple(overrides or ()))
     grids = flat_grids(given.pop("sweep", None))
-    built = build_config(given)
+    built = base_config(given, grids)
     every = [built, *(one.config for one in (expand(given, grids)[0] if grids else ()))]
     if problems := dict.fromkeys(problem for one in every for problem in wrong_names(one)):
         raise ConfigError("\n".join(problems))

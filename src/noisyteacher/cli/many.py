@@ -20,7 +20,9 @@ Stack = Annotated[
 Scheduler = Annotated[str | None, typer.Option(help="Instead: a dask scheduler, such as tcp://host:8786.")]
 
 
+@o.training_flags
 def sweep(
+    *,
     config: o.ConfigFile = None,
     grid: Annotated[
         list[str] | None,
@@ -33,8 +35,7 @@ def sweep(
     sigma: o.SigmaAll = None,
     alpha: o.AlphaAll = None,
     draw: o.Draw = None,
-    epochs: o.Epochs = None,
-    preset: o.Preset = None,
+    training: o.Training,
     seeds: Annotated[int | None, typer.Option(help="Students per condition, with seeds 0, 1, ...")] = None,
     jobs: Jobs = 1,
     stack: Stack = 1,
@@ -51,7 +52,7 @@ def sweep(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a grid of students and say, with intervals and paired tests, which noise helped.
+    """Train a grid of students and say, with intervals and paired tests, which setting or which noise helped.
 
     The grid is given by --grid or by a table [sweep] of CONFIG (several tables [[sweep]] are put together). Exit code 3
     when a cell failed.
@@ -60,9 +61,8 @@ def sweep(
     """
     flags: dict[str, Any] = {
         "data.name": data, "data.root": data_root, "teacher.name": teacher, "student.name": student,
-        "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, "student.epochs": epochs,
-        "teacher.preset": preset, "student.preset": preset, "run.seeds": seeds, "run.device": device,
-        "run.threads": threads,
+        "noise.sigma": sigma, "noise.alpha": alpha, "noise.draw": draw, **o.recipe("student", training),
+        "teacher.preset": training["preset"], "run.seeds": seeds, "run.device": device, "run.threads": threads,
     }  # fmt: skip
     if judge is not None:
         o.refuse_with_resume(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -48,29 +51,24 @@ AllowImport = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the training split.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Samples per update.")]
-Lr = Annotated[float | None, typer.Option("--lr", help="Base learning rate.")]
-WeightDecay = Annotated[float | None, typer.Option("--weight-decay", help="Weight decay.")]
-Optimizer = Annotated[str | None, typer.Option("--optimizer", help="adam, adamw, sgd or muon.")]
-Momentum = Annotated[float | None, typer.Option("--momentum", help="Momentum of sgd and muon.")]
-Schedule = Annotated[str | None, typer.Option("--schedule", help="constant, linear, cosine or step.")]
-Preset = Annotated[
-    str | None, typer.Option("--preset", help="paper or modern: how networks are trained; named settings win.")
-]
-Precision = Annotated[
-    str | None, typer.Option("--precision", help="fp32, bf16, or auto (the default): the faster one here.")
-]
-Patience = Annotated[int | None, typer.Option("--patience", help="Stop after so many epochs without a better one.")]
 Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]
+Noise = Annotated[
+    bool,
+    typer.Option("--noise", help="Choose the noise's sigma on validation, in short runs; no noise is a candidate."),
+]
 Sigma = Annotated[
-    str | None, typer.Option("--sigma", help="Standard deviation of the noise, a range such as '[0.01, 1]', or auto.")
+    str | None,
+    typer.Option(
+        "--sigma",
+        help="Standard deviation of the noise, a range such as '[0.01, 1]', or auto (--noise); default 0: no noise.",
+    ),
 ]
 Alpha = Annotated[
     str | None, typer.Option("--alpha", help="Probability that a sample is perturbed, or auto: chosen on validation.")
 ]
 SigmaAll = Annotated[
-    str | None, typer.Option("--sigma", help="Standard deviation of the noise where --grid does not vary it.")
+    str | None,
+    typer.Option("--sigma", help="Standard deviation of the noise where --grid does not vary it; default 0: no noise."),
 ]
 AlphaAll = Annotated[
     str | None, typer.Option("--alpha", help="Probability that a sample is perturbed where --grid does not vary it.")
@@ -81,6 +79,85 @@ Profile = Annotated[
     bool, typer.Option("--profile", help="Measure where the time of the steps goes; a table at the end.")
 ]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
+
+
+class Flag(NamedTuple):
+    """A flag of a training: the field of `config.Recipe` that it sets, its type and its help."""
+
+    name: str
+    kind: type
+    help: str
+
+
+TRAINING = (
+    Flag("epochs", int, "Passes over the training split."),
+    Flag("batch_size", int, "Samples per update."),
+    Flag("optimizer", str, "auto, adam, adamw, sgd or muon."),
+    Flag("lr", float, "Base learning rate."),
+    Flag("momentum", float, "Momentum of sgd and muon."),
+    Flag("weight_decay", float, "Weight decay."),
+    Flag("schedule", str, "constant, linear, cosine or step."),
+    Flag("precision", str, "fp32, bf16, or auto (the default): the faster one here."),
+    Flag("preset", str, "standard (the default), paper or modern: how networks are trained; named settings win."),
+    Flag("patience", int, "Stop after so many epochs without a better one."),
+    Flag("views", str, "auto, clean, mirror, crop, mirror*crop; comma-separated."),
+)
+"""The flags of every command that trains: `train` sets the teacher's recipe by them, the others the student's."""
+Training = dict[str, Any]
+"""What `training_flags` gives a command: the value of each flag by the name of its setting, None where not given."""
+
+
+def training_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for every line of TRAINING in the place of its parameter `training`."""
+    signature = inspect.signature(command, eval_str=True)
+    flags = [
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[flag.kind | None, typer.Option(f"--{flag.name.replace('_', '-')}", help=flag.help)],
+        )
+        for flag in TRAINING
+    ]
+    parameters = [
+        new.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for old in signature.parameters.values()
+        for new in (flags if old.name == "training" else [old])
+    ]
+
+    @functools.wraps(command)
+    def flagged(**values: Any) -> None:
+        training = {flag.name: values.pop(flag.name) for flag in TRAINING}
+        command(training=training, **values)
+
+    flagged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flagged.__annotations__ = {one.name: one.annotation for one in parameters}
+    return flagged
+
+
+def recipe(part: str, training: Training) -> dict[str, Any]:
+    """The settings of `teacher` or `student` that training flags stand for."""
+    return {f"{part}.{name}": value for name, value in training.items()}
+
+
+def noise_settings(choose: bool, sigma: str | None, alpha: str | None, draw: str | None) -> dict[str, Any]:
+    """The settings that `--noise` (choose), `--sigma`, `--alpha` and `--draw` stand for.
+
+    `--sigma 0` alone turns the noise off, whatever CONFIG says of it. Raises BadParameter where `--noise` is to choose
+    a sigma that `--sigma` names.
+    """
+    if choose and sigma not in (None, "auto"):
+        raise typer.BadParameter(f"--noise chooses sigma on validation and --sigma {sigma} names it: leave one out")
+    if alpha is None and draw is None and _is_zero(sigma):
+        return {"noise": {"sigma": 0.0}}
+    return {"noise.sigma": "auto" if choose else sigma, "noise.alpha": alpha, "noise.draw": draw}
+
+
+def _is_zero(text: str | None) -> bool:
+    try:
+        return text is not None and float(text) == 0
+    except ValueError:
+        return False
 
 
 def settings(
@@ -154,16 +231,15 @@ def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
     `known` are names that would have been allowed too, so that a mistyped one gets the better hint.
     """
     from noisyteacher.errors import AskedWronglyError
-    from noisyteacher.models import ZOO
+    from noisyteacher.models import ZOO, nearest_networks, unknown_network
     from noisyteacher.pipeline import names_a_file
     from noisyteacher.runs import find_run
-    from noisyteacher.text import nearest, unknown_name
 
     if name.partition(":")[0] in ("pretrained", *ZOO) or (names_a_file(name) and os.path.exists(name)):
         return name
     try:
         return str(find_run(output_dir or "runs", name).path)
     except AskedWronglyError as error:
-        if nearest(name, known):
-            raise unknown_name("model", name, known) from error
+        if known and nearest_networks(name, known):
+            raise unknown_network(name, known) from error
         raise

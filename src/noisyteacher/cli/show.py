@@ -91,8 +91,9 @@ def print_result(result: Result, as_json: bool) -> None:
         write("")
     for note in result.notes():
         write(note, "bold" if note.startswith("WARNING") else "dim")
-    write("")
-    write(f"Verdict: {result.verdict}.", "bold")
+    if result.verdict is not None:
+        write("")
+        write(f"Verdict: {result.verdict}.", "bold")
     write("")
     write(f"Run folder: {result.path}")
     folders = [folder for row in result.rows for folder in row.runs]

@@ -39,7 +39,9 @@ def demo(
     _compress(given, as_json, quiet, False)
 
 
+@o.training_flags
 def compress(
+    *,
     config: o.ConfigFile = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
@@ -65,17 +67,12 @@ def compress(
     export: Annotated[
         str | None, typer.Option(help="Files to write: onnx, onnx-int8, pte, pte-int8, pt2, hub; comma-separated.")
     ] = None,
+    noise: o.Noise = False,
     sigma: o.Sigma = None,
     alpha: o.Alpha = None,
     draw: o.Draw = None,
-    epochs: o.Epochs = None,
     teacher_epochs: Annotated[int | None, typer.Option(help="Epochs of a teacher that is trained first.")] = None,
-    batch_size: o.BatchSize = None,
-    lr: o.Lr = None,
-    weight_decay: o.WeightDecay = None,
-    precision: o.Precision = None,
-    preset: o.Preset = None,
-    views: o.Views = None,
+    training: o.Training,
     seeds: Annotated[int | None, typer.Option(help="Students per condition; claims need several.")] = None,
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Also train on labels and by clean logits.")
@@ -89,9 +86,10 @@ def compress(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compress a teacher into a student and say what was gained and what the noise did.
+    """Compress a teacher into a student and say what was gained.
 
-    Without --sigma the noise is chosen on validation, in short runs of several candidates and of no noise. Without
+    The students learn from the teacher's logits as they are. With --sigma they are also trained under noise on the
+    logits, with --noise under one that is chosen on validation, and the verdict says what the noise did. Without
     --student the student is chosen too, among the networks that keep within the targets (--target-macs 4x where none is
     given): 4x is at most a quarter of the teacher's, a plain number is at most that many. A run that chose its student
     or was given --export also gets a report.html in its folder.
@@ -114,17 +112,9 @@ def compress(
         "target.search": search,
         "target.minutes": minutes,
         "run.export": None if export is None else [one.strip() for one in export.split(",")],
-        "noise.sigma": sigma,
-        "noise.alpha": alpha,
-        "noise.draw": draw,
-        "student.epochs": epochs,
-        "student.batch_size": batch_size,
-        "student.lr": lr,
-        "student.weight_decay": weight_decay,
-        "student.precision": precision,
-        "teacher.preset": preset,
-        "student.preset": preset,
-        "student.views": views,
+        **o.noise_settings(noise, sigma, alpha, draw),
+        **o.recipe("student", training),
+        "teacher.preset": training["preset"],
         "run.seeds": seeds,
         "run.baselines": baselines,
         "run.output_dir": output_dir,

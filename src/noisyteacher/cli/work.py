@@ -18,22 +18,14 @@ if TYPE_CHECKING:
     from noisyteacher.runs import Run
 
 
+@o.training_flags
 def train(
+    *,
     config: o.ConfigFile = None,
     model: Annotated[str | None, typer.Option("--model", help="A network's name, or pkg.module:factory.")] = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    optimizer: o.Optimizer = None,
-    lr: o.Lr = None,
-    momentum: o.Momentum = None,
-    weight_decay: o.WeightDecay = None,
-    schedule: o.Schedule = None,
-    precision: o.Precision = None,
-    preset: o.Preset = None,
-    patience: o.Patience = None,
-    views: o.Views = None,
+    training: o.Training,
     seed: o.Seed = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
@@ -48,14 +40,9 @@ def train(
 
     Example: noisyteacher train --model lenet --data mnist-5k --epochs 10
     """
-    recipe = _recipe(
-        "teacher", epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, precision, patience
-    )
     flags = {
         "teacher.name": model,
-        **recipe,
-        "teacher.preset": preset,
-        "teacher.views": views,
+        **o.recipe("teacher", training),
         "run.profile": profile or None,
         **_place(data, data_root, output_dir, device, threads),
     }
@@ -123,7 +110,9 @@ def extract(
         say(f"{path} on {splits.name}, train, fingerprint {splits.train.fingerprint[:12]}")
 
 
+@o.training_flags
 def distil(
+    *,
     store: Annotated[
         str | None, typer.Argument(help="A logit store's folder (see: extract).", show_default=False)
     ] = None,
@@ -133,20 +122,11 @@ def distil(
     student: Annotated[str | None, typer.Option(help="A network's name, or pkg.module:factory.")] = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
+    noise: o.Noise = False,
     sigma: o.Sigma = None,
     alpha: o.Alpha = None,
     draw: o.Draw = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    optimizer: o.Optimizer = None,
-    lr: o.Lr = None,
-    momentum: o.Momentum = None,
-    weight_decay: o.WeightDecay = None,
-    schedule: o.Schedule = None,
-    precision: o.Precision = None,
-    preset: o.Preset = None,
-    patience: o.Patience = None,
-    views: o.Views = None,
+    training: o.Training,
     seed: o.Seed = None,
     output_dir: o.OutputDir = None,
     device: o.Device = None,
@@ -157,7 +137,7 @@ def distil(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a student from stored logits, with noise on them.
+    """Train a student from stored logits; with --sigma or --noise under noise on them.
 
     Example: noisyteacher distil runs/logits/lenet-mnist-5k-train-2b7e11 --student mlp800 --sigma 0.8 --alpha 0.15
     """
@@ -165,17 +145,10 @@ def distil(
 
     if (store is None) == (resume is None):
         raise typer.BadParameter("give a store's folder, or --resume RUN")
-    recipe = _recipe(
-        "student", epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, precision, patience
-    )
     flags = {
         "student.name": student,
-        "noise.sigma": sigma,
-        "noise.alpha": alpha,
-        "noise.draw": draw,
-        **recipe,
-        "student.preset": preset,
-        "student.views": views,
+        **o.noise_settings(noise, sigma, alpha, draw),
+        **o.recipe("student", training),
         "run.profile": profile or None,
         **_place(data, data_root, output_dir, device, threads),
     }
@@ -266,11 +239,6 @@ def _trained(
     assert asked.config is not None
     how: dict[str, Any] = {"seed": seed or 0, "command": command_line(), "begun": begun, "watch": watch}
     return train_config(asked.config, **how) if kind == "train" else distil_config(asked.config, store or "", **how)
-
-
-def _recipe(part: str, *values: Any) -> dict[str, Any]:
-    names = ["epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "precision", "patience"]
-    return {f"{part}.{name}": value for name, value in zip(names, values, strict=True)}
 
 
 def _place(

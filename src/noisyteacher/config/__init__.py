@@ -1,13 +1,12 @@
 """Settings as typed code: read them, check them, explain them."""
 
 from noisyteacher.config.explaining import as_toml, explain, template
+from noisyteacher.config.limits import LIMITS, limit
 from noisyteacher.config.reading import (
-    LIMITS,
     build_config,
     completed,
     describe,
     flat_grids,
-    limit,
     parse_grid,
     parse_value,
     put,

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from noisyteacher.config.settings import PRESETS, Choice, Config, Target
+from noisyteacher.config.limits import wrong_targets
+from noisyteacher.config.settings import PRESETS, Choice, Config, NoiseSettings
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import flat, nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
-LIMITS = ("macs", "bytes", "parameters")
-"""The settings of `target` that limit a cost."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
-def build_config(given: Mapping[str, Any]) -> Config:
+def build_config(given: Mapping[str, Any], *, unused_noise: bool = False) -> Config:
     """The Config of nested settings, what they do not name taken from their presets.
 
-    Raises ConfigError with every problem at once, each naming its key.
+    unused_noise: accept settings of a noise whose sigma is 0, as the base of a sweep over sigma has them, or the config
+    of a run that is resumed. Raises ConfigError with every problem at once, each naming its key.
     """
     if "sweep" in given:
         raise ConfigError("sweep: a grid of settings; run the file with: noisyteacher sweep")
@@ -36,7 +35,9 @@ def build_config(given: Mapping[str, Any]) -> Config:
         config = TypeAdapter(Config).validate_python(_with_presets(given))
     except ValidationError as error:
         raise ConfigError(_listed(map(_sentence, _telling(error.errors())))) from error
-    problems = list(_contradictions(config, given))
+    problems = list(_contradictions(config))
+    if not unused_noise:
+        problems += _without_noise(config.noise)
     if problems:
         raise ConfigError(_listed(problems))
     return config
@@ -151,23 +152,6 @@ def flat_grids(table: Any) -> list[dict[str, list[Any]]]:
     return [flat(one) for one in tables]
 
 
-def limit(given: str | float, teachers: float) -> float:
-    """The most that a limit of `target` allows, beside what the teacher has. `limit("4x", 200) == 50`.
-
-    Raises ConfigError for text that is neither a number nor a ratio of 1 or more followed by x.
-    """
-    if not isinstance(given, str):
-        return given
-    try:
-        number = float(given.strip().removesuffix("x"))
-    except ValueError:
-        number = math.nan
-    ratio = given.strip().endswith("x")
-    if not (math.isfinite(number) and (number >= 1 if ratio else number > 0)):
-        raise ConfigError(f"given {given!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
-    return teachers / number if ratio else number
-
-
 def describe(config: Config) -> dict[str, Any]:
     """The resolved config as nested JSON-able settings; `build_config` makes the same Config of it."""
     return asdict(config)
@@ -240,7 +224,7 @@ def _at(path: list[str]) -> type:
     return kind
 
 
-def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(config: Config) -> Iterator[str]:
     """Settings that are each possible but refute each other, or have no effect."""
     for part, recipe in (("teacher", config.teacher), ("student", config.student)):
         if recipe.momentum is not None and recipe.optimizer not in ("sgd", "muon"):
@@ -263,10 +247,13 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield f"student.temperature: has no effect with loss {config.student.loss!r}: leave it out"
     sigma = config.noise.sigma
     if "auto" not in (sigma, config.noise.alpha) and config.choice != Choice():
-        yield "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out"
+        yield (
+            "choice: has no effect where neither noise.sigma nor noise.alpha is auto: leave it out, or let the noise "
+            'be chosen (--noise, or noise.sigma = "auto")'
+        )
     if config.student.combine != "mean" and not config.teacher.also:
         yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
-    yield from _targets(config.target, config.student.name in ("", "auto"), bool(config.student.options))
+    yield from wrong_targets(config.target, config.student.name in ("", "auto"), bool(config.student.options))
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"
@@ -285,18 +272,19 @@ def _contradictions(config: Config, given: Mapping[str, Any]) -> Iterator[str]:
         yield "data.root: has no effect with mnist-5k, which comes with the package: leave it out"
 
 
-def _targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
-    limits = {name: getattr(target, name) for name in LIMITS}
-    for name, given in limits.items():
-        if given is not None:
-            try:
-                limit(given, 1.0)
-            except ConfigError as error:
-                yield f"target.{name}: {error}"
-    if chosen and options:
-        yield "student.options: have no effect where the student is chosen: leave them out, or name the student"
-    if not chosen and replace(target, max_drop=None, minutes=None) != Target():
-        yield "target: has no effect where student.name is not auto: leave it out, or let the student be chosen"
+def _without_noise(noise: NoiseSettings) -> Iterator[str]:
+    """A sentence when sigma is 0 and other settings of the noise are named; alpha = 0 says "no noise" as well."""
+    defaults = NoiseSettings()
+    unused = [
+        f"noise.{one.name}"
+        for one in fields(noise)
+        if one.name != "sigma" and getattr(noise, one.name) != getattr(defaults, one.name)
+    ]
+    if noise.sigma in (0, (0, 0)) and noise.alpha != 0 and unused:
+        yield (
+            f"{', '.join(unused)}: no effect without noise (noise.sigma is 0): name its sigma (--sigma 0.3), let "
+            'compress or distil choose it on validation (--noise, or noise.sigma = "auto"), or leave this out'
+        )
 
 
 def _listed(problems: Iterable[str]) -> str:

@@ -137,12 +137,13 @@ class Student(Recipe):
 
 @dataclass(kw_only=True)
 class NoiseSettings:
-    """The noise on logits: z' = (1 + xi) z with xi ~ N(0, sigma^2) for a share alpha of the samples."""
+    """The noise on logits: z' = (1 + xi) z with xi ~ N(0, sigma^2) for a share alpha of the samples. Off by default."""
 
     __pydantic_config__ = STRICT
 
-    sigma: NotNegative | tuple[NotNegative, NotNegative] | Literal["auto"] = "auto"
-    """Standard deviation of xi, a range [low, high] drawn per batch, or auto: chosen on validation, 0 included."""
+    sigma: NotNegative | tuple[NotNegative, NotNegative] | Literal["auto"] = 0.0
+    """Standard deviation of xi (0: no noise), a range [low, high] drawn per batch, or auto: chosen on validation, 0
+    included."""
     alpha: Share | Literal["auto"] = 0.15
     """Probability that a sample is perturbed, or auto: chosen on validation."""
     draw: Literal["batch", "row", "scalar"] = "batch"
@@ -157,6 +158,11 @@ class NoiseSettings:
     """True: one draw per sample for the whole run instead of a new one at every step."""
     schedule: Literal["constant", "linear", "cosine", "early", "late"] = "constant"
     """How sigma changes over the run: linear or cosine to 0, early or late: in one half only."""
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is perturbed: sigma or alpha is 0."""
+        return self.sigma in (0, (0, 0)) or self.alpha == 0
 
 
 @dataclass(kw_only=True)

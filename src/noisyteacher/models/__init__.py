@@ -6,6 +6,7 @@ from noisyteacher.models.compact import COMPACT, compact_network, without_width
 from noisyteacher.models.foreign import ENDINGS, load_foreign
 from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
 from noisyteacher.models.hub import class_names_of
+from noisyteacher.models.libraries import nearest_networks, unknown_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import (
     PREPROCESS,
@@ -70,6 +71,7 @@ __all__ = [
     "logits_of",
     "model_record",
     "narrowed",
+    "nearest_networks",
     "origin_of",
     "paper_network",
     "paper_options",
@@ -79,6 +81,7 @@ __all__ = [
     "save_model",
     "saved_bytes",
     "training_images",
+    "unknown_network",
     "weights_file",
     "weights_fingerprint",
     "without_width",

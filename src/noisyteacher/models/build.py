@@ -17,12 +17,12 @@ from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherEr
 from noisyteacher.models.classifier import Classifier, as_classifier
 from noisyteacher.models.compact import COMPACT, compact_network, compact_options, without_width
 from noisyteacher.models.hub import hf_network
+from noisyteacher.models.libraries import unknown_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
 from noisyteacher.models.shrink import SHRINK, origin_of, ratio_of, shrunk
 from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
-from noisyteacher.text import unknown_name
 
 CHUNK_BYTES = 2**24
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -94,7 +94,7 @@ def build_model(
         )
     options = {**stated, **options}
     if ":" not in model and model not in MODELS:
-        raise unknown_name("model", model, MODELS)
+        raise unknown_network(model, MODELS)
     if count is None or shape is None:
         raise AskedWronglyError(
             f"model {model!r} needs to know its classes and input_shape: pass data, or both, as in "
@@ -183,7 +183,7 @@ def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
     if ":" in name:
         return _call_factory(name, classes, shape, options)
     if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+        raise unknown_network(name, MODELS)
     with torch.device("meta"):
         return MODELS[name](classes, shape, **options)
 

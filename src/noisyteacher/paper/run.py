@@ -153,7 +153,7 @@ def _with(
         place["data.verify"] = False  # type: ignore[assignment]
     if not extra and base["data"]["name"] == "svhn":
         place["data.extra"] = False  # type: ignore[assignment]
-    stated = flat(describe(build_config(base)))
+    stated = flat(describe(build_config(base, unused_noise=True)))
     for key, value in {**place, **(overrides or {})}.items():
         if value is not None:
             put(base, key, value)
@@ -189,6 +189,8 @@ def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, 
         config = run.config
         if "config" in config:  # resolved settings, perhaps of an older version
             config = {**config, "config": completed(config["config"])}
+            if kind == "train":  # on labels: whatever the noise is
+                config["config"]["noise"] = settings["config"]["noise"]
         if config == settings:
             return run
     return None
@@ -237,7 +239,7 @@ def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[
     alpha sigma^2 z^2 is the variance that multiplicative noise brings into the gradient of a logit z; additive noise of
     these sigmas brings in the same on average over the logits, but evenly.
     """
-    config = build_config(base)
+    config = build_config(base, unused_noise=True)
     data = load_config_data(config)
     model, _ = load_teacher(config.teacher.name, data)
     size = float(predict(model, data.val, progress=False).square().mean().sqrt())

@@ -9,7 +9,15 @@ from noisyteacher.pipeline.conditions import further_answers, its_answers, its_t
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.plan import Plan, refuse_auto, refuse_early, settled, with_papers_student
+from noisyteacher.pipeline.plan import (
+    Plan,
+    network_name,
+    refuse_auto,
+    refuse_early,
+    run_title,
+    settled,
+    with_papers_student,
+)
 from noisyteacher.pipeline.profiling import profile_notes, profile_table
 from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
@@ -43,6 +51,7 @@ __all__ = [
     "load_config_data",
     "load_teacher",
     "names_a_file",
+    "network_name",
     "options_of",
     "other_data",
     "profile_notes",
@@ -51,6 +60,7 @@ __all__ = [
     "refuse_early",
     "resume_compress",
     "resume_single",
+    "run_title",
     "settled",
     "ship",
     "story_of",

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from noisyteacher.config import Config, build_config, describe
+from noisyteacher.config import Config, NoiseSettings, build_config, describe
 from noisyteacher.data import load_data
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.locks import at_work
@@ -43,8 +43,10 @@ from noisyteacher.pipeline.plan import (
     folder_for,
     lasting,
     module_record,
+    network_name,
     noise_of,
     refuse_early,
+    run_title,
     settled,
     to_choose,
 )
@@ -144,11 +146,12 @@ def _from_python(
     modules = {"teacher": teacher, "student": student}
     settings |= {f"{role}_module": module_record(one) for role, one in modules.items() if isinstance(one, nn.Module)}
     candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
-    named = noise if isinstance(noise, Noise) else None
+    named = noise_of(NoiseSettings(**asdict(noise)), config.choice)[0] if isinstance(noise, Noise) else None
     networks = refuse_early(teacher, student, splits, config, allow_import)
     search, warnings = considered(networks, student, splits, config, watch)
     _warn(watch, warnings)
-    folder = folder_for(run, config.run.output_dir, called(student), settings, None)
+    title = run_title(called(student), network_name(teacher), splits.name)
+    folder = folder_for(run, config.run.output_dir, called(student), settings, None, title)
     return _compress(
         Plan(
             config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import, search, warnings
@@ -176,7 +179,8 @@ def compress_config(
     networks = refuse_early(teacher, student, data, config, allow_import)
     search, warnings = considered(networks, student, data, config, watch)
     _warn(watch, warnings)
-    folder = folder_for(run, config.run.output_dir, student, settings, command)
+    title = run_title(student, network_name(teacher), data.name)
+    folder = folder_for(run, config.run.output_dir, student, settings, command, title)
     if begun is not None:
         begun(folder)
     return _compress(
@@ -204,7 +208,9 @@ def resume_compress(
     done = run.result()
     if done is not None:
         return Result.read(run.path, done)
-    return compress_config(build_config(run.config), run=run, begun=begun, watch=watch, allow_import=allow_import)
+    return compress_config(
+        build_config(run.config, unused_noise=True), run=run, begun=begun, watch=watch, allow_import=allow_import
+    )
 
 
 def _compress(plan: Plan, networks: Networks, started: float) -> Result:

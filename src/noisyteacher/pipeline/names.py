@@ -10,7 +10,16 @@ from noisyteacher.config import Config
 from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.models import MODELS, OWN, PREPROCESS, SHRINK, is_preprocess, ratio_of, without_width
+from noisyteacher.models import (
+    MODELS,
+    OWN,
+    PREPROCESS,
+    SHRINK,
+    is_preprocess,
+    ratio_of,
+    unknown_network,
+    without_width,
+)
 from noisyteacher.pipeline.given import names_a_file
 from noisyteacher.pipeline.plan import AUTO
 from noisyteacher.text import unknown_name
@@ -51,7 +60,7 @@ def _network(name: str, may_be_a_file: bool) -> None:
         return
     without_width(name)
     if name not in MODELS and ":" not in name and not (may_be_a_file and names_a_file(name)):
-        raise unknown_name("model", name, MODELS)
+        raise unknown_network(name, MODELS)
 
 
 def _views(views: list[str]) -> None:

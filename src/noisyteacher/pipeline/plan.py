@@ -14,7 +14,7 @@ from torch import nn
 from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
     FROZEN,
@@ -33,7 +33,7 @@ from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
 from noisyteacher.progress import Watch, stage
 from noisyteacher.ranks import led
-from noisyteacher.runs import Run, compare, is_run, new_run
+from noisyteacher.runs import Run, compare, folder_name, is_run, new_run
 from noisyteacher.store import LogitStore
 
 AUTO = "auto"
@@ -108,8 +108,10 @@ def taught_of(config: Config) -> dict[str, Any]:
 
 
 def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
-    """The noise that settings name, and the candidates where they leave sigma or alpha to validation."""
+    """The noise that settings name, None where it is off; and the candidates where validation is to choose."""
     named = asdict(settings)
+    if settings.off:
+        return None, ()
     if "auto" not in (settings.sigma, settings.alpha):
         return Noise(**named), ()
     sigmas = choice.sigmas if settings.sigma == "auto" else [settings.sigma]
@@ -247,10 +249,11 @@ def folder_for(
     name: str,
     settings: dict[str, Any],
     command: str | None,
+    title: str,
 ) -> Run:
     """A new run folder, or the given one, once it is a compression with these settings."""
     if given is None:
-        return new_run(output_dir, "compress", name, settings, command=command)
+        return new_run(output_dir, "compress", name, settings, command=command, title=title)
     path = given.path if isinstance(given, Run) else Path(given)
     if not is_run(path):
         raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
@@ -292,6 +295,29 @@ def called(model: str | nn.Module) -> str:
     if isinstance(model, Classifier):
         return name.split(".")[-1].split(":")[-1]
     return name.split("/")[-1].removeprefix(PREFIX)
+
+
+def network_name(model: str | nn.Module) -> str:
+    """The network's name, for the name of a run folder: that of a trained one where a run or a file of it is given."""
+    if isinstance(model, nn.Module) or model.startswith(PREFIX) or not names_a_file(model):
+        return called(model)
+    path = Path(model)
+    run = Run(path if path.is_dir() else path.parent)
+    if not is_run(run.path):
+        return path.stem
+    try:
+        return called(str(run.config.get("model") or run.config.get("given") or run.info["name"]))
+    except (FileFormatError, KeyError):
+        return called(model)
+
+
+def run_title(student: str, teacher: str | None, data: str) -> str:
+    """What a run folder is called after its kind, as `mlp800-from-lenet-mnist-5k`; without a teacher `lenet-mnist-5k`.
+
+    Every part is cut, so that none is lost where another is long.
+    """
+    parts = [folder_name(student, 30), *([] if teacher is None else ["from", folder_name(teacher, 30)])]
+    return "-".join([*parts, folder_name(data, 24)])
 
 
 def plain(value: Any) -> Any:

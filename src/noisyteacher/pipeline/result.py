@@ -84,11 +84,14 @@ class Result:
         return bool(best["holds"] and all(one["holds"] for one in best["files"]))
 
     @property
-    def verdict(self) -> str:
-        """One sentence on what the noise changed against clean logit regression, pair by pair of seeds."""
+    def verdict(self) -> str | None:
+        """One sentence on what the noise changed against clean logit regression, pair by pair of seeds.
+
+        None where no noise was wanted; where validation preferred none, why.
+        """
         named = {row.name: row for row in self.rows}
         if self.noise is None or "noisy" not in named:
-            return "no noise was used" if self.choice is None else explain_choice(self.choice)
+            return None if self.choice is None else explain_choice(self.choice)
         if "clean" not in named:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
         difference = paired_difference(named["clean"].errors, named["noisy"].errors)
@@ -229,7 +232,8 @@ class Result:
         headers, rows = self.table()
         tried_headers, tried = self.tried()
         looked_at = [_plain([tried_headers, *tried]), ""] if tried else []
-        return "\n".join([_plain([headers, *rows]), "", *looked_at, *self.notes(), "", f"Verdict: {self.verdict}."])
+        verdict = [] if self.verdict is None else ["", f"Verdict: {self.verdict}."]
+        return "\n".join([_plain([headers, *rows]), "", *looked_at, *self.notes(), *verdict])
 
 
 def _plain(rows: list[tuple[str, ...]]) -> str:

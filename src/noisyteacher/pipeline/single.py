@@ -27,6 +27,7 @@ from noisyteacher.pipeline.plan import (
     called,
     noise_of,
     refuse_auto,
+    run_title,
     settled,
     taught_of,
     with_papers_student,
@@ -60,7 +61,8 @@ def train_config(
     objective = supervised()
     _refuse(objective, model, data, config, config.teacher)
     settings = {"config": describe(config), "seed": seed}
-    folder = run or _folder(config, "train", config.teacher.name, settings, {}, seed, command)
+    title = run_title(config.teacher.name, None, data.name)
+    folder = run or _folder(config, "train", config.teacher.name, title, settings, {}, seed, command)
     if begun is not None:
         begun(folder)
     return train_run(
@@ -142,7 +144,8 @@ def distil_config(
         checks += checked_lesson(config, data, student.name, candidates[-1] if candidates else noise, opened, teacher)
     settings = {"config": describe(config), "seed": seed, "store": os.fspath(store)}
     parents = {"store": opened.digest, "teacher": opened.fingerprints["teacher"]}
-    folder = run or _folder(config, "distil", student.name, settings, parents, seed, command)
+    named = run_title(student.name, called(str(teacher["name"])) if "name" in teacher else None, data.name)
+    folder = run or _folder(config, "distil", student.name, named, settings, parents, seed, command)
     if begun is not None:
         begun(folder)
     plan = Plan(config, data, opened.fingerprints["teacher"], student.name, noise, candidates, settings, folder, watch)
@@ -172,6 +175,7 @@ def _folder(
     config: Config,
     kind: str,
     name: str,
+    title: str,
     settings: dict[str, Any],
     parents: dict[str, Any],
     seed: int,
@@ -187,7 +191,14 @@ def _folder(
         begun = list_runs(config.run.output_dir, depth=1) if restarts() else []
         found = next((one for one in begun if _is_this(one, asked, plain(settings, "config"))), None)
         return found or new_run(
-            config.run.output_dir, kind, name, settings, parents=parents, seed=seed, command=command
+            config.run.output_dir,
+            kind,
+            name,
+            settings,
+            parents=parents,
+            seed=seed,
+            command=command,
+            title=title,
         )
 
     return led(made)
@@ -237,7 +248,7 @@ def resume_single(
         raise AskedWronglyError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
     if kind != asked:
         raise AskedWronglyError(f"{run.path}: a {kind} run, not one of kind {asked}: go on with it by {kind} --resume")
-    config = build_config(settings["config"])
+    config = build_config(settings["config"], unused_noise=True)
     if kind == "train":
         return train_config(config, seed=settings["seed"], run=run, begun=begun, watch=watch)
     return distil_config(config, settings["store"], seed=settings["seed"], run=run, begun=begun, watch=watch)

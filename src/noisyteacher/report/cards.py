@@ -55,7 +55,7 @@ def cards_of(study: Study, tag: str) -> list[Card]:
 
 
 def _without_verdict(study: Study) -> Verdict:
-    """What is said of a run in which no noise was compared."""
+    """What is said of a run that claims nothing: its lowest error."""
     students = [line for line in study.lines if line.kind != "teacher"]
     least: dict[tuple[str, int | None], tuple[float, str]] = {}
     for line in students:
@@ -68,7 +68,7 @@ def _without_verdict(study: Study) -> Verdict:
         f"{error:.2f} %, {title}" + (f" (on {data})" if len(least) > 1 else "")
         for (data, _), (error, title) in least.items()
     ]
-    return Verdict("", f"no noise was compared; the lowest {ROLES[study.role]} error of students: {'; '.join(told)}")
+    return Verdict("", f"the lowest {ROLES[study.role]} error of students: {'; '.join(told)}")
 
 
 def _others(study: Study, line: Line | None) -> str:
@@ -124,7 +124,8 @@ def overview(studies: Sequence[Study], tags: Sequence[str]) -> Table:
         word = study.verdicts[0].word if study.verdicts else ""
         models = Cell(study.of_models, study.id)
         rows.append((Cell(tag), models, Cell(study.kind), Cell(word or study.state), *cells))
-    heads = ("", "models, data", "kind", "outcome", "teacher error %", "clean error %", "this error %")
+    reference = "clean" if any(study.of_noise for study in studies) else "distilled"
+    heads = ("", "models, data", "kind", "outcome", "teacher error %", f"{reference} error %", "this error %")
     return Table(heads, tuple(rows), "This error: of the line that the outcome is about.")
 
 

@@ -36,7 +36,8 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         counts = children.counts(names[0]) if names else {}
         counts[role] = int(result["n"])
         lines = [_against(line, lines, role) for line in lines]
-        verdicts = (_verdict(str(result["verdict"]), lines),)
+        silent = result["noise"] is None and result.get("choice") is None  # older results say so in a sentence
+        verdicts = () if silent else (_verdict(str(result["verdict"]), lines),)
     picture = next((name for name in names if name.startswith("noisy")), None)
     parents = children.info(picture).get("parents", {}) if picture else {}
     return {
@@ -50,7 +51,7 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "classes": children.classes(children.named),
         "stores": children.stores(),
         "store_digest": parents.get("store"),
-        "noise": noise,
+        "noise": noise if has_noise(noise) else None,
         "batch_size": batch_size(children.config(picture)) if picture else 64,
         "candidates": candidates_of((result or {}).get("choice")),
         "choice": (result or {}).get("choice"),

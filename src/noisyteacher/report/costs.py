@@ -142,6 +142,7 @@ def _figure(name: str, key: str, points: list[Point], split: Split) -> Figure:
     role, data, n = split
     best = front(points)
     teachers = [point for point in points if point.line.kind == "teacher"]
+    names = {} if any(_kind(point) == "noisy" for point in points) else {"clean": "distilled"}
 
     def paint(figure: Canvas) -> None:
         axes = figure.add_subplot()
@@ -162,7 +163,7 @@ def _figure(name: str, key: str, points: list[Point], split: Split) -> Figure:
                 axes.plot([place, place], [point.low, point.high], color=COLOURS[colour], linewidth=1)
             axes.plot(
                 place, point.error, marker, color=COLOURS[colour], markersize=7 if kind == "teacher" else 5,
-                label=None if kind in told else kind, zorder=3,
+                label=None if kind in told else names.get(kind, kind), zorder=3,
             )  # fmt: skip
             told.add(kind)
         low, high = axes.get_ylim()

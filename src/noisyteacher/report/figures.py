@@ -116,6 +116,7 @@ def along(name: str, chart: Chart) -> Figure:
 def differences(name: str, study: Study) -> Figure | None:
     """Each line's error minus the clean student's, with intervals, around zero; None where there is nothing paired."""
     role = study.role
+    reference = "clean logit regression" if study.of_noise else "the distilled student"
     found = [(line, line.against_clean) for line in study.lines if line.against_clean is not None]
     if not found:
         return None
@@ -136,18 +137,18 @@ def differences(name: str, study: Study) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("difference to clean logit regression (points)\n← better | worse →")
+        axes.set_xlabel(f"difference to {reference} (points)\n← better | worse →")
 
     count = max(one.n for _, one in rows)
     interval = "95 % Student-t interval over pairs" if any(one.low is not None for _, one in rows) else "no interval"
     n = study.images(role, [line for line, _ in found])
     caption = (
-        f"{ROLES.get(role, role).capitalize()} error minus that of the clean student with the same seed, "
+        f"{ROLES.get(role, role).capitalize()} error minus that of the {study.reference} student with the same seed, "
         + (f"{n}, " if n else "")
         + f"{_seeds([count], 'paired seed')}; lines: {interval}. An interval that holds 0 is no evidence either way."
     )
     told = "; ".join(f"{line.title} {signed(one.mean)}" for line, one in rows[::-1][:12])
-    alt = f"Differences to the clean student in points: {shown(told)}"
+    alt = f"Differences to the {study.reference} student in points: {shown(told)}"
     return Figure(draw(name, 62 + 19 * len(rows), alt, paint), caption)
 
 

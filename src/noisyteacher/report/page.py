@@ -139,7 +139,7 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
     handed = Section("What is handed over", f"{name}-handed", texts=told(study.best))
     handed.tables += [one for one in [files(study.best)] if one]
     yield handed
-    if study.noise or study.kind in ("compress", "sweep"):
+    if study.of_noise:
         drawn = picture(f"{name}-noise", study)
         noise = Section("The noise", f"{name}-noise-shown")
         if isinstance(drawn, Figure):

@@ -248,6 +248,20 @@ class Study:
         return [self, *(one for part in self.parts for one in part.with_parts())]
 
     @property
+    def of_noise(self) -> bool:
+        """Whether noise was wanted: used, put on a grid, chosen from candidates, or still to be chosen."""
+        if self.noise or self.choice or any(line.kind == "noisy" for line in self.lines):
+            return True
+        asked = self.config.get("noise")
+        settings = asked.values() if isinstance(asked, dict) else (asked,)
+        return "auto" in settings or any(axis.startswith("noise.") for axis in self.axes)
+
+    @property
+    def reference(self) -> str:
+        """What the student without noise is called beside the others: `clean`, or `distilled` where none has noise."""
+        return "clean" if self.of_noise else "distilled"
+
+    @property
     def of_models(self) -> str:
         """Which models on which data, in words. `"mlp800 from lenet, mnist-5k"`."""
         models = " from ".join(name for name in (self.student, self.teacher) if name) or self.name

@@ -56,7 +56,13 @@ def read_sweep(run: Run, children: Children, result: Mapping[str, Any] | None) -
         "teacher": _only(line.model for line in lines if line.kind == "teacher"),
         "student": _only(line.model for line in lines if line.kind != "teacher"),
         "lines": tuple(lines),
-        "verdicts": tuple(_verdict(one, named, len(families) > 1) for one in families.values() if one.get("verdict")),
+        "verdicts": (
+            *(_verdict(one, named, len(families) > 1) for one in families.values() if one.get("verdict")),
+            *(
+                Verdict("", str(one["sentence"]), named.get(str(one["condition"])))
+                for one in result.get("preferred") or ()
+            ),
+        ),
         "failed": tuple(
             (f"{one['condition']}, seed {one['seed']} ({one['run']})", str(one["error"]))
             for one in result.get("failed", [])

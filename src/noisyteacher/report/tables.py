@@ -51,7 +51,7 @@ def results(study: Study) -> Table | None:
         "data": lambda line: Cell(study.data_of(line) if mixed else NOTHING),
         "seeds": lambda line: number_cell(str(len(line.seeds))) if line.seeds else Cell(NOTHING, number=True),
         f"{ROLES[role]} error %": lambda line: _error(line, role, study.n.get(role)),
-        "against clean": lambda line: _difference(line.against_clean, corrected),
+        f"against {study.reference}": lambda line: _difference(line.against_clean, corrected),
         f"{ROLES[other]} error %": lambda line: _error(line, other, study.n.get(other)),
         "NLL nats": lambda line: _mean(line.scores.get(f"{role}_nll_nats"), 3),
         "ECE %": lambda line: _mean(line.scores.get(f"{role}_ece_%"), 2),
@@ -73,7 +73,7 @@ def results(study: Study) -> Table | None:
     notes += ["[ ]: 95 % Student-t interval over seeds."] if "t" in kinds else []
     notes += ["( ): 95 % Wilson interval of a single run."] if "wilson" in kinds else []
     if gaps:
-        notes.append("Against clean: points, paired by seed, below 0 is better.")
+        notes.append(f"Against {study.reference}: points, paired by seed, below 0 is better.")
     if any(gap.p is not None for gap in gaps):
         more = ", for noises after Holm's correction for all noises with the same other settings" if corrected else ""
         notes.append(f"p of the paired t-test{more}{'; raw p: not corrected' if corrected else ''}.")

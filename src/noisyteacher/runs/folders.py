@@ -18,6 +18,8 @@ from noisyteacher.runs.record import by_name, compare
 from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
 
+HASH = 3
+"""So many characters of the hash at the end of a run's id are enough to name it."""
 _OURS = (
     r"(config|run|result|conditions|plan|store)\.json|metrics\.jsonl|error\.txt|"
     r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*|"
@@ -36,9 +38,10 @@ def list_runs(output_dir: str | os.PathLike[str], depth: int = 3) -> list[Run]:
 
 
 def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) -> Run:
-    """The run with this path, this id, the only one whose id starts like this, or ends in `-` and this.
+    """The run with this path, this id, the only one whose id starts like this, or whose hash does.
 
-    A child is `PARENT/NAME`, where both may be shortened. Raises AskedWronglyError when none or several are meant.
+    The hash is what follows the last `-` of an id; of it HASH characters or more are needed. A child is `PARENT/NAME`,
+    where both may be shortened. Raises AskedWronglyError when none or several are meant.
     """
     text = os.fspath(which).rstrip("/")
     if text and is_run(Path(text)):
@@ -49,6 +52,8 @@ def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) 
     if last in names:
         return names[last]
     meant = [name for name in names if last and (name.startswith(last) or name.endswith(f"-{last}"))]
+    if not meant and len(last) >= HASH:
+        meant = [name for name in names if name.rpartition("-")[2].startswith(last)]
     if len(meant) == 1:
         return names[meant[0]]
     where = f"{parent or Path(output_dir)}"

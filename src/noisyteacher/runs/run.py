@@ -47,6 +47,8 @@ RESERVED = frozenset(
         ERROR,
     }
 )
+TITLE = 92
+"""Characters of a title in a run folder's name, which then has 136 at most: some file systems allow 143."""
 _ID = re.compile(r"\d{8}T\d{4}Z-.+")
 
 
@@ -216,17 +218,19 @@ def new_run(
     parents: dict[str, Any] | None = None,
     seed: int | None = None,
     command: str | Sequence[str] | None = None,
+    title: str | None = None,
 ) -> Run:
     """A new run folder in `output_dir` with config.json and run.json, named like 20261122T1246Z-distil-mlp800-7f3a9c.
 
-    UTC minute, kind, name, six random-looking digits. Raises AskedWronglyError naming the key of a value that JSON
-    cannot hold, WriteError when the disk refuses.
+    UTC minute, kind, title (by default the name), six random-looking digits. Raises AskedWronglyError naming the key of
+    a value that JSON cannot hold, WriteError when the disk refuses.
     """
     asked = _asked(kind, config, parents, seed)
     minute = datetime.now(UTC).strftime("%Y%m%dT%H%MZ")
     while True:
         salt = sha256([json.dumps(asked["config"], sort_keys=True).encode(), secrets.token_bytes(8)])[:6]
-        folder = Path(output_dir) / f"{minute}-{folder_name(kind, 20)}-{folder_name(name, 60)}-{salt}"
+        middle = folder_name(name, 60) if title is None else folder_name(title, TITLE)
+        folder = Path(output_dir) / f"{minute}-{folder_name(kind, 20)}-{middle}-{salt}"
         try:
             return _make(folder, name, asked, command)
         except FileExistsError:

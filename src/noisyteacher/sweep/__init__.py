@@ -1,6 +1,6 @@
 """Grids over the pipeline: every condition with every seed, resumable, on one machine or many, judged at the end."""
 
-from noisyteacher.sweep.grid import Condition, Family, expand
+from noisyteacher.sweep.grid import Condition, Family, base_config, expand
 from noisyteacher.sweep.judging import judge_sweep, summary
 from noisyteacher.sweep.partway import so_far
 from noisyteacher.sweep.result import SweepResult, difference, spread
@@ -10,6 +10,7 @@ __all__ = [
     "Condition",
     "Family",
     "SweepResult",
+    "base_config",
     "difference",
     "expand",
     "judge_sweep",

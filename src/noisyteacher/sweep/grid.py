@@ -65,7 +65,7 @@ def expand(base: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[Conditi
             for key, value in zip(grid, values, strict=True):
                 put(nested, key, value)
             try:
-                config = build_config(nested)
+                config = build_config(nested, unused_noise="noise.sigma" in grid)
             except ConfigError as error:
                 problems += [line.strip() for line in str(error).splitlines()[-8:]]
                 continue
@@ -76,7 +76,17 @@ def expand(base: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[Conditi
             configs.append(config)
     if problems:
         raise ConfigError("the grid is wrong: " + "; ".join(dict.fromkeys(problems)))
-    return _conditions(configs, axes, build_config(base))
+    return _conditions(configs, axes, base_config(base, grids))
+
+
+def varies_noise(axes: Sequence[str]) -> bool:
+    """Whether a setting of the noise is on the grid, even if all its values come to no noise."""
+    return any(key.startswith("noise.") for key in axes)
+
+
+def base_config(base: Mapping[str, Any], grids: Sequence[Grid]) -> Config:
+    """The Config of a sweep's base settings, which may describe a noise whose sigma the grids give."""
+    return build_config(base, unused_noise=any("noise.sigma" in grid for grid in grids))
 
 
 def _refuse(axes: list[str], grids: Sequence[Grid]) -> None:
@@ -96,7 +106,7 @@ def _refuse(axes: list[str], grids: Sequence[Grid]) -> None:
 def _conditions(
     configs: list[Config], axes: list[str], base: Config
 ) -> tuple[list[Condition], list[Family], list[str]]:
-    noises = [asdict(config.noise) for config in configs if not _is_clean(config)]
+    noises = [asdict(config.noise) for config in configs if not config.noise.off]
     varying = [key for key in _DEFAULT if len({fingerprint(noise[key]) for noise in noises}) > 1]
     own = [key for key in axes if not key.startswith("noise.")]
     own = [key for key in own if len({fingerprint(_value(one, key)) for one in configs}) > 1]
@@ -106,6 +116,7 @@ def _conditions(
             fingerprint([asdict(config.data), asdict(config.teacher), asdict(config.student)]), []
         ).append(config)
     made = _Conditions()
+    distilled = "clean" if noises or varies_noise(axes) else "distilled"
     families: list[Family] = []
     labels: dict[str, str] = {}
     for number, members in enumerate(groups.values()):
@@ -118,11 +129,11 @@ def _conditions(
             seen = {key: value for key, value in settings.items() if key.removeprefix("student.") not in TAUGHT}
             few = _words({key: value for key, value in seen.items() if value != _value(base, key)})
             labels[key] = made.add("labels", family, untaught, seen, ["labels alone", *few])
-        clean = made.add("clean", family, first, settings, ["clean", *words])
+        clean = made.add("clean", family, first, settings, ["clean", *words], [distilled, *words])
         noisy: dict[str, str] = {}
         for config in members:
             noise = asdict(config.noise)
-            if not _is_clean(config) and fingerprint(noise) not in noisy:
+            if not config.noise.off and fingerprint(noise) not in noisy:
                 told = settings | {f"noise.{key}": value for key, value in noise.items()}
                 noisy[fingerprint(noise)] = made.add(
                     "noisy", family, config, told, [*_noise_words(noise, varying), *words]
@@ -137,10 +148,21 @@ class _Conditions:
     def __init__(self) -> None:
         self.conditions: list[Condition] = []
 
-    def add(self, kind: str, family: str, config: Config, settings: dict[str, Any], words: list[str]) -> str:
-        """Put one in and return its name: its label's words; both get a fingerprint where they are taken."""
-        label, own = ", ".join(words), fingerprint([kind, asdict(config)])[:6]
-        name = _slug(label)
+    def add(
+        self,
+        kind: str,
+        family: str,
+        config: Config,
+        settings: dict[str, Any],
+        words: list[str],
+        label_words: list[str] | None = None,
+    ) -> str:
+        """Put one in and return its name, made of `words`; its label is of those too, or of `label_words`.
+
+        Name and label get a fingerprint where they are taken.
+        """
+        label, own = ", ".join(label_words or words), fingerprint([kind, asdict(config)])[:6]
+        name = _slug(", ".join(words))
         if any(one.name == name for one in self.conditions):
             name = f"{name}-{own}"
         if any(one.label == label for one in self.conditions):
@@ -151,10 +173,6 @@ class _Conditions:
 
 _DEFAULT = asdict(NoiseSettings())
 _NONE = NoiseSettings(sigma=0.0, alpha=0.0)
-
-
-def _is_clean(config: Config) -> bool:
-    return config.noise.sigma in (0, (0, 0)) or config.noise.alpha == 0
 
 
 def _noise_words(noise: Mapping[str, Any], told: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from noisyteacher.stats import LEVEL, PairedDifference, holm, mean_interval, paired_difference
-from noisyteacher.sweep.grid import Condition, Family
+from noisyteacher.sweep.grid import Condition, Family, varies_noise
+from noisyteacher.sweep.result import spread
 from noisyteacher.text import plural, signed
 
 SCORES = {
@@ -92,6 +93,56 @@ def _family(family: Family, records: dict[str, dict[str, Any]]) -> dict[str, Any
     if family.noisy:
         record["verdict"] = _verdict(family, records, val, role)
     return record
+
+
+def preferences(
+    judged: Sequence[Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]], axes: Sequence[str]
+) -> list[dict[str, str]]:
+    """What validation prefers in a sweep without noise, one record for each set of evaluation images.
+
+    judged: records of all conditions; teachers: records that say on which data a condition is. Each record has `data`,
+    the `condition` that is preferred and a `sentence`. Empty for a sweep over noise, whose families have verdicts.
+    """
+    if varies_noise(axes) or any(one["kind"] == "noisy" for one in judged):
+        return []
+    groups: dict[tuple[str, Any, Any], list[str]] = {}
+    for one in teachers:
+        split = str(one["data"]), one["n"].get("val"), one["n"].get("test")
+        groups.setdefault(split, []).extend(one["conditions"])
+    found = []
+    for (data, _, _), names in groups.items():
+        members = {one["name"]: one for one in judged if one["name"] in names and one["val_error_%"]}
+        distilled = [name for name, one in members.items() if one["kind"] == "clean"]
+        if distilled:
+            best, sentence = _preference(distilled, members)
+            found.append({"data": data, "condition": best, "sentence": sentence})
+    return found
+
+
+def _preference(distilled: Sequence[str], members: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The distilled condition with the least validation error, and how it compares with the next and with labels."""
+    means = _means(distilled, members, "val_error_%")
+    best = _least(means)[0]
+    among = f"among {len(distilled)} settings validation prefers " if len(distilled) > 1 else ""
+    parts = [f"{among}{members[best]['label']}: {means[best]:.2f} % validation error"]
+    others = {name: mean for name, mean in means.items() if name != best}
+    if others:
+        runner_up = _least(others)[0]
+        gap = _against(members[best], members[runner_up])
+        if gap is not None:
+            d = gap["val_error_%"]
+            interval = "" if d["low"] is None else f"95 % interval {signed(d['low'])} to {signed(d['high'])}, "
+            parts.append(
+                f"{signed(d['mean'])} points against the next, {members[runner_up]['label']} ({interval}"
+                f"{plural(d['n'], 'paired seed')})"
+            )
+    if members[best]["test_error_%"]:
+        parts.append(f"{spread(members[best]['test_error_%'])} % test error")
+    labels = [name for name, one in members.items() if one["kind"] == "labels"]
+    if labels:
+        least = min(members[name]["val_error_%"]["mean"] for name in labels)
+        parts.append(f"labels alone: {least:.2f} % validation error")
+    return best, "; ".join(parts)
 
 
 def _means(names: Sequence[str], records: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, float]:

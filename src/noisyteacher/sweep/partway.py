@@ -7,7 +7,7 @@ from typing import Any
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.runs import Run
 from noisyteacher.sweep.cells import teacher_record
-from noisyteacher.sweep.judging import judge_sweep
+from noisyteacher.sweep.judging import judge_sweep, preferences
 from noisyteacher.sweep.question import Question, asked
 from noisyteacher.sweep.result import SweepResult
 
@@ -48,6 +48,7 @@ def so_far(run: Run) -> SweepResult:
             "axes": list(question.axes),
             "conditions": judged,
             "families": groups,
+            "preferred": preferences(judged, teachers, question.axes),
             "failed": failed,
             "cells": {"done": len(results), "all": len(question.conditions) * question.seeds},
         },

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import build_config, describe
+from noisyteacher.config import Config, describe
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.pipeline import load_config_data, refuse_auto, refuse_early, settled, with_papers_student
+from noisyteacher.pipeline import (
+    load_config_data,
+    network_name,
+    refuse_auto,
+    refuse_early,
+    run_title,
+    settled,
+    with_papers_student,
+)
 from noisyteacher.runs import plain
-from noisyteacher.sweep.grid import Condition, Family, Grid, expand, fingerprint
+from noisyteacher.sweep.grid import Condition, Family, Grid, base_config, expand, fingerprint
 
 
 @dataclass(frozen=True)
 class Question:
     """`conditions` with settled configs, the `families` they are judged in, the `axes` that vary; `seeds` of each.
 
+    `base`: the settings that all start from, settled.
     `settings` is the question as the run folder's config.json keeps it; `allow_import` lets a teacher's file name a
     factory to import, as in `load_model`.
     """
 
+    base: Config
     conditions: tuple[Condition, ...]
     families: tuple[Family, ...]
     axes: tuple[str, ...]
     seeds: int
     settings: Mapping[str, Any]
     allow_import: bool = False
+
+    @property
+    def title(self) -> str:
+        """What its run folder is called: student, teacher and data, or how many of each."""
+        configs = [one.config for one in self.conditions]
+        return run_title(
+            _one_or_number({one.student.name for one in configs}, "students"),
+            _one_or_number({network_name(one.teacher.name) for one in configs}, "teachers"),
+            _one_or_number({Path(one.data.name).stem for one in configs}, "data sets"),
+        )
 
     def bases(self) -> dict[str, list[Condition]]:
         """The conditions by what they share, data and teacher."""
@@ -64,6 +85,11 @@ class Question:
                 refuse_early(config.teacher.name, config.student.name, data, config, self.allow_import)
 
 
+def _one_or_number(names: Collection[str], noun: str) -> str:
+    """The one name there is, or how many there are. `_one_or_number({"nin", "lenet"}, "teachers") == "2 teachers"`."""
+    return next(iter(names)) if len(names) == 1 else f"{len(names)} {noun}"
+
+
 def asked(
     base: Mapping[str, Any], grids: Sequence[Grid] | Grid, seeds: int | None = None, allow_import: bool = False
 ) -> Question:
@@ -72,12 +98,13 @@ def asked(
     Raises ConfigError or another NoisyTeacherError for settings and grids that mean nothing; data are not looked at.
     """
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
-    config = with_papers_student(settled(build_config(base)))
+    config = with_papers_student(settled(base_config(base, grids)))
     count = config.run.seeds if seeds is None else seeds
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise AskedWronglyError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     return Question(
+        config,
         tuple(replace(one, config=with_papers_student(settled(one.config))) for one in conditions),
         tuple(families),
         tuple(axes),

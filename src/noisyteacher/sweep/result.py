@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noisyteacher.sweep.grid import varies_noise
 from noisyteacher.text import signed
 
 
@@ -49,11 +50,22 @@ class SweepResult:
         splits = {split for one in self.conditions if (split := _difference(one["against_clean"])[0])} or {self.role}
         return splits.pop() if len(splits) == 1 else "error"
 
+    @property
+    def _of_noise(self) -> bool:
+        """Whether the sweep is about noise: some condition is noisy, or a setting of the noise is on the grid."""
+        return any(one["kind"] == "noisy" for one in self.conditions) or varies_noise(self.record["axes"])
+
+    @property
+    def _reference(self) -> str:
+        """What a condition is compared with: the student distilled with the same settings and without noise."""
+        return "clean" if self._of_noise else "distilled"
+
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headers and rows as text: a line per condition."""
         told = [_difference(one["against_clean"]) for one in self.conditions]
-        headers = ("condition", "seeds", "val error %", "test error %", f"{self._compared} - clean", "p", "p (Holm)")
-        return headers, [
+        compared = f"{self._compared} - {self._reference}"
+        headers = ("condition", "seeds", "val error %", "test error %", compared, "p", "p (Holm)")
+        rows = [
             (
                 one["label"],
                 str(len(one["seeds"])),
@@ -64,6 +76,8 @@ class SweepResult:
             )
             for one, (split, size, *rest) in zip(self.conditions, told, strict=True)
         ]
+        columns = len(headers) - (not self._of_noise)  # only noises are corrected for their number
+        return headers[:columns], [row[:columns] for row in rows]
 
     def notes(self) -> list[str]:
         """What a reader needs beside the table: n, intervals, the correction, the teachers."""
@@ -77,9 +91,9 @@ class SweepResult:
             *partial,
             *constant,
             *self._data_and_teachers(),
-            f"[ ] = 95 % Student-t interval over seeds. {self._compared} - clean: paired by seed with the clean "
-            "student of the same settings; p of the paired t-test, then corrected for all noises compared with that "
-            "student (Holm).",
+            f"[ ] = 95 % Student-t interval over seeds. {self._compared} - {self._reference}: paired by seed with the "
+            f"{self._reference} student of the same settings; p of the paired t-test"
+            + (", then corrected for all noises compared with that student (Holm)." if self._of_noise else "."),
         ]
 
     def _data_and_teachers(self) -> list[str]:
@@ -101,9 +115,14 @@ class SweepResult:
         return _settings({key: value for key, value in settings.items() if key.startswith(("teacher.", "data."))})
 
     def verdicts(self) -> list[str]:
-        """A sentence per family, with its settings in front where there are several."""
+        """A sentence per family, with its settings in front where there are several.
+
+        Without noise: what validation prefers on each data set.
+        """
         many = len(self.families) > 1
-        return [
+        preferred = self.record.get("preferred") or []
+        named = len({one["data"] for one in preferred}) > 1
+        return [f"{one['data']}: {one['sentence']}" if named else one["sentence"] for one in preferred] + [
             (f"{_settings(one['settings'])}: " if many and one["settings"] else "") + one["verdict"]["sentence"]
             for one in self.families
             if one["verdict"] is not None

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, completed
+from noisyteacher.config import Config, completed
 from noisyteacher.errors import AskedWronglyError, MismatchError
 from noisyteacher.files import write_json
 from noisyteacher.locks import at_work
@@ -26,7 +26,6 @@ from noisyteacher.pipeline import (
     options_of,
     settled,
     the_teacher,
-    with_papers_student,
 )
 from noisyteacher.progress import reported, stage, whole_watch
 from noisyteacher.runs import Run, is_run, new_run, plain
@@ -34,7 +33,7 @@ from noisyteacher.store import LogitStore
 from noisyteacher.sweep.cells import Cell, cell_of, progress_of, teacher_record
 from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
 from noisyteacher.sweep.grid import Grid
-from noisyteacher.sweep.judging import judge_sweep
+from noisyteacher.sweep.judging import judge_sweep, preferences
 from noisyteacher.sweep.question import Question, asked
 from noisyteacher.sweep.result import SweepResult
 from noisyteacher.text import plural
@@ -77,11 +76,11 @@ def sweep(
         raise AskedWronglyError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise AskedWronglyError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
-    config = with_papers_student(settled(build_config(base)))
-    if stack > 1 and config.run.profile:
-        raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
     with reported(progress, whole_watch, delay_s=0.0) as watch:
         question = asked(base, grids, seeds, allow_import)
+        config = question.base
+        if stack > 1 and config.run.profile:
+            raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
         with stage(watch, "checking the conditions"):
             question.check()
         title, settings = name or config.student.name or "students", dict(question.settings)
@@ -96,7 +95,9 @@ def sweep(
             if run is None and parent is not None:
                 run = parent.child(title, "sweep", _as_begun(parent.path / title, settings))
             elif run is None:
-                run = new_run(config.run.output_dir, "sweep", title, settings, command=command)
+                run = new_run(
+                    config.run.output_dir, "sweep", title, settings, command=command, title=name or question.title
+                )
             elif run.config != _as_begun(run.path, settings):
                 raise MismatchError(
                     f"{run.path}: was started with other settings: see its config.json, or start a new one"
@@ -118,9 +119,12 @@ def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not is_run(folder):
         return settings
     found = Run.open(folder).config
-    base = found.get("base")
-    same = isinstance(base, dict) and {**found, "base": completed(base)} == settings
-    return found if same else settings
+    if not isinstance(found.get("base"), dict):
+        return settings
+    base = completed(found["base"])
+    if base["noise"]["sigma"] == "auto" and all("noise.sigma" in grid for grid in settings["grids"]):
+        base["noise"]["sigma"] = settings["base"]["noise"]["sigma"]  # once the default; the grids decide it
+    return found if {**found, "base": base} == settings else settings
 
 
 def _run(
@@ -159,6 +163,7 @@ def _run(
         "axes": list(question.axes),
         "conditions": timed,
         "families": families,
+        "preferred": preferences(judged, teachers, question.axes),
         "failed": failed,
         "costs": costs,
     }
