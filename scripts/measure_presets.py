@@ -48,7 +48,7 @@ CASES = {
     "cifar4k-narrow-4": Case("cifar10", "pretrained:nin-cifar10", "shrink:0.25", 4, {"train_limit": 4000}),
     "cifar4k-s-12": Case("cifar10", "pretrained:nin-cifar10", "compact-s", 12, {"train_limit": 4000}),
     "cifar45k-xs-4": Case("cifar10", "pretrained:nin-cifar10", "compact-xs", 4),
-    "photos-mobile-12": Case("photos", "nin", "timm:mobilenetv3_small_050", 12),
+    "photos-mobile-4": Case("photos", "nin", "timm:mobilenetv3_small_050", 4),
     "skewed-xs-12": Case("skewed", "nin", "compact-xs", 12),
     "skewed-weak-teacher-4": Case("skewed", "compact-s", "compact-xs", 4, teacher_training={"epochs": 4}),
 }

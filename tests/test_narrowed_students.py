@@ -155,10 +155,11 @@ def test_a_run_of_a_version_without_presets_is_gone_on_with(tmp_path: Path) -> N
         (run.path / "result.json").unlink()
         write_json(run.path / "config.json", "run-config", 1, {"config": config})
 
-    swept = sweep(settings(tmp_path), {"noise.sigma": [0.0]}, seeds=1)
+    paper = {"teacher": {"preset": "paper"}, "student": {"preset": "paper"}}
+    swept = sweep(settings(tmp_path, **paper), {"noise.sigma": [0.0]}, seeds=1)
     made_older(Run.open(swept.path), "base")
     assert resume_sweep(Run.open(swept.path)).conditions == swept.conditions
-    given = build_config(settings(tmp_path / "one", run={"baselines": False}))
+    given = build_config(settings(tmp_path / "one", run={"baselines": False}, **paper))
     result = compress_config(given)
     made_older(Run.open(result.path))
     assert resume_compress(Run.open(result.path)).rows[1].errors == result.rows[1].errors

@@ -32,14 +32,23 @@ def images(folder: Path, channels: int, labels: bool = True) -> str:
 def test_colour_images_are_shifted_and_mirrored_grey_ones_shifted(tmp_path: Path) -> None:
     grey, colour = (nt.load_data(images(tmp_path, channels)) for channels in (1, 3))
     shifted = ("clean", "crop-y2-x2", "crop-y2-x6", "crop-y6-x2", "crop-y6-x6")
-    assert default_views(grey) == shifted
-    assert default_views(colour) == (*shifted, "mirror", *(f"mirror-{view}" for view in shifted[1:]))
-    assert expand_views(default_views(colour)) == default_views(colour)
+    assert default_views(grey, 20) == shifted
+    both = ("clean", "mirror", *(name for view in shifted[1:] for name in (view, f"mirror-{view}")))
+    assert default_views(colour, 20) == both
+    assert expand_views(both) == both
+
+
+def test_there_are_as_many_views_as_epochs_at_most(tmp_path: Path) -> None:
+    colour = nt.load_data(images(tmp_path, 3))
+    assert default_views(colour, 1) == ("clean",)
+    assert default_views(colour, 4) == ("clean", "mirror", "crop-y2-x2", "mirror-crop-y2-x2")
+    config = build_config({"data": {"name": images(tmp_path, 3)}, "student": {"epochs": 3}})
+    assert len(settled(config, colour).student.views) == 3
 
 
 def test_digits_in_colour_are_not_mirrored(tmp_path: Path) -> None:
     colour = nt.load_data(images(tmp_path, 3))
-    assert not [view for view in default_views(replace(colour, name="svhn")) if "mirror" in view]
+    assert not [view for view in default_views(replace(colour, name="svhn"), 20) if "mirror" in view]
 
 
 @pytest.mark.parametrize(
@@ -77,14 +86,14 @@ def test_the_steps_one_by_one_agree_on_the_views(tmp_path: Path) -> None:
     settings = {
         "data": {"name": images(tmp_path, 1)},
         "teacher": {"name": "compact-xs", "epochs": 1},
-        "student": {"name": "compact-xs", "epochs": 1},
+        "student": {"name": "compact-xs", "epochs": 3},
         "run": {"output_dir": str(tmp_path / "runs")},
         "noise": {"sigma": 0.0},
     }
     trained = train_config(build_config(settings))
     settings["teacher"] = {"name": str(trained.run.path)}
     every = extract_config(build_config(settings))
-    assert every.views == default_views(nt.load_data(settings["data"]["name"]))
+    assert every.views == default_views(nt.load_data(settings["data"]["name"]), 3)
     clean = extract_config(build_config({**settings, "student": {"views": ["clean"]}}), str(tmp_path / "clean"))
     for store in (every, clean):
         settings["student"] = {"name": "compact-xs", "epochs": 1}
@@ -103,4 +112,4 @@ def test_a_compression_without_a_named_recipe_takes_the_standard_one(tmp_path: P
         recipe = Run.open(result.path / name).config["recipe"]
         assert recipe["optimizer"] == "adamw"  # images of 12 pixels: few products of the network's own
         assert recipe["batch_norm"] == "reestimate"
-        assert len(recipe["views"]) == 5
+        assert recipe["views"] == ["clean"]  # one an epoch

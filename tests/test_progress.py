@@ -211,7 +211,7 @@ def test_compress_says_what_it_will_do_and_then_does_it(tmp_path: Path, capsys: 
     assert plan[0].startswith("plan: time: about ")
     assert plan[1:] == [
         "plan: teacher: compact-xs, trained for 1 epoch on 60 images of mnist-5k",
-        "plan: logits: 420 answers of the teacher (train 300, val 60, test 60, 5 views of each training image), about 16.8 kB",
+        "plan: logits: 180 answers of the teacher (train 60, val 60, test 60), about 7.2 kB",  # a view an epoch
         "plan: students: 2 conditions (labels alone, logit regression) x 1 seed = 2 trainings; 1 epoch each",
     ]
     starts = [next(n for n, line in enumerate(lines) if line.startswith(f"[{stage}/4]")) for stage in (1, 2, 3, 4)]

@@ -54,7 +54,7 @@ def test_a_stacked_sweep_equals_one_by_one(tmp_path: Path) -> None:
             assert one[part]["per_seed"] == pytest.approx(other[part]["per_seed"], abs=100 / 60 + 1e-6)
     together = [(Run.open(run).result() or {})["training"].get("together") for run in many.path.glob("*-seed*")]
     assert sorted(together) == [7] * 7 + [15] * 15
-    assert told[-1][3] == "22 of 22 cells done"
+    assert [note for stage, _, _, note in told if stage == "sweep"][-1] == "22 of 22 cells done"
     assert resume_sweep(Run.open(many.path), stack=15).record == many.record
 
 

@@ -188,7 +188,7 @@ def test_an_interrupted_search_goes_on_to_the_same_student(tmp_path: Path, stop_
     stages: list[str] = []
 
     def stop(stage: str, done: int, total: int, note: str) -> None:
-        if stage not in stages:
+        if stage.startswith("[") and stage not in stages:  # a run folder is there from the first numbered one on
             stages.append(stage)
         if len(stages) == stop_at - 2:
             raise StopError
@@ -264,23 +264,24 @@ TEACHER = {"macs": 1000, "bytes": 4000, "parameters": 1000}
 
 
 def test_with_time_enough_all_are_tried_and_trained_in_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan, record, names, pace = searched(monkeypatch, tmp_path, 370 / 60 / 0.95, ERRORS)  # 5 % are kept in reserve
+    plan, record, names, pace = searched(monkeypatch, tmp_path, 380 / 60 / 0.95, ERRORS)  # 5 % are kept in reserve
     assert names == ["a", "b", "c"]
     assert (record["chosen"], plan.student, plan.config.student.name) == ("b", "b", "b")
     assert (plan.config.teacher.epochs, record["epochs"], plan.config.student.epochs) == (20, 5, 20)
     time = pace.record(plan.config.student, 3)
     assert time is not None
-    assert time["told"] == ["the whole run took 2 min 10 s of 6.49 minutes"]
+    assert time["told"] == ["the whole run took 2 min 10 s of 6.67 minutes"]
     plan, _, names, pace = searched(monkeypatch, tmp_path, None, ERRORS)
     assert (len(names), plan.config.student.epochs, pace.record(plan.config.student, 3)) == (3, 20, None)
 
 
 def test_with_less_time_teacher_and_students_get_fewer_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # 285 s to plan with: 15 epochs are 75 + 3 * 4 * 2 + 6 * 15 * 2 = 279 s, 16 would be 296 s
+    # 285 s to plan with: 14 epochs are 70 + 4 * 2 + 3 * 4 * 2 + 6 * 14 * 2 = 270 s, 15 would be 287 s. The short run on
+    # labels is not done here, so that after the teacher 218 s are left for 3 * 4 * 2 + 6 * 16 * 2 = 216 s
     plan, record, names, pace = searched(monkeypatch, tmp_path, 5, ERRORS)
-    assert (plan.config.teacher.epochs, record["epochs"], len(names), plan.config.student.epochs) == (15, 4, 3, 15)
+    assert (plan.config.teacher.epochs, record["epochs"], len(names), plan.config.student.epochs) == (14, 4, 3, 16)
     assert pace.record(plan.config.student, 3)["told"][0] == (  # type: ignore[index]
-        "the teacher was trained for 15 epochs instead of 20 and the student was trained for 15 epochs instead of 20: "
+        "the teacher was trained for 14 epochs instead of 20 and the student was trained for 16 epochs instead of 20: "
         "5 minutes did not allow more"
     )
 
@@ -410,8 +411,13 @@ def test_nothing_larger_than_the_teacher_is_chosen_unless_it_was_named(data: nt.
 
 
 def test_a_larger_student_is_a_warning_before_anything_is_trained(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
+    shown: list[tuple[str, str]] = []
+
+    def watch(stage: str, done: int, total: int, note: str) -> None:
+        shown.append((stage, note))
+
     class StopError(Exception):
         pass
 
@@ -422,17 +428,20 @@ def test_a_larger_student_is_a_warning_before_anything_is_trained(
     smaller = {"data": {"limit": 60}, "run": {"output_dir": str(tmp_path), "baselines": False}, "noise": {"sigma": 0.0}}
     short = {"epochs": 1, "batch_size": 60}
     config = build_config({**smaller, "teacher": {"name": "lenet", **short}, "student": {"name": "mlp800", **short}})
-    result = compress_config(config)
-    assert caplog.messages == [f"WARNING: {sentence}"]
-    assert result.warnings == (sentence,)
+    result = compress_config(config, watch=watch)
+    first_training = next(number for number, (stage, _) in enumerate(shown) if stage.startswith("["))
+    assert ("warning", sentence) in shown[:first_training]
+    assert result.warnings[0] == sentence
     assert f"WARNING: {sentence}." in str(result)
-    assert Result.read(result.path, Run.open(result.path).result() or {}).warnings == (sentence,)
-    caplog.clear()
+    assert Result.read(result.path, Run.open(result.path).result() or {}).warnings == result.warnings
+    shown.clear()
     with pytest.raises(StopError):
         compress_config(
-            build_config({**smaller, "teacher": {"name": "mlp800"}, "student": {"name": "lenet"}}), begun=stop
+            build_config({**smaller, "teacher": {"name": "mlp800"}, "student": {"name": "lenet"}}),
+            begun=stop,
+            watch=watch,
         )
-    assert caplog.messages == ["WARNING: the student lenet is LARGER than its teacher: 1.80 times its MACs"]
+    assert ("warning", "the student lenet is LARGER than its teacher: 1.80 times its MACs") in shown
 
 
 def test_what_was_tried_and_why_it_lost_is_one_short_table() -> None:

@@ -34,8 +34,8 @@ def limit(given: str | float, teachers: float) -> float:
     return teachers / number if ratio else number
 
 
-def wrong_targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
-    """A sentence for each setting of `target` that is wrong, where a student with options is chosen or named."""
+def wrong_targets(target: Target, student: str, options: bool) -> Iterator[str]:
+    """A sentence for each setting of `target` that is wrong for this student: a name, "auto", or "" (not named)."""
     limits = {name: getattr(target, name) for name in LIMITS}
     for name, given in limits.items():
         if given is not None:
@@ -50,9 +50,9 @@ def wrong_targets(target: Target, chosen: bool, options: bool) -> Iterator[str]:
                     f"target.{name}: given {most:g}, fewer {UNITS[name]} than any network has: did you mean "
                     f"'{ratio:g}x', {_share(ratio)} the teacher's?"
                 )
-    if chosen and options:
+    if student == "auto" and options:
         yield "student.options: have no effect where the student is chosen: leave them out, or name the student"
-    if not chosen and replace(target, max_drop=None, minutes=None) != Target():
+    if student not in ("", "auto") and replace(target, max_drop=None, minutes=None) != Target():
         yield "target: has no effect where student.name is not auto: leave it out, or let the student be chosen"
 
 

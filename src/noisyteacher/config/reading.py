@@ -17,6 +17,8 @@ from noisyteacher.errors import ConfigError
 from noisyteacher.text import flat, nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
+WHOLE_RECIPE = {"epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "views"}
+"""Settings that the config of every run has had since the first version."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
@@ -44,14 +46,21 @@ def build_config(given: Mapping[str, Any], *, unused_noise: bool = False) -> Con
 
 
 def _with_presets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and those that a preset decides and nobody named; what is no table or preset stays as it is."""
-    found = dict(given)
+    """The settings, and those that a preset decides and nobody named; what is no table or preset stays as it is.
+
+    A table that names a whole recipe and no preset was written by a version that knew the paper's alone.
+    """
+    filled = dict(given)
     for part in ("teacher", "student"):
-        table = found.get(part)
-        preset = table.get("preset") if isinstance(table, Mapping) else None
-        if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
-            found[part] = {**PRESETS[preset][part], **table}
-    return found
+        table = filled.get(part)
+        if not isinstance(table, Mapping):
+            continue
+        if "preset" not in table and table.keys() >= WHOLE_RECIPE:
+            table = {**table, "preset": "paper"}
+        preset = table.get("preset")
+        if isinstance(preset, str) and preset in PRESETS:
+            filled[part] = {**PRESETS[preset][part], **table}
+    return filled
 
 
 def read_config(
@@ -253,7 +262,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if config.student.combine != "mean" and not config.teacher.also:
         yield f"student.combine: {config.student.combine!r} has no effect with one teacher: leave it out"
-    yield from wrong_targets(config.target, config.student.name in ("", "auto"), bool(config.student.options))
+    yield from wrong_targets(config.target, config.student.name, bool(config.student.options))
     for name in ("sigmas", "alphas"):
         if not getattr(config.choice, name):
             yield f"choice.{name}: the list is empty; give at least one candidate"

@@ -45,6 +45,8 @@ PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
 R = TypeVar("R", bound=Recipe)
 SHIFTED = ("clean", *(f"crop-y{top}-x{left}" for top in (2, 6) for left in (2, 6)))
 """An image and its shifts by 2 pixels along the diagonals."""
+MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shift, f"mirror-{shift}")))
+"""The same, each mirrored too."""
 LABEL_WEIGHT = 0.3
 """The weight of the labels that `auto` means."""
 Answers = Mapping[str, LogitStore | nn.Module]
@@ -151,17 +153,19 @@ def settled(config: Config, data: Splits | None = None) -> Config:
 
 def _settled(recipe: R, device: torch.device, data: Splits | None) -> R:
     precision: Any = led(lambda: resolve_precision(recipe.precision, device))
-    views = recipe.views if data is None or recipe.views != [AUTO] else list(default_views(data))
+    views = recipe.views if data is None or recipe.views != [AUTO] else list(default_views(data, recipe.epochs))
     return replace(recipe, precision=precision, views=views)
 
 
-def default_views(data: Splits) -> tuple[str, ...]:
-    """The views that `auto` means for these images: as they are and shifted by 2 pixels, mirrored too in colour.
+def default_views(data: Splits, epochs: int) -> tuple[str, ...]:
+    """The views that `auto` means: the image and four shifts of it by 2 pixels, in colour mirrored too, one an epoch.
 
-    A mirrored digit is another sign or none, so grey images and the digits of SVHN are not mirrored.
+    There are as many as there are epochs at most: a stored answer for each then costs no more than asking the teacher
+    at every step of one training. A mirrored digit is another sign or none, so grey images and the digits of SVHN are
+    not mirrored.
     """
     mirrored = data.input_shape[0] == 3 and data.name != "svhn"
-    return (*SHIFTED, *("mirror" if view == "clean" else f"mirror-{view}" for view in SHIFTED)) if mirrored else SHIFTED
+    return (MIRRORED if mirrored else SHIFTED)[:epochs]
 
 
 def refuse_early(
@@ -222,6 +226,10 @@ def to_choose(config: Config) -> Config:
     networks of at most a quarter of the teacher's multiplications.
     """
     student, target = config.student, config.target
+    if not student.name and student.options:
+        raise AskedWronglyError(
+            "student.options: have no effect where the student is chosen: leave them out, or name the student"
+        )
     student = replace(student, name=student.name or AUTO)
     if student.name == AUTO and all(getattr(target, name) is None for name in LIMITS):
         target = replace(target, macs=DEFAULT_LIMIT)
