@@ -174,8 +174,8 @@ def test_store_json_and_its_digests(tmp_path: Path) -> None:
 def test_the_files_of_a_training(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (24, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, names = torch.arange(24) % 2, ("a", "b")
-    train = nt.Split(images, labels, torch.arange(16), "train", "toy", names)
-    val = nt.Split(images, labels, torch.arange(16, 24), "val", "toy", names)
+    train = nt.Split(images, labels[:16], torch.arange(16), "train", "toy", names)
+    val = nt.Split(images, labels[16:], torch.arange(16, 24), "val", "toy", names)
     seen: list[dict[str, Any]] = []
 
     def look(tick: Any) -> None:

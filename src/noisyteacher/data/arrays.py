@@ -60,12 +60,10 @@ def assemble(
 
     Images without labels are drawn as one class.
     """
-    rows = torch.arange(len(images))
+    train = Split(images, labels, torch.arange(len(images)), "train", name, names)
     if val is None:
-        Split(images, labels, rows, "train", name, names)  # its sentences are better than the draw's
         held, rows = partition(_strata(images, labels), [max(1, round(len(images) / _SHARE))], seed, _PURPOSE)
-        val = Split(images, labels, held, "val", name, names)
-    train = Split(images, labels, rows, "train", name, names)
+        train, val = train.subset(rows), train.subset(held, "val")
     return Splits(name, train, val, test, preprocess=preprocess)
 
 
@@ -77,12 +75,11 @@ def cut(
 
     Images without labels are drawn as one class.
     """
-    Split(images, labels, torch.arange(len(images)), "train", name, names)
+    whole = Split(images, labels, torch.arange(len(images)), "train", name, names)
     tenth = max(1, round(len(images) / _SHARE))
     test, val, train = partition(_strata(images, labels), [tenth, tenth], seed, _PURPOSE)
-    parts = {"train": train, "val": val, "test": test}
-    made = {role: Split(images, labels, rows, role, name, names) for role, rows in parts.items()}
-    return Splits(name, made["train"], made["val"], made["test"], preprocess=preprocess)
+    parts = (whole.subset(train), whole.subset(val, "val"), whole.subset(test, "test"))
+    return Splits(name, *parts, preprocess=preprocess)
 
 
 def _strata(images: Tensor, labels: Tensor | None) -> Tensor:

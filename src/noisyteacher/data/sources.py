@@ -126,7 +126,7 @@ def _limited(split: Split, limit: int) -> Split:
         return split
     if split.labels is None:
         return split.take(limit)
-    return split.subset(partition(split.targets, [limit], 0, "limit", split.role)[0])
+    return split.subset(partition(split.labels, [limit], 0, "limit", split.role)[0])
 
 
 def _path_of(source: Any) -> Path | None:

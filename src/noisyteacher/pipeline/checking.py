@@ -193,7 +193,7 @@ def plausible_accuracy(store: LogitStore, val: Split) -> Check:
     name = "teacher's accuracy"
     if val.labels is None:
         return Check(name, None, "validation has no labels")
-    chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.targets.cpu()
+    chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.labels.cpu()
     n, classes = len(labels), val.classes
     hits = int((chosen == labels).sum())
     chance, variance = hits_by_chance(*(torch.bincount(one, minlength=classes) for one in (chosen, labels)))
