@@ -253,8 +253,8 @@ def test_the_reader_of_packed_data(tmp_path: Path) -> None:
     assert reader("read_packed")(packed.path, "val")[1] is None
     record = reader("read_sealed")(packed.path / "packed.json")
     assert list(record) == [
-        "checksum", "kind", "schema", "name", "input_shape", "class_names", "parts", "left_out", "source", "fit",
-        "grey", "pillow", "plan",
+        "checksum", "kind", "schema", "name", "input_shape", "class_names", "parts", "left_out", "note", "source",
+        "fit", "grey", "pillow", "plan",
     ]  # fmt: skip
     (train, val) = record["parts"]
     assert [list(train), list(train["images"]), list(train["labels"]), list(train["files"])] == [

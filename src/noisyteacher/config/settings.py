@@ -35,6 +35,8 @@ class Data:
     """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
     grey: bool = False
     """Read the images of a folder as one channel."""
+    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    """Number or names of the classes, for a folder of images without class folders: as many as the teacher knows."""
     extra: bool = True
     """SVHN: train on its 531,131 extra images too, as the paper does."""
     limit: Count | None = None

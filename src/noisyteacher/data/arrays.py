@@ -54,7 +54,7 @@ def load_npz(path: Path, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Splits
 
 def assemble(
     name: str, images: Tensor, labels: Tensor | None, names: tuple[str, ...], val: Split | None, test: Split | None,
-    *, seed: int = 0, preprocess: str = "standardize",
+    *, seed: int = 0, preprocess: str = "standardize", note: str = "",
 ) -> Splits:  # fmt: skip
     """Splits of training images `[N, C, H, W]` beside given others; without `val` a stratified tenth is held out.
 
@@ -64,12 +64,12 @@ def assemble(
     if val is None:
         held, rows = partition(_strata(images, labels), [max(1, round(len(images) / _SHARE))], seed, _PURPOSE)
         train, val = train.subset(rows), train.subset(held, "val")
-    return Splits(name, train, val, test, preprocess=preprocess)
+    return Splits(name, train, val, test, preprocess=preprocess, note=note)
 
 
 def cut(
     name: str, images: Tensor, labels: Tensor | None, names: tuple[str, ...], *, seed: int = 0,
-    preprocess: str = "standardize",
+    preprocess: str = "standardize", note: str = "",
 ) -> Splits:  # fmt: skip
     """Splits cut 80/10/10 from images `[N, C, H, W]` and labels `[N]`: stratified, the same rows for the same seed.
 
@@ -79,7 +79,7 @@ def cut(
     tenth = max(1, round(len(images) / _SHARE))
     test, val, train = partition(_strata(images, labels), [tenth, tenth], seed, _PURPOSE)
     parts = (whole.subset(train), whole.subset(val, "val"), whole.subset(test, "test"))
-    return Splits(name, *parts, preprocess=preprocess)
+    return Splits(name, *parts, preprocess=preprocess, note=note)
 
 
 def _strata(images: Tensor, labels: Tensor | None) -> Tensor:

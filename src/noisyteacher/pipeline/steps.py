@@ -166,6 +166,7 @@ def load_config_data(config: Config, watch: Watch | None = None) -> Splits:
             verify=data.verify,
             size=data.size,
             grey=data.grey,
+            classes=data.classes,
             extra=data.extra,
             limit=data.limit,
             train_limit=data.train_limit,
