@@ -115,6 +115,9 @@ class Teacher(Recipe):
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits and is faster
     where the machine is. There is no auto: a store must not depend on the machine that made it."""
+    class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    """For a trained teacher whose classes stand in another order: entry k is the teacher's output for class k of the
+    data (empty: they stand in the data's order)."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 
