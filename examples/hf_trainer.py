@@ -35,8 +35,8 @@ def main() -> None:
     data = nt.load_data("mnist-5k", limit=given.limit)
     teacher = nt.build_model("lenet", data).network  # what stands behind its preprocessing: takes pixel_values too
     nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=given.epochs)
-    pairs = {"train": zip(data.train.images[data.train.index] / 255, data.train.targets, strict=True)}
-    pairs["eval"] = zip(data.val.images[data.val.index] / 255, data.val.targets, strict=True)
+    pairs = {"train": zip(data.train.images[data.train.index] / 255, data.train.labels, strict=True)}
+    pairs["eval"] = zip(data.val.images[data.val.index] / 255, data.val.labels, strict=True)
     sets = {f"{role}_dataset": [{"pixel_values": x, "labels": y} for x, y in rows] for role, rows in pairs.items()}
     small = {"num_channels": 1, "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
     with tempfile.TemporaryDirectory() as folder:

@@ -65,7 +65,7 @@ def photo_folder(folder: Path, counts: list[int], root: str, seed: int) -> Path:
     names = official.class_names
     pools = {"train": official.train, "val": official.val, "test": official.test}
     for role, split in pools.items():
-        labels = split.targets.numpy()
+        labels = split.labels.numpy()
         for k, count in enumerate(counts):
             wanted = {"train": count, "val": max(10, count // 5), "test": 200}[role]
             rows = rng.permutation(np.flatnonzero(labels == k))[:wanted]

@@ -185,8 +185,7 @@ def resized(split: Split, pixels: int) -> Split:
         interpolate(part.float(), size=(pixels, pixels), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
         for part in split.images[split.index].split(5000)
     ])  # fmt: skip
-    labels = None if split.labels is None else split.labels[split.index]
-    return Split(images, labels, torch.arange(len(images)), split.role, split.name, split.class_names)
+    return Split(images, split.labels, torch.arange(len(images)), split.role, split.name, split.class_names)
 
 
 def shifted(most: int) -> tuple[str, ...]:

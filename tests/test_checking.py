@@ -78,8 +78,8 @@ def test_a_sound_pair(data: nt.Splits, tmp_path: Path) -> None:
     held = {one["check"]: one["held"] for one in result.checks}
     assert held == {
         "teacher frozen": True, "class order": None, "stored answers are the teacher's": True,
-        "answers are logits": True, "teacher's accuracy": True, "no loss where student equals teacher": True,
-        "student's gradient": True,
+        "answers are logits": True, "class assignment": True, "teacher's accuracy": True,
+        "no loss where student equals teacher": True, "student's gradient": True,
     }  # fmt: skip
     told = {one["check"]: one["told"] for one in result.checks}
     assert told["teacher's accuracy"] == "100.00 % on validation (n = 60), where 33.33 % would be chance"
@@ -91,7 +91,7 @@ def test_a_sound_pair(data: nt.Splits, tmp_path: Path) -> None:
 
 def test_a_wrong_normalisation(data: nt.Splits, tmp_path: Path) -> None:
     wrong = teacher(data, Standardize([5.0], [1.0]))
-    with pytest.raises(MismatchError, match=r"1 of 5 checks did not hold.* % on validation \(n = 60\).*wrong normalis"):
+    with pytest.raises(MismatchError, match=r"1 of 6 checks did not hold.* % on validation \(n = 60\).*wrong normalis"):
         compressed(wrong, data, tmp_path / "refused")
     (run,) = list_runs(tmp_path / "refused", 1)
     assert run.state == "failed"
@@ -124,7 +124,7 @@ def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the stored teacher"):
         distil_config(build_config(moved), result.path / result.store)
     again = distil_config(build_config({**given, **learner}), result.path / result.store)
-    assert [one["held"] for one in again.result["checks"]] == [True, True, True]
+    assert [one["held"] for one in again.result["checks"]] == [True, True, True, True]
 
 
 @pytest.mark.parametrize(

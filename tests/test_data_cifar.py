@@ -177,7 +177,7 @@ def test_the_folder_becomes_three_splits(root: Path) -> None:
     data = load_data("cifar10", root=root, verify=False, download=False)
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [90, 10, 20]
-    assert data.val.targets.bincount().tolist() == [1] * 10
+    assert data.val.labels.bincount().tolist() == [1] * 10
     assert (data.class_names, data.preprocess, data.views) == (CLASSES, "pixel-mean", ("clean", "mirror"))
     assert "not the official ones" in data.note
     assert data.train.images[:, 0, 0, 0].tolist() == [number for number in range(5) for _ in range(20)]
@@ -205,7 +205,7 @@ def test_the_tar_file_is_read_without_unpacking(root: Path, tmp_path_factory: py
     unpacked = load_data("cifar10", root=root, verify=False)
     data = load_data("cifar10", root=other, verify=False)
     assert data.train.fingerprint == unpacked.train.fingerprint
-    assert torch.equal(data.val.targets, unpacked.val.targets)
+    assert torch.equal(data.val.labels, unpacked.val.labels)
     assert [entry.name for entry in other.iterdir()] == [archive.name]
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: truncated, damaged"):
@@ -227,10 +227,10 @@ def test_the_full_data_set_through_both_doors(real_data: Path) -> None:
     assert pickled.test is not None
     assert plain.test is not None
     assert [len(split) for split in pickled.parts.values()] == [45000, 5000, 10000]
-    assert pickled.val.targets.bincount().tolist() == [500] * 10
+    assert pickled.val.labels.bincount().tolist() == [500] * 10
     assert pickled.test.fingerprint == plain.test.fingerprint
     assert torch.equal(pickled.train.images, plain.train.images)
-    assert torch.equal(pickled.test.targets, plain.test.targets)
+    assert torch.equal(pickled.test.labels, plain.test.labels)
 
 
 def test_a_tar_file_that_inflates_without_end(tmp_path: Path) -> None:

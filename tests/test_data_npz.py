@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisyteacher.data import data_summary, load_data, npz
+from noisyteacher.data import Split, data_summary, load_data, npz
 from noisyteacher.data.arrays import channels_first
 from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError
 
@@ -41,7 +41,7 @@ def test_mnist_5k_is_there_balanced_and_always_the_same() -> None:
     data = load_data("mnist-5k")
     assert (data.name, data.classes, data.input_shape) == ("mnist-5k", 10, (1, 28, 28))
     assert (data.preprocess, data.views, data.note) == ("scale", ("clean",), "")
-    assert {role: split.targets.bincount().tolist() for role, split in data.parts.items()} == {
+    assert {role: split.labels.bincount().tolist() for role, split in data.parts.items()} == {
         "train": [400] * 10,
         "val": [40] * 10,
         "test": [60] * 10,
@@ -56,8 +56,15 @@ def test_mnist_5k_is_there_balanced_and_always_the_same() -> None:
 def test_mnist_5k_are_digits_of_mnist_with_their_labels(real_data: Path) -> None:
     """Each embedded digit is one of the 60,000 official training images, under the official label."""
     official, small = load_data("mnist", root=real_data), load_data("mnist-5k")
-    known = {image.numpy().tobytes(): int(label) for image, label in zip(official.train.images, official.train.labels)}  # type: ignore[arg-type] # noqa: B905
-    assert [known.get(image.numpy().tobytes()) for image in small.train.images] == small.train.labels.tolist()  # type: ignore[union-attr]
+
+    def pairs(split: Split) -> list[tuple[bytes, int]]:
+        images, labels = split.images_at(torch.arange(len(split))), split.labels_at(torch.arange(len(split)))
+        return [(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
+
+    known = dict(pairs(official.train) + pairs(official.val))
+    assert [known.get(image) == label for split in small.parts.values() for image, label in pairs(split)] == [
+        True
+    ] * 5000
 
 
 def test_npz_with_a_test_split_holds_a_tenth_out(path: Path) -> None:
@@ -67,10 +74,10 @@ def test_npz_with_a_test_split_holds_a_tenth_out(path: Path) -> None:
     assert (data.name, data.class_names, data.input_shape) == ("set", ("a", "b", "c", "d"), (3, 8, 8))
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [36, 4, 8]
-    assert data.val.targets.tolist().count(0) == 1
+    assert data.val.labels.tolist().count(0) == 1
     row = int(data.train.index[5])
     assert np.array_equal(data.train.images_at(torch.tensor([5]))[0].numpy(), given["x_train"][row].transpose(2, 0, 1))
-    assert data.train.targets[5] == given["y_train"][row]
+    assert data.train.labels[5] == given["y_train"][row]
     assert load_data(str(path), seed=1).val.index.tolist() != data.val.index.tolist()
     renamed = path.rename(path.with_name("renamed.npz"))
     assert load_data(renamed).val.index.tolist() == data.val.index.tolist()
@@ -81,7 +88,7 @@ def test_npz_with_its_own_validation_split_is_taken_as_given(path: Path) -> None
     np.savez_compressed(path, x_val=given["x_test"][::-1], y_val=given["y_test"][::-1, None], **given)
     data = load_data(path)
     assert len(data.train) == 40
-    assert data.val.targets.tolist() == given["y_test"][::-1].tolist()
+    assert data.val.labels.tolist() == given["y_test"][::-1].tolist()
     assert np.array_equal(data.val.images[0].numpy(), given["x_test"][7].transpose(2, 0, 1))
 
 
@@ -91,7 +98,7 @@ def test_npz_of_x_and_y_is_cut_in_three(path: Path) -> None:
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [80, 10, 10]
     assert data.input_shape == (1, 5, 7)
-    assert data.test.targets.bincount().tolist() == [2] * 5
+    assert data.test.labels.bincount().tolist() == [2] * 5
 
 
 def test_npz_without_training_labels_needs_a_validation_split(path: Path) -> None:
@@ -214,7 +221,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(path: Path, save: Any) -> None:
             noticed += 1
         else:  # dates, modes and the like in the zip's own records
             assert data.train.fingerprint == clean.train.fingerprint
-            assert torch.equal(data.train.targets, clean.train.targets)
+            assert torch.equal(data.train.labels, clean.train.labels)
     assert noticed > 8 * len(whole) / 97 / 2
 
 
@@ -259,7 +266,7 @@ def test_an_option_without_effect_is_refused(options: dict[str, Any], words: str
 def test_limit_keeps_classes_in_proportion_and_rows_apart() -> None:
     data = load_data("mnist-5k", limit=50)
     assert data.test is not None
-    assert [split.targets.bincount().tolist() for split in data.parts.values()] == [[5] * 10] * 3
+    assert [split.labels.bincount().tolist() for split in data.parts.values()] == [[5] * 10] * 3
     assert load_data("mnist-5k", limit=50).train.fingerprint == data.train.fingerprint
     assert len(load_data("mnist-5k", limit=500).val) == 400
 

@@ -56,7 +56,7 @@ def test_packed_images_are_those_of_the_folder(source: Path, tmp_path: Path) -> 
     assert repr(ours) == repr(theirs)
     for one, other in zip(ours.parts.values(), theirs.parts.values(), strict=True):
         assert one.fingerprint == other.fingerprint
-        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.labels, other.labels)
     assert packed.files("all")[:2] == ["ant/00.jpg", "ant/01.jpg"]
     assert packed.rows == {"all": 20}
     assert packed.verify() == 20 * 3 * 8 * 8 + 20 * 8 + len((tmp_path / "out" / "all-files.jsonl").read_bytes())
@@ -70,7 +70,7 @@ def test_roles_stay_apart_and_a_hold_out_is_the_folders(source: Path, tmp_path: 
     pack_data(root, tmp_path / "out", size=8, fit="squash")
     ours, theirs = load_data(tmp_path / "out", seed=3), load_data(root, size=8, seed=3)
     assert ours.test is not None
-    assert [len(ours.train), len(ours.val), ours.test.targets.tolist()] == [18, 2, [1]]
+    assert [len(ours.train), len(ours.val), ours.test.labels.tolist()] == [18, 2, [1]]
     assert ours.val.index.tolist() == theirs.val.index.tolist()
 
 
@@ -83,9 +83,10 @@ def test_any_number_of_jobs_gives_the_same_bytes(source: Path, tmp_path: Path, m
     assert content(tmp_path / "one") == content(tmp_path / "two")
     packed = Packed.open(tmp_path / "one")
     assert [one["rows"] for one in packed.header["parts"][0]["images"]["ranges"]] == [6, 7, 6]
-    labels = packed.splits().train.labels
-    assert labels is not None
-    assert [name[:3] for name in packed.files("all")] == [("ant", "bee")[label] for label in labels.tolist()]
+    names = packed.files("all")
+    for split in packed.splits().parts.values():
+        assert split.labels is not None
+        assert [names[row][:3] for row in split.index.tolist()] == [("ant", "bee")[label] for label in split.labels]
 
 
 @pytest.mark.parametrize(("size", "shape"), [((30, 10), (5, 5)), ((12, 40), (6, 6)), ((24, 24), (6, 12))])
@@ -350,7 +351,7 @@ def test_labels_may_be_missing_from_a_part(source: Path, tmp_path: Path) -> None
     for number in range(5):
         draw(root / "train" / f"{number}.png")
     data = load_data(pack_data(root, tmp_path / "out", size=8).path)
-    assert (data.train.labels, data.val.targets.sum(), data.class_names) == (None, 10, ("ant", "bee"))
+    assert (data.train.labels, data.val.labels.sum(), data.class_names) == (None, 10, ("ant", "bee"))
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -413,7 +414,7 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
         assert data.class_names == ("cat", "dog")
         assert np.array_equal(data.train.images.numpy(), pixels[:16].transpose(0, 3, 1, 2))
         assert np.array_equal(data.val.images.numpy(), pixels[[20, 17]].transpose(0, 3, 1, 2))
-        assert (data.train.targets.tolist(), data.val.targets.tolist()) == ([0, 1] * 8, [0, 1])
+        assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 1] * 8, [0, 1])
     plain = made.remove_columns("label")
     assert load_data(pack_data(plain, tmp_path / "plain", classes=3).path).train.labels is None
     with pytest.raises(AskedWronglyError, match="has the parts train, more"):

@@ -18,7 +18,9 @@ NAMES = ("ant", "bee", "cat")
 
 
 def make(index: list[int], role: str = "train", **changes: object) -> Split:
-    fields = {"images": IMAGES, "labels": LABELS, "role": role, "name": "tiny", "class_names": NAMES, **changes}
+    """A split whose labels follow the five images, however the index goes through them."""
+    labels = torch.tensor([int(LABELS[at % len(LABELS)]) for at in index], dtype=torch.int64)
+    fields = {"images": IMAGES, "labels": labels, "role": role, "name": "tiny", "class_names": NAMES, **changes}
     return Split(index=torch.tensor(index, dtype=torch.int64), **fields)  # type: ignore[arg-type]
 
 
@@ -27,7 +29,19 @@ def test_rows_go_through_the_index() -> None:
     assert (len(split), split.classes, split.input_shape) == (3, 3, (1, 2, 3))
     assert split.images_at(torch.tensor([2, 0]))[:, 0, 0, 0].tolist() == [12, 24]
     assert split.labels_at(torch.tensor([2, 0])).tolist() == [2, 0]
-    assert split.targets.tolist() == [0, 0, 2]
+    assert split.labels is not None
+    assert split.labels.tolist() == [0, 0, 2]
+    assert torch.equal(split.labels, split.labels_at(torch.arange(3)))
+    rows = torch.tensor([2, 0])
+    part = split.subset(rows)
+    assert part.labels is not None
+    assert part.labels.tolist() == [2, 0]
+    assert torch.equal(part.images_at(torch.arange(2)), split.images_at(rows))
+
+
+def test_targets_is_the_old_name_of_labels() -> None:
+    with pytest.warns(DeprecationWarning, match=r"use Split\.labels"):
+        assert torch.equal(make([4, 0, 2]).targets, torch.tensor([0, 0, 2]))
 
 
 def test_each_row_takes_its_own_view() -> None:
@@ -82,7 +96,10 @@ def test_subset_and_take_keep_order_and_share_the_pixels() -> None:
 def test_unlabelled_splits_have_images_and_no_targets() -> None:
     split = make([0, 1], labels=None)
     assert split.images_at(torch.tensor([1])).shape == (1, 1, 2, 3)
+    assert split.labels is None
     with pytest.raises(DataError, match="no labels"):
+        split.labels_at(torch.tensor([1]))
+    with pytest.warns(DeprecationWarning, match="targets"), pytest.raises(DataError, match="no labels"):
         _ = split.targets
 
 
@@ -92,11 +109,12 @@ def test_unlabelled_splits_have_images_and_no_targets() -> None:
         ({"images": IMAGES.float()}, r"float32 \[5, 1, 2, 3\]; expected uint8"),
         ({"images": IMAGES[:, 0]}, r"uint8 \[5, 2, 3\]; expected uint8 \[M, C, H, W\]"),
         ({"images": IMAGES[:0]}, "nothing in them"),
-        ({"labels": LABELS[:4]}, "5 images but 4 labels"),
+        ({"labels": LABELS}, "2 rows but 5 labels; there must be one label per row"),
+        ({"labels": LABELS[:1]}, "2 rows but 1 labels"),
         ({"labels": LABELS.float()}, "labels are float32"),
         ({"labels": LABELS.int()}, "labels are int32"),
-        ({"labels": torch.tensor([0, 1, 2, 3, 0])}, "label 3 of image 3 is out of range 0..2"),
-        ({"labels": torch.tensor([0, -1, 2, 0, 0])}, "label -1 of image 1 is out of range"),
+        ({"labels": torch.tensor([0, 3])}, "label 3 of row 1 is out of range 0..2"),
+        ({"labels": torch.tensor([-1, 2])}, "label -1 of row 0 is out of range"),
         ({"class_names": ("one",)}, "two or more"),
         ({"class_names": ("a", "b", "a")}, "all different"),
         ({"role": "training"}, "none of train, val, test"),

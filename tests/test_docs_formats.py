@@ -174,8 +174,8 @@ def test_store_json_and_its_digests(tmp_path: Path) -> None:
 def test_the_files_of_a_training(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (24, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, names = torch.arange(24) % 2, ("a", "b")
-    train = nt.Split(images, labels, torch.arange(16), "train", "toy", names)
-    val = nt.Split(images, labels, torch.arange(16, 24), "val", "toy", names)
+    train = nt.Split(images, labels[:16], torch.arange(16), "train", "toy", names)
+    val = nt.Split(images, labels[16:], torch.arange(16, 24), "val", "toy", names)
     seen: list[dict[str, Any]] = []
 
     def look(tick: Any) -> None:
@@ -253,8 +253,8 @@ def test_the_reader_of_packed_data(tmp_path: Path) -> None:
     assert reader("read_packed")(packed.path, "val")[1] is None
     record = reader("read_sealed")(packed.path / "packed.json")
     assert list(record) == [
-        "checksum", "kind", "schema", "name", "input_shape", "class_names", "parts", "left_out", "source", "fit",
-        "grey", "pillow", "plan",
+        "checksum", "kind", "schema", "name", "input_shape", "class_names", "parts", "left_out", "note", "source",
+        "fit", "grey", "pillow", "plan",
     ]  # fmt: skip
     (train, val) = record["parts"]
     assert [list(train), list(train["images"]), list(train["labels"]), list(train["files"])] == [

@@ -48,7 +48,7 @@ def splits(shape: tuple[int, int, int], n: int = 60, seed: int = 0) -> Splits:
     cut = 2 * n // 3
 
     def part(first: int, last: int, role: str) -> Split:
-        return Split(images, labels, torch.arange(first, last), role, "smooth", names)
+        return Split(images, labels[first:last], torch.arange(first, last), role, "smooth", names)
 
     return Splits("smooth", part(0, cut, "train"), part(cut, n - 5, "val"), part(n - 5, n, "test"))
 
@@ -99,7 +99,7 @@ def run_onnx(path: Path, images: np.ndarray[Any, Any]) -> Tensor:
 
 def test_what_is_told_is_found_again(made: dict[str, Exported], lenet: nt.Classifier, data: Splits) -> None:
     """Numbers of the outcome against the file on the disk, run here without this package's runners."""
-    images, labels = images_of(data.val), data.val.targets
+    images, labels = images_of(data.val), data.val.labels
     ours = nt.predict(lenet, data.val)
     theirs = {
         "onnx": run_onnx(made["onnx"].path, images),
@@ -355,7 +355,7 @@ def test_logits_that_are_none_are_refused(
 def test_int8_is_judged_by_accuracy_and_without_labels_by_agreement(tiny: tuple[nt.Classifier, Splits]) -> None:
     """15 images; torch is right on 10, the file on 9, and they agree on 13."""
     _, own = tiny
-    labels = own.val.targets
+    labels = own.val.labels
     right = nn.functional.one_hot(labels, 4).float()
     wrong = nn.functional.one_hot((labels + 1) % 4, 4).float()
     n = len(labels)

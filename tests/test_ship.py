@@ -91,7 +91,7 @@ def test_names_cannot_write_into_the_card(tmp_path: Path) -> None:
     name = 'x"\n---\nlicense: "mit'
 
     def part(first: int, last: int, role: str) -> Split:
-        return Split(images, torch.arange(40) % 4, torch.arange(first, last), role, name, names)
+        return Split(images, torch.arange(first, last) % 4, torch.arange(first, last), role, name, names)
 
     data = Splits(name, part(0, 20, "train"), part(20, 40, "val"), note="# a heading\n| a | row |")
     made = ship(nt.build_model("mlp800", data), data, tmp_path, ["hub"], licence='mit"\nevil: yes')

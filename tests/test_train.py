@@ -299,7 +299,7 @@ def test_the_test_split_is_refused() -> None:
 def test_early_stopping_keeps_best_and_last(tmp_path: Path) -> None:
     """A validation set with shuffled labels gets worse as training goes on, so patience ends the run."""
     val = blobs(30, "val", seed=1)
-    wrong = nt.Split(val.images, (val.targets + 1) % 3, val.index, "val", "blobs", val.class_names)
+    wrong = nt.Split(val.images, (val.labels + 1) % 3, val.index, "val", "blobs", val.class_names)
     history = nt.fit(
         small(), blobs(), nt.supervised(), val=wrong, epochs=50, lr=0.02, patience=3, keep="last", run=tmp_path
     )
@@ -407,7 +407,7 @@ def test_resuming_with_another_teacher_or_other_labels_is_refused(tmp_path: Path
         nt.fit(small(), blobs(), nt.distil(other), epochs=1, run=tmp_path / "live", resume=True)
     nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "labels")
     split = blobs()
-    swapped = nt.Split(split.images, split.targets.flip(0), split.index, "train", "blobs", split.class_names)
+    swapped = nt.Split(split.images, split.labels.flip(0), split.index, "train", "blobs", split.class_names)
     with pytest.raises(MismatchError, match="labels"):
         nt.fit(small(), swapped, nt.supervised(), epochs=1, run=tmp_path / "labels", resume=True)
 

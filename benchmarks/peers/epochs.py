@@ -60,7 +60,7 @@ class Photographs(Dataset[tuple[Tensor, int]]):
 
         images = task.split.images_at(torch.arange(len(task.split)))
         self.arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = task.split.targets.tolist()
+        self.labels = task.split.labels.tolist()
         self.prepare = transforms.Compose([
             transforms.ToPILImage(), transforms.ToTensor(), transforms.Normalize(task.mean, task.deviation),
         ])  # fmt: skip

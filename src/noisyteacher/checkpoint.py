@@ -100,7 +100,7 @@ def _without_idle_noise(saved: dict[str, Any]) -> dict[str, Any]:
 
 def labels_fingerprint(*splits: Split | None) -> str:
     """The labels of the splits, which their images' fingerprints leave out."""
-    return sha256(tensor_bytes(split.targets) for split in splits if split is not None and split.labels is not None)
+    return sha256(tensor_bytes(split.labels) for split in splits if split is not None and split.labels is not None)
 
 
 def frozen_record(model: nn.Module) -> dict[str, list[str]]:

@@ -34,6 +34,10 @@ class DataError(NoisyTeacherError):
     """A data set is missing, empty, unreadable or out of range; the message names the file or the row."""
 
 
+class DataWarning(UserWarning):
+    """A data set was read in part, or not as its owner may think; the message names what was left out."""
+
+
 class FileFormatError(NoisyTeacherError):
     """A file is truncated, corrupt, of another kind or of an unknown schema; the message names it and the place."""
 

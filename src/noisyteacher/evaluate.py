@@ -125,7 +125,7 @@ def score(logits: Tensor, split: Split, agreement: float | None = None) -> Score
     share = None if agreement is None else Quantity(agreement, "%", n)
     if split.labels is None:
         return Scores(split.role, None, None, None, None, share)
-    labels = split.targets
+    labels = split.labels
     return Scores(
         split.role,
         Quantity(metrics.accuracy(logits, labels), "%", n),

@@ -1,9 +1,9 @@
 """From an image file to uint8 pixels: one set of rules for every place that decodes, without torch.
 
-Only the formats of ENDINGS are read, whatever a file is called: Pillow knows others that start programs (EPS). The size
-an image announces is looked at before a pixel is decoded. Orientation tags are applied; palettes and CMYK become RGB;
-transparency is dropped, which leaves the colours as they are stored; an animation gives its first frame; grey images of
-more than 8 bits are refused, colours of 16 bits keep the high byte of each channel (docs/formats.md).
+Only the formats of _FORMATS are read, whatever a file is called: Pillow knows others that start programs (EPS). The
+size an image announces is looked at before a pixel is decoded. Orientation tags are applied; palettes and CMYK become
+RGB; transparency is dropped, which leaves the colours as they are stored; an animation gives its first frame; grey
+images of more than 8 bits are refused, colours of 16 bits keep the high byte of each channel (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +24,45 @@ from noisyteacher.text import unknown_name
 if TYPE_CHECKING:
     from PIL import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FITS = ("crop", "squash")
 """How an image is brought to a size: the largest centred window of its shape, scaled; or all of it, scaled."""
 MAX_PIXELS = 2**27
-_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
           7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
+
+
+@cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of _FORMATS that the installed Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """The suffixes of image files that are read, as the installed Pillow registers them: `.jpg`, `.jfif`, ..."""
+    from PIL import Image
+
+    formats = _readable_formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def looks_like_an_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an image of a format that is read; nothing is decoded."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_readable_formats()):
+                return True
+    except Exception:  # whatever a file without a suffix is
+        return False
 
 
 def size_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -60,9 +91,8 @@ def decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.init()  # the rarer formats too
             place = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(place, formats=_FORMATS) as image:
+            with Image.open(place, formats=_readable_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
                 turned = _upright(image)

@@ -12,7 +12,7 @@ import typer
 
 from noisyteacher.cli.commands import CONTEXT, Commands
 from noisyteacher.cli.show import TerminatedError
-from noisyteacher.cli.streams import safe_streams
+from noisyteacher.cli.streams import plain_warnings, safe_streams
 from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, WriteError
 from noisyteacher.launch import processes, rank
 from noisyteacher.text import lines_shown
@@ -68,7 +68,8 @@ def _exit_code() -> int | str | None:
     code: int | str | None
     try:
         try:
-            app(standalone_mode=True)
+            with plain_warnings():
+                app(standalone_mode=True)
         except SystemExit as ended:
             code = ended.code
         sys.stdout.flush()

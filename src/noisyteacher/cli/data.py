@@ -42,9 +42,11 @@ def data_check(
 
     Example: noisyteacher data check mnist-5k
     """
+    import warnings
     from pathlib import Path
 
     from noisyteacher.config import build_config
+    from noisyteacher.errors import DataWarning
 
     flags = {"data.name": name, "data.root": data_root}
     config = build_config(o.settings(None, overrides, flags))
@@ -55,7 +57,9 @@ def data_check(
         packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
         with stage(watch, f"checking {config.data.name}"):
             verified = None if packed is None else packed.verify()
-        splits = load_config_data(config, watch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # it is the note, which is printed below
+            splits = load_config_data(config, watch)
         with stage(watch, "summing up the images"):
             summary = data_summary(splits)
     if packed is not None:
@@ -65,7 +69,7 @@ def data_check(
         return
     say(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
     if summary["note"]:
-        typer.echo(summary["note"])
+        say(summary["note"])
     if packed is not None:
         say(f"packed: {verified:,} bytes, all checksums hold; {len(packed.left_out):,} image(s) left out")
     rows = []
@@ -127,7 +131,7 @@ def data_pack(
         parts.append({"part": part["role"], "images": part["rows"], "labelled": labelled, "left_out": left_out,
                       "bytes": part["images"]["bytes"]})  # fmt: skip
     if as_json:
-        record = {key: packed.header[key] for key in ("name", "input_shape", "class_names", "fit", "grey")}
+        record = {key: packed.header[key] for key in ("name", "input_shape", "class_names", "note", "fit", "grey")}
         print_json({"packed": str(packed.path), **record, "parts": parts, "left_out": packed.left_out})
         return
     rows = [
@@ -135,6 +139,8 @@ def data_pack(
          f"{one['bytes']:,}") for one in parts
     ]  # fmt: skip
     print_table(("part", "images", "labelled", "left out", "bytes"), rows, right=(1, 3, 4))
+    if packed.note:
+        say(packed.note)
     for one in packed.left_out[:SHOWN]:
         say(f"left out: {one['file']}: {one['reason']}")
     if len(packed.left_out) > SHOWN:

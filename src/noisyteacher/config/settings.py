@@ -35,6 +35,8 @@ class Data:
     """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
     grey: bool = False
     """Read the images of a folder as one channel."""
+    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    """Number or names of the classes, for a folder of images without class folders: as many as the teacher knows."""
     extra: bool = True
     """SVHN: train on its 531,131 extra images too, as the paper does."""
     limit: Count | None = None
@@ -113,6 +115,9 @@ class Teacher(Recipe):
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits and is faster
     where the machine is. There is no auto: a store must not depend on the machine that made it."""
+    class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    """For a trained teacher whose classes stand in another order: entry k is the teacher's output for class k of the
+    data (empty: they stand in the data's order)."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
 

@@ -54,35 +54,32 @@ def load_npz(path: Path, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Splits
 
 def assemble(
     name: str, images: Tensor, labels: Tensor | None, names: tuple[str, ...], val: Split | None, test: Split | None,
-    *, seed: int = 0, preprocess: str = "standardize",
+    *, seed: int = 0, preprocess: str = "standardize", note: str = "",
 ) -> Splits:  # fmt: skip
     """Splits of training images `[N, C, H, W]` beside given others; without `val` a stratified tenth is held out.
 
     Images without labels are drawn as one class.
     """
-    rows = torch.arange(len(images))
+    train = Split(images, labels, torch.arange(len(images)), "train", name, names)
     if val is None:
-        Split(images, labels, rows, "train", name, names)  # its sentences are better than the draw's
         held, rows = partition(_strata(images, labels), [max(1, round(len(images) / _SHARE))], seed, _PURPOSE)
-        val = Split(images, labels, held, "val", name, names)
-    train = Split(images, labels, rows, "train", name, names)
-    return Splits(name, train, val, test, preprocess=preprocess)
+        train, val = train.subset(rows), train.subset(held, "val")
+    return Splits(name, train, val, test, preprocess=preprocess, note=note)
 
 
 def cut(
     name: str, images: Tensor, labels: Tensor | None, names: tuple[str, ...], *, seed: int = 0,
-    preprocess: str = "standardize",
+    preprocess: str = "standardize", note: str = "",
 ) -> Splits:  # fmt: skip
     """Splits cut 80/10/10 from images `[N, C, H, W]` and labels `[N]`: stratified, the same rows for the same seed.
 
     Images without labels are drawn as one class.
     """
-    Split(images, labels, torch.arange(len(images)), "train", name, names)
+    whole = Split(images, labels, torch.arange(len(images)), "train", name, names)
     tenth = max(1, round(len(images) / _SHARE))
     test, val, train = partition(_strata(images, labels), [tenth, tenth], seed, _PURPOSE)
-    parts = {"train": train, "val": val, "test": test}
-    made = {role: Split(images, labels, rows, role, name, names) for role, rows in parts.items()}
-    return Splits(name, made["train"], made["val"], made["test"], preprocess=preprocess)
+    parts = (whole.subset(train), whole.subset(val, "val"), whole.subset(test, "test"))
+    return Splits(name, *parts, preprocess=preprocess, note=note)
 
 
 def _strata(images: Tensor, labels: Tensor | None) -> Tensor:

@@ -62,7 +62,7 @@ def load_cifar10(root: Path, *, download: bool = True, verify: bool = True, seed
         joined, targets = torch.cat(images[role]), torch.cat(labels[role])
         made[role] = Split(joined, targets, torch.arange(len(joined)), role, "cifar10", CLASSES)
     everything = made["train"]
-    held, rest = partition(everything.targets, [max(1, round(len(everything) / 10))], seed, "cifar10")
+    held, rest = partition(torch.cat(labels["train"]), [max(1, round(len(everything) / 10))], seed, "cifar10")
     return Splits(
         "cifar10",
         everything.subset(rest),

@@ -93,6 +93,11 @@ class Packed:
         return list(self.header["left_out"])
 
     @property
+    def note(self) -> str:
+        """What a user of the data should know, as the source said it; empty where there is nothing."""
+        return str(self.header.get("note", ""))
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all images."""
         return sum(part["images"]["bytes"] for part in self.header["parts"])
@@ -105,13 +110,13 @@ class Packed:
         made = {part["role"]: (self._images(part), self._labels(part)) for part in self.header["parts"]}
         name, names = self.header["name"], self.class_names
         if "all" in made:
-            return cut(name, *made["all"], names, seed=seed)
+            return cut(name, *made["all"], names, seed=seed, note=self.note)
         held = {
             role: Split(images, labels, torch.arange(len(images)), role, name, names)
             for role, (images, labels) in made.items()
             if role != "train"
         }
-        return assemble(name, *made["train"], names, held.get("val"), held.get("test"), seed=seed)
+        return assemble(name, *made["train"], names, held.get("val"), held.get("test"), seed=seed, note=self.note)
 
     def verify(self) -> int:
         """Read every byte and compare the checksums; returns how many bytes there are.

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from noisyteacher.data.hf import dataset_source, is_dataset, is_saved, parquet_files, parquet_source, saved_source
 from noisyteacher.data.journal import Journal
-from noisyteacher.data.packable import Part, Source, folder_source, given_classes, npz_source
+from noisyteacher.data.packable import Part, Source, given_classes, npz_source
 from noisyteacher.data.packed import HEADER, JOURNAL, KIND, SCHEMA, Packed, image_bytes, is_packed
 from noisyteacher.data.repacking import Decoder, repair, side_files
+from noisyteacher.data.tree import folder_source
 from noisyteacher.errors import AskedWronglyError, DataError, WriteError
 from noisyteacher.files import (
     append_bytes,
@@ -305,6 +306,7 @@ class _Work:
                 for part in self.source.parts
                 for row, why in done[part.role].left_out
             ],
+            "note": self.source.note,
             "source": self.source.kind,
             "fit": self.way.fit,
             "grey": self.way.grey,

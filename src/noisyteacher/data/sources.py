@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from noisyteacher.data.objects import load_object
 from noisyteacher.data.packed import is_packed, load_packed
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.data.svhn import load_svhn
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import AskedWronglyError, DataError, DataWarning
 from noisyteacher.text import unknown_name
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -66,6 +67,7 @@ def load_data(
     extra: bool = True,
     size: int | tuple[int, int] | None = None,
     grey: bool = False,
+    classes: int | Sequence[str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Splits:
     """The data set as Splits of train, val and, where there is one, test; uint8 `[N, C, H, W]`, labels int64 `[N]`.
@@ -82,9 +84,10 @@ def load_data(
     limit: at most so many rows of each split, each class in proportion; for trying things out. train_limit: the same of
         the training split alone.
     extra: svhn alone; False leaves its 531,131 extra images out. size, grey: folders alone; resize, and one channel.
+    classes: folders of images without class folders alone; the number or the names of the classes.
     max_bytes: refuse a file, folder or object that takes more memory (4 GiB unless given).
     Raises UnknownNameError with the nearest name, AskedWronglyError for an option that has no effect on this source,
-    DataError naming the file and what to do.
+    DataError naming the file and what to do. Warns (DataWarning) of files in a folder that are not read as images.
     """
     named = source if isinstance(source, str) and source in DATASETS else None
     path = _path_of(source) if named is None else None
@@ -92,6 +95,7 @@ def load_data(
     is_folder = path is not None and not packed and os.path.isdir(path)
     _refuse("size", size is not None and not is_folder, "a folder of images", source)
     _refuse("grey", grey and not is_folder, "a folder of images", source)
+    _refuse("classes", classes is not None and not is_folder, "a folder of images without class folders", source)
     _refuse("extra", not extra and named != "svhn", "'svhn'", source)
     fixed = named == "mnist-5k" or isinstance(source, Splits)
     _refuse("seed", seed != 0 and fixed, "sources without a validation split of their own", source)
@@ -107,13 +111,15 @@ def load_data(
     elif packed and path is not None:
         splits = load_packed(path, seed=seed, verify=verify)
     elif is_folder and path is not None:
-        splits = load_folder(path, size=size, grey=grey, seed=seed, max_bytes=max_bytes)
+        splits = load_folder(path, size=size, grey=grey, classes=classes, seed=seed, max_bytes=max_bytes)
     elif path is not None:
         splits = load_npz(path, seed=seed, max_bytes=max_bytes)
     elif isinstance(source, Splits):
         splits = source
     else:
         splits = load_object(source, seed=seed, max_bytes=max_bytes)
+    if path is not None and splits.note:
+        warnings.warn(f"{path}: {splits.note}", DataWarning, stacklevel=2)
     if limit is not None:
         test = None if splits.test is None else _limited(splits.test, limit)
         splits = replace(splits, train=_limited(splits.train, limit), val=_limited(splits.val, limit), test=test)
@@ -126,7 +132,7 @@ def _limited(split: Split, limit: int) -> Split:
         return split
     if split.labels is None:
         return split.take(limit)
-    return split.subset(partition(split.targets, [limit], 0, "limit", split.role)[0])
+    return split.subset(partition(split.labels, [limit], 0, "limit", split.role)[0])
 
 
 def _path_of(source: Any) -> Path | None:

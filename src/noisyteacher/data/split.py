@@ -1,7 +1,8 @@
-"""A data set is two tensors and an index: uint8 images, int64 labels, and which of their rows belong to a split."""
+"""A split of a data set: uint8 images, an index that says which of them are its rows, and a label for every row."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +25,10 @@ _CHUNK, _CHUNK_BYTES = 4096, 2**24
 class Split:
     """Rows of a data set with a role. Raises DataError when images, labels and index do not make one.
 
-    images: uint8 `[M, C, H, W]`, in memory or memory-mapped, shared between the splits that are cut from it.
-    labels: int64 `[M]` in 0..K-1, or None where there are none.
+    images: uint8 `[M, C, H, W]`, in memory or memory-mapped, shared between the splits that are cut from it: they are
+        not in the order of the rows, `images_at` is.
     index: int64 `[N]`; row r of the split is image `index[r]`.
+    labels: int64 `[N]` in 0..K-1, the label of every row in order, or None where there are none.
     role: `train`, `val` or `test`. name: the data set's name. class_names: K names, in the order of the labels.
     """
 
@@ -49,8 +51,6 @@ class Split:
             raise DataError(f"{what}: images have shape {list(self.images.shape)}: there is nothing in them")
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
             raise DataError(f"{what}: class names {list(self.class_names)}: expected two or more, all different")
-        if self.labels is not None:
-            _check_labels(self.labels, len(self.images), len(self.class_names), what)
         if self.index.dtype != torch.int64 or self.index.ndim != 1:
             raise DataError(f"{what}: index is {_describe(self.index)}; expected int64 [N]")
         if not len(self.index):
@@ -58,6 +58,8 @@ class Split:
         low, high = int(self.index.min()), int(self.index.max())
         if low < 0 or high >= len(self.images):
             raise DataError(f"{what}: index holds {low}..{high}, but there are {len(self.images)} images")
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.index), len(self.class_names), what)
 
     def __repr__(self) -> str:
         """One line without the pixels: `Split(mnist-5k, train, 4000 x [1, 28, 28], 10 classes)`."""
@@ -105,11 +107,13 @@ class Split:
         """The labels of the rows `[B]`, int64 `[B]`. Raises DataError when the split is unlabelled."""
         if self.labels is None:
             raise DataError(f"{self.name} ({self.role}): the images have no labels; use an objective that needs none")
-        return self.labels[self._places(rows).to(self.labels.device)]
+        self._places(rows)
+        return self.labels[rows.to(self.labels.device)]
 
     @property
     def targets(self) -> Tensor:
-        """All labels in row order, int64 `[N]`. Raises DataError when the split is unlabelled."""
+        """Deprecated: `labels`, int64 `[N]`. Raises DataError when the split is unlabelled."""
+        warnings.warn("Split.targets is deprecated: use Split.labels", DeprecationWarning, stacklevel=2)
         return self.labels_at(torch.arange(len(self)))
 
     @cached_property
@@ -128,7 +132,8 @@ class Split:
 
     def subset(self, rows: Tensor, role: str | None = None) -> Split:
         """The split of these rows `[B]` of this one, in this order. Raises DataError when there are none."""
-        return replace(self, index=self._places(rows), role=role or self.role)
+        labels = None if self.labels is None else self.labels_at(rows)
+        return replace(self, index=self._places(rows), labels=labels, role=role or self.role)
 
     def take(self, n: int) -> Split:
         """The split of the first n rows. Raises AskedWronglyError unless 1 <= n <= N."""
@@ -232,16 +237,18 @@ class Batch:
         return f"Batch({shape[0]} x {shape[1:]}, {len(self.views)} view(s), step {self.step})"
 
 
-def _check_labels(labels: Tensor, images: int, classes: int, what: str) -> None:
+def _check_labels(labels: Tensor, rows: int, classes: int, what: str) -> None:
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise DataError(f"{what}: labels are {_describe(labels)}; expected int64 [M]")
-    if len(labels) != images:
-        raise DataError(f"{what}: {images} images but {len(labels)} labels; there must be one label per image")
+        raise DataError(f"{what}: labels are {_describe(labels)}; expected int64 [N]")
+    if len(labels) != rows:
+        raise DataError(
+            f"{what}: {rows} rows but {len(labels)} labels; there must be one label per row, in the order of the index"
+        )
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
-            f"{what}: label {int(labels[row])} of image {row} is out of range 0..{classes - 1} "
+            f"{what}: label {int(labels[row])} of row {row} is out of range 0..{classes - 1} "
             f"({classes} classes); {len(wrong)} label(s) are"
         )
 

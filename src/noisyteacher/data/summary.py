@@ -41,7 +41,7 @@ def _of_split(split: Split) -> dict[str, Any]:
     variance = (squares.double() / pixels - mean * mean).clamp(min=0)
     per_class = None
     if split.labels is not None:
-        counts = split.targets.bincount(minlength=split.classes).tolist()
+        counts = split.labels.bincount(minlength=split.classes).tolist()
         per_class = dict(zip(split.class_names, counts, strict=True))
     return {
         "n": len(split),

@@ -61,14 +61,14 @@ def load_svhn(
         held.append(chosen + start)
         rest.append(others + start)
         start = stop
-    everything = torch.cat(labels)
+    whole = Split(images, torch.cat(labels), torch.arange(len(images)), "train", "svhn", names)
     test_images = torch.empty(counts["test"], 3, 32, 32, dtype=torch.uint8)
     test_labels = _read(paths["test"], test_images)
     note = " ".join(sentence for sentence in ("" if official else NOTE + ".", "" if extra else NO_EXTRA) if sentence)
     return Splits(
         "svhn",
-        Split(images, everything, torch.cat(rest), "train", "svhn", names),
-        Split(images, everything, torch.cat(held), "val", "svhn", names),
+        whole.subset(torch.cat(rest)),
+        whole.subset(torch.cat(held), "val"),
         Split(test_images, test_labels, torch.arange(len(test_images)), "test", "svhn", names),
         preprocess="local-contrast",
         note=note,

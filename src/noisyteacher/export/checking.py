@@ -37,7 +37,7 @@ class Reference:
     @property
     def labels(self) -> Tensor | None:
         """int64 `[N]`, or None."""
-        return None if self.split is None or self.split.labels is None else self.split.targets
+        return None if self.split is None else self.split.labels
 
     def parts(self) -> Iterator[Tensor]:
         """All images in order, uint8, some at a time."""

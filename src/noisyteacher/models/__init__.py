@@ -1,7 +1,7 @@
 """Networks with their preprocessing in front: build them by name, wrap your own, save them, tell them apart."""
 
 from noisyteacher.models.build import MODELS, OWN, ZOO, build_model, training_images
-from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
+from noisyteacher.models.classifier import Classifier, Reordered, as_classifier, logits_of, reordered
 from noisyteacher.models.compact import COMPACT, compact_network, without_width
 from noisyteacher.models.foreign import ENDINGS, load_foreign
 from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
@@ -51,6 +51,7 @@ __all__ = [
     "Frozen",
     "LocalContrast",
     "PixelMean",
+    "Reordered",
     "Resized",
     "Scale",
     "Standardize",
@@ -78,6 +79,7 @@ __all__ = [
     "preprocess_fingerprint",
     "pretrained",
     "ratio_of",
+    "reordered",
     "save_model",
     "saved_bytes",
     "training_images",

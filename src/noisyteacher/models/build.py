@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
-from noisyteacher.models.classifier import Classifier, as_classifier
+from noisyteacher.models.classifier import Classifier, Reordered, as_classifier
 from noisyteacher.models.compact import COMPACT, compact_network, compact_options, without_width
 from noisyteacher.models.hub import hf_network
 from noisyteacher.models.libraries import unknown_network
@@ -158,7 +158,8 @@ def _narrowed(
         )
     if isinstance(teacher, nn.Module):
         whole = as_classifier(teacher, classes=classes, input_shape=shape)
-        return whole.network, {"of": {key: whole.architecture[key] for key in ("name", "options")}}
+        body = whole.network.network if isinstance(whole.network, Reordered) else whole.network
+        return body, {"of": {key: whole.architecture[key] for key in ("name", "options")}}
     origin_of(teacher)
     for what, asked in (("classes", classes), ("input_shape", list(shape))):
         if teacher.get(what) not in (None, asked):

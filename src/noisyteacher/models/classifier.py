@@ -92,6 +92,38 @@ class Classifier(nn.Module):
         return logits
 
 
+class Reordered(nn.Module):
+    """A network whose outputs are put into another order: logit k is the network's output `order[k]`."""
+
+    class_order: Tensor
+
+    def __init__(self, network: nn.Module, order: Sequence[int] | Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_order", torch.as_tensor(order, dtype=torch.int64).clone())
+
+    def forward(self, ready: Tensor) -> Tensor:
+        """Logits `[B, K]`."""
+        return logits_of(self.network(ready)).index_select(1, self.class_order)
+
+
+def reordered(model: Classifier, order: Sequence[int]) -> Classifier:
+    """A Classifier whose logit k is logit `order[k]` of the model; it shares the model's network and preprocessing.
+
+    Raises MismatchError unless `order` holds every output of the model once.
+    """
+    if model.classes is not None and sorted(order) != list(range(model.classes)):
+        raise MismatchError(
+            f"class order {list(order)}: expected each of the model's outputs 0..{model.classes - 1} once"
+        )
+    network, whole = model.network, list(order)
+    if isinstance(network, Reordered):
+        before = network.class_order.tolist()
+        network, whole = network.network, [before[output] for output in order]
+    made = Classifier(model.preprocess, Reordered(network, whole), dict(model.architecture))
+    return made.train(model.training)
+
+
 def as_classifier(
     module: nn.Module,
     *,

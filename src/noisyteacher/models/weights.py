@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacherError
+from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, NoisyTeacherError
 from noisyteacher.files import BLANK, SEAL, sha256
 from noisyteacher.models.build import MODELS, ZOO, architecture_of, build_model
-from noisyteacher.models.classifier import Classifier, as_classifier
+from noisyteacher.models.classifier import Classifier, as_classifier, reordered
 from noisyteacher.models.frozen import FROZEN, NEEDS_TRUST
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.models.pretrained import weights_file
@@ -66,6 +66,35 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
+    tensors, order = _without_order(tensors)
+    model = _rebuilt(path, tensors, record, allow_import)
+    if order is None:
+        return model
+    try:
+        return reordered(model, order)
+    except MismatchError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _without_order(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[int] | None]:
+    """The tensors of a `Reordered` network as those of the network in it, and the order; None for any other."""
+    inner = "network.network."
+    order = tensors.get("network.class_order")
+    if (
+        order is None
+        or order.dtype != torch.int64
+        or order.dim() != 1
+        or not any(key.startswith(inner) for key in tensors)
+    ):
+        return tensors, None
+    kept = {key: tensor for key, tensor in tensors.items() if key != "network.class_order"}
+    return {
+        key.replace(inner, "network.", 1) if key.startswith(inner) else key: kept[key] for key in kept
+    }, order.tolist()
+
+
+def _rebuilt(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], allow_import: bool) -> Classifier:
+    """The Classifier that a file's architecture names, filled with its tensors."""
     architecture = _checked(record.get("architecture"), path)
     name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
     try:

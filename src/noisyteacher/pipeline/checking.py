@@ -5,20 +5,29 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config import Config
+from noisyteacher.config import Config, Teacher
 from noisyteacher.data import Batch, Split, Splits, epoch_batches, expand_views
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import MismatchError
+from noisyteacher.evaluate import judge
 from noisyteacher.models import as_classifier, weights_fingerprint
 from noisyteacher.modes import channels_last, inference
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
+from noisyteacher.pipeline.class_order import (
+    REORDER_FURTHER,
+    REORDER_STORE,
+    Check,
+    class_assignment,
+    class_order,
+    natural_hint,
+)
 from noisyteacher.pipeline.given import network_of
 from noisyteacher.pipeline.plan import Answers, Plan, taught_of
 from noisyteacher.pipeline.training import Trained
@@ -31,20 +40,8 @@ ROWS = 8
 CHUNK = 8192
 ABOVE_CHANCE = 3.0
 """Standard deviations above chance from which on an accuracy is no accident."""
-SHOWN = 3
 CHECKING_TEACHER, CHECKING_STUDENT = "checking the teacher", "checking the student's first step"
 """What the checks are called while they run."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    check: str
-    held: bool | None
-    """None where it could not be looked at; `told` says why."""
-    told: str
-    """A sentence with the numbers, and n where there is one."""
 
 
 def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict[str, Any]]:
@@ -58,7 +55,7 @@ def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict
     stored = store if isinstance(store, LogitStore) else None
     found = [
         teacher_frozen(teacher.model, data.train, stored),
-        class_order(teacher.result.get("classes"), data.class_names, "the teacher"),
+        class_order(teacher.result.get("classes"), data.class_names, "the teacher", plan.config.teacher.class_order),
     ]
     if stored is not None:
         found.append(stored_is_live(teacher.model, data.train, stored))
@@ -66,6 +63,12 @@ def checked_teacher(plan: Plan, teacher: Trained, answers: Answers) -> list[dict
         return settled(found, strict)
     accuracy = plausible_accuracy(val, data.val)
     found.append(answers_are_logits(val))
+    if teacher.run.info["kind"] == "given":
+        found.append(class_assignment(predictions(val), data.val, "the teacher", plan.config.teacher.class_order))
+    for role, further in answers.items():
+        if role.startswith("train-") and isinstance(further, LogitStore):
+            who = f"teacher {role.removeprefix('train-')}"
+            found.append(class_assignment(predictions(further), data.train, who, remedy=REORDER_FURTHER))
     if teacher.run.info["kind"] == "given" and not teacher.run.info["parents"]:
         return settled([*found, accuracy], strict)
     return settled(found, strict) + settled([accuracy], strict=False)
@@ -120,37 +123,21 @@ def told_of(checks: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"Did not hold before the first step ({one['check']}): {one['told']}." for one in failed]
 
 
-def class_order(theirs: Sequence[str] | None, ours: Sequence[str], who: str) -> Check:
-    """Whether names of classes that both sides know stand at the same places on both."""
-    name = "class order"
-    if theirs is None:
-        return Check(name, None, f"nothing says how {who} calls its classes")
-    if len(theirs) != len(ours):
-        return Check(name, False, f"{who} has {len(theirs)} classes, the data {len(ours)}")
-    places = {_word(one): number for number, one in enumerate(theirs)}
-    moved = [
-        f"{ours[number]!r} is class {number} of the data and {places[_word(one)]} of {who}"
-        for number, one in enumerate(ours)
-        if places.get(_word(one), number) != number
-    ]
-    if moved:
-        more = "" if len(moved) <= SHOWN else f", and {len(moved) - SHOWN} more"
-        return Check(name, False, f"the classes stand in another order: {', '.join(moved[:SHOWN])}{more}")
-    known = sum(_word(one) in places for one in ours)
-    if not known:
-        return Check(name, None, f"{who} calls its classes {theirs[0]!r}, ..., the data theirs {ours[0]!r}, ...")
-    return Check(name, True, f"{known} of {len(ours)} classes are named alike, each at the same place")
-
-
 def store_order(store: LogitStore, data: Splits, strict: bool) -> list[dict[str, Any]]:
-    """The check of the class order of a store, of whose teacher nothing else is known. Raises as the above."""
+    """The checks of the class order of a store, of whose teacher nothing else is known. Raises as the above."""
     stated = store.meta.get("class_names")
     theirs = list(map(str, stated)) if isinstance(stated, list) else None
-    return settled([class_order(theirs, data.class_names, "the stored teacher")], strict)
+    found = [class_order(theirs, data.class_names, "the stored teacher")]
+    if data.train.labels is not None:
+        found.append(class_assignment(predictions(store), data.train, "the stored teacher", remedy=REORDER_STORE))
+    return settled(found, strict)
 
 
-def _word(name: str) -> str:
-    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+def refuse_other_order(teacher: nn.Module, split: Split, settings: Teacher, device: str) -> None:
+    """Raises MismatchError where the teacher's answers to a labelled split show another order of classes."""
+    if split.labels is not None:
+        predicted = judge(teacher, split, device=device)[1].argmax(1)
+        settled([class_assignment(predicted, split, "the teacher", settings.class_order)], strict=True)
 
 
 def teacher_frozen(teacher: nn.Module, split: Split, store: LogitStore | None) -> Check:
@@ -193,7 +180,7 @@ def plausible_accuracy(store: LogitStore, val: Split) -> Check:
     name = "teacher's accuracy"
     if val.labels is None:
         return Check(name, None, "validation has no labels")
-    chosen, labels = torch.cat([one.argmax(1) for one in _chunks(store)]), val.targets.cpu()
+    chosen, labels = predictions(store), val.labels.cpu()
     n, classes = len(labels), val.classes
     hits = int((chosen == labels).sum())
     chance, variance = hits_by_chance(*(torch.bincount(one, minlength=classes) for one in (chosen, labels)))
@@ -204,8 +191,13 @@ def plausible_accuracy(store: LogitStore, val: Split) -> Check:
     return Check(
         name, False,
         f"the teacher's accuracy is {told}: a wrong normalisation or class order shows like this, and so does a "
-        "teacher that was hardly trained (see teacher.preprocess, teacher.mean)",
+        f"teacher that was hardly trained (see teacher.preprocess, teacher.mean){natural_hint(val.class_names)}",
     )  # fmt: skip
+
+
+def predictions(store: LogitStore) -> Tensor:
+    """The class with the largest stored logit for every row of the first view, int64 `[N]`."""
+    return torch.cat([part.argmax(1) for part in _chunks(store)])
 
 
 def hits_by_chance(answers: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.given import is_given, network_of
 from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
-from noisyteacher.pipeline.steps import front_of, given_run, keeping_of, load_teacher, options_of, recipe_of
+from noisyteacher.pipeline.steps import front_of, given_run, in_order, keeping_of, load_teacher, options_of, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, train_run
 from noisyteacher.progress import counted, stage
 from noisyteacher.ranks import led
@@ -71,11 +71,12 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     if isinstance(given, str):
         model, found = load_teacher(given, data, plan.allow_import, plan.config.teacher)
     else:
-        model = build_model(given, data)
+        model = in_order(build_model(given, data), plan.config.teacher)
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
     run = plan.run.child(name, "given", settings, parents={"run": found.id} if found is not None else None)
+    order = plan.config.teacher.class_order
     with stage(plan.watch, title):
-        return given_run(run, model, data, device=plan.config.run.device, source=found, watch=plan.watch)
+        return given_run(run, model, data, device=plan.config.run.device, source=found, watch=plan.watch, order=order)
 
 
 def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:
@@ -124,7 +125,7 @@ def further_answers(plan: Plan, title: str) -> dict[str, LogitStore | nn.Module]
     """
     found: dict[str, LogitStore | nn.Module] = {}
     for number, name in enumerate(plan.config.teacher.also, 2):
-        only_first = replace(plan.config.teacher, weights="")
+        only_first = replace(plan.config.teacher, weights="", class_order=[])
         other = replace(plan, teacher=name, config=replace(plan.config, teacher=only_first))
         trained = the_teacher(other, f"{title} {number}", f"teacher-{number}")
         if plan.live:

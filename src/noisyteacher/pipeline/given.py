@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from noisyteacher.models import (
     WHOLE,
     ZOO,
     Classifier,
+    Reordered,
     Resized,
     Standardize,
     blank_preprocess,
@@ -138,15 +139,21 @@ def load_frozen_for(path: str, data: Splits | None, settings: Teacher | None, al
     return load_frozen(path, classes=classes, input_shape=shape, preprocess=front, allow_import=allow_import).eval()
 
 
-def class_names_taught(model: Classifier, run: Run | None) -> tuple[str, ...] | None:
-    """The names of a given model's classes in its own order, as its run or its config states them; None without."""
+def class_names_taught(model: Classifier, run: Run | None, order: Sequence[int] = ()) -> tuple[str, ...] | None:
+    """The names of a given model's classes in its own order, as its run or its config states them; None without.
+
+    `order` is one that its outputs were put in after that run.
+    """
     if run is not None:
         stated: Any = (run.result() or {}).get("classes")
         config: Mapping[str, Any] = run.config
         if stated is None and isinstance(config.get("data"), dict):
             stated = config["data"].get("classes")
-        return tuple(map(str, stated)) if isinstance(stated, list) else None
-    return class_names_of(model.architecture)
+        names = tuple(map(str, stated)) if isinstance(stated, list) else None
+    else:
+        names = class_names_of(model.architecture)
+        order = model.network.class_order.tolist() if isinstance(model.network, Reordered) else ()
+    return names if names is None or len(names) != len(order) else tuple(names[output] for output in order)
 
 
 def _is_ours(path: str) -> bool:

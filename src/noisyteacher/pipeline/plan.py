@@ -30,7 +30,7 @@ from noisyteacher.models import (
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.candidates import Search, costs_of, larger_than_teacher, price_candidates
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
-from noisyteacher.pipeline.steps import front_of, load_teacher, options_of
+from noisyteacher.pipeline.steps import front_of, in_order, load_teacher, options_of
 from noisyteacher.progress import Watch, stage
 from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, folder_name, is_run, new_run
@@ -184,7 +184,11 @@ def refuse_early(
         )
     models = []
     for one in (teacher, *config.teacher.also):
-        settings = config.teacher if one is teacher else replace(config.teacher, weights="")
+        settings = config.teacher if one is teacher else replace(config.teacher, weights="", class_order=[])
+        if settings.class_order and isinstance(one, str) and not is_given(one, settings):
+            raise AskedWronglyError(
+                f"teacher.class_order: has no effect on {one!r}, which is trained in the data's order: leave it out"
+            )
         if "train" in unlabelled and isinstance(one, str) and not is_given(one, settings):
             raise AskedWronglyError(
                 f"teacher {one!r} would have to be trained on labels, and {data.name!r} has none: give a trained one, "
@@ -201,7 +205,7 @@ def refuse_early(
         elif settings.weights:
             raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
-            models.append(network_of(settings, one, data))
+            models.append(in_order(network_of(settings, one, data), settings))
     return Networks(
         models[0], None if student == AUTO else network_of(config.student, student, data, teacher=models[0])
     )

@@ -17,7 +17,7 @@ from noisyteacher.launch import restarts
 from noisyteacher.locks import at_work
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.checking import CHECKING_STUDENT, checked_lesson, store_order
+from noisyteacher.pipeline.checking import CHECKING_STUDENT, checked_lesson, refuse_other_order, store_order
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import store_name
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
@@ -57,6 +57,8 @@ def train_config(
             f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
             "teacher.options.pretrained=true"
         )
+    if config.teacher.class_order:
+        raise AskedWronglyError("teacher.class_order: is for a teacher that is trained already: leave it out")
     model = network_of(config.teacher, config.teacher.name, data, seed)
     objective = supervised()
     _refuse(objective, model, data, config, config.teacher)
@@ -99,6 +101,8 @@ def extract_config(
     data = data or load_config_data(config, watch)
     config = settled(config, data)
     model, _ = load_teacher(config.teacher.name, data, allow_import, config.teacher)
+    if config.run.checks:
+        refuse_other_order(model, data.val, config.teacher, config.run.device)
     name = store_name(called(model), data.train, model, config.teacher.logits_precision)
     return extract(
         model,

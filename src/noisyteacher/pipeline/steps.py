@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from noisyteacher.device import check_threads
 from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError
 from noisyteacher.locks import alone, at_work
 from noisyteacher.measure import measure
-from noisyteacher.models import Classifier, is_frozen_file, load_model, save_model, weights_file
+from noisyteacher.models import Classifier, is_frozen_file, load_model, reordered, save_model, weights_file
 from noisyteacher.optimizers import preferred_optimizer
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
 from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
@@ -33,16 +33,18 @@ def given_run(
     device: str = "auto",
     source: Run | None = None,
     watch: Watch | None = None,
+    order: Sequence[int] = (),
 ) -> Trained:
     """A model that was trained before, evaluated and kept in this run's folder, so that the folder tells all.
 
-    `source` is the run it comes from; its training time is taken over. `classes` in the result are the names of the
+    `source` is the run it comes from; its training time is taken over. `order` is what `teacher.class_order` says, in
+    which the model's outputs stand already. `classes` in the result are the names of the
     model's own classes, null where nothing states them.
     """
     with at_work(*run.around), alone(run.path), errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
         save_model(model, run.path / WEIGHTS, within=run.path)
-        names = class_names_taught(model, source)
+        names = class_names_taught(model, source, order)
         result = {
             **judged_on(model, data, {}, device, watch),
             "classes": None if names is None else list(names),
@@ -79,7 +81,8 @@ def load_teacher(
     if settings is not None and settings.weights and names_a_file(os.fspath(where)):
         raise AskedWronglyError(f"teacher.weights: has no effect on {where}, which has its own: leave one of them out")
     if not names_a_file(os.fspath(where)) and is_given(os.fspath(where), settings) and data is not None:
-        return load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where))), None
+        named = load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where)))
+        return in_order(named, settings), None
     path = weights_file(where)
     run = Run.open(path) if is_run(path) else None
     file = weights_of(path)
@@ -99,7 +102,17 @@ def load_teacher(
         ):
             if own != theirs:
                 raise MismatchError(f"{file}: the model has {what} {own}, the data {data.name!r} have {theirs}")
-    return model, run
+    return in_order(model, settings), run
+
+
+def in_order(model: Classifier, settings: Teacher | None) -> Classifier:
+    """The teacher with its outputs in the order that settings say; itself where they say none."""
+    if settings is None or not settings.class_order:
+        return model
+    try:
+        return reordered(model, settings.class_order)
+    except MismatchError as error:
+        raise MismatchError(f"teacher.class_order: {error}") from error
 
 
 def _load_ours(file: Path, allow_import: bool) -> Classifier:
@@ -166,6 +179,7 @@ def load_config_data(config: Config, watch: Watch | None = None) -> Splits:
             verify=data.verify,
             size=data.size,
             grey=data.grey,
+            classes=data.classes,
             extra=data.extra,
             limit=data.limit,
             train_limit=data.train_limit,

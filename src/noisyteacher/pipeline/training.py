@@ -222,7 +222,7 @@ def judged_on(
             found, logits = judge(model, split, teacher=answers.get(split.role), device=device, progress=tell)
             scores[split.role] = found.describe()
             if split.labels is not None:
-                details[split.role] = _details(logits, split.targets)
+                details[split.role] = _details(logits, split.labels)
     return {"scores": scores, "details": details}
 
 

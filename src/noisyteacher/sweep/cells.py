@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 
 from noisyteacher.config import build_config, describe
 from noisyteacher.data import Splits
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.errors import DataWarning, NoisyTeacherError
 from noisyteacher.files import read_bytes
 from noisyteacher.models import model_record
 from noisyteacher.noise import Noise
@@ -157,7 +159,7 @@ def _training(cell: Cell) -> Training:
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     asked = build_config(cell.config)
-    data = _data(_key(cell.config["data"]))
+    data = _data(json.dumps(cell.config["data"], sort_keys=True))
     config = settled(asked, data)
     answers = {role: _store(os.path.join(cell.folder, place)) for role, place in cell.stores.items()}
     noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
@@ -189,13 +191,12 @@ def teacher_record(
     }  # fmt: skip
 
 
-def _key(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(settings.items()))
-
-
 @lru_cache(maxsize=2)
-def _data(settings: tuple[tuple[str, Any], ...]) -> Splits:
-    return load_config_data(build_config({"data": dict(settings)}))
+def _data(settings: str) -> Splits:
+    """The data of settings, given as JSON."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # who began the sweep has seen it
+        return load_config_data(build_config({"data": json.loads(settings)}))
 
 
 @lru_cache(maxsize=8)
