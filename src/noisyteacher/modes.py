@@ -61,12 +61,33 @@ def channels_last(model: nn.Module, images: Tensor) -> Iterator[None]:
         yield
 
 
+NARROW = 16
+"""Floats in the widest register of a CPU: convolutions of fewer input channels may write out of bounds."""
+
+
+def corrupts_memory(layer: nn.Module) -> bool:
+    """Whether the backward pass of this layer may write out of bounds on a CPU when memory is channels-last.
+
+    torch 2.13 (oneDNN 3.12) does so for an ungrouped 1x1 convolution with a stride and fewer input channels than a
+    register holds floats (8 with AVX2), whichever images divide by the stride: the process aborts, crashes or hangs.
+    What has such a weight and does not state its stride counts as one that may. Answering is not concerned.
+    """
+    weights = [one for one in layer.parameters(recurse=False) if one.dim() == 4]
+    narrow = any(one.shape[1] < NARROW and one.shape[2:] == (1, 1) for one in weights)
+    strided = getattr(layer, "stride", None) not in (1, (1, 1))
+    return narrow and strided and getattr(layer, "groups", 1) == 1
+
+
 def layout_of(model: nn.Module, images: Tensor) -> torch.memory_format:
     """The memory order to train in: channels-last where there are convolutions and the model learns so.
 
-    A copy of it is tried on these images, forward and backward, in training mode: some flatten by `.view` only there.
+    Plain order on a CPU where a layer `corrupts_memory` else. A copy of any other is tried on these images, forward and
+    backward, in training mode: some flatten by `.view` only there.
     """
-    if all(one.dim() != 4 for one in model.parameters()):
+    weights = [one for one in model.parameters() if one.dim() == 4]
+    if not weights:
+        return torch.contiguous_format
+    if weights[0].device.type == "cpu" and any(map(corrupts_memory, model.modules())):
         return torch.contiguous_format
     try:
         copied = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

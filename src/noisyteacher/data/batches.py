@@ -31,7 +31,7 @@ def epoch_batches(
     device: torch.device,
     augment: str = "none",
     share: Callable[[int], slice] = slice,
-    layout: torch.memory_format = torch.channels_last,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[Batch]:
     """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
 
