@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import os
 import pickle
 import struct
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.errors import FileFormatError, MismatchError
 from noisyteacher.models import load_foreign
+from noisyteacher.models.torchfile import Inert, read_torch_file
 
 State = dict[str, Tensor]
 
@@ -113,8 +117,10 @@ def test_tensors_of_another_network(change: Callable[[State], Any], told: str, s
         ({"epoch": 3}, "no state dict found in it: it holds a dict with the keys epoch"),
         ([1, 2], "it holds a list"),
         ({"3.bias": torch.full((10,), torch.nan)}, "no|not finite|missing"),
-        ({"model": {}, "args": argparse.Namespace(lr=1)}, "asks for argparse.Namespace"),
-        (network(), "a whole module was saved"),
+        ({"model": {}, "args": argparse.Namespace(lr=1)}, "it holds a dict with the keys model, args; expected"),
+        (network(), r"it holds a torch\.nn\.modules\.container\.Sequential \(a whole module was saved"),
+        ({"model": network()}, r"with the keys model \(a whole module was saved, not its state dict\)"),
+        (argparse.Namespace(lr=1), r"it holds a argparse\.Namespace"),
         ({"x": torch.zeros(1).expand(10**9)}, "does not lie inside its storage of 1 elements"),
     ],
 )
@@ -136,10 +142,13 @@ def test_code_in_a_file_is_never_run(protocol: int, ending: str, state: State, t
             return os.mkdir, (str(tmp_path / "ran"),)
 
     path = saved(tmp_path / f"a{ending}", {"state_dict": state, "extra": Evil()}, pickle_protocol=protocol)
-    with pytest.raises(
-        FileFormatError, match=r"asks for (posix|nt)\.mkdir, and nothing of it was run: where you trust"
-    ):
-        load_foreign(model(), path)
+    found = model()
+    load_foreign(found, path)
+    assert holds(found, state)
+    assert type(read_torch_file(path)["extra"]).name in ("posix.mkdir", "nt.mkdir")
+    saved(path, {**state, "3.bias": Evil()}, pickle_protocol=protocol)
+    with pytest.raises(MismatchError, match=r"missing: 3\.bias"):
+        load_foreign(found, path)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(FileFormatError, match="as torch wrote before version"):
         load_foreign(model(), path)
@@ -149,6 +158,71 @@ def test_code_in_a_file_is_never_run(protocol: int, ending: str, state: State, t
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Evil()))
     assert (tmp_path / "ran").exists()  # the payload would have worked
+
+
+class Listed(list[int]):
+    """Pickles with items that are appended."""
+
+
+class Slotted:
+    """Pickles by `copyreg.__newobj_ex__`, with a state of its own."""
+
+    def __init__(self, *, lr: float) -> None:
+        self.lr = lr
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, float]]:
+        return (), {"lr": self.lr}
+
+    def __new__(cls, *, lr: float) -> Slotted:
+        return object.__new__(cls)
+
+
+def trainer_files(state: State) -> dict[str, Any]:
+    """What training programs keep beside the weights, as they write it."""
+    optimizer = {"state": {0: {"step": torch.ones(1), "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    under_model = {f"model.{name}": one for name, one in state.items()}
+    settings = argparse.Namespace(lr=0.1, data=Path("data"), betas=(0.9, 0.999), device=torch.device("cpu"))
+    return {
+        "timm": {"epoch": 3, "arch": "resnet18", "state_dict": state, "optimizer": optimizer, "version": 2,
+                 "args": settings, "metric": np.float64(71.5)},
+        "torchvision": {"model": state, "optimizer": optimizer, "lr_scheduler": {"milestones": Counter([30])},
+                        "epoch": 3, "args": settings, "scaler": {"scale": 65536.0}},
+        "lightning": {"state_dict": under_model, "hyper_parameters": {"root": Path("runs"), "size": np.int64(3)},
+                      "callbacks": {"ModelCheckpoint{}": {"best_model_path": Path("a.ckpt"), "best": np.array([1.0])}},
+                      "loops": defaultdict(dict, {"fit": {}}), "pytorch-lightning_version": "2.5"},
+        "others": {"net": state, "log": Listed([1, 2]), "rule": Slotted(lr=0.1), "when": datetime.date(2020, 1, 1),
+                   "seen": {frozenset({1}): {2, 3}}, "how": os.path.join, "complex": torch.ones(2) * 1j,
+                   "random": np.random.default_rng(0)},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "lightning", "others"])
+@pytest.mark.parametrize(("protocol", "name"), [(2, "last.pth.tar"), (4, "MODEL.PTH"), (2, "weights"), (5, "a.pkl")])
+def test_files_of_trainers_are_read_whatever_they_are_called(
+    kind: str, protocol: int, name: str, state: State, tmp_path: Path
+) -> None:
+    found, path = model(), saved(tmp_path / name, trainer_files(state)[kind], pickle_protocol=protocol)
+    load_foreign(found, path)
+    assert holds(found, state)
+    read = read_torch_file(path)
+    others = [value for value in read.values() if isinstance(value, Inert)]
+    assert all(not vars(value) for value in others)
+    if kind == "timm":
+        assert isinstance(read["args"], Inert)
+        assert isinstance(read["metric"], Inert)
+        assert read["arch"] == "resnet18"
+
+
+def test_the_kind_of_a_file_is_decided_by_its_content(state: State, tmp_path: Path) -> None:
+    found = model()
+    for name in ("weights", "weights.pth", "weights.tar"):
+        safetensors.torch.save_file(state, tmp_path / name)
+        load_foreign(found, tmp_path / name)
+        assert holds(found, state)
+    load_foreign(found, saved(tmp_path / "a.safetensors", state))
+    (tmp_path / "b.pth").write_bytes(b"no weights at all")
+    with pytest.raises(FileFormatError, match=r"b\.pth: neither a file of torch\.save nor one of safetensors"):
+        load_foreign(found, tmp_path / "b.pth")
 
 
 def rezipped(data: bytes, change: Callable[[dict[str, bytes]], None], **how: Any) -> bytes:
@@ -184,7 +258,7 @@ def test_archives_that_torch_save_would_not_write(state: State, tmp_path: Path) 
     refused(rezipped(whole, lambda m: m.update({"a/byteorder": b"big"})), "big-endian")
     refused(whole[:-100], "truncated or damaged|not a zip")
     refused(whole[: len(whole) // 2], "truncated or damaged|not a zip")
-    refused(b"\x00" + whole, "no zip archive")
+    refused(b"\x00" + whole, "neither a file of torch.save nor one of safetensors")
     claimed = bytearray(whole)
     entry = whole.rindex(b"PK\x01\x02")
     claimed[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
@@ -197,9 +271,11 @@ def test_archives_that_torch_save_would_not_write(state: State, tmp_path: Path) 
         (b"\x80\x02" + b"(" * 5 + b"\x96" + struct.pack("<Q", 2**40) + b".", "opcode|truncated"),
         (b"\x80\x02]r" + struct.pack("<I", 2**31) + b".", "memo number 2147483648"),
         (b"\x80\x02)" + b"\x85" * 40_000 + b".", "more than 30000 tuples"),
-        (b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", "asks for builtins.eval"),
+        (b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", "it holds a builtins.eval; expected"),
+        (b"\x80\x02" + b"".join(b"ca\nb%d\n0" % n for n in range(1001)) + b"N.", "more than 1000 classes"),
+        (b"\x80\x02cos\nsystem\n}b.", "damaged"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.", "sets the state of a function"),
-        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02cos\nsystem\n.", "it holds a type; expected"),
     ],
 )
 def test_pickles_made_by_hand(written: bytes, told: str, state: State, tmp_path: Path) -> None:

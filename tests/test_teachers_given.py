@@ -75,9 +75,19 @@ def test_which_names_mean_a_trained_teacher(name: str, settings: dict[str, Any],
     assert is_given(name, Teacher(name=name, **settings)) is given
 
 
-def test_names_of_files() -> None:
+def test_names_of_files(tmp_path: Path) -> None:
     assert not names_a_file("hf:somebody/model")
-    for name in ("a.pt", "b/c.pth", "pytorch_model.bin", "a.ckpt"):
+    torch.save({"a": torch.ones(1)}, tmp_path / "last")
+    for name in (
+        "a.pt",
+        "b/c.pth",
+        "pytorch_model.bin",
+        "a.ckpt",
+        "last.pth.tar",
+        "A.PTH",
+        "a.pkl",
+        f"{tmp_path}/last",
+    ):
         with pytest.raises(
             AskedWronglyError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"
         ):

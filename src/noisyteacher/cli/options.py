@@ -40,7 +40,8 @@ DataRoot = Annotated[
 TeacherWeights = Annotated[
     str | None,
     typer.Option(
-        help="The named teacher's trained weights: a .pt, .pth, .bin or .safetensors file.", callback=not_empty
+        help="The named teacher's weights: a file of torch.save (.pt, .pth, .pth.tar, .ckpt, .bin) or safetensors.",
+        callback=not_empty,
     ),
 ]
 OutputDir = Annotated[

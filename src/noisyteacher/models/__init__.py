@@ -22,6 +22,7 @@ from noisyteacher.models.preprocess import (
 )
 from noisyteacher.models.pretrained import HUB_WEIGHTS, PREFIX, pretrained, weights_file
 from noisyteacher.models.shrink import SHRINK, narrowed, origin_of, ratio_of
+from noisyteacher.models.torchfile import begins_as_torch_file
 from noisyteacher.models.weights import (
     code_fingerprint,
     load_model,
@@ -57,6 +58,7 @@ __all__ = [
     "Standardize",
     "Untouched",
     "as_classifier",
+    "begins_as_torch_file",
     "blank_preprocess",
     "build_model",
     "build_preprocess",

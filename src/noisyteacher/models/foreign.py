@@ -14,7 +14,7 @@ from torch import Tensor
 from noisyteacher.errors import FileFormatError, MismatchError
 from noisyteacher.files import read_bytes
 from noisyteacher.models.classifier import Classifier
-from noisyteacher.models.torchfile import Stored, read_torch_file
+from noisyteacher.models.torchfile import Inert, Stored, is_torch_file, read_torch_file
 from noisyteacher.text import few, plural
 
 WRAPPERS = (
@@ -22,14 +22,14 @@ WRAPPERS = (
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
 """Keys under which training programs keep a model's state dict, in the order in which they are looked for."""
-ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
-"""How files of torch.save are called."""
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".pickle")
+"""How files of torch.save are mostly called, in any case; whether one is is decided by its first bytes."""
 
 
 def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
     """Nothing comes back: the network's tensors are replaced by those of a file of somebody else's, all or none.
 
-    A `.safetensors` file, or one of torch.save, which is read without running anything in it. The state dict may lie
+    A file of safetensors or of torch.save, whatever it is called; nothing in it is run. The state dict may lie
     in one of WRAPPERS, and its names may have one prefix before them (`module.`, `model.`); what has another prefix,
     an optimiser's state for instance, is passed over. Floating-point tensors are converted to the network's dtype.
     Raises FileFormatError naming the file when it is damaged, holds more than tensors or values that are not finite;
@@ -64,12 +64,15 @@ def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
 
 def _state_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state dict in the file: names to tensors, or to what `_tensor` makes a tensor of."""
-    if os.fspath(path).endswith(ENDINGS):
-        return _unwrapped(read_torch_file(path), path)
+    data = read_bytes(path)
+    if is_torch_file(data):
+        return _unwrapped(read_torch_file(path, data), path)
     try:
-        return dict(safetensors.torch.load(read_bytes(path)))
+        return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path}: not a safetensors file: {error}") from error
+        raise FileFormatError(
+            f"{path}: neither a file of torch.save nor one of safetensors ({error}): it is damaged, or of another kind"
+        ) from error
 
 
 def _tensor(value: Any) -> Tensor:
@@ -90,10 +93,17 @@ def _unwrapped(record: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
         else:
             break
     keys = f" with the keys {few([str(key)[:40] for key in record])}" if isinstance(record, dict) else ""
+    held = record.name if isinstance(record, Inert) else type(record).__name__.strip("_").lower()
+    modules = [one for one in (record, *(record.values() if isinstance(record, dict) else ())) if _is_module(one)]
+    whole = " (a whole module was saved, not its state dict)" if modules else ""
     raise FileFormatError(
-        f"{path}: no state dict found in it: it holds a {type(record).__name__.strip('_').lower()}{keys}; expected "
+        f"{path}: no state dict found in it: it holds a {held}{keys}{whole}; expected "
         f"names and tensors, by themselves or under one of {', '.join(WRAPPERS)}"
     )
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Inert) and value.name.startswith("torch.nn.modules")
 
 
 def _unprefixed(state: Mapping[str, Any], own: Collection[str], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""What torch.save wrote, read without running any of it: the tensors and plain values of a .pt, .pth or .bin file.
+"""What torch.save wrote, read without running any of it: the tensors and plain values of a file, whatever its name.
 
 Such a file is a zip archive of a pickle and the tensors' bytes, and a pickle is a program. Here the archive must be
 plain (members stored as they are, none outside it, no more bytes than the file has), the pickle's opcodes are looked
-through first, and it is read with stand-ins for the few names that tensors need. No name is imported, so no code of the
-file's choosing runs, and nothing is allocated beyond the size of the file.
+through first, and it is read with stand-ins for the few names that tensors need. Any other name (a training program's
+settings, paths, numpy scalars) becomes an `Inert` value. No name is imported, so no code of the file's choosing runs,
+and nothing is allocated beyond the size of the file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +27,15 @@ from torch import Tensor
 from noisyteacher.errors import FileFormatError
 from noisyteacher.files import read_bytes
 
-MOST_MEMBERS, MOST_PICKLED, MOST_TUPLES = 200_000, 2**25, 30_000
+MOST_MEMBERS, MOST_PICKLED, MOST_TUPLES, MOST_NAMES = 200_000, 2**25, 30_000, 1_000
 """Above all real checkpoints; as many tuples, one in the other, still leave room on the stack."""
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+"""How an archive of torch.save begins, and how a pickle alone."""
 _WORDS = """
 PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
 SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM
 SETITEMS APPEND APPENDS ADDITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
-BINPERSID NEWOBJ
+BINPERSID NEWOBJ NEWOBJ_EX FROZENSET BYTEARRAY8 BINSTRING SHORT_BINSTRING
 """
 _OPCODES = frozenset(_WORDS.split())
 _STORAGES = {
@@ -64,13 +68,57 @@ class Stored(_Fixed):
     read: Callable[[], Tensor]
 
 
-def read_torch_file(path: str | os.PathLike[str]) -> Any:
+class Inert:
+    """A value of the file that is no tensor and no plain value: it takes what a pickle does to it and keeps nothing."""
+
+    name = "an object"
+    """What the file calls its class or function, as "module.name"."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> Inert:
+        return self
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        """Nothing is kept."""
+
+    extend = add = append
+
+
+def is_torch_file(data: bytes) -> bool:
+    """Whether a file that begins so is one of torch.save, or a pickle, rather than of safetensors.
+
+    A safetensors file begins with the length of its header, which may look like a pickle, and the header's brace.
+    """
+    return data.startswith(ZIP) or (data.startswith(PICKLE) and data[5:9] != b"\x00\x00\x00{")
+
+
+def begins_as_torch_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file, by its first bytes."""
+    try:
+        with Path(path).open("rb") as file:
+            return is_torch_file(file.read(9))
+    except (OSError, ValueError):
+        return False
+
+
+def read_torch_file(path: str | os.PathLike[str], data: bytes | None = None) -> Any:
     """What was saved: dicts, lists, numbers and text as they are, tensors as `Stored`, dtypes and devices as text.
 
-    Raises FileFormatError naming the file when it is missing or damaged, is not such an archive, is compressed, or
-    names anything but tensors; nothing in it is run.
+    All else is `Inert`. `data` is the file's content where it has been read. Raises FileFormatError naming the file
+    when it is missing or damaged, is not such an archive, or is compressed; nothing in it is run.
     """
-    data = read_bytes(path)
+    data = read_bytes(path) if data is None else data
     members = archive_members(data, path)
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -93,8 +141,9 @@ def archive_members(data: bytes, path: str | os.PathLike[str]) -> dict[str, memo
 
     Raises FileFormatError naming the file unless all are stored uncompressed inside it and claim no more than it has.
     """
-    if data[:4] != b"PK\x03\x04":
-        kind = "a pickle without an archive around it, as torch wrote before version 1.6" if data[:1] == b"\x80" else ""
+    if not data.startswith(ZIP):
+        kind = "a pickle without an archive around it, as torch wrote before version 1.6"
+        kind = kind if data.startswith(PICKLE) else ""
         raise FileFormatError(f"{path}: not a file of torch.save: {kind or 'no zip archive'}; it is not read: {ADVICE}")
     found: dict[str, memoryview] = {}
     view, total = memoryview(data), 0
@@ -173,25 +222,30 @@ class _Storage(_Fixed):
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that imports nothing: a name is one of a few stand-ins, or the file is refused."""
+    """An unpickler that imports nothing: a name is one of a few stand-ins, or an `Inert` class."""
 
     def __init__(self, written: bytes, members: dict[str, memoryview], folder: str) -> None:
-        super().__init__(io.BytesIO(written))
+        super().__init__(io.BytesIO(written), encoding="latin-1")
         self.members, self.folder = members, folder
+        self.inert: dict[tuple[str, str], type[Inert]] = {}
 
     def find_class(self, module: str, name: str, /) -> Any:
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
             return name
-        try:
+        if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]
-        except KeyError:
-            whole = " (a whole module was saved, not its state dict)" if module.startswith("torch.nn.modules") else ""
-            raise _Refused(f"holds more than tensors: it asks for {module}.{name}{whole}") from None
+        if (module, name) not in self.inert:
+            if len(self.inert) >= MOST_NAMES:
+                raise _Refused(f"names more than {MOST_NAMES} classes and functions")
+            self.inert[module, name] = type("Inert", (Inert,), {"name": f"{module}.{name}"[:80]})
+        return self.inert[module, name]
 
-    def persistent_load(self, pid: Any, /) -> _Storage:
-        """The storage behind a tensor; its member must have just the bytes that it claims."""
+    def persistent_load(self, pid: Any, /) -> _Storage | Inert:
+        """The storage behind a tensor; its member must have just the bytes that it claims. Inert for unknown dtypes."""
+        if isinstance(pid, tuple) and pid[1:] and isinstance(pid[1], type) and issubclass(pid[1], Inert):
+            return pid[1]()
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
             raise _Refused(f"a storage in it is described as {pid!r:.80}")
         data = self.members.get(f"{self.folder}{pid[2]}")
@@ -200,7 +254,9 @@ class _Reader(pickle.Unpickler):
         return _Storage(pid[1], data)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stored:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stored | Inert:
+    if isinstance(storage, Inert):
+        return storage
     numbers = [offset, *size, *stride]
     if not isinstance(storage, _Storage) or len(size) != len(stride) or any(type(one) is not int for one in numbers):
         raise _Refused("a tensor in it is not described as torch does")
@@ -219,8 +275,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
     return Stored(read)
 
 
-def _parameter(data: Any, *_: Any) -> Stored:
-    if not isinstance(data, Stored):
+def _parameter(data: Any, *_: Any) -> Stored | Inert:
+    if not isinstance(data, (Stored, Inert)):
         raise _Refused("a parameter in it is not a tensor")
     return data
 
@@ -230,6 +286,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "Counter"): _Function(dict),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
     ("torch", "Size"): _Function(tuple),
     ("torch", "device"): _Function(lambda *parts: ":".join(map(str, parts))),
     ("builtins", "set"): _Function(set),

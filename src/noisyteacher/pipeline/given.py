@@ -23,6 +23,7 @@ from noisyteacher.models import (
     Reordered,
     Resized,
     Standardize,
+    begins_as_torch_file,
     blank_preprocess,
     build_model,
     build_preprocess,
@@ -75,17 +76,12 @@ def names_a_file(name: str) -> bool:
     """Whether a model's name means a trained one that lies somewhere: a path, what looks like one, `pretrained:NAME`.
 
     `names_a_file("lenet")` and `names_a_file("hf:microsoft/resnet-18")` are False. Raises AskedWronglyError for a file
-    that holds weights and no architecture, and for a pickle.
+    that holds weights and no architecture.
     """
-    if name.endswith(ENDINGS):
+    if name.lower().endswith(ENDINGS) or (not is_frozen_file(name) and begins_as_torch_file(name)):
         raise AskedWronglyError(
             f"{name}: such a file has weights and does not say of which network: name that, for example --teacher "
             "timm:resnet18, and the file beside it by --teacher-weights (teacher.weights)"
-        )
-    if name.endswith((".pkl", ".pickle")):
-        raise AskedWronglyError(
-            f"{name}: a pickle may run code when it is read, so it is not: save the weights as .safetensors, or build "
-            "the model in Python and pass the module"
         )
     if name.partition(":")[0] in ZOO:
         return False
@@ -158,6 +154,6 @@ def class_names_taught(model: Classifier, run: Run | None, order: Sequence[int] 
 
 def _is_ours(path: str) -> bool:
     try:
-        return path.endswith(".safetensors") and bool(model_record(path))
+        return not begins_as_torch_file(path) and bool(model_record(path))
     except FileFormatError:
         return False
