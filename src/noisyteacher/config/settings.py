@@ -111,7 +111,8 @@ class Teacher(Recipe):
     lr: Positive = 1e-3
     """Base learning rate."""
     weights: str = ""
-    """A file with the named network's weights, of torch.save or safetensors, whatever it is called."""
+    """A file with the named network's weights, of torch.save or safetensors. Of one for other classes all but the head
+    is loaded, and the teacher is trained."""
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward passes whose logits are stored; bf16 rounds them to about three digits and is faster
     where the machine is. There is no auto: a store must not depend on the machine that made it."""

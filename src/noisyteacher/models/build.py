@@ -20,6 +20,7 @@ from noisyteacher.models.hub import hf_network
 from noisyteacher.models.libraries import unknown_network
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
+from noisyteacher.models.pretrained import PREFIX
 from noisyteacher.models.shrink import SHRINK, origin_of, ratio_of, shrunk
 from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
@@ -56,12 +57,12 @@ def build_model(
 ) -> Classifier:
     """A Classifier: uint8 `[B, C, H, W]` to logits `[B, K]`, its weights drawn from the stream (seed, "init", name).
 
-    `model` is a name of MODELS (of a compact one also `"compact-s:WIDTH"`), `"timm:NAME"`, `"torchvision:NAME"`
-    (untrained unless `pretrained=True`) or `"hf:NAME"` (a folder or a name on the hub, with its weights unless
-    `pretrained=False`), `"pkg.module:factory"` (called with
-    classes= or num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a
-    model or its `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes
-    and input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
+    `model` is a name of MODELS (of a compact one also `"compact-s:WIDTH"`), `"pretrained:NAME"` (one of the package's,
+    with its weights), `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`) or `"hf:NAME"` (a folder
+    or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with classes= or
+    num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a model or its
+    `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes and
+    input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
     resized), a module, or "model": that of a library's own weights. By default it is that for a network that comes with
     weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
     MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
@@ -87,6 +88,12 @@ def build_model(
         raise AskedWronglyError(
             f"a {type(model).__name__} is not a model: pass a name, 'pkg.module:factory' or an nn.Module"
         )
+    if model.startswith(PREFIX):
+        if options or preprocess is not None:
+            raise AskedWronglyError(f"options and preprocess= have no effect on {model!r}, which is built and trained")
+        from noisyteacher.models.weights import load_model  # which builds what a file describes by this module
+
+        return as_classifier(load_model(model), classes=count, input_shape=shape)
     model, stated = without_width(model)
     if stated.keys() & options.keys():
         raise AskedWronglyError(

@@ -6,6 +6,7 @@ touch to the groups they read. Groups tied to the image or to the answer are kep
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from dataclasses import dataclass, replace
@@ -93,20 +94,44 @@ def channels_of(network: nn.Module, channels: int) -> Channels:
             raise _not_understood(network, name, f"a {type(module).__name__} with a tensor {own[0]!r}")
     tracer = _Tracer()
     try:
-        graph = tracer.trace(network)
+        graph = tracer.trace(network, _left_out(network))
     except Exception as error:  # whatever a forward of somebody else's does with a symbol instead of a tensor
         raise _not_understood(network, tracer.last, f"a forward that asks its numbers ({error})") from error
     return _Walk(network, channels).over(graph)
 
 
+def _left_out(network: nn.Module) -> dict[str, Any]:
+    """The arguments of its forward beside the images, with their defaults: labels, switches."""
+    _, *others = inspect.signature(network.forward).parameters.values()
+    return {one.name: one.default for one in others if one.default is not inspect.Parameter.empty}
+
+
 class _Tracer(fx.Tracer):
-    """Looks into every module but torch's own and the layers; `last` is where it looked last."""
+    """Looks into every module but torch's own and the layers; `last` is where it looked last.
+
+    A comparison of a size for a difference ("are these the channels I take?") is answered with no: the network takes
+    the images it is traced for.
+    """
 
     last = ""
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """False for a size that is compared for a difference; anything else cannot be known."""
+        sizes = [one for one in obj.node.all_input_nodes if _is_size(one)]
+        if obj.node.target is operator.ne and len(sizes) == len(obj.node.all_input_nodes):
+            return False
+        return bool(super().to_bool(obj))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         self.last = module_qualified_name
         return isinstance(m, LAYERS) or bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether it is a size of a tensor: x.size(1), x.shape[1]."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _is_size(node.args[0])
+    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
 
 
 class _Walk:

@@ -26,8 +26,10 @@ ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".pick
 """How files of torch.save are mostly called, in any case; whether one is is decided by its first bytes."""
 
 
-def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
-    """Nothing comes back: the network's tensors are replaced by those of a file of somebody else's, all or none.
+def load_foreign(model: Classifier, path: str | os.PathLike[str], *, new_head: bool = False) -> int | None:
+    """The number of classes in the file where its head was left out, else None; the network's tensors are the file's.
+
+    All are replaced or none. With `new_head`, a file for other classes gives all but its head, which stays as built.
 
     A file of safetensors or of torch.save, whatever it is called; nothing in it is run. The state dict may lie
     in one of WRAPPERS, and its names may have one prefix before them (`module.`, `model.`); what has another prefix,
@@ -43,11 +45,19 @@ def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
         "unexpected": sorted(state.keys() - own.keys()),
     }
     filled = {name: _tensor(state[name]) for name in own.keys() & state.keys()} if not any(problems.values()) else {}
+    head = _head_of_other_classes(own, filled, model.classes)
+    if new_head and head is not None:
+        filled = {name: tensor for name, tensor in filled.items() if tensor.shape == own[name].shape}
     problems["of another shape"] = [
         f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
         for name, tensor in sorted(filled.items())
         if tensor.shape != own[name].shape
     ]
+    if head is not None and not new_head:
+        raise MismatchError(
+            f"{path}: its head has {head} classes, {model.name!r} here {model.classes}: it fits once that is trained "
+            "with a new head, as train and compress do with teacher.weights"
+        )
     if any(problems.values()):
         told = "; ".join(f"{what}: {few(names, 4)}" for what, names in problems.items() if names)
         raise MismatchError(
@@ -60,6 +70,16 @@ def load_foreign(model: Classifier, path: str | os.PathLike[str]) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FileFormatError(f"{path}: its tensor {name} has values that are not finite")
     model.network.load_state_dict({**own, **{name: one.to(own[name].dtype) for name, one in filled.items()}})
+    return head
+
+
+def _head_of_other_classes(own: Mapping[str, Tensor], filled: Mapping[str, Tensor], classes: int | None) -> int | None:
+    """The classes of the file where nothing but layers of one output per class has other shapes, else None."""
+    differ = [(own[name].shape, tensor.shape) for name, tensor in filled.items() if own[name].shape != tensor.shape]
+    outputs = {theirs[0] if theirs else 0 for _, theirs in differ}
+    heads = all(ours[:1] == (classes,) and ours[1:] == theirs[1:] for ours, theirs in differ)
+    heads = heads and any(len(theirs) > 1 for _, theirs in differ)
+    return outputs.pop() if heads and len(outputs) == 1 and len(differ) < len(filled) else None
 
 
 def _state_of(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def _rebuilt(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], all
         )
         _fill(model, tensors, path)
         return model.eval()
-    if origin not in MODELS:
+    if library in ZOO:  # narrowed: all its tensors are those of layers, so all are in the file
+        _refuse_lookups(library, _origin_options(options), path)
+    elif origin not in MODELS:
         raise FileFormatError(f"{path}: holds a model {origin!r}, which this version does not know")
     try:
         # On the meta device nothing is allocated before names and shapes are known to fit the file.
@@ -150,10 +152,7 @@ def _from_library(architecture: dict[str, Any], tensors: dict[str, Tensor], path
     """A network of timm, torchvision or transformers as a file describes it, untrained; nothing is fetched for it."""
     prefix, _, rest = architecture["name"].partition(":")
     options, shape = architecture["options"], tuple(architecture["input_shape"])
-    if "pretrained" in options or (prefix == "hf" and set(options) != {"config"}):
-        raise FileFormatError(
-            f"{path}: the options {sorted(options)} in it do not describe a network of {prefix} alone"
-        )
+    _refuse_lookups(prefix, options, path)
     for device in ("meta", "cpu"):  # nothing is allocated before names and shapes are known to fit the file
         try:
             with torch.device(device), seeded(0, "init", rest):
@@ -163,6 +162,23 @@ def _from_library(architecture: dict[str, Any], tensors: dict[str, Tensor], path
             raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
         _check_fit(model, tensors, path)
     return model
+
+
+def _origin_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the network that was narrowed first; `origin_of` has checked the record."""
+    of = options["of"]
+    while of["name"].startswith(SHRINK):
+        of = of["options"]["of"]
+    found: dict[str, Any] = of["options"]
+    return found
+
+
+def _refuse_lookups(library: str, options: dict[str, Any], path: Path) -> None:
+    """Raises FileFormatError for options with which a library would look something up to build its network."""
+    if "pretrained" in options or (library == "hf" and set(options) != {"config"}):
+        raise FileFormatError(
+            f"{path}: the options {sorted(options)} in it do not describe a network of {library} alone"
+        )
 
 
 def _from_file(architecture: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Classifier:

@@ -89,7 +89,8 @@ def compress(
 
     teacher: a trained nn.Module, a run folder, a weights file, an ONNX model or a torch.export program, `hf:NAME` with
     its weights, or the name of another network, which is trained first (with the options `teacher_training` of `fit`;
-    `weights` there, a file with its trained weights, stands for training).
+    `weights` there, a file with its trained weights, stands for training, unless it is for other classes: all but its
+    head is then where the training starts).
     student: a name, `pkg.module:factory`, or an nn.Module (every seed then starts from its weights). data: anything
     `load_data` takes. noise: the noise on the logits; None compresses by clean logit regression; "auto" chooses sigma
     and alpha on validation, no noise among the candidates.

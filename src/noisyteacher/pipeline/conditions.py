@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,14 +46,18 @@ def conditions_of(plan: Plan) -> set[str]:
 def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     """The teacher: as given, from its file, or trained; kept in the child run `name`."""
     given, data = plan.teacher, plan.data
-    if isinstance(given, str) and not is_given(given, plan.config.teacher):
+    if isinstance(given, str) and not is_given(given, plan.config.teacher, data):
         model = network_of(plan.config.teacher, given, data)
         recipe = recipe_of(plan.config.teacher, model, data)
         options = options_of(plan.config.teacher)
+        weights = plan.config.teacher.weights
         settings = {
             "data": data_record(data), "model": given, "options": options, "recipe": plain(recipe), "seed": 0,
             **front_of(plan.config.teacher),
         }  # fmt: skip
+        if weights:
+            settings["weights"] = weights_fingerprint(model)
+            title = f"{title}: {os.path.basename(weights)} with a new head of {data.classes} classes"
         return train_run(
             Training(
                 run=plan.run.child(name, "train", settings, seed=0),

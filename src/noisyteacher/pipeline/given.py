@@ -47,8 +47,13 @@ def network_of(
 ) -> Classifier:
     """The network that settings describe, not trained: `build_model` with their options and preprocessing.
 
-    `shrink:RATIO` is a narrower copy of `teacher`, a model or the architecture of one; others do without.
+    `shrink:RATIO` is a narrower copy of `teacher`, a model or the architecture of one; others do without. Where they
+    name a file of weights for other classes, all but its head is the file's (`starts_from_weights`).
     """
+    if isinstance(model, str) and isinstance(settings, Teacher) and settings.weights:
+        started = _before_weights(model, data, settings, seed)
+        load_foreign(started, settings.weights, new_head=True)
+        return started
     options: dict[str, Any] = dict(settings.options)
     if isinstance(model, str) and model.startswith(SHRINK):
         options["teacher"] = teacher
@@ -89,16 +94,38 @@ def names_a_file(name: str) -> bool:
     return name.startswith(PREFIX) or looks or os.sep in name or os.path.isdir(name)
 
 
-def is_given(name: str, settings: Teacher | None = None) -> bool:
+def is_given(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
     """Whether a teacher's name, with its settings, means one that is trained already.
 
     So does a file, a network with a file of weights, and one that comes with its own and is not to be trained further:
-    `hf:NAME` without the option `pretrained`, and any other with `pretrained = "whole"`.
+    `hf:NAME` without the option `pretrained`, and any other with `pretrained = "whole"`. With `data`, a file of weights
+    for other classes does not: it is where a training starts.
     """
-    if names_a_file(name) or (settings is not None and settings.weights):
+    if names_a_file(name):
         return True
+    if settings is not None and settings.weights:
+        return data is None or not starts_from_weights(name, data, settings)
     wanted = {} if settings is None else settings.options
     return name.partition(":")[0] in ZOO and wanted.get("pretrained", WHOLE if name.startswith("hf:") else "") == WHOLE
+
+
+def starts_from_weights(name: str, data: Splits, settings: Teacher) -> bool:
+    """Whether the file of weights that settings name is for other classes: a new head is then trained on its body."""
+    if not settings.weights:
+        return False
+    return load_foreign(_before_weights(name, data, settings), settings.weights, new_head=True) is not None
+
+
+def _before_weights(name: str, data: Splits, settings: Teacher, seed: int = 0) -> Classifier:
+    """The network that a file of weights is for, untrained, behind what its library says of its images."""
+    prefix, front = name.partition(":")[0], preprocess_of(settings, data)
+    options: dict[str, Any] = dict(settings.options)
+    if prefix in ZOO:
+        if options.get("pretrained"):
+            raise AskedWronglyError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
+        options["pretrained"] = False
+        front = front or (OWN if prefix != "hf" else None)
+    return build_model(name, data, preprocess=front, seed=seed, **options)
 
 
 def load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
@@ -110,14 +137,7 @@ def load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
     if not settings.weights:
         options: dict[str, Any] = {"pretrained": WHOLE, **settings.options}
         return build_model(name, data, preprocess=preprocess_of(settings, data), **options).eval()
-    prefix, front = name.partition(":")[0], preprocess_of(settings, data)
-    options = dict(settings.options)
-    if prefix in ZOO:
-        if options.get("pretrained"):
-            raise AskedWronglyError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
-        options["pretrained"] = False
-        front = front or (OWN if prefix != "hf" else None)
-    model = build_model(name, data, preprocess=front, **options)
+    model = _before_weights(name, data, settings)
     (load_weights if _is_ours(settings.weights) else load_foreign)(model, settings.weights)
     return model.eval()
 

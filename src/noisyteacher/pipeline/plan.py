@@ -80,7 +80,7 @@ class Plan:
     @property
     def given(self) -> bool:
         """Whether the teacher is trained already."""
-        return not isinstance(self.teacher, str) or is_given(self.teacher, self.config.teacher)
+        return not isinstance(self.teacher, str) or is_given(self.teacher, self.config.teacher, self.data)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -185,16 +185,16 @@ def refuse_early(
     models = []
     for one in (teacher, *config.teacher.also):
         settings = config.teacher if one is teacher else replace(config.teacher, weights="", class_order=[])
-        if settings.class_order and isinstance(one, str) and not is_given(one, settings):
+        if settings.class_order and isinstance(one, str) and not is_given(one, settings, data):
             raise AskedWronglyError(
                 f"teacher.class_order: has no effect on {one!r}, which is trained in the data's order: leave it out"
             )
-        if "train" in unlabelled and isinstance(one, str) and not is_given(one, settings):
+        if "train" in unlabelled and isinstance(one, str) and not is_given(one, settings, data):
             raise AskedWronglyError(
                 f"teacher {one!r} would have to be trained on labels, and {data.name!r} has none: give a trained one, "
                 "as a run, a weights file or (in Python) a module"
             )
-        if isinstance(one, str) and is_given(one, settings):
+        if isinstance(one, str) and is_given(one, settings, data):
             without = ["options"] if settings.options else []
             without += [] if is_frozen_file(one) else [*front_of(settings)]
             if names_a_file(one) and without:
@@ -202,7 +202,7 @@ def refuse_early(
                     f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out"
                 )
             models.append(load_teacher(one, data, allow_import, settings)[0])
-        elif settings.weights:
+        elif settings.weights and not isinstance(one, str):
             raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
             models.append(in_order(network_of(settings, one, data), settings))

@@ -52,7 +52,7 @@ def train_config(
     """The Config's teacher trained on labels, in a run folder of kind `train`."""
     data = load_config_data(config, watch)
     config = settled(config, data)
-    if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher):
+    if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher, data):
         raise AskedWronglyError(
             f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
             "teacher.options.pretrained=true"

@@ -1,0 +1,116 @@
+"""Narrower copies of other libraries' networks, rebuilt from their own file in a process that never saw the teacher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import noisyteacher as nt
+from noisyteacher.errors import FileFormatError
+from noisyteacher.export import export_all
+from noisyteacher.export.formats import FORMATS
+from noisyteacher.models import build_model, load_model, save_model, weights_fingerprint
+from noisyteacher.tensorfile import read_tensors, write_tensors
+
+SHAPE = (3, 32, 32)
+HF_CONFIG = {
+    "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic",
+    "num_channels": 3, "id2label": {"0": "a", "1": "b", "2": "c"},
+}  # fmt: skip
+LIBRARIES = [
+    pytest.param("timm", marks=pytest.mark.skipif(find_spec("timm") is None, reason="needs the extra zoo")),
+    pytest.param("torchvision", marks=pytest.mark.skipif(find_spec("timm") is None, reason="needs the extra zoo")),
+    pytest.param("hf", marks=pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf")),
+]
+
+
+def teacher_of(library: str, folder: Path) -> nt.Classifier:
+    """An untrained network of the library."""
+    if library == "hf":
+        (folder / "config.json").write_text(json.dumps(HF_CONFIG))
+        return build_model(f"hf:{folder}", classes=3, input_shape=SHAPE, pretrained=False)
+    name = {"timm": "timm:test_resnet", "torchvision": "torchvision:resnet18"}[library]
+    return build_model(name, classes=3, input_shape=SHAPE)
+
+
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (60, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def child(file: str, folder: str) -> None:
+    """Everything that is done with a file: load, evaluate, measure, export in every format, load the hub's folder."""
+    where, batch = Path(folder), images()
+    pairs = [(image, number % 3) for number, image in enumerate(batch)]
+    data = nt.load_data({"train": pairs[:20], "val": pairs[20:40], "test": pairs[40:]})
+    model = nt.load_model(file)
+    formats = [name for name, one in FORMATS.items() if all(find_spec(package) for package in one.needs)]
+    files = {name: where / (name if name == "hub" else f"{name}.{FORMATS[name].kind}") for name in formats}
+    exported = export_all(model, files, data=data, max_drop=100.0, runs=2)
+    said = {
+        "fingerprint": weights_fingerprint(model),
+        "logits": model(batch[:4]).tolist(),
+        "n": nt.evaluate(model, data.test).error.n,
+        "macs": nt.measure(model, latency=False).macs,
+        "formats": {f"{one.format} {one.precision}": one.holds for one in exported},
+        "hub": weights_fingerprint(nt.from_pretrained(where / "hub")),
+    }
+    (where / "said.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_new_process_rebuilds_and_exports_it_from_its_file(library: str, tmp_path: Path) -> None:
+    teacher = teacher_of(library, tmp_path)
+    model = build_model("shrink:0.25", classes=3, input_shape=SHAPE, teacher=teacher).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    (tmp_path / "config.json").unlink(missing_ok=True)  # of the teacher nothing is left
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_narrowed_files as t; t.child(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.safetensors"), str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["fingerprint"] == said["hub"] == weights_fingerprint(model)
+    assert said["logits"] == model(images()[:4]).tolist()
+    assert said["n"] == 20
+    assert 0 < said["macs"] < nt.measure(teacher, latency=False).macs / 4
+    assert {"pt2 fp32", "hub fp32"} <= said["formats"].keys()
+    assert all(said["formats"].values())
+
+
+def rewritten(model: nn.Module, path: Path, of: dict[str, Any]) -> Path:
+    """The file of a narrowed network with another record of what was narrowed."""
+    save_model(model, path)
+    tensors, record = read_tensors(path, "model", 1)
+    architecture = {**record["architecture"], "options": {"of": of}}
+    write_tensors(path, "model", 1, tensors, {"architecture": architecture})
+    return path
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="needs the extra zoo")
+@pytest.mark.parametrize(
+    ("of", "told"),
+    [
+        ({"name": "timm:test_resnet", "options": {"pretrained": True}}, r"options \['pretrained'\] in it do not"),
+        ({"name": "hf:somebody/model", "options": {}}, r"options \[\] in it do not describe a network of hf alone"),
+        ({"name": "timm:nonesuch", "options": {}}, "cannot be built: timm:nonesuch: no such network"),
+        ({"name": "timm:resnet18", "options": {}}, "do not fit the model"),
+        ({"name": "timm:test_vit", "options": {}}, "cannot be narrowed"),
+        ({"name": "shrink:0.5", "options": {"of": {"name": "hf:x", "options": {}}}}, r"options \[\] in it do not"),
+    ],
+    ids=str,
+)
+def test_a_record_that_would_fetch_or_does_not_fit_is_refused(of: dict[str, Any], told: str, tmp_path: Path) -> None:
+    model = build_model("shrink:0.25", classes=3, input_shape=SHAPE, teacher=teacher_of("timm", tmp_path))
+    path = rewritten(model, tmp_path / "m.safetensors", of)
+    with pytest.raises(FileFormatError, match=told):
+        load_model(path)
