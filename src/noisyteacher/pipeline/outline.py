@@ -48,7 +48,7 @@ def outline(plan: Plan) -> list[str]:
 
 def _teacher(plan: Plan) -> str:
     names = [called(plan.teacher), *(called(name) for name in plan.config.teacher.also)]
-    given = not isinstance(plan.teacher, str) or is_given(plan.teacher, plan.config.teacher)
+    given = not isinstance(plan.teacher, str) or is_given(plan.teacher, plan.config.teacher, plan.data)
     how = "already trained" if given else f"trained for {plural(plan.config.teacher.epochs, 'epoch')}"
     images = f"{len(plan.data.train):,} images of {plan.data.name}"
     return f"teacher: {', '.join(names)}, {how}{'' if given else f' on {images}'}"
