@@ -69,7 +69,7 @@ def corrupts_memory(layer: nn.Module) -> bool:
     """Whether the backward pass of this layer may write out of bounds on a CPU when memory is channels-last.
 
     torch 2.13 (oneDNN 3.12) does so for an ungrouped 1x1 convolution with a stride and fewer input channels than a
-    register holds floats (8 with AVX2), whichever images divide by the stride: the process aborts, crashes or hangs.
+    register holds floats (8 with AVX2), for some image sizes: the process aborts, crashes or hangs.
     What has such a weight and does not state its stride counts as one that may. Answering is not concerned.
     """
     weights = [one for one in layer.parameters(recurse=False) if one.dim() == 4]
