@@ -11,7 +11,7 @@ from noisyteacher.export import Exported
 from noisyteacher.pipeline.checking import told_of
 from noisyteacher.pipeline.choosing import explain_choice
 from noisyteacher.pipeline.tried import student_table
-from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
+from noisyteacher.stats import PERCENT, Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
 HEADERS = ("model", "{role} {scored} %", "parameters", "bytes", "MACs", "latency ms", "training")
@@ -36,8 +36,8 @@ class Row:
 
     @property
     def error(self) -> Interval:
-        """Mean error over the seeds with its interval."""
-        return mean_interval(self.errors)
+        """Mean error over the seeds with its interval, which stays within 0 to 100."""
+        return mean_interval(self.errors, scale=PERCENT)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Result:
             return None if self.choice is None else explain_choice(self.choice)
         if "clean" not in named:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
-        difference = paired_difference(named["clean"].errors, named["noisy"].errors)
+        difference = paired_difference(named["clean"].errors, named["noisy"].errors, scale=PERCENT)
         unit = f"points of {'test' if self.role == 'test' else 'validation'} {self.scored}"
         return verdict(
             difference, f"noise of sigma {sigma_words(self.noise['sigma'])}, alpha {self.noise['alpha']:g}", unit
@@ -142,8 +142,16 @@ class Result:
         error = row.error
         if error.low is not None and error.high is not None:
             return f"{error.mean:.2f}\n[{error.low:.2f}, {error.high:.2f}]"
+        if error.n > 1:
+            return f"{error.mean:.2f}\n[no interval]"
         low, high = binomial_interval(round(error.mean * self.n / 100), self.n)
         return f"{error.mean:.2f}\n({low:.2f}, {high:.2f})"
+
+    @property
+    def _unsure(self) -> str:
+        """What is to be said of intervals that were left out."""
+        left_out = any(row.error.n > 1 and row.error.low is None for row in self.rows)
+        return " (no interval: it would be wider than 0 to 100 %; run more seeds)" if left_out else ""
 
     def notes(self) -> list[str]:
         """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
@@ -151,7 +159,7 @@ class Result:
         found = [
             f"{'Errors' if self.scored == 'error' else 'Disagreement with the teacher'}: {self.data}, {self.role}, "
             f"n = {self.n:,} images; "
-            + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds; " if self.seeds > 1 else "")
+            + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds{self._unsure}; " if self.seeds > 1 else "")
             + "( ) = 95 % Wilson interval of one run.",
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",

@@ -10,7 +10,7 @@ from typing import Any
 from noisyteacher.report.children import Children
 from noisyteacher.report.study import Difference, Estimate, Line, Verdict
 from noisyteacher.runs import Run
-from noisyteacher.stats import paired_difference
+from noisyteacher.stats import PERCENT, paired_difference, scale_of
 from noisyteacher.text import flat, sentence
 
 SCORES = {"error": "error_%", "nll": "nll_nats", "ece": "ece_%", "agreement": "agreement_%"}
@@ -91,7 +91,7 @@ def scores_of(children: Children, names: list[str]) -> dict[str, Estimate]:
     found = {}
     for key, called in SCORES.items():
         for role, values in children.scores(names, key).items():
-            estimate = Estimate.of(values)
+            estimate = Estimate.of(values, scale_of(called))
             if estimate is not None:
                 found[f"{role}_{called}"] = estimate
     return found
@@ -165,7 +165,7 @@ def _line(children: Children, row: Mapping[str, Any], role: str, noise: Mapping[
     kind = str(row["name"])
     scores = scores_of(children, names)
     for key, values in (("error_%", row.get("error_%", {}).get("per_seed", [])), ("agreement_%", row["agreement_%"])):
-        estimate = Estimate.of(values)
+        estimate = Estimate.of(values, scale_of(key))
         if estimate is not None:
             scores[f"{role}_{key}"] = estimate
     return Line(
@@ -190,7 +190,7 @@ def _against(line: Line, lines: list[Line], role: str) -> Line:
     own = line.error(role)
     if line.kind in ("teacher", "clean") or clean is None or own is None or own.n != clean.n:
         return line
-    found = paired_difference(clean.per_seed, own.per_seed)
+    found = paired_difference(clean.per_seed, own.per_seed, scale=PERCENT)
     return Line(**{**vars(line), "against_clean": Difference.of(found, "clean")})
 
 
@@ -205,7 +205,7 @@ def candidates_of(choice: Mapping[str, Any] | None) -> tuple[Line, ...]:
     """What a run chose its noise from, with the validation errors it chose by."""
     found = []
     for one in (choice or {}).get("candidates", []):
-        estimate = Estimate.of(one["val_error_%"])
+        estimate = Estimate.of(one["val_error_%"], PERCENT)
         chosen = (choice or {})["chosen"]
         if estimate is not None:
             found.append(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.stats import PairedDifference, binomial_interval, mean_interval
+from noisyteacher.stats import NONNEGATIVE, PairedDifference, Scale, binomial_interval, mean_interval
 
 UNITS = {"error_%": "%", "nll_nats": "nats", "ece_%": "%", "agreement_%": "%"}
 """Score -> unit; a line's scores are called ROLE_SCORE, such as `test_error_%`."""
@@ -15,7 +15,7 @@ UNITS = {"error_%": "%", "nll_nats": "nats", "ece_%": "%", "agreement_%": "%"}
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over seeds: mean and Student-t interval (95 %); low, high and sd are None with one seed."""
+    """A number over seeds: mean and Student-t interval (95 %); low and high are None where there is no interval."""
 
     mean: float
     low: float | None
@@ -29,21 +29,21 @@ class Estimate:
         return len(self.per_seed)
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> Estimate | None:
-        """The estimate from one value per seed; None when there is none, or one of them is not a number."""
+    def of(cls, values: Sequence[float | None], scale: Scale = NONNEGATIVE) -> Estimate | None:
+        """The estimate from one value per seed, its interval within the scale; None unless all are numbers."""
         known = tuple(float(value) for value in values if value is not None)
         if not known or len(known) != len(values):
             return None
-        found = mean_interval(known)
+        found = mean_interval(known, scale=scale)
         return cls(found.mean, found.low, found.high, found.sd, known)
 
     @classmethod
-    def read(cls, record: Mapping[str, Any] | None) -> Estimate | None:
+    def read(cls, record: Mapping[str, Any] | None, scale: Scale = NONNEGATIVE) -> Estimate | None:
         """The estimate of a result's `{"mean", "low", "high", "sd", "per_seed"}`, or None."""
         if record is None:
             return None
         if "per_seed" in record:
-            return cls.of(record["per_seed"])
+            return cls.of(record["per_seed"], scale)
         return cls(float(record["mean"]), record["low"], record["high"], record["sd"], (float(record["mean"]),))
 
     def describe(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Line:
         return self.scores.get(f"{role}_error_%")
 
     def span(self, role: str, n: int | None) -> tuple[float, float, str] | None:
-        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split.
+        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split; else None.
 
         n: how many the study's split has; a line of other data has a number of its own.
         """
@@ -156,7 +156,7 @@ class Line:
         if error.low is not None and error.high is not None:
             return error.low, error.high, "t"
         n = self.images(role, n)
-        if not n:
+        if not n or error.n > 1:
             return None
         low, high = binomial_interval(min(n, max(0, round(error.mean * n / 100))), n)
         return low, high, "wilson"
