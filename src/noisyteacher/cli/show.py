@@ -103,15 +103,18 @@ def print_result(result: Result, as_json: bool) -> None:
         print_exported(result.files)
 
 
-def print_exported(made: Sequence[Exported]) -> None:
-    """The table of exported files beside torch, its notes, and which of them is fastest and smallest."""
+def print_exported(made: Sequence[Exported], failed: Mapping[str, str] | None = None) -> None:
+    """The table of exported files beside torch, its notes, and which of them is fastest and smallest.
+
+    `failed` are the formats that could not be written, each with the reason.
+    """
 
     from noisyteacher.export import notes, table, verdict
 
-    headers, rows = table(made)
+    headers, rows = table(made, failed)
     print_table(headers, rows, right=range(2, len(headers) - 1))
     write("")
-    for note in notes(made):
+    for note in notes(made, failed):
         write(note, "dim")
     write(f"\nVerdict: {verdict(made)}.")
 

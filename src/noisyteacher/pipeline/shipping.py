@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError
-from noisyteacher.export import FORMATS, Exported, export_all, refuse_formats
+from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.export import FORMATS, Exported, export_all, refuse_names
 from noisyteacher.export.exporting import MAX_DROP
 from noisyteacher.export.hub import CARD
 from noisyteacher.files import write_bytes
@@ -45,17 +45,19 @@ def ship(
     max_drop: float = MAX_DROP,
     threads: int | None = None,
     runs: int = 50,
+    on_failure: Callable[[str, NoisyTeacherError], None] | None = None,
 ) -> list[Exported]:
     """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
 
     formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx`, `model.pt2`, `model.pte`,
     `model-int8.pte` and `hub`, a folder with weights, config and a model card. run: the run that trained the model; the
     card tells its numbers (`story` where there is no run). licence: for the card. The rest as in `nt.export`.
-    Raises what `nt.export` raises; then no file of any format has been written.
+    on_failure: told (format, error) of each format that cannot be written, which is left out. Without it this raises
+    what `nt.export` raises; then no file of any format has been written.
     """
     if not formats:
         raise AskedWronglyError(f"no format was named: choose from {', '.join(FORMATS)}")
-    refuse_formats(formats)
+    refuse_names(formats)
     place = Path(folder)
     told = story or (story_of(run) if run is not None else None)
     made = export_all(
@@ -67,8 +69,9 @@ def ship(
         threads=threads,
         runs=runs,
         progress=None if watch is None else lambda done, total, note: watch("export", done, total, note),
+        on_failure=on_failure,
     )
-    if HUB in formats:
+    if any(one.format == HUB for one in made):
         whole = as_classifier(model, classes=data.classes, input_shape=data.input_shape)
         costs = measure(whole, latency=False, device="cpu")
         write_bytes(place / HUB / CARD, card(whole, data, made, costs, told, licence).encode())

@@ -146,8 +146,9 @@ class Line:
         return self.scores.get(f"{role}_error_%")
 
     def span(self, role: str, n: int | None) -> tuple[float, float, str] | None:
-        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split; else None.
+        """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split.
 
+        None where there is neither.
         n: how many the study's split has; a line of other data has a number of its own.
         """
         error = self.error(role)

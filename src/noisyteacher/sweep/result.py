@@ -91,8 +91,8 @@ class SweepResult:
             *partial,
             *constant,
             *self._data_and_teachers(),
-            f"[ ] = 95 % Student-t interval over seeds{self._missing}. {self._compared} - {self._reference}: paired by seed "
-            f"with the {self._reference} student of the same settings; p of the paired t-test"
+            f"[ ] = 95 % Student-t interval over seeds{self._missing}. {self._compared} - {self._reference}: paired by "
+            f"seed with the {self._reference} student of the same settings; p of the paired t-test"
             + (", then corrected for all noises compared with that student (Holm)." if self._of_noise else "."),
         ]
 
