@@ -48,7 +48,7 @@ def export(
         from noisyteacher.config import build_config
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.export import refuse_formats, refuse_names, verdict
-        from noisyteacher.pipeline import load_config_data, load_teacher, ship, story_of
+        from noisyteacher.pipeline import load_config_data, load_teacher, seen_before, ship, story_of, trained_on
 
         chosen = [one.strip() for one in formats.split(",")]
         if len(chosen) == 1:
@@ -62,6 +62,7 @@ def export(
         splits = load_config_data(config, watch)
         found, _ = load_teacher(path, splits, allow_import)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _called(path)
+        overlap = seen_before(trained_on(path), splits, "this model")
         made = ship(
             found,
             splits,
@@ -74,6 +75,7 @@ def export(
             max_drop=max_drop,
             runs=runs,
             on_failure=failed.__setitem__,
+            caveats=[overlap] if overlap else [],
         )
     if not made:
         raise next(iter(failed.values()))
@@ -98,9 +100,11 @@ def export(
 
 def _called(path: str) -> str:
     """The folder's name for a model: of a run its id, of a weights file or a shipped model its name."""
-    from noisyteacher.runs import Run, is_run
+    from noisyteacher.runs import BEST, Run, is_run
 
     place = Path(path)
+    if place.name == BEST and is_run(place.parent):
+        place = place.parent
     if is_run(place):
         return Run(place).id.replace("/", "-")
     inside = is_run(place.parent) and place.suffix == ".safetensors"

@@ -9,6 +9,7 @@ from typing import Any
 
 from noisyteacher.stats import NONNEGATIVE, PairedDifference, Scale, binomial_interval, mean_interval
 
+HANDED_OVER = "handed over"
 UNITS = {"error_%": "%", "nll_nats": "nats", "ece_%": "%", "agreement_%": "%"}
 """Score -> unit; a line's scores are called ROLE_SCORE, such as `test_error_%`."""
 
@@ -130,6 +131,8 @@ class Line:
     details: Mapping[str, Details] = field(default_factory=dict)
     chosen: bool = False
     """The noisy line of its family with the least validation error."""
+    handed_over: str = ""
+    """Of the line of a compression that the student handed over belongs to: these words, and which seed it is."""
     least_on_test: bool = False
     """The noisy line of its family with the least test error, which is how the paper chose."""
     data: str = ""
@@ -168,7 +171,7 @@ class Verdict:
     """One honest word and the sentence behind it."""
 
     word: str
-    """`helps`, `hurts`, `no evidence`, `unfinished`, `failed`, or "" where nothing is claimed."""
+    """`handed over`, `helps`, `hurts`, `no evidence`, `unfinished`, `failed`, or "" where nothing is claimed."""
     sentence: str
     line: Line | None = None
     """The line that it is about, whose difference to the clean one is the claim."""
@@ -240,6 +243,8 @@ class Study:
     """Of a compression that chose its student: the limits, what was looked at and tried, in sentences too."""
     best: Mapping[str, Any] | None = None
     """Of a compression: the student that is handed over, and the files written of it."""
+    handed_over: Line | None = None
+    """That student as a line of its one run, which is not among `lines`."""
     rows: tuple[PaperRow, ...] = ()
     parts: tuple[Study, ...] = ()
     """Studies inside this one: the sweeps of a reproduction."""

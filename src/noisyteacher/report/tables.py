@@ -65,7 +65,10 @@ def results(study: Study) -> Table | None:
     made = {name: [make(line) for line in lines] for name, make in columns.items()}
     made = {name: cells for name, cells in made.items() if any(cell.text != NOTHING for cell in cells)}
     rows = tuple(
-        (Cell(line.title, _marks(line), strong=line.chosen), *(cells[place] for cells in made.values()))
+        (
+            Cell(line.title, _marks(line), strong=line.chosen or bool(line.handed_over)),
+            *(cells[place] for cells in made.values()),
+        )
         for place, line in enumerate(lines)
     )
     notes = [f"{ROLES[name].capitalize()}: {told}." for name in (role, other) if (told := study.images(name, lines))]
@@ -264,7 +267,8 @@ def _row(*cells: Cell) -> tuple[Cell, ...]:
 
 
 def _marks(line: Line) -> str:
-    marks = ["chosen by validation"] if line.chosen else []
+    marks = [line.handed_over] if line.handed_over else []
+    marks += ["chosen by validation"] if line.chosen else []
     return ", ".join([*marks, *(["least on test"] if line.least_on_test else [])])
 
 
