@@ -223,7 +223,7 @@ def test_the_results_of_a_sweep(tmp_path: Path) -> None:
     assert set(record) == set(keys(told[a:b]))
     assert set(condition) == set(keys(told[b:c]))
     cell = json.loads((result.path / condition["runs"][0] / "result.json").read_text())["result"]
-    assert set(cell) == set(keys(told[:a])) - {"choice", "checks", "costs"}
+    assert set(cell) == set(keys(told[:a])) - {"choice", "checks", "costs", "trained_on"}
     beside = json.loads((result.path / "conditions.json").read_text())
     assert list(beside) == ["checksum", "kind", "schema", "conditions", "families", "failed"]
     assert set(beside["conditions"][0]) == set(condition) - {"training_s", "network"}

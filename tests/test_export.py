@@ -390,6 +390,43 @@ def test_nothing_is_written_that_its_runtime_refuses(
     assert [file.name for file in tmp_path.iterdir()] == ["m.pt2"]
 
 
+def test_a_format_that_fails_leaves_the_others_where_failures_are_taken(
+    tiny: tuple[nt.Classifier, Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, own = tiny
+
+    def broken(*given: object) -> dict[str, bytes]:
+        raise RuntimeError("an exporter's own error\nand much more")
+
+    def refused(images: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=broken, needs=()))
+    monkeypatch.setitem(FORMATS, "pte", replace(FORMATS["pte"], needs=("nowhere",)))
+    paths = {name: tmp_path / name for name in ("hub", "onnx", "pte", "pt2")}
+    failed: dict[str, NoisyTeacherError] = {}
+    made = export_all(model, paths, data=own, runs=1, on_failure=failed.__setitem__)
+    assert [one.name for one in made] == ["pt2"]
+    assert paths["pt2"].exists()
+    assert list(failed) == ["hub", "pte", "onnx"]
+    assert str(failed["onnx"]) == "onnx: it cannot be written (RuntimeError: an exporter's own error)"
+    assert "needs nowhere" in str(failed["pte"])
+    assert "cannot be built again" in str(failed["hub"])
+    reasons = {name: str(error) for name, error in failed.items()}
+    headers, rows = table(made, reasons)
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("torch", ""), ("pt2", "yes"), ("hub", "FAILED"), ("pte", "FAILED"), ("onnx", "FAILED")
+    ]  # fmt: skip
+    assert {len(row) for row in rows} == {len(headers)}
+    assert f"onnx was not written: {failed['onnx']}." in notes(made, reasons)
+    faulty(monkeypatch, refused)
+    failed.clear()
+    assert export_all(model, {"pt2": tmp_path / "again"}, data=own, runs=1, on_failure=failed.__setitem__) == []
+    assert "its own runtime cannot run the file" in str(failed["pt2"])
+    assert [row[0] for row in table([], {"pt2": "no"})[1]] == ["pt2"]
+    assert verdict([]) == "no file holds: deploy none of these"
+
+
 def test_a_network_that_cannot_be_traced_is_named_with_the_reason(tmp_path: Path) -> None:
     class Moody(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

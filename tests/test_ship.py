@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import noisyteacher as nt
 from noisyteacher.data import Split, Splits
+from noisyteacher.export import FORMATS
 from noisyteacher.pipeline import ship, story_of
 from noisyteacher.runs import Run
 from test_cli import Call, call
@@ -156,6 +158,26 @@ def test_an_export_over_its_tolerance_exits_with_3(call: Call) -> None:
     assert "NO" in out
     assert "onnx does not hold: largest logit difference" in out
     assert Path("exports/lenet-mnist/model.onnx").exists()
+
+
+def test_one_format_of_several_that_fails_is_a_line_and_exit_code_3(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> dict[str, bytes]:
+        raise RuntimeError("an exporter's own error")
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=broken, needs=()))
+    words = ("pretrained:lenet-mnist", "--data", "mnist-5k", "--set", "data.limit=100", "--runs", "1", "-q")
+    code, out, err = call("export", *words, "--format", "onnx,hub")
+    assert code == 3, err
+    assert "FAILED" in out
+    assert "onnx was not written: onnx: it cannot be written (RuntimeError: an exporter's own error)." in out
+    assert Path("exports/lenet-mnist/hub/model.safetensors").exists()
+    code, out, _ = call("export", *words, "--format", "onnx,hub", "--json")
+    assert (code, list(json.loads(out)["failed"])) == (3, ["onnx"])
+    code, out, err = call("export", *words, "--format", "onnx")
+    assert (code, out) == (1, "")
+    assert "onnx: it cannot be written" in err
 
 
 @pytest.mark.parametrize(

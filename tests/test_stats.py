@@ -8,7 +8,16 @@ import pytest
 from scipy import stats as oracle
 
 from noisyteacher.errors import AskedWronglyError
-from noisyteacher.stats import Quantity, binomial_interval, mean_interval, paired_difference, verdict
+from noisyteacher.stats import (
+    NONNEGATIVE,
+    PERCENT,
+    Quantity,
+    binomial_interval,
+    mean_interval,
+    paired_difference,
+    scale_of,
+    verdict,
+)
 
 
 def test_interval_from_a_printed_t_table() -> None:
@@ -52,6 +61,31 @@ def test_the_verdict_says_what_the_interval_says(a: list[float], b: list[float],
     sentence = verdict(paired_difference(a, b))
     assert word in sentence
     assert ("3 paired seeds" in sentence) == (len(a) == 3)
+
+
+def test_an_interval_of_a_share_stays_on_its_scale() -> None:
+    """t(0.975, 1) = 12.71: two errors of 48 and 68 % would give 58 +- 127."""
+    assert mean_interval([48.0, 68.0]).low == pytest.approx(58 - 127.06, abs=0.01)
+    wide = mean_interval([48.0, 68.0], scale=PERCENT)
+    assert (wide.mean, wide.low, wide.high, wide.n) == (58.0, None, None, 2)
+    assert wide.sd == pytest.approx(14.142, abs=1e-3)
+    cut = mean_interval([1.0, 2.0, 3.0], scale=PERCENT)
+    assert (cut.low, cut.high) == (0.0, pytest.approx(4.484, abs=1e-3))
+    assert mean_interval([99.0, 98.0, 97.0], scale=PERCENT).high == 100.0
+    near = mean_interval([2.0, 2.5], scale=PERCENT)
+    assert (near.low, near.high) == (0.0, pytest.approx(2.25 + 12.706 * 0.25, abs=1e-2))
+    assert mean_interval([1.0, 400.0], scale=NONNEGATIVE).low == 0.0
+    assert [scale_of(key) for key in ("test_error_%", "val_nll_nats")] == [PERCENT, NONNEGATIVE]
+
+
+def test_a_difference_of_shares_stays_on_its_scale() -> None:
+    wide = paired_difference([10.0, 20.0], [60.0, 30.0], scale=PERCENT)
+    assert (wide.mean, wide.low, wide.high, wide.n) == (30.0, None, None, 2)
+    assert "2 paired seeds: no interval, as it would be wider than the whole scale" in verdict(wide)
+    cut = paired_difference([10.0, 20.0, 15.0], [60.0, 30.0, 90.0], scale=PERCENT)
+    assert (cut.low, cut.high) == (pytest.approx(45 - 81.45, abs=0.01), 100.0)
+    alike = paired_difference([10.0, 20.0], [10.0, 20.0], scale=PERCENT)
+    assert "2 paired seeds: no interval, as all of them differ alike" in verdict(alike)
 
 
 def test_binomial_interval_is_wilsons() -> None:

@@ -11,6 +11,15 @@ from noisyteacher.errors import AskedWronglyError
 
 LEVEL = 0.05
 """A corrected p below this is called evidence."""
+Scale = tuple[float, float]
+"""The least and the largest value that a measure can take."""
+PERCENT: Scale = (0.0, 100.0)
+NONNEGATIVE: Scale = (0.0, math.inf)
+
+
+def scale_of(key: str) -> Scale:
+    """The scale of a score by its key, which ends in its unit: `scale_of("test_error_%") == PERCENT`."""
+    return PERCENT if key.endswith("%") else NONNEGATIVE
 
 
 class Quantity(float):
@@ -38,7 +47,7 @@ class Quantity(float):
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n seeds with its Student-t interval; low and high are None with a single seed."""
+    """A mean over n seeds with its Student-t interval; low and high are None where there is none worth printing."""
 
     mean: float
     low: float | None
@@ -50,7 +59,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of b - a over n pairs, its Student-t interval and the two-sided p-value; None with a single pair."""
+    """The mean of b - a over n pairs, its Student-t interval and the two-sided p-value; None where there is none."""
 
     mean: float
     low: float | None
@@ -58,12 +67,16 @@ class PairedDifference:
     p: float | None
     n: int
     confidence: float = 0.95
+    sd: float | None = None
+    """Sample standard deviation of the pairs' differences; None with a single pair."""
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scale | None = None) -> Interval:
     """Mean, sample standard deviation and Student-t interval of the values (one per seed).
 
-    `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 .. 4.484. Raises AskedWronglyError when empty.
+    `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 .. 4.484. With the scale of the values, such as
+    PERCENT, the interval is cut to it, and one that is as wide as the whole scale is left out: it says nothing. There
+    is none for a single value either. Raises AskedWronglyError when empty.
     """
     n = len(values)
     if n == 0:
@@ -73,29 +86,52 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         return Interval(mean, None, None, None, 1, confidence)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = _t_quantile(0.5 + confidence / 2, n - 1) * sd / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, sd, n, confidence)
+    low, high = mean - half, mean + half
+    if scale is None:
+        return Interval(mean, low, high, sd, n, confidence)
+    if high - low >= scale[1] - scale[0]:
+        return Interval(mean, None, None, sd, n, confidence)
+    return Interval(mean, max(low, scale[0]), min(high, scale[1]), sd, n, confidence)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, scale: Scale | None = None
+) -> PairedDifference:
     """How much larger b is than a, pair by pair (the same seed in both): mean, Student-t interval, paired t-test's p.
 
-    With a single pair, or when all pairs differ by the same amount, there is no interval.
-    Raises AskedWronglyError unless a and b have the same length, at least 1.
+    With a single pair, or when all pairs differ by the same amount, there is no interval; nor where it would be wider
+    than differences can be on the scale of a and b (`missing_interval` says which). Raises AskedWronglyError unless a
+    and b have the same length, at least 1.
     """
     if len(a) != len(b) or not a:
         raise AskedWronglyError(f"{len(a)} and {len(b)} values: a paired difference needs the same seeds on both sides")
     gaps = [second - first for first, second in zip(a, b, strict=True)]
-    interval = mean_interval(gaps, confidence)
-    if interval.sd is None:
-        return PairedDifference(interval.mean, None, None, None, 1, confidence)
-    if interval.sd <= 1e-9 * abs(interval.mean):
+    span = None if scale is None else (scale[0] - scale[1], scale[1] - scale[0])
+    found = mean_interval(gaps, confidence, span)
+    if found.sd is None:
+        return PairedDifference(found.mean, None, None, None, 1, confidence)
+    if _alike(found.sd, found.mean):
         # All pairs differ alike: a width of zero says that the measure is coarse, not that the difference is certain.
-        return PairedDifference(interval.mean, None, None, 1.0 if interval.mean == 0 else None, interval.n, confidence)
+        p = 1.0 if found.mean == 0 else None
+        return PairedDifference(found.mean, None, None, p, found.n, confidence, found.sd)
     from scipy.special import stdtr
 
-    t = interval.mean / (interval.sd / math.sqrt(interval.n))
-    p = float(2 * stdtr(interval.n - 1, -abs(t)))
-    return PairedDifference(interval.mean, interval.low, interval.high, p, interval.n, confidence)
+    t = found.mean / (found.sd / math.sqrt(found.n))
+    p = float(2 * stdtr(found.n - 1, -abs(t)))
+    return PairedDifference(found.mean, found.low, found.high, p, found.n, confidence, found.sd)
+
+
+def missing_interval(n: int, mean: float, sd: float | None) -> str:
+    """The words for a paired difference over n pairs that has no interval, with the reason where n is not 1."""
+    if n == 1 or sd is None:
+        return "no interval"
+    if _alike(sd, mean):
+        return "no interval, as all of them differ alike"
+    return "no interval, as it would be wider than the whole scale"
+
+
+def _alike(sd: float, mean: float) -> bool:
+    return sd <= 1e-9 * abs(mean)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -117,9 +153,10 @@ def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "
     d = difference
     size = f"{d.mean:+.2f} {unit}"
     if d.low is None or d.high is None:
-        why = "one seed has no interval; run at least 3 seeds"
-        if d.n > 1:
-            why = f"all {d.n} paired seeds differ alike, so there is no interval; run more seeds or a larger test set"
+        if d.n == 1:
+            why = "one seed has no interval; run at least 3 seeds"
+        else:
+            why = f"{d.n} paired seeds: {missing_interval(d.n, d.mean, d.sd)}; run more seeds or a larger test set"
         return f"no evidence that {what} helped or hurt here ({size}; {why})"
     basis = f"({size}, {d.confidence:.0%} interval {d.low:+.2f} to {d.high:+.2f}, p = {d.p:.2g}, {d.n} paired seeds)"
     if d.high < 0:

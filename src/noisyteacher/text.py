@@ -11,6 +11,9 @@ from typing import Any
 
 from noisyteacher.errors import UnknownNameError
 
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+"""A split's role -> what it is called in a sentence."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when none is close. `nearest("lenett", ["lenet", "nin"]) == "lenet"`."""

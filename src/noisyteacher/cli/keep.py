@@ -279,11 +279,17 @@ def logits_verify(
 
 
 def _error_of(run: Any) -> str:
-    """The test (else validation) error of a run, or of a compression's last row; empty where there is none."""
+    """The test (else validation) error of a run, of a compression that of the student that is handed over; empty where
+    there is none.
+    """
     result = run.result() if run.state == "done" else None
     if not result:
         return ""
     if "rows" in result:
+        handed_over = (result.get("best") or {}).get("run")
+        for row in result["rows"]:
+            if handed_over in row["runs"] and "error_%" in row:
+                return f"{row['error_%']['per_seed'][row['runs'].index(handed_over)]:.2f}"
         last = result["rows"][-1].get("error_%")
         return f"{last['mean']:.2f}" if last else ""
     for split in ("test", "val"):

@@ -40,23 +40,29 @@ def export(
     """Write a model for other runtimes, run each file there on the validation split, and compare it with torch.
 
     On the data that the model's run was trained on, unless --data names others; int8 is calibrated on its training
-    images. Exits with 3 when a file is over its tolerance.
+    images. Exits with 3 when a file is over its tolerance, or one of several formats cannot be written.
 
     Example: noisyteacher export runs/20261122T1246Z-distil-mlp800-7f3a9c --format onnx,onnx-int8,hub
     """
     with progress(quiet) as watch:
         from noisyteacher.config import build_config
-        from noisyteacher.export import refuse_formats, verdict
-        from noisyteacher.pipeline import load_config_data, load_teacher, ship, story_of
+        from noisyteacher.errors import NoisyTeacherError
+        from noisyteacher.export import refuse_formats, refuse_names, verdict
+        from noisyteacher.pipeline import load_config_data, load_teacher, seen_before, ship, story_of, trained_on
 
         chosen = [one.strip() for one in formats.split(",")]
-        refuse_formats(chosen)
+        if len(chosen) == 1:
+            refuse_formats(chosen)
+        else:
+            refuse_names(chosen)
+        failed: dict[str, NoisyTeacherError] = {}
         path = o.model_path(model, None)
         flags = {"data.name": data, "data.root": data_root, "run.threads": threads}
         config = build_config(o.settings(None, overrides, flags, o.data_of(path, data, overrides)))
         splits = load_config_data(config, watch)
         found, _ = load_teacher(path, splits, allow_import)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _called(path)
+        overlap = seen_before(trained_on(path), splits, "this model")
         made = ship(
             found,
             splits,
@@ -68,24 +74,37 @@ def export(
             max_difference=max_difference,
             max_drop=max_drop,
             runs=runs,
+            on_failure=failed.__setitem__,
+            caveats=[overlap] if overlap else [],
         )
+    if not made:
+        raise next(iter(failed.values()))
+    reasons = {name: str(error) for name, error in failed.items()}
     o.note_other_data(path, splits)
     if as_json:
         print_json(
-            {"model": path, "folder": str(folder), "verdict": verdict(made), "files": [one.describe() for one in made]}
+            {
+                "model": path,
+                "folder": str(folder),
+                "verdict": verdict(made),
+                "files": [one.describe() for one in made],
+                "failed": reasons,
+            }
         )
     else:
-        print_exported(made)
+        print_exported(made, reasons)
         say(f"\nFolder: {folder}")
-    if not all(one.holds for one in made):
+    if failed or not all(one.holds for one in made):
         raise typer.Exit(3)
 
 
 def _called(path: str) -> str:
     """The folder's name for a model: of a run its id, of a weights file or a shipped model its name."""
-    from noisyteacher.runs import Run, is_run
+    from noisyteacher.runs import BEST, Run, is_run
 
     place = Path(path)
+    if place.name == BEST and is_run(place.parent):
+        place = place.parent
     if is_run(place):
         return Run(place).id.replace("/", "-")
     inside = is_run(place.parent) and place.suffix == ".safetensors"

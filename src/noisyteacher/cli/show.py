@@ -77,10 +77,13 @@ def print_noted(headers: Sequence[str], rows: Sequence[Sequence[Any]], notes: Se
 
 
 def print_result(result: Result, as_json: bool) -> None:
-    """A compression's table, notes, verdict and run folders; or all of it as JSON."""
+    """A compression's table, notes and exported files, then what came of it, where it lies, what to run next; or all of
+    it as JSON.
+    """
     if as_json:
-        print_json({"run": str(result.path), **result.describe()})
+        print_json({"run": str(result.path), **result.describe(), "summary": result.summary()})
         return
+    from noisyteacher.pipeline import closing_lines
 
     headers, rows = result.table()
     print_table(headers, rows, right=range(1, len(headers)))
@@ -90,30 +93,32 @@ def print_result(result: Result, as_json: bool) -> None:
         print_table(headers, rows, right=range(1, len(headers) - 1))
         write("")
     for note in result.notes():
-        write(note, "bold" if note.startswith("WARNING") else "dim")
-    if result.verdict is not None:
-        write("")
-        write(f"Verdict: {result.verdict}.", "bold")
+        write(note, "dim")
     write("")
-    write(f"Run folder: {result.path}")
-    folders = [folder for row in result.rows for folder in row.runs]
-    write(f"  in it: {', '.join(folders)}; logits in {result.store}")
-    if result.files:
-        write(f"\nFiles of {result.path / (result.best or {})['run']}:\n")
-        print_exported(result.files)
+    if result.files or result.failed:
+        print_exported(result.files, result.failed, "Files")
+        write("")
+    for line in closing_lines(result):
+        if line.startswith((" ", "Run folder")):
+            say(line)  # paths and commands stay whole, to be copied
+        else:
+            write(line, "bold" if line.startswith(("Verdict", "WARNING")) else None)
 
 
-def print_exported(made: Sequence[Exported]) -> None:
-    """The table of exported files beside torch, its notes, and which of them is fastest and smallest."""
+def print_exported(made: Sequence[Exported], failed: Mapping[str, str] | None = None, word: str = "Verdict") -> None:
+    """The table of exported files beside torch, its notes, and which of them is fastest and smallest.
+
+    `failed` are the formats that could not be written, each with the reason; `word` stands before the last sentence.
+    """
 
     from noisyteacher.export import notes, table, verdict
 
-    headers, rows = table(made)
+    headers, rows = table(made, failed)
     print_table(headers, rows, right=range(2, len(headers) - 1))
     write("")
-    for note in notes(made):
+    for note in notes(made, failed):
         write(note, "dim")
-    write(f"\nVerdict: {verdict(made)}.")
+    write(f"\n{word}: {verdict(made)}.")
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -91,8 +91,9 @@ def compress(
     The students learn from the teacher's logits as they are. With --sigma they are also trained under noise on the
     logits, with --noise under one that is chosen on validation, and the verdict says what the noise did. Without
     --student the student is chosen too, among the networks that keep within the targets (--target-macs 4x where none is
-    given): 4x is at most a quarter of the teacher's, a plain number is at most that many. A run that chose its student
-    or was given --export also gets a report.html in its folder.
+    given): 4x is at most a quarter of the teacher's, a plain number is at most that many. The folder best in the run's
+    has the student that is best on validation, with its exported files; a run that chose its student or was given
+    --export also gets a report.html.
 
     Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
 
@@ -152,16 +153,20 @@ def _compress(given: dict[str, Any], as_json: bool, quiet: bool, allow_import: b
 
 def _told(result: Result, as_json: bool, quiet: bool) -> None:
     """The result as text or JSON, a report where files or a choice are to be shown, exit code 3 if a check fails."""
-    print_result(result, as_json)
     best = result.best or {}
-    if result.search is not None or best.get("files"):
+    if result.search is not None or best.get("files") or best.get("failed"):
+        from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.files import write_bytes
+        from noisyteacher.pipeline import REPORT
         from noisyteacher.report import build_report
 
-        page = result.path / "report.html"
-        with progress(quiet) as watch, stage(watch, "writing the report"):
-            write_bytes(page, build_report([result.path], "html").encode(), within=result.path)
-        say(f"Report: {page}", err=as_json)
+        try:
+            with progress(quiet) as watch, stage(watch, "writing the report"):
+                page = build_report([result.path], "html").encode()
+                write_bytes(result.path / REPORT, page, within=result.path)
+        except NoisyTeacherError as error:  # the table is worth more than the page
+            say(f"no report: {error}", err=True)
+    print_result(result, as_json)
     if not result.holds:
         raise typer.Exit(3)
 

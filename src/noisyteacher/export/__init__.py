@@ -5,7 +5,7 @@ Every file is run by its own runtime on the validation split and compared with t
 """
 
 from noisyteacher.export.exporting import export, export_all
-from noisyteacher.export.formats import FORMATS, Format, refuse_formats
+from noisyteacher.export.formats import FORMATS, Format, refuse_formats, refuse_names
 from noisyteacher.export.hub import from_pretrained
 from noisyteacher.export.outcome import Exported
 from noisyteacher.export.table import notes, table, verdict
@@ -19,6 +19,7 @@ __all__ = [
     "from_pretrained",
     "notes",
     "refuse_formats",
+    "refuse_names",
     "table",
     "verdict",
 ]

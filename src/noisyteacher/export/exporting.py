@@ -24,7 +24,7 @@ from noisyteacher.export.checking import (
     reference_of,
     torch_threads,
 )
-from noisyteacher.export.formats import FORMATS, refuse_formats
+from noisyteacher.export.formats import FORMATS, refuse_format, refuse_names
 from noisyteacher.export.outcome import Exported
 from noisyteacher.export.to_pt2 import told
 from noisyteacher.files import sha256, write_bytes, write_json
@@ -113,11 +113,13 @@ def export_all(
     threads: int | None = None,
     runs: int = 50,
     progress: Callable[[int, int, str], None] | None = None,
+    on_failure: Callable[[str, NoisyTeacherError], None] | None = None,
 ) -> list[Exported]:
     """The same for several formats of FORMATS, each with its path, in their order; options as in `export`.
 
     Latencies of all files and of torch are taken in turns. progress: told (steps done, all steps, the next one).
-    What cannot be written in one format raises before anything of any format is on the disk.
+    on_failure: told (format, error) of each that cannot be written or run, which is left out of what comes back;
+    without it the error is raised before anything of any format is on the disk.
     """
     splits = _splits(data)
     whole = as_classifier(
@@ -130,35 +132,61 @@ def export_all(
             "the model does not say which images it takes: pass data, or wrap it by build_model(model, classes=..., "
             "input_shape=...)"
         )
-    refuse_formats(list(paths), whole)
+    refuse_names(list(paths))
     if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
         raise AskedWronglyError(f"runs {runs!r}: it must be a whole number of 1 or more")
     used = torch.get_num_threads() if threads is None else check_threads(threads)
     names = [str(number) for number in range(whole.classes)] if splits is None else splits.class_names
-    images = calibration_images(splits, calibration) if any(FORMATS[one].precision == "int8" for one in paths) else None
+    possible = dict(paths)
+
+    def leave_out(name: str, error: NoisyTeacherError) -> None:
+        if on_failure is None:
+            raise error
+        del possible[name]
+        on_failure(name, error)
+
+    for name in paths:
+        try:
+            refuse_format(name, whole)
+        except AskedWronglyError as error:
+            leave_out(name, error)
+    if not possible:
+        return []
+    int8 = any(FORMATS[name].precision == "int8" for name in possible)
+    images = calibration_images(splits, calibration) if int8 else None
     tell = progress or (lambda done, total, note: None)
-    steps = 2 * len(paths) + 1
+    steps = 2 * len(possible) + 1
     with ExitStack() as stack:
         stack.enter_context(inference(whole, torch.device("cpu")))
         stack.enter_context(torch_threads(used))
         reference = reference_of(whole, splits)
         files, runners, found = {}, {}, {}
-        for number, name in enumerate(paths):
+        for number, name in enumerate(list(possible)):
             tell(2 * number, steps, f"writing {name}")
-            files[name] = FORMATS[name].write(whole, names, images)
+            try:
+                files[name] = FORMATS[name].write(whole, names, images)
+            except NoisyTeacherError as error:
+                leave_out(name, error)
+                continue
+            except Exception as error:  # the exporters are others', and so are their errors
+                leave_out(name, _export_error(name, "it cannot be written", error))
+                continue
             tell(2 * number + 1, steps, f"asking {name}")
             try:
-                runners[name] = stack.enter_context(FORMATS[name].run(files[name], used))
-                found[name] = compare(runners[name], reference)
-            except NoisyTeacherError:
-                raise
-            except Exception as error:  # the runtime is somebody else's
-                raise ExportError(f"{name}: its own runtime cannot run the file ({told(error)})") from error
+                runner = stack.enter_context(FORMATS[name].run(files[name], used))
+                found[name] = compare(runner, reference)
+                runners[name] = runner
+            except NoisyTeacherError as error:
+                leave_out(name, error)
+            except Exception as error:
+                leave_out(name, _export_error(name, "its own runtime cannot run the file", error))
+        if not possible:
+            return []
         tell(steps - 1, steps, "timing")
         times = race({TORCH: whole, **runners}, next(reference.parts())[:1], used, runs)
     made = [
         _outcome(name, path, files[name], whole, reference, found[name], times, max_difference, max_drop)
-        for name, path in paths.items()
+        for name, path in possible.items()
     ]
     record = {
         "model": {"architecture": whole.architecture, "weights": weights_fingerprint(whole)},
@@ -174,6 +202,13 @@ def export_all(
         write_json(beside, KIND, SCHEMA, {**one.describe(), "path": one.path.name, **ranges, **record})
     tell(steps, steps, "done")
     return made
+
+
+def _export_error(name: str, what: str, error: Exception) -> ExportError:
+    """An error of another library as one of this package, with the first line of what it says."""
+    failure = ExportError(f"{name}: {what} ({told(error)})")
+    failure.__cause__ = error
+    return failure
 
 
 def _outcome(

@@ -71,16 +71,27 @@ FORMATS: dict[str, Format] = {
 
 def refuse_formats(names: Sequence[str], model: Classifier | None = None) -> None:
     """Raises what a wrong list of formats would raise later: a name not known or there twice, a missing extra."""
+    refuse_names(names)
+    for name in names:
+        refuse_format(name, model)
+
+
+def refuse_names(names: Sequence[str]) -> None:
+    """Raises AskedWronglyError for a format that is not known, and for one that is named twice."""
     for place, name in enumerate(names):
         if name not in FORMATS:
             raise unknown_name("format", name, FORMATS)
         if name in names[:place]:
             raise AskedWronglyError(f"format {name!r} is named twice: name it once")
-        form = FORMATS[name]
-        missing = [package for package in form.needs if importlib.util.find_spec(package) is None]
-        if missing:
-            raise AskedWronglyError(
-                f"format {name!r} needs {' and '.join(missing)}: pip install 'noisyteacher[{form.extra}]'"
-            )
-        if name == "hub" and model is not None:
-            refuse_hub(model)
+
+
+def refuse_format(name: str, model: Classifier | None = None) -> None:
+    """Raises AskedWronglyError when a package that the format needs is missing, or it cannot hold this model."""
+    form = FORMATS[name]
+    missing = [package for package in form.needs if importlib.util.find_spec(package) is None]
+    if missing:
+        raise AskedWronglyError(
+            f"format {name!r} needs {' and '.join(missing)}: pip install 'noisyteacher[{form.extra}]'"
+        )
+    if name == "hub" and model is not None:
+        refuse_hub(model)

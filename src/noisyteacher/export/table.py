@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from noisyteacher.export.formats import FORMATS
 from noisyteacher.export.outcome import Exported
 from noisyteacher.text import size_bytes
 
 Rows = list[tuple[str, ...]]
 
 
-def table(made: Sequence[Exported]) -> tuple[tuple[str, ...], Rows]:
-    """Headers and rows as text, torch first; ratios are to torch (below 1: smaller, faster)."""
-    first = made[0]
+Failed = Mapping[str, str]
+"""Of a format that could not be written: its name, and why."""
+
+
+def table(made: Sequence[Exported], failed: Failed | None = None) -> tuple[tuple[str, ...], Rows]:
+    """Headers and rows as text, torch first; ratios are to torch (below 1: smaller, faster).
+
+    A format that could not be written has a row without numbers.
+    """
     headers = ("format", "precision", "accuracy %", "agreement %", "logit difference", "size", "latency ms", "holds")
     rows: Rows = [
         (
@@ -25,6 +32,7 @@ def table(made: Sequence[Exported]) -> tuple[tuple[str, ...], Rows]:
             _ms(first.torch_latency_ms.median),
             "",
         )
+        for first in made[:1]
     ]
     for one in made:
         rows.append(
@@ -39,11 +47,17 @@ def table(made: Sequence[Exported]) -> tuple[tuple[str, ...], Rows]:
                 "yes" if one.holds else "NO",
             )
         )
+    for name in failed or ():
+        form = FORMATS[name]
+        rows.append((form.kind, form.precision, "-", "-", "-", "-", "-", "FAILED"))
     return headers, rows
 
 
-def notes(made: Sequence[Exported]) -> list[str]:
-    """What a reader needs beside the table: n, conditions, runtimes, and why a file does not hold."""
+def notes(made: Sequence[Exported], failed: Failed | None = None) -> list[str]:
+    """What a reader needs beside the table: n, conditions, runtimes, why a file does not hold or was not written."""
+    failures = [f"{name} was not written: {reason}." for name, reason in (failed or {}).items()]
+    if not made:
+        return failures
     first, latency = made[0], made[0].latency_ms
     what = "Accuracy, agreement with torch" if first.accuracy is not None else "Agreement with torch"
     found = [
@@ -53,7 +67,7 @@ def notes(made: Sequence[Exported]) -> list[str]:
         f"{latency.device}. Ratios: to torch and its weights file (below 1: smaller, faster).",
         f"Run by: {', '.join(dict.fromkeys(one.runtime for one in made))}.",
     ]
-    return found + [f"{one.name} does not hold: {one.reason}." for one in made if not one.holds]
+    return found + [f"{one.name} does not hold: {one.reason}." for one in made if not one.holds] + failures
 
 
 def verdict(made: Sequence[Exported]) -> str:

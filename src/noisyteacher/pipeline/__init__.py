@@ -9,6 +9,7 @@ from noisyteacher.pipeline.conditions import further_answers, its_answers, its_t
 from noisyteacher.pipeline.given import is_given, names_a_file
 from noisyteacher.pipeline.names import wrong_names
 from noisyteacher.pipeline.origin import data_settings_of, other_data
+from noisyteacher.pipeline.overlap import seen_before, trained_on
 from noisyteacher.pipeline.plan import (
     Plan,
     network_name,
@@ -23,12 +24,14 @@ from noisyteacher.pipeline.result import Result, Row
 from noisyteacher.pipeline.shipping import ship
 from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
 from noisyteacher.pipeline.steps import load_config_data, load_teacher, options_of
+from noisyteacher.pipeline.summary import REPORT, closing_lines, compression_verdict
 from noisyteacher.pipeline.training import Trained, Training, train_run, train_runs
 from noisyteacher.pipeline.tried import student_table
 from noisyteacher.progress import Watch
 
 __all__ = [
     "CHECKING_TEACHER",
+    "REPORT",
     "SHOWN",
     "Plan",
     "Result",
@@ -38,8 +41,10 @@ __all__ = [
     "Training",
     "Watch",
     "checked_teacher",
+    "closing_lines",
     "compress",
     "compress_config",
+    "compression_verdict",
     "data_settings_of",
     "distil_config",
     "explain_choice",
@@ -61,6 +66,7 @@ __all__ = [
     "resume_compress",
     "resume_single",
     "run_title",
+    "seen_before",
     "settled",
     "ship",
     "story_of",
@@ -69,6 +75,7 @@ __all__ = [
     "train_config",
     "train_run",
     "train_runs",
+    "trained_on",
     "with_papers_student",
     "wrong_names",
 ]

@@ -6,14 +6,22 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noisyteacher.errors import NoisyTeacherError, WriteError
+from noisyteacher.export import Exported
+from noisyteacher.export.hub import CARD
+from noisyteacher.files import make_folder, write_bytes
+from noisyteacher.models import HUB_WEIGHTS, as_classifier, model_record, save_model
+from noisyteacher.pipeline.card import story_of
 from noisyteacher.pipeline.conditions import TITLES
-from noisyteacher.pipeline.plan import Plan
-from noisyteacher.pipeline.shipping import ship
+from noisyteacher.pipeline.loading import way_to_load
+from noisyteacher.pipeline.plan import Plan, data_record
+from noisyteacher.pipeline.predict_script import PREDICT, predict_script
+from noisyteacher.pipeline.shipping import card_for, ship
 from noisyteacher.pipeline.steps import lost
 from noisyteacher.pipeline.training import Trained
 from noisyteacher.progress import Watch
-
-FOLDER = "export"
+from noisyteacher.runs import BEST
+from noisyteacher.train import WEIGHTS
 
 
 def best_student(
@@ -35,6 +43,8 @@ def best_student(
         "n": len(plan.data.val),
         "condition": condition,
         "run": os.path.relpath(best.run.path, plan.run.path),
+        "folder": BEST,
+        "loads": way_to_load(as_classifier(best.model).architecture),
         "val_error_%": _error(best),
         "mean_val_error_%": means[condition],
         "teacher_val_error_%": _error(teacher),
@@ -42,21 +52,56 @@ def best_student(
         "max_drop": allowed,
         "holds": allowed is None or drop <= allowed,
         "files": [],
+        "failed": {},
     }
     return best, record | {"told": explain_best(record)}
 
 
-def export_best(plan: Plan, best: Trained, title: str) -> list[dict[str, Any]]:
-    """What came of every format of `run.export`, in the run's folder `export`; paths are relative to the run."""
-    watch = plan.watch
+def write_best(plan: Plan, best: Trained, title: str, caveats: Sequence[str] = ()) -> dict[str, Any]:
+    """What was written into the run's folder `best`: `files`, the outcome of each format that `run.export` names, and
+    `failed`, the reason for each that could not be written. Paths are relative to the run.
+
+    The folder holds the weights, the exported files, a script that runs the ONNX file where there is one, and a model
+    card. `caveats` are sentences for the card. Raises WriteError when the disk refuses.
+    """
+    folder = plan.run.path / BEST
+    make_folder(folder, plan.run.path)
+    training = model_record(best.run.path / WEIGHTS).get("training", {})
+    record = {"training": training, "data": data_record(plan.data), "run": best.run.path.name}
+    save_model(best.model, folder / HUB_WEIGHTS, record, within=plan.run.path)
+    made, failed = _export(plan, best, title)
+    if any(one.format == "onnx" for one in made):
+        text = predict_script(plan.data.class_names, plan.data.input_shape)
+        write_bytes(folder / PREDICT, text.encode(), within=folder)
+    card = card_for(best.model, plan.data, made, story_of(best.run), loader="load_model", caveats=caveats)
+    write_bytes(folder / CARD, card.encode(), within=folder)
+    files = [one.describe() | {"path": os.path.relpath(one.path, plan.run.path)} for one in made]
+    return {"files": files, "failed": failed}
+
+
+def _export(plan: Plan, best: Trained, title: str) -> tuple[list[Exported], dict[str, str]]:
+    """The files of the formats that could be written, and why each of the others could not."""
+    formats, watch = plan.config.run.export, plan.watch
+    if not formats:
+        return [], {}
     tell: Watch | None = None
     if watch is not None:
 
         def tell(stage: str, done: int, total: int, note: str) -> None:
             watch(title, done, total, note)
 
-    found = ship(best.model, plan.data, plan.run.path / FOLDER, plan.config.run.export, best.run, tell)
-    return [one.describe() | {"path": os.path.relpath(one.path, plan.run.path)} for one in found]
+    failed: dict[str, str] = {}
+
+    def leave_out(name: str, error: NoisyTeacherError) -> None:
+        failed[name] = str(error)
+
+    try:
+        made = ship(best.model, plan.data, plan.run.path / BEST, formats, best.run, tell, on_failure=leave_out)
+    except WriteError:
+        raise
+    except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
+        return [], {name: failed.get(name, str(error)) for name in formats}
+    return made, failed
 
 
 def explain_best(best: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
 from noisyteacher.measure import measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, build_model
 from noisyteacher.pipeline.given import network_of, preprocess_of
@@ -155,9 +155,28 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search
 
 
 def costs_of(model: nn.Module, data: Splits) -> dict[str, int]:
-    """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits."""
-    costs = measure(model, data.input_shape, latency=False)
+    """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits.
+
+    Raises AskedWronglyError for a model that cannot be measured, such as a torch.jit module.
+    """
+    try:
+        costs = measure(model, data.input_shape, latency=False)
+    except NoisyTeacherError:
+        raise
+    except Exception as error:
+        raise AskedWronglyError(
+            f"the costs of a {type(model).__name__} cannot be measured ({type(error).__name__}: {error}), so there is "
+            "nothing to hold against a limit: name the student, and set no target"
+        ) from error
     return {name: int(getattr(costs, name)) for name in LIMITS}
+
+
+def size_warning(name: str, student: nn.Module, teacher: nn.Module, data: Splits) -> str | None:
+    """The sentence of `larger_than_teacher` for two networks; None where one of them cannot be measured."""
+    try:
+        return larger_than_teacher(name, costs_of(student, data), costs_of(teacher, data))
+    except AskedWronglyError:
+        return None
 
 
 def larger_than_teacher(name: str, student: Mapping[str, float], teacher: Mapping[str, float]) -> str | None:

@@ -7,20 +7,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.export import Exported, notes, table
 from noisyteacher.files import read_json
 from noisyteacher.measure import Costs
-from noisyteacher.models import Classifier, model_record, pretrained, weights_file
+from noisyteacher.models import HUB_WEIGHTS, Classifier, model_record, pretrained, weights_file
 from noisyteacher.models.pretrained import PREFIX
-from noisyteacher.pipeline.steps import weights_of
-from noisyteacher.runs import Run, is_run
+from noisyteacher.pipeline.loading import way_to_load
+from noisyteacher.pipeline.steps import run_of, weights_of
+from noisyteacher.runs import Run
 from noisyteacher.stats import binomial_interval
 from noisyteacher.store.plan import INDEX, KIND, SCHEMA
-from noisyteacher.text import count, duration, escaped, few, sigma_words, size_bytes
+from noisyteacher.text import count, duration, escaped, few, sentence, sigma_words, size_bytes
 
 ON_THE_HUB = {
     "mnist": "ylecun/mnist",
@@ -70,34 +71,44 @@ def story_of(where: str | Path | Run) -> Story:
     if isinstance(where, str) and where.startswith(PREFIX):
         known = pretrained()[where.removeprefix(PREFIX)]
         return Story(settings, known["scores"], known["training"], licence=known["licence"].lower())
-    folder = path if path.is_dir() else path.parent
-    if not is_run(folder):
+    run = run_of(path)
+    if run is None:
         return Story(settings)
-    run = Run.open(folder)
     result = run.result() or {}
     return Story(settings, result.get("scores") or {}, result.get("training") or {}, _teacher(run), run=run.id)
+
+
+Loader = Literal["from_pretrained", "load_model"]
+"""What loads the folder that a card lies in: that of the hub, or a compression's `best`."""
 
 
 def card(
     model: Classifier,
     data: Splits,
     made: Sequence[Exported],
-    costs: Costs,
+    costs: Costs | None,
     story: Story | None = None,
     licence: str | None = None,
+    *,
+    loader: Loader = "from_pretrained",
+    caveats: Sequence[str] = (),
 ) -> str:
-    """The card of an exported model in Markdown: origin, data, recipe, numbers, costs, formats, use, limits."""
+    """The card of a model in Markdown: origin, data, recipe, numbers, costs, formats, use, limits.
+
+    `caveats` are sentences on the numbers; `costs` is None where they could not be measured.
+    """
     story = story or Story()
     stated = licence or story.licence
     body = [
         *_front_matter(data, story, stated),
         f"# {escaped(model.name)} for {escaped(data.name)}",
         "",
-        *_origin(model, data, story),
+        *_origin(data, story, 20 if loader == "from_pretrained" else 1000),
         *_numbers(made, story),
+        *(line for caveat in caveats for line in (f"**Note:** {escaped(sentence(caveat))}", "")),
         *_costs(costs, made, story),
         *_files(made),
-        *_use(model),
+        *_use(model, loader),
         *_limits(data, story, stated),
     ]
     return "\n".join(body) + "\n"
@@ -118,10 +129,10 @@ def _front_matter(data: Splits, story: Story, licence: str) -> Iterator[str]:
     yield ""
 
 
-def _origin(model: Classifier, data: Splits, story: Story) -> Iterator[str]:
+def _origin(data: Splits, story: Story, most: int) -> Iterator[str]:
     shape = " x ".join(map(str, data.input_shape))
     yield f"An image classifier: uint8 images of {shape} (channels, height, width; pixels 0 to 255) to logits of"
-    yield f"{data.classes} classes: {escaped(few(data.class_names, 20))}. Its preprocessing is part of it."
+    yield f"{data.classes} classes: {escaped(few(data.class_names, most))}. Its preprocessing is part of it."
     yield ""
     yield "## Where it comes from"
     yield ""
@@ -181,12 +192,15 @@ def _score_row(role: str, scores: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _costs(costs: Costs, made: Sequence[Exported], story: Story) -> Iterator[str]:
+def _costs(costs: Costs | None, made: Sequence[Exported], story: Story) -> Iterator[str]:
     yield "## Costs"
     yield ""
-    bound = "at least " if costs.unsupported else ""
-    yield f"- {costs.parameters:,} parameters; {size_bytes(costs.bytes)} of weights."
-    yield f"- MACs per image: {bound}{count(costs.macs)} (convolutions and matrix products, biases not counted)."
+    if costs is None:
+        yield "- Parameters and MACs could not be measured."
+    else:
+        bound = "at least " if costs.unsupported else ""
+        yield f"- {costs.parameters:,} parameters; {size_bytes(costs.bytes)} of weights."
+        yield f"- MACs per image: {bound}{count(costs.macs)} (convolutions and matrix products, biases not counted)."
     if made:
         took = made[0].torch_latency_ms
         conditions = f"median of {took.runs}, batch {took.batch}, {took.threads} thread(s), {took.device}"
@@ -198,7 +212,9 @@ def _costs(costs: Costs, made: Sequence[Exported], story: Story) -> Iterator[str
 
 
 def _files(made: Sequence[Exported]) -> Iterator[str]:
-    """The table of all formats, each as its own runtime ran it."""
+    """The table of all formats, each as its own runtime ran it; nothing where there are none."""
+    if not made:
+        return
     headers, rows = table(made)
     yield "## Formats it was written in"
     yield ""
@@ -210,18 +226,25 @@ def _files(made: Sequence[Exported]) -> Iterator[str]:
     yield ""
 
 
-def _use(model: Classifier) -> Iterator[str]:
+def _use(model: Classifier, loader: Loader) -> Iterator[str]:
     shape = model.input_shape
-    trusted = ", allow_import=True" if ":" in model.name else ""
+    loads = way_to_load(model.architecture)
+    trusted = ", allow_import=True" if loads == "import" else ""
     yield "## How to run it"
     yield ""
     yield "```python"
     yield "import torch"
     yield "import noisyteacher as nt"
     yield ""
-    yield f'model = nt.from_pretrained("FOLDER"{trusted})  # this folder'
+    if loads == "module":
+        yield "from noisyteacher.models import load_weights"
+        yield "model = nt.build_model(YOUR_NETWORK, DATA)  # the module and the data it was trained with"
+        yield f'load_weights(model, "FOLDER/{HUB_WEIGHTS}")  # this folder'
+    else:
+        yield f'model = nt.{loader}("FOLDER"{trusted})  # this folder'
     yield f"images = torch.zeros((1, {', '.join(map(str, shape or ()))}), dtype=torch.uint8)  # your pixels, 0 to 255"
-    yield "print(model(images).argmax(1))  # class numbers, in the order of config.json"
+    order = "config.json" if loader == "from_pretrained" else "the classes above"
+    yield f"print(model(images).argmax(1))  # class numbers, in the order of {order}"
     yield "```"
     yield ""
 

@@ -15,9 +15,8 @@ from noisyteacher.config import Config, NoiseSettings, build_config, describe
 from noisyteacher.data import load_data
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.locks import at_work
-from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.best import best_student, export_best
+from noisyteacher.pipeline.best import best_student, write_best
 from noisyteacher.pipeline.checking import CHECKING_STUDENT, CHECKING_TEACHER, checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import (
@@ -30,11 +29,11 @@ from noisyteacher.pipeline.conditions import (
     taught_by,
     the_teacher,
 )
-from noisyteacher.pipeline.labels_alone import comparable, short_student, takes_short_run, teacher_warning
+from noisyteacher.pipeline.labels_alone import comparable, short_student, takes_short_run, warned_of_teacher
 from noisyteacher.pipeline.outline import outline
+from noisyteacher.pipeline.overlap import seen_before
 from noisyteacher.pipeline.pacing import Pace
 from noisyteacher.pipeline.plan import (
-    Answers,
     Networks,
     Plan,
     called,
@@ -50,9 +49,11 @@ from noisyteacher.pipeline.plan import (
     settled,
     to_choose,
 )
-from noisyteacher.pipeline.result import Result, Row
+from noisyteacher.pipeline.result import Result
+from noisyteacher.pipeline.rows import measured, row_of
 from noisyteacher.pipeline.searching import choose_student
-from noisyteacher.pipeline.steps import hash_images, load_config_data, lost
+from noisyteacher.pipeline.steps import hash_images, load_config_data
+from noisyteacher.pipeline.summary import warnings_of
 from noisyteacher.pipeline.training import Trained, errors_kept
 from noisyteacher.progress import Watch, message, reported, stage, whole_watch
 from noisyteacher.runs import Run
@@ -99,7 +100,8 @@ def compress(
     which decides what is not named here, `loss` and `label_weight` included.
     target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
     student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
-    "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `export`.
+    "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `best`, where its weights and its model card
+    lie in any case. A format that fails is told in the result (`failed`) and costs no other.
     run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
     name a factory, which is then imported and called, or be a torch.export program. checks: whether a check before the
     first step that does not hold ends the run; else it is noted in `.checks`. progress: True shows on stderr what is
@@ -246,7 +248,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     if takes_short_run(plan):
         number += 1
         short = short_student(plan, answers, f"[{number}/{total}] {TITLES['labels']}, short")
-        warning = _warned(plan, answers, short)
+        warning = warned_of_teacher(plan, answers, short)
     if plan.search is not None:
         plan, search = choose_student(plan, answers, (number, total), pace)
         _warn(watch, plan.warnings)
@@ -265,7 +267,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
         title = f"[{number}/{total}] {TITLES['labels']}, seed 0"
         on_labels = a_student(plan, "labels-seed0", "labels", None, 0, answers, title)
         if comparable(plan):
-            warning = _warned(plan, answers, on_labels)
+            warning = warned_of_teacher(plan, answers, on_labels)
     if plan.candidates:
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
@@ -280,22 +282,23 @@ def _steps(plan: Plan, pace: Pace) -> Result:
             title = f"[{number}/{total}] {TITLES[name]}, seed {seed}"
             trained[name].append(a_student(plan, f"{name}-seed{seed}", name, its_noise, seed, answers, title))
     best, record = best_student(plan, teacher, trained)
-    if formats:
-        record["files"] = export_best(plan, best, f"[{total}/{total}] export")
+    overlap = seen_before(teacher.result.get("trained_on"), plan.data)
+    warnings = [*plan.warnings, *(one for one in (warning, overlap) if one is not None)]
+    record |= write_best(plan, best, f"[{total}/{total}] export", caveats=[overlap] if overlap else [])
     role = "val" if plan.data.test is None else "test"
     with stage(watch, "measuring costs"):
         costs = {
-            name: asdict(measure(model, plan.data.input_shape, device=plan.config.run.device))
+            name: measured(plan, name, model, warnings)
             for name, model in (("teacher", teacher.model), ("student", best.model))
         }
-    rows = [_row("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
-    rows += [_row(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
+    rows = [row_of("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
+    rows += [row_of(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
     noise_record = None if noise is None else noise.describe()
     stores = [one.path for one in (answers.get("train"), answers.get(role)) if isinstance(one, LogitStore)]
     place = os.path.relpath(stores[0], plan.run.path)
     scored = "error" if plan.data.parts[role].labels is not None else "disagreement"
-    return Result(
+    result = Result(
         plan.run.path,
         plan.data.name,
         role,
@@ -309,30 +312,10 @@ def _steps(plan: Plan, pace: Pace) -> Result:
         best=record,
         checks=tuple(checks),
         scored=scored,
-        warnings=(*plan.warnings, *(() if warning is None else (warning,))),
+        warnings=tuple(warnings),
         time=pace.record(plan.config.student, None if search is None else len(search["tried"])),
     )
-
-
-def _warned(plan: Plan, answers: Answers, on_labels: Trained) -> str | None:
-    """The warning of a teacher that is worse than this student on labels, shown at once."""
-    warning = teacher_warning(plan, answers, on_labels)
-    if warning is not None:
-        message(plan.watch, "warning", warning)
-    return warning
-
-
-def _row(name: str, title: str, found: list[Trained], costs: Mapping[str, Any], role: str, run: Run) -> Row:
-    scores = [one.result["scores"].get(role, {}) for one in found]
-    return Row(
-        name,
-        title,
-        tuple(lost(one) for one in scores),
-        tuple(float(one["agreement"]["value"]) for one in scores if "agreement" in one and name != "teacher"),
-        tuple(float(one.result["training"]["seconds"]) for one in found if one.result["training"]),
-        costs,
-        tuple(os.path.relpath(one.run.path, run.path) for one in found),
-    )
+    return replace(result, warnings=(*result.warnings, *warnings_of(result)))
 
 
 def _listed(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from noisyteacher.locks import at_work
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
-from noisyteacher.pipeline.given import is_given, network_of
+from noisyteacher.pipeline.given import is_given, names_a_file, network_of
+from noisyteacher.pipeline.overlap import trained_on
 from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, module_record, plain
 from noisyteacher.pipeline.steps import front_of, given_run, in_order, keeping_of, load_teacher, options_of, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, train_run
@@ -80,8 +81,12 @@ def the_teacher(plan: Plan, title: str, name: str = "teacher") -> Trained:
     settings = {"data": data_record(data), "given": called(given), "weights": weights_fingerprint(model)}
     run = plan.run.child(name, "given", settings, parents={"run": found.id} if found is not None else None)
     order = plan.config.teacher.class_order
+    known = trained_on(given) if isinstance(given, str) and names_a_file(given) else None
     with stage(plan.watch, title):
-        return given_run(run, model, data, device=plan.config.run.device, source=found, watch=plan.watch, order=order)
+        return given_run(
+            run, model, data, device=plan.config.run.device, source=found, watch=plan.watch, order=order,
+            trained_on=known,
+        )  # fmt: skip
 
 
 def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:

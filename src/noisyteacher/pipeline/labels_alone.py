@@ -11,6 +11,7 @@ from noisyteacher.pipeline.choosing import shortened
 from noisyteacher.pipeline.conditions import a_student
 from noisyteacher.pipeline.plan import Answers, Plan
 from noisyteacher.pipeline.training import Trained
+from noisyteacher.progress import message
 from noisyteacher.stats import LEVEL, discordant_p
 from noisyteacher.text import plural
 
@@ -44,6 +45,14 @@ def short_student(plan: Plan, answers: Answers, title: str) -> Trained:
         short = replace(plan, student=student.name)
     short = replace(short, config=replace(plan.config, student=student))
     return a_student(short, SHORT_RUN, "labels", None, 0, answers, title)
+
+
+def warned_of_teacher(plan: Plan, answers: Answers, on_labels: Trained) -> str | None:
+    """The warning of a teacher that is worse than this student on labels, shown at once."""
+    warning = teacher_warning(plan, answers, on_labels)
+    if warning is not None:
+        message(plan.watch, "warning", warning)
+    return warning
 
 
 def teacher_warning(plan: Plan, answers: Answers, student: Trained) -> str | None:

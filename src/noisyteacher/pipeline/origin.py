@@ -7,18 +7,20 @@ from typing import Any
 
 from noisyteacher.data import Splits
 from noisyteacher.models import model_record, weights_file
+from noisyteacher.pipeline.overlap import seen_before, trained_on
 from noisyteacher.pipeline.steps import weights_of
-from noisyteacher.runs import Run, is_run
+from noisyteacher.runs import BEST, Run, is_run
 
 
 def data_settings_of(where: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The settings `data` that the run of a trained model was made with, by itself or by the run it lies in.
 
-    `where` is a run folder or a weights file in one. None when no run tells: a bare file, a call from Python, a sweep
-    over the data themselves. Raises FileFormatError for a damaged run.
+    `where` is a run folder, a weights file in one, or a compression's folder `best`. None when no run tells: a bare
+    file, a call from Python, a sweep over the data themselves. Raises FileFormatError for a damaged run.
     """
     path = weights_file(where)
     folder = path if os.path.isdir(path) else path.parent
+    folder = folder.parent if folder.name == BEST else folder
     if not is_run(folder):
         return None
     run = Run.open(folder)
@@ -40,7 +42,8 @@ def _table(settings: Any) -> dict[str, Any] | None:
 
 
 def other_data(where: str | os.PathLike[str], data: Splits) -> str | None:
-    """A sentence when the model is known to have been trained on other data than these, else None.
+    """A sentence when the model is known to have been trained on other data than these, or on images that these judge
+    it by; else None.
 
     Compared is the validation split, which a training on fewer rows of the same data leaves alone; without one the
     training split.
@@ -51,8 +54,9 @@ def other_data(where: str | os.PathLike[str], data: Splits) -> str | None:
     settings = model_record(file).get("training", {}).get("settings", {})
     role = "val" if settings.get("val") else "train"
     theirs, here = settings.get(role), data.parts[role].fingerprint
-    if theirs is None or theirs == here:
-        return None
+    overlap = seen_before(trained_on(where), data, str(where))
+    if overlap is not None or theirs is None or theirs == here:
+        return overlap
     return (
         f"{where} was not trained on these data: its {role} split has the fingerprint {theirs[:12]}, "
         f"{data.name}'s has {here[:12]}"

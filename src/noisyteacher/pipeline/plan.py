@@ -28,8 +28,9 @@ from noisyteacher.models import (
     weights_fingerprint,
 )
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.candidates import Search, costs_of, larger_than_teacher, price_candidates
+from noisyteacher.pipeline.candidates import Search, price_candidates, size_warning
 from noisyteacher.pipeline.given import is_given, names_a_file, network_of
+from noisyteacher.pipeline.loading import refuse_scripted
 from noisyteacher.pipeline.steps import front_of, in_order, load_teacher, options_of
 from noisyteacher.progress import Watch, stage
 from noisyteacher.ranks import led
@@ -206,9 +207,11 @@ def refuse_early(
             raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
             models.append(in_order(network_of(settings, one, data), settings))
-    return Networks(
-        models[0], None if student == AUTO else network_of(config.student, student, data, teacher=models[0])
-    )
+    refuse_scripted(student)
+    if student == AUTO:
+        return Networks(models[0], None)
+    refuse_formats(config.run.export, built := network_of(config.student, student, data, teacher=models[0]))
+    return Networks(models[0], built)
 
 
 def considered(
@@ -221,7 +224,7 @@ def considered(
     if networks.student is None:
         with stage(watch, "pricing candidate networks"):
             return price_candidates(config, networks.teacher, data), ()
-    warning = larger_than_teacher(called(student), *(costs_of(one, data) for one in networks[::-1] if one is not None))
+    warning = size_warning(called(student), networks.student, networks.teacher, data)
     return None, () if warning is None else (warning,)
 
 

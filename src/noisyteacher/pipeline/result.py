@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from noisyteacher.export import Exported
-from noisyteacher.pipeline.checking import told_of
+from noisyteacher.export import notes as export_notes
+from noisyteacher.export import table as export_table
 from noisyteacher.pipeline.choosing import explain_choice
+from noisyteacher.pipeline.summary import closing_lines, cost_of, summary, warnings_of
 from noisyteacher.pipeline.tried import student_table
-from noisyteacher.stats import Interval, binomial_interval, mean_interval, paired_difference, verdict
+from noisyteacher.stats import PERCENT, Interval, binomial_interval, mean_interval, paired_difference, verdict
 from noisyteacher.text import count, duration, sentence, sigma_words, size_bytes
 
 HEADERS = ("model", "{role} {scored} %", "parameters", "bytes", "MACs", "latency ms", "training")
@@ -30,14 +32,14 @@ class Row:
     seconds: tuple[float, ...]
     """Training time, one per seed; empty when the model was given."""
     costs: Mapping[str, Any]
-    """`Costs.describe()` of the model."""
+    """The fields of `Costs` of the model; empty where they could not be measured."""
     runs: tuple[str, ...]
     """Run folders, one per seed."""
 
     @property
     def error(self) -> Interval:
-        """Mean error over the seeds with its interval."""
-        return mean_interval(self.errors)
+        """Mean error over the seeds with its interval, which stays within 0 to 100."""
+        return mean_interval(self.errors, scale=PERCENT)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Result:
     search: Mapping[str, Any] | None = None
     """How the student was chosen within the limits on its costs, where it was."""
     best: Mapping[str, Any] | None = None
-    """The student that validation prefers, what it loses against the teacher, and the files written of it."""
+    """The student that is handed over, which validation prefers: its run, what it loses against the teacher, the files
+    written of it (`files`), and why others were not (`failed`)."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """What was looked at before the first step: `check`, whether it `held` (None: it could not be told), and `told`."""
     scored: str = "error"
@@ -73,15 +76,36 @@ class Result:
         return len(self.rows[-1].errors)
 
     @property
+    def handed_over(self) -> tuple[Row, int]:
+        """The row of the student that is handed over, and which of its seeds; in old results the last row's first."""
+        run = (self.best or {}).get("run")
+        known = ((row, row.runs.index(run)) for row in self.rows if run in row.runs)
+        return next(known, (self.rows[-1], 0))
+
+    @property
+    def best_student(self) -> Path | None:
+        """The folder of the student that is handed over: weights, exported files, model card.
+
+        `nt.load_model(result.best_student)` gives the model. None in results of versions without such a folder.
+        """
+        folder = (self.best or {}).get("folder")
+        return None if folder is None else self.path / folder
+
+    @property
     def files(self) -> list[Exported]:
-        """The files written of the student that is handed over."""
+        """The files written of the student that is handed over, in `best_student`."""
         return [Exported.read(one) for one in (self.best or {}).get("files", ())]
 
     @property
+    def failed(self) -> Mapping[str, str]:
+        """The formats that could not be written, each with the reason."""
+        return dict((self.best or {}).get("failed", {}))
+
+    @property
     def holds(self) -> bool:
-        """Whether everything that was to be checked holds: the loss of accuracy, and every exported file."""
+        """Whether everything that was to be checked holds: the loss of accuracy, and a file in every format."""
         best = self.best or {"holds": True, "files": []}
-        return bool(best["holds"] and all(one["holds"] for one in best["files"]))
+        return bool(best["holds"] and not self.failed and all(one["holds"] for one in best["files"]))
 
     @property
     def verdict(self) -> str | None:
@@ -94,7 +118,7 @@ class Result:
             return None if self.choice is None else explain_choice(self.choice)
         if "clean" not in named:
             return "nothing can be said of the noise: no clean student was trained beside the noisy one"
-        difference = paired_difference(named["clean"].errors, named["noisy"].errors)
+        difference = paired_difference(named["clean"].errors, named["noisy"].errors, scale=PERCENT)
         unit = f"points of {'test' if self.role == 'test' else 'validation'} {self.scored}"
         return verdict(
             difference, f"noise of sigma {sigma_words(self.noise['sigma'])}, alpha {self.noise['alpha']:g}", unit
@@ -111,10 +135,6 @@ class Result:
         return student_table(self.search or {})
 
     def _cells(self, row: Row, teacher: Row) -> tuple[str, ...]:
-        def cost(costs: Mapping[str, Any], key: str) -> float | None:
-            value = costs["latency_ms"] and costs["latency_ms"]["median"] if key == "latency_ms" else costs[key]
-            return None if value is None else float(value)
-
         def cell(value: float | None, reference: float | None, shown: str) -> str:
             if value is None:
                 return "-"
@@ -128,44 +148,58 @@ class Result:
         }
         cells = []
         for key, show in shown.items():
-            value = cost(row.costs, key)
+            value = cost_of(row.costs, key)
             text = "-" if value is None else show(value)
-            if key == "macs" and row.costs["unsupported"]:
+            if key == "macs" and row.costs.get("unsupported"):
                 text = f">= {text}"
-            cells.append(cell(value, cost(teacher.costs, key), text))
+            cells.append(cell(value, cost_of(teacher.costs, key), text))
         spent = sum(row.seconds) / len(row.seconds) if row.seconds else None
         reference = teacher.seconds[0] if teacher.seconds else None
         cells.append(cell(spent, reference, "given" if spent is None else duration(spent)) if row.seconds else "given")
-        return (row.title, self._error(row), *cells)
+        return (row.title + self._mark(row), self._error(row), *cells)
+
+    def _mark(self, row: Row) -> str:
+        """A second line for the row with the student that is handed over."""
+        chosen, seed = self.handed_over
+        if self.best is None or row is not chosen:
+            return ""
+        return "\nhanded over" + (f": seed {seed}, {row.errors[seed]:.2f} %" if len(row.errors) > 1 else "")
 
     def _error(self, row: Row) -> str:
         error = row.error
         if error.low is not None and error.high is not None:
             return f"{error.mean:.2f}\n[{error.low:.2f}, {error.high:.2f}]"
+        if error.n > 1:
+            return f"{error.mean:.2f}\n[no interval]"
         low, high = binomial_interval(round(error.mean * self.n / 100), self.n)
         return f"{error.mean:.2f}\n({low:.2f}, {high:.2f})"
 
+    @property
+    def _unsure(self) -> str:
+        """What is to be said of intervals that were left out."""
+        left_out = any(row.error.n > 1 and row.error.low is None for row in self.rows)
+        return " (no interval: it would be wider than 0 to 100 %; run more seeds)" if left_out else ""
+
     def notes(self) -> list[str]:
         """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
-        latency = self.rows[-1].costs["latency_ms"]
+        latency = self.rows[-1].costs.get("latency_ms")
         found = [
             f"{'Errors' if self.scored == 'error' else 'Disagreement with the teacher'}: {self.data}, {self.role}, "
             f"n = {self.n:,} images; "
-            + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds; " if self.seeds > 1 else "")
+            + (f"[ ] = 95 % Student-t interval over {self.seeds} seeds{self._unsure}; " if self.seeds > 1 else "")
             + "( ) = 95 % Wilson interval of one run.",
             "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
             "linear layers per image. Bytes: the weights file.",
         ]
         if self.scored != "error":
             found.append("No labels: nothing is said of errors, and there is no student on labels to compare with.")
-        found += [f"WARNING: {one}." for one in self.warnings]
         if self.time is not None:
             found.append(f"Time: {'; '.join(self.time['told'])}.")
         if self.search is not None:
             found.append(f"Student: {'; '.join(self.search['told'])}.")
         if self.choice is not None and self.noise is not None:
             found.append(f"Noise: {explain_choice(self.choice)}.")
-        if self.best is not None and (self.search or self.best["files"] or self.best["max_drop"] is not None):
+        if self.best is not None:
             found.append(sentence(self.best["told"]))
         if latency:
             found.append(
@@ -173,7 +207,11 @@ class Result:
                 f"thread(s), {latency['device']}. Training: mean over seeds, validation left out; storing the "
                 f"teacher's logits took {duration(self.extraction_s)} once."
             )
-        return [*found, *told_of(self.checks), *(sentence(f"warning: {one}") for one in self.warnings)]
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """The last lines as JSON-able fields: verdicts, `gains` (teacher over student), warnings, paths, `next`."""
+        return summary(self)
 
     def describe(self) -> dict[str, Any]:
         """The JSON-able form, which `Result.read` takes back."""
@@ -222,18 +260,22 @@ class Result:
             )
             for one in record["rows"]
         )
-        return cls(
+        known = cls(
             path, record["data"], record["role"], record["n"], rows, record["noise"], record["extraction_s"],
             record["store"], record.get("choice"), record.get("search"), record.get("best"),
             tuple(record.get("checks", ())), scored, tuple(record.get("warnings", ())), record.get("time"),
         )  # fmt: skip
+        return known if "warnings" in record else replace(known, warnings=warnings_of(known))
 
     def __str__(self) -> str:
         headers, rows = self.table()
         tried_headers, tried = self.tried()
         looked_at = [_plain([tried_headers, *tried]), ""] if tried else []
-        verdict = [] if self.verdict is None else ["", f"Verdict: {self.verdict}."]
-        return "\n".join([_plain([headers, *rows]), "", *looked_at, *self.notes(), *verdict])
+        lines = [_plain([headers, *rows]), "", *looked_at, *self.notes(), ""]
+        if self.files or self.failed:
+            headers, rows = export_table(self.files, self.failed)
+            lines += [_plain([headers, *rows]), "", *export_notes(self.files, self.failed), ""]
+        return "\n".join([*lines, *closing_lines(self)])
 
 
 def _plain(rows: list[tuple[str, ...]]) -> str:

@@ -16,12 +16,20 @@ from noisyteacher.device import check_threads
 from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError
 from noisyteacher.locks import alone, at_work
 from noisyteacher.measure import measure
-from noisyteacher.models import Classifier, is_frozen_file, load_model, reordered, save_model, weights_file
+from noisyteacher.models import (
+    HUB_WEIGHTS,
+    Classifier,
+    is_frozen_file,
+    load_model,
+    reordered,
+    save_model,
+    weights_file,
+)
 from noisyteacher.optimizers import preferred_optimizer
 from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
 from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
 from noisyteacher.progress import Watch, stage
-from noisyteacher.runs import Run, is_run
+from noisyteacher.runs import BEST, Run, is_run
 from noisyteacher.train import WEIGHTS
 
 
@@ -34,12 +42,13 @@ def given_run(
     source: Run | None = None,
     watch: Watch | None = None,
     order: Sequence[int] = (),
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Trained:
     """A model that was trained before, evaluated and kept in this run's folder, so that the folder tells all.
 
     `source` is the run it comes from; its training time is taken over. `order` is what `teacher.class_order` says, in
-    which the model's outputs stand already. `classes` in the result are the names of the
-    model's own classes, null where nothing states them.
+    which the model's outputs stand already. `classes` in the result are the names of the model's own classes, null
+    where nothing states them; `trained_on` is kept as it is.
     """
     with at_work(*run.around), alone(run.path), errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
@@ -49,6 +58,7 @@ def given_run(
             **judged_on(model, data, {}, device, watch),
             "classes": None if names is None else list(names),
             "training": before,
+            "trained_on": None if trained_on is None else dict(trained_on),
         }
         run.write_result(result)
     return Trained(model, run, result)
@@ -84,10 +94,10 @@ def load_teacher(
         named = load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where)))
         return in_order(named, settings), None
     path = weights_file(where)
-    run = Run.open(path) if is_run(path) else None
+    run = run_of(path) if is_run(path) or path.parent.name == BEST else None
     file = weights_of(path)
     if not os.path.exists(file):
-        state = f"the run is {run.state}" if run is not None else "no such file"
+        state = f"the run is {Run(path).state}" if is_run(path) else "no such file"
         raise DataError(
             f"{file}: no weights there ({state}): give a finished run's folder, or a .safetensors, .onnx or .pt2 file"
         )
@@ -127,9 +137,32 @@ def _load_ours(file: Path, allow_import: bool) -> Classifier:
 
 
 def weights_of(where: str | os.PathLike[str]) -> Path:
-    """The weights file that a trained model's path or `pretrained:` name means: itself, or the one in the folder."""
+    """The weights file that a trained model's path or `pretrained:` name means: itself, or the one in the folder.
+
+    In the folder of a compression that is the file of the student that it hands over.
+    """
     path = weights_file(where)
-    return path / WEIGHTS if os.path.isdir(path) else path
+    if not os.path.isdir(path):
+        return path
+    handed_over = path / BEST / HUB_WEIGHTS
+    return handed_over if not (path / WEIGHTS).exists() and handed_over.is_file() else path / WEIGHTS
+
+
+def run_of(where: str | os.PathLike[str]) -> Run | None:
+    """The run that trained the model at this path, a run folder or a weights file in one; None where there is none.
+
+    A compression, and its folder `best`, mean the student that it hands over. Raises FileFormatError for a damaged run.
+    """
+    path = weights_file(where)
+    folder = path if os.path.isdir(path) else path.parent
+    folder = folder.parent if folder.name == BEST else folder
+    if not is_run(folder):
+        return None
+    run = Run.open(folder)
+    if run.info["kind"] != "compress":
+        return run
+    best = (run.result() or {}).get("best") or {}
+    return next((child for child in run.children() if child.path.name == best.get("run")), None)
 
 
 def recipe_of(settings: Recipe, model: nn.Module, data: Splits) -> dict[str, Any]:

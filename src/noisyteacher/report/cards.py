@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from noisyteacher.report import tables
 from noisyteacher.report.costs import cost
 from noisyteacher.report.figures import ROLES
-from noisyteacher.report.study import Line, Study, Verdict
+from noisyteacher.report.study import HANDED_OVER, Line, Study, Verdict
 from noisyteacher.report.tables import Cell, Table
 from noisyteacher.stats import LEVEL
 
@@ -47,11 +47,18 @@ def cards_of(study: Study, tag: str) -> list[Card]:
     verdicts = study.verdicts or (() if study.parts else (_without_verdict(study),))
     cards = []
     for verdict in verdicts:
-        heading = WORDS.get(verdict.word, verdict.word or ("" if verdict.line is None else "Measured"))
+        heading = _handed_over(verdict) or WORDS.get(
+            verdict.word, verdict.word or ("" if verdict.line is None else "Measured")
+        )
         if verdict.word == "no evidence":
             heading = _others(study, verdict.line) or heading
         cards.append(Card(verdict.word, heading, title, verdict.whole, tuple(_facts(study, verdict.line))))
     return cards
+
+
+def _handed_over(verdict: Verdict) -> str:
+    """The heading of the card of the student that is handed over; "" for other cards."""
+    return f"Handed over: {verdict.line.title}" if verdict.word == HANDED_OVER and verdict.line is not None else ""
 
 
 def _without_verdict(study: Study) -> Verdict:
@@ -87,12 +94,16 @@ def _facts(study: Study, line: Line | None) -> Iterable[Fact]:
     if line is None or (error := line.error(role)) is None:
         return
     teacher, clean = study.teacher_of(line), study.clean_of(line)
-    for name, one in (("teacher", teacher), ("clean student", clean), ("noisy student", line)):
+    beside = [("teacher", teacher), ("clean student", clean), ("noisy student", line)]
+    if line is study.handed_over:
+        beside = [("teacher", teacher), ("student", line)]
+    named = line is study.handed_over or line.kind == "noisy"
+    for name, one in beside:
         found = one.error(role) if one is not None else None
-        if one is not None and found is not None and (one is not line or line.kind == "noisy"):
+        if one is not None and found is not None and (one is not line or named):
             under = tables.interval(one, role, study.n.get(role))
             yield Fact(f"{name}, {ROLES[role]} error", f"{found.mean:.2f} %", under)
-    if line.kind != "noisy":
+    if not named:
         yield Fact(f"{ROLES[role]} error", f"{error.mean:.2f} %", tables.interval(line, role, study.n.get(role)))
     if line.against_clean is not None:
         gap = line.against_clean

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from noisyteacher.pipeline import Result, compression_verdict
 from noisyteacher.report.children import Children
-from noisyteacher.report.study import Difference, Estimate, Line, Verdict
+from noisyteacher.report.study import HANDED_OVER, Difference, Estimate, Line, Verdict
 from noisyteacher.runs import Run
-from noisyteacher.stats import paired_difference
+from noisyteacher.stats import PERCENT, paired_difference, scale_of
 from noisyteacher.text import flat, sentence
 
 SCORES = {"error": "error_%", "nll": "nll_nats", "ece": "ece_%", "agreement": "agreement_%"}
@@ -20,6 +21,8 @@ _CELL = re.compile(r"(.+)-seed(\d+)")
 def read_compression(run: Run, children: Children, result: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a Study. `result` is None while the run is not done. Raises KeyError and kin for another shape."""
     noise = settled_noise(run.config.get("noise")) if result is None else result["noise"]
+    handed: Line | None = None
+    notes: tuple[str, ...] = ()
     if result is None:
         lines, names = partial_lines(children), [name for name in children.named if name != "teacher"]
         role, counts = _role(children, lines), {}
@@ -38,6 +41,11 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         lines = [_against(line, lines, role) for line in lines]
         silent = result["noise"] is None and result.get("choice") is None  # older results say so in a sentence
         verdicts = () if silent else (_verdict(str(result["verdict"]), lines),)
+        outcome = Result.read(run.path, result)
+        lines, handed = _handed_over(children, outcome, result, lines, noise)
+        notes = tuple(sentence(f"warning: {one}") for one in outcome.warnings)
+        if handed is not None:
+            verdicts = (Verdict(HANDED_OVER, compression_verdict(outcome), handed), *verdicts)
     picture = next((name for name in names if name.startswith("noisy")), None)
     parents = children.info(picture).get("parents", {}) if picture else {}
     return {
@@ -57,7 +65,8 @@ def read_compression(run: Run, children: Children, result: Mapping[str, Any] | N
         "choice": (result or {}).get("choice"),
         "search": (result or {}).get("search"),
         "best": (result or {}).get("best"),
-        "notes": tuple(sentence(f"warning: {one}") for one in (result or {}).get("warnings", ())),
+        "handed_over": handed,
+        "notes": notes,
     }
 
 
@@ -91,7 +100,7 @@ def scores_of(children: Children, names: list[str]) -> dict[str, Estimate]:
     found = {}
     for key, called in SCORES.items():
         for role, values in children.scores(names, key).items():
-            estimate = Estimate.of(values)
+            estimate = Estimate.of(values, scale_of(called))
             if estimate is not None:
                 found[f"{role}_{called}"] = estimate
     return found
@@ -165,7 +174,7 @@ def _line(children: Children, row: Mapping[str, Any], role: str, noise: Mapping[
     kind = str(row["name"])
     scores = scores_of(children, names)
     for key, values in (("error_%", row.get("error_%", {}).get("per_seed", [])), ("agreement_%", row["agreement_%"])):
-        estimate = Estimate.of(values)
+        estimate = Estimate.of(values, scale_of(key))
         if estimate is not None:
             scores[f"{role}_{key}"] = estimate
     return Line(
@@ -190,22 +199,48 @@ def _against(line: Line, lines: list[Line], role: str) -> Line:
     own = line.error(role)
     if line.kind in ("teacher", "clean") or clean is None or own is None or own.n != clean.n:
         return line
-    found = paired_difference(clean.per_seed, own.per_seed)
+    found = paired_difference(clean.per_seed, own.per_seed, scale=PERCENT)
     return Line(**{**vars(line), "against_clean": Difference.of(found, "clean")})
 
 
-def _verdict(sentence: str, lines: list[Line]) -> Verdict:
+def _handed_over(
+    children: Children, outcome: Result, result: Mapping[str, Any], lines: list[Line], noise: Mapping[str, Any] | None
+) -> tuple[list[Line], Line | None]:
+    """The lines with that of the student that is handed over marked, and a line of that one run alone.
+
+    None in the place of the latter where the result names no such student.
+    """
+    if outcome.best is None:
+        return lines, None
+    row, seed = outcome.handed_over
+    number = outcome.rows.index(row)
+    record = result["rows"][number]
+    alone = {**record, "runs": [row.runs[seed]], "training_s": list(row.seconds[seed : seed + 1])}
+    alone["agreement_%"] = list(row.agreement[seed : seed + 1])
+    alone |= {"error_%": {"per_seed": [row.errors[seed]]}} if "error_%" in record else {}
+    line = _line(children, alone, outcome.role, noise)
+    several = len(row.errors) > 1
+    title = f"{row.title}, seed {seed}" if several else row.title
+    error = f", {row.errors[seed]:.2f} %" if several else ""
+    marked = [
+        replace(one, handed_over=f"handed over{f': seed {seed}{error}' if several else ''}") if place == number else one
+        for place, one in enumerate(lines)
+    ]
+    return marked, replace(line, title=title)
+
+
+def _verdict(words: str, lines: list[Line]) -> Verdict:
     noisy = next((line for line in lines if line.kind == "noisy"), None)
     if noisy is None or noisy.against_clean is None:
-        return Verdict("", sentence, noisy or next((line for line in lines if line.kind == "clean"), None))
-    return Verdict(noisy.against_clean.word, sentence, noisy)
+        return Verdict("", words, noisy or next((line for line in lines if line.kind == "clean"), None))
+    return Verdict(noisy.against_clean.word, words, noisy)
 
 
 def candidates_of(choice: Mapping[str, Any] | None) -> tuple[Line, ...]:
     """What a run chose its noise from, with the validation errors it chose by."""
     found = []
     for one in (choice or {}).get("candidates", []):
-        estimate = Estimate.of(one["val_error_%"])
+        estimate = Estimate.of(one["val_error_%"], PERCENT)
         chosen = (choice or {})["chosen"]
         if estimate is not None:
             found.append(

@@ -32,9 +32,14 @@ def searched(search: Mapping[str, Any] | None) -> Table | None:
 
 def files(best: Mapping[str, Any] | None) -> Table | None:
     """A row per file that was written of the student, torch first: how it answers, its size, its time."""
-    written = (best or {}).get("files") or []
+    written, failed = (best or {}).get("files") or [], (best or {}).get("failed") or {}
+    missing = [
+        (Cell(str(name)), *(number_cell(NOTHING) for _ in range(4)), Cell("failed", str(reason)))
+        for name, reason in failed.items()
+    ]
+    headers = ("", "accuracy %", "logit difference", "bytes", "latency ms", "holds")
     if not written:
-        return None
+        return Table(headers, tuple(missing)) if missing else None
     first = written[0]
     rows = [
         _file("torch", "fp32", first["torch_accuracy"], None, first["torch_bytes"], first["torch_latency_ms"], first)
@@ -47,7 +52,7 @@ def files(best: Mapping[str, Any] | None) -> Table | None:
     note = f"{first['checked_on']}, n = {first['n']:,} images, every file asked by its own runtime. Latency: median of "
     note += f"{latency['runs']} calls in turns, batch {latency['batch']}, {latency['threads']} thread(s), "
     note += f"{latency['device']}. Second lines: ratio to torch (below 1: smaller, faster)."
-    return Table(("", "accuracy %", "logit difference", "bytes", "latency ms", "holds"), tuple(rows), note)
+    return Table(headers, (*rows, *missing), note)
 
 
 def _file(

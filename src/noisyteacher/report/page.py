@@ -152,8 +152,10 @@ def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
 def _answers(study: Study, lines: Sequence[Line], name: str) -> Iterable[Section]:
     """Calibration, and confusion of the teacher and of the student that the verdict is about."""
     calibration, found = Section("Calibration", f"{name}-calibration"), Section("Confusion", f"{name}-confusion")
-    told = [verdict.line for verdict in study.verdicts if verdict.line is not None]
-    student = told[0] if told else next((line for line in reversed(lines) if line.kind != "teacher"), None)
+    if study.handed_over is not None:
+        lines = [study.handed_over if line.handed_over else line for line in lines]
+    about = [verdict.line for verdict in study.verdicts if verdict.line is not None]
+    student = about[0] if about else next((line for line in reversed(lines) if line.kind != "teacher"), None)
     teacher = study.teacher_of(student)
     role = shared_role({role: one for line in lines for role, one in line.details.items()}, study.role)
     if role is None:

@@ -83,6 +83,7 @@ def described(study: Study) -> dict[str, Any]:
         "notes": list(study.notes),
         "failed": [{"part": what, "error": why} for what, why in study.failed],
         "choice": None if study.choice is None else dict(study.choice),
+        "handed_over": None if study.handed_over is None else _line(study.handed_over),
         "lines": [_line(line) for line in study.lines],
         "paper": [
             {"label": row.label, "paper_%": row.paper, "ours": row.ours.describe() if row.ours else None}

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.stats import PairedDifference, binomial_interval, mean_interval
+from noisyteacher.stats import NONNEGATIVE, PairedDifference, Scale, binomial_interval, mean_interval
 
+HANDED_OVER = "handed over"
 UNITS = {"error_%": "%", "nll_nats": "nats", "ece_%": "%", "agreement_%": "%"}
 """Score -> unit; a line's scores are called ROLE_SCORE, such as `test_error_%`."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over seeds: mean and Student-t interval (95 %); low, high and sd are None with one seed."""
+    """A number over seeds: mean and Student-t interval (95 %); low and high are None where there is no interval."""
 
     mean: float
     low: float | None
@@ -29,21 +30,21 @@ class Estimate:
         return len(self.per_seed)
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> Estimate | None:
-        """The estimate from one value per seed; None when there is none, or one of them is not a number."""
+    def of(cls, values: Sequence[float | None], scale: Scale = NONNEGATIVE) -> Estimate | None:
+        """The estimate from one value per seed, its interval within the scale; None unless all are numbers."""
         known = tuple(float(value) for value in values if value is not None)
         if not known or len(known) != len(values):
             return None
-        found = mean_interval(known)
+        found = mean_interval(known, scale=scale)
         return cls(found.mean, found.low, found.high, found.sd, known)
 
     @classmethod
-    def read(cls, record: Mapping[str, Any] | None) -> Estimate | None:
+    def read(cls, record: Mapping[str, Any] | None, scale: Scale = NONNEGATIVE) -> Estimate | None:
         """The estimate of a result's `{"mean", "low", "high", "sd", "per_seed"}`, or None."""
         if record is None:
             return None
         if "per_seed" in record:
-            return cls.of(record["per_seed"])
+            return cls.of(record["per_seed"], scale)
         return cls(float(record["mean"]), record["low"], record["high"], record["sd"], (float(record["mean"]),))
 
     def describe(self) -> dict[str, Any]:
@@ -130,6 +131,8 @@ class Line:
     details: Mapping[str, Details] = field(default_factory=dict)
     chosen: bool = False
     """The noisy line of its family with the least validation error."""
+    handed_over: str = ""
+    """Of the line of a compression that the student handed over belongs to: these words, and which seed it is."""
     least_on_test: bool = False
     """The noisy line of its family with the least test error, which is how the paper chose."""
     data: str = ""
@@ -148,6 +151,7 @@ class Line:
     def span(self, role: str, n: int | None) -> tuple[float, float, str] | None:
         """(low, high, kind) of the error: `t` over seeds; with one seed `wilson`, from the images of the split.
 
+        None where there is neither.
         n: how many the study's split has; a line of other data has a number of its own.
         """
         error = self.error(role)
@@ -156,7 +160,7 @@ class Line:
         if error.low is not None and error.high is not None:
             return error.low, error.high, "t"
         n = self.images(role, n)
-        if not n:
+        if not n or error.n > 1:
             return None
         low, high = binomial_interval(min(n, max(0, round(error.mean * n / 100))), n)
         return low, high, "wilson"
@@ -167,7 +171,7 @@ class Verdict:
     """One honest word and the sentence behind it."""
 
     word: str
-    """`helps`, `hurts`, `no evidence`, `unfinished`, `failed`, or "" where nothing is claimed."""
+    """`handed over`, `helps`, `hurts`, `no evidence`, `unfinished`, `failed`, or "" where nothing is claimed."""
     sentence: str
     line: Line | None = None
     """The line that it is about, whose difference to the clean one is the claim."""
@@ -239,6 +243,8 @@ class Study:
     """Of a compression that chose its student: the limits, what was looked at and tried, in sentences too."""
     best: Mapping[str, Any] | None = None
     """Of a compression: the student that is handed over, and the files written of it."""
+    handed_over: Line | None = None
+    """That student as a line of its one run, which is not among `lines`."""
     rows: tuple[PaperRow, ...] = ()
     parts: tuple[Study, ...] = ()
     """Studies inside this one: the sweeps of a reproduction."""

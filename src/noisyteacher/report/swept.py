@@ -10,6 +10,7 @@ from noisyteacher.report.children import Children
 from noisyteacher.report.compressed import batch_size, data_of, partial_lines, scores_of
 from noisyteacher.report.study import Difference, Estimate, Line, PaperRow, Verdict
 from noisyteacher.runs import Run
+from noisyteacher.stats import PERCENT, scale_of
 
 SCORES = ("error_%", "nll_nats", "ece_%", "agreement_%")
 
@@ -87,7 +88,7 @@ def read_paper(result: Mapping[str, Any] | None) -> dict[str, Any]:
         PaperRow(
             f"{one['part']}: {one['label']}" if several and one.get("part") else str(one["label"]),
             None if one.get("paper_%") is None else float(one["paper_%"]),
-            Estimate.read(one.get("ours")),
+            Estimate.read(one.get("ours"), PERCENT),
         )
         for one in result["rows"]
     ]
@@ -168,7 +169,7 @@ def _line(
         key: estimate
         for split in ("val", "test")
         for score in SCORES
-        if (estimate := Estimate.read(one.get(key := f"{split}_{score}"))) is not None
+        if (estimate := Estimate.read(one.get(key := f"{split}_{score}"), scale_of(score))) is not None
     }
     return Line(
         name,

@@ -65,13 +65,19 @@ def results(study: Study) -> Table | None:
     made = {name: [make(line) for line in lines] for name, make in columns.items()}
     made = {name: cells for name, cells in made.items() if any(cell.text != NOTHING for cell in cells)}
     rows = tuple(
-        (Cell(line.title, _marks(line), strong=line.chosen), *(cells[place] for cells in made.values()))
+        (
+            Cell(line.title, _marks(line), strong=line.chosen or bool(line.handed_over)),
+            *(cells[place] for cells in made.values()),
+        )
         for place, line in enumerate(lines)
     )
     notes = [f"{ROLES[name].capitalize()}: {told}." for name in (role, other) if (told := study.images(name, lines))]
     kinds = {span[2] for line in lines for name in (role, other) if (span := line.span(name, study.n.get(name)))}
     notes += ["[ ]: 95 % Student-t interval over seeds."] if "t" in kinds else []
     notes += ["( ): 95 % Wilson interval of a single run."] if "wilson" in kinds else []
+    known = [error for line in lines for name in (role, other) if (error := line.error(name)) is not None]
+    if any(error.n > 1 and error.low is None for error in known):
+        notes.append("No interval: it would be wider than 0 to 100 %; run more seeds.")
     if gaps:
         notes.append(f"Against {study.reference}: points, paired by seed, below 0 is better.")
     if any(gap.p is not None for gap in gaps):
@@ -238,10 +244,14 @@ def value_text(value: object) -> str:
 
 
 def interval(line: Line, role: str, n: int | None) -> str:
-    """`[13.05, 19.47]` over seeds, `(13.05, 19.47)` from the images of a single run, "" where neither is known."""
+    """`[13.05, 19.47]` over seeds, `(13.05, 19.47)` from the images of a single run, "" where neither is known.
+
+    `no interval` where that over the seeds would be as wide as the scale.
+    """
     span = line.span(role, n)
     if span is None:
-        return ""
+        error = line.error(role)
+        return "no interval" if error is not None and error.n > 1 else ""
     low, high, kind = span
     return f"[{low:.2f}, {high:.2f}]" if kind == "t" else f"({low:.2f}, {high:.2f})"
 
@@ -257,7 +267,8 @@ def _row(*cells: Cell) -> tuple[Cell, ...]:
 
 
 def _marks(line: Line) -> str:
-    marks = ["chosen by validation"] if line.chosen else []
+    marks = [line.handed_over] if line.handed_over else []
+    marks += ["chosen by validation"] if line.chosen else []
     return ", ".join([*marks, *(["least on test"] if line.least_on_test else [])])
 
 

@@ -6,10 +6,11 @@ neither, it is unfinished. There is no index: a folder that is copied or deleted
 
 from noisyteacher.runs.folders import diff_runs, find_run, list_runs, remove_run
 from noisyteacher.runs.record import ABSENT, by_name, compare, plain
-from noisyteacher.runs.run import Run, folder_name, is_run, new_run
+from noisyteacher.runs.run import BEST, Run, folder_name, is_run, new_run
 
 __all__ = [
     "ABSENT",
+    "BEST",
     "Run",
     "by_name",
     "compare",

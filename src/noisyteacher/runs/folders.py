@@ -15,17 +15,21 @@ from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
 from noisyteacher.files import sync_folder
 from noisyteacher.locks import alone
 from noisyteacher.runs.record import by_name, compare
-from noisyteacher.runs.run import INFO, Run, is_run, visible_folders
+from noisyteacher.runs.run import BEST, INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
 
 HASH = 3
 """So many characters of the hash at the end of a run's id are enough to name it."""
 _OURS = (
-    r"(config|run|result|conditions|plan|store)\.json|metrics\.jsonl|error\.txt|"
+    r"(config|run|result|conditions|plan|store)\.json|metrics\.jsonl|error\.txt|report\.html|"
     r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*|"
     r"\.[A-Za-z0-9._-]+\.claim"
 )
-_OURS_OR_HALF_WRITTEN = re.compile(rf"({_OURS})|\.({_OURS})\.[^.]*\.tmp")
+_HANDED_OVER = (
+    r"README\.md|predict\.py|config\.json|model\.safetensors|model(-int8)?\.(onnx|pt2|pte)|[A-Za-z0-9.-]+\.export\.json"
+)
+"""Names of files in a compression's folder `best`, and in `best/hub`; elsewhere they may be anybody's."""
+_HALF_WRITTEN = re.compile(r"\.(.+)\.[^.]*\.tmp")
 
 
 def list_runs(output_dir: str | os.PathLike[str], depth: int = 3) -> list[Run]:
@@ -106,8 +110,14 @@ def remove_run(run: Run) -> None:
 def _foreign(folder: Path) -> Iterator[Path]:
     """The files in the folder, at any depth, that no run has written; links are among them."""
     for here, folders, names in os.walk(folder):
+        known = _OURS
+        if Path(here).relative_to(folder).parts in ((BEST,), (BEST, "hub")):
+            known = f"{_OURS}|{_HANDED_OVER}"
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        yield from (Path(here, name) for name in sorted([*names, *links]) if not _OURS_OR_HALF_WRITTEN.fullmatch(name))
+        for name in sorted([*names, *links]):
+            half_written = _HALF_WRITTEN.fullmatch(name)
+            if not any(re.fullmatch(known, whole) for whole in (name, half_written[1] if half_written else name)):
+                yield Path(here, name)
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Run]:

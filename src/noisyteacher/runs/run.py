@@ -32,8 +32,11 @@ from noisyteacher.strictjson import parse_json
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
+BEST = "best"
+"""The folder in a compression with the student that is handed over."""
 RESERVED = frozenset(
     {
+        BEST,
         "checkpoint",
         "events",
         "weights.safetensors",

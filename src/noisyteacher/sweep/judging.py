@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from noisyteacher.stats import LEVEL, PairedDifference, holm, mean_interval, paired_difference
+from noisyteacher.stats import (
+    LEVEL,
+    PERCENT,
+    PairedDifference,
+    Scale,
+    holm,
+    mean_interval,
+    missing_interval,
+    paired_difference,
+    scale_of,
+)
 from noisyteacher.sweep.grid import Condition, Family, varies_noise
 from noisyteacher.sweep.result import spread
 from noisyteacher.text import plural, signed
@@ -41,7 +51,7 @@ def _condition(condition: Condition, results: Mapping[tuple[str, int], Mapping[s
     scores = {}
     for key, (role, score) in SCORES.items():
         values = [one["scores"].get(role, {}).get(score, {}).get("value") for one in done]
-        scores[key] = summary(values) if values and None not in values else None
+        scores[key] = summary(values, scale_of(key)) if values and None not in values else None
     return {
         "name": condition.name,
         "label": condition.label,
@@ -176,7 +186,7 @@ def _against(one: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]
             before, after = (
                 [float(of[key]["per_seed"][of["seeds"].index(seed)]) for seed in common] for of in (clean, one)
             )
-            found[key] = {**_plain(paired_difference(before, after)), "p_holm": None}
+            found[key] = {**_plain(paired_difference(before, after, scale=PERCENT)), "p_holm": None}
     return found
 
 
@@ -196,7 +206,7 @@ def _verdict(
     split = "test" if role == "test_error_%" else "validation"
     size = f"{signed(d['mean'])} points of {split} error against no noise"
     if d["p_holm"] is None or d["low"] is None:
-        why = "no interval" if d["n"] < 2 else "no interval, as all of them differ alike"
+        why = missing_interval(d["n"], d["mean"], d["sd"])
         word, basis = "no evidence", f"{size}, {plural(d['n'], 'paired seed')}: {why}"
     else:
         basis = (
@@ -270,9 +280,9 @@ def _chosen(records: Mapping[str, Mapping[str, Any]], means: Mapping[str, float]
     return {"condition": name, "label": record["label"], **own, "level": level}
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Values (one per seed) with mean, sd and Student-t interval, JSON-able."""
-    interval = mean_interval(values)
+def summary(values: Sequence[float], scale: Scale) -> dict[str, Any]:
+    """Values (one per seed) with mean, sd and Student-t interval within the scale, JSON-able."""
+    interval = mean_interval(values, scale=scale)
     return {
         "per_seed": list(values), "mean": interval.mean, "sd": interval.sd, "low": interval.low, "high": interval.high,
         "n": interval.n,

@@ -91,10 +91,17 @@ class SweepResult:
             *partial,
             *constant,
             *self._data_and_teachers(),
-            f"[ ] = 95 % Student-t interval over seeds. {self._compared} - {self._reference}: paired by seed with the "
-            f"{self._reference} student of the same settings; p of the paired t-test"
+            f"[ ] = 95 % Student-t interval over seeds{self._missing}. {self._compared} - {self._reference}: paired by "
+            f"seed with the {self._reference} student of the same settings; p of the paired t-test"
             + (", then corrected for all noises compared with that student (Holm)." if self._of_noise else "."),
         ]
+
+    @property
+    def _missing(self) -> str:
+        """What is to be said of intervals that were left out."""
+        errors = [one[key] for one in self.conditions for key in ("val_error_%", "test_error_%") if one[key]]
+        left_out = any(one["n"] > 1 and one["low"] is None for one in errors)
+        return " (no interval: it would be wider than 0 to 100 %)" if left_out else ""
 
     def _data_and_teachers(self) -> list[str]:
         """A sentence per data set, with those who teach there."""
@@ -141,7 +148,7 @@ def spread(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "-"
     if found["low"] is None:
-        return f"{found['mean']:.2f}"
+        return f"{found['mean']:.2f}" + (" [no interval]" if found["n"] > 1 else "")
     return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
