@@ -37,11 +37,26 @@ def test_the_compact_students_are_described() -> None:
 
 def test_the_presets_are_described() -> None:
     part = TEXT.partition("## Recipes")[2].partition("\n## ")[0]
-    told = {row[0]: row[1:] for row in re.findall(r"^\| (`\w+`) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", part, re.M)}
-    default, modern = Config(), PRESETS["modern"]
-    decided = {f"`{name}`" for part in modern.values() for name in part}
-    assert set(told) == decided
-    for name in ("batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs"):
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \|" + r" ([^|]*)\|" * 4 + "$", part, re.M)}
+    default, paper, modern = Config(), PRESETS["paper"], PRESETS["modern"]
+    assert set(rows) == {name for values in (*paper.values(), *modern.values()) for name in values}
+
+    def words(value: object) -> str:
+        return value if isinstance(value, str) else f"{value:g}"
+
+    for name in set(rows) - {"views", "loss", "label_weight", "lr", "optimizer"}:
         assert getattr(default.teacher, name) == getattr(default.student, name)
-        values = (getattr(default.student, name), modern["teacher"][name], modern["student"][name])
-        assert told[f"`{name}`"] == tuple(value if isinstance(value, str) else f"{value:g}" for value in values)
+        values = (
+            getattr(default.student, name),
+            paper["student"][name],
+            modern["teacher"][name],
+            modern["student"][name],
+        )
+        assert [cell.strip() for cell in rows[name]] == [words(value) for value in values], name
+        assert paper["teacher"][name] == paper["student"][name]
+    assert rows["lr"][0].strip() == f"{default.student.lr:g}, teacher {default.teacher.lr:g}"
+    for name in ("views", "optimizer", "label_weight"):
+        assert rows[name][0].startswith("auto: ")
+        assert getattr(default.student, name) in ("auto", ["auto"])
+    assert rows["loss"][0].startswith(default.student.loss)
+    assert [rows["loss"][column].strip() for column in (1, 3)] == ["logit_regression"] * 2

@@ -97,4 +97,4 @@ def test_the_command_line_prints_and_keeps_it(tmp_path: Path) -> None:
     (run,) = list_runs(tmp_path)
     result = run.result()
     assert result is not None
-    assert result["profile"]["steps"] == 62
+    assert result["profile"]["steps"] == 124

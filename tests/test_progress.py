@@ -212,7 +212,9 @@ def test_compress_says_what_it_will_do_and_then_does_it(tmp_path: Path, capsys: 
     assert plan[1:] == [
         "plan: teacher: compact-xs, trained for 1 epoch on 60 images of mnist-5k",
         "plan: logits: 180 answers of the teacher (train 60, val 60, test 60), about 7.2 kB",  # a view an epoch
-        "plan: students: 2 conditions (labels alone, logit regression) x 1 seed = 2 trainings; 1 epoch each",
+        "plan: students: 2 conditions (labels alone, distilled) x 1 seed = 2 trainings; 1 epoch each",
+        "plan: recipe: standard: soft targets (temperature 4), labels at weight 0.3; muon or adamw, rate 0.01, "
+        "batches of 20, 1 view",
     ]
     starts = [next(n for n, line in enumerate(lines) if line.startswith(f"[{stage}/4]")) for stage in (1, 2, 3, 4)]
     assert max(lines.index(line) for line in plan) < starts[0]

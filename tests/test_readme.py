@@ -22,7 +22,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 SHORT = {
     # The same command on fewer images: a full run takes minutes and belongs to no test.
-    "compress --data mnist ": " --set data.limit=300 --epochs 1 --teacher-epochs 1",
     "noisyteacher demo": " --epochs 1 --seeds 2",
     "noisyteacher sweep": " --epochs 1 --set data.limit=300 --set teacher.epochs=1",
 }
@@ -35,13 +34,20 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
         yield command, shown
 
 
+BY_LUCK = ("Verdict:", "Noise:", "Best on validation")
+"""Starts of lines whose words depend on what came out."""
+
+
 def words(text: str) -> list[list[str]]:
     """The words of each line, without numbers, rules and what depends on them: units, verdicts, folders."""
     found = []
     for line in text.splitlines():
-        if line.startswith("Verdict:"):
-            found.append(["Verdict:"])
+        start = next((start for start in BY_LUCK if line.startswith(start)), None)
+        if start is not None:
+            found.append([start])
             continue
+        line = re.sub(r"handed over: seed [^\[]*", "", line)  # in the row that validation prefers
+        line = re.sub(r"\[no interval\]| \(no interval:[^)]*\)", "", line)  # where the seeds are far apart
         kept = re.findall(r"[A-Za-z][A-Za-z.,:%]+", re.sub(r"\S*\d\S*", " ", line))
         kept = [word for word in kept if word not in ("kB", "MB", "ms", "min")]
         if kept:
@@ -61,7 +67,7 @@ def exact(command: str, text: str) -> list[str]:
 
 def test_all_blocks_are_of_a_kind_that_is_executed() -> None:
     assert {kind for kind, _ in BLOCKS} == {"console", "python", "text", "sh"}  # sh: takes minutes, options are checked
-    assert sum(kind == "console" for kind, _ in BLOCKS) == 6
+    assert sum(kind == "console" for kind, _ in BLOCKS) == 5
 
 
 def test_a_block_that_takes_minutes_has_options_that_are_there() -> None:
@@ -86,7 +92,7 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words(got) == words(expected)
     numbers = [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", got)]
     claimed = [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", expected)]
-    assert numbers[1] == claimed[1] == 600
+    assert numbers[1] == claimed[1] == 500
     assert numbers[4:7] == claimed[4:7]  # parameters, bytes, MACs: exact
     assert numbers[0] == pytest.approx(claimed[0], abs=2.5)  # error and agreement in %: within what kernels may move
     assert numbers[2] == pytest.approx(claimed[2], abs=2.5)
@@ -105,13 +111,11 @@ def test_make_blocks(target: str) -> None:
 CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ make" not in block]
 
 
-@pytest.mark.parametrize("number", range(5))
-def test_console_blocks(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("number", range(len(CONSOLE)))
+def test_console_blocks(number: int, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command, shown in commands(CONSOLE[number]):
         short = next((more for start, more in SHORT.items() if start in f"{command} "), "")
-        if "--data mnist " in command:
-            environment["NOISYTEACHER_DATA"] = str(request.getfixturevalue("real_data"))
         ran = subprocess.run(
             command + short, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

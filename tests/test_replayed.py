@@ -390,7 +390,8 @@ def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.M
     assert nt.distil([table(), plain]).parts.asks == (plain,)  # type: ignore[union-attr]
     loop = fitting.prepared(
         plain, blobs(), nt.supervised(), val=None, val_teacher=None, views="clean", every_view=False, augment="none",
-        precision="fp32", patience=None, keep=None, seed=0, device="cpu", run=None, resume=False, tensorboard=False,
+        batch_norm="running", precision="fp32", patience=None, keep=None, seed=0, device="cpu", run=None, resume=False,
+        tensorboard=False,
         epochs=1, batch_size=32, optimizer="adam", lr=1e-3, momentum=None, weight_decay=0.0, schedule="linear",
         warmup_epochs=0.0,
     )  # fmt: skip

@@ -651,7 +651,7 @@ def test_figures_of_other_data_say_which(tmp_path: Path) -> None:
 def test_no_noise_compared_over_several_data_sets(tmp_path: Path) -> None:
     study = replace(of_two_data_sets(tmp_path), verdicts=())
     text = Page(page_of([study])).text
-    assert "the lowest test error of students: 0.60 %, sigma 0.5 (on mnist); 0.60 %, sigma 0.5, easy (on easy)." in text
+    assert "The lowest test error of students: 0.60 %, sigma 0.5 (on mnist); 0.60 %, sigma 0.5, easy (on easy)." in text
 
 
 def test_a_raw_p_is_told_from_corrected_ones(tmp_path: Path) -> None:

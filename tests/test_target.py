@@ -321,7 +321,7 @@ def test_what_is_handed_over_is_said() -> None:
         "n": 400, "mean_val_error_%": 3.25, "val_error_%": 3.0, "drop": 0.75, "max_drop": 1.0, "holds": True,
         "run": "clean-seed1", "condition": "clean", "by": "validation error",
     }  # fmt: skip
-    assert explain_best(best) == (
+    assert explain_best(best, "student, logit regression") == (
         "best on validation (n = 400): student, logit regression, 3.25 % error, 0.75 points more than the teacher's, "
         "within the 1 allowed; handed over is clean-seed1 (3.00 %)"
     )

@@ -25,11 +25,12 @@ EPOCHS = 60
 def a_cell(folder: Path) -> Cell:
     """A cell of a sweep whose teacher is there, long enough to be stopped in."""
     base: dict[str, Any] = {
-        "data": {"limit": 40}, "teacher": {"epochs": 1}, "student": {"epochs": 1, "batch_size": 20},
+        "data": {"limit": 40}, "teacher": {"epochs": 1},
+        "student": {"name": "mlp800", "epochs": 1, "batch_size": 20, "views": ["clean"]},
         "run": {"threads": 1, "output_dir": str(folder)},
     }  # fmt: skip
     run = Run(sweep(base, {"noise.sigma": [0.5]}, seeds=1).path)
-    longer = {**base, "student": {"epochs": EPOCHS, "batch_size": 20}}
+    longer = {**base, "student": {**base["student"], "epochs": EPOCHS}}
     (condition,) = [one for one in expand(longer, [{"noise.sigma": [0.5]}])[0] if one.kind == "labels"]
     stores = {
         role: f"logits/{path.name}"

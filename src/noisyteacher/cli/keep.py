@@ -126,7 +126,7 @@ def runs_rm(
 @config.command("init")
 def config_init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compress.toml"),
-    preset: Annotated[str, typer.Option(help="paper or modern: what the settings begin with.")] = "paper",
+    preset: Annotated[str, typer.Option(help="standard, paper or modern: what the settings begin with.")] = "standard",
 ) -> None:
     """Write a TOML file with every setting at its default and its meaning beside it.
 

@@ -17,8 +17,11 @@ from noisyteacher.errors import ConfigError
 from noisyteacher.text import flat, nearest
 
 DEEPEST, MOST_SHOWN = 16, 200
-WHOLE_RECIPE = {"epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "views"}
-"""Settings that the config of every run has had since the first version."""
+WHOLE_RECIPE = {
+    "name", "options", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "views",
+    "every_view", "patience", "keep",
+}  # fmt: skip
+"""Settings that the config of every run has had since the first version, more than a person names."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN

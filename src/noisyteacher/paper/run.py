@@ -10,7 +10,7 @@ from typing import Any
 
 from noisyteacher.config import Config, build_config, completed, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import AskedWronglyError, ConfigError
 from noisyteacher.evaluate import predict
 from noisyteacher.locks import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
@@ -189,11 +189,28 @@ def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, 
         config = run.config
         if "config" in config:  # resolved settings, perhaps of an older version
             config = {**config, "config": completed(config["config"])}
-            if kind == "train":  # on labels: whatever the noise is
-                config["config"]["noise"] = settings["config"]["noise"]
-        if config == settings:
+            if kind == "train":  # on labels: whatever student and noise are
+                config["config"] |= {
+                    part: settings["config"][part] for part in ("student", "noise", "choice", "target")
+                }
+        if config == settings or (kind == "paper" and _resolved(config) == _resolved(settings)):
             return run
     return None
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a paper run with every base spelled out; bases without a preset had the paper's alone."""
+    parts = {}
+    for name, part in settings.get("parts", {}).items():
+        base = dict(part["base"])
+        for role in ("teacher", "student"):
+            base[role] = {"preset": "paper", **base.get(role, {})}
+        try:
+            base = describe(build_config(base, unused_noise=True))
+        except ConfigError:  # settings that this version does not know: another question
+            base = {"unknown": part["base"]}
+        parts[name] = {**part, "base": base}
+    return {**settings, "parts": parts}
 
 
 def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: Watch | None) -> dict[str, Any]:
@@ -220,7 +237,12 @@ def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: 
             found = train_config(config, run=found, watch=watch).run
         return str(found.path)
 
-    teacher: dict[str, Any] = {"name": trained(base["teacher"]["name"])}
+    given = names_a_file(base["teacher"]["name"])
+    kept = ("class_order", "logits_precision", "preprocess", "mean", "std") if given else ()
+    teacher: dict[str, Any] = {
+        "name": trained(base["teacher"]["name"]),
+        **{key: base["teacher"][key] for key in kept if key in base["teacher"]},
+    }
     if base["teacher"].get("also"):
         teacher["also"] = [trained(one) for one in base["teacher"]["also"]]
     return {**base, "teacher": teacher}

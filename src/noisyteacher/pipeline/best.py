@@ -12,7 +12,7 @@ from noisyteacher.export.hub import CARD
 from noisyteacher.files import make_folder, write_bytes
 from noisyteacher.models import HUB_WEIGHTS, as_classifier, model_record, save_model
 from noisyteacher.pipeline.card import story_of
-from noisyteacher.pipeline.conditions import TITLES
+from noisyteacher.pipeline.conditions import titles_of
 from noisyteacher.pipeline.loading import way_to_load
 from noisyteacher.pipeline.plan import Plan, data_record
 from noisyteacher.pipeline.predict_script import PREDICT, predict_script
@@ -54,7 +54,7 @@ def best_student(
         "files": [],
         "failed": {},
     }
-    return best, record | {"told": explain_best(record)}
+    return best, record | {"told": explain_best(record, titles_of(plan.config.student)[condition])}
 
 
 def write_best(plan: Plan, best: Trained, title: str, caveats: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def _export(plan: Plan, best: Trained, title: str) -> tuple[list[Exported], dict
     return made, failed
 
 
-def explain_best(best: Mapping[str, Any]) -> str:
-    """One sentence on which student is handed over and what it loses."""
+def explain_best(best: Mapping[str, Any], title: str) -> str:
+    """One sentence on which student, under a condition of this title, is handed over and what it loses."""
     more = f"{abs(best['drop']):.2f} points {'more' if best['drop'] >= 0 else 'less'} than the teacher's"
     limit = (
         ""
@@ -114,7 +114,7 @@ def explain_best(best: Mapping[str, Any]) -> str:
     )
     scored = best["by"].split()[-1]
     return (
-        f"best on validation (n = {best['n']:,}): {TITLES[best['condition']]}, {best['mean_val_error_%']:.2f} % "
+        f"best on validation (n = {best['n']:,}): {title}, {best['mean_val_error_%']:.2f} % "
         f"{scored}, {more}{limit}; handed over is {best['run']} ({best['val_error_%']:.2f} %)"
     )
 

@@ -17,10 +17,10 @@ from noisyteacher.errors import AskedWronglyError
 from noisyteacher.locks import at_work
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, write_best
+from noisyteacher.pipeline.budget import short
 from noisyteacher.pipeline.checking import CHECKING_STUDENT, CHECKING_TEACHER, checked_lesson, checked_teacher
 from noisyteacher.pipeline.choosing import choose_noise, planned
 from noisyteacher.pipeline.conditions import (
-    TITLES,
     a_student,
     conditions_of,
     controls,
@@ -28,6 +28,7 @@ from noisyteacher.pipeline.conditions import (
     its_answers,
     taught_by,
     the_teacher,
+    titles_of,
 )
 from noisyteacher.pipeline.labels_alone import comparable, short_student, takes_short_run, warned_of_teacher
 from noisyteacher.pipeline.outline import outline
@@ -234,6 +235,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     for line in outline(plan):
         message(plan.watch, "plan", line)
     tries, formats, watch = pace.whole.tries, plan.config.run.export, plan.watch
+    titles = titles_of(plan.config.student)
     total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
     total += takes_short_run(plan)
     teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
@@ -247,8 +249,9 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     warning: str | None = None
     if takes_short_run(plan):
         number += 1
-        short = short_student(plan, answers, f"[{number}/{total}] {TITLES['labels']}, short")
-        warning = warned_of_teacher(plan, answers, short)
+        epochs = short(pace.decided.student_epochs, pace.decided.try_epochs)
+        brief = short_student(plan, answers, epochs, f"[{number}/{total}] {titles['labels']}, short")
+        warning = warned_of_teacher(plan, answers, brief)
     if plan.search is not None:
         plan, search = choose_student(plan, answers, (number, total), pace)
         _warn(watch, plan.warnings)
@@ -264,11 +267,14 @@ def _steps(plan: Plan, pace: Pace) -> Result:
     on_labels: Trained | None = None
     if "labels" in controls(plan):
         number += 1
-        title = f"[{number}/{total}] {TITLES['labels']}, seed 0"
+        title = f"[{number}/{total}] {titles['labels']}, seed 0"
         on_labels = a_student(plan, "labels-seed0", "labels", None, 0, answers, title)
         if comparable(plan):
-            warning = warned_of_teacher(plan, answers, on_labels)
+            warning = warned_of_teacher(plan, answers, on_labels) or warning
     if plan.candidates:
+        if pace.decided.noise_epochs is not None:  # as many as the time allows
+            trials = replace(plan.config.choice, epochs=pace.decided.noise_epochs)
+            plan = replace(plan, config=replace(plan.config, choice=trials))
         noise, choice = choose_noise(plan, answers, (number, total))
         number += planned(plan)
     students = {**dict.fromkeys(controls(plan)), "noisy" if noise is not None else "clean": noise}
@@ -279,7 +285,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
                 trained[name].append(on_labels)
                 continue
             number += 1
-            title = f"[{number}/{total}] {TITLES[name]}, seed {seed}"
+            title = f"[{number}/{total}] {titles[name]}, seed {seed}"
             trained[name].append(a_student(plan, f"{name}-seed{seed}", name, its_noise, seed, answers, title))
     best, record = best_student(plan, teacher, trained)
     overlap = seen_before(teacher.result.get("trained_on"), plan.data)
@@ -292,7 +298,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
             for name, model in (("teacher", teacher.model), ("student", best.model))
         }
     rows = [row_of("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
-    rows += [row_of(name, TITLES[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
+    rows += [row_of(name, titles[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
     n = len(plan.data.val if plan.data.test is None else plan.data.test)
     noise_record = None if noise is None else noise.describe()
     stores = [one.path for one in (answers.get("train"), answers.get(role)) if isinstance(one, LogitStore)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from noisyteacher.config import Student
 from noisyteacher.data import Split, expand_views
 from noisyteacher.extract import extract
 from noisyteacher.files import make_folder, sha256
@@ -27,8 +28,15 @@ from noisyteacher.ranks import led
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
-TITLES = {"labels": "student, labels alone", "clean": "student, logit regression", "noisy": "student, noisy teacher"}
-"""What a condition is called in words."""
+
+def titles_of(student: Student) -> dict[str, str]:
+    """What each condition is called in words: the one without noise by the paper's loss, where it is that alone."""
+    papers = student.loss == "logit_regression" and student.label_weight == 0
+    return {
+        "labels": "student, labels alone",
+        "clean": "student, logit regression" if papers else "student, distilled",
+        "noisy": "student, noisy teacher",
+    }
 
 
 def controls(plan: Plan) -> list[str]:

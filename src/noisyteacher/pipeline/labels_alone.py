@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 
 from noisyteacher.evaluate import answers_of, predict
-from noisyteacher.pipeline.choosing import shortened
 from noisyteacher.pipeline.conditions import a_student
-from noisyteacher.pipeline.plan import Answers, Plan
+from noisyteacher.pipeline.plan import Answers, Plan, lasting
 from noisyteacher.pipeline.training import Trained
 from noisyteacher.progress import message
 from noisyteacher.stats import LEVEL, discordant_p
@@ -32,13 +31,12 @@ def comparable(plan: Plan) -> bool:
     return plan.data.train.labels is not None and plan.data.val.labels is not None
 
 
-def short_student(plan: Plan, answers: Answers, title: str) -> Trained:
+def short_student(plan: Plan, answers: Answers, epochs: int, title: str) -> Trained:
     """The student after a short run on labels alone, with seed 0, in the child run `labels-short`.
 
-    It trains for a quarter of the epochs; where the student is yet to be chosen, it is the first candidate, and trains
-    for as long as the candidates do.
+    Where the student is yet to be chosen, it is the first candidate.
     """
-    student = shortened(plan.config.student, plan.config.target.epochs if plan.search is not None else None)
+    student = lasting(plan.config.student, epochs)
     short = plan
     if plan.search is not None:
         student = replace(student, name=plan.search.fitting[0].name)

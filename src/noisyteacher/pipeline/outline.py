@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from noisyteacher.config import Student
 from noisyteacher.data import expand_views
 from noisyteacher.pipeline.choosing import planned, shortened
-from noisyteacher.pipeline.conditions import TITLES, conditions_of
+from noisyteacher.pipeline.conditions import conditions_of, titles_of
 from noisyteacher.pipeline.given import is_given
 from noisyteacher.pipeline.labels_alone import takes_short_run
 from noisyteacher.pipeline.plan import Plan, called
@@ -35,15 +36,30 @@ def outline(plan: Plan) -> list[str]:
             f"noise: {plural(planned(plan), 'short run')} ({plural(len(plan.candidates), 'noise')} and none, "
             f"{plural(config.choice.seeds, 'seed')} each); {plural(epochs, 'epoch')} each"
         )
-    conditions = [name for name in TITLES if name in conditions_of(plan)]
-    names = ", ".join(TITLES[name].removeprefix("student, ") for name in conditions)
+    titles = titles_of(config.student)
+    conditions = [name for name in titles if name in conditions_of(plan)]
+    names = ", ".join(titles[name].removeprefix("student, ") for name in conditions)
     lines.append(
         f"students: {plural(len(conditions), 'condition')} ({names}) x {plural(config.run.seeds, 'seed')} = "
         f"{plural(len(conditions) * config.run.seeds, 'training')}; {plural(config.student.epochs, 'epoch')} each"
     )
+    lines.append(_recipe(config.student))
     if config.run.export:
         lines.append(f"export: {', '.join(config.run.export)}")
     return lines
+
+
+def _recipe(student: Student) -> str:
+    """How a student learns, in one line."""
+    loss = "logit regression"
+    if student.loss == "soft_targets":
+        loss = f"soft targets (temperature {4 if student.temperature is None else student.temperature:g})"
+    labels = f", labels at weight {student.label_weight:g}" if student.label_weight else ""
+    rule = "muon or adamw" if student.optimizer == "auto" else student.optimizer
+    return (
+        f"recipe: {student.preset}: {loss}{labels}; {rule}, rate {student.lr:g}, batches of {student.batch_size}, "
+        f"{plural(len(expand_views(student.views)), 'view')}"
+    )
 
 
 def _teacher(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from noisyteacher.config import Student
+from noisyteacher.data import expand_views
 from noisyteacher.errors import AskedWronglyError
 from noisyteacher.pipeline.budget import Budget, Speeds, Stages, Work, needed
 from noisyteacher.pipeline.conditions import conditions_of, controls
@@ -69,10 +70,12 @@ class Pace:
         target = plan.config.target
         if target.minutes is not None and place().size > 1:
             raise AskedWronglyError("target.minutes: the time of a group of processes cannot be planned: leave it out")
+        if target.minutes is not None and plan.config.teacher.also:
+            raise AskedWronglyError("target.minutes: the time of several teachers cannot be planned: leave it out")
         self.plan, self.clock = plan, clock
         self.budget = Budget.of(plan.run, target.minutes, clock, started)
         self.forecast = None if plan.watch is None else Forecast(plan.watch, clock)
-        self.whole = work_of(plan)
+        self.whole = self.decided = work_of(plan)
         self.labels_first = int("labels" in controls(plan))
         self.speeds = self.budget.speeds("begin")
         if self.speeds is None and place().size == 1 and (plan.watch is not None or target.minutes is not None):
@@ -80,7 +83,7 @@ class Pace:
 
     def begin(self) -> Plan:
         """The plan with the epochs of its teacher, and a `watch` that tells the time left; the estimate is told."""
-        work = self.budget.decide("begin", self.whole, self.speeds)
+        work = self.decided = self.budget.decide("begin", self.whole, self.speeds)
         if self.forecast is not None and self.speeds is not None:
             stages = needed(work, self.speeds)
             self.expect(stages, self.whole.tries)
@@ -94,7 +97,7 @@ class Pace:
         if self.speeds is None:
             return work
         speeds = replace(self.speeds, teacher=0.0, logits=0.0, students=students or self.speeds.students)
-        decided = self.budget.decide(stage, work, speeds)
+        decided = self.decided = self.budget.decide(stage, work, speeds)
         self.expect(needed(decided, speeds), self.whole.tries)
         return decided
 
@@ -117,7 +120,10 @@ class Pace:
         if seconds is None:
             return None
         begin = self.budget.kept("begin") or {}
-        done = {"teacher": begin.get("work", {}).get("teacher_epochs", 0), "student": student.epochs}
+        done = {
+            "teacher": begin.get("work", {}).get("teacher_epochs", self.whole.teacher_epochs),
+            "student": student.epochs,
+        }
         whole = {"teacher": self.whole.teacher_epochs, "student": self.whole.student_epochs}
         record = {
             "minutes": seconds / 60, "spent_s": self.budget.spent, "epochs": done, "epochs_asked": whole,
@@ -165,7 +171,7 @@ def measured(plan: Plan, networks: Networks, clock: Callable[[], float] = time.m
     config, data = plan.config, plan.data
     device = config.run.device
     answer = answer_seconds(networks.teacher, data.train, device, clock)
-    views = 0 if plan.live else len(config.student.views)
+    views = 0 if plan.live else len(expand_views(config.student.views))
     images = len(data.train) * views + sum(len(split) for split in data.parts.values()) - len(data.train)
     names = [plan.student] if plan.search is None else [one.name for one in plan.search.fitting[: config.target.search]]
     live = answer * len(data.train) if plan.live else 0.0

@@ -53,6 +53,11 @@ def train_config(
     data = load_config_data(config, watch)
     config = settled(config, data)
     if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher, data):
+        if config.teacher.weights:
+            raise AskedWronglyError(
+                f"teacher.weights: {config.teacher.weights} holds a network trained for these classes: use it in "
+                "compress or extract, or leave it out to train a new one"
+            )
         raise AskedWronglyError(
             f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
             "teacher.options.pretrained=true"

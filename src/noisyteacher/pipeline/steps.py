@@ -94,7 +94,7 @@ def load_teacher(
         named = load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where)))
         return in_order(named, settings), None
     path = weights_file(where)
-    run = run_of(path) if is_run(path) or path.parent.name == BEST else None
+    run = run_of(path) if is_run(path) or BEST in (path.name, path.parent.name) else None
     file = weights_of(path)
     if not os.path.exists(file):
         state = f"the run is {Run(path).state}" if is_run(path) else "no such file"

@@ -65,7 +65,7 @@ def expand(base: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[Conditi
             for key, value in zip(grid, values, strict=True):
                 put(nested, key, value)
             try:
-                config = build_config(nested, unused_noise="noise.sigma" in grid)
+                config = build_config(nested, unused_noise=_names_sigma(base, grids))
             except ConfigError as error:
                 problems += [line.strip() for line in str(error).splitlines()[-8:]]
                 continue
@@ -86,7 +86,16 @@ def varies_noise(axes: Sequence[str]) -> bool:
 
 def base_config(base: Mapping[str, Any], grids: Sequence[Grid]) -> Config:
     """The Config of a sweep's base settings, which may describe a noise whose sigma the grids give."""
-    return build_config(base, unused_noise=any("noise.sigma" in grid for grid in grids))
+    return build_config(base, unused_noise=_names_sigma(base, grids))
+
+
+def _names_sigma(base: Mapping[str, Any], grids: Sequence[Grid]) -> bool:
+    """Whether a sigma is named, on some grid or in the base, as it is in the base of every resumed sweep.
+
+    The rest of the noise may then be described although sigma is 0 in some conditions.
+    """
+    noise = base.get("noise")
+    return any("noise.sigma" in grid for grid in grids) or (isinstance(noise, Mapping) and "sigma" in noise)
 
 
 def _refuse(axes: list[str], grids: Sequence[Grid]) -> None:

@@ -53,10 +53,17 @@ class Question:
         """The conditions by what they share, data and teacher."""
         found: dict[str, list[Condition]] = {}
         for one in self.conditions:
-            teacher = asdict(one.config.teacher)
-            if teacher["logits_precision"] == "fp32":  # as folders have it that were begun before there was a choice
-                del teacher["logits_precision"]
-            found.setdefault(fingerprint([asdict(one.config.data), teacher])[:6], []).append(one)
+            # without settings at the values that folders had before there was a choice
+            data, teacher = asdict(one.config.data), asdict(one.config.teacher)
+            for table, name, value in (
+                (teacher, "logits_precision", "fp32"),
+                (teacher, "batch_norm", "running"),
+                (teacher, "class_order", []),
+                (data, "classes", None),
+            ):
+                if table[name] == value:
+                    del table[name]
+            found.setdefault(fingerprint([data, teacher])[:6], []).append(one)
         return found
 
     def taught(self) -> dict[str, list[Condition]]:
