@@ -104,7 +104,7 @@ def test_train_goes_on_from_it_and_answers_are_refused(
     assert train_config(config).run.state == "done"
     torch.save(nt.build_model("mlp800", data).network.state_dict(), tmp_path / "two.pth")
     config.teacher.weights = str(tmp_path / "two.pth")
-    with pytest.raises(AskedWronglyError, match="mlp800: is trained already"):
+    with pytest.raises(AskedWronglyError, match="holds a network trained for these classes"):
         train_config(config)
     with pytest.raises(MismatchError, match=r"its head has 5 classes, 'mlp800' here 2: it fits once that is trained"):
         load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=weights))
