@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +60,6 @@ from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
 CLOCK = time.monotonic
-LOG = logging.getLogger("noisyteacher")
 
 
 def compress(
@@ -94,9 +92,9 @@ def compress(
     `weights` there, a file with its trained weights, stands for training, unless it is for other classes: all but its
     head is then where the training starts).
     student: a name, `pkg.module:factory`, or an nn.Module (every seed then starts from its weights). data: anything
-    `load_data` takes. noise: the noise on the logits; None compresses by clean logit regression; "auto" chooses sigma
+    `load_data` takes. noise: the noise on the logits; None distils without noise; "auto" chooses sigma
     and alpha on validation, no noise among the candidates.
-    baselines: also train the same students on labels and by clean logit regression, with the same seeds, so that the
+    baselines: also train the same students on labels and without noise, with the same seeds, so that the
     verdict can be paired. training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"),
     which decides what is not named here, `loss` and `label_weight` included.
     target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the

@@ -154,9 +154,11 @@ def settled(config: Config, data: Splits | None = None) -> Config:
 
 def _settled(recipe: R, device: torch.device, data: Splits | None) -> R:
     precision: Any = led(lambda: resolve_precision(recipe.precision, device))
-    views = recipe.views if data is None or recipe.views != [AUTO] else list(default_views(data, recipe.epochs))
-    one_view = recipe.views == [AUTO] and len(views) == 1 and data is not None
-    return replace(recipe, precision=precision, views=views, every_view=recipe.every_view and not one_view)
+    recipe = replace(recipe, precision=precision)
+    if data is None or recipe.views != [AUTO]:
+        return recipe
+    views = default_views(data, recipe.epochs)
+    return replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
 
 
 def default_views(data: Splits, epochs: int) -> tuple[str, ...]:

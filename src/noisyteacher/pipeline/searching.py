@@ -39,7 +39,7 @@ class Tried:
 def choose_student(plan: Plan, answers: Answers, numbered: tuple[int, int], pace: Pace) -> tuple[Plan, dict[str, Any]]:
     """The plan with its student named and its epochs fitted to the time there is, and the evidence.
 
-    Every candidate learns by clean logit regression with seed 0 for a few epochs; the lowest validation error wins, and
+    Every candidate is distilled without noise, with seed 0, for a few epochs; the lowest validation error wins, and
     of equals the one with fewer multiplications. Test data are not looked at. What the time allowed is kept in the
     run's folder, so an interrupted search goes on to the same choice.
     """

@@ -18,7 +18,7 @@ from noisyteacher.text import sigma_words
 Grid = Mapping[str, Sequence[Any]]
 KINDS = ("labels", "clean", "noisy")
 TAUGHT = {"loss": "logit_regression", "temperature": None, "label_weight": 0.0}
-"""Settings of the student that a student on labels alone does not look at, with their defaults."""
+"""Settings that a student on labels alone does not look at, each at one value, so that such students are the same."""
 
 
 @dataclass(frozen=True)
