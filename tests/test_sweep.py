@@ -368,13 +368,13 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
         with open(errors, "wb") as stderr:
             process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr)
         if kills < KILLS:
-            before = len(list(cut.glob("*/*/result.json")))
+            before = len(list(cut.glob("[!.]*/*/result.json")))
             deadline = time.monotonic() + 60
             pause = dice.uniform(0.0, 1.5)
             # Let a random part of the work pass, whatever the machine's speed: a cell or two more, and a moment.
             wanted = before + dice.choice([0, 0, 1, 2])
             while process.poll() is None and time.monotonic() < deadline:
-                if len(list(cut.glob("*/*/result.json"))) >= wanted and list_runs(cut, 1):
+                if len(list(cut.glob("[!.]*/*/result.json"))) >= wanted and list_runs(cut, 1):
                     break
                 time.sleep(0.05)
             time.sleep(pause)
@@ -391,17 +391,22 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
 def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path) -> None:
     long = [word.replace("student.batch_size=30", "student.batch_size=1") for word in COMMAND]
     long[long.index("--epochs") + 1] = "500"
-    process = subprocess.Popen([*long, "--output-dir", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    until = time.monotonic() + 120
-    while len(list(tmp_path.glob("*/*seed*/metrics.jsonl"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
+    command = [*long, "--output-dir", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + 240
+            # A folder that is being made begins with a dot.
+            while len(list(tmp_path.glob("[!.]*/*seed*/metrics.jsonl"))) < 2:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 143
-    assert b"--resume" in told
-    assert len(list(tmp_path.glob("*/*seed*/checkpoint/state.safetensors"))) == 2
+    assert b"--resume" in errors
+    assert len(list(tmp_path.glob("[!.]*/*seed*/checkpoint/state.safetensors"))) == 2
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_a_stopped_sweep_goes_on_from_the_checkpoints_of_all(tmp_path: Path) -> 
     subprocess.run([*words, *asked, "--output-dir", str(whole)], check=True, capture_output=True, timeout=300)
     process = subprocess.Popen([*words, *asked, "--output-dir", str(cut)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(list(cut.glob("*/*/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
+    while len(list(cut.glob("[!.]*/*/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
