@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.export import FORMATS
 from noisyteacher.models import model_record
 from noisyteacher.pipeline import Result, data_settings_of, load_teacher, seen_before, story_of, trained_on
@@ -168,11 +168,11 @@ def test_a_run_without_its_record_is_removed_with_the_folder_but_not_with_files_
     copied = Run(shutil.copytree(result.path, tmp_path / result.path.name))
     (copied.path / "run.json").unlink()
     (copied.path / "README.md").write_text("mine")
-    with pytest.raises(AskedWronglyError, match=r"README\.md is no file of a run"):
+    with pytest.raises(UsageError, match=r"README\.md is no file of a run"):
         remove_run(copied)
     (copied.path / "README.md").unlink()
     (copied.path / "best" / "thesis.txt").write_text("mine")
-    with pytest.raises(AskedWronglyError, match=r"thesis\.txt is no file of a run"):
+    with pytest.raises(UsageError, match=r"thesis\.txt is no file of a run"):
         remove_run(copied)
     (copied.path / "best" / "thesis.txt").unlink()
     (copied.path / "best" / ".README.md.abc.tmp").write_text("half")
@@ -260,9 +260,9 @@ def test_a_teacher_that_cannot_be_measured_has_unknown_costs(data: nt.Splits, tm
 
 
 def test_a_student_that_cannot_be_copied_is_refused_before_anything_is_trained(data: nt.Splits, tmp_path: Path) -> None:
-    with pytest.raises(AskedWronglyError, match=r"the student is, or holds, a torch\.jit module"):
+    with pytest.raises(UsageError, match=r"the student is, or holds, a torch\.jit module"):
         nt.compress("lenet", scripted(), data, output_dir=tmp_path)
-    with pytest.raises(AskedWronglyError, match=r"hub: .* cannot be built again from its name"):
+    with pytest.raises(UsageError, match=r"hub: .* cannot be built again from its name"):
         nt.compress("lenet", nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, export=["hub"], output_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ import noisyteacher as nt
 from noisyteacher.checkpoint import same_settings
 from noisyteacher.cli import main
 from noisyteacher.config import build_config, describe
-from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError
+from noisyteacher.errors import ConfigError, MismatchError, UsageError
 from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
 from noisyteacher.pipeline.choosing import Candidate, explain_choice
 from noisyteacher.pipeline.plan import noise_of
@@ -227,7 +227,7 @@ def test_from_python(tmp_path: Path) -> None:
     result = nt.compress("lenet", "mlp800", data, noise="auto", output_dir=tmp_path, **options)
     assert result.choice is not None
     assert len(result.choice["candidates"]) == 9
-    with pytest.raises(AskedWronglyError, match="'auto'"):
+    with pytest.raises(UsageError, match="'auto'"):
         nt.compress("lenet", "mlp800", data, noise="automatic", output_dir=tmp_path)
 
 

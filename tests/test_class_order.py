@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.config import build_config
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.models import Reordered, reordered, weights_fingerprint
 from noisyteacher.pipeline import checking, compress_config, distil_config, extract_config, train_config
 from noisyteacher.pipeline.class_matching import find_reorder, natural_order
@@ -131,7 +131,7 @@ def test_an_order_must_name_every_output_once(order: list[int], folder: Path, tm
 def test_an_order_has_no_effect_on_a_teacher_that_is_trained(folder: Path, tmp_path: Path) -> None:
     config = build_config(settings(folder, tmp_path, name="lenet", class_order=list(range(NUMBERS))))
     for run in (compress_config, train_config):
-        with pytest.raises(AskedWronglyError, match=r"teacher\.class_order: "):
+        with pytest.raises(UsageError, match=r"teacher\.class_order: "):
             run(config)
 
 

@@ -22,7 +22,7 @@ from typer import BadParameter
 import noisyteacher as nt
 from noisyteacher import cli
 from noisyteacher.config import NoiseSettings, Recipe, build_config
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.runs import list_runs, remove_run
 
 COMMON = {"--help"}
@@ -104,7 +104,7 @@ def test_a_flag_of_a_training_reaches_the_settings_of_every_command(monkeypatch:
 
     def settings(config: Any, overrides: Any, flags: dict[str, Any], *more: Any) -> Any:
         seen.append(flags)
-        raise AskedWronglyError("that is all")
+        raise UsageError("that is all")
 
     monkeypatch.setattr(cli.options, "settings", settings)
     for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "student.lr=1"], ["train"]):
@@ -232,7 +232,7 @@ def test_without_a_student_one_is_chosen_or_asked_for(call: Call, npz: Path, mon
     from noisyteacher import pipeline
 
     def stop(config: object, **options: object) -> None:
-        raise AskedWronglyError("stop")
+        raise UsageError("stop")
 
     monkeypatch.setattr(pipeline, "compress_config", stop)
     for words, noted in (((), True), (("--student", "auto"), True), (("--target-bytes", "8x"), False), (NAMED, False)):
@@ -639,7 +639,7 @@ def test_a_sweep_that_works_is_not_removed(call: Call, monkeypatch: pytest.Monke
 
     def judge(*given: object) -> object:
         (run,) = list_runs("runs", 1)
-        with pytest.raises(AskedWronglyError, match="a process is working on it"):
+        with pytest.raises(UsageError, match="a process is working on it"):
             remove_run(run)
         tried.append(run)
         return judged(*given)

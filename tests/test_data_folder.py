@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from noisyteacher.cli import app
 from noisyteacher.data import Splits, load_data, pack_data
 from noisyteacher.data.tree import role_of
-from noisyteacher.errors import AskedWronglyError, DataError, DataWarning
+from noisyteacher.errors import DataError, DataWarning, UsageError
 
 DICE = np.random.default_rng(0)
 
@@ -115,7 +115,7 @@ def test_split_folders_without_class_folders_hold_images_without_labels(second: 
     root = tmp_path / "photos"
     draw(root / "train", 10)
     draw(root / second, 3)
-    refused(root, tmp_path / "out", "no labels here.*--(set data.)?classes", AskedWronglyError)
+    refused(root, tmp_path / "out", "no labels here.*--(set data.)?classes", UsageError)
     data = both(root, tmp_path / "out", classes=4)
     assert data.class_names == ("0", "1", "2", "3")
     assert {role: (len(split), split.labels) for role, split in data.parts.items()} == (
@@ -123,7 +123,7 @@ def test_split_folders_without_class_folders_hold_images_without_labels(second: 
         {"train": (10, None), "val": (3, None)}
     )  # fmt: skip
     told = CliRunner().invoke(app, ["data", "check", str(root)])
-    assert isinstance(told.exception, AskedWronglyError)
+    assert isinstance(told.exception, UsageError)
     assert "--set data.classes=10" in str(told.exception)
     told = CliRunner().invoke(app, ["data", "check", str(root), "--set", 'data.classes=["cat","dog"]', "--json"])
     found = json.loads(told.output)
@@ -134,7 +134,7 @@ def test_images_alone_are_images_without_labels(tmp_path: Path) -> None:
     draw(tmp_path / "photos", 20)
     data = both(tmp_path / "photos", tmp_path / "out", classes=["cat", "dog"])
     assert [(len(split), split.labels) for split in data.parts.values()] == [(16, None), (2, None), (2, None)]
-    with pytest.raises(AskedWronglyError, match="classes has no effect on 'mnist-5k'"):
+    with pytest.raises(UsageError, match="classes has no effect on 'mnist-5k'"):
         load_data("mnist-5k", classes=10)
 
 
@@ -232,5 +232,5 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 def test_a_folder_of_parquet_files_is_sent_to_pack(tmp_path: Path) -> None:
     (tmp_path / "hub" / "data").mkdir(parents=True)
     (tmp_path / "hub" / "data" / "train-0.parquet").write_bytes(b"PAR1")
-    with pytest.raises(AskedWronglyError, match="noisyteacher data pack"):
+    with pytest.raises(UsageError, match="noisyteacher data pack"):
         load_data(tmp_path / "hub")

@@ -17,7 +17,7 @@ import torch
 
 from noisyteacher.data import Split, data_summary, load_data, npz
 from noisyteacher.data.arrays import channels_first
-from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError
+from noisyteacher.errors import DataError, UnknownNameError, UsageError
 
 RNG = np.random.default_rng(0)
 
@@ -259,7 +259,7 @@ def test_unknown_names_and_missing_paths(tmp_path: Path) -> None:
     ],
 )
 def test_an_option_without_effect_is_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(AskedWronglyError, match=words):
+    with pytest.raises(UsageError, match=words):
         load_data("mnist-5k", **options)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 from noisyteacher.data import load_data
-from noisyteacher.errors import AskedWronglyError, DataError, DataWarning
+from noisyteacher.errors import DataError, DataWarning, UsageError
 
 RNG = np.random.default_rng(0)
 
@@ -75,7 +75,7 @@ def test_grey_and_size(folder: Path) -> None:
     # Pillow's grey of a red r is r * 0.299, rounded.
     assert int(data.train.images.max()) == round(200 * 0.299)
     assert load_data(folder, size=7).input_shape == (3, 7, 7)
-    with pytest.raises(AskedWronglyError, match="size 0"):
+    with pytest.raises(UsageError, match="size 0"):
         load_data(folder, size=0)
 
 
@@ -116,7 +116,7 @@ def test_palettes_and_transparency_become_rgb(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tree_of_classes_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AskedWronglyError, match="ant: no labels here"):
+    with pytest.raises(UsageError, match="ant: no labels here"):
         load_data(folder / "ant")
     (folder / "dog").mkdir()
     with pytest.raises(DataError, match="dog: no image in it"):
@@ -244,7 +244,7 @@ def test_labels_beyond_the_class_names_are_refused() -> None:
     ],
 )
 def test_objects_that_are_no_data_are_refused(source: Any, words: str) -> None:
-    with pytest.raises(AskedWronglyError, match=words):
+    with pytest.raises(UsageError, match=words):
         load_data(source)
 
 

@@ -21,7 +21,7 @@ import noisyteacher as nt
 from noisyteacher import files
 from noisyteacher.data import Packed, hf, load_data, pack_data, packing
 from noisyteacher.data.packable import Part, npz_source
-from noisyteacher.errors import AskedWronglyError, DataError, UnknownNameError, WriteError
+from noisyteacher.errors import DataError, UnknownNameError, UsageError, WriteError
 from noisyteacher.pixels import decode
 from noisyteacher.text import printable
 
@@ -173,7 +173,7 @@ def test_a_finished_pack_is_reused_and_another_refused(source: Path, tmp_path: P
     assert pack_data(source, tmp_path / "out", size=8).rows == {"all": 20}
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     for options in ({"size": 9}, {"size": 8, "fit": "squash"}, {"size": 8, "grey": True}):
-        with pytest.raises(AskedWronglyError, match="holds another packed data set"):
+        with pytest.raises(UsageError, match="holds another packed data set"):
             pack_data(source, tmp_path / "out", **options)
 
 
@@ -183,21 +183,21 @@ def test_what_cannot_be_meant(source: Path, tmp_path: Path) -> None:
         ("jobs=0", {"jobs": 0}),
         ("classes=5 has no effect", {"classes": 5, "size": 8}),
     ):
-        with pytest.raises(AskedWronglyError, match=words):
+        with pytest.raises(UsageError, match=words):
             pack_data(source, tmp_path / "out", **options)
     with pytest.raises(UnknownNameError, match="did you mean 'crop'"):
         pack_data(source, tmp_path / "out", fit="crops")
-    with pytest.raises(AskedWronglyError, match="lies inside the source"):
+    with pytest.raises(UsageError, match="lies inside the source"):
         pack_data(source, source / "packed", size=8)
-    with pytest.raises(AskedWronglyError, match="a list cannot be packed"):
+    with pytest.raises(UsageError, match="a list cannot be packed"):
         pack_data([1], tmp_path / "out")
     with pytest.raises(DataError, match="first image is 12x10"):
         pack_data(source, tmp_path / "out")
     assert not list(tmp_path.glob("out/*-labels*"))
     pack_data(source, tmp_path / "good", size=8)
-    with pytest.raises(AskedWronglyError, match="is packed already"):
+    with pytest.raises(UsageError, match="is packed already"):
         pack_data(tmp_path / "good", tmp_path / "again")
-    with pytest.raises(AskedWronglyError, match="size has no effect"):
+    with pytest.raises(UsageError, match="size has no effect"):
         load_data(tmp_path / "good", size=8)
 
 
@@ -329,7 +329,7 @@ def test_one_rule_for_each_kind_of_image(tmp_path: Path) -> None:
 def test_images_without_labels(tmp_path: Path) -> None:
     for number in range(20):
         draw(tmp_path / "photos" / f"{number:02d}.jpg")
-    with pytest.raises(AskedWronglyError, match="no labels here"):
+    with pytest.raises(UsageError, match="no labels here"):
         pack_data(tmp_path / "photos", tmp_path / "out", size=8)
     assert not (tmp_path / "out").exists()
     packed = pack_data(tmp_path / "photos", tmp_path / "out", size=8, classes=["cat", "dog", "cow"])
@@ -339,7 +339,7 @@ def test_images_without_labels(tmp_path: Path) -> None:
     assert load_data(tmp_path / "out", limit=3).train.labels is None
     assert pack_data(tmp_path / "photos", tmp_path / "ten", size=8, classes=10).class_names[-1] == "9"
     for wrong in (1, ["a", "a"], True):
-        with pytest.raises(AskedWronglyError, match="classes="):
+        with pytest.raises(UsageError, match="classes="):
             pack_data(tmp_path / "photos", tmp_path / "other", size=8, classes=wrong)
 
 
@@ -374,7 +374,7 @@ def test_a_bad_npz_is_refused_however_it_is_bad(tmp_path: Path) -> None:
 
     def refused(words: str, **given: Any) -> None:
         np.savez(path, **given)
-        with pytest.raises((DataError, AskedWronglyError), match=words):
+        with pytest.raises((DataError, UsageError), match=words):
             pack_data(path, tmp_path / "out")
 
     images = np.zeros((8, 5, 5), np.uint8)
@@ -417,7 +417,7 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
         assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([0, 1] * 8, [0, 1])
     plain = made.remove_columns("label")
     assert load_data(pack_data(plain, tmp_path / "plain", classes=3).path).train.labels is None
-    with pytest.raises(AskedWronglyError, match="has the parts train, more"):
+    with pytest.raises(UsageError, match="has the parts train, more"):
         pack_data(datasets.DatasetDict(train=made, more=made), tmp_path / "other")
     (tmp_path / "hub" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a readable parquet"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from noisyteacher.data import Batch, Split, Splits
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, UnknownNameError
+from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
 
 IMAGES = torch.arange(5 * 1 * 2 * 3, dtype=torch.uint8).reshape(5, 1, 2, 3)
 LABELS = torch.tensor([0, 1, 2, 1, 0])
@@ -54,9 +54,9 @@ def test_each_row_takes_its_own_view() -> None:
 
 def test_views_and_which_must_say_one_thing() -> None:
     split = make([1, 2])
-    with pytest.raises(AskedWronglyError, match="needs `which`"):
+    with pytest.raises(UsageError, match="needs `which`"):
         split.images_at(torch.tensor([0]), ("clean", "mirror"))
-    with pytest.raises(AskedWronglyError, match="leave it out"):
+    with pytest.raises(UsageError, match="leave it out"):
         split.images_at(torch.tensor([0]), "mirror", torch.tensor([0]))
     with pytest.raises(UnknownNameError, match="unknown view"):
         split.images_at(torch.tensor([0]), "upside-down")
@@ -87,7 +87,7 @@ def test_subset_and_take_keep_order_and_share_the_pixels() -> None:
     assert part.images.data_ptr() == IMAGES.data_ptr()
     assert split.take(2).index.tolist() == [4, 3]
     for wrong in (0, 5, -1):
-        with pytest.raises(AskedWronglyError, match="has 4 rows"):
+        with pytest.raises(UsageError, match="has 4 rows"):
             split.take(wrong)
     with pytest.raises(DataError, match="empty"):
         split.subset(torch.tensor([], dtype=torch.int64))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from noisyteacher.data import apply_view, apply_views, expand_views
-from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
+from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 
 
 def twin(image: np.ndarray, name: str) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_the_nearest_name_is_suggested() -> None:
 
 
 def test_nothing_to_apply_is_refused(images: torch.Tensor) -> None:
-    with pytest.raises(AskedWronglyError, match="no view in"):
+    with pytest.raises(UsageError, match="no view in"):
         expand_views(" , ")
     with pytest.raises(MismatchError, match="no view to apply"):
         apply_views(images, (), torch.zeros(162, dtype=torch.int64))

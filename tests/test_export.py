@@ -20,12 +20,12 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.data import Split, Splits
 from noisyteacher.errors import (
-    AskedWronglyError,
     DataError,
     ExportError,
     FileFormatError,
     NoisyTeacherError,
     TrainingError,
+    UsageError,
 )
 from noisyteacher.export import FORMATS, Exported, export_all, from_pretrained, notes, refuse_formats, table, verdict
 from noisyteacher.export.checking import Reference, calibration_images, compare
@@ -227,7 +227,7 @@ def test_calibration_images_are_drawn_from_training_rows() -> None:
     assert torch.equal(found, calibration_images(own, 10))
     assert len(calibration_images(own, 1000)) == len(own.train) == 40
     for role in ("val", "test"):
-        with pytest.raises(AskedWronglyError, match=f"role is '{role}': only training images"):
+        with pytest.raises(UsageError, match=f"role is '{role}': only training images"):
             calibration_images(own.parts[role], 10)
 
 
@@ -473,7 +473,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_wrong_questions(
     tiny: tuple[nt.Classifier, Splits], tmp_path: Path, path: str, options: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(AskedWronglyError, match=told):
+    with pytest.raises(UsageError, match=told):
         nt.export(tiny[0], tmp_path / path, **{"data": tiny[1], **options})
     assert list(tmp_path.iterdir()) == []
 
@@ -481,15 +481,15 @@ def test_wrong_questions(
 def test_more_wrong_questions(tiny: tuple[nt.Classifier, Splits], tmp_path: Path) -> None:
     model, own = tiny
     for split in own.parts.values():
-        with pytest.raises(AskedWronglyError, match=f"a single split \\({split.role}\\) was given"):
+        with pytest.raises(UsageError, match=f"a single split \\({split.role}\\) was given"):
             nt.export(model, tmp_path / "m.onnx", data=split, int8=True)
-    with pytest.raises(AskedWronglyError, match="does not say which images it takes"):
+    with pytest.raises(UsageError, match="does not say which images it takes"):
         nt.export(nn.Flatten(), tmp_path / "m.onnx")
-    with pytest.raises(AskedWronglyError, match="did you mean 'onnx-int8'"):
+    with pytest.raises(UsageError, match="did you mean 'onnx-int8'"):
         refuse_formats(["onnx-int"])
-    with pytest.raises(AskedWronglyError, match="named twice"):
+    with pytest.raises(UsageError, match="named twice"):
         refuse_formats(["pt2", "pt2"])
-    with pytest.raises(AskedWronglyError, match="cannot be built again from its name"):
+    with pytest.raises(UsageError, match="cannot be built again from its name"):
         export_all(model, {"hub": tmp_path / "hub"}, data=own)
     assert list(tmp_path.iterdir()) == []
 
@@ -507,7 +507,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == missing else real(one))
-    with pytest.raises(AskedWronglyError, match=f"{missing}.*pip install 'noisyteacher\\[{extra}\\]'"):
+    with pytest.raises(UsageError, match=f"{missing}.*pip install 'noisyteacher\\[{extra}\\]'"):
         nt.export(tiny[0], tmp_path / f"m.{name}", data=tiny[1])
 
 
@@ -569,7 +569,7 @@ def test_a_hub_folder_imports_nothing_unasked(tmp_path: Path, monkeypatch: pytes
     model = nt.build_model("hub_factory:make", own)
     (one,) = export_all(model, {"hub": tmp_path / "hub"}, data=own, runs=1)
     assert one.holds
-    with pytest.raises(AskedWronglyError, match="allow_import=True"):
+    with pytest.raises(UsageError, match="allow_import=True"):
         from_pretrained(one.path)
     assert torch.equal(nt.predict(from_pretrained(one.path, allow_import=True), own.val), nt.predict(model, own.val))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.data import Split
-from noisyteacher.errors import AskedWronglyError, MismatchError, StoreError, UnknownNameError, WriteError
+from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
 from noisyteacher.extract import extract
 from noisyteacher.models import (
     Standardize,
@@ -113,7 +113,7 @@ def test_the_batch_size_changes_no_value(tmp_path: Path) -> None:
     for store in stores[1:]:
         for view in VIEWS:
             torch.testing.assert_close(store.logits(view, ALL), stores[0].logits(view, ALL), rtol=0, atol=1e-5)
-    with pytest.raises(AskedWronglyError, match="batch_size"):
+    with pytest.raises(UsageError, match="batch_size"):
         extract(Counting(), split(), tmp_path / "x", batch_size=0)
 
 
@@ -143,7 +143,7 @@ def test_bf16_arithmetic_is_recorded_and_close(tmp_path: Path) -> None:
     assert np.abs(found - exact).max() > 1e-4  # it was bf16
     with pytest.raises(UnknownNameError, match="precision"):
         extract(teacher, split(), tmp_path / "t", precision="fp61")
-    with pytest.raises(AskedWronglyError, match="cannot be used here"):
+    with pytest.raises(UsageError, match="cannot be used here"):
         extract(teacher, split(), tmp_path / "t", device="quantum")
     assert not (tmp_path / "t").exists()
 
@@ -451,7 +451,7 @@ def test_the_fingerprints_are_those_of_the_model_as_it_was_given(tmp_path: Path,
 
 @pytest.mark.parametrize("batch_size", [0, 1.5, "8", True])
 def test_a_batch_size_is_a_whole_number(tmp_path: Path, batch_size: Any) -> None:
-    with pytest.raises(AskedWronglyError, match=f"batch_size={batch_size!r}"):
+    with pytest.raises(UsageError, match=f"batch_size={batch_size!r}"):
         extract(Counting(), split(), tmp_path / "s", batch_size=batch_size)
     assert not (tmp_path / "s").exists()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from noisyteacher import files, locks, tensorfile
-from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.errors import FileFormatError, UsageError, WriteError
 from noisyteacher.files import read_json, seal
 from noisyteacher.strictjson import parse_json
 
@@ -128,7 +128,7 @@ def refused(folder: Path) -> bool:
     try:
         with locks.alone(folder, wait=False):
             return False
-    except AskedWronglyError as error:
+    except UsageError as error:
         return "a process is working on it" in str(error)
 
 

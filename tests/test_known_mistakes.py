@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher import noise as noise_module
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import Classifier
 from noisyteacher.noise import Draw, apply_noise, draw_noise, step_units
 from noisyteacher.rng import stream
@@ -203,7 +203,7 @@ def test_the_best_epoch_is_never_chosen_on_test() -> None:
         for train, val in ((split(), split("test")), (split("test"), None)):
             try:
                 nt.fit(net(), train, nt.supervised(), val=val, epochs=1)
-            except AskedWronglyError:
+            except UsageError:
                 refused += 1
         assert refused == 2
 

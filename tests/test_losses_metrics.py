@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import noisyteacher as nt
 from noisyteacher import metrics
-from noisyteacher.errors import AskedWronglyError, MismatchError, TrainingError, UnknownNameError
+from noisyteacher.errors import MismatchError, TrainingError, UnknownNameError, UsageError
 from noisyteacher.schedule import rate_factor
 
 
@@ -36,7 +36,7 @@ def test_soft_targets_by_hand() -> None:
     expected = temperature**2 * divergence / 2
     assert float(nt.soft_targets(student, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
     assert float(nt.soft_targets(teacher, teacher)) == pytest.approx(0.0, abs=1e-7)
-    with pytest.raises(AskedWronglyError, match="temperature"):
+    with pytest.raises(UsageError, match="temperature"):
         nt.soft_targets(student, teacher, 0.0)
 
 
@@ -90,7 +90,7 @@ def test_an_empty_batch_has_no_loss() -> None:
 
 @pytest.mark.parametrize("temperature", [math.inf, math.nan, -1.0, "4", None])
 def test_a_temperature_is_a_finite_number_above_0(temperature: object) -> None:
-    with pytest.raises(AskedWronglyError, match="temperature="):
+    with pytest.raises(UsageError, match="temperature="):
         nt.soft_targets(torch.ones(2, 3), torch.zeros(2, 3), temperature)  # type: ignore[arg-type]
 
 

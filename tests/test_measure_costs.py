@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.measure import Costs, Latency, measure, ratios
 from noisyteacher.measure.costs import percentile
 from noisyteacher.models import Classifier, as_classifier, build_model, save_model
@@ -178,17 +178,17 @@ def test_costs_are_json_when_asked() -> None:
 
 @pytest.mark.parametrize("setting", [{"batch": 0}, {"runs": 0}, {"threads": 0}, {"batch": 1.5}, {"runs": True}])
 def test_impossible_settings_are_refused_by_name(setting: dict[str, Any]) -> None:
-    with pytest.raises(AskedWronglyError, match=next(iter(setting))):
+    with pytest.raises(UsageError, match=next(iter(setting))):
         measure(model(), **setting)
 
 
 def test_devices_and_shapes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(AskedWronglyError, match="device 'abacus'"):
+    with pytest.raises(UsageError, match="device 'abacus'"):
         measure(model(), device="abacus")
-    with pytest.raises(AskedWronglyError, match="pass input_shape"):
+    with pytest.raises(UsageError, match="pass input_shape"):
         measure(nn.Flatten())
     for shape in (28, (28, 28), (1, 0, 28), (1, 2.5, 28), "1,4,4"):
-        with pytest.raises(AskedWronglyError, match=r"input_shape .*channels, height, width"):
+        with pytest.raises(UsageError, match=r"input_shape .*channels, height, width"):
             measure(model(), shape)  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="input_shape"):
         measure(model(), (3, 4, 4))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
+from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import MODELS, Classifier, as_classifier, build_model, logits_of, nearest_networks
 
 SHAPE = (1, 6, 6)
@@ -138,13 +138,13 @@ def test_wrapping_a_classifier_checks_that_it_fits() -> None:
         as_classifier(model, classes=10)
     with pytest.raises(MismatchError, match="input_shape"):
         as_classifier(model, input_shape=(1, 28, 28))
-    with pytest.raises(AskedWronglyError, match="already has its preprocessing"):
+    with pytest.raises(UsageError, match="already has its preprocessing"):
         as_classifier(model, preprocess=nn.Identity())
     late = as_classifier(Answer())
     assert (late.classes, late.input_shape) == (None, None)
     assert as_classifier(late, input_shape=SHAPE).classes == 4
     assert as_classifier(late, classes=4).classes == 4
-    with pytest.raises(AskedWronglyError, match="a function is not a model"):
+    with pytest.raises(UsageError, match="a function is not a model"):
         as_classifier(lambda images: images)  # type: ignore[arg-type]
 
 
@@ -182,7 +182,7 @@ def test_data_say_classes_shape_and_preprocessing() -> None:
 
 def test_statistics_are_not_taken_from_test_images() -> None:
     held_out = SimpleNamespace(classes=4, input_shape=SHAPE, preprocess="pixel-mean", role="test")
-    with pytest.raises(AskedWronglyError, match="role is 'test'"):
+    with pytest.raises(UsageError, match="role is 'test'"):
         build_model("mlp800", held_out)
 
 
@@ -197,23 +197,23 @@ def test_data_and_arguments_must_agree() -> None:
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
         build_model("lenett", Data())
-    with pytest.raises(AskedWronglyError, match="needs to know its classes"):
+    with pytest.raises(UsageError, match="needs to know its classes"):
         build_model("lenet")
-    with pytest.raises(AskedWronglyError, match="two or more"):
+    with pytest.raises(UsageError, match="two or more"):
         build_model("lenet", classes=1, input_shape=(1, 28, 28))
     for classes in ("10", 10.5, 10.0, True):
-        with pytest.raises(AskedWronglyError, match=f"classes {classes!r}: expected a whole number"):
+        with pytest.raises(UsageError, match=f"classes {classes!r}: expected a whole number"):
             build_model("lenet", classes=classes, input_shape=(1, 28, 28))  # type: ignore[arg-type]
-        with pytest.raises(AskedWronglyError, match=f"classes {classes!r}: expected a whole number"):
+        with pytest.raises(UsageError, match=f"classes {classes!r}: expected a whole number"):
             build_model(Answer(), Data(), classes=classes)  # type: ignore[arg-type]
     for wrong in ((28, 28), (1, 0, 28), (1, 2.5, 3)):
-        with pytest.raises(AskedWronglyError, match="channels, height, width"):
+        with pytest.raises(UsageError, match="channels, height, width"):
             build_model("lenet", classes=10, input_shape=wrong)  # type: ignore[arg-type]
-    with pytest.raises(AskedWronglyError, match="no effect"):
+    with pytest.raises(UsageError, match="no effect"):
         build_model(Answer(), Data(), dropout=0.5)
-    with pytest.raises(AskedWronglyError, match="already has its preprocessing"):
+    with pytest.raises(UsageError, match="already has its preprocessing"):
         build_model(build_model("mlp800", Data()), preprocess="scale")
-    with pytest.raises(AskedWronglyError, match="a int is not a model"):
+    with pytest.raises(UsageError, match="a int is not a model"):
         build_model(3, Data())  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="failed on images of shape"):
         build_model(Answer(), classes=4, input_shape=(3, 8, 8))
@@ -233,15 +233,15 @@ def test_a_factory_gets_what_it_names() -> None:
 def test_factories_that_do_not_fit_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"\(2, 1000\)"):
         build_model(f"{__name__}:thousand", Data())
-    with pytest.raises(AskedWronglyError, match="returned a str"):
+    with pytest.raises(UsageError, match="returned a str"):
         build_model(f"{__name__}:not_a_model", Data())
-    with pytest.raises(AskedWronglyError, match="could not be called with options"):
+    with pytest.raises(UsageError, match="could not be called with options"):
         build_model(f"{__name__}:linear_factory", Data(), depth=3)
-    with pytest.raises(AskedWronglyError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         build_model(f"{__name__}:torchvision_like", Data(), hook=len)
-    with pytest.raises(AskedWronglyError, match="No module named 'nowhere'"):
+    with pytest.raises(UsageError, match="No module named 'nowhere'"):
         build_model("nowhere:factory", Data())
-    with pytest.raises(AskedWronglyError, match="not a function"):
+    with pytest.raises(UsageError, match="not a function"):
         build_model(f"{__name__}:SHAPE", Data())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, UnknownNameError
+from noisyteacher.errors import UnknownNameError, UsageError
 from noisyteacher.models import COMPACT, Classifier, build_model, load_model, save_model
 from noisyteacher.models.compact import Residual
 
@@ -131,7 +131,7 @@ def test_width_multiplies_the_channels_in_steps_of_eight() -> None:
     assert small(width=2).network.fc.in_features == 160
     assert small(width=0.01).network.fc.in_features == 8
     for wrong in (0, -1.0, 17, True, "wide"):
-        with pytest.raises(AskedWronglyError, match="multiplies the channels"):
+        with pytest.raises(UsageError, match="multiplies the channels"):
             small(width=wrong)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="did you mean 'width'"):
         small(widht=2)
@@ -160,11 +160,9 @@ def test_a_width_can_stand_in_the_name(tmp_path: Path) -> None:
     # channels 16, 24, 40, 72 by hand: 16 * 0.75 = 12 and 48 * 0.75 = 36 go to the even number of eights
     stem, blocks = 9 * 3 * 16, [block(16, 24, 16), block(24, 32, 8), block(32, 32, 8, halves=False), block(32, 72, 4)]
     assert nt.measure(named, latency=False).macs == stem * 1024 + sum(macs for _, macs in blocks) + 72 * 10
-    with pytest.raises(
-        AskedWronglyError, match=r"'compact-s:wide': expected compact-s:WIDTH, .* such as compact-s:0.75"
-    ):
+    with pytest.raises(UsageError, match=r"'compact-s:wide': expected compact-s:WIDTH, .* such as compact-s:0.75"):
         small("compact-s:wide")
-    with pytest.raises(AskedWronglyError, match="multiplies the channels"):
+    with pytest.raises(UsageError, match="multiplies the channels"):
         small("compact-s:0")
-    with pytest.raises(AskedWronglyError, match="give one of them"):
+    with pytest.raises(UsageError, match="give one of them"):
         small("compact-s:0.5", width=0.5)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.models import load_frozen, load_model, save_model, weights_fingerprint
 from noisyteacher.tensorfile import read_tensors, write_tensors
 
@@ -130,7 +130,7 @@ def test_images_of_another_size_are_scaled(folder: Path, images: Tensor) -> None
     assert model(images.repeat_interleave(2, 2).repeat_interleave(2, 3)).shape == (7, 10)
     assert load_frozen(folder / "fixed.onnx").input_shape == SHAPE
     own = nt.build_model(nn.Identity(), preprocess="scale").preprocess
-    with pytest.raises(AskedWronglyError, match="its preprocessing is inside"):
+    with pytest.raises(UsageError, match="its preprocessing is inside"):
         load_frozen(folder / "pixels.onnx", input_shape=SHAPE, preprocess=own)
 
 
@@ -142,11 +142,11 @@ def test_a_program_is_read_only_when_it_is_trusted(folder: Path, tmp_path: Path)
     path = tmp_path / "evil.pt2"
     torch.save(Evil(), path)
     for file in (path, folder / "dynamic.pt2"):
-        with pytest.raises(AskedWronglyError, match="--allow-import"):
+        with pytest.raises(UsageError, match="--allow-import"):
             load_frozen(file, input_shape=SHAPE)
     assert not (tmp_path / "ran").exists()
     save_model(load_frozen(folder / "dynamic.pt2", input_shape=SHAPE, allow_import=True), tmp_path / "a.safetensors")
-    with pytest.raises(AskedWronglyError, match="--allow-import"):
+    with pytest.raises(UsageError, match="--allow-import"):
         load_model(tmp_path / "a.safetensors")
 
 

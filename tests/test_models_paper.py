@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError, UnknownNameError
+from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import PAPER, build_model, paper_network, paper_options
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -135,9 +135,9 @@ def test_wrong_options_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
         paper_network("lenett", 10, GREY)
     for wrong in (1.0, -0.1, "half", True):
-        with pytest.raises(AskedWronglyError, match="probability to drop"):
+        with pytest.raises(UsageError, match="probability to drop"):
             paper_network("lenet", 10, GREY, dropout=wrong)
-    with pytest.raises(AskedWronglyError, match="true or false"):
+    with pytest.raises(UsageError, match="true or false"):
         paper_network("nin", 10, COLOUR, final_relu=1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, UnknownNameError
+from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import LocalContrast, PixelMean, Scale, Standardize, build_preprocess
 from noisyteacher.models.preprocess import PREPROCESS, preprocess_name
 
@@ -63,7 +63,7 @@ def test_local_contrast_does_not_see_brightness_or_contrast() -> None:
 def test_local_contrast_settings_are_checked() -> None:
     assert LocalContrast(window=5)(images(1, 1, 8, 8)).shape == (1, 1, 8, 8)
     for window in (8, 1, -3):
-        with pytest.raises(AskedWronglyError, match="odd window"):
+        with pytest.raises(UsageError, match="odd window"):
             LocalContrast(window=window)
 
 
@@ -122,7 +122,7 @@ def test_every_preprocessing_can_be_exported_with_any_batch(name: str) -> None:
 
 
 def test_missing_statistics_and_wrong_images_are_refused() -> None:
-    with pytest.raises(AskedWronglyError, match="none were given"):
+    with pytest.raises(UsageError, match="none were given"):
         build_preprocess("pixel-mean", None, (1, 4, 4))
     with pytest.raises(UnknownNameError, match="did you mean 'pixel-mean'"):
         build_preprocess("pixelmean", None, (1, 4, 4))
@@ -132,11 +132,11 @@ def test_missing_statistics_and_wrong_images_are_refused() -> None:
         build_preprocess("standardize", images(4, 3, 4, 4), (1, 4, 4))
     with pytest.raises(DataError, match="there is none"):
         build_preprocess("standardize", images(0, 1, 4, 4), (1, 4, 4))
-    with pytest.raises(AskedWronglyError, match="above 0"):
+    with pytest.raises(UsageError, match="above 0"):
         Standardize([0.5], [0.0])
-    with pytest.raises(AskedWronglyError, match=r"\[C\]"):
+    with pytest.raises(UsageError, match=r"\[C\]"):
         Standardize([0.5], [0.1, 0.2])
-    with pytest.raises(AskedWronglyError, match=r"\[C, H, W\]"):
+    with pytest.raises(UsageError, match=r"\[C, H, W\]"):
         PixelMean(torch.zeros(3))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, narrowed, ratio_of, save_model
 from noisyteacher.models.zoo import import_torchvision
 from noisyteacher.tensorfile import read_tensors, write_tensors
@@ -36,7 +36,7 @@ def test_numbers_of_channels_by_hand() -> None:
     assert narrowed(12, 0.5, 4) == 8  # the next multiple, half up
     assert ratio_of("shrink:0.25") == 0.25
     for wrong in ("shrink:", "shrink:0", "shrink:1.5", "shrink:half", "shrink:nan", "shrink:-1"):
-        with pytest.raises(AskedWronglyError, match=r"shrink:RATIO with 0 < RATIO <= 1"):
+        with pytest.raises(UsageError, match=r"shrink:RATIO with 0 < RATIO <= 1"):
             ratio_of(wrong)
 
 
@@ -218,7 +218,7 @@ def test_a_factory_is_imported_again_only_where_that_is_allowed(tmp_path: Path) 
     model = half(teacher)
     assert model.network[1].out_features == 30
     save_model(model, tmp_path / "m.safetensors")
-    with pytest.raises(AskedWronglyError, match=r"importing and calling '.*:linear_factory'"):
+    with pytest.raises(UsageError, match=r"importing and calling '.*:linear_factory'"):
         load_model(tmp_path / "m.safetensors")
     assert load_model(tmp_path / "m.safetensors", allow_import=True).network[1].out_features == 30
 
@@ -226,12 +226,12 @@ def test_a_factory_is_imported_again_only_where_that_is_allowed(tmp_path: Path) 
 def test_a_module_is_narrowed_but_not_rebuilt_from_a_file(tmp_path: Path) -> None:
     model = half(linear_factory(10))
     save_model(model, tmp_path / "m.safetensors")
-    with pytest.raises(AskedWronglyError, match=r"'shrink:0.5'.* of 'module:.*Sequential'.*load_weights"):
+    with pytest.raises(UsageError, match=r"'shrink:0.5'.* of 'module:.*Sequential'.*load_weights"):
         load_model(tmp_path / "m.safetensors")
     other = half(linear_factory(10), seed=3)
     nt.models.load_weights(other, tmp_path / "m.safetensors")  # type: ignore[attr-defined]
     assert torch.equal(other.network[1].weight, model.network[1].weight)
-    with pytest.raises(AskedWronglyError, match="pass the module itself as teacher="):
+    with pytest.raises(UsageError, match="pass the module itself as teacher="):
         half(model.architecture)
 
 
@@ -317,7 +317,7 @@ class Asking(nn.Module):
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(teacher: nn.Module, told: str) -> None:
-    with pytest.raises(AskedWronglyError, match=told):
+    with pytest.raises(UsageError, match=told):
         build_model("shrink:0.5", classes=10, input_shape=COLOUR, teacher=_unasked(teacher))
 
 
@@ -329,11 +329,11 @@ def _unasked(module: nn.Module) -> Classifier:
 
 def test_wrong_questions() -> None:
     teacher = build_model("mlp800", classes=10, input_shape=COLOUR)
-    with pytest.raises(AskedWronglyError, match="none was given: pass teacher="):
+    with pytest.raises(UsageError, match="none was given: pass teacher="):
         build_model("shrink:0.5", classes=10, input_shape=COLOUR)
-    with pytest.raises(AskedWronglyError, match=r"teacher= has no effect on model 'lenet'"):
+    with pytest.raises(UsageError, match=r"teacher= has no effect on model 'lenet'"):
         build_model("lenet", classes=10, input_shape=COLOUR, teacher=teacher)
-    with pytest.raises(AskedWronglyError, match=r"options \['dropout'\] have no effect"):
+    with pytest.raises(UsageError, match=r"options \['dropout'\] have no effect"):
         build_model("shrink:0.5", classes=10, input_shape=COLOUR, teacher=teacher, dropout=0.5)
     with pytest.raises(MismatchError, match="classes 10"):
         build_model("shrink:0.5", classes=7, input_shape=COLOUR, teacher=teacher)

@@ -10,7 +10,7 @@ import torch
 
 import noisyteacher as nt
 from noisyteacher.config import Teacher, build_config
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import load_foreign, weights_fingerprint
 from noisyteacher.pipeline import compress_config, is_given, load_teacher, train_config
 from noisyteacher.pipeline.given import network_of
@@ -104,7 +104,7 @@ def test_train_goes_on_from_it_and_answers_are_refused(
     assert train_config(config).run.state == "done"
     torch.save(nt.build_model("mlp800", data).network.state_dict(), tmp_path / "two.pth")
     config.teacher.weights = str(tmp_path / "two.pth")
-    with pytest.raises(AskedWronglyError, match="holds a network trained for these classes"):
+    with pytest.raises(UsageError, match="holds a network trained for these classes"):
         train_config(config)
     with pytest.raises(MismatchError, match=r"its head has 5 classes, 'mlp800' here 2: it fits once that is trained"):
         load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=weights))
@@ -131,7 +131,7 @@ def test_a_model_of_the_package_by_its_name() -> None:
         nt.build_model("pretrained:lenet-mnist", classes=7)
     with pytest.raises(MismatchError, match=r"input_shape \[1, 28, 28\]"):
         nt.build_model("pretrained:lenet-mnist", input_shape=(3, 32, 32))
-    with pytest.raises(AskedWronglyError, match="have no effect on 'pretrained:lenet-mnist'"):
+    with pytest.raises(UsageError, match="have no effect on 'pretrained:lenet-mnist'"):
         nt.build_model("pretrained:lenet-mnist", dropout=0.5)
     with pytest.raises(nt.NoisyTeacherError, match="nonesuch"):
         nt.build_model("pretrained:nonesuch")

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, NoisyTeacherError
+from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.models import (
     MODELS,
     Classifier,
@@ -188,7 +188,7 @@ def test_an_architecture_that_lacks_a_field_is_refused(key: str, tmp_path: Path)
 
 @pytest.mark.parametrize("size", [float("nan"), float("inf"), 2**40, 0, -1, 1.5])
 def test_a_size_that_is_none_is_refused(size: float) -> None:
-    with pytest.raises(AskedWronglyError, match="three sizes of 1 or more"):
+    with pytest.raises(UsageError, match="three sizes of 1 or more"):
         build_model("mlp800", classes=3, input_shape=(1, 4, size))  # type: ignore[arg-type]
 
 
@@ -207,7 +207,7 @@ def test_a_file_without_architecture_or_of_another_kind_is_refused(tmp_path: Pat
 def test_a_file_cannot_make_us_import_code(tmp_path: Path) -> None:
     model = build_model(f"{__name__}:two_layers", classes=5, input_shape=SHAPE, hidden=4).eval()
     save_model(model, tmp_path / "m.safetensors")
-    with pytest.raises(AskedWronglyError, match="allow_import=True"):
+    with pytest.raises(UsageError, match="allow_import=True"):
         load_model(tmp_path / "m.safetensors")
     back = load_model(tmp_path / "m.safetensors", allow_import=True)
     assert torch.equal(back(images()), model(images()))
@@ -219,7 +219,7 @@ def test_a_wrapped_module_is_saved_and_filled_but_not_rebuilt(tmp_path: Path) ->
     model, other = TwoLayers(), TwoLayers()
     model(torch.randn(8, 16))  # moves the batch norm's statistics
     save_model(model, tmp_path / "m.safetensors")
-    with pytest.raises(AskedWronglyError, match=r"load_weights\(model, path\)"):
+    with pytest.raises(UsageError, match=r"load_weights\(model, path\)"):
         load_model(tmp_path / "m.safetensors")
     load_weights(other, tmp_path / "m.safetensors")
     model.eval(), other.eval()
@@ -229,7 +229,7 @@ def test_a_wrapped_module_is_saved_and_filled_but_not_rebuilt(tmp_path: Path) ->
 
 def test_records_may_not_shadow_what_the_file_needs(tmp_path: Path) -> None:
     for name in ("architecture", "kind", "schema", "checksum"):
-        with pytest.raises(AskedWronglyError, match=name):
+        with pytest.raises(UsageError, match=name):
             save_model(small(), tmp_path / "m.safetensors", {name: 1})
     assert not list(tmp_path.iterdir())
 
@@ -242,7 +242,7 @@ def test_state_that_is_not_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
         def set_extra_state(self, state: Any) -> None:
             pass
 
-    with pytest.raises(AskedWronglyError, match="_extra_state"):
+    with pytest.raises(UsageError, match="_extra_state"):
         save_model(Odd(), tmp_path / "m.safetensors")
 
 

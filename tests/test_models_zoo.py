@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError, UnknownNameError
+from noisyteacher.errors import DataError, FileFormatError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import (
     ZOO,
     Resized,
@@ -86,14 +86,14 @@ def test_the_published_size_of_resnet18() -> None:
     [
         ("timm:resnet81", {}, UnknownNameError, "did you mean timm:resnet"),
         ("torchvision:resnet19", {}, UnknownNameError, "did you mean torchvision:resnet"),
-        ("timm:resnet18.nope", {}, AskedWronglyError, "nope"),
-        ("timm:resnet18", {"width_multiplier": 2}, AskedWronglyError, "width_multiplier"),
-        ("timm:resnet18", {"pretrained": "yes"}, AskedWronglyError, "expected true, false or 'whole'"),
+        ("timm:resnet18.nope", {}, UsageError, "nope"),
+        ("timm:resnet18", {"width_multiplier": 2}, UsageError, "width_multiplier"),
+        ("timm:resnet18", {"pretrained": "yes"}, UsageError, "expected true, false or 'whole'"),
         ("timm:resnet18", {"pretrained": "whole"}, MismatchError, "has 1000 classes, the data 7"),
-        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, AskedWronglyError, "teacher.weights for a file"),
-        ("torchvision:resnet18", {"weights": "DEFAULT"}, AskedWronglyError, "say pretrained=true"),
+        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, UsageError, "teacher.weights for a file"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, UsageError, "say pretrained=true"),
         ("timm:resnet18", {"preprocess": "model@3"}, UnknownNameError, "unknown preprocessing"),
-        ("lenet", {"preprocess": "model"}, AskedWronglyError, "networks of timm, torchvision, hf"),
+        ("lenet", {"preprocess": "model"}, UsageError, "networks of timm, torchvision, hf"),
     ],
 )
 def test_what_a_library_does_not_have(name: str, options: dict[str, Any], error: type[Exception], told: str) -> None:
@@ -240,7 +240,7 @@ def test_other_classes_and_other_images_for_transformers(folders: dict[str, Path
     same_after_saving(fresh, tmp_path / "model.safetensors")
     with pytest.raises(MismatchError, match="3 channels, the data have 1"):
         nt.build_model(name, classes=3, input_shape=(1, 16, 16))
-    with pytest.raises(AskedWronglyError, match="has no 'depth'"):
+    with pytest.raises(UsageError, match="has no 'depth'"):
         nt.build_model(name, classes=3, input_shape=(3, 16, 16), depth=3)
 
 
@@ -249,7 +249,7 @@ def test_code_beside_a_model_of_transformers_is_never_run(folders: dict[str, Pat
     config = json.loads((folders["vit"] / "config.json").read_text())
     code = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": code}))
-    with pytest.raises(AskedWronglyError, match="code of its own, which is never done"):
+    with pytest.raises(UsageError, match="code of its own, which is never done"):
         nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))
     kernel = {"auto_map": code, "attn_implementation": "somebody/kernel", "_attn_implementation": "somebody/kernel"}
     (tmp_path / "config.json").write_text(json.dumps({**config, **kernel}))
@@ -267,5 +267,5 @@ def test_a_model_of_transformers_that_is_not_there(monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match="hf:somebody/nothing: cannot be had"):
         nt.build_model("hf:somebody/nothing", classes=3, input_shape=(3, 16, 16), local_files_only=True)
     (tmp_path / "config.json").write_text('{"model_type": "timm_wrapper", "architecture": "resnet18"}')
-    with pytest.raises(AskedWronglyError, match="name it timm:resnet18"):
+    with pytest.raises(UsageError, match="name it timm:resnet18"):
         nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.modes import layout_of, pooling_first, pools_behind_relus
 from noisyteacher.train import loop
@@ -196,7 +196,7 @@ def test_a_refused_or_failed_training_gives_the_model_back_as_it_was(tmp_path: P
     data = nt.load_data("mnist-5k", limit=64)
     nt.fit(nt.build_model("lenet", data), data.train, nt.supervised(), val=data.val, epochs=1, run=tmp_path / "run")
     model = nt.build_model("lenet", data)
-    with pytest.raises(AskedWronglyError, match="holds a training already"):
+    with pytest.raises(UsageError, match="holds a training already"):
         nt.fit(model, data.train, nt.supervised(), val=data.val, epochs=1, run=tmp_path / "run")
 
     there = nt.build_model("lenet", data).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

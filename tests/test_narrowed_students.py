@@ -11,7 +11,7 @@ from torch import nn
 
 import noisyteacher as nt
 from noisyteacher.config import build_config, describe
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.files import write_json
 from noisyteacher.paper.run import _same
 from noisyteacher.pipeline import compress_config, distil_config, resume_compress, settled, train_config, wrong_names
@@ -69,7 +69,7 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
     bare = factory(10)
     before = bare[1].weight.clone()
     result, file = narrowed(bare)
-    with pytest.raises(AskedWronglyError, match="cannot be rebuilt"):
+    with pytest.raises(UsageError, match="cannot be rebuilt"):
         nt.load_model(file)
     again = nt.compress(
         bare,
@@ -91,7 +91,7 @@ def test_a_wrong_ratio_or_teacher_starts_nothing(tmp_path: Path) -> None:
         ({"student": {"options": {"dropout": 0.5}}}, "have no effect on 'shrink:0.5'"),
         ({"teacher": {"name": "shrink:0.5"}}, "none was given"),
     ):
-        with pytest.raises(AskedWronglyError, match=told):
+        with pytest.raises(UsageError, match=told):
             compress_config(build_config(settings(tmp_path, **parts)))
         assert list(tmp_path.iterdir()) == []
     wrong = build_config({"student": {"name": "shrink:much"}, "teacher": {"name": "shrink:0.5"}})
@@ -123,7 +123,7 @@ def test_distilled_from_a_store_alone(tmp_path: Path, data: nt.Splits) -> None:
     trained = distil_config(build_config(settings(tmp_path / "runs")), tmp_path / "store")
     assert nt.load_model(trained.run.path / "weights.safetensors").architecture["options"] == OF_LENET
     nt.extract(nt.build_model(f"{__name__}:factory", data), data.train, tmp_path / "other")
-    with pytest.raises(AskedWronglyError, match=r"the teacher '.*:factory' that this store names would be imported"):
+    with pytest.raises(UsageError, match=r"the teacher '.*:factory' that this store names would be imported"):
         distil_config(build_config(settings(tmp_path / "none")), tmp_path / "other")
     plain = settings(tmp_path / "runs", student={"name": "compact-xs"})
     assert distil_config(build_config(plain), tmp_path / "other").result["scores"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError, TrainingError
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
 from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, scaled, step_draw, step_units, strengths
 from noisyteacher.rng import stream
 
@@ -208,12 +208,12 @@ def test_what_is_no_tensor_no_generator_and_no_switch_is_refused() -> None:
     for logits in ([[1.0, 2.0]], np.ones((4, 3), np.float32)):
         with pytest.raises(MismatchError, match=f"logits are a {type(logits).__name__}"):
             nt.perturb(logits, sigma=0.5, alpha=0.5)  # type: ignore[arg-type]
-    with pytest.raises(AskedWronglyError, match=r"generator is a int.*torch\.Generator"):
+    with pytest.raises(UsageError, match=r"generator is a int.*torch\.Generator"):
         nt.perturb(clean(), sigma=0.5, alpha=0.5, generator=3)  # type: ignore[arg-type]
     for frozen in ("no", 1, None):
         with pytest.raises(ConfigError, match=f"frozen={frozen!r}: expected True or False"):
             nt.Noise(sigma=0.5, alpha=0.5, frozen=frozen)  # type: ignore[arg-type]
-    with pytest.raises(AskedWronglyError, match=r"noise=0\.5: expected an nt\.Noise"):
+    with pytest.raises(UsageError, match=r"noise=0\.5: expected an nt\.Noise"):
         nt.compress("lenet", "mlp800", "mnist-5k", noise=0.5)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from noisyteacher import device
 from noisyteacher.cli import main
-from noisyteacher.errors import AskedWronglyError, UnknownNameError
+from noisyteacher.errors import UnknownNameError, UsageError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
 from noisyteacher.paper.result import _paper
@@ -169,14 +169,14 @@ def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str
     ("words", "error", "told"),
     [
         ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
-        ({"seeds": 0}, AskedWronglyError, "seeds=0: expected 1 or more"),
-        ({"teacher": "nin"}, AskedWronglyError, "teacher 'nin': expected a trained one"),
-        ({"teacher": "hf:microsoft/resnet-18"}, AskedWronglyError, "expected a trained one"),
-        ({"name": "table4", "sigmas": [0.3]}, AskedWronglyError, "table4 has sigmas of its own"),
-        ({"name": "why", "sigmas": [0.3]}, AskedWronglyError, "why has sigmas of its own"),
+        ({"seeds": 0}, UsageError, "seeds=0: expected 1 or more"),
+        ({"teacher": "nin"}, UsageError, "teacher 'nin': expected a trained one"),
+        ({"teacher": "hf:microsoft/resnet-18"}, UsageError, "expected a trained one"),
+        ({"name": "table4", "sigmas": [0.3]}, UsageError, "table4 has sigmas of its own"),
+        ({"name": "why", "sigmas": [0.3]}, UsageError, "why has sigmas of its own"),
         (
             {"name": "section5.4", "parts": ["teacher2"], "teacher": "a/b.safetensors"},
-            AskedWronglyError,
+            UsageError,
             "stand for nin, which does not teach in teacher2",
         ),
     ],

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.errors import (
-    AskedWronglyError,
     ConfigError,
     DataError,
     MismatchError,
     UnknownNameError,
+    UsageError,
     WriteError,
 )
 from noisyteacher.evaluate import predict
@@ -117,7 +117,7 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bytes(tmp_path: Path, d
     assert run(data, tmp_path / "cut", run=cut.path, **options).rows[3].errors == resumed.rows[3].errors
     with pytest.raises(MismatchError, match="other arguments"):
         run(data, tmp_path / "cut", run=cut.path, **{**options, "epochs": 4})
-    with pytest.raises(AskedWronglyError, match=r"started in Python: call compress\(\.\.\., run="):
+    with pytest.raises(UsageError, match=r"started in Python: call compress\(\.\.\., run="):
         resume_compress(cut)
 
 
@@ -196,7 +196,7 @@ def test_a_run_is_not_removed_while_it_works(tmp_path: Path, data: nt.Splits) ->
 
     def remove(stage: str, done: int, total: int, note: str) -> None:
         for one in list_runs(tmp_path):
-            with pytest.raises(AskedWronglyError, match="a process is working on it"):
+            with pytest.raises(UsageError, match="a process is working on it"):
                 remove_run(one)
             refused.append(stage)
 
@@ -226,7 +226,7 @@ def test_wrong_questions_start_nothing(tmp_path: Path, data: nt.Splits) -> None:
         nt.compress("lenet", "mlp800", data, seeds=0, output_dir=tmp_path / "d")
     with pytest.raises(DataError, match="no weights there"):
         nt.compress(str(tmp_path / "nothing.safetensors"), "mlp800", data, output_dir=tmp_path / "e")
-    with pytest.raises(AskedWronglyError, match="does not say of which network"):
+    with pytest.raises(UsageError, match="does not say of which network"):
         nt.compress("teacher.pkl", "mlp800", data, output_dir=tmp_path / "f")
     wrong = nt.build_model("lenet", classes=3, input_shape=(1, 28, 28))
     with pytest.raises(MismatchError, match="classes 3"):

@@ -14,7 +14,7 @@ from torch import nn
 
 import noisyteacher as nt
 from noisyteacher import progress
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.progress import LiveLine, LogLines, counted, counted_if_slow, display, message, stage
 
 
@@ -194,7 +194,7 @@ def test_fit_extract_and_evaluate_show_themselves_once(
     ticks: list[int] = []
     nt.fit(model, split(), nt.supervised(), epochs=1, progress=lambda tick: ticks.append(tick.step))
     assert (shown, ticks) == ([], [1])
-    with pytest.raises(AskedWronglyError, match="progress=3: expected True, False, or a function to call"):
+    with pytest.raises(UsageError, match="progress=3: expected True, False, or a function to call"):
         nt.fit(model, split(), nt.supervised(), epochs=1, progress=3)  # type: ignore[arg-type]
     assert capsys.readouterr() == ("", "")
 

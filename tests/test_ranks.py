@@ -22,7 +22,7 @@ from torch import distributed as dist
 import group_cases
 import noisyteacher as nt
 from noisyteacher.config import build_config
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.launch import processes, starter
 from noisyteacher.pipeline import distil_config
 from noisyteacher.ranks import Place, joined
@@ -214,11 +214,11 @@ def test_other_commands_are_not_for_a_group() -> None:
 def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "2")
-    with pytest.raises(AskedWronglyError, match="RANK=2 in the environment, of 2 processes"), joined():
+    with pytest.raises(UsageError, match="RANK=2 in the environment, of 2 processes"), joined():
         pass
     monkeypatch.setenv("RANK", "1")
     with (
-        pytest.raises(AskedWronglyError, match="device 'cuda:0': in a group every process takes a GPU"),
+        pytest.raises(UsageError, match="device 'cuda:0': in a group every process takes a GPU"),
         joined("cuda:0"),
     ):
         pass
@@ -238,11 +238,11 @@ def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(AskedWronglyError, match="no group of processes came about: enough"), joined("cpu"):
+    with pytest.raises(UsageError, match="no group of processes came about: enough"), joined("cpu"):
         pass
     assert asked == ["gloo"]
     with (
-        pytest.raises(AskedWronglyError, match="process 1 of this machine has no GPU of its own: there are 1"),
+        pytest.raises(UsageError, match="process 1 of this machine has no GPU of its own: there are 1"),
         joined(),
     ):
         pass
@@ -295,7 +295,7 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() == 4
     assert starter() == ["torchrun", "--nproc-per-node", "2", "-m", "noisyteacher"]
     monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(AskedWronglyError, match="WORLD_SIZE='many'"):
+    with pytest.raises(UsageError, match="WORLD_SIZE='many'"):
         processes()
 
 

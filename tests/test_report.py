@@ -18,7 +18,7 @@ import pytest
 
 import made_runs as made
 from noisyteacher import cli, references
-from noisyteacher.errors import AskedWronglyError, FileFormatError, UnknownNameError
+from noisyteacher.errors import FileFormatError, UnknownNameError, UsageError
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.answers import confusion
 from noisyteacher.report.costs import trade_offs
@@ -352,11 +352,11 @@ def test_names_in_results_lead_nowhere(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, sweep: Run) -> None:
-    with pytest.raises(AskedWronglyError, match="nothing to report"):
+    with pytest.raises(UsageError, match="nothing to report"):
         build_report([])
-    with pytest.raises(AskedWronglyError, match="there is no such folder"):
+    with pytest.raises(UsageError, match="there is no such folder"):
         build_report(tmp_path / "none")
-    with pytest.raises(AskedWronglyError, match=r"not a run folder: it holds \d+ runs, give those"):
+    with pytest.raises(UsageError, match=r"not a run folder: it holds \d+ runs, give those"):
         build_report(sweep.path.parent)
     with pytest.raises(UnknownNameError, match="did you mean 'html'"):
         build_report(sweep, "htm")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
 from noisyteacher.files import write_json
 from noisyteacher.locks import alone, at_work
 from noisyteacher.pipeline import network_name, run_title
@@ -152,7 +152,7 @@ def test_values_become_plain_json_or_are_refused_by_name(tmp_path: Path) -> None
         ({"x": torch.zeros(2)}, "config.x is a Tensor"),
         ({"x": np.array(float("inf"))}, "config.x is inf"),
     ):
-        with pytest.raises(AskedWronglyError, match=message):
+        with pytest.raises(UsageError, match=message):
             new_run(tmp_path / "runs", "train", "x", bad)
     assert not (tmp_path / "runs").exists()
     run = make(tmp_path)
@@ -207,7 +207,7 @@ def test_a_damaged_child_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["checkpoint", "events", "run.json", "config.json", "", "..", "a/b", ".hidden", "a b"])
 def test_a_child_cannot_take_a_name_that_is_taken(tmp_path: Path, name: str) -> None:
-    with pytest.raises(AskedWronglyError, match="cannot name a child run"):
+    with pytest.raises(UsageError, match="cannot name a child run"):
         make(tmp_path).child(name, "cell", {})
 
 
@@ -328,16 +328,16 @@ def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
     for which in (child.path, child.id, f"{two.id[-6:]}/seed-1"):
         assert find_run(tmp_path, which).id == child.id
     assert find_run(tmp_path, two.id).id == two.id  # its children's ids begin the same, but it is the one meant
-    with pytest.raises(AskedWronglyError, match="may mean 2 runs"):
+    with pytest.raises(UsageError, match="may mean 2 runs"):
         find_run(tmp_path, one.id[:9])
-    with pytest.raises(AskedWronglyError, match="may mean 2 runs"):
+    with pytest.raises(UsageError, match="may mean 2 runs"):
         find_run(tmp_path, f"{two.id}/seed")
-    with pytest.raises(AskedWronglyError, match="no run"):
+    with pytest.raises(UsageError, match="no run"):
         find_run(tmp_path, one.id[-6:-4])  # too little of the hash
-    with pytest.raises(AskedWronglyError, match=f"did you mean '{one.id}'"):
+    with pytest.raises(UsageError, match=f"did you mean '{one.id}'"):
         find_run(tmp_path, one.id[:-3] + "xyz")
     for nothing in ("", "zzz", "../x", "/", str(tmp_path)):
-        with pytest.raises(AskedWronglyError, match="no run"):
+        with pytest.raises(UsageError, match="no run"):
             find_run(tmp_path, nothing)
 
 
@@ -379,9 +379,9 @@ def test_a_link_to_a_run_is_not_removed_nor_the_run(tmp_path: Path) -> None:
     link = tmp_path / "runs" / run.id
     link.symlink_to(run.path, target_is_directory=True)
     assert [found.id for found in list_runs(tmp_path / "runs")] == [run.id]  # it may be looked at through the link
-    with pytest.raises(AskedWronglyError, match="a link to a folder, not removed"):
+    with pytest.raises(UsageError, match="a link to a folder, not removed"):
         remove_run(Run(link))
-    with pytest.raises(AskedWronglyError, match="a link to a folder, not removed"):
+    with pytest.raises(UsageError, match="a link to a folder, not removed"):
         remove_run(find_run(tmp_path / "runs", run.id))
     assert run.state == "unfinished"
 
@@ -390,9 +390,9 @@ def test_only_run_folders_are_removed_damaged_ones_too(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "config.json").write_text("{}")
-    with pytest.raises(AskedWronglyError, match="not a run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         remove_run(Run(precious))
-    with pytest.raises(AskedWronglyError, match="not a run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         remove_run(Run(tmp_path / "nowhere"))
     assert precious.exists()
     run = make(tmp_path)
@@ -406,11 +406,11 @@ def test_a_folder_that_is_named_like_a_run_but_holds_other_files_is_not_removed(
     (photos / "logits").mkdir(parents=True)
     for dear in (photos / "dear.txt", photos / "logits" / "dear.txt"):
         dear.write_text("dear")
-        with pytest.raises(AskedWronglyError, match=r"not removed: .*dear\.txt is no file of a run"):
+        with pytest.raises(UsageError, match=r"not removed: .*dear\.txt is no file of a run"):
             remove_run(Run(photos))
         dear.unlink()
     (photos / "link").symlink_to(tmp_path)
-    with pytest.raises(AskedWronglyError, match="link is no file of a run"):
+    with pytest.raises(UsageError, match="link is no file of a run"):
         remove_run(Run(photos))
     (photos / "link").unlink()
     for name in ("config.json", "metrics.jsonl", ".result.json.x7_a.tmp", "checkpoint/state.safetensors"):
@@ -425,7 +425,7 @@ def test_a_run_that_is_worked_on_is_not_removed_nor_the_one_around_it(tmp_path: 
     child, other = parent.child("one", "cell", {}), parent.child("two", "cell", {})
     with at_work(*child.around), alone(child.path):
         for run in (child, parent, other):
-            with pytest.raises(AskedWronglyError, match="a process is working on it"):
+            with pytest.raises(UsageError, match="a process is working on it"):
                 remove_run(run)
     assert child.around == [parent.path]
     remove_run(other)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from scipy import stats as oracle
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.stats import (
     NONNEGATIVE,
     PERCENT,
@@ -28,7 +28,7 @@ def test_interval_from_a_printed_t_table() -> None:
     assert found.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-3)
     alone = mean_interval([4.0])
     assert (alone.mean, alone.low, alone.high, alone.sd, alone.n) == (4.0, None, None, None, 1)
-    with pytest.raises(AskedWronglyError):
+    with pytest.raises(UsageError):
         mean_interval([])
 
 
@@ -44,7 +44,7 @@ def test_paired_difference_is_scipys() -> None:
     assert (alike.mean, alike.low, alike.p, alike.n) == (0.5, None, None, 2)
     assert "no evidence" in verdict(alike)
     assert "differ alike" in verdict(alike)
-    with pytest.raises(AskedWronglyError, match="same seeds"):
+    with pytest.raises(UsageError, match="same seeds"):
         paired_difference([1.0], [1.0, 2.0])
 
 

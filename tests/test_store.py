@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError, StoreError, UnknownNameError, WriteError
+from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
 from noisyteacher.files import crc32c, write_json
 from noisyteacher.store import FINGERPRINTS, LogitStore, Plan, Shard, StoreWriter
 
@@ -208,7 +208,7 @@ def test_a_store_of_something_else_is_refused_naming_the_field(tmp_path: Path, f
     ],
 )
 def test_a_plan_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(AskedWronglyError, match=message):
+    with pytest.raises(UsageError, match=message):
         plan(**changes)
 
 
@@ -391,7 +391,7 @@ def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "s", plan()) as writer:
         with pytest.raises(MismatchError, match=r"logits \(3, 5, 4\) expected, got \(3, 5, 1\)"):
             writer.write(writer.missing[0], torch.zeros(3, 5, 1))
-        with pytest.raises(AskedWronglyError, match="JSON"):
+        with pytest.raises(UsageError, match="JSON"):
             StoreWriter(tmp_path / "t", plan(), {"model": object()})
 
 
@@ -545,9 +545,9 @@ def test_verify_refuses_what_does_not_fit(tmp_path: Path) -> None:
     store = fill(tmp_path / "s")
     with pytest.raises(MismatchError, match="23 rows in the store, 22 in the split"):
         store.verify(answer, Pictures(22))
-    with pytest.raises(AskedWronglyError, match=r"both|neither"):
+    with pytest.raises(UsageError, match=r"both|neither"):
         store.verify(answer)
-    with pytest.raises(AskedWronglyError, match="sample"):
+    with pytest.raises(UsageError, match="sample"):
         store.verify(answer, Pictures(), sample=0)
     with pytest.raises(MismatchError, match=r"\(23, 4\), got \(23, 1\)"):
         store.verify(lambda images: answer(images)[:, :1], Pictures())

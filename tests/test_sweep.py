@@ -21,12 +21,12 @@ import pytest
 import noisyteacher as nt
 from noisyteacher import files
 from noisyteacher.errors import (
-    AskedWronglyError,
     ConfigError,
     DataError,
     MismatchError,
     NoisyTeacherError,
     UnknownNameError,
+    UsageError,
 )
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
@@ -154,9 +154,9 @@ def test_what_is_done_is_judged_before_the_end(tmp_path: Path) -> None:
     assert not (result.path / "conditions.json").exists()
     for child in result.path.glob("*-seed*/result.json"):
         child.unlink()
-    with pytest.raises(AskedWronglyError, match="no cell of this sweep is done"):
+    with pytest.raises(UsageError, match="no cell of this sweep is done"):
         so_far(Run.open(result.path))
-    with pytest.raises(AskedWronglyError, match="not a sweep"):
+    with pytest.raises(UsageError, match="not a sweep"):
         so_far(Run.open(result.path / "teacher"))
 
 
@@ -192,7 +192,7 @@ def test_the_executor_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(handed) == 6
     alone = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2)
     assert contents(Run(result.path)) == contents(Run(alone.path))
-    with pytest.raises(AskedWronglyError, match="give one of them"):
+    with pytest.raises(UsageError, match="give one of them"):
         sweep(base(tmp_path), {"noise.sigma": [0.5]}, jobs=2, executor=scope["Slurm"])
 
 
@@ -315,13 +315,13 @@ def test_wrong_questions_start_nothing(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=part):
             sweep({**given, "run": {"output_dir": str(tmp_path / "runs")}}, grid)
-    with pytest.raises(AskedWronglyError, match="jobs=0"):
+    with pytest.raises(UsageError, match="jobs=0"):
         sweep(base(tmp_path / "runs"), GRID, jobs=0)
     assert not (tmp_path / "runs").exists()
     done = sweep(base(tmp_path / "runs"), {"noise.sigma": [0.5]})
     with pytest.raises(MismatchError, match="other settings"):
         sweep(base(tmp_path / "runs"), {"noise.sigma": [0.6]}, run=Run.open(done.path))
-    with pytest.raises(AskedWronglyError, match="not a sweep"):
+    with pytest.raises(UsageError, match="not a sweep"):
         resume_sweep(Run.open(done.path / "teacher"))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.measure import measure
 from noisyteacher.models import load_model
 from noisyteacher.report import build_report
@@ -136,5 +136,5 @@ def test_what_is_done_so_far_names_what_failed_and_every_teacher(tmp_path: Path)
 
 @pytest.mark.parametrize("seeds", [0, -2, 1.5, True])
 def test_seeds_that_are_no_number_of_them_are_refused(tmp_path: Path, seeds: Any) -> None:
-    with pytest.raises(AskedWronglyError, match=r"seeds=.*whole number >= 1"):
+    with pytest.raises(UsageError, match=r"seeds=.*whole number >= 1"):
         swept(tmp_path, {"noise.sigma": [0.5]}, seeds=seeds)

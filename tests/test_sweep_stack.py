@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.runs import Run
 from noisyteacher.sweep import cells as cells_module
 from noisyteacher.sweep import resume_sweep, sweep
@@ -106,11 +106,11 @@ def test_wrong_questions(tmp_path: Path) -> None:
         ({"stack": 2, "jobs": 2}, "give one of them"),
         ({"stack": 2, "scheduler": "tcp://127.0.0.1:1"}, "give one of them"),
     ):
-        with pytest.raises(AskedWronglyError, match=message):
+        with pytest.raises(UsageError, match=message):
             sweep(base(tmp_path), {"noise.sigma": [0.5]}, **options)
     given = base(tmp_path)
     given["run"]["profile"] = True
-    with pytest.raises(AskedWronglyError, match=r"run\.profile measures the steps of one student"):
+    with pytest.raises(UsageError, match=r"run\.profile measures the steps of one student"):
         sweep(given, {"noise.sigma": [0.5]}, stack=2)
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher.config import build_config, describe, limit
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.models.zoo import import_torchvision
 from noisyteacher.pipeline import (
     Result,
@@ -101,9 +101,7 @@ def test_nothing_named_looks_at_all_that_take_the_images(data: nt.Splits) -> Non
 
 
 def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(
-        AskedWronglyError, match=r"none of 2 networks .* the nearest, 'mlp800', has 1.275 M of 1 k MACs"
-    ):
+    with pytest.raises(UsageError, match=r"none of 2 networks .* the nearest, 'mlp800', has 1.275 M of 1 k MACs"):
         compress_config(asked(tmp_path, {"macs": 1000, "students": ["lenet", "mlp800"]}))
     assert not list(tmp_path.iterdir())  # told before anything is made or trained
 
@@ -329,9 +327,9 @@ def test_what_is_handed_over_is_said() -> None:
 
 def test_only_a_compression_chooses_a_student(tmp_path: Path) -> None:
     config = asked(tmp_path, {"macs": "2x"})
-    with pytest.raises(AskedWronglyError, match=r"student\.name: auto .* name the student"):
+    with pytest.raises(UsageError, match=r"student\.name: auto .* name the student"):
         distil_config(config, tmp_path / "store")
-    with pytest.raises(AskedWronglyError, match=r"student\.name: auto .* name the student"):
+    with pytest.raises(UsageError, match=r"student\.name: auto .* name the student"):
         nt.sweep(describe(config), {"noise.sigma": [0.5]})
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.errors import (
-    AskedWronglyError,
     ConfigError,
     DataError,
     MismatchError,
     TrainingError,
     UnknownNameError,
+    UsageError,
 )
 from noisyteacher.noise import CHOICES, apply_noise, draw_noise
 from noisyteacher.rng import derive, stream
@@ -120,9 +120,9 @@ def test_settings_of_distil() -> None:
         nt.distil(table(1), label_weight=1.0)
     with pytest.raises(UnknownNameError, match="did you mean 'soft_targets'"):
         nt.distil(table(1), loss="soft_target")
-    with pytest.raises(AskedWronglyError, match="given: int"):
+    with pytest.raises(UsageError, match="given: int"):
         nt.distil(3)
-    with pytest.raises(AskedWronglyError, match="noise is an"):
+    with pytest.raises(UsageError, match="noise is an"):
         nt.distil(table(1), noise=0.5)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no labels"):
         nt.fit(net(), split(labels=False), nt.distil(table(1), label_weight=0.5), epochs=1)
@@ -195,7 +195,7 @@ def test_noisy_teacher_in_a_foreign_loop() -> None:
 
 
 def test_noisy_teacher_refuses() -> None:
-    with pytest.raises(AskedWronglyError, match="target='student'"):
+    with pytest.raises(UsageError, match="target='student'"):
         nt.NoisyTeacher(net(), nt.Noise(sigma=0.5, alpha=0.5, target="student"))
     frozen = nt.NoisyTeacher(net(), nt.Noise(sigma=0.5, alpha=0.5, frozen=True), total_rows=ROWS)
     with pytest.raises(MismatchError, match="row numbers"):
@@ -280,12 +280,12 @@ def test_a_live_teacher_of_another_precision_is_refused_before_the_first_step() 
 
 def test_noisy_teacher_takes_a_module_a_noise_and_whole_numbers() -> None:
     noise = nt.Noise(sigma=0.5, alpha=0.5)
-    with pytest.raises(AskedWronglyError, match=r"teacher is a str.*nn\.Module"):
+    with pytest.raises(UsageError, match=r"teacher is a str.*nn\.Module"):
         nt.NoisyTeacher("lenet", noise)  # type: ignore[arg-type]
-    with pytest.raises(AskedWronglyError, match=r"noise is a dict.*nt\.Noise"):
+    with pytest.raises(UsageError, match=r"noise is a dict.*nt\.Noise"):
         nt.NoisyTeacher(net(), {"sigma": 0.5, "alpha": 0.5})  # type: ignore[arg-type]
     for option in ({"seed": None}, {"seed": 1.5}, {"total_rows": 0}, {"total_rows": 2.0}, {"total_steps": 0}):
-        with pytest.raises(AskedWronglyError, match=next(iter(option))):
+        with pytest.raises(UsageError, match=next(iter(option))):
             nt.NoisyTeacher(net(), noise, **option)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ import torch
 import noisyteacher as nt
 from noisyteacher import cli
 from noisyteacher.config import Teacher, build_config
-from noisyteacher.errors import AskedWronglyError, ConfigError, FileFormatError, MismatchError
+from noisyteacher.errors import ConfigError, FileFormatError, MismatchError, UsageError
 from noisyteacher.models import save_model, weights_fingerprint
 from noisyteacher.pipeline import is_given, load_teacher, names_a_file
 from noisyteacher.pipeline.plan import called
@@ -88,9 +88,7 @@ def test_names_of_files(tmp_path: Path) -> None:
         "a.pkl",
         f"{tmp_path}/last",
     ):
-        with pytest.raises(
-            AskedWronglyError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"
-        ):
+        with pytest.raises(UsageError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"):
             names_a_file(name)
     names = {
         "timm:resnet18.a1_in1k": "resnet18.a1_in1k", "hf:somebody/model": "model", "hf:./folder/": "folder",
@@ -118,7 +116,7 @@ def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"other\.pth: its tensors are not those of 'mlp800' with 2 classes"):
         load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=str(tmp_path / "other.pth")))
     both = Teacher(name=str(folder / "ours.safetensors"), weights=str(folder / "theirs.pth"))
-    with pytest.raises(AskedWronglyError, match="which has its own"):
+    with pytest.raises(UsageError, match="which has its own"):
         nt.compress(both.name, "mlp800", data, output_dir=tmp_path, teacher_training={"weights": both.weights})
     import safetensors.torch
 
@@ -143,7 +141,7 @@ def test_weights_beside_a_network_of_timm(folder: Path, tmp_path: Path) -> None:
     assert model.architecture["preprocess"] == "standardize@16x16-bilinear"
     assert model.preprocess.inner.std.tolist() == [1.0, 1.0, 2.0]
     settings.mean = settings.std = [0.5]
-    with pytest.raises(AskedWronglyError, match="a value for each of the 3 channels"):
+    with pytest.raises(UsageError, match="a value for each of the 3 channels"):
         load_teacher(name, data, settings=settings)
 
 

@@ -20,12 +20,12 @@ from torch import nn
 
 import noisyteacher as nt
 from noisyteacher.errors import (
-    AskedWronglyError,
     ConfigError,
     DataError,
     FileFormatError,
     MismatchError,
     TrainingError,
+    UsageError,
 )
 from noisyteacher.history import Tick
 from noisyteacher.models import model_record
@@ -292,7 +292,7 @@ def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
 
 def test_the_test_split_is_refused() -> None:
     for split, val in ((blobs(role="test"), None), (blobs(), blobs(role="test"))):
-        with pytest.raises(AskedWronglyError, match="report on test once"):
+        with pytest.raises(UsageError, match="report on test once"):
             nt.fit(small(), split, nt.supervised(), val=val, epochs=1)
 
 
@@ -387,7 +387,7 @@ def test_classes_that_differ_are_refused_before_the_first_step() -> None:
 def test_a_folder_with_a_training_is_not_trained_over(tmp_path: Path) -> None:
     nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(AskedWronglyError, match="holds a training already"):
+    with pytest.raises(UsageError, match="holds a training already"):
         nt.fit(small(), blobs(), nt.supervised(), epochs=2, run=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -567,7 +567,7 @@ def test_batch_norm_does_not_meet_a_single_sample() -> None:
 def test_what_an_objective_may_not_return(answer: Any, words: str) -> None:
     model = small()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    with pytest.raises(AskedWronglyError, match=words):
+    with pytest.raises(UsageError, match=words):
         nt.fit(model, blobs(), lambda logits, batch: answer(logits), epochs=1)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
@@ -576,7 +576,7 @@ def test_an_objective_is_callable() -> None:
     for objective in (None, "supervised", 3):
         model = small()
         before = taken(model)
-        with pytest.raises(AskedWronglyError, match=f"objective is a {type(objective).__name__}"):
+        with pytest.raises(UsageError, match=f"objective is a {type(objective).__name__}"):
             nt.fit(model, blobs(), objective, epochs=1)  # type: ignore[arg-type]
         assert unchanged(model, before)
 

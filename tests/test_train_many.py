@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import AskedWronglyError, FileFormatError, TrainingError
+from noisyteacher.errors import FileFormatError, TrainingError, UsageError
 from noisyteacher.history import History
 from noisyteacher.models import Classifier, as_classifier, load_weights
 from noisyteacher.objectives import Objective
@@ -473,26 +473,26 @@ class Branching(nn.Module):
 )
 def test_models_that_cannot_be_trained_as_one_are_refused(models: list[nn.Module], message: str) -> None:
     made = [as_classifier(one, input_shape=SHAPE) for one in models]
-    with pytest.raises(AskedWronglyError, match=message):
+    with pytest.raises(UsageError, match=message):
         nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
 
 
 def test_learned_or_unlike_preprocessing_is_refused() -> None:
     for fronts, message in (((Wide(), Wide()), "learns its preprocessing"), ((None, Wide()), "model 1 is another")):
         made = [as_classifier(flat(), input_shape=SHAPE, preprocess=front) for front in fronts]
-        with pytest.raises(AskedWronglyError, match=message):
+        with pytest.raises(UsageError, match=message):
             nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
 
 
 def test_as_many_of_everything() -> None:
-    with pytest.raises(AskedWronglyError, match="2 models, 1 objectives, 2 seeds and 2 runs"):
+    with pytest.raises(UsageError, match="2 models, 1 objectives, 2 seeds and 2 runs"):
         nt.fit_many([network(0), network(1)], blobs(), [nt.supervised()], seeds=(0, 1), **SETTINGS)
-    with pytest.raises(AskedWronglyError, match="at least one"):
+    with pytest.raises(UsageError, match="at least one"):
         nt.fit_many([], blobs(), [], seeds=(), **SETTINGS)
-    with pytest.raises(AskedWronglyError, match="two of the runs are one folder"):
+    with pytest.raises(UsageError, match="two of the runs are one folder"):
         nt.fit_many(
             [network(0), network(1)], blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=[".", "./"], **SETTINGS
         )
     twice = network(0)
-    with pytest.raises(AskedWronglyError, match="share weights, or are one"):
+    with pytest.raises(UsageError, match="share weights, or are one"):
         nt.fit_many([twice, twice], blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)

@@ -11,7 +11,7 @@ import torch
 
 import noisyteacher as nt
 from noisyteacher.config import build_config
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.pipeline import compress_config, distil_config, train_config
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run
@@ -65,7 +65,7 @@ def test_a_teacher_for_validation_is_needed_or_refused(teacher: nt.Classifier) -
     with pytest.raises(DataError, match="give val_teacher="):
         nt.fit(student, DATA.train, nt.distil(teacher), val=DATA.val)
     for val in (None, LABELLED.val):
-        with pytest.raises(AskedWronglyError, match="val_teacher has no effect"):
+        with pytest.raises(UsageError, match="val_teacher has no effect"):
             nt.fit(student, DATA.train, nt.distil(teacher), val=val, val_teacher=teacher)
     with pytest.raises(DataError, match="has no labels"):
         nt.fit(student, DATA.train, nt.supervised())
@@ -121,13 +121,13 @@ def test_from_a_packed_folder_by_config(teacher: nt.Classifier, tmp_path: Path) 
     assert compress_config(build_config(given)).scored == "disagreement"
 
     def refused(words: str, **changes: dict[str, object]) -> None:
-        with pytest.raises(AskedWronglyError, match=words):
+        with pytest.raises(UsageError, match=words):
             compress_config(build_config(given | {key: given.get(key, {}) | value for key, value in changes.items()}))  # type: ignore[operator]
 
     before = sorted((tmp_path / "runs").iterdir())
     refused("would have to be trained on labels", teacher={"name": "lenet"})
     refused("student.label_weight: 0.5 needs labels", student={"label_weight": 0.5})
-    with pytest.raises(AskedWronglyError, match="a sweep judges by error"):
+    with pytest.raises(UsageError, match="a sweep judges by error"):
         sweep(given, {"noise.sigma": [0.1]})
     with pytest.raises(DataError, match="has no labels"):
         train_config(build_config(given | {"teacher": {"name": "mlp800"}}))
@@ -136,7 +136,7 @@ def test_from_a_packed_folder_by_config(teacher: nt.Classifier, tmp_path: Path) 
     trained = distil_config(build_config(given), store.path)
     assert trained.result["scores"] == {}
     assert trained.result["training"]["kept"] == "last"
-    with pytest.raises(AskedWronglyError, match="patience=3 has no effect"):
+    with pytest.raises(UsageError, match="patience=3 has no effect"):
         distil_config(build_config(given | {"student": {"name": "mlp800", "patience": 3}}), store.path)
-    with pytest.raises(AskedWronglyError, match="the noise cannot be chosen"):
+    with pytest.raises(UsageError, match="the noise cannot be chosen"):
         distil_config(build_config(given | {"noise": {"sigma": "auto"}}), store.path)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.text import unknown_name
 
 PRECISIONS = ("fp32", "bf16")
@@ -24,7 +24,7 @@ MOST_THREADS = 1024
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The torch device of a name; `auto` is the first GPU where there is one, else the CPU.
 
-    Raises AskedWronglyError when the device is not here.
+    Raises UsageError when the device is not here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,7 +33,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         torch.zeros(1, device=device).item()  # `meta` makes tensors, but no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise AskedWronglyError(f"device {str(name)!r} cannot be used here ({reason}); give cpu or auto") from error
+        raise UsageError(f"device {str(name)!r} cannot be used here ({reason}); give cpu or auto") from error
     return device
 
 
@@ -43,9 +43,9 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def check_threads(threads: int) -> int:
-    """The number of CPU threads. Raises AskedWronglyError for one that no machine can start."""
+    """The number of CPU threads. Raises UsageError for one that no machine can start."""
     if not 1 <= threads <= MOST_THREADS:
-        raise AskedWronglyError(f"threads {threads}: expected 1 to {MOST_THREADS}, best as many as there are cores")
+        raise UsageError(f"threads {threads}: expected 1 to {MOST_THREADS}, best as many as there are cores")
     return threads
 
 

@@ -12,21 +12,21 @@ class NoisyTeacherError(Exception):
     exit_code = 1
 
 
-class AskedWronglyError(NoisyTeacherError, ValueError):
-    """An argument, option or name cannot be meant as given: said before any work wherever that can be known."""
+class UsageError(NoisyTeacherError, ValueError):
+    """Invalid argument, option or name; raised before any work where possible."""
 
     exit_code = 2
 
 
-class UnknownNameError(AskedWronglyError):
+class UnknownNameError(UsageError):
     """A name is not one of the known ones; the message names the nearest."""
 
 
-class ConfigError(AskedWronglyError):
+class ConfigError(UsageError):
     """One or more settings are wrong; the message lists all of them at once."""
 
 
-class MismatchError(AskedWronglyError):
+class MismatchError(UsageError):
     """Two things that must fit do not: classes, shapes, rows, or a store and its teacher or data."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 
 FOLDER = "events"
 
@@ -14,7 +14,7 @@ FOLDER = "events"
 class Events:
     """Writes a run's metrics as scalars into `RUN/events`; needs the extra `track`.
 
-    Opening raises AskedWronglyError with the install command when TensorBoard is not here. A run that is resumed after
+    Opening raises UsageError with the install command when TensorBoard is not here. A run that is resumed after
     `first_epoch` epochs goes on in a new file, and TensorBoard drops what an interrupted file said of later epochs.
     """
 
@@ -22,7 +22,7 @@ class Events:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise AskedWronglyError(
+            raise UsageError(
                 "TensorBoard is not installed: pip install 'noisyteacher[track]', or leave tensorboard out"
             ) from error
         self.writer: Any = SummaryWriter(str(run / FOLDER), purge_step=first_epoch + 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noisyteacher.allocator import keep_memory
 from noisyteacher.data import Split, expand_views
 from noisyteacher.device import PRECISIONS, precision_context, resolve_device
-from noisyteacher.errors import AskedWronglyError, StoreError
+from noisyteacher.errors import StoreError, UsageError
 from noisyteacher.files import unmade_on_failure
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.modes import TRIED_ON, channels_last, inference
@@ -51,7 +51,7 @@ def extract(
     with the same batch size on the same machine ends as the same bytes. `overwrite` starts from nothing.
     Raises MismatchError when the model does not fit the split or another store is there, naming the field; StoreError
     for logits that are not finite or change from call to call; WriteError when the disk refuses; UnknownNameError and
-    AskedWronglyError for a precision, a view or a batch size that is none.
+    UsageError for a precision, a view or a batch size that is none.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
@@ -59,7 +59,7 @@ def extract(
     if batch_size is None:
         batch_size = ON_GPU if place.type == "cuda" else ON_CPU
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise AskedWronglyError(f"batch_size={batch_size!r}: expected a whole number >= 1")
+        raise UsageError(f"batch_size={batch_size!r}: expected a whole number >= 1")
     # Of the model as given: whoever checks the store later has that in hand, not our wrapping of it.
     prints = {
         "teacher": weights_fingerprint(model),

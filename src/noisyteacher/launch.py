@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 
 
 def processes() -> int:
@@ -37,7 +37,7 @@ def starter() -> list[str]:
 def _number(variable: str, default: int, least: int = 0) -> int:
     told = os.environ.get(variable) or str(default)
     if not (told.isascii() and told.isdigit() and int(told) >= least):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{variable}={told!r} in the environment: launchers such as torchrun set it to a whole number of at least "
             f"{least}; unset it"
         )

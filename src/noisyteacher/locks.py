@@ -12,7 +12,7 @@ try:
 except ImportError:  # not a POSIX system: writers do not wait for each other there
     fcntl = None  # type: ignore[assignment]
 
-from noisyteacher.errors import AskedWronglyError, WriteError
+from noisyteacher.errors import UsageError, WriteError
 
 _GUARDS: list[tuple[Path, Callable[[], None]]] = []
 
@@ -30,7 +30,7 @@ def alone(folder: Path, wait: bool = True) -> Iterator[None]:
 
     The lock is the folder's own (flock), so it leaves no file and ends with the process. Where the file system knows
     no such lock we go on without: files are replaced all at once, and two workers with one task write the same.
-    Raises AskedWronglyError when it does not wait and should, WriteError when the folder is not there.
+    Raises UsageError when it does not wait and should, WriteError when the folder is not there.
     """
     with _locked(folder, wait, shared=False):
         yield
@@ -89,7 +89,7 @@ def _locked(folder: Path, wait: bool, shared: bool) -> Iterator[None]:
             try:
                 fcntl.flock(handle, how)
             except BlockingIOError as error:
-                raise AskedWronglyError(
+                raise UsageError(
                     f"{folder}: a process is working on it: stop that process, or wait for its end"
                 ) from error
             except OSError:  # a file system without locks

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 
 
 def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,13 +29,13 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
     """T^2 * KL(softmax(z/T) || softmax(g/T)), mean over the batch, a scalar. Both `[B, K]`.
 
     The factor T^2 keeps the gradient's size when the temperature changes. Zero when the two agree.
-    Raises MismatchError unless the shapes are equal and B >= 1, AskedWronglyError unless temperature is a
+    Raises MismatchError unless the shapes are equal and B >= 1, UsageError unless temperature is a
     finite number above 0.
     Source: Hinton, Vinyals & Dean 2015, section 2.
     """
     check_pair(student, teacher)
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise AskedWronglyError(f"temperature={temperature!r}: expected a finite number above 0")
+        raise UsageError(f"temperature={temperature!r}: expected a finite number above 0")
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum() / student.shape[0]

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError, ConfigError, MismatchError, TrainingError
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
 from noisyteacher.rng import stream
 from noisyteacher.text import nearest
 
@@ -207,7 +207,7 @@ def perturb(
     Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
     CPU generator gives the same noise on every device. Gradients flow through to `logits`.
     Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
-    when they are not finite or overflow half precision, AskedWronglyError for a generator that is none.
+    when they are not finite or overflow half precision, UsageError for a generator that is none.
     Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
 
     >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
@@ -216,7 +216,7 @@ def perturb(
     """
     check_logits(logits)
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise AskedWronglyError(
+        raise UsageError(
             f"generator is a {type(generator).__name__}: expected a torch.Generator (torch.Generator().manual_seed(3))"
         )
     noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError
+from noisyteacher.errors import ConfigError, DataError, MismatchError, UsageError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, scaled, step_units, strengths
 from noisyteacher.teachers import answers_in_half, as_teacher, live_networks, refuse_stored
@@ -96,7 +96,7 @@ def distil(
     `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, put
     together by `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets`
     (Hinton; `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
-    Raises ConfigError for settings without effect, UnknownNameError, AskedWronglyError.
+    Raises ConfigError for settings without effect, UnknownNameError, UsageError.
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
     """
     if loss not in LOSSES:
@@ -110,7 +110,7 @@ def distil(
     if combine != "mean" and not isinstance(teacher, (list, tuple)):
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
     if noise is not None and not isinstance(noise, Noise):
-        raise AskedWronglyError(f"noise is an nt.Noise, given: {type(noise).__name__}")
+        raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     source = as_teacher(teacher, combine)
     record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
     whose = repr(record["teacher"])
@@ -254,10 +254,10 @@ def _need_labels(split: Split, classes: int) -> None:
 def record_of(objective: object) -> dict[str, Any]:
     """What a resumed run must have in common with the saved one: an objective's own record, else a callable's name.
 
-    Raises AskedWronglyError for what cannot be called.
+    Raises UsageError for what cannot be called.
     """
     if not callable(objective):
-        raise AskedWronglyError(
+        raise UsageError(
             f"objective is a {type(objective).__name__}: expected supervised(), distil(...), or a function of (logits, "
             "batch) that returns the loss"
         )
@@ -270,28 +270,28 @@ def record_of(objective: object) -> dict[str, Any]:
 def loss_and_numbers(answer: object) -> tuple[Tensor, dict[str, float]]:
     """The loss and the dict of numbers in an objective's answer: a scalar tensor, or (loss, numbers).
 
-    Raises AskedWronglyError for any other answer and for a loss without a gradient.
+    Raises UsageError for any other answer and for a loss without a gradient.
     """
     told = f"the objective returned a {type(answer).__name__}"
     if isinstance(answer, tuple):
         if len(answer) != 2:
-            raise AskedWronglyError(f"{told} of {len(answer)}: expected the loss, or (loss, dict of numbers)")
+            raise UsageError(f"{told} of {len(answer)}: expected the loss, or (loss, dict of numbers)")
         loss, numbers = answer
     else:
         loss, numbers = answer, {}
     if not isinstance(loss, Tensor):
-        raise AskedWronglyError(f"{told}: expected the loss as a tensor of one number, made from the logits")
+        raise UsageError(f"{told}: expected the loss as a tensor of one number, made from the logits")
     if loss.numel() != 1:
-        raise AskedWronglyError(
+        raise UsageError(
             f"the objective returned a tensor of shape {list(loss.shape)}: expected one number, such as its .mean()"
         )
     if not loss.requires_grad:
-        raise AskedWronglyError(
+        raise UsageError(
             "the objective returned a loss without a gradient: make it from the logits, without .detach(), .item() or "
             "torch.no_grad()"
         )
     if not isinstance(numbers, Mapping):
-        raise AskedWronglyError(f"the objective's numbers are a {type(numbers).__name__}: expected a dict of them")
+        raise UsageError(f"the objective's numbers are a {type(numbers).__name__}: expected a dict of them")
     return loss, {str(name): _number(name, value) for name, value in numbers.items()}
 
 
@@ -299,7 +299,7 @@ def _number(name: object, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise AskedWronglyError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
+        raise UsageError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
 
 
 def _called(function: Any) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.text import unknown_name
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def looks_like_an_image(path: str | os.PathLike[str]) -> bool:
 
 
 def size_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a `size` argument: a side, a pair, or None. Raises AskedWronglyError."""
+    """(height, width) of a `size` argument: a side, a pair, or None. Raises UsageError."""
     if size is None:
         return None
     shape = (size, size) if isinstance(size, int) else tuple(size)
     if len(shape) != 2 or min(shape) < 1:
-        raise AskedWronglyError(f"size {size!r}: expected pixels, or (height, width), each at least 1")
+        raise UsageError(f"size {size!r}: expected pixels, or (height, width), each at least 1")
     return shape
 
 

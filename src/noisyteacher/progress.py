@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ParamSpec, Protocol
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.text import duration, lines_shown, shown
 
 P = ParamSpec("P")
@@ -55,13 +55,13 @@ def reported(
     """Yields what a function calls to report its progress, given its argument `progress`.
 
     True: a display on stderr, through `adapt`, which makes the function's own kind of callback of a Watch. A callable:
-    itself. False or None: None. Raises AskedWronglyError for anything else.
+    itself. False or None: None. Raises UsageError for anything else.
     """
     if progress is False or progress is None:
         yield None
     elif progress is not True:
         if not callable(progress):
-            raise AskedWronglyError(f"progress={progress!r}: expected True, False, or a function to call")
+            raise UsageError(f"progress={progress!r}: expected True, False, or a function to call")
         yield progress
     else:
         shows = display(delay_s)

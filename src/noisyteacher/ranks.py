@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError, TrainingError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.launch import local_rank, processes, rank, restarts
 
 PATIENCE = timedelta(minutes=10)
@@ -62,21 +62,21 @@ def joined(device: str = "auto") -> Iterator[Place]:
     """Inside, this process belongs to the group that its launcher set up: NCCL where it trains on GPUs, else gloo.
 
     Process LOCAL_RANK takes GPU LOCAL_RANK. Without a launcher, or in a group already, nothing changes. Raises
-    AskedWronglyError where the launcher's variables do not make a group. While the others are waited for, a signal ends
+    UsageError where the launcher's variables do not make a group. While the others are waited for, a signal ends
     the process at once: there is nothing to save yet.
     """
     if processes() == 1 or place().size > 1:
         yield place()
         return
     if rank() >= processes():
-        raise AskedWronglyError(f"RANK={rank()} in the environment, of {processes()} processes: ranks count from 0")
+        raise UsageError(f"RANK={rank()} in the environment, of {processes()} processes: ranks count from 0")
     if device.startswith("cuda:"):
-        raise AskedWronglyError(f"device {device!r}: in a group every process takes a GPU of its own: give cuda")
+        raise UsageError(f"device {device!r}: in a group every process takes a GPU of its own: give cuda")
     gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
     local = local_rank()
     if gpus:
         if local >= gpus:
-            raise AskedWronglyError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
+            raise UsageError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
         torch.cuda.set_device(local)
     try:
         with _mortal():
@@ -86,7 +86,7 @@ def joined(device: str = "auto") -> Iterator[Place]:
             store = dist.PrefixStore(f"restart-{restarts()}", store)  # type: ignore[attr-defined]
             dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=number, world_size=size)
     except (ValueError, RuntimeError) as error:
-        raise AskedWronglyError(f"WORLD_SIZE is set, but no group of processes came about: {error}") from error
+        raise UsageError(f"WORLD_SIZE is set, but no group of processes came about: {error}") from error
     try:
         yield place()
     finally:

@@ -12,7 +12,7 @@ from torch import nn
 
 from noisyteacher.data import AUGMENTATIONS, Split
 from noisyteacher.device import PRECISIONS
-from noisyteacher.errors import AskedWronglyError, ConfigError, DataError, MismatchError, TrainingError
+from noisyteacher.errors import ConfigError, DataError, MismatchError, TrainingError, UsageError
 from noisyteacher.noise import is_number
 from noisyteacher.schedule import SCHEDULES
 from noisyteacher.text import unknown_name
@@ -25,21 +25,21 @@ OTHER = {"best": "last.safetensors", "last": "best.safetensors"}
 
 
 def check_roles(split: Split, val: Split | None) -> None:
-    """Raises AskedWronglyError for a test split: what is reported on must not be learned or chosen from."""
+    """Raises UsageError for a test split: what is reported on must not be learned or chosen from."""
     for given, use in ((split, "trained on"), (val, "used to choose")):
         if given is not None and given.role == "test":
-            raise AskedWronglyError(
+            raise UsageError(
                 f"a test split of {given.name!r} cannot be {use}: choose on validation, report on test once (evaluate)"
             )
 
 
 def check_val(split: Split, val: Split | None, classes: int, teacher: object = None) -> None:
     """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError with neither
-    labels nor a teacher to agree with, AskedWronglyError for a teacher that is not needed, MismatchError for other
+    labels nor a teacher to agree with, UsageError for a teacher that is not needed, MismatchError for other
     classes or images of another shape.
     """
     if teacher is not None and (val is None or val.labels is not None):
-        raise AskedWronglyError(
+        raise UsageError(
             "val_teacher has no effect: it judges a validation split without labels; leave it out (evaluate(...) tells "
             "the agreement with a teacher beside the error)"
         )

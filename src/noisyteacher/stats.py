@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 
 LEVEL = 0.05
 """A corrected p below this is called evidence."""
@@ -76,11 +76,11 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scal
 
     `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 .. 4.484. With the scale of the values, such as
     PERCENT, the interval is cut to it, and one that is as wide as the whole scale is left out: it says nothing. There
-    is none for a single value either. Raises AskedWronglyError when empty.
+    is none for a single value either. Raises UsageError when empty.
     """
     n = len(values)
     if n == 0:
-        raise AskedWronglyError("no values: an interval needs at least one seed")
+        raise UsageError("no values: an interval needs at least one seed")
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, None, None, None, 1, confidence)
@@ -100,11 +100,11 @@ def paired_difference(
     """How much larger b is than a, pair by pair (the same seed in both): mean, Student-t interval, paired t-test's p.
 
     With a single pair, or when all pairs differ by the same amount, there is no interval; nor where it would be wider
-    than differences can be on the scale of a and b (`missing_interval` says which). Raises AskedWronglyError unless a
+    than differences can be on the scale of a and b (`missing_interval` says which). Raises UsageError unless a
     and b have the same length, at least 1.
     """
     if len(a) != len(b) or not a:
-        raise AskedWronglyError(f"{len(a)} and {len(b)} values: a paired difference needs the same seeds on both sides")
+        raise UsageError(f"{len(a)} and {len(b)} values: a paired difference needs the same seeds on both sides")
     gaps = [second - first for first, second in zip(a, b, strict=True)]
     span = None if scale is None else (scale[0] - scale[1], scale[1] - scale[0])
     found = mean_interval(gaps, confidence, span)
@@ -179,7 +179,7 @@ def discordant_p(first: int, second: int) -> float:
 def binomial_interval(wrong: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson interval of a share wrong/n, in percent: what a test set of n images can tell of one model's error."""
     if not 0 <= wrong <= n or n == 0:
-        raise AskedWronglyError(f"{wrong} of {n}: expected 0 <= wrong <= n and n >= 1")
+        raise UsageError(f"{wrong} of {n}: expected 0 <= wrong <= n and n >= 1")
     from scipy.special import ndtri
 
     z = float(ndtri(0.5 + confidence / 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.files import sha256
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, apply_noise, check_logits, step_draw
@@ -214,7 +214,7 @@ def _each(teacher: Teacher) -> tuple[Teacher, ...]:
 def as_teacher(source: object, combine: str = "mean") -> Teacher:
     """The teacher of a LogitStore, a folder with one, a tensor `[N, K]`, an nn.Module, or a list of these.
 
-    Raises AskedWronglyError for anything else.
+    Raises UsageError for anything else.
     """
     if isinstance(source, LogitStore):
         return StoredTeacher(source)
@@ -226,7 +226,7 @@ def as_teacher(source: object, combine: str = "mean") -> Teacher:
         return SeveralTeachers(tuple(as_teacher(one) for one in source), combine)
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         return StoredTeacher(LogitStore.open(source))
-    raise AskedWronglyError(
+    raise UsageError(
         f"a teacher is a LogitStore (or its folder), a tensor of logits [N, K], an nn.Module, or a list of these; "
         f"given: {type(source).__name__}"
     )
@@ -239,7 +239,7 @@ class NoisyTeacher(nn.Module):
     without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
     dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
     `total_rows` is needed for frozen noise, `total_steps` for noise with a schedule.
-    Raises AskedWronglyError for wrong arguments and for noise meant for the student, MismatchError for frozen noise
+    Raises UsageError for wrong arguments and for noise meant for the student, MismatchError for frozen noise
     without row numbers of the split, one per image, and for a schedule without `total_steps`.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
     """
@@ -257,16 +257,16 @@ class NoisyTeacher(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(teacher, nn.Module):
-            raise AskedWronglyError(f"teacher is a {type(teacher).__name__}: expected an nn.Module (nt.build_model)")
+            raise UsageError(f"teacher is a {type(teacher).__name__}: expected an nn.Module (nt.build_model)")
         if not isinstance(noise, Noise):
-            raise AskedWronglyError(f"noise is a {type(noise).__name__}: expected an nt.Noise")
+            raise UsageError(f"noise is a {type(noise).__name__}: expected an nt.Noise")
         if not _whole(seed):
-            raise AskedWronglyError(f"seed={seed!r}: expected a whole number")
+            raise UsageError(f"seed={seed!r}: expected a whole number")
         for name, value in (("total_rows", total_rows), ("total_steps", total_steps)):
             if value is not None and not (_whole(value) and value > 0):
-                raise AskedWronglyError(f"{name}={value!r}: expected a whole number >= 1, or None")
+                raise UsageError(f"{name}={value!r}: expected a whole number >= 1, or None")
         if noise.target != "teacher":
-            raise AskedWronglyError(
+            raise UsageError(
                 f"NoisyTeacher perturbs the teacher's logits, the noise says target={noise.target!r}: "
                 "perturb the student's logits in the loop with nt.perturb"
             )

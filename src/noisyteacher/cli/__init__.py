@@ -13,7 +13,7 @@ import typer
 from noisyteacher.cli.commands import CONTEXT, Commands
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import plain_warnings, safe_streams
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError, WriteError
+from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
 from noisyteacher.launch import processes, rank
 from noisyteacher.text import lines_shown
 
@@ -43,7 +43,7 @@ def root(
         typer.echo(f"noisyteacher {__version__}")
         raise typer.Exit
     if processes() > 1 and context.invoked_subcommand not in ("train", "distil", None):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{processes()} processes were started for {context.invoked_subcommand}: one training in several processes "
             "is what train and distil do; start this command once (a sweep spreads by --jobs or --scheduler)"
         )

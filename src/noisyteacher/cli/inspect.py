@@ -86,7 +86,7 @@ def measure(
 
     with progress(quiet, delay_s=PATIENCE_S) as watch:
         from noisyteacher.device import check_threads
-        from noisyteacher.errors import AskedWronglyError
+        from noisyteacher.errors import UsageError
         from noisyteacher.measure import measure as costs_of
         from noisyteacher.models import MODELS, ZOO, Classifier, build_model
         from noisyteacher.pipeline import load_teacher
@@ -97,9 +97,7 @@ def measure(
             try:
                 shape = tuple(int(size) for size in input_shape.split(","))
             except ValueError as error:
-                raise AskedWronglyError(
-                    f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32"
-                ) from error
+                raise UsageError(f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32") from error
             built: Classifier = build_model(model, classes=classes, input_shape=shape)
         else:
             built = load_teacher(o.model_path(model, output_dir, MODELS), allow_import=allow_import)[0]

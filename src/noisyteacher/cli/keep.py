@@ -133,11 +133,11 @@ def config_init(
     Example: noisyteacher config init compress.toml
     """
     from noisyteacher.config import template
-    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.errors import UsageError
     from noisyteacher.files import write_bytes
 
     if path.exists():
-        raise AskedWronglyError(f"{path}: is there already: choose another name, or remove it first")
+        raise UsageError(f"{path}: is there already: choose another name, or remove it first")
     write_bytes(path, template(preset).encode())
     say(f"wrote {path}; run it with: noisyteacher compress {path}")
 

@@ -9,7 +9,7 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_json, print_noted, progress, resumable, write
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.text import flat
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")]
@@ -180,7 +180,7 @@ def paper(
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
     if sigmas is not None and experiment == "all":
         fixed = ", ".join(name for name in names if not varies_sigma(name))
-        raise AskedWronglyError(f"--sigmas: {fixed} have sigmas of their own: name one of the others instead of all")
+        raise UsageError(f"--sigmas: {fixed} have sigmas of their own: name one of the others instead of all")
     if teacher is not None:
         teacher = o.model_path(teacher, output_dir)
     settings = flat(read_config(None, tuple(overrides or ())))
@@ -221,11 +221,9 @@ def _numbers(text: str | None, option: str) -> list[float]:
     try:
         found = [float(one) for one in text.split(",")] if text is not None else []
     except ValueError as error:
-        raise AskedWronglyError(
-            f"{option} {text}: expected numbers with commas between them, such as 0.3,0.9"
-        ) from error
+        raise UsageError(f"{option} {text}: expected numbers with commas between them, such as 0.3,0.9") from error
     if not all(0 <= one < math.inf for one in found):
-        raise AskedWronglyError(f"{option} {text}: expected numbers from 0 on")
+        raise UsageError(f"{option} {text}: expected numbers from 0 on")
     return found
 
 

@@ -192,16 +192,16 @@ def refuse_with_resume(
 def data_of(model: str, data: str | None, overrides: list[str] | None) -> dict[str, Any]:
     """The settings to begin with: the data that the model at this path was trained on, unless others are named.
 
-    Raises AskedWronglyError when neither the command nor the model's run names the data.
+    Raises UsageError when neither the command nor the model's run names the data.
     """
-    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.errors import UsageError
     from noisyteacher.pipeline import data_settings_of
 
     if data is not None or any(one.partition("=")[0].strip() == "data.name" for one in overrides or ()):
         return {}
     found = data_settings_of(model)
     if found is None:
-        raise AskedWronglyError(f"{model}: no run says on which data it was trained: name the data by --data")
+        raise UsageError(f"{model}: no run says on which data it was trained: name the data by --data")
     return {"data": dict(found)}
 
 
@@ -231,7 +231,7 @@ def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
 
     `known` are names that would have been allowed too, so that a mistyped one gets the better hint.
     """
-    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.errors import UsageError
     from noisyteacher.models import ZOO, nearest_networks, unknown_network
     from noisyteacher.pipeline import names_a_file
     from noisyteacher.runs import find_run
@@ -240,7 +240,7 @@ def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
         return name
     try:
         return str(find_run(output_dir or "runs", name).path)
-    except AskedWronglyError as error:
+    except UsageError as error:
         if known and nearest_networks(name, known):
             raise unknown_network(name, known) from error
         raise

@@ -34,7 +34,7 @@ def report(
 
     Example: noisyteacher report 7f3a9c --output report.html
     """
-    from noisyteacher.errors import AskedWronglyError
+    from noisyteacher.errors import UsageError
     from noisyteacher.files import write_bytes
 
     ending = output.suffix.lstrip(".").lower() if output is not None else ""
@@ -44,7 +44,7 @@ def report(
         from noisyteacher.runs import find_run
 
         if format is None and chosen not in FORMATS:
-            raise AskedWronglyError(f"{output}: no report ends in .{ending}: name it --format {', '.join(FORMATS)}")
+            raise UsageError(f"{output}: no report ends in .{ending}: name it --format {', '.join(FORMATS)}")
         with stage(watch, "writing the report"):
             text = build_report([name if Path(name).is_dir() else find_run(output_dir, name) for name in names], chosen)
     if str(output) == "-" or (output is None and chosen != "html"):

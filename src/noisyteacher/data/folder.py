@@ -15,7 +15,7 @@ from noisyteacher.data.npz import MAX_BYTES
 from noisyteacher.data.packable import Part, given_classes
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.data.tree import folder_source
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.pixels import Way, size_of
 from noisyteacher.text import printable, size_bytes
 
@@ -45,7 +45,7 @@ def load_folder(
     """
     root = Path(os.path.abspath(folder))
     if is_saved(root) or parquet_files(root):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{folder}: a data set of Hugging Face, which is packed before it is used: noisyteacher data pack {folder} "
             "OUT (in Python pack_data), then give OUT"
         )

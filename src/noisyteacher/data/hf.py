@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyteacher.data.packable import MOST_CLASSES, Numbered, Part, Source
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.pixels import Item, Unreadable
 from noisyteacher.text import few
 
@@ -47,7 +47,7 @@ def parquet_files(folder: Path) -> list[Path]:
 
 
 def saved_source(folder: Path) -> Source:
-    """A data set that `save_to_disk` left. Raises AskedWronglyError without the extra, DataError for a damaged one."""
+    """A data set that `save_to_disk` left. Raises UsageError without the extra, DataError for a damaged one."""
     try:
         import datasets
     except ImportError as error:
@@ -68,7 +68,7 @@ def dataset_source(source: Any, name: str = "dataset") -> Source:
     names: tuple[str, ...] = ()
     for role, one in whole.items():
         if not hasattr(one, "__getitem__") or not hasattr(one, "features"):
-            raise AskedWronglyError(f"{name}: a {type(one).__name__} has no rows to go to: load it without streaming")
+            raise UsageError(f"{name}: a {type(one).__name__} has no rows to go to: load it without streaming")
         image, label, own = _columns(dict(one.features), f"{name}, {role}")
         names = _same_names(names, own, f"{name}, {role}")
         labels = None
@@ -238,12 +238,12 @@ def _by_role(found: Mapping[str, Any], what: str) -> dict[str, Any]:
     unknown = [key for key in found if key not in ROLES]
     by_role = {ROLES[key]: one for key, one in found.items() if key in ROLES}
     if unknown or "train" not in by_role or len(by_role) < len(found):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{what}: has the parts {few(list(found))}; expected train and, if there are any, one of validation and "
             "one of test: leave the others out"
         )
     return {role: by_role[role] for role in ("train", "val", "test") if role in by_role}
 
 
-def _needed(folder: Path, package: str) -> AskedWronglyError:
-    return AskedWronglyError(f"{folder}: to read it {package} is needed: pip install 'noisyteacher[data]'")
+def _needed(folder: Path, package: str) -> UsageError:
+    return UsageError(f"{folder}: to read it {package} is needed: pip install 'noisyteacher[data]'")

@@ -13,7 +13,7 @@ from torch import Tensor
 from noisyteacher.data.arrays import assemble, cut
 from noisyteacher.data.npz import MAX_BYTES
 from noisyteacher.data.split import ROLES, Split, Splits
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.pixels import pixels_of
 from noisyteacher.text import size_bytes
 
@@ -26,20 +26,18 @@ def load_object(source: Any, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Sp
     Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
     one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1 (times
     255, rounded). Each item is read once: a random transform is frozen as it fell. Class names come from `.classes`.
-    Raises AskedWronglyError when it is no such object, DataError naming the item.
+    Raises UsageError when it is no such object, DataError naming the item.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
-            raise AskedWronglyError(
-                f"a tuple of {len(source)}: expected (train, val, test), or a dict with these names"
-            )
+            raise UsageError(f"a tuple of {len(source)}: expected (train, val, test), or a dict with these names")
         source = dict(zip(ROLES, source, strict=True))
     if not isinstance(source, Mapping):
         images, labels = _read(source, "dataset", max_bytes)
         return cut("dataset", images, labels, _names([source], [labels]), seed=seed)
     unknown = [key for key in source if key not in ROLES]
     if unknown or "train" not in source:
-        raise AskedWronglyError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
+        raise UsageError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
     read: dict[str, tuple[Tensor, Tensor]] = {}
     for role, dataset in source.items():
         read[role] = _read(dataset, role, max_bytes)
@@ -56,7 +54,7 @@ def load_object(source: Any, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Sp
 def _read(dataset: Any, what: str, max_bytes: int) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, C, H, W]` and labels int64 `[N]` of every item."""
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{what}: a {type(dataset).__name__} is no data: expected a name, a path, or a dataset with a length and "
             "items (image, label)"
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from noisyteacher.data.arrays import IMAGES_AND_LABELS, class_names, class_numbers
 from noisyteacher.data.npz import NpzImages, npz_names, read_npz
 from noisyteacher.data.split import ROLES
-from noisyteacher.errors import AskedWronglyError, DataError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.pixels import Item
 
 MOST_CLASSES = 100_000
@@ -99,18 +99,18 @@ def given_classes(
 ) -> tuple[str, ...]:
     """The class names: the source's own, or those asked for where nothing in it is labelled.
 
-    Raises AskedWronglyError when both or neither are there; it names the `option` that gives them.
+    Raises UsageError when both or neither are there; it names the `option` that gives them.
     """
     if source.class_names:
         if asked is not None:
-            raise AskedWronglyError(f"classes={asked!r} has no effect: the source has its own classes; leave it out")
+            raise UsageError(f"classes={asked!r} has no effect: the source has its own classes; leave it out")
         return source.class_names
     if asked is None:
-        raise AskedWronglyError(
+        raise UsageError(
             f"{source.name}: no labels here, so nothing says which classes a teacher will tell apart: give their "
             f"number or names by {option} (in Python classes=)"
         )
     names = tuple(map(str, range(asked))) if isinstance(asked, int) else tuple(map(str, asked))
     if isinstance(asked, bool) or len(names) < 2 or len(set(names)) < len(names) or len(names) > MOST_CLASSES:
-        raise AskedWronglyError(f"classes={asked!r}: expected a number of two or more, or different names")
+        raise UsageError(f"classes={asked!r}: expected a number of two or more, or different names")
     return names

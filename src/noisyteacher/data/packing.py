@@ -22,7 +22,7 @@ from noisyteacher.data.packable import Part, Source, given_classes, npz_source
 from noisyteacher.data.packed import HEADER, JOURNAL, KIND, SCHEMA, Packed, image_bytes, is_packed
 from noisyteacher.data.repacking import Decoder, repair, side_files
 from noisyteacher.data.tree import folder_source
-from noisyteacher.errors import AskedWronglyError, DataError, WriteError
+from noisyteacher.errors import DataError, UsageError, WriteError
 from noisyteacher.files import (
     append_bytes,
     crc32c,
@@ -73,12 +73,12 @@ def pack_data(
         "__main__"`). watch: told of progress.
     An interrupted call is gone on with by the same call; of a finished one the checksums are read again, and what is
     damaged, and no more, is made again. Memory does not grow with the number of images.
-    Raises DataError naming images that cannot be read, WriteError when the disk refuses, AskedWronglyError.
+    Raises DataError naming images that cannot be read, WriteError when the disk refuses, UsageError.
     """
     shape, target = size_of(size), Path(out)
     check_fit(fit)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise AskedWronglyError(f"jobs={jobs!r}: expected a whole number of processes, at least 1")
+        raise UsageError(f"jobs={jobs!r}: expected a whole number of processes, at least 1")
     found = _source(source, target, follow_links)
     names = given_classes(classes, found)
     work = _Work(target, found, Way(shape, grey, fit), names, skip_corrupt, watch or (lambda *_: None))
@@ -99,7 +99,7 @@ def _source(source: Any, out: Path, follow_links: bool) -> Source:
     if not isinstance(source, (str, os.PathLike)):
         if is_dataset(source):
             return dataset_source(source)
-        raise AskedWronglyError(
+        raise UsageError(
             f"a {type(source).__name__} cannot be packed: give a folder, a .npz file or a datasets.Dataset"
         )
     path = Path(source).expanduser()
@@ -108,10 +108,10 @@ def _source(source: Any, out: Path, follow_links: bool) -> Source:
     if not os.path.isdir(path):
         raise DataError(f"{path}: no such folder or .npz file")
     if is_packed(path):
-        raise AskedWronglyError(f"{path}: is packed already: use it as it is")
+        raise UsageError(f"{path}: is packed already: use it as it is")
     real, into = os.path.realpath(path), os.path.realpath(out)
     if into == real or into.startswith(real + os.sep):
-        raise AskedWronglyError(f"{out}: lies inside the source {path}, of which it would become a part: name another")
+        raise UsageError(f"{out}: lies inside the source {path}, of which it would become a part: name another")
     if is_saved(path):
         return saved_source(path)
     return parquet_source(path) if parquet_files(path) else folder_source(path.resolve(), follow_links)
@@ -155,7 +155,7 @@ class _Work:
         if (self.out / HEADER).exists():
             packed = Packed.open(self.out, lengths=False)
             if packed.header["plan"] != plan:
-                raise AskedWronglyError(
+                raise UsageError(
                     f"{self.out}: holds another packed data set ({packed.header['name']}, "
                     f"{packed.header['input_shape']}), or the same packed otherwise: remove it, or name another folder"
                 )

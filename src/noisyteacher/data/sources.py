@@ -21,7 +21,7 @@ from noisyteacher.data.objects import load_object
 from noisyteacher.data.packed import is_packed, load_packed
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.data.svhn import load_svhn
-from noisyteacher.errors import AskedWronglyError, DataError, DataWarning
+from noisyteacher.errors import DataError, DataWarning, UsageError
 from noisyteacher.text import unknown_name
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -86,7 +86,7 @@ def load_data(
     extra: svhn alone; False leaves its 531,131 extra images out. size, grey: folders alone; resize, and one channel.
     classes: folders of images without class folders alone; the number or the names of the classes.
     max_bytes: refuse a file, folder or object that takes more memory (4 GiB unless given).
-    Raises UnknownNameError with the nearest name, AskedWronglyError for an option that has no effect on this source,
+    Raises UnknownNameError with the nearest name, UsageError for an option that has no effect on this source,
     DataError naming the file and what to do. Warns (DataWarning) of files in a folder that are not read as images.
     """
     named = source if isinstance(source, str) and source in DATASETS else None
@@ -101,7 +101,7 @@ def load_data(
     _refuse("seed", seed != 0 and fixed, "sources without a validation split of their own", source)
     for name, value in (("limit", limit), ("train_limit", train_limit)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise AskedWronglyError(f"{name}={value!r}: expected a whole number of rows, at least 1, or None for all")
+            raise UsageError(f"{name}={value!r}: expected a whole number of rows, at least 1, or None for all")
     if named == "mnist-5k":
         splits = load_mnist5k()
     elif named is not None:
@@ -140,7 +140,7 @@ def _path_of(source: Any) -> Path | None:
     if not isinstance(source, (str, os.PathLike)):
         return None
     if not os.fspath(source).strip():
-        raise AskedWronglyError("the data set's name is empty: name one of those known, a .npz file or a folder")
+        raise UsageError("the data set's name is empty: name one of those known, a .npz file or a folder")
     path = Path(os.fspath(source)).expanduser()
     if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".npz"):
         return path
@@ -154,4 +154,4 @@ def _path_of(source: Any) -> Path | None:
 def _refuse(option: str, wrong: bool, meant_for: str, source: Any) -> None:
     if wrong:
         shown = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
-        raise AskedWronglyError(f"{option} has no effect on {shown}: it is meant for {meant_for}; leave it out")
+        raise UsageError(f"{option} has no effect on {shown}: it is meant for {meant_for}; leave it out")

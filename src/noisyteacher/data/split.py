@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noisyteacher.data.views import apply_view, apply_views, expand_views
 from noisyteacher.device import sent
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
+from noisyteacher.errors import DataError, MismatchError, UsageError
 from noisyteacher.files import sha256
 from noisyteacher.tensorfile import tensor_bytes
 
@@ -85,18 +85,16 @@ class Split:
         """The images of the rows `[B]`, uint8 `[B, C, H, W]`, each under its view.
 
         views: one name for all rows, or a table of names with `which` `[B]` saying which of them each row takes.
-        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, AskedWronglyError for a
+        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, UsageError for a
         table without `which`, or `which` without a table.
         """
         images = self.images.index_select(0, sent(self._places(rows), self.images.device))
         if isinstance(views, str):
             if which is not None:
-                raise AskedWronglyError(
-                    f"views is the one name {views!r}: `which` says nothing beside it, leave it out"
-                )
+                raise UsageError(f"views is the one name {views!r}: `which` says nothing beside it, leave it out")
             return apply_view(images, views)
         if which is None and len(views) != 1:
-            raise AskedWronglyError(f"a table of {len(views)} views needs `which`, one number per row")
+            raise UsageError(f"a table of {len(views)} views needs `which`, one number per row")
         return apply_view(images, views[0]) if which is None else apply_views(images, views, which)
 
     def first_images(self, most: int, view: str = "clean") -> Tensor:
@@ -136,9 +134,9 @@ class Split:
         return replace(self, index=self._places(rows), labels=labels, role=role or self.role)
 
     def take(self, n: int) -> Split:
-        """The split of the first n rows. Raises AskedWronglyError unless 1 <= n <= N."""
+        """The split of the first n rows. Raises UsageError unless 1 <= n <= N."""
         if not 1 <= n <= len(self):
-            raise AskedWronglyError(f"{self.name} ({self.role}) has {len(self)} rows: cannot take the first {n}")
+            raise UsageError(f"{self.name} ({self.role}) has {len(self)} rows: cannot take the first {n}")
         return self.subset(torch.arange(n))
 
     def _places(self, rows: Tensor) -> Tensor:

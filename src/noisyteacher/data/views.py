@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisyteacher.device import sent
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.text import unknown_name
 
 PAD = 4
@@ -49,7 +49,7 @@ def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
 
     A spec is a view, a family (`clean`, `mirror`, `crop` with 81 views, `mirror*crop` with the 81 crops of the mirrored
     image), several of them separated by commas (`"clean,mirror"`), or a sequence of these. Crops come row by row.
-    Raises UnknownNameError with the nearest name, AskedWronglyError when nothing is left.
+    Raises UnknownNameError with the nearest name, UsageError when nothing is left.
     """
     parts = [spec] if isinstance(spec, str) else list(spec)
     words = [word.strip() for part in parts for word in part.split(",") if word.strip()]
@@ -61,7 +61,7 @@ def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
         else:
             names[view_name(*parse_view(word))] = None
     if not names:
-        raise AskedWronglyError(f"no view in {spec!r}: name at least one, such as 'clean'")
+        raise UsageError(f"no view in {spec!r}: name at least one, such as 'clean'")
     return tuple(names)
 
 

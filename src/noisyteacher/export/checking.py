@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisyteacher import metrics
 from noisyteacher.data import Split, Splits
-from noisyteacher.errors import AskedWronglyError, ExportError, TrainingError
+from noisyteacher.errors import ExportError, TrainingError, UsageError
 from noisyteacher.export.to_pt2 import Runner
 from noisyteacher.measure import Latency
 from noisyteacher.measure.costs import percentile
@@ -111,14 +111,14 @@ def compare(run: Runner, reference: Reference) -> Compared:
 def calibration_images(data: Splits | Split | None, count: int) -> Tensor:
     """So many training images, drawn from the stream (0, "export", "calibration"), uint8 `[n, C, H, W]`.
 
-    All of them where there are fewer. Raises AskedWronglyError without data, and for a split that is not for training:
+    All of them where there are fewer. Raises UsageError without data, and for a split that is not for training:
     what an int8 file is judged on must not have set its ranges.
     """
     if data is None:
-        raise AskedWronglyError("int8 sets its ranges on training images and no data were given: pass data=")
+        raise UsageError("int8 sets its ranges on training images and no data were given: pass data=")
     split = data if isinstance(data, Split) else data.train
     if split.role != "train":
-        raise AskedWronglyError(
+        raise UsageError(
             f"int8 was to be calibrated on a split whose role is {split.role!r}: only training images may set ranges"
         )
     rows = torch.randperm(len(split), generator=stream(0, "export", "calibration"))[:count]

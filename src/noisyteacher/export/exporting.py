@@ -14,7 +14,7 @@ from torch import nn
 
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads
-from noisyteacher.errors import AskedWronglyError, ExportError, NoisyTeacherError
+from noisyteacher.errors import ExportError, NoisyTeacherError, UsageError
 from noisyteacher.export.checking import (
     Compared,
     Reference,
@@ -64,19 +64,17 @@ def export(
     The result says whether the file `holds`: in fp32 no logit is further from torch's than `max_difference` (1e-4 of
     the largest logit), in int8 accuracy falls by at most `max_drop` points (1.0; without labels: agreement with torch).
     A file that does not hold is written all the same. Beside it lies NAME.export.json with all numbers.
-    Raises AskedWronglyError for another suffix, an option without effect or a missing extra, and ExportError when the
+    Raises UsageError for another suffix, an option without effect or a missing extra, and ExportError when the
     model cannot be written in the format or the runtime cannot run the file: nothing is on the disk then. WriteError.
     """
     target = Path(path)
     kind = target.suffix.lower().removeprefix(".")
     single = sorted({one.kind for one in FORMATS.values()} - {"hub"})
     if kind not in single:
-        raise AskedWronglyError(
-            f"{target}: the suffix says the format: expected {', '.join('.' + one for one in single)}"
-        )
+        raise UsageError(f"{target}: the suffix says the format: expected {', '.join('.' + one for one in single)}")
     name = f"{kind}-int8" if int8 else kind
     if name not in FORMATS:
-        raise AskedWronglyError(f"{target}: int8 is written as .onnx or .pte: leave int8 out, or choose one of these")
+        raise UsageError(f"{target}: int8 is written as .onnx or .pte: leave int8 out, or choose one of these")
     effect = {
         "max_difference": (max_difference, not int8),
         "max_drop": (max_drop, int8),
@@ -84,11 +82,9 @@ def export(
     }
     for option, (value, used) in effect.items():
         if value is not None and not used:
-            raise AskedWronglyError(f"{option} has no effect on a file in {'int8' if int8 else 'fp32'}: leave it out")
+            raise UsageError(f"{option} has no effect on a file in {'int8' if int8 else 'fp32'}: leave it out")
         if value is not None and not value >= (1 if option == "calibration" else 0):
-            raise AskedWronglyError(
-                f"{option} {value!r}: it must be {'1 or more' if option == 'calibration' else '>= 0'}"
-            )
+            raise UsageError(f"{option} {value!r}: it must be {'1 or more' if option == 'calibration' else '>= 0'}")
     (made,) = export_all(
         model,
         {name: target},
@@ -128,13 +124,13 @@ def export_all(
         input_shape=None if splits is None else splits.input_shape,
     )
     if whole.input_shape is None or whole.classes is None:
-        raise AskedWronglyError(
+        raise UsageError(
             "the model does not say which images it takes: pass data, or wrap it by build_model(model, classes=..., "
             "input_shape=...)"
         )
     refuse_names(list(paths))
     if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
-        raise AskedWronglyError(f"runs {runs!r}: it must be a whole number of 1 or more")
+        raise UsageError(f"runs {runs!r}: it must be a whole number of 1 or more")
     used = torch.get_num_threads() if threads is None else check_threads(threads)
     names = [str(number) for number in range(whole.classes)] if splits is None else splits.class_names
     possible = dict(paths)
@@ -148,7 +144,7 @@ def export_all(
     for name in paths:
         try:
             refuse_format(name, whole)
-        except AskedWronglyError as error:
+        except UsageError as error:
             leave_out(name, error)
     if not possible:
         return []
@@ -256,7 +252,7 @@ def _splits(data: Any) -> Splits | None:
     if data is None:
         return None
     if isinstance(data, Split):
-        raise AskedWronglyError(
+        raise UsageError(
             f"a single split ({data.role}) was given: pass the whole data set, whose train split sets ranges and whose "
             "validation split judges the file"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.export.hub import hub_files, hub_runner, refuse_hub
 from noisyteacher.export.to_onnx import onnx_bytes, onnx_int8_bytes, onnx_runner
 from noisyteacher.export.to_pt2 import Runner, pt2_bytes, pt2_runner
@@ -77,21 +77,19 @@ def refuse_formats(names: Sequence[str], model: Classifier | None = None) -> Non
 
 
 def refuse_names(names: Sequence[str]) -> None:
-    """Raises AskedWronglyError for a format that is not known, and for one that is named twice."""
+    """Raises UsageError for a format that is not known, and for one that is named twice."""
     for place, name in enumerate(names):
         if name not in FORMATS:
             raise unknown_name("format", name, FORMATS)
         if name in names[:place]:
-            raise AskedWronglyError(f"format {name!r} is named twice: name it once")
+            raise UsageError(f"format {name!r} is named twice: name it once")
 
 
 def refuse_format(name: str, model: Classifier | None = None) -> None:
-    """Raises AskedWronglyError when a package that the format needs is missing, or it cannot hold this model."""
+    """Raises UsageError when a package that the format needs is missing, or it cannot hold this model."""
     form = FORMATS[name]
     missing = [package for package in form.needs if importlib.util.find_spec(package) is None]
     if missing:
-        raise AskedWronglyError(
-            f"format {name!r} needs {' and '.join(missing)}: pip install 'noisyteacher[{form.extra}]'"
-        )
+        raise UsageError(f"format {name!r} needs {' and '.join(missing)}: pip install 'noisyteacher[{form.extra}]'")
     if name == "hub" and model is not None:
         refuse_hub(model)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError
+from noisyteacher.errors import DataError, FileFormatError, UsageError
 from noisyteacher.export.to_pt2 import Runner
 from noisyteacher.files import read_bytes, read_json, write_bytes, write_json
 from noisyteacher.models import HUB_WEIGHTS, PREPROCESS, Classifier, load_model, model_record, save_model
@@ -37,9 +37,9 @@ def from_pretrained(folder: str | os.PathLike[str], *, allow_import: bool = Fals
 
 
 def refuse_hub(model: Classifier) -> None:
-    """Raises AskedWronglyError when the model cannot be built again from its name, as `from_pretrained` must."""
+    """Raises UsageError when the model cannot be built again from its name, as `from_pretrained` must."""
     if model.name.startswith("module:") or model.architecture["preprocess"] not in PREPROCESS:
-        raise AskedWronglyError(
+        raise UsageError(
             f"hub: {model.name!r} with preprocessing {model.architecture['preprocess']!r} cannot be built again from "
             "its name: build it by build_model('pkg.module:factory', ...), or leave hub out (onnx, pt2 and pte hold "
             "the whole network)"

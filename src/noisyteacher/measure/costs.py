@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.device import resolve_device
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.measure.count import LiveBytes, MultiplicationCounter, undisguised
 from noisyteacher.models import Classifier, Frozen, as_classifier, saved_bytes
 from noisyteacher.modes import inference
@@ -89,22 +89,18 @@ def measure(
 
     A bare module gets float32 images in [0, 1] and needs `input_shape`. `threads` (CPU) is torch's own number by
     default; `device` is where the model is by default; for another it is moved there and back. `latency=False` leaves
-    timing out. Raises AskedWronglyError for a missing or impossible setting, MismatchError when the model does not
+    timing out. Raises UsageError for a missing or impossible setting, MismatchError when the model does not
     take such images.
     """
     for what, value in (("batch", batch), ("runs", runs), ("threads", 1 if threads is None else threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise AskedWronglyError(f"{what} {value!r}: it must be a whole number of 1 or more")
+            raise UsageError(f"{what} {value!r}: it must be a whole number of 1 or more")
     if input_shape is not None and not _is_shape(input_shape):
-        raise AskedWronglyError(
-            f"input_shape {input_shape!r}: it is (channels, height, width), three sizes of 1 or more"
-        )
+        raise UsageError(f"input_shape {input_shape!r}: it is (channels, height, width), three sizes of 1 or more")
     whole = as_classifier(model, input_shape=input_shape)
     shape = whole.input_shape
     if shape is None:
-        raise AskedWronglyError(
-            "the model does not say which images it takes: pass input_shape=(channels, height, width)"
-        )
+        raise UsageError("the model does not say which images it takes: pass input_shape=(channels, height, width)")
     with inference(whole, None if device is None else resolve_device(device)) as place:
         counter = MultiplicationCounter(whole)
         one = _images(1, shape, place)

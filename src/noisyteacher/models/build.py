@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models.classifier import Classifier, Reordered, as_classifier
 from noisyteacher.models.compact import COMPACT, compact_network, compact_options, without_width
 from noisyteacher.models.hub import hf_network
@@ -66,49 +66,45 @@ def build_model(
     resized), a module, or "model": that of a library's own weights. By default it is that for a network that comes with
     weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
     MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
-    AskedWronglyError else.
+    UsageError else.
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
-        raise AskedWronglyError(f"classes {classes!r}: expected a whole number of two or more")
+        raise UsageError(f"classes {classes!r}: expected a whole number of two or more")
     count = _agreed("classes", classes, getattr(data, "classes", None))
     shape = _agreed("input_shape", _shape(input_shape), _shape(getattr(data, "input_shape", None)))
     narrows = isinstance(model, str) and model.startswith(SHRINK)
     if teacher is not None and not narrows:
-        raise AskedWronglyError(f"teacher= has no effect on model {model!r:.60}: it is for {SHRINK}RATIO")
+        raise UsageError(f"teacher= has no effect on model {model!r:.60}: it is for {SHRINK}RATIO")
     if isinstance(model, nn.Module):
         if options:
-            raise AskedWronglyError(f"options {sorted(options)} have no effect on a module that is already built")
+            raise UsageError(f"options {sorted(options)} have no effect on a module that is already built")
         if isinstance(model, Classifier):
             if preprocess is not None:
-                raise AskedWronglyError("this model already has its preprocessing: leave preprocess= out")
+                raise UsageError("this model already has its preprocessing: leave preprocess= out")
             return as_classifier(model, classes=count, input_shape=shape)
         front = _front("scale" if preprocess is None else preprocess, data, shape)
         return as_classifier(model, classes=count, input_shape=shape, preprocess=front)
     if not isinstance(model, str):
-        raise AskedWronglyError(
-            f"a {type(model).__name__} is not a model: pass a name, 'pkg.module:factory' or an nn.Module"
-        )
+        raise UsageError(f"a {type(model).__name__} is not a model: pass a name, 'pkg.module:factory' or an nn.Module")
     if model.startswith(PREFIX):
         if options or preprocess is not None:
-            raise AskedWronglyError(f"options and preprocess= have no effect on {model!r}, which is built and trained")
+            raise UsageError(f"options and preprocess= have no effect on {model!r}, which is built and trained")
         from noisyteacher.models.weights import load_model  # which builds what a file describes by this module
 
         return as_classifier(load_model(model), classes=count, input_shape=shape)
     model, stated = without_width(model)
     if stated.keys() & options.keys():
-        raise AskedWronglyError(
-            f"model '{model}:...' states its width, and the option width does too: give one of them"
-        )
+        raise UsageError(f"model '{model}:...' states its width, and the option width does too: give one of them")
     options = {**stated, **options}
     if ":" not in model and model not in MODELS:
         raise unknown_network(model, MODELS)
     if count is None or shape is None:
-        raise AskedWronglyError(
+        raise UsageError(
             f"model {model!r} needs to know its classes and input_shape: pass data, or both, as in "
             "classes=10, input_shape=(1, 28, 28)"
         )
     if count < 2:
-        raise AskedWronglyError(f"classes {count}: a classifier needs two or more")
+        raise UsageError(f"classes {count}: a classifier needs two or more")
     prefix, _, rest = model.partition(":")
     if prefix in ZOO:
         with seeded(seed, "init", model):
@@ -120,9 +116,7 @@ def build_model(
         wrapped.architecture["options"] = _plain(brought.options, model)
         return wrapped
     if preprocess == OWN:
-        raise AskedWronglyError(
-            f"preprocess='model' is for networks of {', '.join(ZOO)}, which state theirs: not {model}"
-        )
+        raise UsageError(f"preprocess='model' is for networks of {', '.join(ZOO)}, which state theirs: not {model}")
     front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
     if narrows:
         ratio = ratio_of(model)
@@ -157,9 +151,9 @@ def _narrowed(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network that `shrink:RATIO` narrows, and the options that let it be built again without its weights."""
     if options:
-        raise AskedWronglyError(f"options {sorted(options)} have no effect on {name!r}: it has those of its teacher")
+        raise UsageError(f"options {sorted(options)} have no effect on {name!r}: it has those of its teacher")
     if teacher is None:
-        raise AskedWronglyError(
+        raise UsageError(
             f"model {name!r} is a narrower copy of a teacher and none was given: pass teacher=, or name it as the "
             "student of a compression"
         )
@@ -179,7 +173,7 @@ def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
     """The network of an architecture, its weights whatever they are: on the meta device where nothing forbids it."""
     name, options = str(of["name"]), of["options"]
     if name.startswith("module:"):
-        raise AskedWronglyError(
+        raise UsageError(
             f"the teacher is {name!r}, a module that was passed in: it cannot be built again from its name; pass the "
             "module itself as teacher="
         )
@@ -199,11 +193,11 @@ def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
 def training_images(data: Any) -> Iterator[Tensor]:
     """The training images of Splits (or of a split whose role is train) in chunks, uint8 `[n, C, H, W]`.
 
-    Raises AskedWronglyError when the split holds other images: statistics of test images would leak into the model.
+    Raises UsageError when the split holds other images: statistics of test images would leak into the model.
     """
     split = getattr(data, "train", data)
     if getattr(split, "role", "train") != "train":
-        raise AskedWronglyError(
+        raise UsageError(
             f"preprocessing statistics were asked from a split whose role is {split.role!r}: pass the whole data or "
             "its train split"
         )
@@ -217,7 +211,7 @@ def _front(preprocess: str | nn.Module, data: Any, shape: Shape | None) -> nn.Mo
     if isinstance(preprocess, nn.Module):
         return preprocess
     if shape is None and preprocess != "scale":
-        raise AskedWronglyError(f"preprocessing {preprocess!r} needs to know the images: pass data or input_shape=")
+        raise UsageError(f"preprocessing {preprocess!r} needs to know the images: pass data or input_shape=")
     return build_preprocess(preprocess, None if data is None else training_images(data), shape or (1, 1, 1))
 
 
@@ -225,9 +219,7 @@ def _zoo_front(brought: Brought, preprocess: str | nn.Module | None, data: Any, 
     """What stands in front of a library's network; scaled to the size it takes, where it takes but one."""
     own = brought.own
     if preprocess == OWN and own is None:
-        raise AskedWronglyError(
-            "preprocess='model': nothing says what this network was trained on; name a preprocessing"
-        )
+        raise UsageError("preprocess='model': nothing says what this network was trained on; name a preprocessing")
     if own is not None and (preprocess == OWN or (preprocess is None and brought.trained)):
         front = own.front(shape)
     else:
@@ -242,13 +234,13 @@ def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]
     try:
         factory = attrgetter(attribute)(importlib.import_module(place))
     except (ImportError, AttributeError, ValueError) as error:
-        raise AskedWronglyError(
+        raise UsageError(
             f"model {name!r}: {error}; it must read 'pkg.module:factory', with pkg on the Python path"
         ) from error
     except Exception as error:  # whatever a module of the user's does when it is imported
-        raise AskedWronglyError(f"model {name!r}: importing {place!r} failed: {_told(error)}") from error
+        raise UsageError(f"model {name!r}: importing {place!r} failed: {_told(error)}") from error
     if not callable(factory):
-        raise AskedWronglyError(f"model {name!r} is a {type(factory).__name__}, not a function or class to call")
+        raise UsageError(f"model {name!r} is a {type(factory).__name__}, not a function or class to call")
     offered = {"classes": classes, "num_classes": classes, "input_shape": shape}
     try:
         named = inspect.signature(factory).parameters
@@ -258,15 +250,13 @@ def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]
     try:
         network = factory(**{**arguments, **options})
     except TypeError as error:
-        raise AskedWronglyError(
-            f"model {name!r} could not be called with options {sorted(options)}: {error}"
-        ) from error
+        raise UsageError(f"model {name!r} could not be called with options {sorted(options)}: {error}") from error
     except NoisyTeacherError:
         raise
     except Exception as error:  # the factory is the user's: it may raise anything
-        raise AskedWronglyError(f"model {name!r}: the factory raised {_told(error)}") from error
+        raise UsageError(f"model {name!r}: the factory raised {_told(error)}") from error
     if not isinstance(network, nn.Module):
-        raise AskedWronglyError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
+        raise UsageError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network
 
 
@@ -279,7 +269,7 @@ def _plain(options: dict[str, Any], name: str) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise AskedWronglyError(f"an option of model {name!r} cannot be written to a file: {error}") from error
+        raise UsageError(f"an option of model {name!r} cannot be written to a file: {error}") from error
     return plain
 
 
@@ -288,7 +278,7 @@ def _shape(given: Sequence[int] | None) -> Shape | None:
         return None
     sizes = tuple(given)
     if len(sizes) != 3 or not all(1 <= size < 2**31 and int(size) == size for size in sizes):
-        raise AskedWronglyError(f"input_shape {sizes}: it is (channels, height, width), three sizes of 1 or more")
+        raise UsageError(f"input_shape {sizes}: it is (channels, height, width), three sizes of 1 or more")
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 
 LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
 """The layers that hold channels; subclasses are taken for what they inherit."""
@@ -86,7 +86,7 @@ class Channels:
 def channels_of(network: nn.Module, channels: int) -> Channels:
     """The groups of a network that takes images of so many channels.
 
-    Raises AskedWronglyError naming the first layer or function that is not understood.
+    Raises UsageError naming the first layer or function that is not understood.
     """
     for name, module in network.named_modules():
         own = [one for one, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
@@ -255,13 +255,13 @@ class _Walk:
         self.found.steps[first] = math.lcm(self.found.steps[first], self.found.steps[second])
         return one
 
-    def _refused(self, node: fx.Node, what: str) -> AskedWronglyError:
+    def _refused(self, node: fx.Node, what: str) -> UsageError:
         inside = node.meta.get("nn_module_stack")
         return _not_understood(self.network, next(reversed(inside)) if inside else str(node.name), what)
 
 
-def _not_understood(network: nn.Module, name: str, what: str) -> AskedWronglyError:
-    return AskedWronglyError(
+def _not_understood(network: nn.Module, name: str, what: str) -> UsageError:
+    return UsageError(
         f"{type(network).__name__} cannot be narrowed: at {name or 'its own forward'}, {what} is not understood; known "
         "are convolutions, batch norms, linear layers, poolings, activations and sums; take a network by name instead, "
         "such as compact-s"

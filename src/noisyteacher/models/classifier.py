@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.device import full_precision
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models.preprocess import Scale, preprocess_name
 from noisyteacher.modes import inference
 from noisyteacher.rng import kept_draws
@@ -136,16 +136,16 @@ def as_classifier(
 
     The module is shared, not copied. With an `input_shape` (C, H, W) it is asked once, in eval mode, for two blank
     images, so that its number of classes is known before the first batch. Raises MismatchError when that is not
-    `classes`, and AskedWronglyError for something that is not a module.
+    `classes`, and UsageError for something that is not a module.
     """
     if not isinstance(module, nn.Module):
-        raise AskedWronglyError(
+        raise UsageError(
             f"a {type(module).__name__} is not a model: pass an nn.Module that returns logits, or a model's name"
         )
     shape = None if input_shape is None else [int(size) for size in input_shape]
     if isinstance(module, Classifier):
         if preprocess is not None:
-            raise AskedWronglyError("this model already has its preprocessing: leave preprocess= out")
+            raise UsageError("this model already has its preprocessing: leave preprocess= out")
         own = None if module.input_shape is None else list(module.input_shape)
         for what, given, has in (("classes", classes, module.classes), ("input_shape", shape, own)):
             if given is not None and has is not None and given != has:

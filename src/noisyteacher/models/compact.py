@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models.head import Head
 from noisyteacher.models.paper import he_normal
 from noisyteacher.text import unknown_name
@@ -46,7 +46,7 @@ def without_width(name: str) -> tuple[str, dict[str, float]]:
     """The network of a name and the options that the name states. `without_width("compact-s:0.75")` is
     `("compact-s", {"width": 0.75})`; names of other networks come back as they are, without options.
 
-    Raises AskedWronglyError for a width that is no number; its range is checked when the network is built.
+    Raises UsageError for a width that is no number; its range is checked when the network is built.
     """
     member, colon, width = name.partition(":")
     if member not in COMPACT or not colon:
@@ -54,7 +54,7 @@ def without_width(name: str) -> tuple[str, dict[str, float]]:
     try:
         return member, {"width": float(width)}
     except ValueError:
-        raise AskedWronglyError(
+        raise UsageError(
             f"model {name!r}: expected {member}:WIDTH, a number that multiplies its channels, such as {member}:0.75"
         ) from None
 
@@ -64,7 +64,7 @@ def compact_network(name: str, classes: int, input_shape: tuple[int, int, int], 
 
     The last batch norm of every block starts at 0, so that the block starts as its shortcut (Goyal et al. 2017, arXiv
     1706.02677). `width` (above 0) multiplies the channels, in steps of 8. Raises UnknownNameError for a network or
-    option, AskedWronglyError for a width out of range.
+    option, UsageError for a width out of range.
     """
     if name not in COMPACT:
         raise unknown_name("model", name, COMPACT)
@@ -74,7 +74,7 @@ def compact_network(name: str, classes: int, input_shape: tuple[int, int, int], 
             raise unknown_name(f"option of model {name!r}", option, known)
     width = {**known, **options}["width"]
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 16:
-        raise AskedWronglyError(f"width {width!r}: it multiplies the channels; a number above 0 and at most 16")
+        raise UsageError(f"width {width!r}: it multiplies the channels; a number above 0 and at most 16")
     member, layers = COMPACT[name], OrderedDict[str, nn.Module]()
     channels = input_shape[0]
     for number, stride in enumerate(_stem_strides(min(input_shape[1:])), 1):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.files import read_bytes
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
 from noisyteacher.models.onnxfile import check_onnx, onnx_costs, read_onnx
@@ -106,7 +106,7 @@ class OnnxNetwork(Frozen):
     """An ONNX model, run by onnxruntime on the CPU."""
 
     def __init__(self, file: Tensor) -> None:
-        """Raises AskedWronglyError without onnxruntime, FileFormatError for a model that it cannot run."""
+        """Raises UsageError without onnxruntime, FileFormatError for a model that it cannot run."""
         super().__init__(file)
         check_onnx(self._bytes(), "an ONNX network")
         self.opened: dict[int, Any] = {}
@@ -151,7 +151,7 @@ class OnnxNetwork(Frozen):
             try:
                 import onnxruntime
             except ImportError as error:
-                raise AskedWronglyError("onnxruntime is not installed: pip install 'noisyteacher[export]'") from error
+                raise UsageError("onnxruntime is not installed: pip install 'noisyteacher[export]'") from error
             settings = onnxruntime.SessionOptions()
             settings.intra_op_num_threads, settings.inter_op_num_threads, settings.log_severity_level = threads, 1, 4
             try:
@@ -227,13 +227,13 @@ def load_frozen(
 
     A network that takes uint8 has its preprocessing inside; before one that takes floats stands `preprocess`, by
     default x / 255, and images of another size than it takes are scaled to that. `input_shape` (C, H, W) may be left
-    out where the network states it. Raises AskedWronglyError without the extra `export`, and for a `.pt2` without
+    out where the network states it. Raises UsageError without the extra `export`, and for a `.pt2` without
     `allow_import`; FileFormatError naming the file when it is damaged or refused, MismatchError when it does not take
     such images or has other classes.
     """
     ending = os.fspath(path).rpartition(".")[2]
     if ending == "pt2" and not allow_import:
-        raise AskedWronglyError(f"{path}: {NEEDS_TRUST}")
+        raise UsageError(f"{path}: {NEEDS_TRUST}")
     data = read_onnx(path) if ending == "onnx" else read_bytes(path)
     try:
         network = FROZEN[ending](torch.frombuffer(bytearray(data), dtype=torch.uint8))
@@ -242,11 +242,11 @@ def load_frozen(
     stated = network.port.image
     shape = input_shape or tuple(size for size in stated if size is not None)
     if len(shape) != 3:
-        raise AskedWronglyError(f"{path}: takes images of any size: give the data, or input_shape=(C, H, W)")
+        raise UsageError(f"{path}: takes images of any size: give the data, or input_shape=(C, H, W)")
     front: nn.Module = Scale() if preprocess is None else preprocess
     if network.port.dtype == torch.uint8:
         if preprocess is not None:
-            raise AskedWronglyError(f"{path}: takes uint8 images, so its preprocessing is inside: name no other")
+            raise UsageError(f"{path}: takes uint8 images, so its preprocessing is inside: name no other")
         front = Untouched()
     elif stated[1] and stated[2] and stated[1:] != shape[1:] and not isinstance(front, Resized):
         front = Resized(front, (stated[1], stated[2]), "bilinear")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
+from noisyteacher.errors import DataError, MismatchError, UsageError
 from noisyteacher.models.preprocess import Shape
 from noisyteacher.models.zoo import (
     WHOLE,
@@ -39,7 +39,7 @@ def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -
     It comes with its weights as they are and must have as many classes as the data (`pretrained="whole"`);
     `pretrained=True` gives it a new head where it has not, `pretrained=False` builds it untrained, for the data's image
     size. `revision` and `local_files_only` are passed on; any other option replaces a value of its config.
-    `config={...}` stands for a whole config, and then nothing is looked up. Raises AskedWronglyError without
+    `config={...}` stands for a whole config, and then nothing is looked up. Raises UsageError without
     transformers, for code of its own and for options it does not have; DataError when it cannot be had; MismatchError
     for other classes or channels.
     """
@@ -53,7 +53,7 @@ def hf_network(name: str, classes: int, shape: Shape, options: dict[str, Any]) -
     fields = _plain_config(found, name)
     unknown = sorted(given.keys() - fields.keys())
     if unknown:
-        raise AskedWronglyError(f"hf:{name}: its config has no {unknown[0]!r}; it has {', '.join(sorted(fields))}")
+        raise UsageError(f"hf:{name}: its config has no {unknown[0]!r}; it has {', '.join(sorted(fields))}")
     fields |= given
     _fit(fields, name, classes, shape, pretrained)
     if not pretrained and ready is None and "image_size" in fields:
@@ -93,7 +93,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise AskedWronglyError("transformers is not installed: pip install 'noisyteacher[hf]'") from error
+        raise UsageError("transformers is not installed: pip install 'noisyteacher[hf]'") from error
     return transformers
 
 
@@ -116,28 +116,28 @@ def _told(error: Exception) -> str:
 
 
 def _plain_config(found: Any, name: str) -> dict[str, Any]:
-    """The config without what could fetch or run something. Raises AskedWronglyError for a network that is code."""
+    """The config without what could fetch or run something. Raises UsageError for a network that is code."""
     if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
-        raise AskedWronglyError(f"hf:{name}: its config names no model_type: it is not a model of transformers")
+        raise UsageError(f"hf:{name}: its config names no model_type: it is not a model of transformers")
     fields = _without_dropped(found)
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
     kind = fields["model_type"]
     if kind == "timm_wrapper":
-        raise AskedWronglyError(f"hf:{name}: a network of timm: name it timm:{fields.get('architecture', 'NAME')}")
+        raise UsageError(f"hf:{name}: a network of timm: name it timm:{fields.get('architecture', 'NAME')}")
     if kind not in KNOWN:
         code = " (it wants to run code of its own, which is never done)" if "auto_map" in found else ""
-        raise AskedWronglyError(f"hf:{name}: {kind!r} is not an image classifier of transformers{code}")
+        raise UsageError(f"hf:{name}: {kind!r} is not an image classifier of transformers{code}")
     try:
         plain: dict[str, Any] = json.loads(json.dumps(fields, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise AskedWronglyError(f"hf:{name}: its config cannot be written as JSON: {error}") from error
+        raise UsageError(f"hf:{name}: its config cannot be written as JSON: {error}") from error
     return plain
 
 
 def _without_dropped(value: Any, depth: int = 0) -> Any:
     if depth > 16:
-        raise AskedWronglyError("a config nested deeper than 16 levels: no network's is")
+        raise UsageError("a config nested deeper than 16 levels: no network's is")
     if isinstance(value, dict):
         kept = {key: one for key, one in value.items() if not str(key).startswith("_") and key not in DROPPED}
         return {key: _without_dropped(one, depth + 1) for key, one in kept.items()}
@@ -169,7 +169,7 @@ def _config(transformers: Any, fields: dict[str, Any], name: str) -> Any:
     try:
         return transformers.AutoConfig.for_model(kind, **rest)
     except Exception as error:  # a config class checks its values as it likes
-        raise AskedWronglyError(f"hf:{name}: its config cannot be used: {_told(error)}") from error
+        raise UsageError(f"hf:{name}: its config cannot be used: {_told(error)}") from error
 
 
 def _own(name: str, place: Mapping[str, Any], size: tuple[int, int] | None) -> Own | None:
@@ -183,7 +183,7 @@ def _own(name: str, place: Mapping[str, Any], size: tuple[int, int] | None) -> O
     if not found.get("do_normalize", True):
         found = {**found, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     if abs(float(found.get("rescale_factor", 1 / 255)) - 1 / 255) > 1e-6 or not found.get("do_rescale", True):
-        raise AskedWronglyError(
+        raise UsageError(
             f"hf:{name}: its image processor scales pixels by {found.get('rescale_factor')}, not by 1/255: name a "
             "preprocessing"
         )

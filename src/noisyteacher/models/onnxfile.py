@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError
+from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.files import read_bytes
 
 MOST_BYTES = 2_000_000_000
@@ -27,7 +27,7 @@ _UNKNOWN = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "If", "Loop", "Scan", "
 def read_onnx(path: str | os.PathLike[str]) -> bytes:
     """The model in one block, tensors that lie beside it in files of their own put in.
 
-    Such files must lie in the model's own folder, links followed. Raises AskedWronglyError without onnx,
+    Such files must lie in the model's own folder, links followed. Raises UsageError without onnx,
     FileFormatError naming the file when it is damaged, points outside its folder or behind a file's end, or has
     operators of others.
     """
@@ -109,7 +109,7 @@ def _parsed(data: bytes, path: str | os.PathLike[str]) -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise AskedWronglyError(f"{path}: onnx is not installed: pip install 'noisyteacher[export]'") from error
+        raise UsageError(f"{path}: onnx is not installed: pip install 'noisyteacher[export]'") from error
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's DecodeError, which its several implementations keep in several places

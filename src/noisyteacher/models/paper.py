@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models.head import Head
 from noisyteacher.text import unknown_name
 
@@ -59,7 +59,7 @@ def paper_network(name: str, classes: int, input_shape: tuple[int, int, int], **
 
     `dropout` is the probability to DROP, after every hidden fully connected layer (Table 5), or in place of the 0.5
     that nin and alexnet-cifar state. `final_relu` (nin only) puts a ReLU before the last average, which forbids
-    negative logits. Raises UnknownNameError for a network or option, AskedWronglyError for a value out of range, and
+    negative logits. Raises UnknownNameError for a network or option, UsageError for a value out of range, and
     MismatchError when images of `input_shape` (C, H, W) are too small for the layers.
     """
     if name not in PAPER:
@@ -71,9 +71,9 @@ def paper_network(name: str, classes: int, input_shape: tuple[int, int, int], **
     settings = {**known, **options}
     dropout = settings["dropout"]
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise AskedWronglyError(f"dropout {dropout!r}: it is a probability to drop, from 0 up to but not including 1")
+        raise UsageError(f"dropout {dropout!r}: it is a probability to drop, from 0 up to but not including 1")
     if not isinstance(settings.get("final_relu", False), bool):
-        raise AskedWronglyError(f"final_relu {settings['final_relu']!r}: it is true or false")
+        raise UsageError(f"final_relu {settings['final_relu']!r}: it is true or false")
     plan = _Plan(name, classes, *input_shape, dropout=float(dropout))
     words = PAPER[name].split("-")
     for word in words:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError
+from noisyteacher.errors import DataError, MismatchError, UsageError
 from noisyteacher.text import unknown_name
 
 Shape = tuple[int, int, int]
@@ -48,16 +48,16 @@ class Standardize(nn.Module):
     std: Tensor
 
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
-        """Raises AskedWronglyError when the two differ in length or a deviation is not above zero."""
+        """Raises UsageError when the two differ in length or a deviation is not above zero."""
         super().__init__()
         mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         if mean.dim() != 1 or mean.shape != std.shape:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"mean of shape {tuple(mean.shape)} and std of shape {tuple(std.shape)}: both must be [C], one value a "
                 "channel"
             )
         if not std.is_meta and not bool((std > 0).all()):
-            raise AskedWronglyError(f"std {std.tolist()}: every channel's standard deviation must be above 0")
+            raise UsageError(f"std {std.tolist()}: every channel's standard deviation must be above 0")
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -93,10 +93,10 @@ class PixelMean(nn.Module):
     mean: Tensor
 
     def __init__(self, mean: Tensor) -> None:
-        """Raises AskedWronglyError unless the mean image is `[C, H, W]`."""
+        """Raises UsageError unless the mean image is `[C, H, W]`."""
         super().__init__()
         if mean.dim() != 3:
-            raise AskedWronglyError(f"a mean image of shape {tuple(mean.shape)}: it must be [C, H, W]")
+            raise UsageError(f"a mean image of shape {tuple(mean.shape)}: it must be [C, H, W]")
         self.register_buffer("mean", mean.to(torch.float32))
 
     def fit(self, images: Tensor | Iterable[Tensor]) -> None:
@@ -131,7 +131,7 @@ class LocalContrast(nn.Module):
         """`window` in pixels, odd; `deviation` of the Gaussian in pixels; `eps` floors the divisor in flat images."""
         super().__init__()
         if window < 3 or window % 2 == 0:
-            raise AskedWronglyError(f"window {window}: local contrast needs an odd window of 3 pixels or more")
+            raise UsageError(f"window {window}: local contrast needs an odd window of 3 pixels or more")
         self.window, self.deviation, self.eps = window, window / 4 if deviation is None else deviation, eps
         offsets = torch.arange(window, dtype=torch.float64) - window // 2
         line = torch.exp(-0.5 * (offsets / self.deviation).square())
@@ -165,10 +165,10 @@ class Resized(nn.Module):
     """
 
     def __init__(self, inner: nn.Module, size: Sequence[int], mode: str = "bicubic") -> None:
-        """`mode` is one of MODES. Raises AskedWronglyError for another, and for sides outside 1..4096 pixels."""
+        """`mode` is one of MODES. Raises UsageError for another, and for sides outside 1..4096 pixels."""
         super().__init__()
         if mode not in MODES or len(size) != 2 or not all(1 <= side <= 4096 for side in size):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1 to 4096 pixels and one of "
                 f"{', '.join(MODES)}"
             )
@@ -231,14 +231,14 @@ def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
 def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_shape: Shape) -> nn.Module:
     """The named module, its statistics taken from the training images (uint8 `[N, C, H, W]`, or an iterable of such).
 
-    `images` may be None for those without statistics. Raises UnknownNameError; AskedWronglyError when statistics are
+    `images` may be None for those without statistics. Raises UnknownNameError; UsageError when statistics are
     needed and no images were given; DataError when they are empty or of another shape.
     """
     module = blank_preprocess(name, input_shape)
     statistics = module.inner if isinstance(module, Resized) else module
     if isinstance(statistics, (Standardize, PixelMean)):
         if images is None:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"preprocessing {name!r} takes its statistics from training images and none were given: pass data=, or "
                 "choose 'scale' or 'local-contrast'"
             )
@@ -250,7 +250,7 @@ def is_preprocess(name: str) -> bool:
     """Whether `blank_preprocess` can build it. `is_preprocess("standardize@64x64-bilinear")` is True."""
     try:
         blank_preprocess(name, (1, 1, 1))
-    except AskedWronglyError:
+    except UsageError:
         return False
     return True
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models.channels import Channels, Value, channels_of
 from noisyteacher.models.paper import he_normal
 from noisyteacher.modes import inference
@@ -23,20 +23,20 @@ DEEPEST = 8
 
 
 def ratio_of(name: str) -> float:
-    """The ratio in `shrink:RATIO`. `ratio_of("shrink:0.5") == 0.5`. Raises AskedWronglyError unless 0 < RATIO <= 1."""
+    """The ratio in `shrink:RATIO`. `ratio_of("shrink:0.5") == 0.5`. Raises UsageError unless 0 < RATIO <= 1."""
     try:
         ratio = float(name.removeprefix(SHRINK))
     except ValueError:
         ratio = math.nan
     if not 0 < ratio <= 1:
-        raise AskedWronglyError(f"model {name!r}: expected {SHRINK}RATIO with 0 < RATIO <= 1, such as {SHRINK}0.5")
+        raise UsageError(f"model {name!r}: expected {SHRINK}RATIO with 0 < RATIO <= 1, such as {SHRINK}0.5")
     return ratio
 
 
 def origin_of(architecture: Mapping[str, Any]) -> str:
     """The name of the network that is built first: the architecture's own, or behind `shrink:` what was narrowed.
 
-    Raises AskedWronglyError when a record of a narrowed network does not say it.
+    Raises UsageError when a record of a narrowed network does not say it.
     """
     found: Any = architecture
     for _ in range(DEEPEST):
@@ -47,7 +47,7 @@ def origin_of(architecture: Mapping[str, Any]) -> str:
         if not found["name"].startswith(SHRINK):
             return str(found["name"])
         found = found["options"].get("of")
-    raise AskedWronglyError("the record of a narrowed network does not say what it was narrowed from")
+    raise UsageError("the record of a narrowed network does not say what it was narrowed from")
 
 
 def shrunk(network: nn.Module, ratio: float, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -55,14 +55,14 @@ def shrunk(network: nn.Module, ratio: float, input_shape: tuple[int, int, int]) 
 
     Image channels and classes are kept. Multiples of 8 stay such where the result is 16 or more; grouped convolutions
     keep their groups, depthwise ones stay depthwise. Weights are He-normal, batch norms new, all on torch's default
-    device. Multiplications fall about with ratio squared. Raises AskedWronglyError naming the first layer that is not
+    device. Multiplications fall about with ratio squared. Raises UsageError naming the first layer that is not
     understood, or when there is no hidden layer.
     """
     copied = copy.deepcopy(network).train()
     found = channels_of(copied, input_shape[0])
     widths = _new_widths(found, ratio)
     if not set(widths) - found.kept:
-        raise AskedWronglyError(f"{type(network).__name__} cannot be narrowed: it has no hidden layer")
+        raise UsageError(f"{type(network).__name__} cannot be narrowed: it has no hidden layer")
 
     def count(value: Value) -> int:
         return widths[found.root(value.group)] * value.times
@@ -117,12 +117,12 @@ def _renew(layer: nn.Conv2d | nn.Linear | _BatchNorm, sizes: Mapping[str, tuple[
 
 
 def _answers(network: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Raises AskedWronglyError when the narrower network does not take images: some size in it was written out."""
+    """Raises UsageError when the narrower network does not take images: some size in it was written out."""
     try:
         with inference(network) as device:
             network(torch.zeros((2, *input_shape), device=device))
     except Exception as error:  # the forward is somebody else's
-        raise AskedWronglyError(
+        raise UsageError(
             f"{type(network).__name__} cannot be narrowed: its narrower copy fails on images of shape "
             f"{tuple(input_shape)}: {error}"
         ) from error

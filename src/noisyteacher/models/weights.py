@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, NoisyTeacherError
+from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.files import BLANK, SEAL, sha256
 from noisyteacher.models.build import MODELS, ZOO, architecture_of, build_model
 from noisyteacher.models.classifier import Classifier, as_classifier, reordered
@@ -38,7 +38,7 @@ def save_model(
     """Write the model's tensors, its architecture and a JSON-able `record` (epochs, scores, ...) as one sealed file.
 
     Parameters and buffers, those of the preprocessing included. The file's folder is made where it is missing, but not
-    `within`, a folder that must be there still. Raises WriteError when the disk refuses, and AskedWronglyError when the
+    `within`, a folder that must be there still. Raises WriteError when the disk refuses, and UsageError when the
     record uses the name "architecture" or the model has state that is not a tensor.
     """
     whole = as_classifier(model)
@@ -61,7 +61,7 @@ def load_model(path: Path, *, allow_import: bool = False) -> Classifier:
     A model that came from `"pkg.module:factory"` is rebuilt by importing and calling that, and one that is a
     torch.export program by torch's reader: only with `allow_import=True`. Networks of timm, torchvision and
     transformers are rebuilt by those, and nothing is fetched for it. Raises FileFormatError naming the file when it is
-    damaged or does not fit its architecture, and AskedWronglyError when the model cannot be rebuilt from a name; then
+    damaged or does not fit its architecture, and UsageError when the model cannot be rebuilt from a name; then
     build it and call `load_weights`.
     """
     path = weights_file(path)
@@ -99,10 +99,10 @@ def _rebuilt(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], all
     name, front, shape = architecture["name"], architecture["preprocess"], tuple(architecture["input_shape"] or ())
     try:
         origin = origin_of(architecture)
-    except AskedWronglyError as error:
+    except UsageError as error:
         raise FileFormatError(f"{path}: {error}") from error
     if origin.startswith("module:") or not is_preprocess(front) or len(shape) != 3:
-        raise AskedWronglyError(
+        raise UsageError(
             f"{path}: holds {name!r} with preprocessing {front!r}{'' if origin == name else f' of {origin!r}'}, which "
             "cannot be rebuilt from its name: build the module yourself and call load_weights(model, path)"
         )
@@ -110,14 +110,14 @@ def _rebuilt(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], all
     if name.partition(":")[0] in (*ZOO, *FROZEN):
         build = _from_library if library in ZOO else _from_file
         if name.startswith("pt2:") and not allow_import:
-            raise AskedWronglyError(f"{path}: {NEEDS_TRUST}")
+            raise UsageError(f"{path}: {NEEDS_TRUST}")
         model = build(architecture, tensors, path)
         _fill(model, tensors, path)
         return model.eval()
     asked: dict[str, Any] = {"teacher": options["of"]} if name.startswith(SHRINK) else options
     if ":" in origin and library not in ZOO:
         if not allow_import:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"{path}: rebuilding this model means importing and calling {origin!r}: if you trust the file, pass "
                 "--allow-import (in Python allow_import=True)"
             )
@@ -253,7 +253,7 @@ def _state(model: Classifier) -> dict[str, Tensor]:
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise AskedWronglyError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
+            raise UsageError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
     return dict(state)
 
 
@@ -261,7 +261,7 @@ def _content(model: Classifier, record: dict[str, Any] | None) -> dict[str, Any]
     extra = dict(record or {})
     taken = sorted({"architecture", "checksum", "kind", "schema"} & extra.keys())
     if taken:
-        raise AskedWronglyError(f"the record may not use the names {taken}: the file needs them itself")
+        raise UsageError(f"the record may not use the names {taken}: the file needs them itself")
     return {"architecture": model.architecture, **extra}
 
 

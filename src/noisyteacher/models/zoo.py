@@ -11,7 +11,7 @@ import torch
 from torch import library as operators
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError, DataError, MismatchError, UnknownNameError
+from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.models.preprocess import Resized, Shape, Standardize
 from noisyteacher.text import nearest
 
@@ -62,7 +62,7 @@ def timm_network(name: str, classes: int, shape: Shape, options: dict[str, Any])
     the classes are other ones, `pretrained="whole"` takes them as they are.
 
     Networks of a fixed input size are built for the data's, pretrained ones for their own (or `img_size`). Raises
-    AskedWronglyError without timm and for options it does not take, UnknownNameError, DataError when the weights cannot
+    UsageError without timm and for options it does not take, UnknownNameError, DataError when the weights cannot
     be had, MismatchError when they are to be taken whole and have other classes.
     """
     timm = _imported("timm")
@@ -73,7 +73,7 @@ def timm_network(name: str, classes: int, shape: Shape, options: dict[str, Any])
     try:
         known = timm.get_pretrained_cfg(name)
     except Exception as error:  # an unknown tag; timm's own class for it has moved about
-        raise AskedWronglyError(f"timm:{name}: {error}; see timm.list_pretrained()") from error
+        raise UsageError(f"timm:{name}: {error}; see timm.list_pretrained()") from error
     config = known.to_dict() if known is not None else {}
     plain = {key: value for key, value in options.items() if key != "pretrained"}
     refuse_other_classes(f"timm:{name}", pretrained, config.get("num_classes"), classes)
@@ -171,13 +171,11 @@ def fetched(name: str, make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def built(name: str, make: Callable[[], nn.Module], options: Mapping[str, Any]) -> nn.Module:
-    """What `make` gives; the library's own objections become an AskedWronglyError."""
+    """What `make` gives; the library's own objections become an UsageError."""
     try:
         return make()
     except Exception as error:  # a library's checks of its arguments: TypeError, ValueError, AssertionError and more
-        raise AskedWronglyError(
-            f"{name} cannot be built with the options {dict(options)}: {_first_line(error)}"
-        ) from error
+        raise UsageError(f"{name} cannot be built with the options {dict(options)}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -185,10 +183,10 @@ def _first_line(error: Exception) -> str:
 
 
 def wanted(options: Mapping[str, Any], name: str, default: bool | str = False) -> bool | str:
-    """The option `pretrained`: False, True or WHOLE. Raises AskedWronglyError for anything else."""
+    """The option `pretrained`: False, True or WHOLE. Raises UsageError for anything else."""
     value: bool | str = options.get("pretrained", default)
     if not isinstance(value, bool) and value != WHOLE:
-        raise AskedWronglyError(f"option pretrained={value!r} of {name}: expected true, false or {WHOLE!r}")
+        raise UsageError(f"option pretrained={value!r} of {name}: expected true, false or {WHOLE!r}")
     return value
 
 
@@ -204,7 +202,7 @@ def refuse_other_classes(name: str, pretrained: bool | str, own: int | None, cla
 def _refuse_options(options: Mapping[str, Any], refused: tuple[str, ...], name: str) -> None:
     given = [key for key in refused if key in options]
     if given:
-        raise AskedWronglyError(
+        raise UsageError(
             f"option {given[0]} of {name} is not passed on: say pretrained=true for the library's weights, "
             "teacher.weights for a file; classes and channels are the data's"
         )
@@ -221,9 +219,7 @@ def _new_head(network: nn.Module, old: int, classes: int) -> None:
         if isinstance(part, nn.Conv2d) and part.out_channels == old:
             _put(network, name, _like(part, part.in_channels, classes))
             return
-    raise AskedWronglyError(
-        f"a {type(network).__name__} has no last layer of {old} outputs to replace: build it yourself"
-    )
+    raise UsageError(f"a {type(network).__name__} has no last layer of {old} outputs to replace: build it yourself")
 
 
 def _new_stem(network: nn.Module, channels: int, keep: bool) -> None:
@@ -259,14 +255,14 @@ def _put(network: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def _imported(library: str) -> Any:
-    """timm or torchvision, imported. Raises AskedWronglyError that names the extra to install."""
+    """timm or torchvision, imported. Raises UsageError that names the extra to install."""
     try:
         torchvision = import_torchvision()
         if library == "torchvision":
             return torchvision
         import timm
     except ImportError as error:
-        raise AskedWronglyError(f"{library} is not installed: pip install 'noisyteacher[zoo]'") from error
+        raise UsageError(f"{library} is not installed: pip install 'noisyteacher[zoo]'") from error
     return timm
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from noisyteacher.config import Config, build_config, completed, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
-from noisyteacher.errors import AskedWronglyError, ConfigError
+from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.locks import at_work
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
@@ -53,12 +53,12 @@ def run_paper(
     `output_dir`. The same question asked again goes on with the run folder it left there, or reads it. parts: only
     these of the experiment (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings
     for every sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in
-    `sweep`. Raises UnknownNameError, AskedWronglyError for a teacher or sigmas that change nothing, and whatever
+    `sweep`. Raises UnknownNameError, UsageError for a teacher or sigmas that change nothing, and whatever
     `sweep` raises.
     """
     asked, size = experiment(SAME.get(name, name)), _budget(budget, sigmas, seeds)
     if sigmas and not varies_sigma(name):
-        raise AskedWronglyError(f"sigmas: {asked.name} has sigmas of its own, whatever is given: leave them out")
+        raise UsageError(f"sigmas: {asked.name} has sigmas of its own, whatever is given: leave them out")
     chosen = [
         _with(part, data_root, verify, extra, device, overrides)
         for part in _chosen(asked.parts(size), parts, asked.name)
@@ -124,7 +124,7 @@ def _budget(name: str, sigmas: Sequence[float], seeds: int | None) -> Budget:
     named: dict[str, Any] = {"sigmas": tuple(sigmas)} if sigmas else {}
     if seeds is not None:
         if seeds < 1:
-            raise AskedWronglyError(f"seeds={seeds}: expected 1 or more")
+            raise UsageError(f"seeds={seeds}: expected 1 or more")
         named["seeds"] = seeds
     return replace(budget_of(name), **named)
 
@@ -163,16 +163,16 @@ def _with(
 
 
 def _taught_by(name: str, asked: Experiment, parts: list[Part]) -> list[Part]:
-    """The parts with this trained model in place of the experiment's first teacher. Raises AskedWronglyError."""
+    """The parts with this trained model in place of the experiment's first teacher. Raises UsageError."""
     if not names_a_file(name):
-        raise AskedWronglyError(
+        raise UsageError(
             f"teacher {name!r}: expected a trained one, by its run folder, its weights file or pretrained:NAME; "
             "without it the paper's is trained"
         )
     first = asked.parts(budget_of("quick"))[0].base["teacher"]["name"]
     if all(part.base["teacher"]["name"] != first for part in parts):
         others = ", ".join(one.name for one in parts)
-        raise AskedWronglyError(f"teacher {name!r}: it would stand for {first}, which does not teach in {others}")
+        raise UsageError(f"teacher {name!r}: it would stand for {first}, which does not teach in {others}")
     return [
         replace(part, base={**part.base, "teacher": {**part.base["teacher"], "name": name}})
         if part.base["teacher"]["name"] == first

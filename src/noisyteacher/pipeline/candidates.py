@@ -12,7 +12,7 @@ from torch import nn
 
 from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError, MismatchError, NoisyTeacherError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.measure import measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, build_model
 from noisyteacher.pipeline.given import network_of, preprocess_of
@@ -133,7 +133,7 @@ class Search:
 
 
 def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search:
-    """Every candidate with its costs. Raises AskedWronglyError where none keeps within the limits, with the nearest.
+    """Every candidate with its costs. Raises UsageError where none keeps within the limits, with the nearest.
 
     The teacher need not be trained yet: costs depend on its architecture alone. Networks that are not named keep below
     the teacher in every cost, limited or not.
@@ -150,21 +150,21 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Search
     ordered = sorted(dict.fromkeys(candidates), key=lambda entry: (-entry.macs, entry.bytes, entry.name))
     search = Search(limits, costs, tuple(ordered), bool(target.students), tuple(notes))
     if not search.fitting:
-        raise AskedWronglyError(_impossible(search))
+        raise UsageError(_impossible(search))
     return search
 
 
 def costs_of(model: nn.Module, data: Splits) -> dict[str, int]:
     """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits.
 
-    Raises AskedWronglyError for a model that cannot be measured, such as a torch.jit module.
+    Raises UsageError for a model that cannot be measured, such as a torch.jit module.
     """
     try:
         costs = measure(model, data.input_shape, latency=False)
     except NoisyTeacherError:
         raise
     except Exception as error:
-        raise AskedWronglyError(
+        raise UsageError(
             f"the costs of a {type(model).__name__} cannot be measured ({type(error).__name__}: {error}), so there is "
             "nothing to hold against a limit: name the student, and set no target"
         ) from error
@@ -175,7 +175,7 @@ def size_warning(name: str, student: nn.Module, teacher: nn.Module, data: Splits
     """The sentence of `larger_than_teacher` for two networks; None where one of them cannot be measured."""
     try:
         return larger_than_teacher(name, costs_of(student, data), costs_of(teacher, data))
-    except AskedWronglyError:
+    except UsageError:
         return None
 
 
@@ -197,7 +197,7 @@ class _Pricing:
         self.front: nn.Module | None = None
 
     def price(self, name: str) -> Candidate:
-        """The candidate of this name. Raises MismatchError or AskedWronglyError where the images do not suit it."""
+        """The candidate of this name. Raises MismatchError or UsageError where the images do not suit it."""
         if self.search.named:
             model = network_of(self.config.student, name, self.data, teacher=self.teacher)
         else:
@@ -230,7 +230,7 @@ class _Pricing:
         for name in names:
             try:
                 yield self.price(name)
-            except (MismatchError, AskedWronglyError):
+            except (MismatchError, UsageError):
                 continue
 
     def narrowed_copies(self) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from noisyteacher.config import Config, NoiseSettings, build_config, describe
 from noisyteacher.data import load_data
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.locks import at_work
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, write_best
@@ -109,7 +109,7 @@ def compress(
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
-        raise AskedWronglyError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
+        raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     named_by_user = {"loss": loss, "label_weight": label_weight}
     started = CLOCK()
     asked = build_config(
@@ -202,11 +202,9 @@ def resume_compress(
 ) -> Result:
     """Go on with an interrupted compression from its own config.json; one that is done is only read."""
     if run.info["kind"] != "compress":
-        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
+        raise UsageError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
     if run.config.get("call") == "python":
-        raise AskedWronglyError(
-            f"{run.path}: was started in Python: call compress(..., run={str(run.path)!r}) there again"
-        )
+        raise UsageError(f"{run.path}: was started in Python: call compress(..., run={str(run.path)!r}) there again")
     done = run.result()
     if done is not None:
         return Result.read(run.path, done)

@@ -11,7 +11,7 @@ from torch import nn
 
 from noisyteacher.config import Recipe, Teacher
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError, FileFormatError
+from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.models import (
     ENDINGS,
     OWN,
@@ -67,7 +67,7 @@ def preprocess_of(settings: Recipe, data: Splits) -> str | nn.Module | None:
     front = blank_preprocess(settings.preprocess or "standardize", data.input_shape)
     inner = front.inner if isinstance(front, Resized) else front
     if not isinstance(inner, Standardize) or len(settings.mean) != len(inner.mean):
-        raise AskedWronglyError(
+        raise UsageError(
             f"preprocess {settings.preprocess!r} with mean of {len(settings.mean)} values: mean and std belong to "
             f"standardize, a value for each of the {data.input_shape[0]} channels of {data.name}"
         )
@@ -80,11 +80,11 @@ def preprocess_of(settings: Recipe, data: Splits) -> str | nn.Module | None:
 def names_a_file(name: str) -> bool:
     """Whether a model's name means a trained one that lies somewhere: a path, what looks like one, `pretrained:NAME`.
 
-    `names_a_file("lenet")` and `names_a_file("hf:microsoft/resnet-18")` are False. Raises AskedWronglyError for a file
+    `names_a_file("lenet")` and `names_a_file("hf:microsoft/resnet-18")` are False. Raises UsageError for a file
     that holds weights and no architecture.
     """
     if name.lower().endswith(ENDINGS) or (not is_frozen_file(name) and begins_as_torch_file(name)):
-        raise AskedWronglyError(
+        raise UsageError(
             f"{name}: such a file has weights and does not say of which network: name that, for example --teacher "
             "timm:resnet18, and the file beside it by --teacher-weights (teacher.weights)"
         )
@@ -122,7 +122,7 @@ def _before_weights(name: str, data: Splits, settings: Teacher, seed: int = 0) -
     options: dict[str, Any] = dict(settings.options)
     if prefix in ZOO:
         if options.get("pretrained"):
-            raise AskedWronglyError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
+            raise UsageError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
         options["pretrained"] = False
         front = front or (OWN if prefix != "hf" else None)
     return build_model(name, data, preprocess=front, seed=seed, **options)
@@ -148,7 +148,7 @@ def load_frozen_for(path: str, data: Splits | None, settings: Teacher | None, al
     if data is not None and settings is not None and (settings.preprocess or settings.mean):
         named = preprocess_of(settings, data)
         if named == OWN:
-            raise AskedWronglyError(f"teacher.preprocess: {path} does not say what it was trained on: name another")
+            raise UsageError(f"teacher.preprocess: {path} does not say what it was trained on: name another")
         front = build_preprocess(named, training_images(data), data.input_shape) if isinstance(named, str) else named
     shape = None if data is None else data.input_shape
     classes = None if data is None else data.classes

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models import FROZEN, ZOO, is_preprocess, origin_of
 
 Loading = Literal["name", "import", "module"]
 
 
 def refuse_scripted(student: object) -> None:
-    """Raises AskedWronglyError for a student that is, or holds, a torch.jit module: its copies cannot be trained."""
+    """Raises UsageError for a student that is, or holds, a torch.jit module: its copies cannot be trained."""
     if isinstance(student, nn.Module) and any(isinstance(part, torch.jit.ScriptModule) for part in student.modules()):
-        raise AskedWronglyError(
+        raise UsageError(
             "the student is, or holds, a torch.jit module, which cannot be copied for every seed and trained: pass the "
             "network as Python builds it"
         )
@@ -29,7 +29,7 @@ def way_to_load(architecture: Mapping[str, Any]) -> Loading:
     """
     try:
         origin = origin_of(architecture)
-    except AskedWronglyError:
+    except UsageError:
         return "module"
     if origin.startswith("module:") or not is_preprocess(architecture["preprocess"]):
         return "module"

@@ -9,7 +9,7 @@ from functools import partial
 from noisyteacher.config import Config
 from noisyteacher.data import DATASETS, expand_views
 from noisyteacher.device import check_threads, resolve_device
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models import (
     MODELS,
     OWN,
@@ -47,7 +47,7 @@ def _problems(config: Config) -> Iterator[str]:
     for key, check in checks:
         try:
             check()
-        except AskedWronglyError as error:
+        except UsageError as error:
             yield f"{key}: {error}"
 
 
@@ -55,7 +55,7 @@ def _network(name: str, may_be_a_file: bool) -> None:
     if name.startswith(SHRINK):
         ratio_of(name)
         if may_be_a_file:
-            raise AskedWronglyError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
+            raise UsageError(f"{name!r} narrows a teacher and cannot be one: name it as the student")
     if not may_be_a_file and name in ("", AUTO):
         return
     without_width(name)

@@ -13,7 +13,7 @@ from torch import nn
 
 from noisyteacher.config import Student
 from noisyteacher.data import expand_views
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.pipeline.budget import Budget, Speeds, Stages, Work, needed
 from noisyteacher.pipeline.conditions import conditions_of, controls
 from noisyteacher.pipeline.given import network_of
@@ -69,9 +69,9 @@ class Pace:
         """Measures speeds where they are needed. `started`: the clock when the run was begun."""
         target = plan.config.target
         if target.minutes is not None and place().size > 1:
-            raise AskedWronglyError("target.minutes: the time of a group of processes cannot be planned: leave it out")
+            raise UsageError("target.minutes: the time of a group of processes cannot be planned: leave it out")
         if target.minutes is not None and plan.config.teacher.also:
-            raise AskedWronglyError("target.minutes: the time of several teachers cannot be planned: leave it out")
+            raise UsageError("target.minutes: the time of several teachers cannot be planned: leave it out")
         self.plan, self.clock = plan, clock
         self.budget = Budget.of(plan.run, target.minutes, clock, started)
         self.forecast = None if plan.watch is None else Forecast(plan.watch, clock)

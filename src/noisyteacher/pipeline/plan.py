@@ -14,7 +14,7 @@ from torch import nn
 from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
     FROZEN,
@@ -182,7 +182,7 @@ def refuse_early(
         expand_views(recipe.views)
     unlabelled = [role for role, split in data.parts.items() if split.labels is None]
     if unlabelled and config.student.label_weight not in (0.0, AUTO):
-        raise AskedWronglyError(
+        raise UsageError(
             f"student.label_weight: {config.student.label_weight} needs labels, and {data.name!r} has none in "
             f"{', '.join(unlabelled)}: leave it out"
         )
@@ -190,11 +190,11 @@ def refuse_early(
     for one in (teacher, *config.teacher.also):
         settings = config.teacher if one is teacher else replace(config.teacher, weights="", class_order=[])
         if settings.class_order and isinstance(one, str) and not is_given(one, settings, data):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"teacher.class_order: has no effect on {one!r}, which is trained in the data's order: leave it out"
             )
         if "train" in unlabelled and isinstance(one, str) and not is_given(one, settings, data):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"teacher {one!r} would have to be trained on labels, and {data.name!r} has none: give a trained one, "
                 "as a run, a weights file or (in Python) a module"
             )
@@ -202,12 +202,10 @@ def refuse_early(
             without = ["options"] if settings.options else []
             without += [] if is_frozen_file(one) else [*front_of(settings)]
             if names_a_file(one) and without:
-                raise AskedWronglyError(
-                    f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out"
-                )
+                raise UsageError(f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out")
             models.append(load_teacher(one, data, allow_import, settings)[0])
         elif settings.weights and not isinstance(one, str):
-            raise AskedWronglyError("teacher.weights: has no effect on a module that is passed in: leave it out")
+            raise UsageError("teacher.weights: has no effect on a module that is passed in: leave it out")
         else:
             models.append(in_order(network_of(settings, one, data), settings))
     refuse_scripted(student)
@@ -222,7 +220,7 @@ def considered(
 ) -> tuple[Search | None, tuple[str, ...]]:
     """The networks to choose from where the student is not named, and a warning where a named one is the larger.
 
-    Raises AskedWronglyError where no network keeps within the limits.
+    Raises UsageError where no network keeps within the limits.
     """
     if networks.student is None:
         with stage(watch, "pricing candidate networks"):
@@ -237,7 +235,7 @@ def to_choose(config: Config) -> Config:
     """
     student, target = config.student, config.target
     if not student.name and student.options:
-        raise AskedWronglyError(
+        raise UsageError(
             "student.options: have no effect where the student is chosen: leave them out, or name the student"
         )
     student = replace(student, name=student.name or AUTO)
@@ -253,12 +251,10 @@ def with_papers_student(config: Config) -> Config:
 
 
 def refuse_auto(config: Config) -> None:
-    """Raises AskedWronglyError where the student is not named: only a compression chooses one."""
+    """Raises UsageError where the student is not named: only a compression chooses one."""
     if config.student.name in ("", AUTO):
         given = "auto chooses a student by its costs" if config.student.name else "no student is named"
-        raise AskedWronglyError(
-            f"student.name: {given}, and only compress chooses one: name the student (--student NAME)"
-        )
+        raise UsageError(f"student.name: {given}, and only compress chooses one: name the student (--student NAME)")
 
 
 def folder_for(
@@ -274,7 +270,7 @@ def folder_for(
         return new_run(output_dir, "compress", name, settings, command=command, title=title)
     path = given.path if isinstance(given, Run) else Path(given)
     if not is_run(path):
-        raise AskedWronglyError(f"{path}: not a run folder: leave run= out to start a new one")
+        raise UsageError(f"{path}: not a run folder: leave run= out to start a new one")
     run = Run.open(path)
     # Where the folder was made says nothing of what is in it: it may have been moved since.
     found = compare(completed(run.config), completed(plain(settings)))

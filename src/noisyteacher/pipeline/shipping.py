@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from noisyteacher.data import Splits
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, Exported, export_all, refuse_names
 from noisyteacher.export.exporting import MAX_DROP
 from noisyteacher.export.hub import CARD
@@ -59,7 +59,7 @@ def ship(
     what `nt.export` raises; then no file of any format has been written.
     """
     if not formats:
-        raise AskedWronglyError(f"no format was named: choose from {', '.join(FORMATS)}")
+        raise UsageError(f"no format was named: choose from {', '.join(FORMATS)}")
     refuse_names(formats)
     place = Path(folder)
     told = story or (story_of(run) if run is not None else None)

@@ -11,7 +11,7 @@ from typing import Any
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
-from noisyteacher.errors import AskedWronglyError, FileFormatError
+from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
 from noisyteacher.launch import restarts
 from noisyteacher.locks import at_work
@@ -54,16 +54,16 @@ def train_config(
     config = settled(config, data)
     if not names_a_file(config.teacher.name) and is_given(config.teacher.name, config.teacher, data):
         if config.teacher.weights:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"teacher.weights: {config.teacher.weights} holds a network trained for these classes: use it in "
                 "compress or extract, or leave it out to train a new one"
             )
-        raise AskedWronglyError(
+        raise UsageError(
             f"{config.teacher.name}: is trained already (or comes with its weights): to train it further say "
             "teacher.options.pretrained=true"
         )
     if config.teacher.class_order:
-        raise AskedWronglyError("teacher.class_order: is for a teacher that is trained already: leave it out")
+        raise UsageError("teacher.class_order: is for a teacher that is trained already: leave it out")
     model = network_of(config.teacher, config.teacher.name, data, seed)
     objective = supervised()
     _refuse(objective, model, data, config, config.teacher)
@@ -141,7 +141,7 @@ def distil_config(
     student = config.student
     noise, candidates = noise_of(config.noise, config.choice)
     if candidates and data.val.labels is None:
-        raise AskedWronglyError(
+        raise UsageError(
             f"the noise cannot be chosen: the validation split of {data.name!r} has no labels, and a store of the "
             "training split says nothing of it; give noise.sigma and noise.alpha (--sigma, --alpha), or use compress"
         )
@@ -224,12 +224,12 @@ def _is_this(run: Run, asked: dict[str, Any], settings: dict[str, Any]) -> bool:
 def _teacher_of(store: LogitStore, student: str) -> dict[str, Any]:
     """The architecture of the teacher whose answers are stored.
 
-    Raises AskedWronglyError where a student narrowed from it would have something imported because a file says so.
+    Raises UsageError where a student narrowed from it would have something imported because a file says so.
     """
     found: dict[str, Any] = store.meta.get("teacher", {})
     origin = origin_of(found) if student.startswith(SHRINK) else ""
     if ":" in origin and origin.partition(":")[0] not in ZOO:
-        raise AskedWronglyError(
+        raise UsageError(
             f"{store.path}: for {student} the teacher {origin!r} that this store names would be imported and "
             "called: use compress, where the teacher is named by you, or pass the module in Python"
         )
@@ -242,7 +242,7 @@ def _refuse(objective: Objective, model: Classifier, data: Splits, config: Confi
     augment = {} if recipe.augment == "none" else {"augment": recipe.augment}
     objective.check(data.train, expand_views(recipe.views), model.classes or data.classes, **augment)
     if data.val.labels is None and recipe.patience is not None:
-        raise AskedWronglyError(
+        raise UsageError(
             f"patience={recipe.patience} has no effect: the validation split of {data.name!r} has no labels, and no "
             "teacher is at hand to agree with; leave it out, or use compress"
         )
@@ -254,9 +254,9 @@ def resume_single(
     """Go on with an interrupted run of the kind asked for, `train` or `distil`, from its own config.json."""
     kind, settings = run.info["kind"], run.config
     if "config" not in settings or kind not in ("train", "distil"):
-        raise AskedWronglyError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
+        raise UsageError(f"{run.path}: a {kind} run that cannot be resumed alone: resume the run it belongs to")
     if kind != asked:
-        raise AskedWronglyError(f"{run.path}: a {kind} run, not one of kind {asked}: go on with it by {kind} --resume")
+        raise UsageError(f"{run.path}: a {kind} run, not one of kind {asked}: go on with it by {kind} --resume")
     config = build_config(settings["config"], unused_noise=True)
     if kind == "train":
         return train_config(config, seed=settings["seed"], run=run, begun=begun, watch=watch)

@@ -13,7 +13,7 @@ from torch import nn
 from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Splits, load_data
 from noisyteacher.device import check_threads
-from noisyteacher.errors import AskedWronglyError, DataError, FileFormatError, MismatchError
+from noisyteacher.errors import DataError, FileFormatError, MismatchError, UsageError
 from noisyteacher.locks import alone, at_work
 from noisyteacher.measure import measure
 from noisyteacher.models import (
@@ -89,7 +89,7 @@ def load_teacher(
     fit the data, FileFormatError when the file is damaged, DataError when the path leads nowhere.
     """
     if settings is not None and settings.weights and names_a_file(os.fspath(where)):
-        raise AskedWronglyError(f"teacher.weights: has no effect on {where}, which has its own: leave one of them out")
+        raise UsageError(f"teacher.weights: has no effect on {where}, which has its own: leave one of them out")
     if not names_a_file(os.fspath(where)) and is_given(os.fspath(where), settings) and data is not None:
         named = load_named(os.fspath(where), data, settings or Teacher(name=os.fspath(where)))
         return in_order(named, settings), None

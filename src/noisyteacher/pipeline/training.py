@@ -98,7 +98,7 @@ def train_runs(
     """As `train_run` does for each, those that are not done in common steps (`fit_many`): by order, the trained model
     or the error that ended this one, which is in its error.txt too.
 
-    They differ in models' weights, objectives and seeds alone. Raises AskedWronglyError where they cannot be trained as
+    They differ in models' weights, objectives and seeds alone. Raises UsageError where they cannot be trained as
     one.
     """
     found: dict[int, Trained | NoisyTeacherError] = {}

@@ -20,7 +20,7 @@ def build_report(runs: Asked | Iterable[Asked], format: str = "html") -> str:  #
     """The report on one or more run folders as text (UTF-8 once written): `html`, `md`, `json` or `csv`.
 
     runs: run folders or `Run` objects of any kind; each is shown once, in the order given. Equal folders give equal
-    text. Unfinished and failed runs are reported as such. Raises UnknownNameError for another format, AskedWronglyError
+    text. Unfinished and failed runs are reported as such. Raises UnknownNameError for another format, UsageError
     without runs or for a path that is no run folder, FileFormatError naming a file that is damaged.
 
     `build_report(["runs/20261122T1246Z-compress-mlp800-7f3a9c"])` begins with `<!DOCTYPE html>`.

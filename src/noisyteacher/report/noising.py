@@ -71,7 +71,7 @@ def picture(name: str, study: Study) -> Figure | str:
 
 
 def _store(study: Study) -> LogitStore:
-    """The store that the student learned from. Raises StoreError or AskedWronglyError with the reason."""
+    """The store that the student learned from. Raises StoreError or UsageError with the reason."""
     from noisyteacher.errors import StoreError
     from noisyteacher.store import LogitStore
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError
+from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.report.children import Children, sizes
 from noisyteacher.report.compressed import (
     batch_size,
@@ -28,12 +28,12 @@ Asked = str | os.PathLike[str] | Run
 def read_studies(runs: Asked | Iterable[Asked]) -> tuple[Study, ...]:
     """One Study per run folder, in the order given, each folder once.
 
-    An unfinished or failed run is a study that says so. Raises AskedWronglyError when there are no runs or a path is no
+    An unfinished or failed run is a study that says so. Raises UsageError when there are no runs or a path is no
     run folder, FileFormatError naming the file when one cannot be read.
     """
     given = [runs] if isinstance(runs, (str, os.PathLike, Run)) else list(runs)
     if not given:
-        raise AskedWronglyError("nothing to report: give one or more run folders, such as runs/20261122T1246Z-...")
+        raise UsageError("nothing to report: give one or more run folders, such as runs/20261122T1246Z-...")
     found: dict[Path, Study] = {}
     for one in given:
         path = one.path if isinstance(one, Run) else Path(one)
@@ -47,7 +47,7 @@ def read_study(path: Path) -> Study:
     if not is_run(path):
         inside = list_runs(path, 1) if path.is_dir() else []
         hint = f"it holds {len(inside)} runs, give those: {inside[0].path} ..." if inside else "it has no run.json"
-        raise AskedWronglyError(f"{path}: not a run folder: {hint if path.exists() else 'there is no such folder'}")
+        raise UsageError(f"{path}: not a run folder: {hint if path.exists() else 'there is no such folder'}")
     try:
         run = Run.open(path)
         result = run.result()

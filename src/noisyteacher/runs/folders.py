@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, WriteError
+from noisyteacher.errors import FileFormatError, UsageError, WriteError
 from noisyteacher.files import sync_folder
 from noisyteacher.locks import alone
 from noisyteacher.runs.record import by_name, compare
@@ -45,7 +45,7 @@ def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) 
     """The run with this path, this id, the only one whose id starts like this, or whose hash does.
 
     The hash is what follows the last `-` of an id; of it HASH characters or more are needed. A child is `PARENT/NAME`,
-    where both may be shortened. Raises AskedWronglyError when none or several are meant.
+    where both may be shortened. Raises UsageError when none or several are meant.
     """
     text = os.fspath(which).rstrip("/")
     if text and is_run(Path(text)):
@@ -62,10 +62,10 @@ def find_run(output_dir: str | os.PathLike[str], which: str | os.PathLike[str]) 
         return names[meant[0]]
     where = f"{parent or Path(output_dir)}"
     if meant:
-        raise AskedWronglyError(f"{text!r} may mean {len(meant)} runs of {where}: {', '.join(sorted(meant)[:5])}")
+        raise UsageError(f"{text!r} may mean {len(meant)} runs of {where}: {', '.join(sorted(meant)[:5])}")
     close = nearest(last, names)
     hint = f"did you mean {close!r}?" if close else f"there are {len(names)} runs there"
-    raise AskedWronglyError(f"no run {text!r} in {where}: {hint}")
+    raise UsageError(f"no run {text!r} in {where}: {hint}")
 
 
 def diff_runs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
@@ -77,21 +77,21 @@ def remove_run(run: Run) -> None:
     """Delete the run's folder with all that is in it; a link in it is removed, what it leads to stays.
 
     The folder is renamed first, so an interrupted removal leaves no half run behind. A folder whose run.json is gone or
-    damaged is removed only where it holds nothing but files of runs. Raises AskedWronglyError for something that is not
+    damaged is removed only where it holds nothing but files of runs. Raises UsageError for something that is not
     a run folder, is a link to one, or is being worked on, itself, a run in it or the run around it; WriteError when the
     disk refuses.
     """
     path = run.path.absolute()
     if path.is_symlink():
-        raise AskedWronglyError(f"{path}: a link to a folder, not removed: remove the link, or name the folder itself")
+        raise UsageError(f"{path}: a link to a folder, not removed: remove the link, or name the folder itself")
     if not is_run(path):
-        raise AskedWronglyError(f"{path}: not a run folder (no {INFO} in it), not removed")
+        raise UsageError(f"{path}: not a run folder (no {INFO} in it), not removed")
     try:
         _ = run.info
     except FileFormatError:
         foreign = next(_foreign(path), None)
         if foreign is not None:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"{path}: not removed: it has no readable {INFO}, and {foreign} is no file of a run: move what is "
                 "yours elsewhere, or remove the folder yourself"
             ) from None

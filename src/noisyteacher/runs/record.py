@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.text import flat
 
 ABSENT = "(absent)"
@@ -21,14 +21,14 @@ ABSENT = "(absent)"
 def plain(value: Any, where: str, null_for_nan: bool = False) -> Any:
     """The value as JSON can hold it: tuples as lists, paths as text, scalars of numpy and torch as numbers.
 
-    Raises AskedWronglyError naming the key of what cannot be held; a number that is not finite is that too, or null.
+    Raises UsageError naming the key of what cannot be held; a number that is not finite is that too, or null.
     """
     if value is None or isinstance(value, bool | str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, float):
         if null_for_nan:
             return None
-        raise AskedWronglyError(f"{where} is {value}: JSON has no such number")
+        raise UsageError(f"{where} is {value}: JSON has no such number")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -36,15 +36,13 @@ def plain(value: Any, where: str, null_for_nan: bool = False) -> Any:
     if isinstance(value, dict):
         bad = [key for key in value if not isinstance(key, str)]
         if bad:
-            raise AskedWronglyError(f"{where} has the key {bad[0]!r}: keys must be text")
+            raise UsageError(f"{where} has the key {bad[0]!r}: keys must be text")
         return {key: plain(item, f"{where}.{key}", null_for_nan) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}[{place}]", null_for_nan) for place, item in enumerate(value)]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return plain(value.item(), where, null_for_nan)
-    raise AskedWronglyError(
-        f"{where} is a {type(value).__name__}: only text, numbers, lists and tables can be recorded"
-    )
+    raise UsageError(f"{where} is a {type(value).__name__}: only text, numbers, lists and tables can be recorded")
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, WriteError
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
 from noisyteacher.files import (
     MOST_TEXT,
     make_folder,
@@ -188,7 +188,7 @@ class Run:
         seed, so that a sweep can be gone on with. Raises MismatchError naming what differs, FileFormatError if damaged.
         """
         if name != folder_name(name, 120) or name in RESERVED:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"{name!r} cannot name a child run: use letters, digits, '.', '_' and '-', 120 at most, and not "
                 f"{', '.join(sorted(RESERVED))}"
             )
@@ -225,7 +225,7 @@ def new_run(
 ) -> Run:
     """A new run folder in `output_dir` with config.json and run.json, named like 20261122T1246Z-distil-mlp800-7f3a9c.
 
-    UTC minute, kind, title (by default the name), six random-looking digits. Raises AskedWronglyError naming the key of
+    UTC minute, kind, title (by default the name), six random-looking digits. Raises UsageError naming the key of
     a value that JSON cannot hold, WriteError when the disk refuses.
     """
     asked = _asked(kind, config, parents, seed)

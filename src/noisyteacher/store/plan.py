@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError, StoreError
+from noisyteacher.errors import StoreError, UsageError
 from noisyteacher.files import sha256
 from noisyteacher.text import unknown_name
 
@@ -45,7 +45,7 @@ class Plan:
 
     views: names, in stored order. fingerprints: the four of FINGERPRINTS, SHA-256 hex. dtype: on disk. precision: of
     the teacher's arithmetic. rows_per_shard: 0 chooses about 32 MB of logits and at most 65,536 answers a shard.
-    Raises AskedWronglyError naming the field that cannot be meant.
+    Raises UsageError naming the field that cannot be meant.
     """
 
     rows: int
@@ -59,22 +59,22 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("rows", "classes"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise AskedWronglyError(f"a logit store needs {name} >= 1, got {getattr(self, name)!r}")
+                raise UsageError(f"a logit store needs {name} >= 1, got {getattr(self, name)!r}")
         if isinstance(self.views, str) or not self.views or not all(isinstance(v, str) and v for v in self.views):
-            raise AskedWronglyError(f"a logit store needs the names of one view or more, got {self.views!r}")
+            raise UsageError(f"a logit store needs the names of one view or more, got {self.views!r}")
         if len(set(self.views)) != len(self.views):
-            raise AskedWronglyError(f"a logit store holds each view once, got {list(self.views)}")
+            raise UsageError(f"a logit store holds each view once, got {list(self.views)}")
         words = list(self.fingerprints.values())
         if set(self.fingerprints) != set(FINGERPRINTS) or not all(isinstance(word, str) and word for word in words):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"a logit store needs the fingerprints {', '.join(FINGERPRINTS)}, got {dict(self.fingerprints)!r}"
             )
         if self.dtype not in DTYPES:
             raise unknown_name("dtype of a logit store", str(self.dtype), DTYPES)
         if not isinstance(self.precision, str):
-            raise AskedWronglyError(f"a logit store needs the name of a precision, got {self.precision!r}")
+            raise UsageError(f"a logit store needs the name of a precision, got {self.precision!r}")
         if type(self.rows_per_shard) is not int or self.rows_per_shard < 0:
-            raise AskedWronglyError(f"rows_per_shard must be 0 (choose) or more, got {self.rows_per_shard!r}")
+            raise UsageError(f"rows_per_shard must be 0 (choose) or more, got {self.rows_per_shard!r}")
         object.__setattr__(self, "views", tuple(self.views))
         object.__setattr__(self, "fingerprints", {name: self.fingerprints[name] for name in FINGERPRINTS})
         if not self.rows_per_shard:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.device import PRECISIONS, precision_context
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError
+from noisyteacher.errors import FileFormatError, MismatchError, StoreError, UsageError
 from noisyteacher.files import crc32c, read_bytes, read_json, sha256
 from noisyteacher.modes import channels_last, inference
 from noisyteacher.rng import stream
@@ -175,12 +175,12 @@ class LogitStore:
         model: uint8 `[B, C, H, W]` -> logits `[B, K]`; a torch module is asked where it is, in eval mode and in the
         store's precision. tolerance: absolute, in logits; where a store rounds more than fp32 does, beside that.
         Raises StoreError naming the shard, or the view and row whose logits differ by more; MismatchError when the
-        split has other rows; AskedWronglyError for a model without a split (or the reverse) and for no rows.
+        split has other rows; UsageError for a model without a split (or the reverse) and for no rows.
         """
         if (model is None) != (split is None):
-            raise AskedWronglyError("verify needs the model and the split, or neither (then checksums alone)")
+            raise UsageError("verify needs the model and the split, or neither (then checksums alone)")
         if sample < 1:
-            raise AskedWronglyError(f"verify needs sample >= 1 rows, got {sample}")
+            raise UsageError(f"verify needs sample >= 1 rows, got {sample}")
         for shard in self.shards:
             _check_shard(self.path, shard, read=True)
         total, worst = sum(shard.bytes for shard in self.shards), dict.fromkeys(self.views, float("nan"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from noisyteacher.errors import AskedWronglyError, FileFormatError, MismatchError, StoreError, WriteError
+from noisyteacher.errors import FileFormatError, MismatchError, StoreError, UsageError, WriteError
 from noisyteacher.files import crc32c, make_folder, read_bytes, sync_folder, write_json
 from noisyteacher.locks import alone
 from noisyteacher.store.plan import DTYPES, INDEX, KIND, SCHEMA, SHARD_KIND, Plan, Shard, refuse_non_finite
@@ -36,7 +36,7 @@ class StoreWriter:
         try:
             json.dumps(self.meta, allow_nan=False)  # not after hours of work, when store.json is written
         except (TypeError, ValueError) as error:
-            raise AskedWronglyError(f"the store's meta record cannot be written as JSON: {error}") from error
+            raise UsageError(f"the store's meta record cannot be written as JSON: {error}") from error
         self._done: dict[str, Shard] = {}
         self._finished = False
         self._locks = contextlib.ExitStack()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.files import make_folder, write_bytes
 from noisyteacher.locks import alone, guarded, try_lock
 
@@ -96,7 +96,7 @@ def _free(run: Path) -> None:
     try:
         with alone(run, wait=False):
             return
-    except AskedWronglyError:
+    except UsageError:
         away = run.with_name(f".stalled-{run.name}-{secrets.token_hex(3)}")
         run.rename(away)
         shutil.rmtree(away, ignore_errors=True)

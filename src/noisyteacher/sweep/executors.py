@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.runs import Run
 from noisyteacher.sweep.cells import Cell, in_worker, stacks, train_cell, train_stack
 from noisyteacher.workers import cores, end, processes
@@ -36,12 +36,12 @@ def share_of_threads(jobs: int) -> int:
 def cluster(address: str) -> Iterator[Make]:
     """Makes executors of the dask scheduler at this address; its workers must see the run folder and the data.
 
-    Raises AskedWronglyError without the extra `cluster`, NoisyTeacherError when nobody answers there.
+    Raises UsageError without the extra `cluster`, NoisyTeacherError when nobody answers there.
     """
     try:
         from distributed import Client
     except ImportError as error:
-        raise AskedWronglyError("--scheduler needs dask: pip install 'noisyteacher[cluster]'") from error
+        raise UsageError("--scheduler needs dask: pip install 'noisyteacher[cluster]'") from error
     try:
         client = Client(address, timeout="10s")
     except (OSError, TimeoutError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.runs import Run
 from noisyteacher.sweep.cells import teacher_record
 from noisyteacher.sweep.judging import judge_sweep, preferences
@@ -16,10 +16,10 @@ def so_far(run: Run) -> SweepResult:
     """What the cells that are done say of an unfinished sweep; nothing is trained and nothing written.
 
     Conditions may have different seeds; differences are taken over the seeds that both sides have. `.record` has no
-    costs. Raises AskedWronglyError for another kind of run, or when no cell is done.
+    costs. Raises UsageError for another kind of run, or when no cell is done.
     """
     if run.info["kind"] != "sweep":
-        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep")
+        raise UsageError(f"{run.path}: a {run.info['kind']} run, not a sweep")
     settings = run.config
     question = asked(settings["base"], settings["grids"], settings["seeds"])
     children = {child.path.name: child for child in run.children()}
@@ -36,7 +36,7 @@ def so_far(run: Run) -> SweepResult:
                 failed.append({"condition": one.name, "seed": seed, "run": name, "error": error})
     teachers = _teachers(question, children)
     if not results or not teachers:
-        raise AskedWronglyError(f"{run.path}: no cell of this sweep is done yet")
+        raise UsageError(f"{run.path}: no cell of this sweep is done yet")
     judged, groups = judge_sweep(question.conditions, question.families, results)
     return SweepResult(
         run.path,

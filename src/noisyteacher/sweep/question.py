@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import Config, describe
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.pipeline import (
     load_config_data,
     network_name,
@@ -72,18 +72,18 @@ class Question:
         return {"teacher" if len(bases) == 1 else f"teacher-{key}": members for key, members in bases.items()}
 
     def check(self) -> None:
-        """Raises AskedWronglyError, or what the data and the networks raise, for what no cell could be trained on."""
+        """Raises UsageError, or what the data and the networks raise, for what no cell could be trained on."""
         for members in self.bases().values():
             data = load_config_data(members[0].config)
             unlabelled = [role for role, split in data.parts.items() if split.labels is None]
             if unlabelled:
-                raise AskedWronglyError(
+                raise UsageError(
                     f"{data.name!r} has no labels in {', '.join(unlabelled)}: a sweep judges by error; compress needs "
                     "none"
                 )
             for one in members:
                 if one.config.student.augment != "none":
-                    raise AskedWronglyError(
+                    raise UsageError(
                         f"student.augment: {one.config.student.augment!r} needs the teacher at every step, a sweep's "
                         "cells learn from stored answers: use compress, or sweep over student.views"
                     )
@@ -108,7 +108,7 @@ def asked(
     config = with_papers_student(settled(base_config(base, grids)))
     count = config.run.seeds if seeds is None else seeds
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise AskedWronglyError(f"seeds={count!r}: expected a whole number >= 1")
+        raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     return Question(
         config,

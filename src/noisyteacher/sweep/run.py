@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import Config, completed
-from noisyteacher.errors import AskedWronglyError, MismatchError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.files import write_json
 from noisyteacher.locks import at_work
 from noisyteacher.measure import measure
@@ -73,14 +73,14 @@ def sweep(
     A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
     """
     if jobs < 1 or stack < 1:
-        raise AskedWronglyError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
+        raise UsageError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
-        raise AskedWronglyError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
+        raise UsageError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
     with reported(progress, whole_watch, delay_s=0.0) as watch:
         question = asked(base, grids, seeds, allow_import)
         config = question.base
         if stack > 1 and config.run.profile:
-            raise AskedWronglyError("run.profile measures the steps of one student: leave it or stack out")
+            raise UsageError("run.profile measures the steps of one student: leave it or stack out")
         with stage(watch, "checking the conditions"):
             question.check()
         title, settings = name or config.student.name or "students", dict(question.settings)
@@ -183,7 +183,7 @@ def resume_sweep(
 ) -> SweepResult:
     """Go on with an interrupted sweep, or one with failed cells, from its own config.json; `progress` as in `sweep`."""
     if run.info["kind"] != "sweep":
-        raise AskedWronglyError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
+        raise UsageError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
     settings = run.config
     return sweep(
         settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, stack=stack,

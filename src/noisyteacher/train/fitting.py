@@ -16,7 +16,7 @@ from noisyteacher.checkpoint import (
 )
 from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import AUTO, resolve_device, resolve_precision
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.files import make_folder
 from noisyteacher.history import History, Tick, ticked
 from noisyteacher.models import as_classifier
@@ -91,7 +91,7 @@ def fit(
     of rank 0 writes.
     On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
     views, same dropout, same noise draws.
-    Raises AskedWronglyError for a split whose role is `test` and for an objective that does not return a loss,
+    Raises UsageError for a split whose role is `test` and for an objective that does not return a loss,
     ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
     or shapes differ, TrainingError before the update when the loss or a gradient is not finite.
     """
@@ -152,10 +152,10 @@ def prepared(
 def found_done(loop: Loop, folder: Path, resume: bool) -> History | None:
     """The History of a training that the run folder holds the end of; None where it is to be begun or gone on with.
 
-    Raises AskedWronglyError for a folder with a training where none is to be resumed.
+    Raises UsageError for a folder with a training where none is to be resumed.
     """
     if not (folder / WEIGHTS).exists() and not (folder / CHECKPOINT).exists():
         return None
     if not resume:
-        raise AskedWronglyError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
+        raise UsageError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
     return loop.finished(folder) if (folder / WEIGHTS).exists() else None

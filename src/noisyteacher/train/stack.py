@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 from noisyteacher.checkpoint import frozen_record
 from noisyteacher.data import Batch
 from noisyteacher.device import full_precision
-from noisyteacher.errors import AskedWronglyError
+from noisyteacher.errors import UsageError
 from noisyteacher.models import Classifier, logits_of
 from noisyteacher.optimizers import RULE, build_optimizer
 from noisyteacher.refusals import refuse_gradients
@@ -131,23 +131,23 @@ def seeds_of(loops: Sequence[Loop]) -> tuple[list[int], list[int]]:
 
 
 def refuse_to_stack(models: Sequence[Classifier]) -> None:
-    """Raises AskedWronglyError unless the models can be trained as one: equal but for the values of their weights, none
+    """Raises UsageError unless the models can be trained as one: equal but for the values of their weights, none
     of them shared, with preprocessing that learns nothing and a network without random draws of its own.
     """
     first, shape = models[0], models[0].input_shape
     for number, model in enumerate(models):
         if not (_describe(model) == _describe(first) and _same(model.preprocess, first.preprocess)):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"model {number} is another one than model 0 (network, options, preprocessing, or what is frozen): "
                 "only models of one architecture can be trained as one"
             )
     tensors = [{id(one) for one in (*model.parameters(), *model.buffers())} for model in models]
     if len(set().union(*tensors)) < sum(map(len, tensors)):
-        raise AskedWronglyError("two of the models share weights, or are one: copy.deepcopy makes others of them")
+        raise UsageError("two of the models share weights, or are one: copy.deepcopy makes others of them")
     if any(True for _ in first.preprocess.parameters()):
-        raise AskedWronglyError(f"{first.name!r} learns its preprocessing: such models are trained one by one")
+        raise UsageError(f"{first.name!r} learns its preprocessing: such models are trained one by one")
     if shape is None:
-        raise AskedWronglyError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
+        raise UsageError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
     device = next(first.parameters()).device
     images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=stream(0, "stack")).to(device)
     with torch.no_grad(), kept_draws(device):
@@ -169,7 +169,7 @@ def _refuse_unlike(models: Sequence[Classifier], images: Tensor) -> None:
         )(*tensors)
     except RuntimeError as error:
         why = "draws random numbers (dropout)" if "random" in str(error) else f"fails: {str(error).splitlines()[0]}"
-        raise AskedWronglyError(
+        raise UsageError(
             f"{name!r} cannot be trained as one with others: its forward pass under torch.vmap {why}; train such "
             "models one by one"
         ) from error
@@ -178,13 +178,13 @@ def _refuse_unlike(models: Sequence[Classifier], images: Tensor) -> None:
         own = logits_of(network(images))
         replaced = [key for key, one in network.named_buffers() if before.get(key) != id(one)]
         if replaced:
-            raise AskedWronglyError(
+            raise UsageError(
                 f"{name!r} cannot be trained as one with others: it puts a new tensor in the place of its buffer "
                 f"{replaced[0]!r}; let it change the buffer in place, or train such models one by one"
             )
         gap = float((own - common[number]).abs().max())
         if not gap <= 0.02 * max(1.0, float(own.abs().max())):
-            raise AskedWronglyError(
+            raise UsageError(
                 f"model {number} answers otherwise by itself than as one with the others (by {gap:.2g}): it differs "
                 "from model 0 in more than its weights; train such models one by one"
             )

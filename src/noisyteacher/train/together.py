@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from noisyteacher.checkpoint import signals_held
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import AUTO, precise
-from noisyteacher.errors import AskedWronglyError, NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.files import make_folder
 from noisyteacher.progress import counted, reported
 from noisyteacher.ranks import place
@@ -63,18 +63,18 @@ def fit_many(
     how far the training is, as that of `fit` does; False shows nothing, a callable is told (step, steps in all) after
     every step. Worth it on a GPU, where the common steps are replayed as a CUDA graph as
     far as `fit` would replay all of them; on a CPU two processes are faster (docs/performance.md).
-    Raises AskedWronglyError for models that cannot be trained as one (`train/stack.py`), and in a group of processes.
+    Raises UsageError for models that cannot be trained as one (`train/stack.py`), and in a group of processes.
     """
     if place().size > 1:
-        raise AskedWronglyError("fit_many trains in one process: several processes are one training (fit)")
+        raise UsageError("fit_many trains in one process: several processes are one training (fit)")
     folders: list[Path | None] = [None] * len(models) if runs is None else [Path(one) for one in runs]
     if not len(models) == len(objectives) == len(seeds) == len(folders) or not models:
-        raise AskedWronglyError(
+        raise UsageError(
             f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and {len(folders)} runs: expected "
             "as many of each, at least one"
         )
     if runs is not None and len({os.path.realpath(one) for one in runs}) < len(models):
-        raise AskedWronglyError("two of the runs are one folder: give each training its own")
+        raise UsageError("two of the runs are one folder: give each training its own")
     loops = [
         prepared(
             model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
