@@ -28,8 +28,8 @@ from noisyteacher import (
     logit_regression,
 )
 from noisyteacher.device import precision_context
-from noisyteacher.history import Tick
 from noisyteacher.rng import stream
+from noisyteacher.train.history import Tick
 
 NOISE = Noise(sigma=0.5, alpha=0.5)
 

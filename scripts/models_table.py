@@ -11,9 +11,9 @@ import time
 
 import torch
 
+from noisyteacher.inference import inference
 from noisyteacher.measure import measure
 from noisyteacher.models import MODELS, Classifier, build_model
-from noisyteacher.modes import inference
 
 HEAD = "| name | images | MACs | parameters | bytes | ms, batch 1 | images/s, batch 64 |"
 GREY = ("lenet", "mlp800")

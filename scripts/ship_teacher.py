@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.files import sha256
+from noisyteacher.io.files import sha256
 from noisyteacher.runs import Run
 
 SHIPPED = Path(__file__).resolve().parents[1] / "src" / "noisyteacher" / "models" / "shipped"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import noisyteacher as nt
 from noisyteacher.models import weights_fingerprint
-from noisyteacher.models.zoo import import_torchvision
+from noisyteacher.models.external import import_torchvision
 
 
 def make_torchvision_importable(program: str) -> None:

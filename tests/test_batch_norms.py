@@ -11,7 +11,7 @@ from torch import nn
 import noisyteacher as nt
 from noisyteacher.errors import ConfigError
 from noisyteacher.models import as_classifier
-from noisyteacher.train.batch_norms import lagging, reestimate
+from noisyteacher.train.validation import batch_norms_lag, reestimate_batch_norms
 
 CPU = torch.device("cpu")
 
@@ -41,11 +41,11 @@ def network(momentum: float | None = 0.01, dropout: float = 0.0) -> nn.Module:
 def test_statistics_lag_where_they_reach_back_more_than_half_an_epoch(
     momentum: float | None, steps: int, expected: bool
 ) -> None:
-    assert lagging(nn.Sequential(nn.BatchNorm2d(4, momentum=momentum)), steps) is expected
+    assert batch_norms_lag(nn.Sequential(nn.BatchNorm2d(4, momentum=momentum)), steps) is expected
 
 
 def test_a_model_without_running_statistics_does_not_lag() -> None:
-    assert not lagging(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(4, track_running_stats=False)), 1)
+    assert not batch_norms_lag(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(4, track_running_stats=False)), 1)
 
 
 def test_a_short_training_with_slow_statistics_learns_only_when_they_are_reestimated() -> None:
@@ -64,7 +64,7 @@ def test_a_short_training_with_slow_statistics_learns_only_when_they_are_reestim
 def test_the_statistics_are_those_of_the_training_images() -> None:
     layers, split = network(), ring("train", rows=2048)
     model = as_classifier(layers, input_shape=split.input_shape)
-    reestimate(model, split, CPU, "fp32", torch.contiguous_format)
+    reestimate_batch_norms(model, split, CPU, "fp32", torch.contiguous_format)
     rows = torch.linspace(0, 2047, 1024).long()
     outputs = layers[0](model.preprocess(split.images_at(rows)))
     torch.testing.assert_close(layers[1].running_mean, outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
-from noisyteacher.checkpoint import same_settings
 from noisyteacher.cli import main
 from noisyteacher.config import build_config, describe
-from noisyteacher.errors import ConfigError, MismatchError, UsageError
+from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
 from noisyteacher.pipeline.choosing import Candidate, explain_choice
 from noisyteacher.pipeline.plan import noise_of
@@ -199,19 +198,6 @@ def test_a_run_that_was_begun_when_noise_was_the_default_still_chooses_it(tmp_pa
     begun = compress_config(config)
     (begun.path / "result.json").unlink()
     assert [row.name for row in resume_compress(Run.open(begun.path)).rows] == ["teacher", "labels", "clean"]
-
-
-def test_a_training_that_recorded_a_noise_of_sigma_0_is_one_without_noise() -> None:
-    """Earlier versions did; its checkpoint is gone on with."""
-    clean: dict[str, Any] = {"seed": 0, "objective": {"objective": "distil", "loss": "logit_regression"}}
-    idle, noisy = (
-        {**clean, "objective": {**clean["objective"], "noise": nt.Noise(sigma=sigma, alpha=0.15).describe()}}
-        for sigma in (0.0, 0.5)
-    )
-    same_settings(Path("run"), idle, clean)
-    same_settings(Path("run"), idle, idle)
-    with pytest.raises(MismatchError, match="objective"):
-        same_settings(Path("run"), noisy, clean)
 
 
 def test_a_noise_object_that_changes_nothing_is_no_noise(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_every_preset_is_of_settings_that_there_are() -> None:
 def test_settings_and_functions_speak_of_the_same_choices() -> None:
     """The typed settings repeat the names of noise.py and of fit, without importing torch: they must not drift."""
     hints = {key.split(".")[1]: kind for key, kind, _, _ in config.explain() if key.startswith("noise.")}
-    assert set(hints) == set(noise.FIELDS)
+    assert set(hints) == set(nt.Noise.__dataclass_fields__)
     for name, known in noise.CHOICES.items():
         assert hints[name] == " | ".join(known)
     recipe = {one.name for one in fields(config.Recipe)} - {"name", "options", "preprocess", "mean", "std"}

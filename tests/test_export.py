@@ -29,7 +29,7 @@ from noisyteacher.errors import (
 )
 from noisyteacher.export import FORMATS, Exported, export_all, from_pretrained, notes, refuse_formats, table, verdict
 from noisyteacher.export.checking import Reference, calibration_images, compare
-from noisyteacher.files import check_seal
+from noisyteacher.io.files import check_seal
 from noisyteacher.measure import Latency
 from noisyteacher.models import MODELS, PREPROCESS
 from noisyteacher.stats import Quantity
@@ -549,7 +549,7 @@ def test_a_hub_folder_that_is_not_whole(made: dict[str, Exported], tmp_path: Pat
     (tmp_path / "config.json").write_bytes(good.replace(b"lenet", b"benet"))
     with pytest.raises(FileFormatError, match=r"config.json: checksum"):
         from_pretrained(tmp_path)
-    from noisyteacher.files import write_json
+    from noisyteacher.io.files import write_json
 
     write_json(tmp_path / "config.json", "hub-config", 1, {"architecture": {"name": "nin"}})
     with pytest.raises(FileFormatError, match="tells of another model"):

@@ -17,6 +17,7 @@ import noisyteacher as nt
 from noisyteacher.data import Split
 from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
 from noisyteacher.extract import extract
+from noisyteacher.inference import channels_last, inference
 from noisyteacher.models import (
     Standardize,
     as_classifier,
@@ -24,7 +25,6 @@ from noisyteacher.models import (
     preprocess_fingerprint,
     weights_fingerprint,
 )
-from noisyteacher.modes import channels_last, inference
 from noisyteacher.pipeline.checking import stored_is_live
 from noisyteacher.store import LogitStore
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import NOISES, SETTINGS, SHAPE, blobs, lines, network, table
 from noisyteacher.errors import TrainingError
 from noisyteacher.models import as_classifier
-from noisyteacher.train import abreast, replayed
+from noisyteacher.train import cuda_graph
+from noisyteacher.train.cuda_graph import CapturedStep, GraphEngine
 from test_replayed import Late, step_by_step
-from test_train import blobs
-from test_train_many import NOISES, SETTINGS, SHAPE, lines, network, table
 
 pytestmark = pytest.mark.gpu
 ON_GPU: dict[str, Any] = {**SETTINGS, "device": "cuda"}
@@ -25,13 +25,13 @@ ON_GPU: dict[str, Any] = {**SETTINGS, "device": "cuda"}
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of every capture whether it was one."""
     found: list[bool] = []
-    capture = abreast.Abreast._capture
+    capture = GraphEngine._capture
 
-    def counted(self: abreast.Abreast, step: abreast.Step) -> None:
+    def counted(self: GraphEngine, step: CapturedStep) -> None:
         capture(self, step)
         found.append(step.graph is not None)
 
-    monkeypatch.setattr(abreast.Abreast, "_capture", counted)
+    monkeypatch.setattr(GraphEngine, "_capture", counted)
     return found
 
 
@@ -71,7 +71,7 @@ def test_a_gradient_that_is_not_finite_ends_it_behind_a_checkpoint_too(tmp_path:
     white.images[60] = 255
     options = {**ON_GPU, "batch_size": 8, "checkpoint_every_s": 0.0, "run": tmp_path / "run"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayed, "is_plain", lambda network: True)
+        patch.setattr(cuda_graph, "is_graph_safe", lambda network: True)
         with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.bias is not finite"):
             nt.fit(as_classifier(Late(), input_shape=SHAPE), white, nt.distil(table(), noise=NOISES[1]), **options)
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_captured_goes_on_as_it_did(captured: list[bool]) -> None
             return self.inner(images.flatten(1)) * (1.0 if float(images.mean()) >= 0 else 2.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayed, "is_plain", lambda network: True)
+        patch.setattr(cuda_graph, "is_graph_safe", lambda network: True)
         found = nt.fit(as_classifier(Asking(), input_shape=SHAPE), blobs(), nt.supervised(), **ON_GPU)
     assert captured == [False]
     assert not found.replayed

@@ -7,9 +7,7 @@ and expects the assertion to fail: a check that a mistake passes is no check.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import draw_of, perturbed
 from noisyteacher import noise as noise_module
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import Classifier
-from noisyteacher.noise import Draw, apply_noise, draw_noise, step_units
+from noisyteacher.noise import UnitNoise
 from noisyteacher.rng import stream
 
 ROWS, CLASSES = 48, 4
@@ -72,7 +71,7 @@ def test_target_is_one_plus_xi_times_z() -> None:
     def check() -> None:
         rows = torch.arange(ROWS)
         objective = nt.distil(table(), noise=nt.Noise(sigma=0.5, alpha=0.5, draw="row"))
-        draw = draw_noise(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, stream(0, "noise", 0))
+        draw = draw_of(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, stream(0, "noise", 0))
         own = table().clone().requires_grad_()
         loss_of(objective, own, batch_of(rows)).backward()
         assert own.grad is not None
@@ -80,10 +79,10 @@ def test_target_is_one_plus_xi_times_z() -> None:
         expected = -(draw.xi * table())[draw.selected[:, 0]] / ROWS
         assert torch.allclose(own.grad[draw.selected[:, 0]], expected, atol=1e-6)
 
-    def z_times_xi(logits: Tensor, draw: Draw, kind: str = "multiplicative") -> Tensor:
-        return logits * draw.xi * draw.selected
+    def z_times_xi(logits: Tensor, *, sigma: Any, alpha: Any, unit_noise: UnitNoise, **rest: Any) -> Tensor:
+        return logits * unit_noise.xi(sigma) * unit_noise.selected(alpha)
 
-    mistaken(check, (module("objectives"), "apply_noise", z_times_xi))
+    mistaken(check, (module("objectives"), "perturb", z_times_xi))
 
 
 def test_the_teachers_dropout_is_off() -> None:
@@ -116,14 +115,14 @@ def test_xi_is_a_vector() -> None:
 
     def check() -> None:
         for draw in ("batch", "row"):
-            drawn = draw_noise(nt.Noise(sigma=0.5, alpha=1.0, draw=draw), 16, CLASSES, stream(0, "v"))
-            factors = (apply_noise(torch.ones(16, CLASSES), drawn) - 1)[0]
+            noise = nt.Noise(sigma=0.5, alpha=1.0, draw=draw)
+            factors = (perturbed(torch.ones(16, CLASSES), noise, stream(0, "v")) - 1)[0]
             assert factors.unique().numel() == CLASSES
 
     def scalar(shape: tuple[int, ...], generator: Any, device: Any) -> Tensor:
         return torch.randn(shape[0], 1, generator=generator).expand(shape)
 
-    mistaken(check, (noise_module, "UNIT_NOISE", {"gaussian": scalar}))
+    mistaken(check, (noise_module, "UNIT_DISTRIBUTIONS", {"gaussian": scalar}))
 
 
 def test_alpha_is_a_share_of_the_samples() -> None:
@@ -131,7 +130,7 @@ def test_alpha_is_a_share_of_the_samples() -> None:
 
     def check() -> None:
         noise = nt.Noise(sigma=1.0, alpha=0.5)
-        shares = [float(draw_noise(noise, 64, CLASSES, stream(s, "a")).selected.float().mean()) for s in range(50)]
+        shares = [float(draw_of(noise, 64, CLASSES, stream(s, "a")).selected.float().mean()) for s in range(50)]
         assert all(0.2 < share < 0.8 for share in shares)
 
     def one_coin(*shape: Any, generator: Any = None, device: Any = None) -> Tensor:
@@ -146,16 +145,13 @@ def test_sigma_is_not_a_variance() -> None:
 
     def check() -> None:
         noise = nt.Noise(sigma=0.25, alpha=1.0, draw="row")
-        noisy = apply_noise(torch.ones(4000, CLASSES), draw_noise(noise, 4000, CLASSES, stream(0, "sd")))
+        noisy = perturbed(torch.ones(4000, CLASSES), noise, stream(0, "sd"))
         assert float(noisy.std()) == pytest.approx(0.25, rel=0.05)
 
-    def root(noise: nt.Noise, batch: int, classes: int, generator: Any = None) -> Draw:
-        drawn = right(noise, batch, classes, generator)
-        assert isinstance(noise.sigma, float)
-        return replace(drawn, xi=drawn.xi / noise.sigma**0.5)
+    def root(self: UnitNoise, sigma: Any) -> Tensor:
+        return self.unit * sigma**0.5
 
-    right = noise_module.draw_noise
-    mistaken(check, (sys.modules[__name__], "draw_noise", root))
+    mistaken(check, (UnitNoise, "xi", root))
 
 
 def test_the_loss_is_zero_when_student_and_teacher_agree() -> None:
@@ -207,7 +203,7 @@ def test_the_best_epoch_is_never_chosen_on_test() -> None:
                 refused += 1
         assert refused == 2
 
-    mistaken(check, (module("train.fitting"), "check_roles", lambda train, val: None))
+    mistaken(check, (module("train.fitting"), "_check_roles", lambda train, val: None))
 
 
 def test_the_student_is_in_train_mode_in_every_epoch() -> None:
@@ -229,11 +225,11 @@ def test_the_student_is_in_train_mode_in_every_epoch() -> None:
         classifier.eval()
         return found
 
-    right = module("validation").predict
+    right = module("train.validation").predict
     keep = Classifier.train
     mistaken(
         check,
-        (module("validation"), "predict", leaves_eval),
+        (module("train.validation"), "predict", leaves_eval),
         (Classifier, "train", lambda self, mode=True: self if mode else keep(self, mode)),
     )
 
@@ -304,7 +300,7 @@ def test_noise_is_not_kept_with_the_logits(tmp_path: Path) -> None:
         first, second = (loss_of(objective, raw, batch_of(rows, step)) for step in (0, 1))
         assert float(first) != float(second)
 
-    def always_the_same(noise: nt.Noise, seed: int, step: int, size: int, classes: int, *rows: Any) -> Any:
-        return step_units(noise, seed, 0, size, classes, *rows)
+    def always_the_same(noise: nt.Noise, *, step: int, **rest: Any) -> UnitNoise:
+        return noise_module.unit_noise_at(noise, step=0, **rest)
 
-    mistaken(check, (module("objectives"), "step_units", always_the_same))
+    mistaken(check, (module("objectives"), "unit_noise_at", always_the_same))

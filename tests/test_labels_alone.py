@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
+from noisyteacher.models import model_record
 from noisyteacher.pipeline import Result
+from noisyteacher.pipeline.plan import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run
 from noisyteacher.stats import discordant_p
@@ -49,8 +51,9 @@ def student() -> nn.Module:
 def compressed(folder: Path, right: bool, **options: Any) -> tuple[Result, list[tuple[str, str]]]:
     told: list[tuple[str, str]] = []
     result = nt.compress(
-        teacher(right), student(), options.pop("data", splits()), output_dir=folder, epochs=8, lr=0.1, batch_size=16,
-        checks=False, progress=lambda stage, done, total, note: told.append((stage, note)), **options,
+        teacher(right), student(), options.pop("data", splits()), output_dir=folder, epochs=8, batch_size=16,
+        lr=options.pop("lr", 0.1), checks=False, **options,
+        progress=lambda stage, done, total, note: told.append((stage, note)),
     )  # fmt: skip
     return result, told
 
@@ -95,6 +98,26 @@ def test_the_warning_comes_before_the_noise_is_chosen(tmp_path: Path) -> None:
         n for n, (stage, _) in enumerate(told) if "alpha" in stage or "sigma" in stage
     )
     assert [stage for stage, _ in told].count("warning") == 1
+
+
+@pytest.mark.parametrize("baselines", [True, False])
+@pytest.mark.parametrize(
+    ("right", "options", "weight"),
+    [
+        (False, {}, WEAK_TEACHER_LABEL_WEIGHT),
+        (True, {"lr": 1e-6}, LABEL_WEIGHT),  # a student that has learned little
+        (False, {"label_weight": 0.5}, 0.5),
+        (True, {"lr": 1e-6, "label_weight": 0.5}, 0.5),
+    ],
+)
+def test_labels_weigh_more_beside_a_weak_teacher(
+    tmp_path: Path, right: bool, options: dict[str, Any], weight: float, baselines: bool
+) -> None:
+    result, progress = compressed(tmp_path, right=right, baselines=baselines, **options)
+    record = model_record(result.path / "clean-seed0" / "weights.safetensors")
+    assert record["training"]["settings"]["objective"]["label_weight"] == weight
+    messages = [note for stage, note in progress if stage == "plan" and note.startswith("label weight:")]
+    assert len(messages) == (weight == WEAK_TEACHER_LABEL_WEIGHT)
 
 
 def test_without_labels_there_is_nothing_to_compare_with(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import noisyteacher as nt
 from noisyteacher import metrics
-from noisyteacher.errors import MismatchError, TrainingError, UnknownNameError, UsageError
-from noisyteacher.schedule import rate_factor
+from noisyteacher.errors import MismatchError, TrainingError, UsageError
+from noisyteacher.train.state import rate_factor
 
 
 def test_logit_regression_by_hand() -> None:
@@ -78,8 +78,6 @@ def test_schedules() -> None:
     assert rate_factor("cosine", 5, 10) == pytest.approx(0.5)
     assert [rate_factor("step", s, 8) for s in (3, 4, 6)] == [1.0, 0.1, 0.01]
     assert [rate_factor("linear", step, 6, 2) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    with pytest.raises(UnknownNameError, match="did you mean 'cosine'"):
-        rate_factor("cosin", 0, 1)
 
 
 def test_an_empty_batch_has_no_loss() -> None:

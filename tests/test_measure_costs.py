@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.measure import Costs, Latency, measure, ratios
-from noisyteacher.measure.costs import percentile
+from noisyteacher.measure import Costs, Latency, measure, percentile, ratios
 from noisyteacher.models import Classifier, as_classifier, build_model, save_model
 
 
@@ -26,17 +25,17 @@ def model() -> Classifier:
 def test_bytes_are_those_of_the_file(tmp_path: Path) -> None:
     classifier = build_model("mlp800", classes=4, input_shape=(1, 4, 4), preprocess="local-contrast")
     save_model(classifier, tmp_path / "m.safetensors")
-    found = measure(classifier, latency=False)
-    assert found.bytes == os.path.getsize(tmp_path / "m.safetensors")
-    assert found.bytes > 4 * found.parameters
+    result = measure(classifier, latency=False)
+    assert result.bytes == os.path.getsize(tmp_path / "m.safetensors")
+    assert result.bytes > 4 * result.parameters
 
 
 def test_latency_travels_with_its_conditions() -> None:
     before = torch.get_num_threads()
-    found = measure(model(), batch=3, threads=before + 1, runs=7).latency_ms
-    assert found is not None
-    assert (found.batch, found.threads, found.device, found.runs) == (3, before + 1, "cpu", 7)
-    assert 0 < found.median <= found.p95
+    result = measure(model(), batch=3, threads=before + 1, runs=7).latency_ms
+    assert result is not None
+    assert (result.batch, result.threads, result.device, result.runs) == (3, before + 1, "cpu", 7)
+    assert 0 < result.median <= result.p95
     assert torch.get_num_threads() == before
     assert measure(model(), latency=False).latency_ms is None
 
@@ -51,9 +50,9 @@ def test_latency_is_in_milliseconds_per_call() -> None:
             time.sleep(0.004)
             return x.flatten(1)
 
-    found = measure(Sleeps(), (1, 2, 2), batch=8, runs=5).latency_ms
-    assert found is not None
-    assert 4 <= found.median < 12
+    result = measure(Sleeps(), (1, 2, 2), batch=8, runs=5).latency_ms
+    assert result is not None
+    assert 4 <= result.median < 12
     assert Sleeps.calls >= 5 + 3 + 1
 
 
@@ -86,10 +85,10 @@ def test_peak_memory_of_a_hand_made_net(batch: int) -> None:
 
     weights = 4 * (16 * 1000 + 1000 * 10 + 7)
     images, scaled = batch * 16, 4 * batch * 16
-    found = measure(Chain(), (1, 4, 4), batch=batch, latency=False)
+    result = measure(Chain(), (1, 4, 4), batch=batch, latency=False)
     # While the second wide tensor is made: the images, and two wide ones; the caller's scaled images live on as well.
-    assert found.peak_memory_bytes == weights + images + scaled + 2 * 4 * batch * 1000
-    assert found.batch == batch
+    assert result.peak_memory_bytes == weights + images + scaled + 2 * 4 * batch * 1000
+    assert result.batch == batch
 
 
 def test_views_and_in_place_results_take_no_memory_of_their_own() -> None:
@@ -98,8 +97,8 @@ def test_views_and_in_place_results_take_no_memory_of_their_own() -> None:
             x = x.flatten(1).view(-1, 2, 50).transpose(1, 2).reshape(-1, 2, 50)[:, 0]  # transposing back copies once
             return x.relu_().add_(1).mul_(2)[:, :3]
 
-    found = measure(InPlace(), (1, 10, 10), latency=False)
-    assert found.peak_memory_bytes == 100 + 4 * 100 + 4 * 100
+    result = measure(InPlace(), (1, 10, 10), latency=False)
+    assert result.peak_memory_bytes == 100 + 4 * 100 + 4 * 100
 
 
 def test_tied_weights_are_held_and_counted_once() -> None:
@@ -112,11 +111,11 @@ def test_tied_weights_are_held_and_counted_once() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x.flatten(1)))
 
-    found = measure(Tied(), (1, 8, 8), latency=False)
-    assert found.parameters == 64 * 64
-    assert sum(layer.parameters for layer in found.layers) == 64 * 64
-    assert found.macs == 2 * 64 * 64
-    assert found.peak_memory_bytes < 4 * 64 * 64 + 64 + 4 * 4 * 64
+    result = measure(Tied(), (1, 8, 8), latency=False)
+    assert result.parameters == 64 * 64
+    assert sum(layer.parameters for layer in result.layers) == 64 * 64
+    assert result.macs == 2 * 64 * 64
+    assert result.peak_memory_bytes < 4 * 64 * 64 + 64 + 4 * 4 * 64
 
 
 def test_the_model_is_as_before_afterwards() -> None:
@@ -202,8 +201,8 @@ def some(parameters: int = 8, macs: int = 30, median: float = 2.0, **conditions:
 
 
 def test_ratios_are_teacher_over_student() -> None:
-    found = ratios(some(parameters=8, macs=30, median=6.0), some(parameters=16, macs=3, median=2.0))
-    assert found == {"parameters": 0.5, "bytes": 0.5, "macs": 10.0, "latency_ms": 3.0}
+    result = ratios(some(parameters=8, macs=30, median=6.0), some(parameters=16, macs=3, median=2.0))
+    assert result == {"parameters": 0.5, "bytes": 0.5, "macs": 10.0, "latency_ms": 3.0}
 
 
 def test_ratios_that_would_not_be_true_are_none() -> None:

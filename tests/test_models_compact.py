@@ -34,13 +34,13 @@ def test_costs_are_those_of_the_arithmetic_by_hand() -> None:
     stem = 9 * 3 * 16
     blocks = [block(16, 24, 16), block(24, 48, 8), block(48, 80, 4)]
     costs = nt.measure(small(), latency=False)
-    assert costs.parameters == stem + 2 * 16 + sum(one for one, _ in blocks) + 80 * 10 + 10 == 139_466
-    assert costs.macs == stem * 1024 + sum(one for _, one in blocks) + 80 * 10 == 6_353_696
+    assert costs.parameters == stem + 2 * 16 + sum(weights for weights, _ in blocks) + 80 * 10 + 10 == 139_466
+    assert costs.macs == stem * 1024 + sum(macs for _, macs in blocks) + 80 * 10 == 6_353_696
     assert costs.unsupported == ()
     blocks = [block(16, 32, 16), block(32, 48, 8), block(48, 48, 8, halves=False), block(48, 96, 4)]
     costs = nt.measure(small("compact-s"), latency=False)
-    assert costs.parameters == stem + 2 * 16 + sum(one for one, _ in blocks) + 96 * 10 + 10 == 223_610
-    assert costs.macs == stem * 1024 + sum(one for _, one in blocks) + 96 * 10 == 11_142_080
+    assert costs.parameters == stem + 2 * 16 + sum(weights for weights, _ in blocks) + 96 * 10 + 10 == 223_610
+    assert costs.macs == stem * 1024 + sum(macs for _, macs in blocks) + 96 * 10 == 11_142_080
 
 
 @pytest.mark.parametrize("name", COMPACT)
@@ -82,9 +82,9 @@ def test_large_images_are_halved_before_they_cost_much() -> None:
 @pytest.mark.parametrize("name", COMPACT)
 def test_a_block_starts_as_its_shortcut_and_learns_to_be_more(name: str) -> None:
     model = small(name)
-    found = [module for module in model.modules() if isinstance(module, Residual)]
-    assert len(found) == sum(blocks for _, blocks in COMPACT[name].stages)
-    for module in found:
+    residuals = [module for module in model.modules() if isinstance(module, Residual)]
+    assert len(residuals) == sum(blocks for _, blocks in COMPACT[name].stages)
+    for module in residuals:
         x = torch.randn(2, module.first.conv.in_channels, 6, 6)
         module.eval()
         torch.testing.assert_close(module(x), module.shortcut(x).relu())
@@ -94,13 +94,13 @@ def test_a_block_starts_as_its_shortcut_and_learns_to_be_more(name: str) -> None
 
 def test_all_is_dense_convolution_batch_norm_and_relu() -> None:
     """What fuses and what int8 kernels know; a bias in front of a batch norm would be dead weight."""
-    known = {"Conv2d", "BatchNorm2d", "ReLU", "Identity", "AdaptiveAvgPool2d", "Flatten", "Head"}
+    allowed = {"Conv2d", "BatchNorm2d", "ReLU", "Identity", "AdaptiveAvgPool2d", "Flatten", "Head"}
     for name in COMPACT:
         leaves = [module for module in small(name).network.modules() if not list(module.children())]
-        assert {type(one).__name__ for one in leaves} <= known
-        convolutions = [one for one in leaves if isinstance(one, nn.Conv2d)]
-        assert all(one.groups == 1 and one.bias is None for one in convolutions)
-        assert len(convolutions) == sum(isinstance(one, nn.BatchNorm2d) for one in leaves)
+        assert {type(layer).__name__ for layer in leaves} <= allowed
+        convolutions = [layer for layer in leaves if isinstance(layer, nn.Conv2d)]
+        assert all(layer.groups == 1 and layer.bias is None for layer in convolutions)
+        assert len(convolutions) == sum(isinstance(layer, nn.BatchNorm2d) for layer in leaves)
 
 
 def test_weights_are_he_normal_inside_blocks_too() -> None:

@@ -64,7 +64,7 @@ def test_pooling_of_nin_rounds_up() -> None:
 def test_layers_come_in_the_order_of_the_paper() -> None:
     network = paper_network("nin", 10, COLOUR)
     assert [name for name, _ in network.named_children()] == [
-        *("conv1", "relu1", "conv2", "relu2", "conv3", "relu3", "pool1", "drop1"),
+        *("conv1", "relu1", "conv2", "relu2", "conv3", "pool1", "relu3", "drop1"),
         *("conv4", "relu4", "conv5", "relu5", "conv6", "relu6", "pool2", "drop2"),
         *("conv7", "relu7", "conv8", "relu8", "conv9", "pool3", "flatten1"),
     ]
@@ -159,3 +159,23 @@ def test_images_too_small_for_the_layers_are_refused_by_name() -> None:
     with pytest.raises(MismatchError, match=r"too small for model 'lenet'.*C5\(S1P0\)@50"):
         paper_network("lenet", 10, (1, 9, 9))
     assert paper_network("mlp800", 10, (1, 2, 2))(torch.zeros(1, 1, 2, 2)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["lenet", "nin", "alexnet-cifar", "student3"])
+def test_a_relu_behind_a_max_pooling_gives_the_bits_of_one_before_it(name: str) -> None:
+    shape = GREY if name == "lenet" else COLOUR
+    torch.manual_seed(0)
+    network = paper_network(name, 10, shape).eval()
+    layers = list(network)
+    poolings = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    assert poolings
+    for index in poolings:
+        assert isinstance(layers[index + 1], nn.ReLU)
+        layers[index], layers[index + 1] = layers[index + 1], layers[index]
+    images, results = torch.randn(4, *shape), []
+    for model in (network, nn.Sequential(*layers)):
+        network.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append([logits, *(weight.grad.clone() for weight in network.parameters())])
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))

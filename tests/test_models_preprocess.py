@@ -45,8 +45,8 @@ def contrast_by_loops(image: np.ndarray, window: int = 9) -> np.ndarray:
 def test_local_contrast_is_the_published_formula(shape: tuple[int, int, int]) -> None:
     batch = images(2, *shape)
     batch[1] //= 8  # a dark image: the divisor is its own mean, not the batch's
-    found = LocalContrast()(batch).numpy()
-    for image, ours in zip(batch, found, strict=True):
+    results = LocalContrast()(batch).numpy()
+    for image, ours in zip(batch, results, strict=True):
         np.testing.assert_allclose(ours, contrast_by_loops(image.numpy().astype(np.float64) / 255), atol=2e-5)
 
 
@@ -63,7 +63,7 @@ def test_local_contrast_does_not_see_brightness_or_contrast() -> None:
 def test_local_contrast_settings_are_checked() -> None:
     assert LocalContrast(window=5)(images(1, 1, 8, 8)).shape == (1, 1, 8, 8)
     for window in (8, 1, -3):
-        with pytest.raises(UsageError, match="odd window"):
+        with pytest.raises(UsageError, match="odd number"):
             LocalContrast(window=window)
 
 
@@ -82,11 +82,11 @@ def test_standardize_by_hand() -> None:
 def test_statistics_come_from_the_training_images_in_any_chunking() -> None:
     train = images(9000, 2, 3, 4)  # more than two chunks
     as_numpy = train.numpy().astype(np.float64) / 255
-    for given in (train, [train[:100], train[100:8000], train[8000:]]):
-        module = build_preprocess("standardize", given, (2, 3, 4))
+    for chunks in (train, [train[:100], train[100:8000], train[8000:]]):
+        module = build_preprocess("standardize", chunks, (2, 3, 4))
         np.testing.assert_allclose(module.mean.numpy(), as_numpy.mean((0, 2, 3)), rtol=1e-6)
         np.testing.assert_allclose(module.std.numpy(), as_numpy.std((0, 2, 3)), rtol=1e-6)
-        module = build_preprocess("pixel-mean", given, (2, 3, 4))
+        module = build_preprocess("pixel-mean", chunks, (2, 3, 4))
         np.testing.assert_allclose(module.mean.numpy(), as_numpy.mean(0) * 255, rtol=1e-6)
         np.testing.assert_allclose(module(train).numpy().mean(0), 0, atol=1e-6)
 
@@ -122,7 +122,7 @@ def test_every_preprocessing_can_be_exported_with_any_batch(name: str) -> None:
 
 
 def test_missing_statistics_and_wrong_images_are_refused() -> None:
-    with pytest.raises(UsageError, match="none were given"):
+    with pytest.raises(UsageError, match="needs training images"):
         build_preprocess("pixel-mean", None, (1, 4, 4))
     with pytest.raises(UnknownNameError, match="did you mean 'pixel-mean'"):
         build_preprocess("pixelmean", None, (1, 4, 4))
@@ -130,7 +130,7 @@ def test_missing_statistics_and_wrong_images_are_refused() -> None:
         build_preprocess("standardize", torch.zeros(4, 1, 4, 4), (1, 4, 4))
     with pytest.raises(DataError, match=r"\[N, 1, H, W\]"):
         build_preprocess("standardize", images(4, 3, 4, 4), (1, 4, 4))
-    with pytest.raises(DataError, match="there is none"):
+    with pytest.raises(DataError, match="no training images"):
         build_preprocess("standardize", images(0, 1, 4, 4), (1, 4, 4))
     with pytest.raises(UsageError, match="above 0"):
         Standardize([0.5], [0.0])

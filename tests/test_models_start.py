@@ -22,14 +22,14 @@ SIDE = 8
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Grey images of two classes."""
-    draw, made = np.random.default_rng(0), {}
+    draw, arrays = np.random.default_rng(0), {}
     for role, count in (("train", 32), ("val", 20), ("test", 20)):
-        made |= {
+        arrays |= {
             f"x_{role}": draw.integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8),
             f"y_{role}": np.arange(count) % 2,
         }
     file = tmp_path_factory.mktemp("start") / "grey.npz"
-    np.savez(file, **made)
+    np.savez(file, **arrays)
     return file
 
 
@@ -61,8 +61,8 @@ def test_all_but_the_head_is_loaded(data: nt.Splits, source: nt.Classifier, weig
     theirs = source.network.state_dict()
     same = [name for name, tensor in started.items() if torch.equal(tensor, drawn[name])]
     body = [name for name, tensor in started.items() if torch.equal(tensor, theirs[name][: len(tensor)])]
-    *others, weight, bias = started
-    assert (same, body) == ([weight, bias], others)
+    *names, weight, bias = started
+    assert (same, body) == ([weight, bias], names)
     assert len(started[bias]) == 2
     nt.save_model(source, tmp_path / "ours.safetensors")
     ours = Teacher(name="mlp800", weights=str(tmp_path / "ours.safetensors"))

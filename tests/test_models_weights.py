@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
+from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import (
     MODELS,
     Classifier,
@@ -28,7 +29,6 @@ from noisyteacher.models import (
     saved_bytes,
     weights_fingerprint,
 )
-from noisyteacher.tensorfile import read_tensors, write_tensors
 
 SHAPE = (1, 4, 4)
 
@@ -98,9 +98,9 @@ def test_training_a_loaded_model_leaves_the_file_alone(tmp_path: Path) -> None:
 def test_the_file_is_readable_by_any_safetensors_reader(tmp_path: Path) -> None:
     model = small()
     save_model(model, tmp_path / "m.safetensors")
-    plain = safetensors.torch.load_file(tmp_path / "m.safetensors")
-    assert plain.keys() == model.state_dict().keys()
-    assert torch.equal(plain["network.fc1.weight"], model.network.fc1.weight)
+    tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    assert torch.equal(tensors["network.fc1.weight"], model.network.fc1.weight)
 
 
 def test_saved_bytes_is_the_length_of_the_file(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_every_kind_of_flipped_bit_is_noticed(tmp_path: Path) -> None:
     save_model(model, tmp_path / "m.safetensors")
     good = (tmp_path / "m.safetensors").read_bytes()
     bad = tmp_path / "bad.safetensors"
-    for place in range(0, len(good), 7):
-        bad.write_bytes(good[:place] + bytes([good[place] ^ (1 << place % 8)]) + good[place + 1 :])
+    for position in range(0, len(good), 7):
+        bad.write_bytes(good[:position] + bytes([good[position] ^ (1 << position % 8)]) + good[position + 1 :])
         with pytest.raises(FileFormatError, match=r"bad\.safetensors"):
             load_weights(model, bad)
     for length in (0, 7, 8, 100, len(good) // 2, len(good) - 1):

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
+from noisyteacher.config.training import TrainSettings
 from noisyteacher.errors import ConfigError
-from noisyteacher.muon import ADAM_SIZE, Muon, orthogonal
-from noisyteacher.optimizers import build_optimizer
+from noisyteacher.train.optim import ADAM_SIZE, Muon, build_optimizer, orthogonal
 
 
 def quintic(value: float, rounds: int = 5) -> float:
@@ -106,8 +106,8 @@ def test_what_is_empty_stays_and_what_is_complex_is_refused() -> None:
     learned = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((0, 3), (2, 0), (2,))]
     for one in learned:
         one.grad = torch.ones_like(one)
-    build_optimizer("muon", learned, lr=0.1, momentum=None, weight_decay=0.0).step()
+    build_optimizer(TrainSettings(optimizer="muon", lr=0.1), learned).step()
     torch.testing.assert_close(learned[2].detach(), torch.full((2,), -0.1))
     wave = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
     with pytest.raises(ConfigError, match="complex"):
-        build_optimizer("muon", [wave], lr=0.1, momentum=None, weight_decay=0.0)
+        build_optimizer(TrainSettings(optimizer="muon", lr=0.1), [wave])

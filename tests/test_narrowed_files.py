@@ -17,8 +17,8 @@ import noisyteacher as nt
 from noisyteacher.errors import FileFormatError
 from noisyteacher.export import export_all
 from noisyteacher.export.formats import FORMATS
+from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import build_model, load_model, save_model, weights_fingerprint
-from noisyteacher.tensorfile import read_tensors, write_tensors
 
 SHAPE = (3, 32, 32)
 HF_CONFIG = {
@@ -100,12 +100,12 @@ def rewritten(model: nn.Module, path: Path, of: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("of", "told"),
     [
-        ({"name": "timm:test_resnet", "options": {"pretrained": True}}, r"options \['pretrained'\] in it do not"),
-        ({"name": "hf:somebody/model", "options": {}}, r"options \[\] in it do not describe a network of hf alone"),
+        ({"name": "timm:test_resnet", "options": {"pretrained": True}}, r"options \['pretrained'\] do not"),
+        ({"name": "hf:somebody/model", "options": {}}, r"options \[\] do not describe a network of hf alone"),
         ({"name": "timm:nonesuch", "options": {}}, "cannot be built: timm:nonesuch: no such network"),
         ({"name": "timm:resnet18", "options": {}}, "do not fit the model"),
         ({"name": "timm:test_vit", "options": {}}, "cannot be narrowed"),
-        ({"name": "shrink:0.5", "options": {"of": {"name": "hf:x", "options": {}}}}, r"options \[\] in it do not"),
+        ({"name": "shrink:0.5", "options": {"of": {"name": "hf:x", "options": {}}}}, r"options \[\] do not"),
     ],
     ids=str,
 )

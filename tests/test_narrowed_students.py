@@ -12,7 +12,7 @@ from torch import nn
 import noisyteacher as nt
 from noisyteacher.config import build_config, describe
 from noisyteacher.errors import ConfigError, UsageError
-from noisyteacher.files import write_json
+from noisyteacher.io.files import write_json
 from noisyteacher.paper.run import _same
 from noisyteacher.pipeline import compress_config, distil_config, resume_compress, settled, train_config, wrong_names
 from noisyteacher.runs import Run, list_runs
@@ -89,7 +89,7 @@ def test_a_wrong_ratio_or_teacher_starts_nothing(tmp_path: Path) -> None:
     for parts, told in (
         ({"student": {"name": "shrink:2"}}, "0 < RATIO <= 1"),
         ({"student": {"options": {"dropout": 0.5}}}, "have no effect on 'shrink:0.5'"),
-        ({"teacher": {"name": "shrink:0.5"}}, "none was given"),
+        ({"teacher": {"name": "shrink:0.5"}}, "pass teacher="),
     ):
         with pytest.raises(UsageError, match=told):
             compress_config(build_config(settings(tmp_path, **parts)))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisyteacher as nt
+from helpers import Draw, draw_of, perturbed, scale
 from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
-from noisyteacher.noise import CHOICES, Draw, apply_noise, draw_noise, scaled, step_draw, step_units, strengths
+from noisyteacher.noise import CHOICES, UnitNoise, unit_noise_at
 from noisyteacher.rng import stream
 
 
@@ -22,10 +23,11 @@ def clean(rows: int = 64, classes: int = 10) -> torch.Tensor:
 
 
 def test_eq_2_by_hand() -> None:
-    draw = Draw(torch.tensor([[True], [False]]), torch.tensor([[0.5, -1.0]]))
+    unit_noise = UnitNoise(torch.tensor([[0.1], [0.6]]), torch.tensor(0.0), torch.tensor([[1.0, -2.0]]))
     logits = torch.tensor([[2.0, 4.0], [3.0, -1.0]])
-    assert torch.equal(apply_noise(logits, draw), torch.tensor([[3.0, 0.0], [3.0, -1.0]]))
-    assert torch.equal(apply_noise(logits, draw, "additive"), torch.tensor([[2.5, 3.0], [3.0, -1.0]]))
+    for kind, expected in (("multiplicative", [[3.0, 0.0], [3.0, -1.0]]), ("additive", [[2.5, 3.0], [3.0, -1.0]])):
+        noisy = nt.perturb(logits, sigma=0.5, alpha=0.5, kind=kind, unit_noise=unit_noise)  # type: ignore[arg-type]
+        assert torch.equal(noisy, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("kind", CHOICES["kind"])
@@ -42,7 +44,7 @@ def test_no_noise_is_bit_identical(draw: str, kind: str, sigma: float, alpha: fl
 @pytest.mark.parametrize("draw", ["row", "scalar"])
 def test_sigma_is_a_standard_deviation(draw: str, distribution: str) -> None:
     noise = nt.Noise(sigma=0.7, alpha=1.0, draw=draw, distribution=distribution)
-    xi = draw_noise(noise, 40_000, 10, stream(0, "sd")).xi
+    xi = draw_of(noise, 40_000, 10, stream(0, "sd")).xi
     bound = 5 / math.sqrt(xi.numel())
     assert abs(float(xi.mean())) < 0.7 * bound
     assert abs(float(xi.std()) / 0.7 - 1) < 2 * bound
@@ -52,7 +54,7 @@ def test_the_three_distributions_differ_in_their_fourth_moment() -> None:
     """Kurtosis of the Gaussian is 3, of the uniform 1.8, of the Laplace 6."""
     found = {}
     for name in CHOICES["distribution"]:
-        xi = draw_noise(nt.Noise(sigma=1.0, alpha=1.0, draw="row", distribution=name), 100_000, 10, stream(0, "k")).xi
+        xi = draw_of(nt.Noise(sigma=1.0, alpha=1.0, draw="row", distribution=name), 100_000, 10, stream(0, "k")).xi
         found[name] = float(xi.double().pow(4).mean())
     assert found == pytest.approx({"gaussian": 3.0, "uniform": 1.8, "laplace": 6.0}, rel=0.05)
 
@@ -60,7 +62,7 @@ def test_the_three_distributions_differ_in_their_fourth_moment() -> None:
 def test_alpha_selects_samples_one_by_one() -> None:
     """Over many batches the number selected is binomial: its mean T alpha, its variance T alpha (1 - alpha)."""
     noise = nt.Noise(sigma=1.0, alpha=0.3)
-    counts = torch.tensor([float(draw_noise(noise, 64, 10, stream(s, "m")).selected.sum()) for s in range(3000)])
+    counts = torch.tensor([float(draw_of(noise, 64, 10, stream(s, "m")).selected.sum()) for s in range(3000)])
     assert float(counts.mean()) == pytest.approx(64 * 0.3, rel=0.02)
     assert float(counts.var()) == pytest.approx(64 * 0.3 * 0.7, rel=0.15)
 
@@ -80,11 +82,11 @@ def test_the_readings_of_xi() -> None:
 
 def test_conditions_share_their_draws() -> None:
     """More alpha keeps the selected samples; more sigma stretches the same directions."""
-    few, many = (draw_noise(nt.Noise(sigma=0.5, alpha=a), 64, 10, stream(3, "s")) for a in (0.2, 0.7))
+    few, many = (draw_of(nt.Noise(sigma=0.5, alpha=a), 64, 10, stream(3, "s")) for a in (0.2, 0.7))
     assert bool((few.selected <= many.selected).all())
     assert int(few.selected.sum()) < int(many.selected.sum())
     assert torch.equal(few.xi, many.xi)
-    wide = draw_noise(nt.Noise(sigma=1.0, alpha=0.2), 64, 10, stream(3, "s"))
+    wide = draw_of(nt.Noise(sigma=1.0, alpha=0.2), 64, 10, stream(3, "s"))
     assert torch.equal(wide.xi, 2 * few.xi)
 
 
@@ -92,8 +94,8 @@ def test_a_range_of_sigma_is_drawn_uniformly_per_batch() -> None:
     """Relative to the draw at sigma 1 the scale is one number per batch, uniform on the range."""
     scales = []
     for step in range(2000):
-        wide = draw_noise(nt.Noise(sigma=(0.01, 1.0), alpha=1.0), 8, 10, stream(step, "r")).xi
-        unit = draw_noise(nt.Noise(sigma=1.0, alpha=1.0), 8, 10, stream(step, "r")).xi
+        wide = draw_of(nt.Noise(sigma=(0.01, 1.0), alpha=1.0), 8, 10, stream(step, "r")).xi
+        unit = draw_of(nt.Noise(sigma=1.0, alpha=1.0), 8, 10, stream(step, "r")).xi
         ratio = wide / unit
         assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4)
         scales.append(float(ratio[0, 0]))
@@ -107,10 +109,7 @@ def test_expected_loss_is_the_clean_one_plus_a_constant() -> None:
     """E L(z') = L(z) + alpha sigma^2 / 2T * sum ||z||^2: the second term does not depend on the student."""
     teacher, student = clean(16), torch.randn(16, 10, generator=stream(1, "student"))
     noise = nt.Noise(sigma=0.6, alpha=0.4, draw="row")
-    losses = [
-        float(nt.logit_regression(student, apply_noise(teacher, draw_noise(noise, 16, 10, stream(s, "e")))))
-        for s in range(4000)
-    ]
+    losses = [float(nt.logit_regression(student, perturbed(teacher, noise, stream(s, "e")))) for s in range(4000)]
     mean = sum(losses) / len(losses)
     expected = float(nt.logit_regression(student, teacher)) + 0.4 * 0.36 / 32 * float(teacher.square().sum())
     error = (sum((one - mean) ** 2 for one in losses) / len(losses)) ** 0.5 / math.sqrt(len(losses))
@@ -124,7 +123,7 @@ def test_noise_on_the_student_regularises() -> None:
     noise = nt.Noise(sigma=0.6, alpha=0.4, draw="row")
     total = torch.zeros(())
     for s in range(4000):
-        total = total + nt.logit_regression(apply_noise(student, draw_noise(noise, 16, 10, stream(s, "g"))), teacher)
+        total = total + nt.logit_regression(perturbed(student, noise, stream(s, "g")), teacher)
     (total / 4000).backward()
     assert student.grad is not None
     expected = ((student - teacher) + 0.4 * 0.36 * student).detach() / 16
@@ -135,7 +134,9 @@ def test_fresh_and_frozen() -> None:
     rows = torch.tensor([3, 1, 2])
 
     def at(noise: nt.Noise, step: int, which: torch.Tensor) -> Draw:
-        return step_draw(noise, seed=0, step=step, rows=which, total_rows=5, size=len(which), classes=4)
+        return scale(
+            noise, unit_noise_at(noise, seed=0, step=step, rows=which, total_rows=5, batch=len(which), classes=4)
+        )
 
     fresh = nt.Noise(sigma=1.0, alpha=1.0, draw="row")
     assert not torch.equal(at(fresh, 0, rows).xi, at(fresh, 1, rows).xi)
@@ -145,7 +146,7 @@ def test_fresh_and_frozen() -> None:
     assert torch.equal(first.xi.flip(0), later.xi)
     assert torch.equal(first.selected.flip(0), later.selected)
     with pytest.raises(MismatchError, match="row numbers"):
-        step_draw(frozen, seed=0, step=0, rows=None, total_rows=None, size=3, classes=4)
+        unit_noise_at(frozen, seed=0, step=0, rows=None, total_rows=None, batch=3, classes=4)
 
 
 @given(
@@ -155,8 +156,8 @@ def test_fresh_and_frozen() -> None:
 def test_unselected_rows_are_untouched(sigma: float, alpha: float, rows: int, classes: int, seed: int) -> None:
     logits = clean(rows, classes)
     noise = nt.Noise(sigma=sigma, alpha=alpha, draw="row")
-    draw = draw_noise(noise, rows, classes, stream(seed, "u"))
-    noisy = apply_noise(logits, draw)
+    draw = draw_of(noise, rows, classes, stream(seed, "u"))
+    noisy = perturbed(logits, noise, stream(seed, "u"))
     rest = ~draw.selected[:, 0]
     assert torch.equal(noisy[rest], logits[rest])
     expected = logits * (1 + draw.xi)
@@ -201,7 +202,7 @@ def test_frozen_noise_takes_one_row_of_the_split_per_sample(rows: torch.Tensor, 
     """One row for six images would be broadcast, a negative one would count from the end."""
     frozen = nt.Noise(sigma=1.0, alpha=1.0, draw="row", frozen=True)
     with pytest.raises(MismatchError, match=words):
-        step_draw(frozen, seed=0, step=0, rows=rows, total_rows=8, size=6, classes=4)
+        unit_noise_at(frozen, seed=0, step=0, rows=rows, total_rows=8, batch=6, classes=4)
 
 
 def test_what_is_no_tensor_no_generator_and_no_switch_is_refused() -> None:
@@ -223,10 +224,10 @@ def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
     """The result is the exact one rounded to the type: 1 + xi alone would already lose most of a small xi."""
     logits = clean().to(dtype)
     noise = nt.Noise(sigma=0.003, alpha=0.5, draw="row", kind=kind)
-    draw = draw_noise(noise, 64, 10, stream(0, "half"))
+    draw = draw_of(noise, 64, 10, stream(0, "half"))
     wide, xi = logits.double(), draw.xi.double()
     exact = torch.where(draw.selected, wide * (1 + xi) if kind == "multiplicative" else wide + xi, wide)
-    found = apply_noise(logits, draw, kind)
+    found = perturbed(logits, noise, stream(0, "half"))
     assert found.dtype == dtype
     assert float((found != exact.to(dtype)).float().mean()) < 0.005  # two roundings, by way of fp32, are rarely one
     assert torch.equal(found[~draw.selected[:, 0]], logits[~draw.selected[:, 0]])
@@ -256,27 +257,29 @@ def test_a_schedule_scales_sigma_and_nothing_else(name: str, frozen: bool) -> No
     rows = torch.tensor([4, 0, 2])
 
     def at(noise: nt.Noise, step: int, total_steps: int | None) -> Draw:
-        return step_draw(noise, seed=1, step=step, rows=rows, total_rows=5, size=3, classes=4, total_steps=total_steps)
+        unit_noise = unit_noise_at(noise, seed=1, step=step, rows=rows, total_rows=5, batch=3, classes=4)
+        return Draw(unit_noise.selected(noise.alpha), unit_noise.xi(noise.sigma_at(step, total_steps)))
 
     noise = nt.Noise(sigma=0.8, alpha=0.5, draw="row", frozen=frozen)
-    for step, scale in enumerate(SCALES[name]):
+    for step, factor in enumerate(SCALES[name]):
         plain, found = at(noise, step, None), at(replace(noise, schedule=name), step, 4)  # type: ignore[arg-type]
         assert torch.equal(found.selected, plain.selected)
-        assert torch.allclose(found.xi, scale * plain.xi, rtol=1e-6, atol=1e-7)
+        assert torch.allclose(found.xi, factor * plain.xi, rtol=1e-6, atol=1e-7)
         assert bool(plain.xi.all())
 
 
 def test_constant_noise_needs_no_length_and_keeps_its_bits() -> None:
     noise = nt.Noise(sigma=0.8, alpha=0.5)
-    units = step_units(noise, 0, 3, 6, 4)
+    unit_noise = unit_noise_at(noise, seed=0, step=3, batch=6, classes=4)
     for total_steps in (None, 7):
-        found = scaled(units, *strengths(noise, 3, total_steps))
-        assert torch.equal(found.xi.view(torch.int32), (units[2] * 0.8).view(torch.int32))
-        assert torch.equal(found.selected, units[0] < 0.5)
+        sigma = noise.sigma_at(3, total_steps)
+        for value in (sigma, torch.tensor(sigma)):  # as training steps give it
+            assert torch.equal(unit_noise.xi(value).view(torch.int32), (unit_noise.unit * 0.8).view(torch.int32))
+        assert torch.equal(unit_noise.selected(torch.tensor(0.5)), unit_noise.chance < 0.5)
     for name in ("linear", "cosine", "early", "late"):
         with pytest.raises(MismatchError, match=f"schedule '{name}' needs the length of the run"):
-            strengths(replace(noise, schedule=name), 3, None)  # type: ignore[arg-type]
-        one, other = (draw_noise(each, 6, 4, stream(0, "c")) for each in (noise, replace(noise, schedule=name)))  # type: ignore[arg-type]
+            replace(noise, schedule=name).sigma_at(3, None)  # type: ignore[arg-type]
+        one, other = (draw_of(each, 6, 4, stream(0, "c")) for each in (noise, replace(noise, schedule=name)))  # type: ignore[arg-type]
         assert torch.equal(one.xi, other.xi), "a draw outside of a training knows no schedule"
     with pytest.raises(ConfigError, match="schedule='linaer': did you mean 'linear'"):
         nt.Noise(sigma=0.8, alpha=0.5, schedule="linaer")  # type: ignore[arg-type]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import noisyteacher as nt
+from helpers import blobs, small
 from noisyteacher import device
 from noisyteacher.config import build_config
 from noisyteacher.data import Split
 from noisyteacher.pipeline import compress_config
 from noisyteacher.runs import Run
-from test_train import blobs, small
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

@@ -12,10 +12,10 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.data import expand_views
-from noisyteacher.optimizers import preferred_optimizer
 from noisyteacher.pipeline import distil_config, extract_config, settled, train_config
 from noisyteacher.pipeline.plan import default_views
 from noisyteacher.runs import Run
+from noisyteacher.train.optim import preferred_optimizer
 
 
 def images(folder: Path, channels: int, labels: bool = True) -> str:

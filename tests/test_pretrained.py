@@ -9,7 +9,7 @@ import torch
 
 import noisyteacher as nt
 from noisyteacher.errors import UnknownNameError
-from noisyteacher.files import sha256
+from noisyteacher.io.files import sha256
 from noisyteacher.models import weights_file
 
 

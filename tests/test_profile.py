@@ -16,7 +16,7 @@ from noisyteacher.data import Batch, Split
 from noisyteacher.device import matmul_peak
 from noisyteacher.pipeline.profiling import profile_notes, profile_table, profiled
 from noisyteacher.runs import list_runs
-from noisyteacher.stopwatch import STEP_PHASES, Stopwatch
+from noisyteacher.train.history import STEP_PHASES, PhaseTimer
 
 
 def images(rows: int = 96) -> Split:
@@ -56,7 +56,7 @@ def test_profiling_changes_no_weight() -> None:
 
 
 def test_the_arithmetic_of_a_step_and_the_table() -> None:
-    watch = Stopwatch(torch.device("cpu"), dict.fromkeys(("forward", "backward"), 2.0), steps=4, samples=120)
+    watch = PhaseTimer(torch.device("cpu"), dict.fromkeys(("forward", "backward"), 2.0), steps=4, samples=120)
     watch.seconds |= {phase: 0.0 for phase in (*STEP_PHASES, "validation", "checkpoint") if phase not in watch.seconds}
     watch.cpu_seconds = 1.0
     found = profiled(mlp(), watch, {"precision": "fp32"})
@@ -74,7 +74,7 @@ def test_the_arithmetic_of_a_step_and_the_table() -> None:
 
 
 def test_a_single_step_has_no_profile() -> None:
-    assert profiled(mlp(), Stopwatch(torch.device("cpu")), {}) is None
+    assert profiled(mlp(), PhaseTimer(torch.device("cpu")), {}) is None
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:

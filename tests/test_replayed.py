@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import noisyteacher as nt
+from helpers import NOISES, SETTINGS, SHAPE, blobs, difference, lines, network, table
+from noisyteacher.config.training import TrainSettings
 from noisyteacher.errors import TrainingError
-from noisyteacher.history import History, Tick
 from noisyteacher.models import as_classifier
-from noisyteacher.modes import is_plain
-from noisyteacher.muon import Muon
 from noisyteacher.objectives import Objective
 from noisyteacher.rng import kept_draws, stream
-from noisyteacher.train import abreast, fitting, replayed, steps, together
-from test_train import blobs
-from test_train_many import NOISES, SETTINGS, SHAPE, difference, lines, network, table
+from noisyteacher.train import cuda_graph, fitting, trainer
+from noisyteacher.train.cuda_graph import CapturedStep, GraphEngine, is_graph_safe
+from noisyteacher.train.history import History, Tick
+from noisyteacher.train.optim import Muon
 
 
 class Graph:
@@ -30,61 +30,61 @@ class Graph:
     modes of layers are those of the moment when it was captured.
     """
 
-    def __init__(self, stack: abreast.Abreast, step: abreast.Step) -> None:
-        self.stack, self.step = stack, step
-        self.modes = [(one, one.training) for loop in stack.loops for one in loop.model.modules()]
-        kept = [(one, one.detach().clone()) for one in self.state()]
+    def __init__(self, engine: GraphEngine, step: CapturedStep) -> None:
+        self.engine, self.step = engine, step
+        self.modes = [(layer, layer.training) for student in engine.students for layer in student.model.modules()]
+        saved = [(tensor, tensor.detach().clone()) for tensor in self.state()]
         with kept_draws():
-            self.read, self.told = stack._run(step)
+            step.numbers, step.metrics = engine._compute(step)
+        self.numbers = step.numbers
         with torch.no_grad():
-            for one, before in kept:  # a capture computes nothing
-                one.copy_(before)
+            for tensor, before in saved:  # a capture computes nothing
+                tensor.copy_(before)
 
     def state(self) -> list[Tensor]:
-        found = [self.stack.dead]
-        for loop in self.stack.loops:
-            slots = (value for one in loop.optimizer.state.values() for value in one.values())
-            found += [*loop.model.parameters(), *loop.model.buffers(), *slots]
-        return found
+        tensors = [self.engine.failed_mask]
+        for student in self.engine.students:
+            slots = (value for slots in student.optimizer.state.values() for value in slots.values())
+            tensors += [*student.model.parameters(), *student.model.buffers(), *slots]
+        return tensors
 
     def replay(self) -> None:
-        parameters = [one for loop in self.stack.loops for _, one in loop.named]
-        grads, modes = [one.grad for one in parameters], [(one, one.training) for one, _ in self.modes]
-        for one, mode in self.modes:
-            one.training = mode
-        read, _ = self.stack._run(self.step)
-        self.read.copy_(read)
-        for one, mode in modes:
-            one.training = mode
+        parameters = [parameter for student in self.engine.students for _, parameter in student.parameters]
+        grads, modes = (
+            [parameter.grad for parameter in parameters],
+            [(layer, layer.training) for layer, _ in self.modes],
+        )
+        for layer, mode in self.modes:
+            layer.training = mode
+        numbers, _ = self.engine._compute(self.step)
+        self.numbers.copy_(numbers)
+        for layer, mode in modes:
+            layer.training = mode
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """All trainings go by `Replayed`; the list says of every launch how many models it was of."""
-    found: list[int] = []
-    launch, made = abreast.Abreast.launch, abreast.Abreast.__init__
+    """All trainings run on the graph engine; the list has the number of students of every step."""
+    counts: list[int] = []
 
-    def counted(self: abreast.Abreast, batches: Any, asked: Any) -> abreast.Reading:
-        found.append(len(self.loops))
-        return launch(self, batches, asked)
+    class Engine(GraphEngine):
+        def __init__(self, students: Any, plan: Any) -> None:
+            super().__init__(students, plan)
+            self.can_capture = True
 
-    def with_graphs(self: abreast.Abreast, loops: Any) -> None:
-        made(self, loops)
-        self.graphs = True
+        def step(self, batches: Any) -> Any:
+            counts.append(len(self.students))
+            return super().step(batches)
 
-    def capture(self: abreast.Abreast, step: abreast.Step) -> None:
-        step.graph = Graph(self, step)
-        step.read, step.told = step.graph.read, step.graph.told
+        def _capture(self, step: CapturedStep) -> None:
+            step.graph = Graph(self, step)
 
-    monkeypatch.setattr(abreast.Abreast, "launch", counted)
-    monkeypatch.setattr(abreast.Abreast, "__init__", with_graphs)
-    monkeypatch.setattr(abreast.Abreast, "_capture", capture)
-    monkeypatch.setattr(abreast, "EAGER", 2)
-    for module in (fitting, together):
-        monkeypatch.setattr(module, "replayable", lambda loops: True)
-    return found
+    monkeypatch.setattr(trainer, "GraphEngine", Engine)
+    monkeypatch.setattr(trainer, "can_replay", lambda students, plan: True)
+    monkeypatch.setattr(cuda_graph, "EAGER_STEPS", 2)
+    return counts
 
 
 def taught() -> list[Objective]:
@@ -107,7 +107,7 @@ def alone(models: list[Any], objectives: list[Objective], seeds: list[int], **op
 
 def step_by_step(model: Any, *given: Any, **options: Any) -> History:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "replayable", lambda loops: False)
+        patch.setattr(trainer, "can_replay", lambda students, plan: False)
         return nt.fit(model, *given, **options)
 
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_between_replays_changes_nothing(
 ) -> None:
     """It drops the gradients that Python sees, a replay brings none back; and two steps at once are told one by one."""
     seconds = itertools.count()
-    monkeypatch.setattr(steps.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(seconds)))
     options = {**SETTINGS, "batch_size": 12, "epochs": 2, "seed": 4, "checkpoint_every_s": 7.0}
     objective = nt.distil(table(), noise=NOISES[4])
     (expected,) = alone([network(4)], [objective], [4], **{**SETTINGS, "batch_size": 12, "epochs": 2})
@@ -276,14 +276,14 @@ def test_what_breaks_within_a_step_leaves_no_checkpoint_of_two(
 
             patch.setattr(torch.optim.Adam, "step", broken)
         else:
-            wait = abreast.Reading.wait
+            add = trainer.add_to_sums
 
-            def interrupted(self: abreast.Reading) -> list[float]:
+            def interrupted(*arguments: Any) -> None:
                 if next(count) == 4:
                     raise KeyboardInterrupt
-                return wait(self)
+                add(*arguments)
 
-            patch.setattr(abreast.Reading, "wait", interrupted)
+            patch.setattr(trainer, "add_to_sums", interrupted)
         with pytest.raises((RuntimeError, KeyboardInterrupt)):
             nt.fit(network(4), blobs(), objective, run=tmp_path / "run", **options)
     again = network(4)
@@ -300,8 +300,6 @@ def test_teachers_of_unlike_numbers_are_picked_from(launched: list[int]) -> None
     for line, theirs in zip(lines(found), lines(expected), strict=True):
         assert line == pytest.approx(theirs, rel=2e-4, abs=2e-5)
     assert difference(one, other) < 1e-4
-    assert nt.distil([table(), table().half()], combine="pick").parts.half  # type: ignore[union-attr]
-    assert not objective.parts.half  # type: ignore[union-attr]
 
 
 def test_whoever_is_told_may_put_the_model_into_another_mode(launched: list[int]) -> None:
@@ -350,7 +348,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(launched: list[int], tmp_path: 
 def test_checkpoints_are_of_one_step(launched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process leaves that is killed without a word, where checkpoints come due while a step is under way."""
     seconds = itertools.count()
-    monkeypatch.setattr(steps.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(seconds)))
     options = {**SETTINGS, "checkpoint_every_s": 7.0, "resume": True}
     runs = [tmp_path / str(number) for number in range(2)]
     told: list[int] = []
@@ -378,34 +376,29 @@ def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.M
             return images
 
     plain = network(0)
-    assert is_plain(plain)
-    assert not is_plain(nn.Sequential(plain.network, Counting()))
+    assert is_graph_safe(plain)
+    assert not is_graph_safe(nn.Sequential(plain.network, Counting()))
     watched, clipped = network(0), network(0)
     watched.network[0].register_forward_hook(lambda *given: None)
     next(clipped.parameters()).register_hook(lambda grad: grad.clamp(-1, 1))
-    assert not is_plain(watched)
-    assert not is_plain(clipped)
-    assert not is_plain(nn.Sequential(nn.BatchNorm2d(3, momentum=None)))
-    assert is_plain(nn.Sequential(nn.BatchNorm2d(3)))
-    assert nt.distil([table(), plain]).parts.asks == (plain,)  # type: ignore[union-attr]
-    loop = fitting.prepared(
-        plain, blobs(), nt.supervised(), val=None, val_teacher=None, views="clean", every_view=False, augment="none",
-        batch_norm="running", precision="fp32", patience=None, keep=None, seed=0, device="cpu", run=None, resume=False,
-        tensorboard=False,
-        epochs=1, batch_size=32, optimizer="adam", lr=1e-3, momentum=None, weight_decay=0.0, schedule="linear",
-        warmup_epochs=0.0,
-    )  # fmt: skip
-    assert not replayed.replayable([loop]), "a CPU has no graphs"
-    loop.device = torch.device("cuda")
-    assert replayed.replayable([loop])
-    watching = register_optimizer_step_post_hook(lambda *given: None)
+    assert not is_graph_safe(watched)
+    assert not is_graph_safe(clipped)
+    assert not is_graph_safe(nn.Sequential(nn.BatchNorm2d(3, momentum=None)))
+    assert is_graph_safe(nn.Sequential(nn.BatchNorm2d(3)))
+    assert nt.distil([table(), plain]).live_networks == (plain,)
+    plan = fitting.make_plan(plain, blobs(), TrainSettings(epochs=1, precision="fp32"), None, None, "cpu")
+    student = fitting.make_student(plain, nt.supervised(), 0, plan)
+    assert not cuda_graph.can_replay([student], plan), "a CPU has no graphs"
+    plan.device = torch.device("cuda")
+    assert cuda_graph.can_replay([student], plan)
+    watching = register_optimizer_step_post_hook(lambda *arguments: None)
     try:
-        assert not replayed.replayable([loop])
+        assert not cuda_graph.can_replay([student], plan)
     finally:
         watching.remove()
-    assert replayed.replayable([loop])
+    assert cuda_graph.can_replay([student], plan)
     monkeypatch.setenv("NOISYTEACHER_GRAPHS", "off")
-    assert not replayed.replayable([loop])
+    assert not cuda_graph.can_replay([student], plan)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5,)])

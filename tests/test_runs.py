@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
-from noisyteacher.files import write_json
-from noisyteacher.locks import alone, at_work
+from noisyteacher.io.files import write_json
+from noisyteacher.io.locks import exclusive_lock, shared_lock
 from noisyteacher.pipeline import network_name, run_title
 from noisyteacher.runs import ABSENT, Run, diff_runs, find_run, is_run, list_runs, new_run, plain, remove_run
 
@@ -423,7 +423,7 @@ def test_a_folder_that_is_named_like_a_run_but_holds_other_files_is_not_removed(
 def test_a_run_that_is_worked_on_is_not_removed_nor_the_one_around_it(tmp_path: Path) -> None:
     parent = make(tmp_path)
     child, other = parent.child("one", "cell", {}), parent.child("two", "cell", {})
-    with at_work(*child.around), alone(child.path):
+    with shared_lock(*child.around), exclusive_lock(child.path):
         for run in (child, parent, other):
             with pytest.raises(UsageError, match="a process is working on it"):
                 remove_run(run)

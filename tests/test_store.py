@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
-from noisyteacher.files import crc32c, write_json
+from noisyteacher.io.files import crc32c, write_json
 from noisyteacher.store import FINGERPRINTS, LogitStore, Plan, Shard, StoreWriter
 
 PRINTS = {"teacher": "a1" * 32, "data": "b2" * 32, "preprocessing": "c3" * 32, "code": "d4" * 32}

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
-from noisyteacher import files
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -28,6 +27,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
+from noisyteacher.io import files
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import cells as cells_module

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from noisyteacher.errors import UsageError
+from noisyteacher.io.tensors import read_tensors
 from noisyteacher.runs import Run
 from noisyteacher.sweep import cells as cells_module
 from noisyteacher.sweep import resume_sweep, sweep
 from noisyteacher.sweep.cells import Cell, stacks
-from noisyteacher.tensorfile import read_tensors
 from test_sweep import base
 
 

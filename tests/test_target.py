@@ -12,7 +12,7 @@ import pytest
 import noisyteacher as nt
 from noisyteacher.config import build_config, describe, limit
 from noisyteacher.errors import ConfigError, UsageError
-from noisyteacher.models.zoo import import_torchvision
+from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline import (
     Result,
     candidates,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import draw_of, perturbed
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -18,7 +19,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
-from noisyteacher.noise import CHOICES, apply_noise, draw_noise
+from noisyteacher.noise import CHOICES
 from noisyteacher.rng import derive, stream
 from noisyteacher.teachers import as_teacher, geometric_logits
 
@@ -153,10 +154,11 @@ def test_noise_on_the_students_side() -> None:
     noise = nt.Noise(sigma=0.5, alpha=0.5, draw="row", target="student")
     student = table(2)
     loss, numbers = nt.distil(table(1), noise=noise)(student, batch(step=4, seed=9))
-    draw = draw_noise(noise, ROWS, CLASSES, stream(9, "noise", 4))
-    assert float(loss) == pytest.approx(float(nt.logit_regression(apply_noise(student, draw), table(1))))
+    draw = draw_of(noise, ROWS, CLASSES, stream(9, "noise", 4))
+    noisy = perturbed(student, noise, stream(9, "noise", 4))
+    assert float(loss) == pytest.approx(float(nt.logit_regression(noisy, table(1))))
     assert numbers["noise/selected_%"] == pytest.approx(100 * float(draw.selected.float().mean()))
-    flipped = (apply_noise(student, draw).argmax(1) != student.argmax(1)).float().mean()
+    flipped = (noisy.argmax(1) != student.argmax(1)).float().mean()
     assert numbers["noise/flipped_%"] == pytest.approx(100 * float(flipped))
 
 
@@ -186,7 +188,7 @@ def test_noisy_teacher_in_a_foreign_loop() -> None:
     assert not any(part.training for part in noisy.modules())
     first, second = noisy(images), noisy(images)
     for step, found in enumerate((first, second)):
-        assert torch.equal(found, apply_noise(clean, draw_noise(noise, ROWS, CLASSES, stream(3, "noise", step))))
+        assert torch.equal(found, perturbed(clean, noise, stream(3, "noise", step)))
     assert not first.requires_grad
     assert not any(value.requires_grad for value in noisy.parameters())
     again = nt.NoisyTeacher(Dropping(), noise, seed=3)
@@ -305,8 +307,8 @@ def test_noisy_teacher_follows_a_schedule() -> None:
     clean = teacher(images).detach()
     noisy = nt.NoisyTeacher(teacher, noise, seed=3, total_steps=4)
     for step, sigma in enumerate((0.9, 0.675, 0.45, 0.225, 0.0)):
-        draw = draw_noise(nt.Noise(sigma=sigma, alpha=0.5, draw="row"), ROWS, CLASSES, stream(3, "noise", step))
-        assert torch.allclose(noisy(images), apply_noise(clean, draw), atol=1e-6)
+        expected = perturbed(clean, nt.Noise(sigma=sigma, alpha=0.5, draw="row"), stream(3, "noise", step))
+        assert torch.allclose(noisy(images), expected, atol=1e-6)
     with pytest.raises(MismatchError, match="give total_steps"):
         nt.NoisyTeacher(net(), noise)(images)
 
@@ -322,7 +324,7 @@ def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> N
     objective = nt.distil(teacher, noise=noise, loss=loss, label_weight=0.25, **options)  # type: ignore[arg-type]
     _, numbers = objective(student.clone().requires_grad_(), batch(step=6, seed=9))
 
-    draw = draw_noise(noise, ROWS, CLASSES, stream(9, "noise", 6))
+    draw = draw_of(noise, ROWS, CLASSES, stream(9, "noise", 6))
     mask = draw.selected.float()
 
     def gradient(mask: Tensor) -> Tensor:

@@ -57,7 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("runs/x", {}, True),
         ("a.safetensors", {}, True),
         ("a.onnx", {}, True),
-        ("a.pt2", {}, True),
         ("pretrained:lenet-mnist", {}, True),
         ("lenet", {"weights": "a.pth"}, True),
         ("timm:resnet18", {}, False),

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
+from helpers import blobs, small
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -27,30 +28,10 @@ from noisyteacher.errors import (
     TrainingError,
     UsageError,
 )
-from noisyteacher.history import Tick
+from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import model_record
-from noisyteacher.refusals import refuse_gradients
-from noisyteacher.tensorfile import read_tensors, write_tensors
-
-
-def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
-    """Images whose brightest quarter tells the class: learnable in a few steps."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(rows) % classes
-    images = torch.randint(0, 120, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for row, label in enumerate(labels.tolist()):
-        images[row, 0, 2 * label : 2 * label + 2] += 100
-    names = tuple("abcdefgh"[:classes])
-    return nt.Split(images, labels, torch.arange(rows), role, "blobs", names)
-
-
-def small(dropout: bool = True) -> nn.Module:
-    torch.manual_seed(5)
-    drop = nn.Dropout(0.3 if dropout else 0.0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten(), nn.Linear(72, 16), nn.BatchNorm1d(16),
-        nn.ReLU(), drop, nn.Linear(16, 3),
-    )  # fmt: skip
+from noisyteacher.train.engines import check_gradients
+from noisyteacher.train.history import Tick
 
 
 class KilledError(Exception):
@@ -174,7 +155,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 KILLED_RUN = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_train import blobs, small
+from helpers import blobs, small
 import noisyteacher as nt
 nt.fit(small(), blobs(600), nt.supervised(), val=blobs(30, "val"), epochs=4, batch_size=8, checkpoint_every_s=0.0,
        run=sys.argv[1], resume=True)
@@ -284,10 +265,10 @@ def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
     model = nn.Linear(3, 2)
     for value in model.parameters():
         value.grad = torch.full_like(value, 3e38)
-    refuse_gradients(model.named_parameters(), 0)
+    check_gradients(model.named_parameters(), 0)
     model.bias.grad = torch.tensor([1.0, torch.nan])
     with pytest.raises(TrainingError, match="the gradient of bias is not finite at step 1"):
-        refuse_gradients(model.named_parameters(), 0)
+        check_gradients(model.named_parameters(), 0)
 
 
 def test_the_test_split_is_refused() -> None:
@@ -310,26 +291,20 @@ def test_early_stopping_keeps_best_and_last(tmp_path: Path) -> None:
     assert (tmp_path / "best.safetensors").exists()
 
 
-def test_wrong_settings_are_told_together() -> None:
-    with pytest.raises(ConfigError) as told:
+def test_wrong_settings_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
         nt.fit(
             small(), blobs(), nt.supervised(),
-            epochs=0, batch_size=0, schedule="linar", precision="fp8", patience=2, keep="best", every_view=True,
-            resume=True,
+            epochs=0, batch_size=0, schedule="linar", precision="fp8", resume=True, seed=1.5,  # type: ignore[arg-type]
         )  # fmt: skip
-    for part in (
-        "epochs=0",
-        "batch_size=0",
-        "did you mean 'linear'",
-        "fp8",
-        "patience=2",
-        "keep='best'",
-        "every_view",
-        "resume",
-    ):
-        assert part in str(told.value)
-    with pytest.raises(ConfigError, match=r"lr=0.*momentum=0.5 has no effect"):
-        nt.fit(small(), blobs(), nt.supervised(), epochs=1, lr=0, momentum=0.5)
+    for name in ("epochs", "batch_size", "did you mean 'linear'", "fp8", "resume", "seed"):
+        assert name in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        nt.fit(small(), blobs(), nt.supervised(), patience=2, keep="best", every_view=True, batch_size=1)
+    for name in ("patience", "keep", "every_view", "batch norm"):
+        assert name in str(caught.value)
+    with pytest.raises(ConfigError, match=r"(?s)momentum: 0\.5 has no effect.*warmup_epochs: 5"):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=1, momentum=0.5, warmup_epochs=5)
     frozen = small().requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing can be learned"):
         nt.fit(frozen, blobs(), nt.supervised(), epochs=1)
@@ -438,7 +413,7 @@ def test_metrics_that_do_not_belong_to_the_weights_are_named(tmp_path: Path, lef
     assert len(fit().epochs) == 2
     metrics = tmp_path / "metrics.jsonl"
     metrics.unlink() if left is None else metrics.write_text(left)
-    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: does not tell of the 2 epochs"):
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: does not hold the 2 epochs"):
         fit()
 
 
@@ -522,19 +497,8 @@ def test_a_setting_that_cannot_be_meant_is_refused(name: str, values: list[Any])
 
 def test_a_momentum_that_cannot_be_meant_is_refused() -> None:
     for momentum in (1.0, -0.1, math.nan, "0.9", True):
-        with pytest.raises(ConfigError, match="momentum="):
+        with pytest.raises(ConfigError, match="momentum:"):
             nt.fit(small(), blobs(), nt.supervised(), epochs=1, optimizer="sgd", momentum=momentum)  # type: ignore[arg-type]
-
-
-def test_update_rule_and_loop_are_told_together() -> None:
-    with pytest.raises(ConfigError) as told:
-        nt.fit(
-            small(), blobs(), nt.supervised(),
-            epochs=2, lr=math.inf, weight_decay=math.nan, optimizer="adm", warmup_epochs=5, seed=1.5,  # type: ignore[arg-type]
-            batch_size=1, momentum=0.5,
-        )  # fmt: skip
-    for part in ("lr=inf", "weight_decay=nan", "did you mean 'adam'", "warmup_epochs=5", "seed=1.5", "batch norm"):
-        assert part in str(told.value)
 
 
 def test_batch_norm_does_not_meet_a_single_sample() -> None:
@@ -645,7 +609,7 @@ def test_settings_of_an_ordinary_run_stay_as_they_are(tmp_path: Path) -> None:
         "every_view", "precision", "patience", "keep", "seed", "train", "val", "labels", "objective", "architecture",
     ]  # fmt: skip
     assert list(settings["objective"]) == ["objective", "loss", "teacher", "label_weight", "noise"]
-    assert nt.supervised().record == {"objective": "supervised"}
+    assert nt.supervised().describe() == {"objective": "supervised"}
     nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "labels")
     settings = model_record(tmp_path / "labels" / "weights.safetensors")["training"]["settings"]
     assert settings["objective"] == {"objective": "supervised"}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import noisyteacher as nt
-from noisyteacher.files import sha256
-from noisyteacher.tensorfile import read_tensors
+from noisyteacher.io.files import sha256
+from noisyteacher.io.tensors import read_tensors
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 

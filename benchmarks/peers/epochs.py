@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import noisyteacher as nt
 from noisyteacher.data import Split
-from noisyteacher.models.zoo import import_torchvision
+from noisyteacher.models.external import import_torchvision
 
 Epoch = Callable[[], float]
 """One epoch; returns the mean loss of its steps, in whatever the loss of the peer is."""

@@ -11,8 +11,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from noisyteacher.allocator import ask_for_large_pages
-
 if TYPE_CHECKING:
     from noisyteacher.data import Batch as Batch
     from noisyteacher.data import Packed as Packed
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from noisyteacher.export import export as export
     from noisyteacher.export import from_pretrained as from_pretrained
     from noisyteacher.extract import extract as extract
-    from noisyteacher.history import History as History
     from noisyteacher.losses import logit_regression as logit_regression
     from noisyteacher.losses import soft_targets as soft_targets
     from noisyteacher.measure import Costs as Costs
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
     from noisyteacher.sweep import SweepResult as SweepResult
     from noisyteacher.sweep import sweep as sweep
     from noisyteacher.teachers import NoisyTeacher as NoisyTeacher
+    from noisyteacher.train import History as History
     from noisyteacher.train import fit as fit
     from noisyteacher.train import fit_many as fit_many
 
@@ -59,7 +57,7 @@ PUBLIC = {
     "Classifier": "models",
     "Costs": "measure",
     "Exported": "export",
-    "History": "history",
+    "History": "train",
     "LogitStore": "store",
     "Noise": "noise",
     "NoisyTeacher": "teachers",
@@ -123,4 +121,3 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
-ask_for_large_pages()

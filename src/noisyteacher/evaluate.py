@@ -13,8 +13,8 @@ from noisyteacher import metrics
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError
+from noisyteacher.inference import PROBE_BATCH, channels_last, inference
 from noisyteacher.models import as_classifier
-from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.progress import counted, reported
 from noisyteacher.stats import Quantity
 from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher
@@ -62,7 +62,7 @@ def predict(
     with (
         reported(progress, lambda watch: counted(watch, "evaluating", "images")) as tell,
         inference(classifier, place),
-        channels_last(classifier, split.first_images(TRIED_ON).to(place)),
+        channels_last(classifier, split.first_images(PROBE_BATCH).to(place)),
         precision_context(precision, place),
     ):
         for rows in torch.split(torch.arange(len(split)), batch_size):

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.allocator import keep_memory
 from noisyteacher.data import Split, expand_views
 from noisyteacher.device import PRECISIONS, precision_context, resolve_device
 from noisyteacher.errors import StoreError, UsageError
-from noisyteacher.files import unmade_on_failure
+from noisyteacher.inference import PROBE_BATCH, channels_last, inference
+from noisyteacher.io.files import remove_new_folders_on_error
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
-from noisyteacher.modes import TRIED_ON, channels_last, inference
 from noisyteacher.progress import counted, reported
 from noisyteacher.store import LogitStore, Plan, Shard, StoreWriter, refuse_non_finite
 from noisyteacher.text import unknown_name
@@ -78,15 +77,14 @@ def extract(
     }
     with (
         reported(progress, lambda watch: counted(watch, "teacher's logits", "answers")) as tell,
-        unmade_on_failure(Path(path)),
+        remove_new_folders_on_error(Path(path)),
         StoreWriter(path, plan, meta, overwrite=overwrite) as writer,
     ):
         missing = writer.missing
         if missing:
-            keep_memory()
             with (
                 inference(teacher, place),
-                channels_last(teacher, split.first_images(TRIED_ON, names[0]).to(place)),
+                channels_last(teacher, split.first_images(PROBE_BATCH, names[0]).to(place)),
                 precision_context(precision, place),
             ):
                 total = plan.rows * len(names)

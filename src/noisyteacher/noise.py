@@ -3,18 +3,19 @@
     z' = (1 + xi) * z        for the samples of the batch that are selected, each with probability alpha
     xi ~ N(0, sigma^2 I)     sigma is a STANDARD DEVIATION
 
-A draw takes the mask first, then sigma's place in its range, then unit noise, and scales afterwards. So two conditions
-with one generator state share their draws: raising alpha keeps the selected samples and adds some, raising sigma
-stretches the same directions, and sigma = 0 or alpha = 0 returns the teacher's logits bit for bit.
+`perturb` is the one place where noise meets logits. It works in two steps: unit noise is drawn first (`UnitNoise`), and
+scaled by sigma and alpha afterwards. Two conditions with the same generator state therefore share their draws: a larger
+alpha keeps the selected samples and adds some, a larger sigma stretches the same directions, and sigma = 0 or alpha = 0
+returns the teacher's logits bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -35,19 +36,21 @@ CHOICES = {
     "target": get_args(Target),
     "schedule": get_args(Schedule),
 }
-NOISE_SCHEDULES: dict[str, Callable[[float], float]] = {
+SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
     "early": lambda done: float(done < 0.5),
     "late": lambda done: float(done >= 0.5),
 }
-"""Schedule -> what sigma is multiplied by once a share `done` (0..1) of the run's steps is behind."""
+"""Schedule -> factor on sigma after a share `done` (0..1) of the run's steps."""
+Sigma = float | tuple[float, float] | Tensor
+"""A standard deviation, a (low, high) range, or either as a tensor (`[]` or `[2]`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What noise is put on logits. Immutable; wrong values raise ConfigError, all of them in one message.
+    """Which noise is put on logits. Immutable; invalid values raise one ConfigError that lists all of them.
 
     >>> Noise(sigma=0.9, alpha=0.5).draw
     'batch'
@@ -74,12 +77,12 @@ class Noise:
 
     def __post_init__(self) -> None:
         problems = [*_sigma_problems(self.sigma), *_alpha_problems(self.alpha)]
-        for name, known in CHOICES.items():
-            given = getattr(self, name)
-            if given not in known:
-                close = nearest(str(given), known)
-                hint = f"did you mean {close!r}? " if close else ""
-                problems.append(f"{name}={given!r}: {hint}known are {', '.join(known)}")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                suggestion = nearest(str(value), choices)
+                hint = f"did you mean {suggestion!r}? " if suggestion else ""
+                problems.append(f"{name}={value!r}: {hint}known are {', '.join(choices)}")
         if not isinstance(self.frozen, bool):
             problems.append(f"frozen={self.frozen!r}: expected True or False")
         elif self.frozen and isinstance(self.sigma, (tuple, list)):
@@ -95,158 +98,135 @@ class Noise:
         record["sigma"] = list(self.sigma) if isinstance(self.sigma, tuple) else self.sigma
         return record
 
+    def sigma_at(self, step: int, total_steps: int | None) -> tuple[float, float]:
+        """The range (low, high) of sigma at a step (from 0), after the schedule's factor; low == high without a range.
 
-@dataclass(frozen=True)
-class Draw:
-    """One draw for B samples: who is selected (bool `[B, 1]`) and the scaled noise (float `[B or 1, K or 1]`)."""
+        Raises MismatchError for a schedule other than `constant` without the run's length.
+        """
+        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        if self.schedule == "constant":
+            return low, high
+        if total_steps is None:
+            raise MismatchError(f"noise with schedule {self.schedule!r} needs the length of the run: give total_steps")
+        factor = SCHEDULES[self.schedule](min(1.0, step / total_steps))
+        return low * factor, high * factor
 
-    selected: Tensor
-    xi: Tensor
 
+class UnitNoise(NamedTuple):
+    """Draws for B samples that do not depend on sigma or alpha; conditions that share them form a pair.
 
-Units = tuple[Tensor, Tensor, Tensor]
-
-
-def draw_noise(noise: Noise, batch: int, classes: int, generator: torch.Generator | None = None) -> Draw:
-    """One draw for `batch` samples of `classes` logits, on the generator's device (the CPU without one).
-
-    Always consumes the generator alike for one (batch, classes, draw): mask, sigma's place, unit noise.
+    chance `[B, 1]` uniform on 0..1, compared with alpha; position `[]`, uniform on 0..1, of sigma within its range;
+    unit `[B or 1, K or 1]`, noise of standard deviation 1.
     """
-    return scaled(_units(noise.draw, noise.distribution, batch, classes, generator), *_constant(noise))
+
+    chance: Tensor
+    position: Tensor
+    unit: Tensor
+
+    def selected(self, alpha: float | Tensor) -> Tensor:
+        """Which samples are perturbed, bool `[B, 1]`."""
+        return self.chance < alpha
+
+    def xi(self, sigma: Sigma) -> Tensor:
+        """The scaled noise, `[B or 1, K or 1]`."""
+        low, high = sigma if isinstance(sigma, tuple) or (isinstance(sigma, Tensor) and sigma.dim()) else (sigma, sigma)
+        return self.unit * (low + (high - low) * self.position)
+
+    def rows(self, rows: Tensor | slice) -> UnitNoise:
+        """The draws of some of the samples; noise that is one for the whole batch stays as it is."""
+        return UnitNoise(self.chance[rows], self.position, self.unit if len(self.unit) == 1 else self.unit[rows])
 
 
-def _units(draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None) -> Units:
-    """What is drawn whatever sigma and alpha are: who is selected first `[B, 1]`, sigma's place, unit noise."""
+def sample_unit_noise(
+    draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None = None
+) -> UnitNoise:
+    """Unit noise for `batch` samples of `classes` logits, on the generator's device (the CPU without one).
+
+    The order of the draws is fixed: selection, position in the sigma range, unit noise.
+    """
     device = generator.device if generator is not None else torch.device("cpu")
     chance = torch.rand(batch, 1, generator=generator, device=device)
-    place = torch.rand((), generator=generator, device=device)
+    position = torch.rand((), generator=generator, device=device)
     shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[draw]
-    return chance, place, UNIT_NOISE[distribution](shape, generator, device)
+    return UnitNoise(chance, position, UNIT_DISTRIBUTIONS[distribution](shape, generator, device))
 
 
-def step_units(
-    noise: Noise, seed: int, step: int, size: int, classes: int,
-    rows: Tensor | None = None, total_rows: int | None = None,
-) -> Units:  # fmt: skip
-    """Those of one training step, of the stream (seed, "noise", step), or, frozen, the run's at `rows`.
+def unit_noise_at(
+    noise: Noise,
+    *,
+    seed: int,
+    step: int,
+    batch: int,
+    classes: int,
+    rows: Tensor | None = None,
+    total_rows: int | None = None,
+) -> UnitNoise:
+    """Unit noise for the `batch` samples of one step, from stream (seed, "noise", step).
 
-    Students that differ in sigma, alpha, schedule or side share them.
+    Frozen noise is the run's draw (seed, "frozen noise") at `rows`: int64 `[batch]`, each in 0..total_rows - 1.
+    Raises MismatchError for frozen noise without valid rows.
     """
     if not noise.frozen:
-        return _units(noise.draw, noise.distribution, size, classes, stream(seed, "noise", step))
+        return sample_unit_noise(noise.draw, noise.distribution, batch, classes, stream(seed, "noise", step))
     if rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
-    chance, place, unit = frozen_units(noise.draw, noise.distribution, seed, total_rows, classes)
-    own = _checked_rows(rows, size, total_rows)
-    return chance[own], place, unit if len(unit) == 1 else unit[own]
+    return _frozen_unit_noise(noise.draw, noise.distribution, seed, total_rows, classes).rows(
+        _checked_rows(rows, batch, total_rows)
+    )
 
 
-def strengths(noise: Noise, step: int = 0, total_steps: int | None = None) -> tuple[float, float, float, float]:
-    """What `scaled` makes a draw with at a step: sigma's least, its span, the share alpha, the schedule's factor.
-
-    Raises MismatchError for a schedule other than `constant` without the run's length.
-    """
-    return *_constant(noise), _factor(noise.schedule, step, total_steps)
-
-
-def _constant(noise: Noise) -> tuple[float, float, float]:
-    """Those of them that no schedule changes."""
-    low, high = noise.sigma if isinstance(noise.sigma, tuple) else (noise.sigma, noise.sigma)
-    return low, high - low, noise.alpha
-
-
-Number = float | Tensor
-
-
-def scaled(units: Units, low: Number, span: Number, alpha: Number, factor: Number = 1.0) -> Draw:
-    """The draw that these units make at these `strengths`, which may be tensors `[]` of the units' device."""
-    chance, place, unit = units
-    xi = unit * (low + span * place)
-    return Draw(chance < alpha, xi if isinstance(factor, float) and factor == 1 else xi * factor)
-
-
-def _factor(schedule: str, step: int, total_steps: int | None) -> float:
-    if schedule == "constant":
-        return 1.0
-    if total_steps is None:
-        raise MismatchError(f"noise with schedule {schedule!r} needs the length of the run: give total_steps")
-    return NOISE_SCHEDULES[schedule](min(1.0, step / total_steps))
-
-
-def apply_noise(logits: Tensor, draw: Draw, kind: Kind = "multiplicative") -> Tensor:
-    """Logits `[B, K]` with the draw put on the selected rows; the other rows, and where xi is 0, bit for bit as given.
-
-    Half-precision logits are perturbed in float32 and rounded once; TrainingError when the result overflows them.
-    Source: the paper's Eq. 2 for `multiplicative`.
-    """
-    selected = draw.selected.to(logits.device)
-    half = logits.dtype in (torch.float16, torch.bfloat16)
-    wide = logits.float() if half else logits
-    xi = draw.xi.to(wide.device, wide.dtype)
-    noisy = wide * (1 + xi) if kind == "multiplicative" else wide + xi
-    found = torch.where(selected & (xi != 0), noisy.to(logits.dtype), logits)
-    if half and not torch.isfinite(found).all():
-        raise TrainingError(
-            f"the perturbed logits overflow {logits.dtype}: give them as float32 (logits.float()) or lower sigma"
-        )
-    return found
+@lru_cache(maxsize=8)
+def _frozen_unit_noise(draw: str, distribution: str, seed: int, total_rows: int, classes: int) -> UnitNoise:
+    return sample_unit_noise(draw, distribution, total_rows, classes, stream(seed, "frozen noise"))
 
 
 def perturb(
     logits: Tensor,
     *,
-    sigma: float | tuple[float, float],
-    alpha: float,
+    sigma: Sigma,
+    alpha: float | Tensor,
     draw: DrawKind = "batch",
     kind: Kind = "multiplicative",
     distribution: Distribution = "gaussian",
     generator: torch.Generator | None = None,
+    unit_noise: UnitNoise | None = None,
 ) -> Tensor:
     """The logits with noise on a random share `alpha` of the rows: `[B, K]` in, `[B, K]` out.
 
     Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
-    CPU generator gives the same noise on every device. Gradients flow through to `logits`.
+    CPU generator gives the same noise on every device. Gradients flow through to `logits`. Rows that are not selected,
+    and all rows at sigma 0, are returned bit for bit. Half-precision logits are perturbed in float32 and rounded once.
+    With `unit_noise` nothing is drawn and nothing is checked: this is what training steps use, with sigma and alpha as
+    tensors where many students are trained together.
     Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
-    when they are not finite or overflow half precision, UsageError for a generator that is none.
+    when they are not finite or overflow half precision, UsageError for a generator of another type.
     Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
 
     >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     >>> torch.equal(perturb(teacher, sigma=0.0, alpha=0.5), teacher)
     True
     """
-    check_logits(logits)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise UsageError(
-            f"generator is a {type(generator).__name__}: expected a torch.Generator (torch.Generator().manual_seed(3))"
+    if unit_noise is None:
+        check_logits(logits)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise UsageError(
+                f"generator is a {type(generator).__name__}: expected a torch.Generator "
+                "(torch.Generator().manual_seed(3))"
+            )
+        Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)  # type: ignore[arg-type]
+        sigma = tuple(sigma) if isinstance(sigma, list) else sigma
+        unit_noise = sample_unit_noise(draw, distribution, logits.shape[0], logits.shape[1], generator)
+    selected, xi = unit_noise.selected(alpha).to(logits.device), unit_noise.xi(sigma).to(logits.device)
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    wide = logits.float() if half else logits
+    xi = xi.to(wide.dtype)
+    noisy = wide * (1 + xi) if kind == "multiplicative" else wide + xi
+    result = torch.where(selected & (xi != 0), noisy.to(logits.dtype), logits)
+    if half and not torch.isfinite(result).all():
+        raise TrainingError(
+            f"the perturbed logits overflow {logits.dtype}: give them as float32 (logits.float()) or lower sigma"
         )
-    noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)
-    return apply_noise(logits, draw_noise(noise, logits.shape[0], logits.shape[1], generator), kind)
-
-
-def step_draw(
-    noise: Noise,
-    *,
-    seed: int,
-    step: int,
-    rows: Tensor | None,
-    total_rows: int | None,
-    size: int,
-    classes: int,
-    total_steps: int | None = None,
-) -> Draw:
-    """The draw of one training step: from the stream (seed, "noise", step), or, frozen, the run's one draw at `rows`.
-
-    `size` is B. `rows` int64 `[B]`, each in 0..total_rows - 1, and `total_rows` are needed for frozen noise only,
-    `total_steps` for a schedule; MismatchError without them.
-    """
-    units = step_units(noise, seed, step, size, classes, rows, total_rows)
-    return scaled(units, *strengths(noise, step, total_steps))
-
-
-@lru_cache(maxsize=8)
-def frozen_units(draw: str, distribution: str, seed: int, total_rows: int, classes: int) -> Units:
-    """Those of a whole run with frozen noise: a row for every row of the split."""
-    return _units(draw, distribution, total_rows, classes, stream(seed, "frozen noise"))
+    return result
 
 
 def check_logits(logits: Tensor) -> None:
@@ -257,28 +237,28 @@ def check_logits(logits: Tensor) -> None:
         raise MismatchError(
             f"logits have shape {list(logits.shape)} and type {logits.dtype}: expected floats [B, K], K >= 2"
         )
-    if not math.isfinite(float(logits.detach().sum())) and not torch.isfinite(logits).all():  # the sum is quicker
-        bad = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
+    if not math.isfinite(float(logits.detach().sum())) and not torch.isfinite(logits).all():  # the sum is faster
+        row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
         raise TrainingError(
-            f"logits are NaN or infinite, first in row {bad} of the batch: check the teacher's weights, its "
+            f"logits are NaN or infinite, first in row {row} of the batch: check the teacher's weights, its "
             "preprocessing and its precision"
         )
 
 
-def _checked_rows(rows: Tensor, size: int, total_rows: int) -> Tensor:
-    """The row numbers on the CPU. One row for all would be broadcast, a negative one would count from the end."""
-    needed = f"frozen noise needs one row number per sample, int64 [{size}]"
+def _checked_rows(rows: Tensor, batch: int, total_rows: int) -> Tensor:
+    """The row numbers on the CPU. A single row would broadcast, a negative one would count from the end."""
+    expected = f"frozen noise needs one row number per sample, int64 [{batch}]"
     if not isinstance(rows, Tensor):
-        raise MismatchError(f"rows are a {type(rows).__name__}: {needed}")
-    if rows.dtype != torch.int64 or rows.shape != (size,):
-        raise MismatchError(f"rows are {str(rows.dtype).removeprefix('torch.')} {list(rows.shape)}: {needed}")
-    found = rows.to("cpu")
-    low, high = (int(bound) for bound in found.aminmax()) if size else (0, 0)
+        raise MismatchError(f"rows are a {type(rows).__name__}: {expected}")
+    if rows.dtype != torch.int64 or rows.shape != (batch,):
+        raise MismatchError(f"rows are {str(rows.dtype).removeprefix('torch.')} {list(rows.shape)}: {expected}")
+    rows = rows.to("cpu")
+    low, high = (int(bound) for bound in rows.aminmax()) if batch else (0, 0)
     if low < 0 or high >= total_rows:
         raise MismatchError(
             f"rows {low}..{high} were given to frozen noise of {total_rows} rows: expected 0..{total_rows - 1}"
         )
-    return found
+    return rows
 
 
 def _gaussian(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -297,7 +277,7 @@ def _laplace(shape: tuple[int, ...], generator: torch.Generator | None, device: 
     return (-centred.sign() * tail / math.sqrt(2)).float()
 
 
-UNIT_NOISE: dict[str, Callable[[tuple[int, ...], torch.Generator | None, torch.device], Tensor]] = {
+UNIT_DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], torch.Generator | None, torch.device], Tensor]] = {
     "gaussian": _gaussian,
     "uniform": _uniform,
     "laplace": _laplace,
@@ -305,11 +285,11 @@ UNIT_NOISE: dict[str, Callable[[tuple[int, ...], torch.Generator | None, torch.d
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite int or float; True and False are none."""
+    """Whether the value is a finite int or float; bools do not count."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _sigma_problems(sigma: object) -> list[str]:
+def _sigma_problems(sigma: object) -> Sequence[str]:
     if isinstance(sigma, (tuple, list)):
         if len(sigma) != 2 or not all(map(is_number, sigma)) or not 0 <= sigma[0] <= sigma[1]:
             return [f"sigma={sigma!r}: a range is (low, high) with 0 <= low <= high"]
@@ -319,10 +299,7 @@ def _sigma_problems(sigma: object) -> list[str]:
     return []
 
 
-def _alpha_problems(alpha: object) -> list[str]:
+def _alpha_problems(alpha: object) -> Sequence[str]:
     if not is_number(alpha) or not 0 <= alpha <= 1:  # type: ignore[operator]
         return [f"alpha={alpha!r}: the share of perturbed samples is a number from 0 to 1"]
     return []
-
-
-FIELDS = tuple(field.name for field in fields(Noise))

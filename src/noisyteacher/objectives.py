@@ -1,9 +1,17 @@
-"""What a student is taught by: closures over a batch, for `fit` and for nobody else's concern."""
+"""Training objectives: what a student learns from a batch.
+
+An objective is a frozen dataclass with two methods. `inputs` looks up and draws what a step needs besides the student's
+logits, as named tensors, once per step and on the CPU. `loss` is pure arithmetic on those tensors. Because the inputs
+have names, those of many students are stacked, mapped over and copied into a CUDA graph's buffers by name.
+
+To add a loss on a teacher's logits: subclass `Distillation` with a `term`, and name it in `LOSSES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,74 +20,257 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.errors import ConfigError, DataError, MismatchError, UsageError
+from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
-from noisyteacher.noise import Draw, Noise, apply_noise, check_logits, is_number, scaled, step_units, strengths
-from noisyteacher.teachers import answers_in_half, as_teacher, live_networks, refuse_stored
+from noisyteacher.noise import Noise, UnitNoise, is_number, perturb, unit_noise_at
+from noisyteacher.teachers import Teacher, as_teacher, live_networks, refuse_stored
 from noisyteacher.text import unknown_name
 
-LOSSES = ("logit_regression", "soft_targets")
+Inputs = dict[str, Tensor]
+"""What a loss needs besides the student's logits, by name."""
+Metrics = dict[str, Tensor]
+"""Numbers for the metrics of a step, scalars by name."""
+Cache = dict[Hashable, Any]
+"""Look-ups and draws of one step that students share."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """An objective taken apart: what it needs of a batch, and arithmetic that `torch.vmap` can map over students."""
+class Objective(ABC):
+    """A loss of the student's logits `[B, K]` and a batch. Calling it returns the loss and its metrics as floats."""
 
-    kind: Hashable
-    """Objectives of one kind have the same arithmetic, on inputs of the same shapes."""
-    common: Callable[[Batch, dict[Any, Any]], tuple[Tensor, ...]]
-    """The tensors that `terms` takes of a batch; what students of one step share of them is kept in the dict."""
-    own: Callable[[Batch], tuple[float, ...]]
-    """The numbers that `terms` takes behind them, this objective's at this step."""
-    terms: Callable[..., tuple[Tensor, Tensor]]
-    """The loss `[]` and the values `[n]` worth telling, of logits `[B, K]`, the tensors and the numbers."""
-    told: Callable[[list[float]], dict[str, float]]
-    """The values by name, as they go into the metrics."""
-    half: bool = False
-    """Whether tensors of a batch come in half precision: the arithmetic on such looks at its values."""
-    asks: tuple[nn.Module, ...] = ()
-    """Networks that are asked at every step."""
+    @abstractmethod
+    def inputs(self, batch: Batch, cache: Cache) -> Inputs:
+        """The tensors that `loss` needs for this batch; what other students of this step can use goes into `cache`."""
 
-    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one student and its numbers."""
-        tensors = (one.to(logits.device) for one in self.common(batch, {}))
-        loss, values = self.terms(logits, *tensors, *self.own(batch))
-        return loss, self.told(values.tolist())
+    @abstractmethod
+    def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
+        """The loss of logits `[B, K]`, a scalar, and numbers for the metrics. No look-ups, no draws."""
 
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able record: a resumed run must have the same."""
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss of the student's logits `[B, K]` and the batch, with a check before the first step and a record of itself.
+    @property
+    def arithmetic(self) -> Hashable:
+        """Equal for objectives whose `loss` differs in nothing but its inputs: students with such are computed at once.
 
-    `loss` returns the scalar to minimise and a dict of numbers worth a line in the metrics. `parts` is the same for
-    many students at once, where there is such a thing.
-    """
+        The default is equal to itself alone.
+        """
+        return id(self)
 
-    loss: Callable[[Tensor, Batch], tuple[Tensor, dict[str, float]]]
-    check: Callable[..., None]
-    """Asked with the split, the views and the number of classes, and `augment=` where images are augmented."""
-    record: dict[str, Any] = field(default_factory=dict)
-    parts: Parts | None = None
+    @property
+    def live_networks(self) -> tuple[nn.Module, ...]:
+        """Teacher networks that run at every step."""
+        return ()
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:  # noqa: B027
+        """Raises before the first step when this objective cannot be trained on the split."""
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The loss and its numbers for one batch."""
-        return self.loss(logits, batch)
+        """The loss of one student, and its metrics as floats."""
+        inputs = {name: value.to(logits.device) for name, value in self.inputs(batch, {}).items()}
+        loss, metrics = self.loss(logits, inputs)
+        return loss, read_metrics(metrics)
 
 
-def supervised() -> Objective:
-    """Cross-entropy on the labels: how a teacher is trained, and the student's first control.
+@dataclass(frozen=True)
+class Supervised(Objective):
+    """Cross-entropy on the labels."""
 
-    Its check raises DataError for a split without labels, MismatchError when classes differ.
-    """
+    def inputs(self, batch: Batch, cache: Cache) -> Inputs:
+        """The labels `[B]`; with mixup also those of the blended-in images and the shares `[B]`."""
+        return label_inputs(batch)
 
-    def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
+    def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
+        """Cross-entropy in nats."""
+        return label_term(logits, inputs), {}
+
+    def describe(self) -> dict[str, Any]:
+        """The objective's name."""
+        return {"objective": "supervised"}
+
+    @property
+    def arithmetic(self) -> Hashable:
+        """All supervised objectives are alike."""
+        return "supervised"
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
+        """Raises DataError for a split without labels, MismatchError when the numbers of classes differ."""
         _need_labels(split, classes)
 
-    def terms(logits: Tensor, *labelled: Tensor) -> tuple[Tensor, Tensor]:
-        return labels_term(logits, *labelled), logits.new_empty(0)
 
-    parts = Parts("supervised", lambda batch, shared: labels_of(batch), lambda batch: (), terms, lambda values: {})
-    return Objective(parts.loss, check, {"objective": "supervised"}, parts)
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """(1 - label_weight) * term(student, teacher) + label_weight * cross-entropy, with noise on either side's logits.
+
+    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1.
+    """
+
+    teacher: Teacher
+    noise: Noise | None = None
+    label_weight: float = 0.0
+
+    @abstractmethod
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The teacher's term of the loss for logits `[B, K]` each, a scalar: a mean over the batch."""
+
+    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """B times the gradient of `term` in the student's logits, `[B, K]`."""
+        gradient: Tensor = torch.func.grad(self.term)(student, teacher)
+        return gradient * len(student)
+
+    def inputs(self, batch: Batch, cache: Cache) -> Inputs:
+        """`teacher` `[B, K]`; with labels those of `label_inputs`; with noise `sigma` `[2]`, `alpha` `[]` and the unit
+        noise.
+        """
+        key: Hashable = (self.teacher.key, batch.seed)
+        if key not in cache:
+            cache[key] = self.teacher.logits(batch).float()
+        teacher: Tensor = cache[key]
+        inputs = {"teacher": teacher}
+        if self.label_weight:
+            inputs |= label_inputs(batch)
+        noise = self.noise
+        if noise is not None:
+            key = (noise.draw, noise.distribution, noise.frozen, batch.seed, teacher.shape[1])
+            if key not in cache:
+                cache[key] = self._unit_noise(noise, batch, teacher.shape[1])
+            inputs |= cache[key]._asdict()
+            inputs["sigma"] = torch.tensor(noise.sigma_at(batch.step, batch.total_steps or None))
+            inputs["alpha"] = torch.tensor(noise.alpha)
+        return inputs
+
+    def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
+        """The weighted sum. Metrics: of the noise its realised share, flipped classes, size and effect on the gradient;
+        with labels both terms.
+        """
+        student, teacher = logits, inputs["teacher"]
+        metrics: Metrics = {}
+        if self.noise is not None:
+            unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
+            put_noise = partial(
+                perturb, sigma=inputs["sigma"], alpha=inputs["alpha"], kind=self.noise.kind, unit_noise=unit_noise
+            )
+            if self.noise.target == "teacher":
+                teacher = put_noise(teacher)
+            else:
+                student = put_noise(logits.float())
+            metrics |= self._noise_metrics(logits, student, inputs, teacher)
+        loss = self.term(student, teacher)
+        if self.label_weight:
+            labels = label_term(logits, inputs)
+            metrics |= {"train/teacher_term": loss.detach(), "train/label_term": labels.detach()}
+            loss = (1 - self.label_weight) * loss + self.label_weight * labels
+        return loss, metrics
+
+    @torch.no_grad()
+    def _noise_metrics(self, logits: Tensor, noisy_student: Tensor, inputs: Inputs, noisy_teacher: Tensor) -> Metrics:
+        """How many samples the noise selected, how many classes it flipped, its size, and ||noisy - clean|| / ||clean||
+        of the gradients of the teacher's term in the student's logits.
+        """
+        assert self.noise is not None
+        unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
+        selected, xi = unit_noise.selected(inputs["alpha"]), unit_noise.xi(inputs["sigma"])
+        on_teacher = self.noise.target == "teacher"
+        before, after = (inputs["teacher"], noisy_teacher) if on_teacher else (logits, noisy_student)
+        clean_gradient = self.term_gradient(logits.float(), inputs["teacher"])
+        noisy_gradient = self.term_gradient(noisy_student.float(), noisy_teacher)
+        if not on_teacher and self.noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
+            noisy_gradient = torch.where(selected, noisy_gradient * (1 + xi), noisy_gradient)
+        size = torch.linalg.vector_norm(clean_gradient)
+        change = torch.linalg.vector_norm(noisy_gradient - clean_gradient)
+        return {
+            "noise/selected_%": 100 * selected.float().mean(),
+            "noise/flipped_%": 100 * (before.argmax(1) != after.argmax(1)).float().mean(),
+            "noise/xi_rms": xi.square().mean().sqrt(),
+            "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
+        }
+
+    @staticmethod
+    def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:
+        """That of the batch's rows; a process that has a share of a batch takes its rows of the whole batch's noise."""
+        draw = partial(unit_noise_at, noise, seed=batch.seed, step=batch.step, classes=classes)
+        if noise.frozen:
+            return draw(batch=len(batch.rows), rows=batch.rows, total_rows=batch.total_rows)
+        return draw(batch=batch.whole_size).rows(batch.share)
+
+    def describe(self) -> dict[str, Any]:
+        """Loss, teacher, weight of the labels and noise."""
+        record: dict[str, Any] = {"objective": "distil", "loss": self._loss_name, "teacher": self.teacher.describe()}
+        record["label_weight"] = self.label_weight
+        return record if self.noise is None else {**record, "noise": self.noise.describe()}
+
+    @property
+    def arithmetic(self) -> Hashable:
+        """The loss with its constants, the weight of the labels, and how the noise enters."""
+        noise = self.noise and (self.noise.draw, self.noise.kind, self.noise.target)
+        return self._loss_name, self.label_weight, noise
+
+    @property
+    def live_networks(self) -> tuple[nn.Module, ...]:
+        """Those of the teacher."""
+        return live_networks(self.teacher)
+
+    def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
+        """Raises DataError for missing labels, MismatchError when the teacher cannot serve the split or its views."""
+        if self.label_weight:
+            _need_labels(split, classes)
+        if augment != "none":
+            refuse_stored(self.teacher, augment)
+        self.teacher.check(split, views, classes)
+
+    @property
+    def _loss_name(self) -> str:
+        return next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
+
+
+@dataclass(frozen=True)
+class LogitRegression(Distillation):
+    """The paper's objective: 1/(2B) sum ||g - z'||^2 (Eqs. 1 and 3)."""
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Half the squared distance of the logits, mean over the batch."""
+        return logit_regression(student, teacher)
+
+    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """g - z."""
+        return student - teacher
+
+
+@dataclass(frozen=True)
+class SoftTargets(Distillation):
+    """T^2 KL(softmax(z'/T) || softmax(g/T)) (Hinton, Vinyals & Dean 2015)."""
+
+    temperature: float = 4.0
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence at this temperature, mean over the batch."""
+        return soft_targets(student, teacher, self.temperature)
+
+    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """T (softmax(g/T) - softmax(z/T))."""
+        t = self.temperature
+        return t * ((student / t).softmax(1) - (teacher / t).softmax(1))
+
+    def describe(self) -> dict[str, Any]:
+        """Also the temperature."""
+        return {**super().describe(), "temperature": self.temperature}
+
+    @property
+    def arithmetic(self) -> Hashable:
+        """Also the temperature."""
+        return super().arithmetic, self.temperature
+
+
+LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
+"""Name of a loss in `distil` and in settings -> its objective."""
+
+
+def supervised() -> Supervised:
+    """Cross-entropy on the labels: how a teacher is trained, and the student's first control.
+
+    Training raises DataError for a split without labels, MismatchError when the numbers of classes differ.
+    """
+    return Supervised()
 
 
 def distil(
@@ -90,12 +281,12 @@ def distil(
     temperature: float | None = None,
     label_weight: float = 0.0,
     combine: str = "mean",
-) -> Objective:
-    """Learning from a teacher's logits, perturbed by `noise` where it is given.
+) -> Distillation:
+    """Learning from a teacher's logits, perturbed by `noise` if given.
 
-    `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, put
-    together by `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets`
-    (Hinton; `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
+    `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, merged by
+    `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets` (Hinton;
+    `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
     Raises ConfigError for settings without effect, UnknownNameError, UsageError.
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
     """
@@ -111,176 +302,121 @@ def distil(
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
     if noise is not None and not isinstance(noise, Noise):
         raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
-    source = as_teacher(teacher, combine)
-    record = {"objective": "distil", "loss": loss, "teacher": source.describe(), "label_weight": label_weight}
-    whose = repr(record["teacher"])
-    softness = 4.0 if temperature is None else temperature
-    slope = _regression_slope if loss == "logit_regression" else partial(_soft_slope, temperature=softness)
-
-    def common(batch: Batch, shared: dict[Any, Any]) -> tuple[Tensor, ...]:
-        key = (whose, batch.seed)
-        if key not in shared:
-            found = source.logits(batch)
-            check_logits(found)
-            shared[key] = found
-        found, rows = shared[key], batch.rows
-        labelled = labels_of(batch) if label_weight else ()
-        if noise is None:
-            return found, *labelled
-        drawn = (noise.draw, noise.distribution, noise.frozen, batch.seed, found.shape[1])
-        if drawn not in shared:
-            shared[drawn] = step_units(noise, batch.seed, batch.step, len(rows), found.shape[1], rows, batch.total_rows)
-        return found, *labelled, *shared[drawn]
-
-    def own(batch: Batch) -> tuple[float, ...]:
-        return () if noise is None else strengths(noise, batch.step, batch.total_steps or None)
-
-    def terms(logits: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        values: tuple[Tensor, ...] = ()
-        student, clean = logits, targets
-        labelled, units, strength = (rest, (), ()) if noise is None else (rest[:-7], rest[-7:-4], rest[-4:])
-        if noise is not None:
-            draw = scaled(units, *strength)
-            if noise.target == "teacher":
-                targets = apply_noise(targets, draw, noise.kind)
-            else:
-                logits = apply_noise(logits.float(), draw, noise.kind)
-            with torch.no_grad():
-                before, after = (clean, targets) if noise.target == "teacher" else (student, logits)
-                values = (
-                    _share(draw.selected),
-                    _share(before.argmax(1) != after.argmax(1)),
-                    draw.xi.square().mean().sqrt(),
-                    *gradient_change(student, clean, logits, targets, draw, noise, slope),
-                )
-        term = (
-            logit_regression(logits, targets) if loss == "logit_regression" else soft_targets(logits, targets, softness)
-        )
-        if label_weight:
-            both = term, labels_term(student, *labelled)
-            term = (1 - label_weight) * both[0] + label_weight * both[1]
-            values += tuple(one.detach() for one in both)
-        return term, torch.stack([one.float() for one in values]) if values else logits.new_empty(0)
-
-    def told(values: list[float]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        if noise is not None:
-            selected, flipped, rms, change, size = values[:5]
-            found |= {
-                "noise/selected_%": 100 * selected,
-                "noise/flipped_%": 100 * flipped,
-                "noise/xi_rms": rms,
-                "noise/gradient_ratio": change / size if size > 0 else 0.0,
-            }
-        if label_weight:
-            found |= dict(zip(("train/teacher_term", "train/label_term"), values[-2:], strict=True))
-        return found
-
-    kind = ("distil", loss, softness, label_weight, noise and (noise.draw, noise.kind, noise.target))
-    whole = Parts(kind, common, own, terms, told, answers_in_half(source), live_networks(source))
-
-    def check(split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
-        if label_weight:
-            _need_labels(split, classes)
-        if augment != "none":
-            refuse_stored(source, augment)
-        source.check(split, views, classes)
-
-    if loss == "soft_targets":
-        record["temperature"] = softness
-    if noise is not None:
-        record["noise"] = noise.describe()
-    return Objective(whole.loss, check, record, whole)
+    constants = {} if temperature is None else {"temperature": temperature}
+    return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, **constants)
 
 
-def labels_of(batch: Batch) -> tuple[Tensor, ...]:
-    """What `labels_term` takes of a batch: its labels `[B]`, and where images are blended the partners' and shares."""
+def label_inputs(batch: Batch) -> Inputs:
+    """The labels `[B]` of a batch; with mixup also `partner_labels` and `share` `[B]`."""
     assert batch.labels is not None
     if batch.blend is None:
-        return (batch.labels,)
-    partner, share = batch.blend
-    return batch.labels, batch.labels[partner], share
+        return {"labels": batch.labels}
+    partner_labels, share = batch.blend
+    return {"labels": batch.labels, "partner_labels": partner_labels, "share": share}
 
 
-def labels_term(logits: Tensor, labels: Tensor, *blend: Tensor) -> Tensor:
-    """Cross-entropy on the labels, a scalar in nats; where images are blended, of both labels by their shares."""
-    if not blend:
-        return cross_entropy(logits, labels)
-    partners, share = blend
-    each = [F.cross_entropy(logits.float(), one, reduction="none") for one in (labels, partners)]
-    return (share * each[0] + (1 - share) * each[1]).mean()
+def label_term(logits: Tensor, inputs: Inputs) -> Tensor:
+    """Cross-entropy on the labels, a scalar in nats; with mixup on both labels, weighted by their shares."""
+    if "share" not in inputs:
+        return cross_entropy(logits, inputs["labels"])
+    own, partner = (
+        F.cross_entropy(logits.float(), inputs[name], reduction="none") for name in ("labels", "partner_labels")
+    )
+    share = inputs["share"]
+    return (share * own + (1 - share) * partner).mean()
 
 
-def gradient_change(
-    student: Tensor,
-    teacher: Tensor,
-    noisy_student: Tensor,
-    noisy_teacher: Tensor,
-    draw: Draw,
-    noise: Noise,
-    slope: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """How large the noise is in the gradient over one batch: ||noisy - clean|| and ||clean||, scalars.
+def read_metrics(metrics: Metrics) -> dict[str, float]:
+    """Metrics as floats, in one transfer from the device."""
+    if not metrics:
+        return {}
+    values = torch.stack([value.float() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True))
 
-    The gradients are those of the teacher's term in the student's logits, `[B, K]` each, where both are exact and
-    cheap. `slope(student, teacher)` is the gradient times B.
+
+@dataclass(frozen=True)
+class LossGroup:
+    """Students whose losses are computed at once, and the inputs of each by name."""
+
+    objective: Objective
+    students: list[int]
+    inputs: dict[str, list[Tensor]]
+
+    def to(self, device: torch.device) -> LossGroup:
+        """The same on the device; students that share an input share its copy."""
+        copies: dict[int, Tensor] = {}
+
+        def copied(value: Tensor) -> Tensor:
+            if id(value) not in copies:
+                copies[id(value)] = value.to(device)
+            return copies[id(value)]
+
+        inputs = {name: [copied(value) for value in values] for name, values in self.inputs.items()}
+        return LossGroup(self.objective, self.students, inputs)
+
+    def losses(self, logits: Tensor) -> tuple[Tensor, Metrics]:
+        """Losses `[n]` and metrics `[n]` by name of the n students of this group, from logits `[M, B, K]` of all M."""
+        own = logits if len(self.students) == len(logits) else logits[torch.tensor(self.students, device=logits.device)]
+        shared = {name: all(value is values[0] for value in values) for name, values in self.inputs.items()}
+        stacked = {name: values[0] if shared[name] else torch.stack(values) for name, values in self.inputs.items()}
+        dims = {name: None if shared[name] else 0 for name in self.inputs}
+        losses, metrics = torch.func.vmap(self.objective.loss, in_dims=(0, dims))(own, stacked)
+        return losses, metrics
+
+
+def group_losses(
+    objectives: Mapping[int, Objective], batches: Sequence[Batch], errors: dict[int, NoisyTeacherError]
+) -> list[LossGroup]:
+    """The objectives' inputs for this step, grouped by what can be computed at once.
+
+    objectives: those of the students to be computed, by their number; batches: one per student; errors: filled with
+    those of students whose inputs cannot be had, such as of a teacher whose logits are not finite.
     """
-    clean = slope(student.float(), teacher)
-    noisy = slope(noisy_student.float(), noisy_teacher)
-    if noise.target == "student" and noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
-        noisy = torch.where(draw.selected, noisy * (1 + draw.xi), noisy)
-    return torch.linalg.vector_norm(noisy - clean), torch.linalg.vector_norm(clean)
+    cache: Cache = {}
+    groups: dict[Hashable, LossGroup] = {}
+    for student, objective in objectives.items():
+        try:
+            inputs = objective.inputs(batches[student], cache)
+        except NoisyTeacherError as error:
+            errors[student] = error
+            continue
+        shapes = tuple((name, value.shape, value.dtype, value.device) for name, value in inputs.items())
+        group = groups.setdefault((objective.arithmetic, shapes), LossGroup(objective, [], {}))
+        group.students.append(student)
+        for name, value in inputs.items():
+            group.inputs.setdefault(name, []).append(value)
+    return list(groups.values())
 
 
-def _regression_slope(student: Tensor, teacher: Tensor) -> Tensor:
-    return student - teacher
-
-
-def _soft_slope(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return temperature * ((student / temperature).softmax(1) - (teacher / temperature).softmax(1))
-
-
-def _share(flags: Tensor) -> Tensor:
-    return flags.to(torch.float32).mean()
-
-
-def _need_labels(split: Split, classes: int) -> None:
-    if split.labels is None:
-        raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")
-    if classes != split.classes:
-        raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
-
-
-def record_of(objective: object) -> dict[str, Any]:
-    """What a resumed run must have in common with the saved one: an objective's own record, else a callable's name.
+def describe_objective(objective: object) -> dict[str, Any]:
+    """What a resumed run must have in common with the saved one: an objective's record, or a callable's name.
 
     Raises UsageError for what cannot be called.
     """
+    if isinstance(objective, Objective):
+        return objective.describe()
     if not callable(objective):
         raise UsageError(
             f"objective is a {type(objective).__name__}: expected supervised(), distil(...), or a function of (logits, "
             "batch) that returns the loss"
         )
-    record = getattr(objective, "record", None)
-    if isinstance(record, dict) and record:
-        return record
-    return {"callable": _called(objective.loss if isinstance(objective, Objective) else objective)}
+    return {"callable": _qualified_name(objective)}
 
 
-def loss_and_numbers(answer: object) -> tuple[Tensor, dict[str, float]]:
-    """The loss and the dict of numbers in an objective's answer: a scalar tensor, or (loss, numbers).
+def loss_and_metrics(result: object) -> tuple[Tensor, dict[str, float]]:
+    """The loss and the dict of numbers that a callable objective returned: a scalar tensor, or (loss, numbers).
 
-    Raises UsageError for any other answer and for a loss without a gradient.
+    Raises UsageError for any other result and for a loss without a gradient.
     """
-    told = f"the objective returned a {type(answer).__name__}"
-    if isinstance(answer, tuple):
-        if len(answer) != 2:
-            raise UsageError(f"{told} of {len(answer)}: expected the loss, or (loss, dict of numbers)")
-        loss, numbers = answer
-    else:
-        loss, numbers = answer, {}
+    returned = f"the objective returned a {type(result).__name__}"
+    loss: Any = result
+    metrics: Any = {}
+    if isinstance(result, tuple):
+        if len(result) != 2:
+            raise UsageError(f"{returned} of {len(result)}: expected the loss, or (loss, dict of numbers)")
+        loss, metrics = result
     if not isinstance(loss, Tensor):
-        raise UsageError(f"{told}: expected the loss as a tensor of one number, made from the logits")
+        raise UsageError(f"{returned}: expected the loss as a tensor of one number, made from the logits")
     if loss.numel() != 1:
         raise UsageError(
             f"the objective returned a tensor of shape {list(loss.shape)}: expected one number, such as its .mean()"
@@ -290,21 +426,28 @@ def loss_and_numbers(answer: object) -> tuple[Tensor, dict[str, float]]:
             "the objective returned a loss without a gradient: make it from the logits, without .detach(), .item() or "
             "torch.no_grad()"
         )
-    if not isinstance(numbers, Mapping):
-        raise UsageError(f"the objective's numbers are a {type(numbers).__name__}: expected a dict of them")
-    return loss, {str(name): _number(name, value) for name, value in numbers.items()}
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"the objective's numbers are a {type(metrics).__name__}: expected a dict of them")
+    return loss, {str(name): _as_float(name, value) for name, value in metrics.items()}
 
 
-def _number(name: object, value: Any) -> float:
+def _as_float(name: object, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
 
 
-def _called(function: Any) -> str:
+def _need_labels(split: Split, classes: int) -> None:
+    if split.labels is None:
+        raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")
+    if classes != split.classes:
+        raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
+
+
+def _qualified_name(function: Callable[..., Any]) -> str:
     """Module and qualified name of a function, of an object's class, or of what a partial calls."""
     if isinstance(function, partial):
-        return f"functools.partial({_called(function.func)})"
+        return f"functools.partial({_qualified_name(function.func)})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"

@@ -1,8 +1,8 @@
-"""Where targets come from: stored logits, a table, a live network, or several of them put together."""
+"""Teachers: stored logits, a table of logits, a live network, or several of these combined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,18 +11,22 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.files import sha256
+from noisyteacher.io.files import sha256
+from noisyteacher.io.tensors import tensor_bytes
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
-from noisyteacher.noise import Noise, apply_noise, check_logits, step_draw
-from noisyteacher.ranks import gather
+from noisyteacher.noise import Noise, check_logits, perturb, unit_noise_at
 from noisyteacher.rng import derive
 from noisyteacher.store import LogitStore
-from noisyteacher.tensorfile import tensor_bytes
 from noisyteacher.text import unknown_name
 
 
 class Teacher(Protocol):
-    """What an objective asks of a teacher: clean logits for a batch, and a check before the first step."""
+    """A source of clean logits for batches of a split."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for teachers that give the same logits for a batch."""
+        ...
 
     def logits(self, batch: Batch) -> Tensor:
         """Clean teacher logits `[B, K]` for the batch, without gradient, on whatever device they come from."""
@@ -42,6 +46,11 @@ class StoredTeacher:
     """A logit store as a teacher: exact targets for every stored view, joined by row number."""
 
     store: LogitStore
+
+    @property
+    def key(self) -> Hashable:
+        """The store's digest."""
+        return "store", self.store.digest
 
     def logits(self, batch: Batch) -> Tensor:
         """The stored logits of the batch's rows under each row's own view, on the CPU."""
@@ -65,6 +74,11 @@ class TableTeacher:
 
     table: Tensor
 
+    @property
+    def key(self) -> Hashable:
+        """Where the table lies in memory."""
+        return "table", self.table.data_ptr(), self.table.shape
+
     def logits(self, batch: Batch) -> Tensor:
         """The table's rows of the batch, on the table's device."""
         return self.table[batch.rows.to(self.table.device)]
@@ -84,14 +98,21 @@ class TableTeacher:
 
 
 class LiveTeacher:
-    """A network as a teacher: asked at every step, always in eval mode, never with gradients."""
+    """A network as a teacher: it runs at every step, in eval mode and without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = as_classifier(module)
 
+    @property
+    def key(self) -> Hashable:
+        """The network itself: its weights may change."""
+        return "live", id(self.module)
+
     def logits(self, batch: Batch) -> Tensor:
-        """The network's logits for the batch's images, with its dropout and batch statistics off."""
-        return gather(frozen_forward(self.module, batch.images), len(batch.rows))
+        """The network's logits for the batch's images, in eval mode. Raises TrainingError if they are not finite."""
+        logits = frozen_forward(self.module, batch.images)
+        check_logits(logits)
+        return logits
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """One image goes through: the network must take its shape and give as many classes as the student."""
@@ -165,13 +186,18 @@ class SeveralTeachers:
         if self.combine not in COMBINE:
             raise unknown_name("way to combine teachers", self.combine, COMBINE)
 
+    @property
+    def key(self) -> Hashable:
+        """The teachers' keys and how they are combined."""
+        return self.combine, *(teacher.key for teacher in self.teachers)
+
     def logits(self, batch: Batch) -> Tensor:
         """The combined logits; `pick` draws the teacher from the stream (seed, "teacher", step)."""
         if self.combine == "pick":
-            chosen = derive(batch.seed, "teacher", batch.step) % len(self.teachers)
-            return self.teachers[chosen].logits(batch)
-        found = [teacher.logits(batch).to(batch.images.device) for teacher in self.teachers]
-        return COMBINE[self.combine](torch.stack(found), 0)
+            pick = derive(batch.seed, "teacher", batch.step) % len(self.teachers)
+            return self.teachers[pick].logits(batch)
+        logits = [teacher.logits(batch).to(batch.images.device) for teacher in self.teachers]
+        return COMBINE[self.combine](torch.stack(logits), 0)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """Every teacher must serve."""
@@ -183,32 +209,27 @@ class SeveralTeachers:
         return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
 
 
-def answers_in_half(teacher: Teacher) -> bool:
-    """Whether any of its answers come in half precision: noise on such looks at their values."""
-    tables = (one.table for one in _each(teacher) if isinstance(one, TableTeacher))
-    return any(table.dtype in (torch.float16, torch.bfloat16) for table in tables)
-
-
 def live_networks(teacher: Teacher) -> tuple[nn.Module, ...]:
-    """The networks that it asks at every step."""
-    return tuple(one.module for one in _each(teacher) if isinstance(one, LiveTeacher))
+    """The networks of the teacher that run at every step."""
+    return tuple(part.module for part in _parts(teacher) if isinstance(part, LiveTeacher))
 
 
 def refuse_stored(teacher: Teacher, augment: str) -> None:
-    """Raises MismatchError for stored logits where images are augmented at every step: they are of other images."""
-    for one in _each(teacher):
-        if isinstance(one, (StoredTeacher, TableTeacher)):
-            raise MismatchError(
-                f"augment={augment!r} with stored logits: a store would serve targets for images the teacher never "
-                "saw; give the teacher itself, which is then asked at every step, or train on views such as mirror"
-            )
+    """Raises MismatchError for stored logits with images that are augmented at every step: the targets would be those
+    of other images.
+    """
+    if any(isinstance(part, (StoredTeacher, TableTeacher)) for part in _parts(teacher)):
+        raise MismatchError(
+            f"augment={augment!r} with stored logits: a store would serve targets for images the teacher never saw; "
+            "give the teacher itself, which then runs at every step, or train on views such as mirror"
+        )
 
 
-def _each(teacher: Teacher) -> tuple[Teacher, ...]:
-    """It alone, or those it is put together of."""
+def _parts(teacher: Teacher) -> tuple[Teacher, ...]:
+    """The teacher itself, or the teachers it combines, flattened."""
     if not isinstance(teacher, SeveralTeachers):
         return (teacher,)
-    return tuple(one for part in teacher.teachers for one in _each(part))
+    return tuple(part for member in teacher.teachers for part in _parts(member))
 
 
 def as_teacher(source: object, combine: str = "mean") -> Teacher:
@@ -223,7 +244,7 @@ def as_teacher(source: object, combine: str = "mean") -> Teacher:
     if isinstance(source, nn.Module):
         return LiveTeacher(source)
     if isinstance(source, Sequence) and not isinstance(source, str) and source:
-        return SeveralTeachers(tuple(as_teacher(one) for one in source), combine)
+        return SeveralTeachers(tuple(as_teacher(teacher) for teacher in source), combine)
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         return StoredTeacher(LogitStore.open(source))
     raise UsageError(
@@ -237,7 +258,7 @@ class NoisyTeacher(nn.Module):
 
     The teacher is put in eval mode and stays there, its parameters stop requiring gradients, and the forward pass runs
     without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
-    dict goes on where it stopped. Images are whatever the teacher takes; output `[B, K]`.
+    dict continues where it stopped. Inputs are whatever the teacher takes; output `[B, K]`.
     `total_rows` is needed for frozen noise, `total_steps` for noise with a schedule.
     Raises UsageError for wrong arguments and for noise meant for the student, MismatchError for frozen noise
     without row numbers of the split, one per image, and for a schedule without `total_steps`.
@@ -276,7 +297,7 @@ class NoisyTeacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> NoisyTeacher:
-        """Stays in eval mode whatever is asked: a teacher with dropout on is another teacher."""
+        """No effect: the teacher stays in eval mode, because one with dropout on is a different teacher."""
         super().train(False)
         return self
 
@@ -286,27 +307,29 @@ class NoisyTeacher(nn.Module):
         with torch.no_grad():
             logits = logits_of(self.teacher(*inputs, **named)).float()
             check_logits(logits)
-            draw = step_draw(
-                self.noise,
+            noise, step = self.noise, int(self.calls)
+            unit_noise = unit_noise_at(
+                noise,
                 seed=self.seed,
-                step=int(self.calls),
+                step=step,
+                batch=logits.shape[0],
+                classes=logits.shape[1],
                 rows=rows,
                 total_rows=self.total_rows,
-                size=logits.shape[0],
-                classes=logits.shape[1],
-                total_steps=self.total_steps,
             )
+            sigma = noise.sigma_at(step, self.total_steps)
+            noisy = perturb(logits, sigma=sigma, alpha=noise.alpha, kind=noise.kind, unit_noise=unit_noise)
             self.calls += 1
-            return apply_noise(logits, draw, self.noise.kind)
+            return noisy
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _same_classes(teacher: int, student: int, who: str) -> None:
+def _same_classes(teacher: int, student: int, name: str) -> None:
     if teacher != student:
         raise MismatchError(
-            f"{who} has {teacher} class{'es' if teacher != 1 else ''}, the student {student}: both must have the same "
+            f"{name} has {teacher} class{'es' if teacher != 1 else ''}, the student {student}: both must have the same "
             "classes in the same order"
         )

@@ -7,16 +7,11 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
+from concurrent.futures import ProcessPoolExecutor
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-T = TypeVar("T")
-R = TypeVar("R")
+from noisyteacher.process import tune_memory
 
 
 def processes(jobs: int, *, unwinding: bool = False) -> ProcessPoolExecutor:
@@ -64,37 +59,9 @@ def leave_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def in_order(
-    function: Callable[[list[T]], list[R]], jobs: int, at_once: int
-) -> Iterator[Callable[[Iterator[T]], Iterator[R]]]:
-    """Yields what turns items into results in their order, `at_once` to a call of the function.
-
-    With one job they are made in this process, one by one; with more in others, a few calls ahead, so that memory does
-    not grow with the number of items. Raises BrokenProcessPool where such a process dies.
-    """
-    if jobs == 1:
-        yield lambda items: (result for item in items for result in function([item]))
-        return
-    executor = processes(jobs)
-
-    def results(items: Iterator[T]) -> Iterator[R]:
-        waiting: deque[Future[list[R]]] = deque()
-        while True:
-            while len(waiting) < 2 * jobs and (task := list(islice(items, at_once))):
-                waiting.append(executor.submit(function, task))
-            if not waiting:
-                return
-            yield from waiting.popleft().result()
-
-    try:
-        yield results
-    finally:  # at once: work that waits is dropped, work that runs is ended
-        end(executor)
-
-
 def _begin(parent: int, unwinding: bool) -> None:
     """In a new worker: Ctrl-C is the parent's to handle, and the parent's end is ours."""
+    tune_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _unwind if unwinding else signal.SIG_DFL)
     leave_with_parent(parent)

@@ -17,11 +17,13 @@ from crashed_disk import OPTIONS, TRACED, lay_out, states_of
 from traced_calls import MUTATING, Call, calls, chosen, failing_at, killed_at, leave_out, need_strace, traced
 
 import noisyteacher as nt
-from noisyteacher.checkpoint import Progress, read_checkpoint, write_checkpoint
+from helpers import student_with
 from noisyteacher.errors import NoisyTeacherError, WriteError
-from noisyteacher.files import read_json, write_json
+from noisyteacher.io.files import read_json, write_json
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
+from noisyteacher.train.checkpoint import read_checkpoint, write_checkpoint
+from noisyteacher.train.state import Progress
 
 Tell = Callable[[str, object], None]
 QUICK = 12
@@ -58,14 +60,16 @@ def checkpoint(folder: Path, step: int) -> None:
     network = torch.nn.Linear(3, 2)
     torch.nn.init.constant_(network.weight, float(step))
     optimizer = torch.optim.Adam(network.parameters())
-    write_checkpoint(a_run(folder).path, {"seed": 0}, Progress(step=step), network, optimizer, {})
+    run = a_run(folder).path
+    write_checkpoint(student_with(network, optimizer, run, {"seed": 0}, progress=Progress(step=step)))
 
 
 def restored(folder: Path) -> tuple[int, float]:
     network = torch.nn.Linear(3, 2)
-    state = read_checkpoint(a_run(folder).path, {"seed": 0}, network, torch.optim.Adam(network.parameters()))
-    assert state is not None
-    return state[0].step, float(network.weight.detach()[0, 0])
+    run = a_run(folder).path
+    student = student_with(network, torch.optim.Adam(network.parameters()), run, {"seed": 0})
+    read_checkpoint(run, student)
+    return student.progress.step, float(network.weight.detach()[0, 0])
 
 
 WRITES: dict[str, Write] = {

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +16,12 @@ import torch
 from PIL import Image
 
 import noisyteacher as nt
-from noisyteacher import pixels
-from noisyteacher.checkpoint import Progress, read_checkpoint, write_checkpoint
-from noisyteacher.data import packing
+from helpers import student_with
 from noisyteacher.errors import FileFormatError, NoisyTeacherError
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
+from noisyteacher.train.checkpoint import read_checkpoint, write_checkpoint
+from noisyteacher.train.state import Progress
 
 FLIPS = 1000 if os.environ.get("NOISYTEACHER_FAULTS") == "all" else 100
 """In each kind of file."""
@@ -68,11 +67,13 @@ def a_checkpoint(folder: Path) -> Kept:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    write_checkpoint(run.path, {"seed": 0}, Progress(step=7), model, optimizer, dict(model.state_dict()))
+    write_checkpoint(
+        student_with(model, optimizer, run.path, {"seed": 0}, progress=Progress(step=7), best=dict(model.state_dict()))
+    )
 
     def read() -> None:
         fresh = small()
-        read_checkpoint(run.path, {"seed": 0}, fresh, torch.optim.Adam(fresh.parameters()))
+        read_checkpoint(run.path, student_with(fresh, torch.optim.Adam(fresh.parameters()), run.path, {"seed": 0}))
 
     return Kept((run.path / "checkpoint" / "state.safetensors",), read)
 
@@ -144,41 +145,6 @@ def test_only_the_damaged_shard_is_made_again(tmp_path: Path) -> None:
     nt.extract(teacher, data, path, rows_per_shard=10, progress=lambda done, total: asked.append((done, total)))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
     assert asked == [(40, 40)]  # thirty of forty answers were there
-
-
-def test_only_damaged_ranges_are_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "RANGE_ROWS", 5)
-    source = images(tmp_path)
-    (source / "ant" / "3.png").write_bytes(b"x")
-    path = nt.pack_data(source, tmp_path / "out", skip_corrupt=True).path
-    whole = {file.name: file.read_bytes() for file in path.iterdir()}
-
-    def flipped(name: str, place: int) -> None:
-        damaged = bytearray((path / name).read_bytes())
-        damaged[place] ^= 4
-        (path / name).write_bytes(damaged)
-
-    decoded: list[Any] = []
-    real = pixels.Way.row
-    monkeypatch.setattr(pixels.Way, "row", lambda way, item: decoded.append(item) or real(way, item))
-    flipped("all-images.u8", 9 * 108)  # of rows 9 to 13, the first of the third range: four are in the first
-    with pytest.raises(NoisyTeacherError, match=r"all-images\.u8: bytes 972 to 1511, rows 9 to 13, are damaged"):
-        nt.load_data(path)
-    assert len(nt.load_data(path, verify=False).train) > 1  # as it is asked for
-    flipped("all-labels.i64", 3)
-    nt.pack_data(source, path, skip_corrupt=True)
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
-    assert [os.path.relpath(item, source) for item in decoded[1:]] == [f"bee/{row}.png" for row in range(5)]
-    for name in ("all-images.u8", "all-files.jsonl"):
-        (path / name).write_bytes(whole[name][:50] if name.endswith("u8") else whole[name] + b"x")
-    nt.pack_data(source, path, skip_corrupt=True)
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
-    flipped("all-images.u8", 0)
-    broken = (path / "all-images.u8").read_bytes()
-    Image.new("RGB", (6, 6)).save(source / "ant" / "0.png")
-    with pytest.raises(NoisyTeacherError, match="its source no longer gives what was packed"):
-        nt.pack_data(source, path, skip_corrupt=True)
-    assert (path / "all-images.u8").read_bytes() == broken
 
 
 def test_a_damaged_store_is_refused_and_made_again_on_demand(tmp_path: Path) -> None:

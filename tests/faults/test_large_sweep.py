@@ -16,7 +16,7 @@ import pytest
 from simulated_cluster import Cluster
 
 import noisyteacher as nt
-from noisyteacher.locks import alone
+from noisyteacher.io.locks import exclusive_lock
 from noisyteacher.runs import Run
 from noisyteacher.sweep import cells, executors
 from noisyteacher.sweep.cells import Cell
@@ -45,7 +45,7 @@ class Bench:
 
     def train(self, cell: Cell) -> str | None:
         run = self.begin(cell)
-        with alone(run.path):
+        with exclusive_lock(run.path):
             if run.state == "done":
                 return None
             with self.lock:

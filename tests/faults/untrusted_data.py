@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import pickle
 import struct
@@ -21,13 +22,14 @@ from mutations import EXTREMES, edited
 from PIL import Image
 from untrusted_models import Evil, raw, resealed, rezipped, sealed_trees, with_edits
 
-from noisyteacher.data import Packed, load_data, pack_data
-from noisyteacher.data.cifar import BATCHES, FOLDER
-from noisyteacher.data.cifar_pickle import read_batch
-from noisyteacher.data.mnist import read_idx
-from noisyteacher.data.packed import HEADER, JOURNAL
+from noisyteacher.data import Packed, builtin, load_data, pack_data
+from noisyteacher.data.builtin import CIFAR_BATCHES as BATCHES
+from noisyteacher.data.builtin import CIFAR_FOLDER as FOLDER
+from noisyteacher.data.builtin import read_cifar_batch as read_batch
+from noisyteacher.data.builtin import read_idx
+from noisyteacher.data.images import decode
+from noisyteacher.data.packed import RECORD
 from noisyteacher.errors import DataError
-from noisyteacher.pixels import decode
 
 DICE = np.random.default_rng(0)
 
@@ -144,26 +146,16 @@ def mat(folder: Path) -> Untrusted:
         buffer = io.BytesIO()
         scipy.io.savemat(buffer, content, do_compression=compressed)
         whole.append(buffer.getvalue())
-    plain, packed = whole
-
-    def inner(data: bytes, edits: Any) -> bytes:
-        """The compressed variables changed before they are compressed."""
-        parts, at = [data[:128]], 128
-        while at < len(data):
-            (length,) = struct.unpack("<I", data[at + 4 : at + 8])
-            part = zlib.compress(edited(zlib.decompress(data[at + 8 : at + 8 + length]), edits), 1)
-            parts.append(struct.pack("<II", 15, len(part)) + part)
-            at += 8 + length
-        return b"".join(parts)
 
     def prepare(folder: Path) -> None:
-        (folder / "test_32x32.mat").write_bytes(packed)
+        (folder / "test_32x32.mat").write_bytes(whole[1])
+        builtin.SVHN_MD5 = {part: hashlib.md5(whole[1]).hexdigest() for part in ("train", "test")}
 
     def read(path: Path) -> None:
-        load_data("svhn", root=path.parent, verify=False, download=False, extra=False)
+        """Files that are not the official ones are refused before scipy parses them."""
+        load_data("svhn", root=path.parent, download=False, extra=False)
 
-    ways = (raw(plain, packed), with_edits(inner, [packed]))
-    return Untrusted("train_32x32.mat", read, ways, prepare, whole=(plain, packed))
+    return Untrusted("train_32x32.mat", read, (raw(*whole),), prepare, whole=(whole[1],))
 
 
 def images(folder: Path) -> Untrusted:
@@ -209,55 +201,15 @@ def _of_packed(folder: Path, name: str, *ways: Any) -> Untrusted:
 
     def read(path: Path) -> None:
         Packed.open(path.parent).files("all")
-        found = load_data(path.parent)
-        assert all(len(one.images_at(torch.arange(len(one)))) for one in found.parts.values())
+        loaded = load_data(path.parent)
+        assert all(len(split.images_at(torch.arange(len(split)))) for split in loaded.parts.values())
 
-    return Untrusted(f"out/{name}", read, tuple(way(data) for way in ways), whole=(data,), named=name != HEADER)
-
-
-def packed_headers(folder: Path) -> Untrusted:
-    return _of_packed(folder, HEADER, raw, lambda data: st.builds(resealed, raw(data)), sealed_trees)
+    return Untrusted(f"out/{name}", read, tuple(way(data) for way in ways), whole=(data,), named=name != RECORD)
 
 
-def packed_names(folder: Path) -> Untrusted:
-    return _of_packed(folder, "all-files.jsonl", raw)
+def packed_records(folder: Path) -> Untrusted:
+    return _of_packed(folder, RECORD, raw, lambda data: st.builds(resealed, raw(data)), sealed_trees)
 
 
 def packed_images(folder: Path) -> Untrusted:
-    return _of_packed(folder, "all-images.u8", raw)
-
-
-def journals(folder: Path) -> Untrusted:
-    """What an interrupted pack has left is read by the next."""
-    from noisyteacher.data import packing
-
-    kept: list[bytes] = []
-    real = packing.write_json
-    out = folder / "out"
-
-    def stolen(*_: Any, **__: Any) -> None:
-        kept.append((out / JOURNAL).read_bytes())
-        raise KeyboardInterrupt
-
-    packing.write_json = stolen
-    try:
-        a_pack(folder)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        packing.write_json = real
-    lines = kept[0].split(b"\n")[:-1]
-
-    def trees(number: int, line: bytes) -> bytes:
-        return b"\n".join([*lines[:number], line, *lines[number + 1 :]]) + b"\n"
-
-    def read(path: Path) -> None:
-        (out / HEADER).unlink(missing_ok=True)
-        made = pack_data(folder / "pets", out)
-        assert made.verify()
-        assert len(made.splits().train) == 8
-
-    ways = [raw(kept[0])]
-    for number, line in enumerate(lines):
-        ways += [st.builds(trees, st.just(number), way) for way in (sealed_trees(line), st.builds(resealed, raw(line)))]
-    return Untrusted(f"out/{JOURNAL}", read, tuple(ways), whole=(kept[0],), named=False, writes=True, slow=True)
+    return _of_packed(folder, "images.u8", raw)

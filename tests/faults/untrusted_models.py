@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from confinement import Untrusted
@@ -19,11 +21,12 @@ from hypothesis import strategies as st
 from mutations import as_text, byte_edits, changed_tree, edited, tree_edits
 
 import noisyteacher as nt
-from noisyteacher.checkpoint import NAME, Progress, read_checkpoint, write_checkpoint
-from noisyteacher.files import BLANK, SEAL, seal
-from noisyteacher.models import load_foreign
-from noisyteacher.models.torchfile import Stored, read_torch_file
-from noisyteacher.tensorfile import KEY, map_tensors, read_tensors, write_tensors
+from helpers import student_with
+from noisyteacher.io.files import BLANK, SEAL, seal
+from noisyteacher.io.tensors import KEY, map_tensors, read_tensors, write_tensors
+from noisyteacher.models import load_foreign, load_onnx
+from noisyteacher.train.checkpoint import NAME, read_checkpoint, write_checkpoint
+from noisyteacher.train.state import Progress
 
 Bytes = st.SearchStrategy[bytes]
 
@@ -138,13 +141,14 @@ def a_checkpoint(folder: Path) -> Untrusted:
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = Progress(1, {"samples": 3.0}, [{"epoch": 1}], 1, [0.5])
-    write_checkpoint(folder, {"seed": 0, "views": ["clean"]}, state, net, optimizer, dict(net.state_dict()))
+    identity = {"seed": 0, "views": ["clean"]}
+    write_checkpoint(student_with(net, optimizer, folder, identity, progress=state, best=dict(net.state_dict())))
     data = (folder / NAME).read_bytes()
 
     def read(path: Path) -> None:
         fresh = torch.nn.Linear(3, 2)
         rule = torch.optim.Adam(fresh.parameters())
-        read_checkpoint(folder, {"seed": 0, "views": ["clean"]}, fresh, rule)
+        read_checkpoint(folder, student_with(fresh, rule, folder, identity))
 
     return Untrusted(str(NAME), read, of_ours(data), whole=(data,))
 
@@ -176,14 +180,18 @@ def rezipped(data: bytes, name: str, content: bytes, **how: Any) -> bytes:
 
 def torch_files(folder: Path) -> Untrusted:
     whole = []
-    for protocol in (2, 4):
-        for wrapped in (
-            network().state_dict(),
-            {"state_dict": {f"m.{k}": v for k, v in network().state_dict().items()}, "epoch": 3},
-        ):
-            buffer = io.BytesIO()
-            torch.save(wrapped, buffer, pickle_protocol=protocol)
-            whole.append(buffer.getvalue())
+    for wrapped in (
+        network().state_dict(),
+        {
+            "state_dict": {f"m.{k}": v for k, v in network().state_dict().items()},
+            "args": argparse.Namespace(lr=0.1, data=Path("data")),
+            "metric": np.float64(71.5),
+            "random": np.arange(4),
+        },
+    ):
+        buffer = io.BytesIO()
+        torch.save(wrapped, buffer)
+        whole.append(buffer.getvalue())
     evil = [pickle.dumps({"a": Evil(), "b": [1, (2, "x")]}, protocol=protocol) for protocol in range(6)]
     inner = []
     for data in whole:
@@ -197,24 +205,10 @@ def torch_files(folder: Path) -> Untrusted:
     def evil_pickle(one: bytes, edits: Any) -> bytes:
         return rezipped(whole[0], "archive/data.pkl", edited(one, edits))
 
-    def read(path: Path) -> None:
-        found = read_torch_file(path)
-        for one in _tensors(found, 0):
-            one.read()
-        load_foreign(into, path)
-
     ways = (
         raw(*whole), with_edits(repickled, inner), with_edits(evil_pickle, evil), raw(*evil),
     )  # fmt: skip
-    return Untrusted("a.pt", read, ways, whole=tuple(whole))
-
-
-def _tensors(found: Any, depth: int) -> Any:
-    if isinstance(found, Stored):
-        yield found
-    elif isinstance(found, dict) and depth < 20:
-        for one in found.values():
-            yield from _tensors(one, depth + 1)
+    return Untrusted("a.pt", lambda path: load_foreign(into, path), ways, whole=tuple(whole))
 
 
 def onnx_models(folder: Path) -> Untrusted:
@@ -235,10 +229,8 @@ def onnx_models(folder: Path) -> Untrusted:
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     data = made.SerializeToString()
 
-    from noisyteacher.models.frozen import load_frozen
-
     def read(path: Path) -> None:
-        found = load_frozen(path, classes=3, input_shape=(1, 8, 8))
+        found = load_onnx(path, classes=3, input_shape=(1, 8, 8))
         found.network.costs((1, 8, 8))
 
     return Untrusted("a.onnx", read, (raw(data),), whole=(data,))

@@ -17,7 +17,7 @@ import noisyteacher as nt
 from noisyteacher.config import build_config, read_config
 from noisyteacher.config.explaining import template
 from noisyteacher.errors import ConfigError
-from noisyteacher.files import read_json, write_json
+from noisyteacher.io.files import read_json, write_json
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, diff_runs, list_runs
 from noisyteacher.store import LogitStore

@@ -13,8 +13,9 @@ import typer
 from noisyteacher.cli.commands import CONTEXT, Commands
 from noisyteacher.cli.show import TerminatedError
 from noisyteacher.cli.streams import plain_warnings, safe_streams
+from noisyteacher.distributed import processes, rank
 from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
-from noisyteacher.launch import processes, rank
+from noisyteacher.process import tune_memory
 from noisyteacher.text import lines_shown
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130/143 interrupted (resumable)."""
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
         signal.signal(signal.SIGTERM, _terminated)
+    tune_memory()
     with safe_streams():
         try:
             code = _exit_code()

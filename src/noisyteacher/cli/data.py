@@ -38,7 +38,7 @@ def data_check(
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Read a data set whole and say what is in it; of a packed one every checksum is compared.
+    """Read a data set whole and say what is in it; of a packed one the checksum is compared.
 
     Example: noisyteacher data check mnist-5k
     """
@@ -71,7 +71,7 @@ def data_check(
     if summary["note"]:
         say(summary["note"])
     if packed is not None:
-        say(f"packed: {verified:,} bytes, all checksums hold; {len(packed.left_out):,} image(s) left out")
+        say(f"packed: {verified:,} bytes, the checksum holds; {len(packed.left_out):,} image(s) left out")
     rows = []
     for role, found in summary["splits"].items():
         per_class = list((found["per_class"] or {}).values())
@@ -102,13 +102,13 @@ def data_pack(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Also read what links to folders and to files outside point to.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that decode (default: one per core).")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")] = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Decode images of any number once, into a folder that every training maps into memory.
 
-    The folder is then the data set: --data OUT. Asked again after an interruption, it goes on where it was.
+    The folder is then the data set: --data OUT. It appears whole: after an interruption, packing starts again.
 
     Example: noisyteacher data pack photos photos-64 --size 64
     """
@@ -124,26 +124,33 @@ def data_pack(
             source, out, size=size, grey=grey, fit=fit, classes=named, skip_corrupt=skip_corrupt,
             follow_links=follow_links, jobs=jobs or cores(), watch=watch,
         )  # fmt: skip
-    parts = []
-    for part in packed.header["parts"]:
-        left_out = sum(one["part"] == part["role"] for one in packed.left_out)
-        labelled = part["labels"] is not None
-        parts.append({"part": part["role"], "images": part["rows"], "labelled": labelled, "left_out": left_out,
-                      "bytes": part["images"]["bytes"]})  # fmt: skip
+    record = packed.record
+    image_bytes = packed.total_bytes // sum(packed.rows.values())
+    parts = [
+        {
+            "part": part.role,
+            "images": len(part.files),
+            "labelled": part.labels is not None,
+            "left_out": sum(image["part"] == part.role for image in record.left_out),
+            "bytes": len(part.files) * image_bytes,
+        }
+        for part in record.parts
+    ]
     if as_json:
-        record = {key: packed.header[key] for key in ("name", "input_shape", "class_names", "note", "fit", "grey")}
-        print_json({"packed": str(packed.path), **record, "parts": parts, "left_out": packed.left_out})
+        keys = ("name", "input_shape", "class_names", "note", "fit", "grey")
+        settings = {key: getattr(record, key) for key in keys}
+        print_json({"packed": str(packed.path), **settings, "parts": parts, "left_out": record.left_out})
         return
-    rows = [
-        (one["part"], f"{one['images']:,}", "yes" if one["labelled"] else "no", f"{one['left_out']:,}",
-         f"{one['bytes']:,}") for one in parts
-    ]  # fmt: skip
+    rows = []
+    for part in parts:
+        labelled = "yes" if part["labelled"] else "no"
+        rows.append((part["part"], f"{part['images']:,}", labelled, f"{part['left_out']:,}", f"{part['bytes']:,}"))
     print_table(("part", "images", "labelled", "left out", "bytes"), rows, right=(1, 3, 4))
     if packed.note:
         say(packed.note)
-    for one in packed.left_out[:SHOWN]:
-        say(f"left out: {one['file']}: {one['reason']}")
+    for image in packed.left_out[:SHOWN]:
+        say(f"left out: {image['file']}: {image['reason']}")
     if len(packed.left_out) > SHOWN:
         say(f"and {len(packed.left_out) - SHOWN:,} more, in {packed.path / 'packed.json'}")
-    shape = packed.header["input_shape"]
+    shape = list(packed.input_shape)
     say(f"\n{packed.path}: {len(packed.class_names)} classes, images {shape} (C, H, W)")

@@ -134,7 +134,7 @@ def config_init(
     """
     from noisyteacher.config import template
     from noisyteacher.errors import UsageError
-    from noisyteacher.files import write_bytes
+    from noisyteacher.io.files import write_bytes
 
     if path.exists():
         raise UsageError(f"{path}: is there already: choose another name, or remove it first")

@@ -35,7 +35,7 @@ def report(
     Example: noisyteacher report 7f3a9c --output report.html
     """
     from noisyteacher.errors import UsageError
-    from noisyteacher.files import write_bytes
+    from noisyteacher.io.files import write_bytes
 
     ending = output.suffix.lstrip(".").lower() if output is not None else ""
     chosen = format or {"": "html", "htm": "html", "markdown": "md"}.get(ending, ending)

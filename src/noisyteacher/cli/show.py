@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from noisyteacher.cli.tables import table_lines
-from noisyteacher.launch import rank, starter
+from noisyteacher.distributed import launch_command, rank
 from noisyteacher.progress import Watch, display, stage
 from noisyteacher.text import lines_shown
 
@@ -38,7 +38,7 @@ def out() -> Console:
 
 def command_line() -> str:
     """The command as it was typed, for run.json."""
-    return shlex.join([*starter(), *sys.argv[1:]])
+    return shlex.join([*launch_command(), *sys.argv[1:]])
 
 
 def say(words: str, err: bool = False) -> None:
@@ -178,7 +178,7 @@ def resumable(command: str | None) -> Iterator[Callable[[Run], None]]:
         yield begun.append
     except (KeyboardInterrupt, TerminatedError):
         if begun:
-            again = [*starter(), command, "--resume", str(begun[0].path)] if command else []
+            again = [*launch_command(), command, "--resume", str(begun[0].path)] if command else []
             if rank() == 0:
                 sys.stderr.write(f"go on with: {shlex.join(again) or command_line()}\n")
         raise

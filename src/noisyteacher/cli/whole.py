@@ -47,7 +47,7 @@ def compress(
     data_root: o.DataRoot = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME, an .onnx or a .pt2."),
+        typer.Option(help="A network's name (trained first), a run, a weights file, hf:NAME or an .onnx file."),
     ] = None,
     teacher_weights: o.TeacherWeights = None,
     student: Annotated[
@@ -156,7 +156,7 @@ def _told(result: Result, as_json: bool, quiet: bool) -> None:
     best = result.best or {}
     if result.search is not None or best.get("files") or best.get("failed"):
         from noisyteacher.errors import NoisyTeacherError
-        from noisyteacher.files import write_bytes
+        from noisyteacher.io.files import write_bytes
         from noisyteacher.pipeline import REPORT
         from noisyteacher.report import build_report
 

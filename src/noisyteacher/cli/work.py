@@ -9,7 +9,7 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.show import command_line, print_json, print_profile, print_scores, progress, resumable, say
-from noisyteacher.launch import processes, rank
+from noisyteacher.distributed import processes, rank
 from noisyteacher.progress import Watch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def train(
 
 def extract(
     teacher: Annotated[
-        str, typer.Argument(help="A trained model: a run, its folder, a weights file, hf:NAME, an .onnx or a .pt2.")
+        str, typer.Argument(help="A trained model: a run, its folder, a weights file, hf:NAME or an .onnx file.")
     ],
     teacher_weights: o.TeacherWeights = None,
     data: o.DataName = None,
@@ -172,11 +172,11 @@ def _single(
     from noisyteacher.text import duration, plural
 
     with resumable(kind) as begun, progress(quiet or (processes() > 1 and rank() > 0)) as watch:
+        from noisyteacher.distributed import process_group
         from noisyteacher.pipeline import explain_choice
-        from noisyteacher.ranks import joined
 
         how = _asked(kind, config, overrides, flags, seed, resume, output_dir)
-        with joined(how.device) as here:
+        with process_group(how.device) as here:
             trained = _trained(kind, how, seed, begun, watch, store)
     if not here.leads:
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
+
+from pydantic import TypeAdapter
 
 from noisyteacher.config.settings import PRESETS, Config, governed
 from noisyteacher.text import unknown_name
@@ -48,16 +48,16 @@ def type_name(hint: Any) -> str:
 
 @cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a settings class, its parents' included."""
-    found: dict[str, str] = {}
-    for owner in reversed([one for one in kind.__mro__ if is_dataclass(one)]):
-        body = ast.parse(inspect.getsource(owner)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for this, after in zip(body.body, body.body[1:], strict=False):
-            if isinstance(this, ast.AnnAssign) and isinstance(this.target, ast.Name) and isinstance(after, ast.Expr):
-                assert isinstance(after.value, ast.Constant)
-                found[this.target.id] = " ".join(str(after.value.value).split())
-    return found
+    """The docstring under each field of a settings dataclass, inherited fields included."""
+    docs: dict[str, str] = {}
+    for owner in reversed([base for base in kind.__mro__ if is_dataclass(base)]):
+        properties = TypeAdapter(owner).json_schema()["properties"]
+        docs |= {
+            name: " ".join(schema["description"].split())
+            for name, schema in properties.items()
+            if "description" in schema
+        }
+    return docs
 
 
 def template(preset: str = "standard") -> str:

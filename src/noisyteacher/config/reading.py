@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from noisyteacher.config.limits import wrong_targets
 from noisyteacher.config.settings import PRESETS, Choice, Config, NoiseSettings
+from noisyteacher.config.validation import config_error, shown, validated
 from noisyteacher.errors import ConfigError
-from noisyteacher.text import flat, nearest
+from noisyteacher.text import flat
 
-DEEPEST, MOST_SHOWN = 16, 200
+DEEPEST = 16
 WHOLE_RECIPE = {
     "name", "options", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs", "views",
     "every_view", "patience", "keep",
 }  # fmt: skip
 """Settings that the config of every run has had since the first version, more than a person names."""
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MOST_SHOWN
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build_config(given: Mapping[str, Any], *, unused_noise: bool = False) -> Config:
@@ -36,15 +31,12 @@ def build_config(given: Mapping[str, Any], *, unused_noise: bool = False) -> Con
     """
     if "sweep" in given:
         raise ConfigError("sweep: a grid of settings; run the file with: noisyteacher sweep")
-    try:
-        config = TypeAdapter(Config).validate_python(_with_presets(given))
-    except ValidationError as error:
-        raise ConfigError(_listed(map(_sentence, _telling(error.errors())))) from error
+    config = validated(Config, _with_presets(given))
     problems = list(_contradictions(config))
     if not unused_noise:
         problems += _without_noise(config.noise)
     if problems:
-        raise ConfigError(_listed(problems))
+        raise config_error(problems)
     return config
 
 
@@ -104,12 +96,6 @@ def _refuse_deep(given: dict[str, Any], where: str) -> None:
         if not level:
             return
     raise ConfigError(f"{where}: {TOO_DEEP}")
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: `repr`, cut where it is long. `shown("a") == "'a'"`."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def put(given: dict[str, Any], key: str, value: Any) -> None:
@@ -181,68 +167,10 @@ def completed(kept: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _key(problem: Any) -> tuple[str, ...]:
-    """Where a problem is, without pydantic's words for the branches of a union."""
-    place = [part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in map(str, problem["loc"])]
-    branches = ("constrained", "tuple[", "float", "list[", "literal[")
-    if "options" in place:  # options.NAME.TYPE
-        return tuple(place[: place.index("options") + 2])
-    return tuple(part for part in place if not part.startswith(branches))
-
-
-def _telling(problems: list[Any]) -> list[Any]:
-    """Of the complaints of all branches of a union, the one that tells a person what is wrong."""
-    kept = []
-    for key in dict.fromkeys(map(_key, problems)):
-        those = [one for one in problems if _key(one) == key]
-        words = [one for one in those if one["type"] == "literal_error"]
-        if len(those) > 1 and words and isinstance(words[0]["input"], str):
-            kept.append(words[0] | {"msg": f"Expected a number or {words[0]['ctx']['expected']}", "type": "union"})
-        elif len(those) > 1 and "options" in key:
-            kept.append(those[0] | {"msg": "Expected a number, true, false or text", "type": "union"})
-        elif len(those) > 1:
-            kept.append(next(one for one in those if one["type"] not in ("tuple_type", "literal_error")))
-        elif not (those[0]["type"] == "literal_error" and any(_key(one)[: len(key)] == key for one in kept)):
-            kept.append(those[0])
-    # [0.1] is no number, but above all it lacks its second half: the inner complaint tells more
-    deeper = {_key(one)[:-1] for one in kept}
-    return [one for one in kept if _key(one) not in deeper]
-
-
-def _sentence(problem: Any) -> str:
-    """One of pydantic's problems as `key: what was given and what was expected`."""
-    place = _key(problem)
-    key = ".".join(place)
-    if problem["type"] == "unexpected_keyword_argument":
-        *path, wrong = place
-        known = [one.name for one in fields(_at(path))]
-        close = nearest(wrong, known)
-        hint = f"did you mean {'.'.join([*path, close])!r}?" if close else f"known are {', '.join(known)}"
-        return f"{key}: unknown setting; {hint}"
-    if problem["type"] in ("dataclass_type", "dataclass_exact_type"):
-        return f"{key}: given {shown(problem['input'])}, expected a table of settings ([{key}] in TOML)"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    expected = problem.get("ctx", {}).get("expected")
-    if problem["type"] == "literal_error" and expected:
-        close = nearest(str(problem["input"]), expected.replace("'", "").replace(" or ", ", ").split(", "))
-        message = f"expected {expected}" + (f"; did you mean {close!r}?" if close else "")
-    return f"{key}: given {shown(problem['input'])}; {message}"
-
-
-def _at(path: list[str]) -> type:
-    kind: type = Config
-    for part in path:
-        kind = get_type_hints(kind)[part]
-    return kind
-
-
 def _contradictions(config: Config) -> Iterator[str]:
     """Settings that are each possible but refute each other, or have no effect."""
     for part, recipe in (("teacher", config.teacher), ("student", config.student)):
-        if recipe.momentum is not None and recipe.optimizer not in ("sgd", "muon"):
-            yield f"{part}.momentum: {recipe.momentum} has no effect with optimizer {recipe.optimizer!r}: leave it out"
-        if recipe.every_view and len(recipe.views) == 1 and recipe.views[0] in ("clean", "mirror"):
-            yield f"{part}.every_view: has no effect with the one view {recipe.views[0]!r}"
+        yield from (f"{part}.{name}: {problem}" for name, problem in recipe.contradictions())
         for name in ("model", "data", "classes", "input_shape", "seed"):
             if name in recipe.options:
                 yield f"{part}.options.{name}: comes from the data and the run, not from here: leave it out"
@@ -253,8 +181,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"{part}.mean: {len(recipe.mean)} values, {part}.std {len(recipe.std)}: one of each for every channel"
         if recipe.mean and recipe.preprocess.partition("@")[0] not in ("", "standardize"):
             yield f"{part}.mean: has no effect with preprocess {recipe.preprocess!r}: leave it out"
-        if not recipe.views:
-            yield f"{part}.views: the list is empty; give at least clean"
     if config.student.temperature is not None and config.student.loss != "soft_targets":
         yield f"student.temperature: has no effect with loss {config.student.loss!r}: leave it out"
     sigma = config.noise.sigma
@@ -297,10 +223,3 @@ def _without_noise(noise: NoiseSettings) -> Iterator[str]:
             f"{', '.join(unused)}: no effect without noise (noise.sigma is 0): name its sigma (--sigma 0.3), let "
             'compress or distil choose it on validation (--noise, or noise.sigma = "auto"), or leave this out'
         )
-
-
-def _listed(problems: Iterable[str]) -> str:
-    found = list(dict.fromkeys(problems))
-    if len(found) == 1:
-        return str(found[0])
-    return f"{len(found)} settings are wrong:\n" + "\n".join(f"  {one}" for one in found)

@@ -9,14 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-STRICT = ConfigDict(extra="forbid")
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from noisyteacher.config.training import (
+    STRICT,
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    Share,
+    TrainSettings,
+)
 
 
 @dataclass(kw_only=True)
@@ -46,8 +49,8 @@ class Data:
 
 
 @dataclass(kw_only=True)
-class Recipe:
-    """A network and how it is trained."""
+class Network:
+    """A network and its preprocessing."""
 
     __pydantic_config__ = STRICT
 
@@ -64,40 +67,34 @@ class Recipe:
     """With std: per-channel statistics in 0..1 for standardize, instead of the data's own."""
     std: list[Positive] = field(default_factory=list)
     """See mean."""
-    epochs: Count = 20
-    """Passes over the training split."""
+
+
+@dataclass(kw_only=True)
+class Recipe(TrainSettings, Network):
+    """A network and how it is trained, by default with the preset `standard`."""
+
+    __pydantic_config__ = STRICT
+
     batch_size: Count = 32
     """Samples per update."""
-    optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"
+    optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"  # type: ignore[assignment]
     """Update rule: adam; adamw, which decouples weight decay; sgd with momentum; muon, which orthogonalizes the
     momentum; auto: muon, but adamw where muon's products would cost more than half of a step's own, as they do in wide
     linear layers."""
     lr: Positive = 1e-2
     """Base learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
-    """Momentum of sgd and muon (default 0.9); without effect, and refused, elsewhere."""
     weight_decay: NotNegative = 0.05
-    """L2 term of the update (decoupled with adamw and muon; muon: of what has two dimensions or more)."""
+    """L2 term of the update (decoupled with adamw and muon; with muon only on parameters of two or more dimensions)."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
-    """How the rate falls over the run after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     warmup_epochs: NotNegative = 0.5
-    """Epochs over which the rate rises linearly to its base."""
+    """Epochs over which the learning rate rises linearly to its base."""
     views: list[str] = field(default_factory=lambda: ["auto"])
     """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch. auto: the
-    image and four shifts of it by 2 pixels, mirrored too where the images have colours and are not of digits."""
-    every_view: bool = False
-    """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
-    augment: Literal["none", "mixup", "randaugment"] = "none"
-    """None: images come under their views, for which a teacher's answers are stored; mixup or randaugment: they are
-    changed anew at every step, and the teacher is asked live."""
+    image and four shifts of it by 2 pixels, mirrored too if the images have colours and are not of digits."""
     batch_norm: Literal["running", "reestimate"] = "reestimate"
-    """Statistics that batch norms answer with: averaged along the training, or, before each validation, over up to
-    1,024 training images, where that average reaches back more than half an epoch."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """fp32, bf16 autocast with fp32 weights, or auto: bf16 where this machine multiplies matrices faster in it. A run's
-    config.json holds what auto came to."""
-    patience: Count | None = None
-    """Stop after so many epochs without a better validation error; empty: never."""
+    """Statistics of batch norms: averaged along the training, or re-estimated before each validation from up to 1,024
+    training images, where that average reaches back more than half an epoch."""
     keep: Literal["best", "last"] = "best"
     """Which weights are used: of the epoch with the best validation error, or of the last."""
 
@@ -107,7 +104,7 @@ class Teacher(Recipe):
     """The network that is compressed, and how it is trained when it is not given."""
 
     name: str = "lenet"
-    """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file, .onnx or .pt2."""
+    """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file or .onnx."""
     lr: Positive = 1e-3
     """Base learning rate."""
     weights: str = ""
@@ -136,7 +133,8 @@ class Student(Recipe):
     temperature: Positive | None = None
     """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
     label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Weight of the cross-entropy on labels; the rest goes to the teacher's term. auto: 0.3, without labels 0."""
+    """Weight of the cross-entropy on labels; the rest goes to the teacher's term. auto: 0.3, without labels 0; in
+    compress 0.7 if the teacher has more than 75 % of the errors of a student on labels alone."""
     combine: Literal["mean", "geometric", "pick"] = "mean"
     """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""
 

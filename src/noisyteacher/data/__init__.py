@@ -2,12 +2,10 @@
 
 from noisyteacher.data.augment import AUGMENTATIONS, check_augment
 from noisyteacher.data.batches import epoch_batches, samples_of
-from noisyteacher.data.listing import datasets_here
-from noisyteacher.data.packed import Packed, is_packed
-from noisyteacher.data.packing import pack_data
-from noisyteacher.data.sources import DATASETS, default_root, load_data
-from noisyteacher.data.split import Batch, Split, Splits
-from noisyteacher.data.summary import data_summary
+from noisyteacher.data.builtin import DATASETS, datasets_here, default_root
+from noisyteacher.data.load import load_data
+from noisyteacher.data.packed import Packed, is_packed, pack_data
+from noisyteacher.data.split import Batch, Split, Splits, data_summary
 from noisyteacher.data.views import apply_view, apply_views, expand_views
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""Augmentations without a finite list of views: drawn anew at every step, so no store can hold the teacher's answers.
+"""Augmentations without a finite list of views: drawn at every step, so no store can have the teacher's logits.
 
 Both work on whole batches of uint8 images. Every draw comes from the stream (seed, "augment", step), on the CPU.
 
-`mixup` blends every image with another one of its batch, `u * a + (1 - u) * b` with its own u from 0..1 (Zhang et al.
-2018; uniform u as in Beyer et al. 2022, where it makes up the inputs of a distillation).
+`mixup` blends every image with a partner from its batch, `u * a + (1 - u) * b` with its own u from 0..1 (Zhang et al.
+2018; uniform u as in Beyer et al. 2022, who distil on such inputs).
 
 `randaugment` does two operations on every image, each picked from the fourteen of Cubuk et al. 2020 at magnitude 9 of
 30 (their setting for ImageNet); signs are drawn. What comes in from outside the image is mid-grey.
@@ -34,10 +34,10 @@ def check_augment(augment: str) -> None:
 
 
 def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The batch `[B, C, H, W]` uint8 as this step shows it, and what was blended in.
+    """The augmented batch `[B, C, H, W]` uint8 of this step, and what mixup blended in.
 
-    That is, for mixup, `partner` int64 `[B]` (places in the batch) and `share` float32 `[B]`, the weight of the image's
-    own; else None. Same shape, dtype and device. Raises UnknownNameError, MismatchError for other images.
+    For mixup that is `partner` int64 `[B]` (indices into the batch) and `share` float32 `[B]`, the weight of the image
+    itself; else None. Same shape, dtype and device. Raises UnknownNameError, MismatchError for other images.
     """
     check_augment(augment)
     if images.dtype != torch.uint8 or images.ndim != 4:
@@ -54,22 +54,22 @@ def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tenso
 
 def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     """`share * image + (1 - share) * image of partner`, rounded to uint8. `[B, C, H, W]`, int64 `[B]`, float `[B]`."""
-    own, weight = images.float(), share.view(-1, 1, 1, 1)
-    return (weight * own + (1 - weight) * own[partner]).round().to(torch.uint8)
+    pixels, weight = images.float(), share.view(-1, 1, 1, 1)
+    return (weight * pixels + (1 - weight) * pixels[partner]).round().to(torch.uint8)
 
 
 def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Two random operations on every image of a batch uint8 `[B, C, H, W]`, all images of one operation at once."""
-    found = images.float()
+    augmented_images = images.float()
     for _ in range(OPERATIONS_EACH):
-        which = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
+        chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
         sign = torch.randint(2, (len(images),), generator=generator).to(images.device) * 2.0 - 1.0
         for number, operation in enumerate(OPERATIONS.values()):
-            rows = (which == number).nonzero().flatten().to(images.device)
+            rows = (chosen == number).nonzero().flatten().to(images.device)
             if len(rows):
                 # Whole numbers after every operation, as where images are stored between them.
-                found[rows] = operation(found[rows], sign[rows]).round().clamp(0, 255)
-    return found.to(torch.uint8)
+                augmented_images[rows] = operation(augmented_images[rows], sign[rows]).round().clamp(0, 255)
+    return augmented_images.to(torch.uint8)
 
 
 def _geometric(kind: str, most: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -93,13 +93,13 @@ def _geometric(kind: str, most: float) -> Callable[[Tensor, Tensor], Tensor]:
     return operation
 
 
-def _blended(other: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Away from or towards another form of the image: factor 1 +- 0.9 * magnitude, 1 being the image."""
+def _blended(form: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Extrapolate from, or interpolate to, a form of the image: factor 1 +- 0.9 * magnitude, 1 being the image."""
 
     def operation(images: Tensor, sign: Tensor) -> Tensor:
-        base = other(images)
-        found: Tensor = base + (1 + sign * 0.9 * MAGNITUDE).view(-1, 1, 1, 1) * (images - base)
-        return found
+        base = form(images)
+        blended: Tensor = base + (1 + sign * 0.9 * MAGNITUDE).view(-1, 1, 1, 1) * (images - base)
+        return blended
 
     return operation
 
@@ -118,10 +118,10 @@ def _smooth(images: Tensor) -> Tensor:
     kernel[1, 1] = 5
     channels = images.shape[1]
     inner = F.conv2d(images, (kernel / 13).expand(channels, 1, 3, 3), groups=channels)
-    found = images.clone()
+    smooth = images.clone()
     if images.shape[-1] > 2 and images.shape[-2] > 2:
-        found[..., 1:-1, 1:-1] = inner
-    return found
+        smooth[..., 1:-1, 1:-1] = inner
+    return smooth
 
 
 def _autocontrast(images: Tensor, sign: Tensor) -> Tensor:
@@ -139,15 +139,15 @@ def _equalize(images: Tensor, sign: Tensor) -> Tensor:
     below = counts.cumsum(1) - counts
     last = counts.gather(1, values.amax(1, keepdim=True))
     table = torch.where(last < height * width, below * 255 / (height * width - last).clamp(min=1), values[:, :1])
-    found: Tensor = table.gather(1, values).view(images.shape).float()
-    return found
+    equalized: Tensor = table.gather(1, values).view(images.shape).float()
+    return equalized
 
 
 def _posterize(images: Tensor, sign: Tensor) -> Tensor:
     """The lowest bits set to zero: round(4 * magnitude) of them."""
     step = 2 ** round(4 * MAGNITUDE)
-    found: Tensor = (images / step).floor() * step
-    return found
+    posterized: Tensor = (images / step).floor() * step
+    return posterized
 
 
 def _solarize(images: Tensor, sign: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Which rows are held out: stratified draws that are the same on every machine and with every library version.
 
-A row's place in the draw is the splitmix64 number of that row, so no library's shuffle is involved (those may change
-between versions, and a hold-out that moves makes numbers incomparable without anybody noticing).
+Rows are ordered by their splitmix64 numbers, so no library's shuffle is involved (that may change between versions, and
+a hold-out that changes silently makes numbers incomparable).
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def partition(labels: Tensor, sizes: Sequence[int], seed: int, *purpose: str) ->
     """Disjoint rows, int64 and ascending: one tensor per size, then one with all the rest.
 
     Every part has each class in proportion to the labels `[N]`, to within one row; the same arguments give the same.
-    Raises DataError when the rows do not suffice to leave at least one over.
+    Raises DataError unless at least one row is left over.
     """
     if min(sizes) < 1 or sum(sizes) >= len(labels):
-        raise DataError(f"{len(labels)} labelled images are too few to cut {list(sizes)} from them and leave some over")
-    plain, keys, ranks, counts = _ranked(labels, seed, purpose)
+        raise DataError(f"{len(labels)} images are too few to draw {list(sizes)} of them and leave some for training")
+    classes, keys, ranks, counts = _ranked(labels, seed, purpose)
     # The r-th of a class's n rows sits at (r + 1/2) / n on a line all classes share: any stretch of it is stratified.
-    order = np.lexsort((keys, (ranks + 0.5) / counts[plain]))
+    order = np.lexsort((keys, (ranks + 0.5) / counts[classes]))
     cuts = np.split(order, np.cumsum(sizes))
     return [torch.from_numpy(np.sort(cut)) for cut in cuts]
 
 
 def per_class(labels: Tensor, limit: int, share: float, seed: int, *purpose: str) -> tuple[Tensor, Tensor]:
     """(chosen, rest), ascending int64 rows: `limit` of each class are chosen, at most the `share` of the class."""
-    plain, _, ranks, counts = _ranked(labels, seed, purpose)
+    classes, _, ranks, counts = _ranked(labels, seed, purpose)
     quota = np.minimum(limit, np.floor(counts * share).astype(np.int64))
-    chosen = ranks < quota[plain]
+    chosen = ranks < quota[classes]
     return torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(np.flatnonzero(~chosen))
 
 
@@ -56,11 +56,11 @@ def _ranked(
     labels: Tensor, seed: int, purpose: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Labels, keys, each row's rank among the keys of its class, and the rows of every class."""
-    plain: NDArray[np.int64] = labels.cpu().numpy()
-    keys = splitmix64(derive(seed, "holdout", *purpose), len(plain))
-    counts = np.bincount(plain)
-    order = np.lexsort((keys, plain))
+    classes: NDArray[np.int64] = labels.cpu().numpy()
+    keys = splitmix64(derive(seed, "holdout", *purpose), len(classes))
+    counts = np.bincount(classes)
+    order = np.lexsort((keys, classes))
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    ranks = np.empty(len(plain), dtype=np.int64)
-    ranks[order] = np.arange(len(plain)) - starts[plain[order]]
-    return plain, keys, ranks, counts
+    ranks = np.empty(len(classes), dtype=np.int64)
+    ranks[order] = np.arange(len(classes)) - starts[classes[order]]
+    return classes, keys, ranks, counts

@@ -1,68 +1,118 @@
-"""A packed data set: decoded images as one memory-mapped array per part, with a sealed header (docs/formats.md)."""
+"""Packed data sets: images decoded once into one memory-mapped array, with a sealed record (docs/formats.md).
+
+A packed folder holds `images.u8`, the pixels of all parts one after the other, and `packed.json`, which describes them
+and is written last. Both appear whole: an interrupted pack starts again.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyteacher.data.arrays import assemble, cut
-from noisyteacher.data.split import Split, Splits
-from noisyteacher.errors import DataError, FileFormatError
-from noisyteacher.files import crc32c, read_bytes, read_json, read_range
-from noisyteacher.strictjson import parse_json
+from noisyteacher.data.folders import folder_source
+from noisyteacher.data.hf import dataset_source, is_dataset, is_saved, parquet_files, parquet_source, saved_source
+from noisyteacher.data.images import Resize, Unreadable, decode_all
+from noisyteacher.data.sources import Source, check_labels, check_shape, choose_class_names, make_splits, npz_source
+from noisyteacher.data.split import ROLES, Splits
+from noisyteacher.errors import DataError, FileFormatError, UsageError, WriteError
+from noisyteacher.io.files import (
+    extend_crc32c,
+    file_crc32c,
+    make_folder,
+    read_json,
+    remove_new_folders_on_error,
+    replace_file,
+    write_json,
+)
+from noisyteacher.io.locks import exclusive_lock
+from noisyteacher.text import plural, printable, size_bytes
 
-HEADER, KIND, SCHEMA = "packed.json", "packed-data", 1
-JOURNAL = "packing.jsonl"
-"""What is done of an unfinished pack; gone once the header is there."""
-PARTS = ("all", "train", "val", "test")
+RECORD, IMAGES, KIND, SCHEMA = "packed.json", "images.u8", "packed-data", 2
+OLD_JOURNAL = "packing.jsonl"
+"""In the folder of an unfinished pack of schema 1."""
+NAMED_IMAGES = 10
+"""How many of the unreadable images an error names."""
+Watch = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Damage:
-    """Something whose checksum does not hold: of which part, `images`, `labels` or `files`, which range, and where."""
+class PackedPart:
+    """The images of one role, `all`, `train`, `val` or `test`.
+
+    files: what each image was called in the source, with characters that cannot be printed escaped. labels: the class
+    numbers, or None.
+    """
 
     role: str
-    kind: str
-    number: int
-    file: Path
-    at: int
-    told: str
+    files: list[str]
+    labels: list[int] | None
 
 
 @dataclass(frozen=True)
+class PackedRecord:
+    """The content of `packed.json`. crc32c: of `images.u8`, as hex; left_out: `part`, `file` and `reason` of each."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    parts: list[PackedPart]
+    crc32c: str
+    left_out: list[dict[str, str]]
+    note: str
+    source: str
+    fit: str
+    grey: bool
+    pillow: str
+
+
+@dataclass(frozen=True, repr=False)
 class Packed:
-    """A finished packed data set: its folder, and what its header says."""
+    """A packed data set: its folder and its record."""
 
     path: Path
-    header: dict[str, Any]
+    record: PackedRecord
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, lengths: bool = True) -> Packed:
-        """The packed data set in this folder. Raises DataError naming the file when it is missing or damaged.
+    def open(cls, path: str | os.PathLike[str]) -> Packed:
+        """The packed data set in this folder. Raises DataError naming a missing or damaged file.
 
-        The header's seal and, with `lengths`, the files' lengths are checked here, the images' checksums by `verify`.
+        The record and the images' size are checked here, the images' checksum by `verify`.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         folder = Path(path)
-        if (folder / JOURNAL).exists() and not (folder / HEADER).exists():
-            raise DataError(f"{folder}: an unfinished pack: ask data pack again with this folder, it goes on")
+        if not (folder / RECORD).exists():
+            raise DataError(f"{folder}: an unfinished pack without {RECORD}: run data pack again")
         try:
-            packed = cls(folder, read_json(folder / HEADER, KIND, SCHEMA))
-            packed._check()
-            if lengths:
-                packed._measure()
-        except (FileFormatError, KeyError, TypeError, ValueError) as error:
-            told = f"{folder / HEADER}: {error!r}" if not isinstance(error, FileFormatError) else str(error)
+            record = TypeAdapter(PackedRecord).validate_python(read_json(folder / RECORD, KIND, SCHEMA))
+            if min(record.input_shape) < 1:
+                raise DataError(f"has images of shape {record.input_shape}")
+            roles = [part.role for part in record.parts]
+            if roles != ["all"] and ("train" not in roles or sorted({*roles}) != sorted(roles) or {*roles} - {*ROLES}):
+                raise DataError(f"has the parts {roles}, expected train with val and test, or all")
+            for part in record.parts:
+                if part.labels is not None:
+                    check_labels(np.array(part.labels), len(part.files), part.role, len(record.class_names))
+            packed = cls(folder, record)
+            images = folder / IMAGES
+            size = images.stat().st_size if images.is_file() else -1
+            if size != packed.total_bytes:
+                actual = f"has {size:,} bytes" if size >= 0 else "is missing"
+                raise DataError(f"{images}: {actual}, {RECORD} says {packed.total_bytes:,}: truncated or replaced")
+        except (FileFormatError, DataError, ValidationError, ValueError, OverflowError) as error:
             raise DataError(
-                f"{told}; restore it from a copy, or pack the images again (a damaged {HEADER} must be removed first)"
+                f"{folder / RECORD}: {error!s:.1000}; restore the folder from a copy, or remove it and run data pack "
+                "again"
             ) from error
         return packed
 
@@ -74,181 +124,221 @@ class Packed:
     @property
     def rows(self) -> dict[str, int]:
         """Images by part: `all`, or `train` and, where they are there, `val` and `test`."""
-        return {part["role"]: part["rows"] for part in self.header["parts"]}
+        return {part.role: len(part.files) for part in self.record.parts}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        channels, height, width = self.header["input_shape"]
-        return channels, height, width
+        return self.record.input_shape
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names in the order of the labels."""
-        return tuple(self.header["class_names"])
+        return self.record.class_names
 
     @property
     def left_out(self) -> list[dict[str, str]]:
-        """What could not be read: `part`, `file` and `reason` of each."""
-        return list(self.header["left_out"])
+        """The images that could not be read: `part`, `file` and `reason` of each."""
+        return self.record.left_out
 
     @property
     def note(self) -> str:
-        """What a user of the data should know, as the source said it; empty where there is nothing."""
-        return str(self.header.get("note", ""))
+        """What a user of the data should know, from the source; empty where there is nothing."""
+        return self.record.note
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all images."""
-        return sum(part["images"]["bytes"] for part in self.header["parts"])
-
-    def splits(self, *, seed: int = 0) -> Splits:
-        """The data set as Splits whose images are memory-mapped, read-only: pages are read as rows are used.
-
-        Without `val` a tenth of train is held out; `all` is cut 80/10/10. `seed` is that draw's.
-        """
-        made = {part["role"]: (self._images(part), self._labels(part)) for part in self.header["parts"]}
-        name, names = self.header["name"], self.class_names
-        if "all" in made:
-            return cut(name, *made["all"], names, seed=seed, note=self.note)
-        held = {
-            role: Split(images, labels, torch.arange(len(images)), role, name, names)
-            for role, (images, labels) in made.items()
-            if role != "train"
-        }
-        return assemble(name, *made["train"], names, held.get("val"), held.get("test"), seed=seed, note=self.note)
-
-    def verify(self) -> int:
-        """Read every byte and compare the checksums; returns how many bytes there are.
-
-        Raises DataError naming the file, and of images the bytes and rows, that are damaged.
-        """
-        first = next(self.damage(), None)
-        if first is not None:
-            raise DataError(
-                f"{first.told}: restore the file from a copy, or ask data pack for the same again, which makes anew "
-                "what is damaged"
-            )
-        records = [part[kind] for part in self.header["parts"] for kind in ("images", "labels", "files")]
-        return sum(record["bytes"] for record in records if record is not None)
-
-    def damage(self) -> Iterator[Damage]:
-        """Everything whose checksum does not hold, as it is found: ranges of images, files of labels and names."""
-        each = image_bytes(self.input_shape)
-        for part in self.header["parts"]:
-            file, first = self.path / part["images"]["file"], 0
-            for number, one in enumerate(part["images"]["ranges"]):
-                at, length, rows = first * each, one["rows"] * each, one["rows"]
-                found = crc32c(read_range(file, at, length))
-                if found != one["crc32c"]:
-                    told = (
-                        f"{file}: bytes {at} to {at + length - 1}, rows {first} to {first + rows - 1}, are damaged "
-                        f"(checksum {found} found, {one['crc32c']} stated)"
-                    )
-                    yield Damage(part["role"], "images", number, file, at, told)
-                first += rows
-            for kind in ("labels", "files"):
-                if part[kind] is not None:
-                    file = self.path / part[kind]["file"]
-                    try:
-                        self._small(part[kind])
-                    except (DataError, FileFormatError) as error:
-                        yield Damage(part["role"], kind, 0, file, 0, str(error))
-
-    def part(self, role: str) -> dict[str, Any]:
-        """The header's record of a part."""
-        (found,) = (part for part in self.header["parts"] if part["role"] == role)
-        return dict(found)
+        channels, height, width = self.input_shape
+        return sum(self.rows.values()) * channels * height * width
 
     def files(self, role: str) -> list[str]:
-        """What each row of a part was called in the source, in the order of the rows. Raises DataError when damaged."""
-        record = self.part(role)["files"]
-        file = self.path / record["file"]
-        try:
-            return [str(parse_json(line)) for line in self._small(record).splitlines()]
-        except ValueError as error:
-            raise DataError(f"{file}: not a line of JSON for every image: {error}") from error
+        """What each image of a part was called in the source, with characters that cannot be printed escaped."""
+        (part,) = (part for part in self.record.parts if part.role == role)
+        return part.files
 
-    def _images(self, part: dict[str, Any]) -> Tensor:
+    def splits(self, *, seed: int = 0) -> Splits:
+        """The data set as Splits whose images are memory-mapped, read-only: pages are read when rows are used.
+
+        Without `val` a tenth of train is held out; `all` is cut 80/10/10. `seed` is that draw's.
+        Raises DataError if the images cannot be mapped.
+        """
+        try:
+            array = np.memmap(self.path / IMAGES, np.uint8, "r", shape=(sum(self.rows.values()), *self.input_shape))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / IMAGES}: cannot be mapped: {error}") from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a tensor of a read-only array must not be written to
-            return torch.from_numpy(_map(self.path / part["images"]["file"], (part["rows"], *self.input_shape)))
+            images = torch.from_numpy(array)
+        content: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for part, pixels in zip(self.record.parts, torch.split(images, list(self.rows.values())), strict=True):
+            content[part.role] = pixels, None if part.labels is None else torch.tensor(part.labels, dtype=torch.int64)
+        return make_splits(self.record.name, content, self.class_names, seed=seed, note=self.note)
 
-    def _labels(self, part: dict[str, Any]) -> Tensor | None:
-        if part["labels"] is None:
-            return None
-        found = np.frombuffer(self._small(part["labels"]), dtype="<i8")
-        return torch.from_numpy(found.astype(np.int64))
-
-    def _small(self, record: dict[str, Any]) -> bytes:
-        """A file's bytes, once its checksum holds."""
-        data = read_bytes(self.path / record["file"])
-        if crc32c(data) != record["crc32c"]:
-            raise DataError(f"{self.path / record['file']}: bytes 0 to {len(data) - 1}: damaged (its checksum differs)")
-        return data
-
-    def _check(self) -> None:
-        """The header must be whole and not contradict itself."""
-        each, roles = image_bytes(self.input_shape), [part["role"] for part in self.header["parts"]]
-        for key, kind in (("name", str), ("plan", str), ("left_out", list)):
-            if not isinstance(self.header[key], kind):
-                raise ValueError(f"its {key!r} is a {type(self.header[key]).__name__}")
-        if roles != ["all"] and ("train" not in roles or "all" in roles or len(set(roles)) < len(roles)):
-            raise ValueError(f"has the parts {roles}, expected train with val and test, or all")
-        if not all(isinstance(name, str) for name in self.class_names):
-            raise ValueError("has class names that are no text")
-        for part in self.header["parts"]:
-            images = part["images"]
-            told = {"rows": sum(one["rows"] for one in images["ranges"]), "bytes": each * part["rows"]}
-            if part["role"] not in PARTS or told != {"rows": part["rows"], "bytes": images["bytes"]}:
-                raise ValueError(f"the record of {part['role']!r} contradicts itself")
-            if part["labels"] is not None and part["labels"]["bytes"] != 8 * part["rows"]:
-                raise ValueError(f"the labels of {part['role']!r} are not one per image")
-            sums = [one["crc32c"] for one in images["ranges"]] + [part["files"]["crc32c"]]
-            sums += [] if part["labels"] is None else [part["labels"]["crc32c"]]
-            if not all(isinstance(one, str) for one in sums) or any(
-                type(one["rows"]) is not int or one["rows"] < 0 for one in images["ranges"]
-            ):
-                raise ValueError(f"the record of {part['role']!r} has checksums or rows of other types")
-            for record in (images, part["labels"], part["files"]):
-                if record is not None and os.path.basename(record["file"]) != record["file"]:
-                    raise ValueError(f"names the file {record['file']!r}, which is not in the folder")
-
-    def _measure(self) -> None:
-        """Raises FileFormatError unless the files are as long as the header says."""
-        for part in self.header["parts"]:
-            for record in (part["images"], part["labels"], part["files"]):
-                if record is None:
-                    continue
-                file = self.path / record["file"]
-                length = os.path.getsize(file) if file.is_file() else -1
-                if length != record["bytes"]:
-                    there = "is missing" if length < 0 else f"has {length:,} bytes"
-                    raise FileFormatError(
-                        f"{file}: {there}, the header says {record['bytes']:,}: truncated or replaced"
-                    )
+    def verify(self) -> int:
+        """Read every image and compare the checksum; returns how many bytes there are. Raises DataError."""
+        computed = file_crc32c(self.path / IMAGES)
+        if computed != self.record.crc32c:
+            raise DataError(
+                f"{self.path / IMAGES}: bytes 0 to {self.total_bytes - 1} are damaged (checksum {computed}, expected "
+                f"{self.record.crc32c}): restore the file from a copy, or remove the folder and run data pack again"
+            )
+        return self.total_bytes
 
 
 def is_packed(folder: Path) -> bool:
     """Whether the folder holds a packed data set, finished or not."""
-    return any((folder / name).exists() for name in (HEADER, JOURNAL))
+    return any((folder / name).exists() for name in (RECORD, IMAGES, OLD_JOURNAL))
 
 
 def load_packed(folder: Path, *, seed: int = 0, verify: bool = True) -> Splits:
-    """The Splits of a packed folder, memory-mapped; `verify` compares every checksum first. Raises DataError."""
+    """The Splits of a packed folder, memory-mapped; `verify` compares the checksum first. Raises DataError."""
     packed = Packed.open(folder)
     if verify:
         packed.verify()
     return packed.splits(seed=seed)
 
 
-def image_bytes(shape: tuple[int, int, int]) -> int:
-    """The bytes of one image `[C, H, W]`."""
-    return shape[0] * shape[1] * shape[2]
+def pack_data(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    grey: bool = False,
+    fit: str = "crop",
+    classes: int | Sequence[str] | None = None,
+    skip_corrupt: bool = False,
+    follow_links: bool = False,
+    jobs: int = 1,
+    watch: Watch | None = None,
+) -> Packed:
+    """Decode every image once, bring it to `size`, and write all of them into the folder `out`; returns the result.
+
+    source: a folder of `{train,val,test}/CLASS/**/x.jpg`, of `CLASS/**/x.jpg` or of images alone (unlabelled); a `.npz`
+        file; a `datasets.Dataset` or a dict of them, a folder that `save_to_disk` wrote or one of parquet files (extra
+        `data`).
+    size: pixels, or (height, width); without it all images must have one size. fit: `crop` takes the largest centred
+        window of that shape and scales it (the shorter side decides), `squash` scales all of the image. grey: one
+        channel.
+    classes: how many classes, or their names, where nothing is labelled. skip_corrupt: leave unreadable images out, and
+        list them. follow_links: also read what links point to outside the folder. jobs: threads that decode; the bytes
+        are the same whatever it is. watch: called with (stage, images done, of how many, note).
+    Memory does not grow with the size of the images in a folder.
+    Raises DataError naming the images that cannot be read, WriteError when the disk refuses, UsageError, also when
+    `out` holds a packed data set already.
+    """
+    resize, target = Resize.of(size, grey, fit), Path(out)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise UsageError(f"jobs={jobs!r}: expected a whole number of threads, at least 1")
+    content = _source(source, target, follow_links)
+    class_names = choose_class_names(content, classes)
+    with remove_new_folders_on_error(target):
+        make_folder(target)
+        with exclusive_lock(target, wait=False):
+            if (target / RECORD).exists() or (target / OLD_JOURNAL).exists():
+                raise UsageError(f"{target}: holds a packed data set already: remove it, or name another folder")
+            for leftover in target.glob(f".{IMAGES}.*.tmp"):  # of a pack that was killed
+                leftover.unlink()
+            with replace_file(target / IMAGES, within=target) as stream:
+                packing = _Packing(target, content, resize, skip_corrupt, watch or (lambda *_: None), stream)
+                packing.write(jobs)
+            import PIL
+
+            record = PackedRecord(
+                name=printable(content.name),
+                input_shape=packing.shape,
+                class_names=class_names,
+                parts=packing.parts,
+                crc32c=f"{packing.checksum:08x}",
+                left_out=packing.left_out,
+                note=content.note,
+                source=content.kind,
+                fit=fit,
+                grey=grey,
+                pillow=PIL.__version__,
+            )
+            write_json(target / RECORD, KIND, SCHEMA, asdict(record), within=target)
+    return Packed.open(target)
 
 
-def _map(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    try:
-        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be mapped: {error}") from error
+def _source(source: Any, out: Path, follow_links: bool) -> Source:
+    """The source to pack, by its kind."""
+    if not isinstance(source, (str, os.PathLike)):
+        if is_dataset(source):
+            return dataset_source(source)
+        raise UsageError(
+            f"a {type(source).__name__} cannot be packed: give a folder, a .npz file or a datasets.Dataset"
+        )
+    path = Path(source).expanduser()
+    if os.path.isfile(path) and path.suffix == ".npz":
+        return npz_source(path, max_bytes=None)
+    if not os.path.isdir(path):
+        raise DataError(f"{path}: no such folder or .npz file")
+    if is_packed(path):
+        raise UsageError(f"{path}: is packed already: use it as it is")
+    real, real_out = os.path.realpath(path), os.path.realpath(out)
+    if real_out == real or real_out.startswith(real + os.sep):
+        raise UsageError(f"{out}: lies inside the source {path}, of which it would become a part: name another")
+    if is_saved(path):
+        return saved_source(path)
+    return parquet_source(path) if parquet_files(path) else folder_source(path.resolve(), follow_links)
+
+
+class _Packing:
+    """Writes the images of a source to a stream, and keeps what the record says about them."""
+
+    def __init__(
+        self, out: Path, source: Source, resize: Resize, skip_corrupt: bool, watch: Watch, stream: BinaryIO
+    ) -> None:
+        self.out, self.source, self.resize, self.stream = out, source, resize, stream
+        self.skip_corrupt, self.watch = skip_corrupt, watch
+        self.shape = (0, 0, 0)
+        self.parts: list[PackedPart] = []
+        self.left_out: list[dict[str, str]] = []
+        self.checksum = 0
+
+    def write(self, threads: int) -> None:
+        """Write all parts. Raises DataError naming the images that cannot be read, WriteError for a full disk."""
+        for part in self.source.parts:
+            total, stage = len(part.names), f"packing {part.role}"
+            kept: list[int] = []
+            for row, image in enumerate(decode_all(part.images(), self.resize, threads)):
+                if isinstance(image, Unreadable):
+                    file = printable(part.names[row])
+                    self.left_out.append({"part": part.role, "file": file, "reason": printable(image.reason)})
+                else:
+                    self._write_image(image, part.names[row])
+                    kept.append(row)
+                if row % 64 == 0:
+                    self.watch(stage, row, total, f"{len(self.left_out)} unreadable")
+            self.watch(stage, total, total, f"{len(self.left_out)} unreadable")
+            if not kept and total:
+                self._refuse_unreadable(f"{self.source.name}: no image of {part.role} can be read")
+            labels = None if part.labels is None else part.labels[kept].tolist()
+            self.parts.append(PackedPart(part.role, [printable(part.names[row]) for row in kept], labels))
+        if self.left_out and not self.skip_corrupt:
+            self._refuse_unreadable(f"{plural(len(self.left_out), 'image')} of {self.source.name} cannot be read")
+
+    def _write_image(self, image: NDArray[np.uint8], name: str) -> None:
+        if self.shape == (0, 0, 0):
+            channels, height, width = image.shape
+            self.shape = channels, height, width
+            needed = image.nbytes * sum(len(part.names) for part in self.source.parts)
+            free = shutil.disk_usage(self.out).free
+            if needed > free:
+                raise WriteError(
+                    f"{self.out}: {size_bytes(needed)} are needed, {size_bytes(free)} are free: make room first"
+                )
+        check_shape(image, self.shape, name, "--size 64 (in Python size=64)")
+        data = image.tobytes()
+        self.stream.write(data)
+        self.checksum = extend_crc32c(self.checksum, data)
+
+    def _refuse_unreadable(self, problem: str) -> None:
+        named = "\n".join(f"  {image['file']}: {image['reason']}" for image in self.left_out[:NAMED_IMAGES])
+        hidden = len(self.left_out) - NAMED_IMAGES
+        more = f"\n  and {hidden:,} more" if hidden > 0 else ""
+        raise DataError(
+            f"{problem}:\n{named}{more}\nrepair or remove them, or leave them out by "
+            "--skip-corrupt (in Python skip_corrupt=True)"
+        )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch import Tensor
 from noisyteacher.data.views import apply_view, apply_views, expand_views
 from noisyteacher.device import sent
 from noisyteacher.errors import DataError, MismatchError, UsageError
-from noisyteacher.files import sha256
-from noisyteacher.tensorfile import tensor_bytes
+from noisyteacher.io.files import sha256
+from noisyteacher.io.tensors import tensor_bytes
+from noisyteacher.text import few
 
 ROLES = ("train", "val", "test")
 _CHUNK, _CHUNK_BYTES = 4096, 2**24
@@ -88,7 +90,7 @@ class Split:
         Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, UsageError for a
         table without `which`, or `which` without a table.
         """
-        images = self.images.index_select(0, sent(self._places(rows), self.images.device))
+        images = self.images.index_select(0, sent(self._image_rows(rows), self.images.device))
         if isinstance(views, str):
             if which is not None:
                 raise UsageError(f"views is the one name {views!r}: `which` says nothing beside it, leave it out")
@@ -105,7 +107,7 @@ class Split:
         """The labels of the rows `[B]`, int64 `[B]`. Raises DataError when the split is unlabelled."""
         if self.labels is None:
             raise DataError(f"{self.name} ({self.role}): the images have no labels; use an objective that needs none")
-        self._places(rows)
+        self._image_rows(rows)
         return self.labels[rows.to(self.labels.device)]
 
     @property
@@ -131,7 +133,7 @@ class Split:
     def subset(self, rows: Tensor, role: str | None = None) -> Split:
         """The split of these rows `[B]` of this one, in this order. Raises DataError when there are none."""
         labels = None if self.labels is None else self.labels_at(rows)
-        return replace(self, index=self._places(rows), labels=labels, role=role or self.role)
+        return replace(self, index=self._image_rows(rows), labels=labels, role=role or self.role)
 
     def take(self, n: int) -> Split:
         """The split of the first n rows. Raises UsageError unless 1 <= n <= N."""
@@ -139,12 +141,12 @@ class Split:
             raise UsageError(f"{self.name} ({self.role}) has {len(self)} rows: cannot take the first {n}")
         return self.subset(torch.arange(n))
 
-    def _places(self, rows: Tensor) -> Tensor:
-        """Where the rows lie among the images. Negative rows are refused: they would count from the end in silence."""
+    def _image_rows(self, rows: Tensor) -> Tensor:
+        """The images of the rows. Negative rows are refused: they would silently count from the end."""
         if rows.numel():
             low, high = (int(bound) for bound in rows.aminmax())
             if not 0 <= low <= high < len(self):
-                raise MismatchError(f"{self.name} ({self.role}): rows {low}..{high} asked for, it has {len(self)}")
+                raise MismatchError(f"{self.name} ({self.role}): rows {low}..{high} requested, it has {len(self)}")
         return self.index[rows.to(self.index.device)]
 
 
@@ -167,10 +169,11 @@ class Splits:
     def __post_init__(self) -> None:
         for role, split in self.parts.items():
             if split.role != role:
-                raise DataError(f"{self.name}: the split given as {role} has the role {split.role!r}")
+                raise DataError(f"{self.name}: the split for {role} has the role {split.role!r}")
             if split.class_names != self.class_names:
                 raise DataError(
-                    f"{self.name}: train has the classes {_few(self.class_names)}, {role} has {_few(split.class_names)}"
+                    f"{self.name}: train has the classes {few(self.class_names, 5)}, "
+                    f"{role} has {few(split.class_names, 5)}"
                 )
             if split.input_shape != self.input_shape:
                 raise DataError(
@@ -187,8 +190,8 @@ class Splits:
     @property
     def parts(self) -> dict[str, Split]:
         """The splits there are, by role: train, val and, where there is one, test."""
-        given = {"train": self.train, "val": self.val, "test": self.test}
-        return {role: split for role, split in given.items() if split is not None}
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {role: split for role, split in splits.items() if split is not None}
 
     @property
     def classes(self) -> int:
@@ -208,14 +211,14 @@ class Splits:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """What the training loop hands to an objective: B images under their views, and everything that names them.
+    """One batch of a training, as an objective gets it: B images under their views, and their rows and labels.
 
-    images: uint8 `[B, C, H, W]`, the views already applied; where several processes are one training, those of this
-    process's share of the rows (`ranks`), while all else is of the whole batch. labels: int64 `[B]` or None. rows:
-    int64 `[B]`, rows of the split, so that a table of logits joins by indexing. views: the table of view names; which:
-    int64 `[B]` into it. step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of
-    the split. total_steps: the steps of the whole training, 0 where there is no training. blend: what mixup has
-    blended in, places int64 `[B]` in the batch and the share `[B]` of the image's own; None without it.
+    images: uint8 `[B, C, H, W]`, the views already applied. labels: int64 `[B]` or None. rows: int64 `[B]`, rows of the
+    split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
+    step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
+    total_steps: the steps of the whole training, 0 outside a training. blend: with mixup, the labels of the blended-in
+    images, int64 `[B]`, and the share `[B]` of the image's own label. whole: with several processes, the samples of the
+    whole batch, of which these are the slice `share`; 0: the batch is whole.
     """
 
     images: Tensor
@@ -228,6 +231,13 @@ class Batch:
     total_rows: int
     total_steps: int = 0
     blend: tuple[Tensor, Tensor] | None = None
+    whole: int = 0
+    share: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def whole_size(self) -> int:
+        """The samples of the whole batch."""
+        return self.whole or len(self.rows)
 
     def __repr__(self) -> str:
         """One line without the pixels: `Batch(64 x [1, 28, 28], 1 view(s), step 3)`."""
@@ -252,14 +262,12 @@ def _check_labels(labels: Tensor, rows: int, classes: int, what: str) -> None:
 
 
 def _check_disjoint(name: str, splits: list[Split]) -> None:
-    """An image in two splits makes the number reported on the second worthless: refused where it can be seen."""
-    for place, first in enumerate(splits):
-        for second in splits[place + 1 :]:
-            if first.images.data_ptr() != second.images.data_ptr():
-                continue
-            seen = torch.zeros(len(first.images), dtype=torch.bool)
-            seen[first.index.cpu()] = True
-            shared = int(seen[second.index.cpu()].sum())
+    """Raise DataError where splits of the same tensor share an image: what is reported on the second is worthless."""
+    for first, second in combinations(splits, 2):
+        if first.images.data_ptr() == second.images.data_ptr():
+            in_first = torch.zeros(len(first.images), dtype=torch.bool)
+            in_first[first.index.cpu()] = True
+            shared = int(in_first[second.index.cpu()].sum())
             if shared:
                 raise DataError(f"{name}: {first.role} and {second.role} share {shared} image(s); draw them apart")
 
@@ -268,6 +276,44 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _few(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
+def data_summary(splits: Splits) -> dict[str, Any]:
+    """A JSON-able record of the splits.
+
+    `name, classes, class_names, input_shape [C, H, W], preprocess, views, note`, and under `splits` for every role:
+    `n`, `per_class` (rows of each class, or None when unlabelled), `fingerprint` (64 hex digits), `mean` and `std`
+    (per channel, of pixels / 255, over all rows; population standard deviation).
+    """
+    return {
+        "name": splits.name,
+        "classes": splits.classes,
+        "class_names": list(splits.class_names),
+        "input_shape": list(splits.input_shape),
+        "preprocess": splits.preprocess,
+        "views": list(splits.views),
+        "note": splits.note,
+        "splits": {role: _split_summary(split) for role, split in splits.parts.items()},
+    }
+
+
+def _split_summary(split: Split) -> dict[str, Any]:
+    channels, height, width = split.input_shape
+    total, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
+    for rows in split.chunks():
+        images = split.images_at(rows).cpu().long()
+        # Whole numbers: no rounding before the last division, so equal images give equal digits.
+        total += images.sum(dim=(0, 2, 3))
+        squares += (images * images).sum(dim=(0, 2, 3))
+    pixels = len(split) * height * width
+    mean = total.double() / pixels
+    variance = (squares.double() / pixels - mean * mean).clamp(min=0)
+    per_class = None
+    if split.labels is not None:
+        counts = split.labels.bincount(minlength=split.classes).tolist()
+        per_class = dict(zip(split.class_names, counts, strict=True))
+    return {
+        "n": len(split),
+        "per_class": per_class,
+        "fingerprint": split.fingerprint,
+        "mean": (mean / 255).tolist(),
+        "std": (variance.sqrt() / 255).tolist(),
+    }

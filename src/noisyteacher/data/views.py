@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ PAD = 4
 OFFSETS = 2 * PAD + 1
 FAMILIES: dict[str, int] = {"clean": 1, "mirror": 1, "crop": OFFSETS**2, "mirror*crop": OFFSETS**2}
 _PATTERN = re.compile(r"(mirror-)?crop-y([0-8])-x([0-8])")
-_KNOWN = (*FAMILIES, "crop-yA-xB", "mirror-crop-yA-xB (A and B in 0..8)")
+_SPECS = (*FAMILIES, "crop-yA-xB", "mirror-crop-yA-xB (A and B in 0..8)")
 
 
 def view_name(mirrored: bool, top: int, left: int) -> str:
@@ -38,14 +39,14 @@ def parse_view(name: str) -> tuple[bool, int, int]:
     """(mirrored, top, left) of one view; top and left in 0..8, 4 being the middle. Raises UnknownNameError."""
     if name in ("clean", "mirror"):
         return name == "mirror", PAD, PAD
-    found = _PATTERN.fullmatch(name)
-    if found is None:
-        raise unknown_name("view", name, _KNOWN)
-    return found[1] is not None, int(found[2]), int(found[3])
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        raise unknown_name("view", name, _SPECS)
+    return match[1] is not None, int(match[2]), int(match[3])
 
 
 def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
-    """The canonical view names a spec stands for, in the order given, each once.
+    """The canonical view names of a spec, in order, each once.
 
     A spec is a view, a family (`clean`, `mirror`, `crop` with 81 views, `mirror*crop` with the 81 crops of the mirrored
     image), several of them separated by commas (`"clean,mirror"`), or a sequence of these. Crops come row by row.
@@ -56,8 +57,8 @@ def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for word in words:
         if word in ("crop", "mirror*crop"):
-            for place in range(OFFSETS**2):
-                names[view_name(word != "crop", place // OFFSETS, place % OFFSETS)] = None
+            for top, left in product(range(OFFSETS), repeat=2):
+                names[view_name(word != "crop", top, left)] = None
         else:
             names[view_name(*parse_view(word))] = None
     if not names:
@@ -76,12 +77,12 @@ def _table(views: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
 def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
     """Each image under its own view: images `[B, C, H, W]`, `views` a table of names, `which` `[B]` int64 into it.
 
-    Comes back with the shape, dtype and device of the images, in one batched gather whatever the number of views.
-    Raises UnknownNameError for a name, MismatchError when `which` does not fit the images or the table.
+    The result has the shape, dtype and device of the images. It takes one batched gather, whatever the number of views.
+    Raises UnknownNameError for a name, MismatchError when `which` does not match the images or the table.
     """
     if images.ndim != 4 or which.shape != images.shape[:1]:
         raise MismatchError(
-            f"images {list(images.shape)} and which {list(which.shape)} do not fit: expected [B, C, H, W] and [B]"
+            f"images {list(images.shape)} and which {list(which.shape)} do not match: expected [B, C, H, W] and [B]"
         )
     if not views:
         raise MismatchError("no view to apply: give a table with at least one name, such as ('clean',)")
@@ -96,7 +97,7 @@ def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
         images = torch.where(sent(mirrored, images.device)[:, None, None, None], images.flip(-1), images)
     if bool(((top == PAD) & (left == PAD)).all()):
         return images
-    top, left = (sent(one, images.device) for one in (top, left))
+    top, left = sent(top, images.device), sent(left, images.device)
     height, width = images.shape[-2:]
     # All 81 windows of every image as one strided view [B, C, 9, 9, H, W]: nothing is copied before the gather.
     windows = pad(images, (PAD, PAD, PAD, PAD)).unfold(2, height, 1).unfold(3, width, 1)

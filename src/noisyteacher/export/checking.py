@@ -14,8 +14,7 @@ from noisyteacher import metrics
 from noisyteacher.data import Split, Splits
 from noisyteacher.errors import ExportError, TrainingError, UsageError
 from noisyteacher.export.to_pt2 import Runner
-from noisyteacher.measure import Latency
-from noisyteacher.measure.costs import percentile
+from noisyteacher.measure import Latency, percentile
 from noisyteacher.models import Classifier
 from noisyteacher.rng import stream
 from noisyteacher.stats import Quantity

@@ -27,10 +27,10 @@ from noisyteacher.export.checking import (
 from noisyteacher.export.formats import FORMATS, refuse_format, refuse_names
 from noisyteacher.export.outcome import Exported
 from noisyteacher.export.to_pt2 import told
-from noisyteacher.files import sha256, write_bytes, write_json
+from noisyteacher.inference import inference
+from noisyteacher.io.files import sha256, write_bytes, write_json
 from noisyteacher.measure import Latency
 from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, saved_bytes, weights_fingerprint
-from noisyteacher.modes import inference
 from noisyteacher.runs.record import host, versions
 
 SIDECAR, KIND, SCHEMA = ".export.json", "export", 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from noisyteacher.errors import DataError, FileFormatError, UsageError
 from noisyteacher.export.to_pt2 import Runner
-from noisyteacher.files import read_bytes, read_json, write_bytes, write_json
+from noisyteacher.io.files import read_bytes, read_json, write_bytes, write_json
 from noisyteacher.models import HUB_WEIGHTS, PREPROCESS, Classifier, load_model, model_record, save_model
 
 CONFIG, KIND, SCHEMA = "config.json", "hub-config", 1

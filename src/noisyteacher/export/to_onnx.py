@@ -20,7 +20,7 @@ from torch import Tensor
 from noisyteacher.errors import ExportError
 from noisyteacher.export.quiet import quiet
 from noisyteacher.export.to_pt2 import Runner, told, traced
-from noisyteacher.files import read_bytes
+from noisyteacher.io.files import read_bytes
 from noisyteacher.models import Classifier
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -1,12 +1,13 @@
-"""Networks with their preprocessing in front: build them by name, wrap your own, save them, tell them apart."""
+"""Networks with their preprocessing in front: built by name, wrapped, saved and fingerprinted."""
 
-from noisyteacher.models.build import MODELS, OWN, ZOO, build_model, training_images
+from noisyteacher.models.build import MODELS, OWN, PREFIX, ZOO, build_model, training_images
+from noisyteacher.models.checkpoints import ENDINGS, begins_as_torch_file, load_foreign
 from noisyteacher.models.classifier import Classifier, Reordered, as_classifier, logits_of, reordered
 from noisyteacher.models.compact import COMPACT, compact_network, without_width
-from noisyteacher.models.foreign import ENDINGS, load_foreign
-from noisyteacher.models.frozen import FROZEN, Frozen, is_frozen_file, load_frozen
-from noisyteacher.models.hub import class_names_of
-from noisyteacher.models.libraries import nearest_networks, unknown_network
+from noisyteacher.models.external import WHOLE, nearest_networks, unknown_network
+from noisyteacher.models.huggingface import class_names_of
+from noisyteacher.models.narrow import SHRINK, narrowed, origin_of, ratio_of
+from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork, is_onnx_file, load_onnx
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import (
     PREPROCESS,
@@ -20,27 +21,26 @@ from noisyteacher.models.preprocess import (
     build_preprocess,
     is_preprocess,
 )
-from noisyteacher.models.pretrained import HUB_WEIGHTS, PREFIX, pretrained, weights_file
-from noisyteacher.models.shrink import SHRINK, narrowed, origin_of, ratio_of
-from noisyteacher.models.torchfile import begins_as_torch_file
 from noisyteacher.models.weights import (
+    HUB_WEIGHTS,
     code_fingerprint,
     load_model,
     load_weights,
     model_record,
     preprocess_fingerprint,
+    pretrained,
     save_model,
     saved_bytes,
+    weights_file,
     weights_fingerprint,
 )
-from noisyteacher.models.zoo import WHOLE
 
 __all__ = [
     "COMPACT",
     "ENDINGS",
-    "FROZEN",
     "HUB_WEIGHTS",
     "MODELS",
+    "ONNX",
     "OWN",
     "PAPER",
     "PREFIX",
@@ -49,8 +49,8 @@ __all__ = [
     "WHOLE",
     "ZOO",
     "Classifier",
-    "Frozen",
     "LocalContrast",
+    "OnnxNetwork",
     "PixelMean",
     "Reordered",
     "Resized",
@@ -65,11 +65,11 @@ __all__ = [
     "class_names_of",
     "code_fingerprint",
     "compact_network",
-    "is_frozen_file",
+    "is_onnx_file",
     "is_preprocess",
     "load_foreign",
-    "load_frozen",
     "load_model",
+    "load_onnx",
     "load_weights",
     "logits_of",
     "model_record",

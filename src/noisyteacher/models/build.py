@@ -1,11 +1,11 @@
-"""From a name to a model: one table of known networks, a factory of yours, or a module you already have."""
+"""From a name to a model: one table of known networks, a user's factory, or a module that exists already."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models.classifier import Classifier, Reordered, as_classifier
 from noisyteacher.models.compact import COMPACT, compact_network, compact_options, without_width
-from noisyteacher.models.hub import hf_network
-from noisyteacher.models.libraries import unknown_network
+from noisyteacher.models.external import ExternalModel, timm_network, torchvision_network, unknown_network
+from noisyteacher.models.huggingface import hf_network
+from noisyteacher.models.narrow import SHRINK, narrow_network, origin_of, ratio_of
 from noisyteacher.models.paper import PAPER, paper_network, paper_options
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess, preprocess_name
-from noisyteacher.models.pretrained import PREFIX
-from noisyteacher.models.shrink import SHRINK, origin_of, ratio_of, shrunk
-from noisyteacher.models.zoo import Brought, timm_network, torchvision_network
 from noisyteacher.rng import seeded
 
 CHUNK_BYTES = 2**24
@@ -32,15 +30,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> builder(classes, input_shape, **options) of a network that takes preprocessed images."""
 
-ZOO: dict[str, Callable[[str, int, Shape, dict[str, Any]], Brought]] = {
+ZOO: dict[str, Callable[[str, int, Shape, dict[str, Any]], ExternalModel]] = {
     "timm": timm_network,
     "torchvision": torchvision_network,
     "hf": hf_network,
 }
 """Prefix -> builder(name, classes, input_shape, options) of another library's networks: `timm:resnet18`."""
 
+PREFIX = "pretrained:"
+"""Before the name of one of the package's trained models."""
 OWN = "model"
-"""The `preprocess` that means: what the network's own weights were trained on."""
+"""The `preprocess` that means: what the network's pretrained weights were trained on."""
 T = TypeVar("T")
 
 
@@ -58,31 +58,29 @@ def build_model(
     """A Classifier: uint8 `[B, C, H, W]` to logits `[B, K]`, its weights drawn from the stream (seed, "init", name).
 
     `model` is a name of MODELS (of a compact one also `"compact-s:WIDTH"`), `"pretrained:NAME"` (one of the package's,
-    with its weights), `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`) or `"hf:NAME"` (a folder
+    with its weights), `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`), `"hf:NAME"` (a folder
     or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with classes= or
-    num_classes=, and input_shape=, where it names them), `"shrink:RATIO"` (a narrower copy of `teacher`, a model or its
-    `architecture`, with weights of its own), or an nn.Module, which is wrapped and not drawn anew. Classes and
-    input_shape come from `data` (Splits) or are given. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
-    resized), a module, or "model": that of a library's own weights. By default it is that for a network that comes with
-    weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
-    MismatchError when model, data and arguments disagree, DataError when weights cannot be had,
-    UsageError else.
+    num_classes=, and input_shape=, where it has such parameters), `"shrink:RATIO"` (a narrower, untrained copy of
+    `teacher`, a model or its `architecture`), or an nn.Module, which is wrapped with its weights. Classes and
+    input_shape come from `data` (Splits) or the arguments. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
+    resized), a module, or "model": that of a library's pretrained weights. The default is "model" for a network with
+    pretrained weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
+    MismatchError when model, data and arguments disagree, DataError when weights cannot be downloaded, UsageError
+    otherwise.
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
         raise UsageError(f"classes {classes!r}: expected a whole number of two or more")
-    count = _agreed("classes", classes, getattr(data, "classes", None))
-    shape = _agreed("input_shape", _shape(input_shape), _shape(getattr(data, "input_shape", None)))
+    count = _agree("classes", classes, getattr(data, "classes", None))
+    shape = _agree("input_shape", _check_shape(input_shape), _check_shape(getattr(data, "input_shape", None)))
     narrows = isinstance(model, str) and model.startswith(SHRINK)
     if teacher is not None and not narrows:
         raise UsageError(f"teacher= has no effect on model {model!r:.60}: it is for {SHRINK}RATIO")
     if isinstance(model, nn.Module):
         if options:
             raise UsageError(f"options {sorted(options)} have no effect on a module that is already built")
-        if isinstance(model, Classifier):
-            if preprocess is not None:
-                raise UsageError("this model already has its preprocessing: leave preprocess= out")
-            return as_classifier(model, classes=count, input_shape=shape)
-        front = _front("scale" if preprocess is None else preprocess, data, shape)
+        front = (
+            None if isinstance(model, Classifier) and preprocess is None else _front(preprocess or "scale", data, shape)
+        )
         return as_classifier(model, classes=count, input_shape=shape, preprocess=front)
     if not isinstance(model, str):
         raise UsageError(f"a {type(model).__name__} is not a model: pass a name, 'pkg.module:factory' or an nn.Module")
@@ -92,10 +90,10 @@ def build_model(
         from noisyteacher.models.weights import load_model  # which builds what a file describes by this module
 
         return as_classifier(load_model(model), classes=count, input_shape=shape)
-    model, stated = without_width(model)
-    if stated.keys() & options.keys():
+    model, width = without_width(model)
+    if width.keys() & options.keys():
         raise UsageError(f"model '{model}:...' states its width, and the option width does too: give one of them")
-    options = {**stated, **options}
+    options = {**width, **options}
     if ":" not in model and model not in MODELS:
         raise unknown_network(model, MODELS)
     if count is None or shape is None:
@@ -108,45 +106,62 @@ def build_model(
     prefix, _, rest = model.partition(":")
     if prefix in ZOO:
         with seeded(seed, "init", model):
-            brought = ZOO[prefix](rest, count, shape, options)
-        front = _zoo_front(brought, preprocess, data, shape)
-        wrapped = as_classifier(
-            brought.network, classes=count, input_shape=shape, preprocess=front, name=f"{prefix}:{brought.name or rest}"
-        )
-        wrapped.architecture["options"] = _plain(brought.options, model)
-        return wrapped
+            external = ZOO[prefix](rest, count, shape, options)
+        front = _external_front(external, preprocess, data, shape)
+        return _named(external.network, f"{prefix}:{external.name or rest}", count, shape, front, external.options)
     if preprocess == OWN:
-        raise UsageError(f"preprocess='model' is for networks of {', '.join(ZOO)}, which state theirs: not {model}")
+        raise UsageError(f"preprocess='model' is for networks of {', '.join(ZOO)}, not for {model!r}: name another")
     front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
     if narrows:
         ratio = ratio_of(model)
-        body, options = _narrowed(model, teacher, count, shape, options)
+        body, options = _body_to_narrow(model, teacher, count, shape, options)
     with seeded(seed, "init", model):
         if narrows:
-            network = shrunk(body, ratio, shape)
+            network = narrow_network(body, ratio, shape)
         elif ":" in model:
-            network = _call_factory(model, count, shape, options)
-            wrapped = as_classifier(network, classes=count, input_shape=shape, preprocess=front, name=model)
-            wrapped.architecture["options"] = _plain(options, model)
-            return wrapped
+            return _named(_call_factory(model, count, shape, options), model, count, shape, front, options)
         else:
             network = MODELS[model](count, shape, **options)
-    return Classifier(front, network, architecture_of(model, count, shape, options, preprocess_name(front)))
-
-
-def architecture_of(name: str, classes: int, shape: Shape, options: dict[str, Any], preprocess: str) -> dict[str, Any]:
-    """The JSON-able record of a named model, every option written out with its default."""
-    known = paper_options(name) if name in PAPER else compact_options() if name in COMPACT else {}
-    return {
-        "name": name,
-        "classes": classes,
+    defaults = paper_options(model) if model in PAPER else compact_options() if model in COMPACT else {}
+    architecture = {
+        "name": model,
+        "classes": count,
         "input_shape": list(shape),
-        "options": {**known, **options},
-        "preprocess": preprocess,
+        "options": {**defaults, **options},
+        "preprocess": preprocess_name(front),
     }
+    return Classifier(front, network, architecture)
 
 
-def _narrowed(
+def training_images(data: Any) -> Iterator[Tensor]:
+    """The training images of Splits (or of a split whose role is train) in chunks, uint8 `[n, C, H, W]`.
+
+    Raises UsageError when the split has another role: statistics of test images would leak into the model.
+    """
+    split = getattr(data, "train", data)
+    if getattr(split, "role", "train") != "train":
+        raise UsageError(
+            f"preprocessing statistics of a split whose role is {split.role!r}: pass the whole data or its train split"
+        )
+    image_bytes = split.images_at(torch.zeros(1, dtype=torch.int64), "clean").numel()
+    rows = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))  # summed in float64, which is eight times as large
+    for first in range(0, len(split), rows):
+        yield split.images_at(torch.arange(first, min(first + rows, len(split))), "clean")
+
+
+def _named(
+    network: nn.Module, name: str, classes: int, shape: Shape, front: nn.Module, options: dict[str, Any]
+) -> Classifier:
+    """A library's or a factory's network as a Classifier that can be saved and built again with its options."""
+    model = as_classifier(network, classes=classes, input_shape=shape, preprocess=front, name=name)
+    try:
+        model.architecture["options"] = json.loads(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"an option of model {name!r} cannot be written to a file: {error}") from error
+    return model
+
+
+def _body_to_narrow(
     name: str, teacher: nn.Module | Mapping[str, Any] | None, classes: int, shape: Shape, options: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network that `shrink:RATIO` narrows, and the options that let it be built again without its weights."""
@@ -154,31 +169,30 @@ def _narrowed(
         raise UsageError(f"options {sorted(options)} have no effect on {name!r}: it has those of its teacher")
     if teacher is None:
         raise UsageError(
-            f"model {name!r} is a narrower copy of a teacher and none was given: pass teacher=, or name it as the "
-            "student of a compression"
+            f"model {name!r} is a narrower copy of a teacher: pass teacher=, or name it as the student of a compression"
         )
     if isinstance(teacher, nn.Module):
-        whole = as_classifier(teacher, classes=classes, input_shape=shape)
-        body = whole.network.network if isinstance(whole.network, Reordered) else whole.network
-        return body, {"of": {key: whole.architecture[key] for key in ("name", "options")}}
+        model = as_classifier(teacher, classes=classes, input_shape=shape)
+        body = model.network.network if isinstance(model.network, Reordered) else model.network
+        return body, {"of": {key: model.architecture[key] for key in ("name", "options")}}
     origin_of(teacher)
-    for what, asked in (("classes", classes), ("input_shape", list(shape))):
-        if teacher.get(what) not in (None, asked):
-            raise MismatchError(f"the teacher has {what} {teacher[what]}, the student is asked for {what} {asked}")
+    for field, expected in (("classes", classes), ("input_shape", list(shape))):
+        if teacher.get(field) not in (None, expected):
+            raise MismatchError(f"the teacher has {field} {teacher[field]}, the student {field} {expected}")
     of = {key: teacher[key] for key in ("name", "options")}
     return _untrained(of, classes, shape), {"of": of}
 
 
 def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
-    """The network of an architecture, its weights whatever they are: on the meta device where nothing forbids it."""
+    """The network of an architecture with arbitrary weights, on the meta device where it can be."""
     name, options = str(of["name"]), of["options"]
     if name.startswith("module:"):
         raise UsageError(
-            f"the teacher is {name!r}, a module that was passed in: it cannot be built again from its name; pass the "
-            "module itself as teacher="
+            f"the teacher is {name!r}, a user's module, and cannot be built again from its name: pass the module "
+            "itself as teacher="
         )
     if name.startswith(SHRINK):
-        return shrunk(_untrained(options["of"], classes, shape), ratio_of(name), shape)
+        return narrow_network(_untrained(options["of"], classes, shape), ratio_of(name), shape)
     prefix, _, rest = name.partition(":")
     if prefix in ZOO:
         return ZOO[prefix](rest, classes, shape, {key: options[key] for key in options if key != "pretrained"}).network
@@ -190,99 +204,69 @@ def _untrained(of: Mapping[str, Any], classes: int, shape: Shape) -> nn.Module:
         return MODELS[name](classes, shape, **options)
 
 
-def training_images(data: Any) -> Iterator[Tensor]:
-    """The training images of Splits (or of a split whose role is train) in chunks, uint8 `[n, C, H, W]`.
-
-    Raises UsageError when the split holds other images: statistics of test images would leak into the model.
-    """
-    split = getattr(data, "train", data)
-    if getattr(split, "role", "train") != "train":
-        raise UsageError(
-            f"preprocessing statistics were asked from a split whose role is {split.role!r}: pass the whole data or "
-            "its train split"
-        )
-    each = split.images_at(torch.zeros(1, dtype=torch.int64), "clean").numel()
-    rows = max(1, min(CHUNK, CHUNK_BYTES // each))  # summed in float64, which is eight times as large
-    for first in range(0, len(split), rows):
-        yield split.images_at(torch.arange(first, min(first + rows, len(split))), "clean")
-
-
 def _front(preprocess: str | nn.Module, data: Any, shape: Shape | None) -> nn.Module:
     if isinstance(preprocess, nn.Module):
         return preprocess
     if shape is None and preprocess != "scale":
-        raise UsageError(f"preprocessing {preprocess!r} needs to know the images: pass data or input_shape=")
+        raise UsageError(f"preprocessing {preprocess!r} needs to know the image size: pass data or input_shape=")
     return build_preprocess(preprocess, None if data is None else training_images(data), shape or (1, 1, 1))
 
 
-def _zoo_front(brought: Brought, preprocess: str | nn.Module | None, data: Any, shape: Shape) -> nn.Module:
-    """What stands in front of a library's network; scaled to the size it takes, where it takes but one."""
-    own = brought.own
-    if preprocess == OWN and own is None:
-        raise UsageError("preprocess='model': nothing says what this network was trained on; name a preprocessing")
-    if own is not None and (preprocess == OWN or (preprocess is None and brought.trained)):
-        front = own.front(shape)
+def _external_front(external: ExternalModel, preprocess: str | nn.Module | None, data: Any, shape: Shape) -> nn.Module:
+    """The preprocessing of a library's network; with images resized where the network takes a fixed size."""
+    trained_on = external.trained_on
+    if preprocess == OWN and trained_on is None:
+        raise UsageError("preprocess='model': the library does not say what this network was trained on; name another")
+    if trained_on is not None and (preprocess == OWN or (preprocess is None and external.pretrained)):
+        front = trained_on.preprocess(shape)
     else:
         front = _front(preprocess or getattr(data, "preprocess", None) or "scale", data, shape)
-    if brought.takes in (None, shape[1:]) or not isinstance(preprocess, (str, type(None))) or type(front) is Resized:
+    size = external.fixed_size
+    if size in (None, shape[1:]) or not isinstance(preprocess, (str, type(None))) or isinstance(front, Resized):
         return front
-    return Resized(front, brought.takes or (), "bicubic" if own is None else own.mode)
+    return Resized(front, size or (), "bicubic" if trained_on is None else trained_on.mode)
 
 
-def _call_factory(name: str, classes: int, shape: Shape, options: dict[str, Any]) -> nn.Module:
-    place, _, attribute = name.partition(":")
+def _call_factory(name: str, classes: int, shape: Shape, options: Mapping[str, Any]) -> nn.Module:
+    module, _, attribute = name.partition(":")
     try:
-        factory = attrgetter(attribute)(importlib.import_module(place))
-    except (ImportError, AttributeError, ValueError) as error:
+        factory = attrgetter(attribute)(importlib.import_module(module))
+    except Exception as error:  # a user's module may raise anything when it is imported
         raise UsageError(
-            f"model {name!r}: {error}; it must read 'pkg.module:factory', with pkg on the Python path"
+            f"model {name!r}: importing {module!r} failed: {type(error).__name__}: {error}; expected "
+            "'pkg.module:factory', with pkg on the Python path"
         ) from error
-    except Exception as error:  # whatever a module of the user's does when it is imported
-        raise UsageError(f"model {name!r}: importing {place!r} failed: {_told(error)}") from error
     if not callable(factory):
         raise UsageError(f"model {name!r} is a {type(factory).__name__}, not a function or class to call")
-    offered = {"classes": classes, "num_classes": classes, "input_shape": shape}
     try:
-        named = inspect.signature(factory).parameters
+        parameters: Collection[str] = inspect.signature(factory).parameters
     except (TypeError, ValueError):
-        named = {}  # type: ignore[assignment]
-    arguments = {key: value for key, value in offered.items() if key in named}
+        parameters = ()
+    offered = {"classes": classes, "num_classes": classes, "input_shape": shape}
+    arguments = {key: value for key, value in offered.items() if key in parameters}
     try:
         network = factory(**{**arguments, **options})
-    except TypeError as error:
-        raise UsageError(f"model {name!r} could not be called with options {sorted(options)}: {error}") from error
     except NoisyTeacherError:
         raise
     except Exception as error:  # the factory is the user's: it may raise anything
-        raise UsageError(f"model {name!r}: the factory raised {_told(error)}") from error
+        raise UsageError(
+            f"model {name!r}: the factory raised {type(error).__name__}: {error} (options {sorted(options)})"
+        ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"model {name!r} returned a {type(network).__name__}, not an nn.Module")
     return network
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _plain(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options as JSON holds them, so that the model can be saved and built again."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"an option of model {name!r} cannot be written to a file: {error}") from error
-    return plain
-
-
-def _shape(given: Sequence[int] | None) -> Shape | None:
-    if given is None:
+def _check_shape(shape: Sequence[int] | None) -> Shape | None:
+    if shape is None:
         return None
-    sizes = tuple(given)
+    sizes = tuple(shape)
     if len(sizes) != 3 or not all(1 <= size < 2**31 and int(size) == size for size in sizes):
-        raise UsageError(f"input_shape {sizes}: it is (channels, height, width), three sizes of 1 or more")
+        raise UsageError(f"input_shape {sizes}: expected (channels, height, width), three sizes of 1 or more")
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
-def _agreed(what: str, given: T | None, of_data: T | None) -> T | None:
-    if given is not None and of_data is not None and given != of_data:
-        raise MismatchError(f"{what} {given} was given, but the data have {of_data}: leave {what}= out")
-    return of_data if given is None else given
+def _agree(field: str, argument: T | None, of_data: T | None) -> T | None:
+    if argument is not None and of_data is not None and argument != of_data:
+        raise MismatchError(f"{field} {argument} was given, but the data have {of_data}: leave {field}= out")
+    return of_data if argument is None else argument

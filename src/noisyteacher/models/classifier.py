@@ -8,49 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.device import full_precision
+from noisyteacher.device import full_precision, in_autocast
 from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.inference import inference
 from noisyteacher.models.preprocess import Scale, preprocess_name
-from noisyteacher.modes import inference
 from noisyteacher.rng import kept_draws
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits `[B, K]` in a network's answer: a tensor, its `.logits`, its "logits", or the first of a tuple.
+    """The logits `[B, K]` in a network's output: a tensor, its `.logits`, its "logits", or the first item of a tuple.
 
     Raises MismatchError when there are none, or when they are not a floating-point tensor of two dimensions.
     """
-    found = output
-    if not isinstance(found, Tensor):
+    logits = output
+    if not isinstance(output, Tensor):
         if isinstance(getattr(output, "logits", None), Tensor):
-            found = output.logits
+            logits = output.logits
         elif isinstance(output, Mapping):
-            found = output.get("logits")
+            logits = output.get("logits")
         elif isinstance(output, (tuple, list)) and output:
-            found = output[0]
-    if not isinstance(found, Tensor):
+            logits = output[0]
+    if not isinstance(logits, Tensor):
         keys = f" with keys {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
         raise MismatchError(
             f"the network returned a {type(output).__name__}{keys}: expected logits [B, K] as a tensor, as a tuple's "
             "first item, as .logits or as ['logits']; wrap it in a module that returns them"
         )
-    if found.dim() != 2 or not found.is_floating_point():
+    if logits.dim() != 2 or not logits.is_floating_point():
         raise MismatchError(
-            f"the network returned {found.dtype} of shape {tuple(found.shape)}: expected floating-point logits [B, K], "
-            "one row an image and one column a class"
+            f"the network returned {logits.dtype} of shape {tuple(logits.shape)}: expected floating-point logits "
+            "[B, K], one row per image and one column per class"
         )
-    return found
+    return logits
 
 
 class Classifier(nn.Module):
-    """Preprocessing, a network, and the record that names them; takes uint8 `[B, C, H, W]`, returns logits `[B, K]`.
+    """Preprocessing, a network, and the record that describes them; uint8 `[B, C, H, W]` in, logits `[B, K]` out.
 
     `architecture` is JSON-able: name, classes, input_shape, options, preprocess. Classes and input_shape are None only
-    for a module of somebody else's that was wrapped without saying them.
+    for a user's module that was wrapped without stating them.
     """
 
     def __init__(self, preprocess: nn.Module, network: nn.Module, architecture: dict[str, Any]) -> None:
-        """`architecture` is kept as given; `build_model` and `as_classifier` write it."""
+        """`build_model` and `as_classifier` write the `architecture`."""
         super().__init__()
         self.preprocess = preprocess
         self.network = network
@@ -59,8 +59,8 @@ class Classifier(nn.Module):
     @property
     def classes(self) -> int | None:
         """K, the number of classes."""
-        found: int | None = self.architecture["classes"]
-        return found
+        classes: int | None = self.architecture["classes"]
+        return classes
 
     @property
     def name(self) -> str:
@@ -70,8 +70,8 @@ class Classifier(nn.Module):
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
         """(C, H, W) of the images."""
-        found = self.architecture["input_shape"]
-        return None if found is None else (found[0], found[1], found[2])
+        shape = self.architecture["input_shape"]
+        return None if shape is None else (shape[0], shape[1], shape[2])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, K]` of uint8 images `[B, C, H, W]`. Raises MismatchError for another shape."""
@@ -87,13 +87,33 @@ class Classifier(nn.Module):
         if logits.shape[0] != images.shape[0] or self.classes not in (None, logits.shape[1]):
             raise MismatchError(
                 f"{self.name!r} returned logits {tuple(logits.shape)} for {images.shape[0]} images and {self.classes} "
-                "classes: a single column would broadcast against all classes, so this is refused"
+                "classes: expected one row per image and one column per class, since a single column would broadcast "
+                "against all classes"
             )
         return logits
 
 
+class Head(nn.Linear):
+    """A linear layer that computes in fp32 where autocast runs the rest in bf16, `[B, in]` to `[B, out]`.
+
+    Logits rounded to eight bits teach a student worse (docs/performance.md), and this layer is small. It prints as the
+    linear layer that it is.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as torch names it
+        """The logits, fp32 inside autocast."""
+        device = self.weight.device
+        if not in_autocast(device):
+            return super().forward(input)
+        with full_precision(device):
+            return super().forward(input.float())
+
+    def _get_name(self) -> str:
+        return "Linear"
+
+
 class Reordered(nn.Module):
-    """A network whose outputs are put into another order: logit k is the network's output `order[k]`."""
+    """A network with its outputs in another order: logit k is the network's output `order[k]`."""
 
     class_order: Tensor
 
@@ -116,12 +136,12 @@ def reordered(model: Classifier, order: Sequence[int]) -> Classifier:
         raise MismatchError(
             f"class order {list(order)}: expected each of the model's outputs 0..{model.classes - 1} once"
         )
-    network, whole = model.network, list(order)
+    network, total_order = model.network, list(order)
     if isinstance(network, Reordered):
-        before = network.class_order.tolist()
-        network, whole = network.network, [before[output] for output in order]
-    made = Classifier(model.preprocess, Reordered(network, whole), dict(model.architecture))
-    return made.train(model.training)
+        first_order = network.class_order.tolist()
+        network, total_order = network.network, [first_order[output] for output in order]
+    classifier = Classifier(model.preprocess, Reordered(network, total_order), dict(model.architecture))
+    return classifier.train(model.training)
 
 
 def as_classifier(
@@ -134,9 +154,9 @@ def as_classifier(
 ) -> Classifier:
     """The module as a Classifier: itself if it is one, else wrapped behind `preprocess` (default: `Scale`, x / 255).
 
-    The module is shared, not copied. With an `input_shape` (C, H, W) it is asked once, in eval mode, for two blank
-    images, so that its number of classes is known before the first batch. Raises MismatchError when that is not
-    `classes`, and UsageError for something that is not a module.
+    The module is shared, not copied. With an `input_shape` (C, H, W) it runs once, in eval mode, on two blank images,
+    so that its number of classes is known before the first batch. Raises MismatchError when that is not `classes`, and
+    UsageError for something that is not a module.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(
@@ -146,39 +166,38 @@ def as_classifier(
     if isinstance(module, Classifier):
         if preprocess is not None:
             raise UsageError("this model already has its preprocessing: leave preprocess= out")
-        own = None if module.input_shape is None else list(module.input_shape)
-        for what, given, has in (("classes", classes, module.classes), ("input_shape", shape, own)):
-            if given is not None and has is not None and given != has:
-                raise MismatchError(f"the model has {what} {has}, and {given} was asked for: build one that fits")
-        if (shape is None or own is not None) and (classes is None or module.classes is not None):
+        model_shape = None if module.input_shape is None else list(module.input_shape)
+        for field, expected, actual in (("classes", classes, module.classes), ("input_shape", shape, model_shape)):
+            if expected is not None and actual is not None and expected != actual:
+                raise MismatchError(f"the model has {field} {actual}, and {expected} was expected: build one that fits")
+        if (shape is None or model_shape is not None) and (classes is None or module.classes is not None):
             return module
         return as_classifier(
             module.network,
             classes=module.classes or classes,
-            input_shape=own or shape,
+            input_shape=model_shape or shape,
             preprocess=module.preprocess,
             name=module.name,
         )
-    front = Scale() if preprocess is None else preprocess
-    kind = f"module:{type(module).__module__}.{type(module).__qualname__}"
+    preprocess = Scale() if preprocess is None else preprocess
     architecture: dict[str, Any] = {
-        "name": name or kind,
+        "name": name or f"module:{type(module).__module__}.{type(module).__qualname__}",
         "classes": classes,
         "input_shape": shape,
         "options": {},
-        "preprocess": preprocess_name(front),
+        "preprocess": preprocess_name(preprocess),
     }
-    model = Classifier(front, module, architecture)
-    device = next((tensor.device for tensor in module.parameters()), None)
+    model = Classifier(preprocess, module, architecture)
+    device = next((parameter.device for parameter in module.parameters()), None)
     if device is not None:
-        front.to(device)
+        preprocess.to(device)
     if shape is not None:
-        architecture["classes"] = _ask_classes(model, classes)
+        architecture["classes"] = _count_classes(model, classes)
     return model
 
 
-def _ask_classes(model: Classifier, classes: int | None) -> int:
-    """K as the network itself says it for two blank images; modes and random state are as before afterwards."""
+def _count_classes(model: Classifier, expected: int | None) -> int:
+    """The number of logits for two blank images; the model's mode and the random state are restored afterwards."""
     shape = model.input_shape
     assert shape is not None
     try:
@@ -192,9 +211,9 @@ def _ask_classes(model: Classifier, classes: int | None) -> int:
             f"{model.name!r} failed on images of shape {shape}: {error}; check input_shape, and whether it takes "
             "float32 in [0, 1] (give preprocess= otherwise)"
         ) from error
-    if logits.shape[0] != 2 or classes not in (None, logits.shape[1]):
+    if logits.shape[0] != 2 or expected not in (None, logits.shape[1]):
         raise MismatchError(
-            f"{model.name!r} returned logits {tuple(logits.shape)} for 2 images, expected (2, {classes or 'classes'}): "
-            "it must have one output a class and one row an image"
+            f"{model.name!r} returned logits {tuple(logits.shape)} for 2 images, expected (2, {expected or 'classes'}):"
+            " one row per image and one column per class"
         )
     return int(logits.shape[1])

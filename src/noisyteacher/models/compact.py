@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from noisyteacher.errors import UsageError
-from noisyteacher.models.head import Head
+from noisyteacher.models.classifier import Head
 from noisyteacher.models.paper import he_normal
 from noisyteacher.text import unknown_name
 
 
 @dataclass(frozen=True)
 class Member:
-    """Channels of the stem, and for each stage its channels and its blocks; the first block of a stage halves."""
+    """Channels of the stem, and channels and blocks of each stage; the first block of a stage halves the image."""
 
     stem: int
     stages: tuple[tuple[int, int], ...]
@@ -34,19 +34,19 @@ COMPACT: dict[str, Member] = {
 """Name -> widths and depths. At 3 x 32 x 32 they multiply less than the paper's Students 3, 2 and 1."""
 
 LARGEST = 96
-"""Images whose shorter side has so many pixels or more are halved in the stem until it has fewer."""
+"""Images are halved in the stem until their shorter side has fewer pixels than this."""
 
 
 def compact_options() -> dict[str, float]:
-    """The options of a compact student with their defaults: `width`, what every number of channels is multiplied by."""
+    """The options of a compact student with their defaults: `width` multiplies every number of channels."""
     return {"width": 1.0}
 
 
 def without_width(name: str) -> tuple[str, dict[str, float]]:
-    """The network of a name and the options that the name states. `without_width("compact-s:0.75")` is
-    `("compact-s", {"width": 0.75})`; names of other networks come back as they are, without options.
+    """The network's name without its width, and the width as an option; any other name unchanged, without options.
 
-    Raises UsageError for a width that is no number; its range is checked when the network is built.
+    `without_width("compact-s:0.75") == ("compact-s", {"width": 0.75})`. Raises UsageError for a width that is not a
+    number; its range is checked when the network is built.
     """
     member, colon, width = name.partition(":")
     if member not in COMPACT or not colon:
@@ -68,24 +68,24 @@ def compact_network(name: str, classes: int, input_shape: tuple[int, int, int], 
     """
     if name not in COMPACT:
         raise unknown_name("model", name, COMPACT)
-    known = compact_options()
+    defaults = compact_options()
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of model {name!r}", option, known)
-    width = {**known, **options}["width"]
+        if option not in defaults:
+            raise unknown_name(f"option of model {name!r}", option, defaults)
+    width = {**defaults, **options}["width"]
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 16:
-        raise UsageError(f"width {width!r}: it multiplies the channels; a number above 0 and at most 16")
+        raise UsageError(f"width {width!r}: expected a number above 0 and at most 16, which multiplies the channels")
     member, layers = COMPACT[name], OrderedDict[str, nn.Module]()
     channels = input_shape[0]
     for number, stride in enumerate(_stem_strides(min(input_shape[1:])), 1):
-        out = _channels(member.stem, width)
-        layers[f"stem{number}"] = _conv_norm(channels, out, 3, stride, relu=True)
-        channels = out
+        outputs = _channels(member.stem, width)
+        layers[f"stem{number}"] = _conv_norm(channels, outputs, 3, stride, relu=True)
+        channels = outputs
     for stage, (wide, blocks) in enumerate(member.stages, 1):
         for block in range(1, blocks + 1):
-            out = _channels(wide, width)
-            layers[f"stage{stage}_{block}"] = Residual(channels, out, stride=2 if block == 1 else 1)
-            channels = out
+            outputs = _channels(wide, width)
+            layers[f"stage{stage}_{block}"] = Residual(channels, outputs, stride=2 if block == 1 else 1)
+            channels = outputs
     layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     layers["fc"] = Head(channels, classes)
     network = he_normal(nn.Sequential(layers))
@@ -113,7 +113,7 @@ class Residual(nn.Module):
         return out
 
     def start_as_shortcut(self) -> None:
-        """Nothing comes back: the scale of the last batch norm is set to 0."""
+        """Set the scale of the last batch norm to 0."""
         norm = self.second.get_submodule("norm")
         assert isinstance(norm, nn.BatchNorm2d)
         if not norm.weight.is_meta:
@@ -121,7 +121,7 @@ class Residual(nn.Module):
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int, *, relu: bool) -> nn.Sequential:
-    """Convolution without a bias, batch norm and, where told, ReLU; only the stride changes the size."""
+    """Convolution without a bias, batch norm and, with `relu`, a ReLU; only the stride changes the size."""
     layers = OrderedDict[str, nn.Module]()
     layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     layers["norm"] = nn.BatchNorm2d(outputs)
@@ -131,7 +131,7 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int, *, relu: boo
 
 
 def _stem_strides(shorter: int) -> list[int]:
-    """One convolution of stride 1, for large images as many of stride 2 as it takes. `_stem_strides(224) == [2, 2]`."""
+    """Strides of the stem: 1, or for large images as many 2s as they need. `_stem_strides(224) == [2, 2]`."""
     strides = []
     while shorter >= LARGEST:
         strides.append(2)
@@ -140,5 +140,5 @@ def _stem_strides(shorter: int) -> list[int]:
 
 
 def _channels(count: int, width: float) -> int:
-    """So many channels times the width, in steps of 8 unless the width is 1. `_channels(48, 0.5) == 24`."""
+    """The number of channels times the width, in steps of 8 unless the width is 1. `_channels(48, 0.5) == 24`."""
     return count if width == 1 else max(8, 8 * round(count * width / 8))

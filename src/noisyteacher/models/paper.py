@@ -1,24 +1,23 @@
 """The nine networks of Sau & Balasubramanian 2016, written as the paper writes them (its sections 5.1 to 5.5).
 
 `C5(S1P2)@64` is a 5x5 convolution of stride 1, padding 2 and 64 kernels, `MP`/`AP` max/average pooling, `D` dropout,
-`FC` a fully connected layer, `K` the number of classes. A ReLU follows every hidden layer. Pooling uses ceil mode:
-only then do the multiplications the paper states for NIN come out. NIN's last average covers the whole image,
-whatever its size.
+`FC` a fully connected layer, `K` the number of classes. Pooling uses ceil mode: only then do the multiplications the
+paper states for NIN come out. NIN's last average covers the whole image, whatever its size. A ReLU follows every hidden
+layer; before a max pooling it comes behind the pooling, which gives the same numbers and the same gradients, and has
+fewer of them to go through.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from itertools import zip_longest
 from typing import TypeVar
 
 from torch import nn
 
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.models.head import Head
+from noisyteacher.models.classifier import Head
 from noisyteacher.text import unknown_name
 
 NIN = "C5(S1P2)@192-C1@160-C1@96-MP3(S2)-D0.5-C5(S1P2)@192-C1@192-C1@192-AP3(S2)-D0.5-C3(S1P1)@192-C1@192-C1@K-AP"
@@ -64,96 +63,78 @@ def paper_network(name: str, classes: int, input_shape: tuple[int, int, int], **
     """
     if name not in PAPER:
         raise unknown_name("model", name, PAPER)
-    known = paper_options(name)
+    defaults = paper_options(name)
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of model {name!r}", option, known)
-    settings = {**known, **options}
-    dropout = settings["dropout"]
+        if option not in defaults:
+            raise unknown_name(f"option of model {name!r}", option, defaults)
+    settings = {**defaults, **options}
+    dropout, final_relu = settings["dropout"], settings.get("final_relu", False)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout {dropout!r}: it is a probability to drop, from 0 up to but not including 1")
-    if not isinstance(settings.get("final_relu", False), bool):
-        raise UsageError(f"final_relu {settings['final_relu']!r}: it is true or false")
-    plan = _Plan(name, classes, *input_shape, dropout=float(dropout))
+        raise UsageError(f"dropout {dropout!r}: expected a probability to drop, from 0 up to but not including 1")
+    if not isinstance(final_relu, bool):
+        raise UsageError(f"final_relu {final_relu!r}: expected true or false")
+
+    layers = OrderedDict[str, nn.Module]()
+    numbers = Counter[str]()
+
+    def add(kind: str, layer: nn.Module) -> None:
+        # Numbers count per kind, so that options do not shift the names of weights.
+        numbers[kind] += 1
+        layers[f"{kind}{numbers[kind]}"] = layer
+
+    drops_stated = "-D" in PAPER[name]
     words = PAPER[name].split("-")
-    for word in words:
-        plan.add(word, final_relu=bool(settings.get("final_relu", False)))
-    return he_normal(nn.Sequential(plan.layers))
+    channels, height, width = input_shape
+    relu_waits = False
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if conv := CONV.fullmatch(word):
+            kernel, stride, padding = int(conv[1]), int(conv[2] or 1), int(conv[3] or 0)
+            outputs = classes if conv[4] == "K" else int(conv[4])
+            add("conv", nn.Conv2d(channels, outputs, kernel, stride, padding))
+            channels = outputs
+            height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
+            if conv[4] != "K" or final_relu:
+                relu_waits = following.startswith("MP")
+                if not relu_waits:
+                    add("relu", nn.ReLU())
+        elif pool := POOL.fullmatch(word):
+            kernel, stride = int(pool[2]), int(pool[3])
+            add("pool", (nn.MaxPool2d if pool[1] == "MP" else nn.AvgPool2d)(kernel, stride, ceil_mode=True))
+            height, width = (-((kernel - size) // stride) + 1 for size in (height, width))
+            if relu_waits:
+                add("relu", nn.ReLU())
+                relu_waits = False
+        elif full := FULL.fullmatch(word):
+            if not numbers["flatten"]:
+                add("flatten", nn.Flatten())
+                channels, height, width = channels * height * width, 1, 1
+            outputs = classes if full[1] == "K" else int(full[1])
+            add("fc", (Head if full[1] == "K" else nn.Linear)(channels, outputs))
+            channels = outputs
+            if full[1] != "K":
+                add("relu", nn.ReLU())
+                if dropout and not drops_stated:
+                    add("drop", nn.Dropout(dropout))
+        elif DROP.fullmatch(word):
+            if dropout:
+                add("drop", nn.Dropout(dropout))
+        else:  # "AP" alone: the average over the whole image
+            add("pool", nn.AdaptiveAvgPool2d(1))
+            add("flatten", nn.Flatten())
+        if min(height, width) < 1:
+            raise MismatchError(
+                f"images of {input_shape[1]} x {input_shape[2]} pixels are too small for model {name!r}: nothing is "
+                f"left of them at {word} of {PAPER[name]}; use larger images or 'mlp800', which takes any size"
+            )
+    return he_normal(nn.Sequential(layers))
 
 
 def he_normal(network: Network) -> Network:
     """The same network with He-normal weights (He et al. 2015, eq. 10: variance 2 / fan-in) and zero biases."""
     for layer in network.modules():
-        # On the meta device there is nothing to draw, and torch would spend two seconds importing how not to.
+        # On the meta device there is nothing to draw, and torch would spend two seconds on imports for it.
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return network
-
-
-@dataclass
-class _Plan:
-    """The layers so far and the shape behind them; names count per kind, so options do not shift them."""
-
-    name: str
-    classes: int
-    channels: int
-    height: int
-    width: int
-    dropout: float
-    layers: OrderedDict[str, nn.Module] = field(default_factory=OrderedDict)
-
-    def add(self, word: str, final_relu: bool) -> None:
-        """Append what one word of the notation stands for."""
-        drops_stated = "-D" in PAPER[self.name]
-        if found := CONV.fullmatch(word):
-            kernel, stride, padding = int(found[1]), int(found[2] or 1), int(found[3] or 0)
-            out = self._width(found[4])
-            self._put("conv", nn.Conv2d(self.channels, out, kernel, stride, padding))
-            self.channels = out
-            self._resize(lambda size: (size + 2 * padding - kernel) // stride + 1, word)
-            if found[4] != "K" or final_relu:
-                self._put("relu", nn.ReLU())
-        elif found := POOL.fullmatch(word):
-            kernel, stride = int(found[2]), int(found[3])
-            pool = nn.MaxPool2d if found[1] == "MP" else nn.AvgPool2d
-            self._put("pool", pool(kernel, stride, ceil_mode=True))
-            self._resize(lambda size: _ceil_pool(size, kernel, stride), word)
-        elif found := FULL.fullmatch(word):
-            if "flatten1" not in self.layers:
-                self._put("flatten", nn.Flatten())
-                self.channels, self.height, self.width = self.channels * self.height * self.width, 1, 1
-            out = self._width(found[1])
-            self._put("fc", (Head if found[1] == "K" else nn.Linear)(self.channels, out))
-            self.channels = out
-            if found[1] != "K":
-                self._put("relu", nn.ReLU())
-                if self.dropout and not drops_stated:
-                    self._put("drop", nn.Dropout(self.dropout))
-        elif DROP.fullmatch(word):
-            if self.dropout:
-                self._put("drop", nn.Dropout(self.dropout))
-        else:  # "AP" alone: the average over the whole image
-            self._put("pool", nn.AdaptiveAvgPool2d(1))
-            self._put("flatten", nn.Flatten())
-
-    def _width(self, text: str) -> int:
-        return self.classes if text == "K" else int(text)
-
-    def _put(self, kind: str, layer: nn.Module) -> None:
-        number = 1 + sum(name.rstrip("0123456789") == kind for name in self.layers)
-        self.layers[f"{kind}{number}"] = layer
-
-    def _resize(self, rule: Callable[[int], int], word: str) -> None:
-        self.height, self.width = rule(self.height), rule(self.width)
-        if min(self.height, self.width) < 1:
-            raise MismatchError(
-                f"the images are too small for model {self.name!r}: nothing is left of them at {word} of "
-                f"{PAPER[self.name]}; use larger images or 'mlp800', which takes any size"
-            )
-
-
-def _ceil_pool(size: int, kernel: int, stride: int) -> int:
-    """Windows of a pooling in ceil mode: the last may reach over the edge; it starts inside as long as they overlap."""
-    return math.ceil((size - kernel) / stride) + 1

@@ -1,7 +1,8 @@
 """Preprocessing as modules in front of the network: images enter as uint8, statistics travel as buffers.
 
-Each module takes uint8 `[B, C, H, W]` and returns float32 of the same shape. It is saved, fingerprinted and exported
-with the network behind it, so a model cannot be deployed with another normalisation than it was trained with.
+Each module takes uint8 `[B, C, H, W]`, else it raises MismatchError, and returns float32 of that shape. It is saved,
+fingerprinted and exported with the network behind it, so a model cannot be deployed with another normalisation than it
+was trained with.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def unit_range(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise MismatchError(
-            f"images of dtype {images.dtype} and shape {tuple(images.shape)} were given to a model that takes uint8 "
-            "[B, C, H, W]: pass the raw 0..255 pixels, preprocessing is part of the model"
+            f"images of dtype {images.dtype} and shape {tuple(images.shape)}: expected uint8 [B, C, H, W]; pass the "
+            "raw 0..255 pixels, preprocessing is part of the model"
         )
     return images.to(torch.float32) / 255.0
 
@@ -37,7 +38,7 @@ class Scale(nn.Module):
     """x / 255: the MNIST networks of the paper see their pixels like this ("no preprocessing")."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]` in [0, 1] from uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        """Float32 `[B, C, H, W]` in [0, 1] from uint8 `[B, C, H, W]`."""
         return unit_range(images)
 
 
@@ -53,16 +54,16 @@ class Standardize(nn.Module):
         mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         if mean.dim() != 1 or mean.shape != std.shape:
             raise UsageError(
-                f"mean of shape {tuple(mean.shape)} and std of shape {tuple(std.shape)}: both must be [C], one value a "
-                "channel"
+                f"mean of shape {tuple(mean.shape)} and std of shape {tuple(std.shape)}: expected [C] for both, one "
+                "value per channel"
             )
         if not std.is_meta and not bool((std > 0).all()):
-            raise UsageError(f"std {std.tolist()}: every channel's standard deviation must be above 0")
+            raise UsageError(f"std {std.tolist()}: expected standard deviations above 0")
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def fit(self, images: Tensor | Iterable[Tensor]) -> None:
-        """Nothing comes back: mean and std are set from uint8 `[N, C, H, W]`, summed in float64.
+        """Set mean and std from uint8 images `[N, C, H, W]`, summed in float64.
 
         A channel that never varies gets std 1, so that it becomes 0 rather than infinite.
         """
@@ -70,20 +71,20 @@ class Standardize(nn.Module):
         total, squares = torch.zeros((2, len(self.mean)), dtype=torch.float64)
         for chunk in _chunks(images, len(self.mean)):
             values = chunk.to("cpu", torch.float64) / 255.0
-            pixels += values.numel() // values.shape[1]
-            total = total + values.sum((0, 2, 3))
-            squares = squares + values.square().sum((0, 2, 3))
+            pixels += values[:, 0].numel()
+            total += values.sum((0, 2, 3))
+            squares += values.square().sum((0, 2, 3))
         mean = total / pixels
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]`, about 0 mean and 1 deviation per channel. Raises MismatchError for another dtype."""
+        """Float32 `[B, C, H, W]`, about 0 mean and 1 deviation per channel."""
         return (unit_range(images) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
-        """The number of channels, for the printed model; the values are weights, not code."""
+        """The number of channels; the values are weights, not code."""
         return f"channels={len(self.mean)}"
 
 
@@ -96,11 +97,11 @@ class PixelMean(nn.Module):
         """Raises UsageError unless the mean image is `[C, H, W]`."""
         super().__init__()
         if mean.dim() != 3:
-            raise UsageError(f"a mean image of shape {tuple(mean.shape)}: it must be [C, H, W]")
+            raise UsageError(f"a mean image of shape {tuple(mean.shape)}: expected [C, H, W]")
         self.register_buffer("mean", mean.to(torch.float32))
 
     def fit(self, images: Tensor | Iterable[Tensor]) -> None:
-        """Nothing comes back: the mean image is set from uint8 `[N, C, H, W]`, summed in float64."""
+        """Set the mean image from uint8 images `[N, C, H, W]`, summed in float64."""
         count, total = 0, torch.zeros(self.mean.shape, dtype=torch.float64)
         for chunk in _chunks(images, self.mean.shape[0]):
             count += len(chunk)
@@ -108,7 +109,7 @@ class PixelMean(nn.Module):
         self.mean.copy_(total / count)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]` with zero mean per pixel. Raises MismatchError for another dtype."""
+        """Float32 `[B, C, H, W]` with zero mean per pixel."""
         return unit_range(images) - self.mean / 255.0
 
     def extra_repr(self) -> str:
@@ -120,8 +121,8 @@ class LocalContrast(nn.Module):
     """Local contrast normalisation of Jarrett et al. 2009 (section 3.1): subtractive, then divisive.
 
     v = x - sum_ipq w_pq x_i,j+p,k+q; y = v / max(sigma, mean(sigma)), sigma^2 = sum_ipq w_pq v^2_i,j+p,k+q. The
-    Gaussian window w sums to 1 over its pixels and all channels i together, as in that paper. Left open there and
-    chosen here: the Gaussian's deviation is window / 4, and at the border w is rescaled to the part of it inside the
+    Gaussian window w sums to 1 over its pixels and all channels i together, as in that paper. The paper does not state
+    two details: here the Gaussian's deviation is window / 4, and at the border w is rescaled to its part inside the
     image.
     """
 
@@ -131,15 +132,15 @@ class LocalContrast(nn.Module):
         """`window` in pixels, odd; `deviation` of the Gaussian in pixels; `eps` floors the divisor in flat images."""
         super().__init__()
         if window < 3 or window % 2 == 0:
-            raise UsageError(f"window {window}: local contrast needs an odd window of 3 pixels or more")
+            raise UsageError(f"window {window}: expected an odd number of 3 pixels or more")
         self.window, self.deviation, self.eps = window, window / 4 if deviation is None else deviation, eps
         offsets = torch.arange(window, dtype=torch.float64) - window // 2
-        line = torch.exp(-0.5 * (offsets / self.deviation).square())
-        # A Gaussian is separable: two lines of 9 instead of a window of 81.
-        self.register_buffer("kernel", (line / line.sum()).to(torch.float32))
+        gaussian = torch.exp(-0.5 * (offsets / self.deviation).square())
+        # A Gaussian is separable: two passes of 9 instead of a window of 81.
+        self.register_buffer("kernel", (gaussian / gaussian.sum()).to(torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]`: each pixel relative to its surroundings. Raises MismatchError for another dtype."""
+        """Float32 `[B, C, H, W]`: each pixel relative to its surroundings."""
         x = unit_range(images)
         inside = self._blur(torch.ones_like(x[:1, :1]))
         v = x - self._blur(x.mean(1, keepdim=True)) / inside
@@ -158,10 +159,10 @@ class LocalContrast(nn.Module):
 
 
 class Resized(nn.Module):
-    """Another preprocessing, its images scaled to the size (H, W) that a network was made for.
+    """Another preprocessing, followed by scaling to the size (H, W) that a network takes.
 
-    The whole image is scaled, not cropped, without keeping its proportions; antialiased where it shrinks. Scaling comes
-    after the other preprocessing, which is the same as before it where that is an affine map of each pixel's value.
+    The whole image is scaled, not cropped, without keeping its proportions; antialiased where it shrinks. Where the
+    other preprocessing is an affine map of each pixel's value, scaling before or behind it is the same.
     """
 
     def __init__(self, inner: nn.Module, size: Sequence[int], mode: str = "bicubic") -> None:
@@ -169,13 +170,13 @@ class Resized(nn.Module):
         super().__init__()
         if mode not in MODES or len(size) != 2 or not all(1 <= side <= 4096 for side in size):
             raise UsageError(
-                f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1 to 4096 pixels and one of "
+                f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1 to 4096 pixels and a mode of "
                 f"{', '.join(MODES)}"
             )
         self.inner, self.size, self.mode = inner, (int(size[0]), int(size[1])), mode
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, *size]` from uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        """Float32 `[B, C, *size]` from uint8 `[B, C, H, W]`."""
         x: Tensor = self.inner(images)
         if self.mode == "nearest":
             return nn.functional.interpolate(x, self.size, mode=self.mode)
@@ -191,14 +192,14 @@ class Untouched(nn.Module):
     """uint8 images as they are, for a network that does its own preprocessing."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images themselves, uint8 `[B, C, H, W]`. Raises MismatchError for another dtype."""
+        """The images themselves, uint8 `[B, C, H, W]`."""
         if images.dtype != torch.uint8:
             unit_range(images)
         return images
 
 
 MODES = ("nearest", "bilinear", "bicubic")
-"""How `Resized` finds values between pixels."""
+"""Interpolation modes of `Resized`."""
 _RESIZED = re.compile(
     rf"(?P<inner>[a-z-]+)@(?P<height>[0-9]{{1,4}})x(?P<width>[0-9]{{1,4}})-(?P<mode>{'|'.join(MODES)})"
 )
@@ -209,11 +210,17 @@ PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
     "pixel-mean": lambda shape: PixelMean(torch.zeros(shape)),
     "local-contrast": lambda shape: LocalContrast(),
 }
-"""Name -> builder of a module for images of one shape; those with statistics start with mean 0 and deviation 1."""
+"""Name -> builder of a module for images of a shape; statistics start with mean 0 and deviation 1."""
+
+
+_NAMES: dict[type[nn.Module], str] = {
+    Untouched: "none",
+    **{type(build((1, 1, 1))): name for name, build in PREPROCESS.items()},
+}
 
 
 def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
-    """The named module with statistics of zero mean: what weights are loaded into. Raises UnknownNameError.
+    """The named module with mean 0 and deviation 1, for weights to be loaded into. Raises UnknownNameError.
 
     `NAME@HxW-MODE`, as in `standardize@224x224-bicubic`, is NAME with its images resized.
     """
@@ -229,18 +236,18 @@ def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
 
 
 def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_shape: Shape) -> nn.Module:
-    """The named module, its statistics taken from the training images (uint8 `[N, C, H, W]`, or an iterable of such).
+    """The named module with the statistics of the training images (uint8 `[N, C, H, W]`, or an iterable of such).
 
-    `images` may be None for those without statistics. Raises UnknownNameError; UsageError when statistics are
-    needed and no images were given; DataError when they are empty or of another shape.
+    `images` may be None for modules without statistics. Raises UnknownNameError; UsageError when statistics are
+    needed and `images` is None; DataError when there are no images or they have another shape.
     """
     module = blank_preprocess(name, input_shape)
     statistics = module.inner if isinstance(module, Resized) else module
     if isinstance(statistics, (Standardize, PixelMean)):
         if images is None:
             raise UsageError(
-                f"preprocessing {name!r} takes its statistics from training images and none were given: pass data=, or "
-                "choose 'scale' or 'local-contrast'"
+                f"preprocessing {name!r} needs training images for its statistics: pass data=, or choose 'scale' or "
+                "'local-contrast'"
             )
         statistics.fit(images)
     return module
@@ -256,31 +263,27 @@ def is_preprocess(name: str) -> bool:
 
 
 def preprocess_name(module: nn.Module) -> str:
-    """The name that rebuilds this module, or `module:pkg.Class` for one that only its owner can build again."""
-    if type(module) is Resized:
-        inner = preprocess_name(module.inner)
-        outer = f"{inner}@{module.size[0]}x{module.size[1]}-{module.mode}"
-        return outer if _RESIZED.fullmatch(outer) else f"module:{Resized.__module__}.Resized"
-    names = {
-        Untouched: "none", Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean",
-        LocalContrast: "local-contrast",
-    }  # fmt: skip
+    """The name that rebuilds this module, or `module:pkg.Class` for one that only its user can build again."""
     kind = type(module)
-    if kind in names and (kind is not LocalContrast or module.extra_repr() == LocalContrast().extra_repr()):
-        return names[kind]
+    if isinstance(module, Resized) and kind is Resized:
+        name = f"{preprocess_name(module.inner)}@{module.size[0]}x{module.size[1]}-{module.mode}"
+        if _RESIZED.fullmatch(name):
+            return name
+    elif kind in _NAMES and (kind is not LocalContrast or module.extra_repr() == LocalContrast().extra_repr()):
+        return _NAMES[kind]
     return f"module:{kind.__module__}.{kind.__qualname__}"
 
 
 def _chunks(images: Tensor | Iterable[Tensor], channels: int) -> Iterator[Tensor]:
-    """The images a few thousand at a time, checked: float64 copies of a whole data set would not fit."""
-    seen = 0
+    """The images in chunks of a few thousand, since float64 copies of a whole data set would not fit into memory."""
+    count = 0
     for part in [images] if isinstance(images, Tensor) else images:
         if part.dtype != torch.uint8 or part.dim() != 4 or part.shape[1] != channels:
             raise DataError(
                 f"training images of dtype {part.dtype} and shape {tuple(part.shape)}: expected uint8 [N, {channels}, "
                 "H, W]"
             )
-        seen += len(part)
+        count += len(part)
         yield from part.split(CHUNK)
-    if not seen:
-        raise DataError("preprocessing takes its statistics from training images, and there is none")
+    if not count:
+        raise DataError("there are no training images to take the preprocessing's statistics from")

@@ -12,7 +12,7 @@ from noisyteacher.config import Config, build_config, completed, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.evaluate import predict
-from noisyteacher.locks import at_work
+from noisyteacher.io.locks import shared_lock
 from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
 from noisyteacher.paper.result import PaperResult, record_of
 from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, settled, train_config
@@ -79,7 +79,7 @@ def run_paper(
     )
     if begun is not None:
         begun(run)
-    with at_work(run.path):
+    with shared_lock(run.path):
         found = []
         for part in chosen:
             tell = None if watch is None else _titled(watch, part.name)

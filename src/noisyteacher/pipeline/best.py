@@ -9,7 +9,7 @@ from typing import Any
 from noisyteacher.errors import NoisyTeacherError, WriteError
 from noisyteacher.export import Exported
 from noisyteacher.export.hub import CARD
-from noisyteacher.files import make_folder, write_bytes
+from noisyteacher.io.files import make_folder, write_bytes
 from noisyteacher.models import HUB_WEIGHTS, as_classifier, model_record, save_model
 from noisyteacher.pipeline.card import story_of
 from noisyteacher.pipeline.conditions import titles_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import FileFormatError
-from noisyteacher.files import read_json, write_json
+from noisyteacher.io.files import read_json, write_json
 from noisyteacher.runs import Run
 
 FILE, KIND, SCHEMA = "plan.json", "compression-plan", 1

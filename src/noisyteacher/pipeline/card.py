@@ -12,10 +12,9 @@ from typing import Any, Literal
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.export import Exported, notes, table
-from noisyteacher.files import read_json
+from noisyteacher.io.files import read_json
 from noisyteacher.measure import Costs
-from noisyteacher.models import HUB_WEIGHTS, Classifier, model_record, pretrained, weights_file
-from noisyteacher.models.pretrained import PREFIX
+from noisyteacher.models import HUB_WEIGHTS, PREFIX, Classifier, model_record, pretrained, weights_file
 from noisyteacher.pipeline.loading import way_to_load
 from noisyteacher.pipeline.steps import run_of, weights_of
 from noisyteacher.runs import Run

@@ -16,8 +16,8 @@ from noisyteacher.data import Batch, Split, Splits, epoch_batches, expand_views
 from noisyteacher.device import precision_context, resolve_device
 from noisyteacher.errors import MismatchError
 from noisyteacher.evaluate import judge
+from noisyteacher.inference import channels_last, inference
 from noisyteacher.models import as_classifier, weights_fingerprint
-from noisyteacher.modes import channels_last, inference
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline.class_order import (

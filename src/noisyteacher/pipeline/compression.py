@@ -13,7 +13,7 @@ from torch import nn
 from noisyteacher.config import Config, NoiseSettings, build_config, describe
 from noisyteacher.data import load_data
 from noisyteacher.errors import UsageError
-from noisyteacher.locks import at_work
+from noisyteacher.io.locks import shared_lock
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.best import best_student, write_best
 from noisyteacher.pipeline.budget import short
@@ -29,7 +29,13 @@ from noisyteacher.pipeline.conditions import (
     the_teacher,
     titles_of,
 )
-from noisyteacher.pipeline.labels_alone import comparable, short_student, takes_short_run, warned_of_teacher
+from noisyteacher.pipeline.labels_alone import (
+    comparable,
+    short_student,
+    takes_short_run,
+    warned_of_teacher,
+    with_label_weight,
+)
 from noisyteacher.pipeline.outline import outline
 from noisyteacher.pipeline.overlap import seen_before
 from noisyteacher.pipeline.pacing import Pace
@@ -139,7 +145,7 @@ def _from_python(
     with stage(watch, "reading the data"):
         splits = load_data(data)
     hash_images(splits, watch)
-    config = settled(to_choose(asked), splits)
+    config = settled(to_choose(asked), splits, label_weight=False)
     settings = describe(config) | {
         "call": "python",
         "data": data_record(splits),
@@ -174,7 +180,7 @@ def compress_config(
 ) -> Result:
     """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
     started, data = CLOCK(), load_config_data(config, watch)
-    config = settled(to_choose(config), data)
+    config = settled(to_choose(config), data, label_weight=False)
     noise, candidates = noise_of(config.noise, config.choice)
     settings = describe(config)
     teacher, student = config.teacher.name, config.student.name
@@ -214,7 +220,7 @@ def resume_compress(
 
 
 def _compress(plan: Plan, networks: Networks, started: float) -> Result:
-    with at_work(*plan.run.around, plan.run.path), errors_kept(plan.run):
+    with shared_lock(*plan.run.around, plan.run.path), errors_kept(plan.run):
         pace = Pace(plan, networks, started, CLOCK)
         result = _steps(pace.begin(), pace)
         plan.run.write_result(result.describe())
@@ -248,6 +254,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
         epochs = short(pace.decided.student_epochs, pace.decided.try_epochs)
         brief = short_student(plan, answers, epochs, f"[{number}/{total}] {titles['labels']}, short")
         warning = warned_of_teacher(plan, answers, brief)
+        plan = with_label_weight(plan, answers, brief)
     if plan.search is not None:
         plan, search = choose_student(plan, answers, (number, total), pace)
         _warn(watch, plan.warnings)
@@ -267,6 +274,7 @@ def _steps(plan: Plan, pace: Pace) -> Result:
         on_labels = a_student(plan, "labels-seed0", "labels", None, 0, answers, title)
         if comparable(plan):
             warning = warned_of_teacher(plan, answers, on_labels) or warning
+            plan = with_label_weight(plan, answers, on_labels)
     if plan.candidates:
         if pace.decided.noise_epochs is not None:  # as many as the time allows
             trials = replace(plan.config.choice, epochs=pace.decided.noise_epochs)

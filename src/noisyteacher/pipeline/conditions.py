@@ -12,9 +12,10 @@ from torch import nn
 
 from noisyteacher.config import Student
 from noisyteacher.data import Split, expand_views
+from noisyteacher.distributed import on_rank_zero
 from noisyteacher.extract import extract
-from noisyteacher.files import make_folder, sha256
-from noisyteacher.locks import at_work
+from noisyteacher.io.files import make_folder, sha256
+from noisyteacher.io.locks import shared_lock
 from noisyteacher.models import build_model, weights_fingerprint
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Objective, distil, supervised
@@ -24,7 +25,6 @@ from noisyteacher.pipeline.plan import Answers, Plan, called, data_record, modul
 from noisyteacher.pipeline.steps import front_of, given_run, in_order, keeping_of, load_teacher, options_of, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, train_run
 from noisyteacher.progress import counted, stage
-from noisyteacher.ranks import led
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
 
@@ -120,7 +120,7 @@ def its_answers(plan: Plan, teacher: nn.Module, title: str) -> dict[str, LogitSt
         report(0, total)
     found: dict[str, LogitStore | nn.Module] = {"live": teacher} if plan.live else {}
     folder = plan.run.path
-    with at_work(*plan.run.around, folder):
+    with shared_lock(*plan.run.around, folder):
         make_folder(folder / "logits", folder)
         for role, split in plan.data.parts.items():
             if role == "train" and plan.live:
@@ -200,7 +200,7 @@ def its_training(
         "model": called(plan.student),
         "options": plan.options,
         "recipe": plain(recipe),
-        "objective": objective.record,
+        "objective": objective.describe(),
         "seed": seed,
         **front_of(plan.config.student),
     }
@@ -209,7 +209,7 @@ def its_training(
     if condition == "labels":
         parents.pop("store", None)
     kind = "train" if condition == "labels" else "distil"
-    folder = led(lambda: plan.run.child(run, kind, settings, parents=parents, seed=seed))
+    folder = on_rank_zero(lambda: plan.run.child(run, kind, settings, parents=parents, seed=seed))
     return Training(
         run=folder,
         model=model,

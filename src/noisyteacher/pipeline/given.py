@@ -28,9 +28,9 @@ from noisyteacher.models import (
     build_model,
     build_preprocess,
     class_names_of,
-    is_frozen_file,
+    is_onnx_file,
     load_foreign,
-    load_frozen,
+    load_onnx,
     load_weights,
     model_record,
     training_images,
@@ -83,14 +83,16 @@ def names_a_file(name: str) -> bool:
     `names_a_file("lenet")` and `names_a_file("hf:microsoft/resnet-18")` are False. Raises UsageError for a file
     that holds weights and no architecture.
     """
-    if name.lower().endswith(ENDINGS) or (not is_frozen_file(name) and begins_as_torch_file(name)):
+    if name.endswith(".pt2"):
+        raise UsageError(f"{name}: a torch.export program cannot be a teacher: export the model to ONNX and give that")
+    if name.lower().endswith(ENDINGS) or (not is_onnx_file(name) and begins_as_torch_file(name)):
         raise UsageError(
             f"{name}: such a file has weights and does not say of which network: name that, for example --teacher "
             "timm:resnet18, and the file beside it by --teacher-weights (teacher.weights)"
         )
     if name.partition(":")[0] in ZOO:
         return False
-    looks = name.endswith(".safetensors") or is_frozen_file(name)
+    looks = name.endswith(".safetensors") or is_onnx_file(name)
     return name.startswith(PREFIX) or looks or os.sep in name or os.path.isdir(name)
 
 
@@ -142,8 +144,8 @@ def load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
     return model.eval()
 
 
-def load_frozen_for(path: str, data: Splits | None, settings: Teacher | None, allow_import: bool) -> Classifier:
-    """A teacher that is an ONNX model or a torch.export program, for these data where there are any."""
+def load_onnx_for(path: str, data: Splits | None, settings: Teacher | None) -> Classifier:
+    """A teacher that is an ONNX model, for these data where there are any."""
     front: nn.Module | None = None
     if data is not None and settings is not None and (settings.preprocess or settings.mean):
         named = preprocess_of(settings, data)
@@ -152,7 +154,7 @@ def load_frozen_for(path: str, data: Splits | None, settings: Teacher | None, al
         front = build_preprocess(named, training_images(data), data.input_shape) if isinstance(named, str) else named
     shape = None if data is None else data.input_shape
     classes = None if data is None else data.classes
-    return load_frozen(path, classes=classes, input_shape=shape, preprocess=front, allow_import=allow_import).eval()
+    return load_onnx(path, classes=classes, input_shape=shape, preprocess=front).eval()
 
 
 def class_names_taught(model: Classifier, run: Run | None, order: Sequence[int] = ()) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import UsageError
-from noisyteacher.models import FROZEN, ZOO, is_preprocess, origin_of
+from noisyteacher.models import ONNX, ZOO, is_preprocess, origin_of
 
 Loading = Literal["name", "import", "module"]
 
@@ -34,5 +34,5 @@ def way_to_load(architecture: Mapping[str, Any]) -> Loading:
     if origin.startswith("module:") or not is_preprocess(architecture["preprocess"]):
         return "module"
     library = origin.partition(":")[0]
-    trusted = ":" not in origin or library in ZOO or (library in FROZEN and library != "pt2")
+    trusted = ":" not in origin or library in (*ZOO, ONNX)
     return "name" if trusted else "import"

@@ -8,7 +8,7 @@ from noisyteacher.pipeline.choosing import planned, shortened
 from noisyteacher.pipeline.conditions import conditions_of, titles_of
 from noisyteacher.pipeline.given import is_given
 from noisyteacher.pipeline.labels_alone import takes_short_run
-from noisyteacher.pipeline.plan import Plan, called
+from noisyteacher.pipeline.plan import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, Plan, called
 from noisyteacher.text import plural, size_bytes
 
 LOGIT_BYTES = 4
@@ -54,7 +54,9 @@ def _recipe(student: Student) -> str:
     loss = "logit regression"
     if student.loss == "soft_targets":
         loss = f"soft targets (temperature {4 if student.temperature is None else student.temperature:g})"
-    labels = f", labels at weight {student.label_weight:g}" if student.label_weight else ""
+    labels = f", labels at weight {student.label_weight:g}" if student.label_weight not in (0, AUTO) else ""
+    if student.label_weight == AUTO:
+        labels = f", labels at weight {LABEL_WEIGHT:g} ({WEAK_TEACHER_LABEL_WEIGHT:g} if the teacher is weak)"
     rule = "muon or adamw" if student.optimizer == "auto" else student.optimizer
     return (
         f"recipe: {student.preset}: {loss}{labels}; {rule}, rate {student.lr:g}, batches of {student.batch_size}, "

@@ -13,6 +13,7 @@ from torch import nn
 
 from noisyteacher.config import Student
 from noisyteacher.data import expand_views
+from noisyteacher.distributed import world
 from noisyteacher.errors import UsageError
 from noisyteacher.pipeline.budget import Budget, Speeds, Stages, Work, needed
 from noisyteacher.pipeline.conditions import conditions_of, controls
@@ -22,7 +23,6 @@ from noisyteacher.pipeline.plan import Networks, Plan, lasting
 from noisyteacher.pipeline.steps import recipe_of
 from noisyteacher.pipeline.timing import answer_seconds, training_seconds
 from noisyteacher.progress import Watch, message
-from noisyteacher.ranks import place
 from noisyteacher.text import duration, plural, rough_duration
 
 EXPORT_S = 5.0
@@ -68,7 +68,7 @@ class Pace:
     def __init__(self, plan: Plan, networks: Networks, started: float, clock: Callable[[], float]) -> None:
         """Measures speeds where they are needed. `started`: the clock when the run was begun."""
         target = plan.config.target
-        if target.minutes is not None and place().size > 1:
+        if target.minutes is not None and world().size > 1:
             raise UsageError("target.minutes: the time of a group of processes cannot be planned: leave it out")
         if target.minutes is not None and plan.config.teacher.also:
             raise UsageError("target.minutes: the time of several teachers cannot be planned: leave it out")
@@ -78,7 +78,7 @@ class Pace:
         self.whole = self.decided = work_of(plan)
         self.labels_first = int("labels" in controls(plan))
         self.speeds = self.budget.speeds("begin")
-        if self.speeds is None and place().size == 1 and (plan.watch is not None or target.minutes is not None):
+        if self.speeds is None and world().size == 1 and (plan.watch is not None or target.minutes is not None):
             self.speeds = measured(plan, networks, clock)
 
     def begin(self) -> Plan:

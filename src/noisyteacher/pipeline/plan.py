@@ -14,16 +14,17 @@ from torch import nn
 from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, completed
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
+from noisyteacher.distributed import on_rank_zero
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.export import refuse_formats
 from noisyteacher.models import (
-    FROZEN,
+    ONNX,
     PREFIX,
     ZOO,
     Classifier,
     as_classifier,
     code_fingerprint,
-    is_frozen_file,
+    is_onnx_file,
     preprocess_fingerprint,
     weights_fingerprint,
 )
@@ -33,7 +34,6 @@ from noisyteacher.pipeline.given import is_given, names_a_file, network_of
 from noisyteacher.pipeline.loading import refuse_scripted
 from noisyteacher.pipeline.steps import front_of, in_order, load_teacher, options_of
 from noisyteacher.progress import Watch, stage
-from noisyteacher.ranks import led
 from noisyteacher.runs import Run, compare, folder_name, is_run, new_run
 from noisyteacher.store import LogitStore
 
@@ -49,6 +49,8 @@ SHIFTED = ("clean", *(f"crop-y{top}-x{left}" for top in (2, 6) for left in (2, 6
 MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shift, f"mirror-{shift}")))
 """The same, each mirrored too."""
 LABEL_WEIGHT = 0.3
+WEAK_TEACHER_LABEL_WEIGHT = 0.7
+"""What `auto` comes to in a compression whose teacher is hardly better than a student on labels alone."""
 """The weight of the labels that `auto` means."""
 Answers = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's answers come from: by role a store; `live` is the teacher itself, where images are augmented. Of a
@@ -107,7 +109,8 @@ class Plan:
 def taught_of(config: Config) -> dict[str, Any]:
     """The options of `distil` in a Config."""
     names = ["loss", "temperature", "label_weight", *(["combine"] if config.teacher.also else [])]
-    return {name: getattr(config.student, name) for name in names}
+    options = {name: getattr(config.student, name) for name in names}
+    return options | ({"label_weight": LABEL_WEIGHT} if options["label_weight"] == AUTO else {})
 
 
 def noise_of(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
@@ -138,8 +141,10 @@ def lasting(recipe: R, epochs: int) -> R:
     return replace(recipe, epochs=epochs, warmup_epochs=warmup)
 
 
-def settled(config: Config, data: Splits | None = None) -> Config:
+def settled(config: Config, data: Splits | None = None, *, label_weight: bool = True) -> Config:
     """The Config with what `auto` comes to: the precisions on this machine, and with data the views and label weight.
+
+    label_weight False: `auto` stays where there are labels, because a compression decides by its teacher's errors.
 
     That is what a run keeps. All trainings of a run have the precisions, on whatever machine each of them, or the rest
     of the run, is done: pairs of students then differ in the noise alone.
@@ -148,12 +153,13 @@ def settled(config: Config, data: Splits | None = None) -> Config:
     teacher, student = _settled(config.teacher, device, data), _settled(config.student, device, data)
     if data is not None and student.label_weight == AUTO:
         labelled = all(split.labels is not None for split in data.parts.values())
-        student = replace(student, label_weight=LABEL_WEIGHT if labelled else 0.0)
+        if label_weight or not labelled:
+            student = replace(student, label_weight=LABEL_WEIGHT if labelled else 0.0)
     return replace(config, teacher=teacher, student=student)
 
 
 def _settled(recipe: R, device: torch.device, data: Splits | None) -> R:
-    precision: Any = led(lambda: resolve_precision(recipe.precision, device))
+    precision: Any = on_rank_zero(lambda: resolve_precision(recipe.precision, device))
     recipe = replace(recipe, precision=precision)
     if data is None or recipe.views != [AUTO]:
         return recipe
@@ -200,7 +206,7 @@ def refuse_early(
             )
         if isinstance(one, str) and is_given(one, settings, data):
             without = ["options"] if settings.options else []
-            without += [] if is_frozen_file(one) else [*front_of(settings)]
+            without += [] if is_onnx_file(one) else [*front_of(settings)]
             if names_a_file(one) and without:
                 raise UsageError(f"teacher.{without[0]}: has no effect on {one}, which is built already: leave it out")
             models.append(load_teacher(one, data, allow_import, settings)[0])
@@ -304,7 +310,7 @@ def called(model: str | nn.Module) -> str:
         return type(model).__name__
     name = str(model.architecture["name"]) if isinstance(model, Classifier) else model.rstrip("/")
     library, _, rest = name.partition(":")
-    if library in (*ZOO, *FROZEN) and rest:
+    if library in (*ZOO, ONNX) and rest:
         return rest.rstrip("/").split("/")[-1]
     if isinstance(model, Classifier):
         return name.split(".")[-1].split(":")[-1]

@@ -10,7 +10,7 @@ from torch import nn
 
 from noisyteacher.device import matmul_peak
 from noisyteacher.measure import measure
-from noisyteacher.stopwatch import OTHER_PHASES, STEP_PHASES, Stopwatch
+from noisyteacher.train.history import OTHER_PHASES, STEP_PHASES, PhaseTimer
 
 WORDS = {
     "data": "making the batch",
@@ -25,7 +25,7 @@ WORDS = {
 }
 
 
-def profiled(model: nn.Module, watch: Stopwatch, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+def profiled(model: nn.Module, watch: PhaseTimer, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a profile; None when fewer than two steps were trained, as the first is not counted.
 
     `phases` are seconds; `flop_per_step` counts the multiplications and additions of the network forward, and backward

@@ -14,7 +14,7 @@ from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, Exported, export_all, refuse_names
 from noisyteacher.export.exporting import MAX_DROP
 from noisyteacher.export.hub import CARD
-from noisyteacher.files import write_bytes
+from noisyteacher.io.files import write_bytes
 from noisyteacher.measure import Costs, measure
 from noisyteacher.models import as_classifier
 from noisyteacher.pipeline.card import Loader, Story, card, story_of

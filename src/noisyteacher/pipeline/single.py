@@ -11,10 +11,10 @@ from typing import Any
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import resolve_device
+from noisyteacher.distributed import on_rank_zero, restarts
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
-from noisyteacher.launch import restarts
-from noisyteacher.locks import at_work
+from noisyteacher.io.locks import shared_lock
 from noisyteacher.models import SHRINK, ZOO, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline.checking import CHECKING_STUDENT, checked_lesson, refuse_other_order, store_order
@@ -35,7 +35,6 @@ from noisyteacher.pipeline.plan import (
 from noisyteacher.pipeline.steps import keeping_of, load_config_data, load_teacher, recipe_of
 from noisyteacher.pipeline.training import Trained, Training, errors_kept, train_run
 from noisyteacher.progress import Watch, counted, stage
-from noisyteacher.ranks import led
 from noisyteacher.runs import Run, list_runs, new_run, plain
 from noisyteacher.store import LogitStore
 
@@ -160,7 +159,7 @@ def distil_config(
     plan = Plan(config, data, opened.fingerprints["teacher"], student.name, noise, candidates, settings, folder, watch)
     title, choice = f"{student.name}, seed {seed}", None
     if candidates and folder.state != "done":
-        with at_work(folder.path), errors_kept(folder):
+        with shared_lock(folder.path), errors_kept(folder):
             noise, choice = choose_noise(plan, {"train": opened}, (0, planned(plan)))
     return train_run(
         Training(
@@ -210,7 +209,7 @@ def _folder(
             title=title,
         )
 
-    return led(made)
+    return on_rank_zero(made)
 
 
 def _is_this(run: Run, asked: dict[str, Any], settings: dict[str, Any]) -> bool:

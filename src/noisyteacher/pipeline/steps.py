@@ -14,23 +14,23 @@ from noisyteacher.config import Config, Recipe, Teacher
 from noisyteacher.data import Splits, load_data
 from noisyteacher.device import check_threads
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, UsageError
-from noisyteacher.locks import alone, at_work
+from noisyteacher.io.locks import exclusive_lock, shared_lock
 from noisyteacher.measure import measure
 from noisyteacher.models import (
     HUB_WEIGHTS,
     Classifier,
-    is_frozen_file,
+    is_onnx_file,
     load_model,
     reordered,
     save_model,
     weights_file,
 )
-from noisyteacher.optimizers import preferred_optimizer
-from noisyteacher.pipeline.given import class_names_taught, is_given, load_frozen_for, load_named, names_a_file
+from noisyteacher.pipeline.given import class_names_taught, is_given, load_named, load_onnx_for, names_a_file
 from noisyteacher.pipeline.training import Trained, errors_kept, judged_on
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, Run, is_run
 from noisyteacher.train import WEIGHTS
+from noisyteacher.train.optim import preferred_optimizer
 
 
 def given_run(
@@ -50,7 +50,7 @@ def given_run(
     which the model's outputs stand already. `classes` in the result are the names of the model's own classes, null
     where nothing states them; `trained_on` is kept as it is.
     """
-    with at_work(*run.around), alone(run.path), errors_kept(run):
+    with shared_lock(*run.around), exclusive_lock(run.path), errors_kept(run):
         before = (source.result() or {}).get("training") if source is not None else None
         save_model(model, run.path / WEIGHTS, within=run.path)
         names = class_names_taught(model, source, order)
@@ -99,12 +99,9 @@ def load_teacher(
     if not os.path.exists(file):
         state = f"the run is {Run(path).state}" if is_run(path) else "no such file"
         raise DataError(
-            f"{file}: no weights there ({state}): give a finished run's folder, or a .safetensors, .onnx or .pt2 file"
+            f"{file}: no weights there ({state}): give a finished run's folder, or a .safetensors or .onnx file"
         )
-    if is_frozen_file(file):
-        model = load_frozen_for(os.fspath(file), data, settings, allow_import)
-    else:
-        model = _load_ours(file, allow_import)
+    model = load_onnx_for(os.fspath(file), data, settings) if is_onnx_file(file) else _load_ours(file, allow_import)
     if data is not None:
         for what, own, theirs in (
             ("classes", model.classes, data.classes),

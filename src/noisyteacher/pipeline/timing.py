@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from noisyteacher.data import Batch, Split, Splits, expand_views, samples_of
 from noisyteacher.device import resolve_device
 from noisyteacher.errors import NoisyTeacherError
-from noisyteacher.history import Tick
-from noisyteacher.modes import inference
+from noisyteacher.inference import inference
 from noisyteacher.objectives import supervised
 from noisyteacher.train import fit
+from noisyteacher.train.history import Tick
 
 STEPS, LONG_ENOUGH_S = 6, 0.5
 """A training is timed for so many steps after the first, or until they have taken so long."""

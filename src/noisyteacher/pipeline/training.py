@@ -11,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import metrics
-from noisyteacher.allocator import keep_memory
 from noisyteacher.data import Split, Splits
 from noisyteacher.device import resolve_device
+from noisyteacher.distributed import on_rank_zero, peer_failure_as_error, world
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.evaluate import judge
-from noisyteacher.history import History, ticked
-from noisyteacher.locks import alone, at_work
+from noisyteacher.io.locks import exclusive_lock, shared_lock
 from noisyteacher.measure import measure
 from noisyteacher.models import load_weights
 from noisyteacher.objectives import Objective
 from noisyteacher.pipeline.profiling import profiled
 from noisyteacher.progress import Watch, counted_if_slow, stage
-from noisyteacher.ranks import led, place, told_when_lost
 from noisyteacher.runs import Run, plain
-from noisyteacher.train import WEIGHTS, fit, fit_many
+from noisyteacher.train import WEIGHTS, History, fit, fit_many
+from noisyteacher.train.history import ticked
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ def train_run(asked: Training) -> Trained:
     of processes all of them train it together, the leading one evaluates and writes, and the result is the same on all.
     An error of this package is written to error.txt on its way out.
     """
-    leads = place().leads
+    leads = world().leads
     with ExitStack() as held:
         if leads:
             _hold(asked.run, held)
         done = _done(asked)
         if done is not None:
             return done
-        with errors_kept(asked.run), told_when_lost():
+        with errors_kept(asked.run), peer_failure_as_error():
             history = fit(
                 asked.model,
                 asked.data.train,
@@ -138,14 +137,14 @@ def train_runs(
 
 def _hold(run: Run, held: ExitStack) -> None:
     """No other process works in this run's folder until `held` ends."""
-    held.enter_context(at_work(*run.around))
-    held.enter_context(alone(run.path))
+    held.enter_context(shared_lock(*run.around))
+    held.enter_context(exclusive_lock(run.path))
 
 
 def _done(asked: Training) -> Trained | None:
     """The model as it was trained before, where the run is done."""
     run = asked.run
-    whole = led(lambda: run.result() if run.state == "done" else None)
+    whole = on_rank_zero(lambda: run.result() if run.state == "done" else None)
     if whole is None:
         return None
     load_weights(asked.model, run.path / WEIGHTS)
@@ -155,7 +154,7 @@ def _done(asked: Training) -> Trained | None:
 def _ended(asked: Training, history: History, together: int = 1) -> Trained:
     """Evaluate the trained model and write the run's result."""
     result = {
-        **led(lambda: judged_on(asked.model, asked.data, asked.answers, asked.device, asked.watch)),
+        **on_rank_zero(lambda: judged_on(asked.model, asked.data, asked.answers, asked.device, asked.watch)),
         "classes": list(asked.data.class_names),
         "training": {
             "seconds": history.seconds,
@@ -166,16 +165,15 @@ def _ended(asked: Training, history: History, together: int = 1) -> Trained:
             "device": str(resolve_device(asked.device)),
             "threads": torch.get_num_threads(),
             "precision": asked.recipe["precision"],
-            "memory": keep_memory(),
-            **({} if place().size == 1 else {"processes": place().size}),
+            **({} if world().size == 1 else {"processes": world().size}),
             **({} if together == 1 else {"together": together}),
             **({"steps": "replayed"} if history.replayed else {}),
         },
         **({} if history.profile is None else {"profile": profiled(asked.model, history.profile, asked.recipe)}),
-        **({"costs": led(lambda: _priced(asked))} if asked.priced else {}),
+        **({"costs": on_rank_zero(lambda: _priced(asked))} if asked.priced else {}),
         **asked.extra,
     }
-    if place().leads:
+    if world().leads:
         asked.run.write_result(result)
     return Trained(asked.model.to("cpu"), asked.run, result)  # as `_done` has it; a GPU keeps no finished students
 
@@ -193,7 +191,7 @@ def _priced(asked: Training) -> dict[str, Any] | None:
 @contextmanager
 def errors_kept(run: Run) -> Iterator[None]:
     """Inside, an error of this package is written to the run's error.txt on its way out; an old one is cleared."""
-    if not place().leads:
+    if not world().leads:
         yield
         return
     run.clear_error()

@@ -30,9 +30,9 @@ def picture(name: str, study: Study) -> Figure | str:
         return f"The noise is not pictured: {'no noise was used' if study.state == 'done' else 'the run is not done'}."
     try:
         store = _store(study)
-        from noisyteacher.noise import FIELDS, Noise
+        from noisyteacher.noise import Noise
 
-        settings = {key: value for key, value in study.noise.items() if key in FIELDS}
+        settings = {key: value for key, value in study.noise.items() if key in Noise.__dataclass_fields__}
         noise = Noise(**settings)
         found = _perturbed(study, noise, store)
     except (NoisyTeacherError, TypeError, OSError) as error:
@@ -96,14 +96,16 @@ def _perturbed(
     """
     import torch
 
-    from noisyteacher.noise import apply_noise, draw_noise
+    from noisyteacher.noise import perturb, sample_unit_noise
     from noisyteacher.rng import stream
 
     batch = min(study.batch_size, store.rows)
     logits = store.logits(store.views[0], torch.arange(batch))
-    draw = draw_noise(noise, batch, store.classes, stream(study.noise_seed, "noise", 0))
-    noisy = apply_noise(logits, draw, noise.kind)
-    chosen = draw.selected.expand(batch, 1).squeeze(1)
+    unit_noise = sample_unit_noise(
+        noise.draw, noise.distribution, batch, store.classes, stream(study.noise_seed, "noise", 0)
+    )
+    noisy = perturb(logits, sigma=noise.sigma, alpha=noise.alpha, kind=noise.kind, unit_noise=unit_noise)
+    chosen = unit_noise.selected(noise.alpha).squeeze(1)
     yes, no = chosen.nonzero().flatten().tolist(), (~chosen).nonzero().flatten().tolist()
     rows = (yes[: SAMPLES - 1] + no[:1] if no else yes[:SAMPLES]) if yes else no[:SAMPLES]
     before, after = [], []

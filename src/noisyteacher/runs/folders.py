@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import FileFormatError, UsageError, WriteError
-from noisyteacher.files import sync_folder
-from noisyteacher.locks import alone
+from noisyteacher.io.files import sync_folder
+from noisyteacher.io.locks import exclusive_lock
 from noisyteacher.runs.record import by_name, compare
 from noisyteacher.runs.run import BEST, INFO, Run, is_run, visible_folders
 from noisyteacher.text import nearest
@@ -22,8 +22,7 @@ HASH = 3
 """So many characters of the hash at the end of a run's id are enough to name it."""
 _OURS = (
     r"(config|run|result|conditions|plan|store)\.json|metrics\.jsonl|error\.txt|report\.html|"
-    r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*|"
-    r"\.[A-Za-z0-9._-]+\.claim"
+    r"(weights|last|best|state|shard-\d{5,})\.safetensors|events\.out\.tfevents\..*"
 )
 _HANDED_OVER = (
     r"README\.md|predict\.py|config\.json|model\.safetensors|model(-int8)?\.(onnx|pt2|pte)|[A-Za-z0-9.-]+\.export\.json"
@@ -98,7 +97,7 @@ def remove_run(run: Run) -> None:
     grave = path.with_name(f".removed-{path.name}-{secrets.token_hex(3)}")
     with ExitStack() as locks:
         for folder in (*run.around, path):
-            locks.enter_context(alone(folder, wait=False))
+            locks.enter_context(exclusive_lock(folder, wait=False))
         try:
             path.rename(grave)
             shutil.rmtree(grave)

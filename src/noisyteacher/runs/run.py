@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
-from noisyteacher.files import (
-    MOST_TEXT,
+from noisyteacher.io.files import (
+    MAX_TEXT,
     make_folder,
+    parse_json,
     read_bytes,
     read_json,
     sha256,
@@ -26,9 +27,7 @@ from noisyteacher.files import (
     write_bytes,
     write_json,
 )
-from noisyteacher.locks import still_ours
 from noisyteacher.runs.record import compare, host, plain, versions
-from noisyteacher.strictjson import parse_json
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
@@ -145,11 +144,10 @@ class Run:
     def error(self) -> str | None:
         """The text of error.txt, or None."""
         file = self.path / ERROR
-        return read_bytes(file, MOST_TEXT).decode(errors="replace") if os.path.exists(file) else None
+        return read_bytes(file, MAX_TEXT).decode(errors="replace") if os.path.exists(file) else None
 
     def clear_error(self) -> None:
         """Remove error.txt: the run is taken up again."""
-        still_ours(self.path / ERROR)
         try:
             (self.path / ERROR).unlink(missing_ok=True)
             sync_folder(self.path)
@@ -167,7 +165,7 @@ class Run:
         if not file.exists():
             return []
         found: list[dict[str, Any]] = []
-        for number, line in enumerate(read_bytes(file, MOST_TEXT).splitlines(), 1):
+        for number, line in enumerate(read_bytes(file, MAX_TEXT).splitlines(), 1):
             try:
                 found.append(dict(parse_json(line)))
             except (ValueError, TypeError) as error:

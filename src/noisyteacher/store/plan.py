@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noisyteacher.errors import StoreError, UsageError
-from noisyteacher.files import sha256
+from noisyteacher.io.files import sha256
 from noisyteacher.text import unknown_name
 
 KIND, SHARD_KIND, SCHEMA = "logit-store", "logit-shard", 1

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from noisyteacher.device import PRECISIONS, precision_context
 from noisyteacher.errors import FileFormatError, MismatchError, StoreError, UsageError
-from noisyteacher.files import crc32c, read_bytes, read_json, sha256
-from noisyteacher.modes import channels_last, inference
+from noisyteacher.inference import channels_last, inference
+from noisyteacher.io.files import crc32c, read_bytes, read_json, sha256
+from noisyteacher.io.tensors import map_tensors, read_record
 from noisyteacher.rng import stream
 from noisyteacher.store.plan import DTYPES, FINGERPRINTS, INDEX, KIND, SCHEMA, Plan, Shard
-from noisyteacher.tensorfile import map_tensors, read_record
 from noisyteacher.text import few, unknown_name
 
 LEAST_MEMORY_BYTES = 256_000_000

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from noisyteacher.errors import FileFormatError, MismatchError, StoreError, UsageError, WriteError
-from noisyteacher.files import crc32c, make_folder, read_bytes, sync_folder, write_json
-from noisyteacher.locks import alone
+from noisyteacher.io.files import crc32c, make_folder, read_bytes, sync_folder, write_json
+from noisyteacher.io.locks import exclusive_lock
+from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.store.plan import DTYPES, INDEX, KIND, SCHEMA, SHARD_KIND, Plan, Shard, refuse_non_finite
 from noisyteacher.store.reader import LogitStore
-from noisyteacher.tensorfile import read_tensors, write_tensors
 
 SHARDS = "shard-[0-9][0-9][0-9][0-9][0-9]*.safetensors"
 
@@ -44,7 +44,7 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         """Raises MismatchError naming the field when a finished store of another plan is there, unless `overwrite`."""
         make_folder(self.path)
-        self._locks.enter_context(alone(self.path))
+        self._locks.enter_context(exclusive_lock(self.path))
         try:
             self._take_stock()
         except BaseException:

@@ -7,7 +7,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +17,12 @@ import torch
 from noisyteacher.config import build_config, describe
 from noisyteacher.data import Splits
 from noisyteacher.errors import DataWarning, NoisyTeacherError
-from noisyteacher.files import read_bytes
+from noisyteacher.io.files import read_bytes
 from noisyteacher.models import model_record
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline import Plan, Training, its_training, load_config_data, settled, train_run, train_runs
 from noisyteacher.runs import Run
 from noisyteacher.store import LogitStore
-from noisyteacher.sweep.claims import LostError, claimed
 from noisyteacher.sweep.grid import TAUGHT, Condition, fingerprint
 from noisyteacher.workers import leave_now
 
@@ -86,15 +84,8 @@ def in_worker(cell: Cell) -> str | None:
 def train_stack(cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
     """Train these cells in common steps, or find them done; returns why, by run name, for those that failed."""
     with _ONE:
-        left, failures = list(cells), dict[str, str]()
-        while left:
-            found = _train_together(left, progress)
-            left = [cell for cell in left if isinstance(found[cell.run], LostError)]  # others have them: wait
-            for cell in cells:
-                error = found.get(cell.run)
-                if error is not None and cell not in left:
-                    failures[cell.run] = _failed(cell, error)
-        return failures
+        errors = _train_together(cells, progress)
+        return {cell.run: _failed(cell, error) for cell in cells if (error := errors.get(cell.run)) is not None}
 
 
 def stacks(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
@@ -114,13 +105,7 @@ def stacks(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
 
 def _train_cell(cell: Cell) -> str | None:
     try:
-        while True:
-            try:
-                with claimed(cell.path):
-                    train_run(_training(cell))
-                break
-            except LostError:  # another has it: wait for that one, and find the cell done
-                continue
+        train_run(_training(cell))  # waits for a process that is training this cell, then finds it done
     except Exception as error:  # a defect or a lost machine must not take the other cells with it
         return _failed(cell, error)
     return None
@@ -128,22 +113,20 @@ def _train_cell(cell: Cell) -> str | None:
 
 def _train_together(cells: Sequence[Cell], progress: Callable[[int, int], None] | None) -> dict[str, Exception | None]:
     """What went wrong with each of the cells, by run name."""
-    found: dict[str, Exception | None] = {}
-    with ExitStack() as held:
-        asked: dict[str, Training] = {}
-        for cell in cells:
-            try:
-                held.enter_context(claimed(cell.path))
-                asked[cell.run] = _training(cell)
-            except Exception as error:
-                found[cell.run] = error
+    errors: dict[str, Exception | None] = {}
+    trainings: dict[str, Training] = {}
+    for cell in cells:
         try:
-            outcomes = train_runs(list(asked.values()), progress) if asked else []
-        except Exception as error:  # of all of them: they cannot be trained as one, or a defect
-            return {cell.run: found.get(cell.run, error) for cell in cells}
-    for run, outcome in zip(asked, outcomes, strict=True):
-        found[run] = outcome if isinstance(outcome, NoisyTeacherError) else None
-    return found
+            trainings[cell.run] = _training(cell)
+        except Exception as error:
+            errors[cell.run] = error
+    try:
+        outcomes = train_runs(list(trainings.values()), progress) if trainings else []
+    except Exception as error:  # of all of them: they cannot be trained together, or a defect
+        return {cell.run: errors.get(cell.run, error) for cell in cells}
+    for run, outcome in zip(trainings, outcomes, strict=True):
+        errors[run] = outcome if isinstance(outcome, NoisyTeacherError) else None
+    return errors
 
 
 def _failed(cell: Cell, error: Exception) -> str:

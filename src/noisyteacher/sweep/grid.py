@@ -12,7 +12,7 @@ from typing import Any
 
 from noisyteacher.config import Config, NoiseSettings, build_config, put
 from noisyteacher.errors import ConfigError
-from noisyteacher.files import sha256
+from noisyteacher.io.files import sha256
 from noisyteacher.text import sigma_words
 
 Grid = Mapping[str, Sequence[Any]]

@@ -11,8 +11,8 @@ from typing import Any
 
 from noisyteacher.config import Config, completed
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.files import write_json
-from noisyteacher.locks import at_work
+from noisyteacher.io.files import write_json
+from noisyteacher.io.locks import shared_lock
 from noisyteacher.measure import measure
 from noisyteacher.models import load_model
 from noisyteacher.pipeline import (
@@ -110,7 +110,7 @@ def sweep(
             threads = config.run.threads
             if threads is None and jobs > 1:  # other machines' workers know their own cores
                 threads = share_of_threads(jobs)
-            with at_work(run.path):
+            with shared_lock(run.path):
                 return _run(question, run, threads, make, stack, watch)
 
 

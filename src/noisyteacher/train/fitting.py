@@ -1,40 +1,43 @@
-"""The one training loop. It knows nothing of teachers: what is learned comes from an objective (objectives.py)."""
+"""`fit` and `fit_many`: checks of everything that can be known before the first step, then the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from noisyteacher.checkpoint import NAME as CHECKPOINT
-from noisyteacher.checkpoint import (
-    frozen_record,
-    labels_fingerprint,
-    signals_held,
-)
+from noisyteacher.config.training import TrainSettings
+from noisyteacher.config.validation import config_error, validated
 from noisyteacher.data import Batch, Split, expand_views
-from noisyteacher.device import AUTO, resolve_device, resolve_precision
-from noisyteacher.errors import UsageError
-from noisyteacher.files import make_folder
-from noisyteacher.history import History, Tick, ticked
-from noisyteacher.models import as_classifier
-from noisyteacher.objectives import record_of
-from noisyteacher.optimizers import RULE, build_optimizer
-from noisyteacher.progress import reported
-from noisyteacher.ranks import check_same, led, place
-from noisyteacher.refusals import check_roles, check_settings, check_val
-from noisyteacher.stopwatch import Stopwatch
-from noisyteacher.train.loop import WEIGHTS, Loop
-from noisyteacher.train.replayed import replay, replayable
-from noisyteacher.validation import Validation
+from noisyteacher.device import resolve_device, resolve_precision
+from noisyteacher.distributed import check_equal, on_rank_zero, world
+from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.io.files import make_folder
+from noisyteacher.models import Classifier, as_classifier
+from noisyteacher.objectives import Objective, describe_objective
+from noisyteacher.progress import counted, reported
+from noisyteacher.train.checkpoint import NAME as CHECKPOINT
+from noisyteacher.train.checkpoint import frozen_parameters, labels_fingerprint, signals_deferred
+from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
+from noisyteacher.train.optim import build_optimizer
+from noisyteacher.train.stack import check_stackable
+from noisyteacher.train.state import Student, TrainingPlan
+from noisyteacher.train.trainer import WEIGHTS, Outcome, Trainer, load_finished, restore_memory_format, start
+from noisyteacher.train.validation import Validation, batch_norms_lag
+
+ObjectiveFunction = Callable[[Tensor, Batch], Any]
 
 
 def fit(
     model: nn.Module,
     split: Split,
-    objective: Callable[[Tensor, Batch], Any],
+    objective: ObjectiveFunction,
     *,
     val: Split | None = None,
     val_teacher: object = None,
@@ -46,11 +49,11 @@ def fit(
     weight_decay: float = 0.0,
     schedule: str = "linear",
     warmup_epochs: float = 0.0,
-    views: str | tuple[str, ...] = "clean",
+    views: str | Sequence[str] = "clean",
     every_view: bool = False,
     augment: str = "none",
     batch_norm: str = "running",
-    precision: str = AUTO,
+    precision: str = "auto",
     patience: int | None = None,
     keep: str | None = None,
     seed: int = 0,
@@ -66,96 +69,274 @@ def fit(
 
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
     any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
-    `_rms`). Every epoch sees each row once under a random view of `views`, or, with `every_view`, once under each
-    view (a last batch of a single sample is left out: batch norm cannot learn from it). `augment` changes
-    the images at every step: `mixup` or `randaugment`, which need a live teacher. `batch_norm`: `running` statistics as
-    the layers average them along the training, or `reestimate`, before each validation over up to 1,024 training
-    images, where their average reaches back more than half an epoch (`train/batch_norms.py`). After every epoch `val`
-    is evaluated; `keep` says which weights the model ends with, `best` (lowest validation error, then NLL; the default
-    with `val`) or `last`. A `val` without labels is judged by the agreement with `val_teacher`.
-    `patience` stops after so many epochs without a better one.
-    `precision` is of the student's arithmetic: `fp32`, `bf16` (autocast; weights, loss and update stay fp32) or `auto`,
-    bf16 where the device's matrix products are at least 1.5 times as fast in it. The settings keep what it came to.
+    `_rms`). Every epoch shows each row once under a random view of `views`, or, with `every_view`, once under each
+    view. After every epoch `val` is evaluated; `keep` says which weights the model ends with, `best` (lowest validation
+    error, then NLL; the default with `val`) or `last`. A `val` without labels is judged by the agreement with
+    `val_teacher`. The other settings are those of `noisyteacher.config.TrainSettings`.
+
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` goes on from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and SIGTERM
-    then take effect at the end of a step, after a checkpoint (a second one at once). `progress` shows on stderr how far
-    the training is (a live line in a terminal; elsewhere a line every ten seconds, none for a training of under two);
-    False shows nothing, a callable is told a Tick after every step. `tensorboard` also writes the metrics as
-    TensorBoard events (extra `track`). With `profile` the History tells where the time of the steps went
-    (`stopwatch.Stopwatch`); a GPU is waited for after every phase then.
+    there; `resume=True` continues from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and
+    SIGTERM then take effect at the end of a step, after a checkpoint (a second one at once). `progress` shows on stderr
+    how far the training is (a live line in a terminal; elsewhere a line every ten seconds, none for a training of under
+    two); False shows nothing, a callable receives a Tick after every step. `tensorboard` also writes the metrics as
+    TensorBoard events (extra `track`). With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is
+    waited for after every phase then.
+
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
-    replayed (docs/performance.md), and the model may be a step ahead of what `progress` is told;
-    `NOISYTEACHER_GRAPHS=off` in the environment, or `profile`, has them done one by one.
-    In a group of several processes (torchrun; `torch.distributed` initialised) all of them call fit alike and are one
-    training, of the same batches, noise and, up to rounding, losses as one process; only dropout draws differ. The one
-    of rank 0 writes.
+    replayed, and the model may be a step ahead of what `progress` receives; `NOISYTEACHER_GRAPHS=off` in the
+    environment, or `profile`, turns that off. With several processes (torchrun; `torch.distributed` initialised) all of
+    them call fit with the same arguments and train one model by DistributedDataParallel, on the same batches and noise
+    as one process; batch norms use the statistics of each process's rows, and the process of rank 0 writes.
+
     On one CPU and thread count the same seed gives the same bits. Two runs with one seed are a pair: same order, same
     views, same dropout, same noise draws.
-    Raises UsageError for a split whose role is `test` and for an objective that does not return a loss,
-    ConfigError listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes
-    or shapes differ, TrainingError before the update when the loss or a gradient is not finite.
+    Raises UsageError for a split whose role is `test` and for an objective that does not return a loss, ConfigError
+    listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes or shapes
+    differ, TrainingError before the update when the loss or a gradient is not finite.
     """
-    loop = prepared(
-        model, split, objective, val=val, val_teacher=val_teacher, epochs=epochs, batch_size=batch_size,
-        optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
-        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment, batch_norm=batch_norm,
-        precision=precision, patience=patience, keep=keep, seed=seed, device=device, run=run, resume=resume,
-        tensorboard=tensorboard,
-    )  # fmt: skip
-    if profile:
-        loop.clockwork = Stopwatch(loop.device)
     folder = None if run is None else Path(run)
-    ended = None if folder is None else found_done(loop, folder, resume)
-    if ended is not None:
-        return ended
-    steps = replay if not profile and replayable([loop]) else Loop.run
-    shows = progress if progress is not True else place().leads
-    with reported(shows, lambda watch: ticked(watch, "training")) as tell:
-        if folder is None:
-            return steps(loop, None, resume, checkpoint_every_s, tensorboard, tell)
-        make_folder(folder)
-        with signals_held() as loop.signals:
-            return steps(loop, folder, resume, checkpoint_every_s, tensorboard, tell)
-
-
-def prepared(
-    model: nn.Module, split: Split, objective: Callable[[Tensor, Batch], Any], *, val: Split | None,
-    val_teacher: object, views: str | tuple[str, ...], every_view: bool, augment: str, batch_norm: str, precision: str,
-    patience: int | None, keep: str | None, seed: int, device: str, run: str | Path | None, resume: bool,
-    tensorboard: bool, **recipe: Any,
-) -> Loop:  # fmt: skip
-    """The loop of a training, with everything checked that `fit` checks before the first step."""
-    check_roles(split, val)
-    chosen_views = expand_views(views)
+    settings = _settings(
+        [seed], folder, {"resume": resume, "tensorboard": tensorboard},
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay,
+        schedule=schedule, warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment,
+        batch_norm=batch_norm, precision=precision, patience=patience, keep=keep,
+    )  # fmt: skip
     classifier = as_classifier(model, input_shape=split.input_shape)
-    classes = int(classifier.architecture.get("classes") or split.classes)
-    check_val(split, val, classes, val_teacher)
-    on = resolve_device(device)
-    precision = led(lambda: resolve_precision(precision, on))
-    judge = None if val is None else Validation(val, val_teacher, classes, str(on), precision)
-    settings: dict[str, Any] = {
-        **recipe, "views": list(chosen_views), "every_view": every_view, "precision": precision, "patience": patience,
-        "keep": keep or ("last" if val is None else "best"), "seed": seed, "train": split.fingerprint,
-        "val": None if val is None else val.fingerprint, "labels": labels_fingerprint(split, val),
-        "objective": record_of(objective), "architecture": classifier.architecture, **frozen_record(classifier),
-        **({} if judge is None else judge.record), **({} if augment == "none" else {"augment": augment}),
-        **({} if batch_norm == "running" else {"batch_norm": batch_norm}),
-    }  # fmt: skip
-    check_settings(settings, classifier, split, val, run, {"resume": resume, "tensorboard": tensorboard})
-    rule = build_optimizer(**{name: settings[name] for name in RULE}, parameters=classifier.parameters())
-    if hasattr(objective, "check"):
-        objective.check(split, chosen_views, classes, **({} if augment == "none" else {"augment": augment}))
-    check_same(settings)
-    return Loop(classifier.to(on), rule, objective, split, judge, on, settings, chosen_views)
+    plan = make_plan(classifier, split, settings, val, val_teacher, device)
+    student = make_student(classifier, objective, seed, plan)
+    check_equal(student.identity)
+    if folder is not None and (history := _finished(student, plan, folder, resume)):
+        return history
+    shows = progress if progress is not True else plan.world.leads
+    with ExitStack() as stack:
+        on_step = stack.enter_context(reported(shows, lambda watch: ticked(watch, "training")))
+        if folder is not None:
+            make_folder(folder)
+        signals = stack.enter_context(nullcontext() if folder is None else signals_deferred())
+        stack.callback(restore_memory_format, classifier)
+        start(student, plan, folder, resume)
+        trainer = Trainer(
+            [student],
+            plan,
+            checkpoint_every_s=checkpoint_every_s,
+            signals=signals,
+            on_step=on_step,
+            profiler=PhaseTimer(plan.device) if profile else None,
+            tensorboard=tensorboard,
+        )
+        outcome = trainer.run()[0]
+    if isinstance(outcome, NoisyTeacherError):
+        raise outcome
+    return outcome
 
 
-def found_done(loop: Loop, folder: Path, resume: bool) -> History | None:
-    """The History of a training that the run folder holds the end of; None where it is to be begun or gone on with.
+def fit_many(
+    models: Sequence[nn.Module],
+    split: Split,
+    objectives: Sequence[ObjectiveFunction],
+    *,
+    seeds: Sequence[int],
+    val: Split | None = None,
+    val_teacher: object = None,
+    device: str = "auto",
+    runs: Sequence[str | Path] | None = None,
+    resume: bool = False,
+    checkpoint_every_s: float = 30.0,
+    tensorboard: bool = False,
+    progress: bool | Callable[[int, int], None] | None = True,
+    **settings: Any,
+) -> list[Outcome]:
+    """What `fit` does for each model with its objective and seed, in common steps: one outcome per model, in order.
 
-    Raises UsageError for a folder with a training where none is to be resumed.
+    An outcome is the History that `fit` would return, equal step by step up to rounding, or the error of this package
+    that ended this one training; the others continue. The models have one architecture; they differ in their weights,
+    seeds and objectives, each of which takes logits `[B, K]` and the batch. `settings` are those of `fit` (epochs, lr,
+    ...), the same for all; `runs` are their run folders. `seconds` is each one's share of the common time. `progress`
+    shows how far the training is, as in `fit`; False shows nothing, a callable receives (step, total steps) after every
+    step. Worth it for small networks, and on a GPU, where the common steps are replayed as a CUDA graph wherever `fit`
+    would replay them (docs/performance.md).
+    Raises UsageError for models that cannot be trained as one (`train/stack.py`), and with several processes.
+    """
+    if world().size > 1:
+        raise UsageError(
+            "fit_many trains in one process: with several processes use fit, which trains one model on all"
+        )
+    folders: list[Path | None] = [None] * len(models) if runs is None else [Path(run) for run in runs]
+    if not len(models) == len(objectives) == len(seeds) == len(folders) or not models:
+        raise UsageError(
+            f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and {len(folders)} runs: expected "
+            "as many of each, at least one"
+        )
+    if runs is not None and len({os.path.realpath(run) for run in runs}) < len(models):
+        raise UsageError("two of the runs are one folder: give each training its own")
+    checked = _settings(seeds, folders[0], {"resume": resume, "tensorboard": tensorboard}, **settings)
+    classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
+    plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
+    students = [
+        make_student(classifier, objective, seed, plan)
+        for classifier, objective, seed in zip(classifiers, objectives, seeds, strict=True)
+    ]
+    check_stackable([student.model for student in students])
+    outcomes: dict[int, Outcome] = {}
+    with ExitStack() as stack:
+        title = f"training {len(models)} models"
+        on_step = stack.enter_context(reported(progress, lambda watch: counted(watch, title, "steps")))
+        signals = stack.enter_context(nullcontext() if runs is None else signals_deferred())
+        for student in students:
+            stack.callback(restore_memory_format, student.model)
+        for number, (student, folder) in enumerate(zip(students, folders, strict=True)):
+            try:
+                if folder is not None and (history := _finished(student, plan, folder, resume)):
+                    outcomes[number] = history
+                    continue
+                if folder is not None:
+                    make_folder(folder)
+                start(student, plan, folder, resume)
+            except NoisyTeacherError as error:
+                if not resume:
+                    raise
+                outcomes[number] = error
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, student in enumerate(students):
+            if number not in outcomes:  # those whose checkpoints are of one step continue together
+                groups.setdefault((student.progress.step, len(student.progress.epochs)), []).append(number)
+        for step in sorted(groups):
+            trainer = Trainer(
+                [students[number] for number in groups[step]],
+                plan,
+                checkpoint_every_s=checkpoint_every_s,
+                signals=signals,
+                on_step=None if on_step is None else lambda tick: on_step(tick.step, tick.total_steps),
+                tensorboard=tensorboard,
+            )
+            outcomes |= dict(zip(groups[step], trainer.run(), strict=True))
+    return [outcomes[number] for number in range(len(models))]
+
+
+def make_plan(
+    model: Classifier, split: Split, settings: TrainSettings, val: Split | None, val_teacher: object, device_name: str
+) -> TrainingPlan:
+    """What trainings of this model on the split have in common, with every setting resolved and checked."""
+    _check_roles(split, val)
+    classes = int(model.architecture.get("classes") or split.classes)
+    _check_val(split, val, classes, val_teacher)
+    device = resolve_device(device_name)
+    precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
+    validation = None if val is None else Validation(val, val_teacher, classes, str(device), precision)
+    problems = list(_problems(settings, model, split, val))
+    if problems:
+        raise config_error(problems)
+    return TrainingPlan(settings, split, validation, tuple(settings.views), device, precision, world())
+
+
+def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, plan: TrainingPlan) -> Student:
+    """A model on the plan's device with its optimizer, its objective checked against the split."""
+    settings, split, validation = plan.settings, plan.split, plan.validation
+    identity: dict[str, Any] = {
+        **asdict(settings),
+        "views": list(plan.views),
+        "precision": plan.precision,
+        "keep": plan.keep,
+        "seed": seed,
+        "train": split.fingerprint,
+        "val": None if validation is None else validation.val.fingerprint,
+        "labels": labels_fingerprint(split, None if validation is None else validation.val),
+        "objective": describe_objective(objective),
+        "architecture": model.architecture,
+        **frozen_parameters(model),
+        **({} if validation is None else validation.identity),
+    }
+    for name in ("augment", "batch_norm"):  # recorded where they differ from the default, as runs always did
+        if identity[name] == getattr(TrainSettings(), name):
+            del identity[name]
+    optimizer = build_optimizer(settings, model.parameters())
+    if isinstance(objective, Objective):
+        classes = int(model.architecture.get("classes") or split.classes)
+        objective.check(split, plan.views, classes, settings.augment)
+    reestimates = settings.batch_norm == "reestimate" and batch_norms_lag(model, plan.batches)
+    return Student(model.to(plan.device), optimizer, objective, seed, identity, reestimates)
+
+
+def _settings(seeds: Sequence[int], folder: Path | None, run_options: dict[str, bool], **values: Any) -> TrainSettings:
+    """TrainSettings of keyword arguments. Raises one ConfigError that lists everything that is wrong with them, with
+    the seeds, and with options that need a run folder.
+    """
+    problems = [
+        f"seed: given {seed!r}; expected a whole number"
+        for seed in seeds
+        if not isinstance(seed, int) or isinstance(seed, bool)
+    ]
+    if folder is None:
+        problems += [f"{name}: no effect without a run folder" for name, value in run_options.items() if value]
+    if "views" in values:
+        values["views"] = list(expand_views(values["views"]))
+    return validated(TrainSettings, values, problems)
+
+
+def _problems(settings: TrainSettings, model: Classifier, split: Split, val: Split | None) -> list[str]:
+    """What is wrong with the settings for these data and this model, as sentences."""
+    problems = [f"{name}: {problem}" for name, problem in settings.contradictions()]
+    if val is None and settings.patience is not None:
+        problems.append(f"patience: {settings.patience} has no effect without val: give a validation split")
+    if val is None and settings.keep == "best":
+        problems.append("keep: 'best' has no effect without val: give a validation split")
+    if settings.every_view and len(settings.views) == 1:
+        problems.append(f"every_view: has no effect with the one view {settings.views[0]!r}: leave it out")
+    samples = len(split) * (len(settings.views) if settings.every_view else 1)
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if norms and (samples == 1 or settings.batch_size == 1):
+        problems.append(
+            f"batch norm cannot learn from batches of a single sample (batch_size={settings.batch_size}, {samples} in "
+            f"{split.role}; {norms[0]}): give batches of two or more"
+        )
+    return problems
+
+
+def _check_roles(split: Split, val: Split | None) -> None:
+    """Raises UsageError for a test split: what is reported on must not be learned or chosen from."""
+    for part, use in ((split, "trained on"), (val, "used to choose")):
+        if part is not None and part.role == "test":
+            raise UsageError(
+                f"a test split of {part.name!r} cannot be {use}: choose on validation, report on test once (evaluate)"
+            )
+
+
+def _check_val(split: Split, val: Split | None, classes: int, teacher: object) -> None:
+    """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError with neither
+    labels nor a teacher, UsageError for a teacher without effect, MismatchError for other classes or image shapes.
+    """
+    if teacher is not None and (val is None or val.labels is not None):
+        raise UsageError(
+            "val_teacher has no effect: it judges a validation split without labels; leave it out (evaluate(...) gives "
+            "the agreement with a teacher beside the error)"
+        )
+    if val is None:
+        return
+    if val.labels is None and teacher is None:
+        raise DataError(
+            f"the validation split of {val.name!r} has no labels, by which every epoch is judged: give val_teacher= to "
+            "judge by the agreement with it, leave val= out, or give labelled images"
+        )
+    if val.input_shape != split.input_shape:
+        raise MismatchError(f"train images are {list(split.input_shape)}, val images {list(val.input_shape)}")
+    for number, (in_train, in_val) in enumerate(zip_longest(split.class_names, val.class_names)):
+        if in_train != in_val:
+            names = ["missing" if name is None else repr(name) for name in (in_train, in_val)]
+            raise MismatchError(
+                f"class {number} is {names[0]} in train ({split.classes} classes) and {names[1]} in val "
+                f"({val.classes}): both must have the same classes in the same order"
+            )
+    if classes != val.classes:
+        raise MismatchError(f"the model has {classes} classes, val {val.classes}: build the model for these data")
+
+
+def _finished(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
+    """The History of a training that the run folder holds the end of; None if it is to be started or resumed.
+
+    Raises UsageError for a folder with a training that is not to be resumed.
     """
     if not (folder / WEIGHTS).exists() and not (folder / CHECKPOINT).exists():
         return None
     if not resume:
-        raise UsageError(f"{folder}: holds a training already: resume=True goes on with it, or name another")
-    return loop.finished(folder) if (folder / WEIGHTS).exists() else None
+        raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
+    return load_finished(student, plan, folder) if (folder / WEIGHTS).exists() else None

@@ -1,221 +1,216 @@
-"""Models of one architecture as one: row m of every common tensor is model m's own."""
+"""Models of one architecture as one: row m of every common tensor belongs to model m."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from noisyteacher.checkpoint import frozen_record
 from noisyteacher.data import Batch
 from noisyteacher.device import full_precision
 from noisyteacher.errors import UsageError
 from noisyteacher.models import Classifier, logits_of
-from noisyteacher.optimizers import RULE, build_optimizer
-from noisyteacher.refusals import refuse_gradients
 from noisyteacher.rng import kept_draws, stream
-from noisyteacher.train.loop import Loop
 
 STEP = "step"
-"""What an optimizer keeps of a parameter that is no tensor of its shape, and the same for all: how many updates."""
+"""The slot in which an optimizer counts updates: the same for all models."""
+PROBE_IMAGES = 8
+TOLERANCE = 0.02
+"""Difference of logits, relative to the largest, up to which a stacked model counts as equal to the single one."""
 
 
 class Stack:
-    """The models and update rules of several trainings that stand at one step, in common tensors `[M, ...]`.
+    """Models and optimizers of several trainings in common tensors `[M, ...]`.
 
-    While they are in it, the parameters and buffers of each model are rows of the common ones, so a model can be
-    evaluated and saved as ever; `lend` does the same for what its optimizer keeps.
+    While they are stacked, the parameters and buffers of each model are rows of the common ones, so a model can be
+    evaluated and saved as usual; `sync_optimizers` does the same for the slots of its optimizer.
     """
 
-    def __init__(self, loops: Sequence[Loop]) -> None:
-        self.loops = list(loops)
-        networks = [loop.model.network for loop in loops]
-        self.front: nn.Module = loops[0].model.preprocess
-        self.skeleton = copy.deepcopy(networks[0]).train()  # on `meta`, tied weights would be so no more
+    def __init__(
+        self,
+        members: Sequence[tuple[Classifier, torch.optim.Optimizer]],
+        make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    ) -> None:
+        self.members = list(members)
+        networks: list[nn.Module] = [model.network for model, _ in members]
+        self.preprocess: nn.Module = members[0][0].preprocess
+        self.skeleton = copy.deepcopy(networks[0]).train()  # on `meta`, tied weights would no longer be tied
         self.parameters = {
-            name: nn.Parameter(_common([dict(one.named_parameters())[name].detach() for one in networks]))
-            for name, _ in networks[0].named_parameters()
+            name: nn.Parameter(value, requires_grad=first.requires_grad)
+            for (name, value), first in zip(
+                stacked(networks, nn.Module.named_parameters).items(), networks[0].parameters(), strict=True
+            )
         }
-        self.buffers = {
-            name: torch.stack([dict(one.named_buffers())[name] for one in networks])
-            for name, _ in networks[0].named_buffers()
-        }
+        self.buffers = stacked(networks, nn.Module.named_buffers)
         for row, network in enumerate(networks):
             for name, parameter in network.named_parameters():
-                self.parameters[name].requires_grad_(parameter.requires_grad)
                 parameter.data = self.parameters[name].data[row]
-            _put_buffers(network, {name: value[row] for name, value in self.buffers.items()})
-        self.seeds, self.places = seeds_of(loops)
-        self.still: dict[int, list[Tensor]] = {}
-        """What models hold that learn no more, by their row."""
-        self.which = torch.tensor(self.places, device=loops[0].device)
-        settings = loops[0].settings
-        rule = {name: settings[name] for name in RULE}
-        self.rule = build_optimizer(**rule, parameters=self.parameters.values(), stacked=True)
-        self.learned = [one for one in self.parameters.values() if one.requires_grad]
-        for place, common in enumerate(self.learned):
-            slots = [_slots(loop, place) for loop in loops]
+            _set_buffers(network, {name: value[row] for name, value in self.buffers.items()})
+        self.saved_rows: dict[int, list[Tensor]] = {}
+        """Parameters and buffers, by row, of models that are not to be updated any more."""
+        self.optimizer = make_optimizer(self.parameters.values())
+        self.learned = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        for index, parameter in enumerate(self.learned):
+            slots = [optimizer.state.get(_learned(optimizer)[index], {}) for _, optimizer in members]
             for name in slots[0]:
-                kept = [one[name] for one in slots]
-                self.rule.state[common][name] = kept[0].clone() if name == STEP else _common(kept)
+                values = [slot[name] for slot in slots]
+                self.optimizer.state[parameter][name] = values[0].clone() if name == STEP else _stack(values)
 
-    def __call__(self, batches: Sequence[Batch]) -> Tensor:
-        """The logits `[M, B, K]` of every model for the batch of its seed, of one batch per seed in `seeds`."""
+    def __call__(self, batches: Sequence[Batch], seed_index: Sequence[int]) -> Tensor:
+        """The logits `[M, B, K]` of every model, each for the batch of its seed: batches[seed_index[m]]."""
         with full_precision(batches[0].images.device):
-            seen = torch.stack([self.front(one.images) for one in batches]).contiguous()
+            images = torch.stack([self.preprocess(batch.images) for batch in batches]).contiguous()
         if len(batches) == 1:
-            return vmap(self._one, (0, 0, None), randomness="error")(self.parameters, self.buffers, seen[0])
-        return vmap(self._one, randomness="error")(self.parameters, self.buffers, seen[self.which])
+            return vmap(self._logits, (0, 0, None), randomness="error")(self.parameters, self.buffers, images[0])
+        own = images[torch.tensor(seed_index, device=images.device)]
+        return vmap(self._logits, randomness="error")(self.parameters, self.buffers, own)
 
-    def _one(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def _logits(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
         return logits_of(functional_call(self.skeleton, {**parameters, **buffers}, (images,)))
 
     def gradient_sums(self) -> Tensor:
-        """The sum `[M]` of all elements of each model's gradients: not finite where one of them is not."""
-        grads = [one.grad.reshape(len(self.loops), -1) for one in self.learned if one.grad is not None]
-        found = [grad.sum(1, dtype=torch.float32) for grad in grads]
-        return torch.stack(found).sum(0)
+        """The sum `[M]` of all elements of each model's gradients: not finite if one of them is not."""
+        gradients = [parameter.grad for parameter in self.learned if parameter.grad is not None]
+        sums = [gradient.reshape(len(self.members), -1).sum(1, dtype=torch.float32) for gradient in gradients]
+        return torch.stack(sums).sum(0)
 
-    def refuse_gradients(self, row: int, step: int) -> None:
-        """Raises TrainingError naming a parameter of the model whose gradient is not finite, if there is one."""
-        network: nn.Module = self.loops[row].model.network
-        own = dict(network.named_parameters())
+    def gradients_of(self, row: int) -> list[tuple[str, nn.Parameter]]:
+        """Names (as in the whole model) and parameters of one model, with its gradients."""
+        named = []
         for name, common in self.parameters.items():
-            own[name].grad = None if common.grad is None else common.grad[row]
-        try:
-            refuse_gradients(self.loops[row].named, step)
-        finally:
-            network.zero_grad(set_to_none=True)
+            parameter = nn.Parameter(common.detach()[row], requires_grad=common.requires_grad)
+            parameter.grad = None if common.grad is None else common.grad[row]
+            named.append((f"network.{name}", parameter))
+        return named
 
-    def update(self, but: Sequence[int]) -> None:
-        """One step of the update rule for all models but those: what they hold stays as it is now, from now on."""
+    def update(self, failed: Collection[int]) -> None:
+        """One optimizer step for all models but the failed ones, whose tensors stay as they are from now on."""
         commons = [*self.learned, *self.buffers.values()]
-        for row in but:
-            if row not in self.still:
-                self.still[row] = [one.detach()[row].clone() for one in commons]
-        self.rule.step()
+        for row in failed:
+            if row not in self.saved_rows:
+                self.saved_rows[row] = [common.detach()[row].clone() for common in commons]
+        self.optimizer.step()
         with torch.no_grad():
-            for row, kept in self.still.items():
-                for one, before in zip(commons, kept, strict=True):
-                    one[row] = before
+            for row, saved in self.saved_rows.items():
+                for common, before in zip(commons, saved, strict=True):
+                    common[row] = before
 
-    def lend(self) -> None:
-        """Let every training's own optimizer see what is kept for its model."""
-        for row, loop in enumerate(self.loops):
-            for place, common in enumerate(self.learned):
-                loop.optimizer.state[_learned(loop)[place]] = {
-                    name: value if name == STEP else value[row] for name, value in self.rule.state[common].items()
+    def sync_optimizers(self) -> None:
+        """Give each training's own optimizer the slots that are kept for its model."""
+        for row, (_, optimizer) in enumerate(self.members):
+            for parameter, common in zip(_learned(optimizer), self.learned, strict=True):
+                slots = self.optimizer.state[common]
+                optimizer.state[parameter] = {
+                    name: value if name == STEP else value[row] for name, value in slots.items()
                 }
 
-    def part(self) -> None:
+    def release(self) -> None:
         """Give every model and optimizer tensors of its own again."""
-        self.lend()
-        for loop in self.loops:
-            network: nn.Module = loop.model.network
+        self.sync_optimizers()
+        for model, optimizer in self.members:
+            network: nn.Module = model.network
             for parameter in network.parameters():
                 parameter.data = parameter.data.clone()
-            _put_buffers(network, {name: value.clone() for name, value in network.named_buffers()})
-            for slots in loop.optimizer.state.values():
+            _set_buffers(network, {name: value.clone() for name, value in network.named_buffers()})
+            for slots in optimizer.state.values():
                 slots.update({name: value.clone() for name, value in slots.items()})
 
 
-def seeds_of(loops: Sequence[Loop]) -> tuple[list[int], list[int]]:
-    """The seeds, each once, and of every training the place of its own among them."""
-    seeds = [loop.settings["seed"] for loop in loops]
-    known = list(dict.fromkeys(seeds))
-    return known, [known.index(seed) for seed in seeds]
+def stacked(networks, named) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    """The tensors that `named` lists of every network, stacked by name `[M, ...]`."""
+    tables = [dict(named(network)) for network in networks]
+    return {name: _stack([table[name].detach() for table in tables]) for name in tables[0]}
 
 
-def refuse_to_stack(models: Sequence[Classifier]) -> None:
-    """Raises UsageError unless the models can be trained as one: equal but for the values of their weights, none
-    of them shared, with preprocessing that learns nothing and a network without random draws of its own.
+def check_stackable(models: Sequence[Classifier]) -> None:
+    """Raises UsageError unless the models can be trained as one: equal but for the values of their weights, none of
+    them shared, with preprocessing that learns nothing and a network without random draws.
     """
-    first, shape = models[0], models[0].input_shape
+    first = models[0]
     for number, model in enumerate(models):
-        if not (_describe(model) == _describe(first) and _same(model.preprocess, first.preprocess)):
+        if not (_signature(model) == _signature(first) and _equal_weights(model.preprocess, first.preprocess)):
             raise UsageError(
-                f"model {number} is another one than model 0 (network, options, preprocessing, or what is frozen): "
-                "only models of one architecture can be trained as one"
+                f"model {number} differs from model 0 in network, options, preprocessing or in what is frozen: only "
+                "models of one architecture can be trained as one"
             )
-    tensors = [{id(one) for one in (*model.parameters(), *model.buffers())} for model in models]
+    tensors = [{id(tensor) for tensor in (*model.parameters(), *model.buffers())} for model in models]
     if len(set().union(*tensors)) < sum(map(len, tensors)):
-        raise UsageError("two of the models share weights, or are one: copy.deepcopy makes others of them")
+        raise UsageError("two of the models share weights, or are one: make copies of them by copy.deepcopy")
     if any(True for _ in first.preprocess.parameters()):
-        raise UsageError(f"{first.name!r} learns its preprocessing: such models are trained one by one")
-    if shape is None:
+        raise UsageError(f"{first.name!r} learns its preprocessing: train such models one by one")
+    if first.input_shape is None:
         raise UsageError(f"the input shape of {first.name!r} is not known: build it by build_model(..., data)")
     device = next(first.parameters()).device
-    images = torch.randint(0, 256, (8, *shape), dtype=torch.uint8, generator=stream(0, "stack")).to(device)
+    generator = stream(0, "stack")
+    images = torch.randint(0, 256, (PROBE_IMAGES, *first.input_shape), dtype=torch.uint8, generator=generator)
     with torch.no_grad(), kept_draws(device):
-        _refuse_unlike(models, first.preprocess(images))
+        _check_equal_logits(models, first.preprocess(images.to(device)))
 
 
-def _refuse_unlike(models: Sequence[Classifier], images: Tensor) -> None:
-    """Ask every model as it is and all as one: what no attribute tells shows in the answers."""
-    copies = [copy.deepcopy(model.network).train() for model in models]
-    tensors = [
-        {name: _common([dict(found(one))[name].detach() for one in copies]) for name, _ in found(copies[0])}
-        for found in (nn.Module.named_parameters, nn.Module.named_buffers)
-    ]
-    name, skeleton = models[0].name, copy.deepcopy(copies[0])
+def _check_equal_logits(models: Sequence[Classifier], images: Tensor) -> None:
+    """Compare the logits of each model with those of the stack: differences that no attribute tells show here."""
+    networks = [copy.deepcopy(model.network).train() for model in models]
+    skeleton, name = copy.deepcopy(networks[0]), models[0].name
+
+    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return logits_of(functional_call(skeleton, {**parameters, **buffers}, (images,)))
+
     try:
-        common = vmap(
-            lambda parameters, buffers: logits_of(functional_call(skeleton, {**parameters, **buffers}, (images,))),
-            randomness="error",
-        )(*tensors)
+        common = vmap(forward, randomness="error")(
+            stacked(networks, nn.Module.named_parameters), stacked(networks, nn.Module.named_buffers)
+        )
     except RuntimeError as error:
         why = "draws random numbers (dropout)" if "random" in str(error) else f"fails: {str(error).splitlines()[0]}"
         raise UsageError(
             f"{name!r} cannot be trained as one with others: its forward pass under torch.vmap {why}; train such "
             "models one by one"
         ) from error
-    for number, network in enumerate(copies):
-        before = {key: id(one) for key, one in network.named_buffers()}
-        own = logits_of(network(images))
-        replaced = [key for key, one in network.named_buffers() if before.get(key) != id(one)]
+    for number, network in enumerate(networks):
+        buffers = {key: id(buffer) for key, buffer in network.named_buffers()}
+        logits = logits_of(network(images))
+        replaced = [key for key, buffer in network.named_buffers() if buffers.get(key) != id(buffer)]
         if replaced:
             raise UsageError(
-                f"{name!r} cannot be trained as one with others: it puts a new tensor in the place of its buffer "
-                f"{replaced[0]!r}; let it change the buffer in place, or train such models one by one"
+                f"{name!r} cannot be trained as one with others: it replaces its buffer {replaced[0]!r} by a new "
+                "tensor; let it change the buffer in place, or train such models one by one"
             )
-        gap = float((own - common[number]).abs().max())
-        if not gap <= 0.02 * max(1.0, float(own.abs().max())):
+        gap = float((logits - common[number]).abs().max())
+        if not gap <= TOLERANCE * max(1.0, float(logits.abs().max())):
             raise UsageError(
-                f"model {number} answers otherwise by itself than as one with the others (by {gap:.2g}): it differs "
-                "from model 0 in more than its weights; train such models one by one"
+                f"model {number} has other logits alone than in the stack (by {gap:.2g}): it differs from model 0 in "
+                "more than its weights; train such models one by one"
             )
 
 
-def _common(tensors: list[Tensor]) -> Tensor:
-    """Stacked, in plain order: channels-last kernels know no stacks, and `contiguous` leaves 1x1 ones as they are."""
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Stacked in contiguous order; `contiguous` alone would leave 1x1 kernels as they are."""
     return torch.stack(tensors).clone(memory_format=torch.contiguous_format)
 
 
-def _describe(model: Classifier) -> tuple[Any, ...]:
-    """What its layers are, how large, and which of their weights are learned."""
-    tensors = {name: value.shape for name, value in model.network.state_dict().items()}
-    return model.architecture, str(model.network), tensors, frozen_record(model)
+def _signature(model: Classifier) -> tuple[object, ...]:
+    """Layers, shapes, and which weights are learned."""
+    shapes = {name: value.shape for name, value in model.network.state_dict().items()}
+    learned = [parameter.requires_grad for parameter in model.parameters()]
+    return model.architecture, str(model.network), shapes, learned
 
 
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    same = type(one) is type(other) and ours.keys() == theirs.keys()
-    return same and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+def _equal_weights(first: nn.Module, second: nn.Module) -> bool:
+    left, right = first.state_dict(), second.state_dict()
+    return (
+        type(first) is type(second)
+        and left.keys() == right.keys()
+        and all(torch.equal(value, right[name]) for name, value in left.items())
+    )
 
 
-def _learned(loop: Loop) -> list[Tensor]:
-    return [one for group in loop.optimizer.param_groups for one in group["params"]]
+def _learned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _slots(loop: Loop, place: int) -> dict[str, Tensor]:
-    return dict(loop.optimizer.state.get(_learned(loop)[place], {}))
-
-
-def _put_buffers(network: nn.Module, values: dict[str, Tensor]) -> None:
+def _set_buffers(network: nn.Module, values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         owner, _, leaf = name.rpartition(".")
         network.get_submodule(owner)._buffers[leaf] = value

@@ -1,0 +1,237 @@
+"""Networks that are ONNX files: onnxruntime runs them on the CPU, and they cannot be trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.errors import FileFormatError, MismatchError, UsageError
+from noisyteacher.io.files import read_bytes
+from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
+from noisyteacher.models.preprocess import Resized, Scale, Shape, Untouched
+
+ONNX = "onnx"
+"""Ending of such a file, and prefix of the network's name in an architecture."""
+INPUT_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+}
+WEIGHT_INPUT = {
+    "Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3,
+    "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
+}  # fmt: skip
+"""Operation that multiplies -> which of its inputs is the second factor."""
+NO_FORMULA = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "If", "Loop", "Scan", "DeformConv")
+"""Operations that multiply and have no formula here."""
+
+
+def is_onnx_file(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is that of an ONNX model. `is_onnx_file("a.onnx")` is True."""
+    return os.fspath(path).endswith(f".{ONNX}")
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    classes: int | None = None,
+    input_shape: Shape | None = None,
+    preprocess: nn.Module | None = None,
+) -> Classifier:
+    """The Classifier around a `.onnx` file; it has no parameters to train.
+
+    A network that takes uint8 has its preprocessing inside; one that takes floats gets `preprocess`, by default
+    x / 255, and images of another size than it takes are scaled. `input_shape` (C, H, W) may be left out where the
+    network states it. Raises UsageError without the extra `export`, FileFormatError naming the file when it is damaged
+    or refers to files outside its folder, MismatchError when it does not take such images or has other classes.
+    """
+    data = read_bytes(path)
+    try:
+        data = _with_tensors_beside(data, os.path.dirname(os.path.abspath(path)))
+        network = OnnxNetwork(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    stated = network.image_shape
+    shape = input_shape or tuple(size for size in stated if size is not None)
+    if len(shape) != 3:
+        raise UsageError(f"{path}: takes images of any size: give the data, or input_shape=(C, H, W)")
+    front: nn.Module = Scale() if preprocess is None else preprocess
+    if network.dtype == torch.uint8:
+        if preprocess is not None:
+            raise UsageError(f"{path}: takes uint8 images, so its preprocessing is inside: leave preprocess out")
+        front = Untouched()
+    elif stated[1] and stated[2] and stated[1:] != shape[1:] and not isinstance(front, Resized):
+        front = Resized(front, (stated[1], stated[2]), "bilinear")
+    name = f"{ONNX}:{Path(path).stem}"
+    return as_classifier(network, classes=classes, input_shape=shape, preprocess=front, name=name)
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX model whose whole state is the bytes of its file, in the buffer `file` (uint8).
+
+    So it is saved and fingerprinted like any other network.
+    """
+
+    file: Tensor
+
+    def __init__(self, file: Tensor) -> None:
+        """Raises UsageError without onnxruntime, FileFormatError for a model that it cannot run."""
+        super().__init__()
+        self.register_buffer("file", file.detach().to("cpu", torch.uint8).reshape(-1).clone())
+        _check_self_contained(_parse(self._bytes()))
+        self._sessions: dict[int, Any] = {}
+        session = self._session()
+        inputs = session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) != 4:
+            signature = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+            raise FileFormatError(
+                f"the ONNX model has the inputs {signature}: expected images alone, float or uint8 of rank 4"
+            )
+        self.dtype = INPUT_TYPES[inputs[0].type]
+        self.sizes = tuple(size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
+        """As the network states them, [B, C, H, W] or [B, H, W, C]; None where it takes any."""
+        self.channels_last = self.sizes[3] in (1, 3, 4) and self.sizes[1] not in (1, 3, 4)
+        names = [entry.name for entry in session.get_outputs()]
+        matrices = [entry.name for entry in session.get_outputs() if len(entry.shape) == 2 and "float" in entry.type]
+        self.output = "logits" if "logits" in names else (matrices or names)[0]
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int | None]:
+        """(C, H, W), None where it takes any."""
+        _, first, second, third = self.sizes
+        return (third, first, second) if self.channels_last else (first, second, third)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float32 logits `[B, K]` of images `[B, C, H, W]`, in batches of the size that the network takes."""
+        x = images.detach().cpu().to(self.dtype)
+        x = (x.permute(0, 2, 3, 1) if self.channels_last else x).contiguous()
+        batch = self.sizes[0] or max(len(x), 1)
+        logits = []
+        for part in torch.split(x, batch):
+            missing = (self.sizes[0] or len(part)) - len(part)
+            padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            logits.append(self._run(padded)[: len(part)])
+        return torch.cat(logits).float().to(images.device)
+
+    def costs(self, shape: Shape) -> tuple[int, int, tuple[str, ...]]:
+        """Elements of the weights, multiplications for one image (C, H, W), and the operations without a formula."""
+        from onnx import inliner, shape_inference
+
+        model = _parse(self._bytes())
+        floats_and_bytes = (1, 2, 3, 10, 11, 16)
+        weights = sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats_and_bytes)
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        batch = dims[0].dim_value or 1
+        sizes = (shape[1], shape[2], shape[0]) if self.channels_last else shape
+        for dim, size in zip(dims, (batch, *sizes), strict=False):
+            dim.dim_value = size
+        try:
+            model = shape_inference.infer_shapes(inliner.inline_local_functions(model), data_prop=True)
+        except Exception as error:  # protobuf's and onnx's own classes
+            return weights, 0, (f"all operations ({type(error).__name__} while inferring shapes)",)
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+            shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        macs, unsupported = 0, dict[str, None]()
+        for node in model.graph.node:
+            if node.op_type not in WEIGHT_INPUT:
+                if node.op_type in NO_FORMULA or node.domain == "com.microsoft":
+                    unsupported[node.op_type] = None
+                continue
+            factors = (node.input[0], node.input[WEIGHT_INPUT[node.op_type]], node.output[0])
+            left, right, out = (shapes.get(name, ()) for name in factors)
+            if not (left and right and out) or 0 in (*left, *right, *out):
+                unsupported[node.op_type] = None
+            elif "Conv" in node.op_type:
+                macs += prod(left if node.op_type == "ConvTranspose" else out) * prod(right[1:])
+            else:
+                transposed = node.op_type == "Gemm" and any(
+                    entry.name == "transA" and entry.i for entry in node.attribute
+                )
+                macs += prod(out) * (left[0] if transposed else left[-1])
+        return weights, macs // batch, tuple(unsupported)
+
+    def __reduce__(self) -> tuple[type[OnnxNetwork], tuple[Tensor]]:
+        """A copy opens a session of its own."""
+        return type(self), (self.file,)
+
+    def _run(self, images: Tensor) -> Tensor:
+        session = self._session()
+        try:
+            (output,) = session.run([self.output], {session.get_inputs()[0].name: images.numpy()})
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise MismatchError(f"the ONNX model failed on images {list(images.shape)}: {_one_line(error)}") from error
+        return logits_of(torch.from_numpy(output))
+
+    def _bytes(self) -> bytes:
+        return bytes(self.file.cpu().numpy().tobytes())
+
+    def _session(self) -> Any:
+        """The session for as many threads as torch uses now."""
+        threads = torch.get_num_threads()
+        if threads not in self._sessions:
+            try:
+                import onnxruntime
+            except ImportError as error:
+                raise UsageError("onnxruntime is not installed: pip install 'noisyteacher[export]'") from error
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+            try:
+                session = onnxruntime.InferenceSession(self._bytes(), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime's own classes have no common base
+                raise FileFormatError(f"onnxruntime cannot run this ONNX model: {_one_line(error)}") from error
+            self._sessions = {threads: session}
+        return self._sessions[threads]
+
+
+def _with_tensors_beside(data: bytes, folder: str) -> bytes:
+    """The model as one block of bytes, with tensors from files in its folder; onnx refuses files outside it."""
+    model = _parse(data)
+    from onnx import external_data_helper
+
+    try:
+        external_data_helper.load_external_data_for_model(model, folder)
+        return bytes(model.SerializeToString(deterministic=True))
+    except Exception as error:  # onnx's own classes, OSError, ValueError
+        raise FileFormatError(f"its tensors cannot be read: {_one_line(error)}") from error
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise UsageError("onnx is not installed: pip install 'noisyteacher[export]'") from error
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception as error:  # protobuf's DecodeError, which its implementations keep in different modules
+        raise FileFormatError(f"not an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise FileFormatError("not an ONNX model: it contains no operation")
+    return model
+
+
+def _check_self_contained(model: Any) -> None:
+    """Raises FileFormatError for tensors that are in other files, which onnxruntime would look for."""
+    for message in _messages(model):
+        if message.DESCRIPTOR.name == "TensorProto" and message.data_location == 1:
+            raise FileFormatError("the ONNX model refers to other files, which are not read here")
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """The message and all messages inside it; protobuf parses none that is nested deeper than 100."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _messages(inner)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,142 @@
+"""What a training reports: a Tick after every step, TensorBoard events, the time of its phases, and the History."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisyteacher.errors import UsageError
+from noisyteacher.progress import Watch
+
+EVENTS_FOLDER = "events"
+STEP_PHASES = ("data", "forward", "noise", "backward", "checks", "optimizer", "logging")
+"""The phases of a step, in order. `noise`: targets, noise and loss; `checks`: that gradients are finite."""
+OTHER_PHASES = ("validation", "checkpoint")
+"""Phases between steps."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What `progress` receives after a step: how far the run is, in steps, and the newest numbers."""
+
+    epoch: int
+    epochs: int
+    step: int
+    total_steps: int
+    loss: float
+    val_error: float | None
+
+    @property
+    def note(self) -> str:
+        """The epoch and the newest numbers in words."""
+        val_error = "" if self.val_error is None else f" val error {self.val_error:.2f} %"
+        return f"epoch {self.epoch}/{self.epochs}{val_error} loss {self.loss:.3g}"
+
+
+def ticked(watch: Watch, title: str) -> Callable[[Tick], None]:
+    """A callback for `fit` that reports one training as a stage."""
+    return lambda tick: watch(title, tick.step, tick.total_steps, tick.note)
+
+
+@dataclass(frozen=True)
+class History:
+    """What `fit` returns: a dict of numbers per epoch, which epoch was kept, and both sets of weights.
+
+    `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`; for validation
+    without labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from 1, chosen
+    by the first of the two, then the second; 0 without validation. `seconds` is training time without validation.
+    `stopped_early`: patience ended the run. `profile`: seconds of every phase, if `fit` was to measure them.
+    `replayed`: steps were replayed as a CUDA graph.
+    """
+
+    epochs: tuple[dict[str, Any], ...]
+    best_epoch: int
+    kept: str
+    seconds: float
+    stopped_early: bool
+    best: dict[str, Tensor]
+    last: dict[str, Tensor]
+    profile: PhaseTimer | None = None
+    replayed: bool = False
+
+    @property
+    def val_error(self) -> float | None:
+        """Validation error (%) of the weights that were kept; None without validation or labels."""
+        if not self.best_epoch:
+            return None
+        epoch = self.best_epoch if self.kept == "best" else len(self.epochs)
+        error = self.epochs[epoch - 1].get("val/error")
+        return None if error is None else float(error)
+
+
+@dataclass
+class PhaseTimer:
+    """Seconds by phase of a training. The first step is left out: memory is allocated and kernels are chosen in it."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STEP_PHASES, *OTHER_PHASES), 0.0))
+    steps: int = 0
+    samples: int = 0
+    cpu_seconds: float = 0.0
+    """CPU time of all threads during the steps."""
+    _last: float = 0.0
+    _cpu: float = 0.0
+    _warm: bool = False
+
+    def start(self) -> None:
+        """Start timing the next phase now."""
+        self._last, self._cpu = self._now(), time.process_time()
+
+    def mark(self, phase: str) -> None:
+        """Count the time since the last mark to this phase."""
+        now, cpu = self._now(), time.process_time()
+        if self._warm:
+            self.seconds[phase] += now - self._last
+            if phase in STEP_PHASES:
+                self.cpu_seconds += cpu - self._cpu
+        self._last, self._cpu = now, cpu
+
+    def step_done(self, samples: int) -> None:
+        """Count a step of this many samples."""
+        if self._warm:
+            self.steps += 1
+            self.samples += samples
+        self._warm = True
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class Events:
+    """Writes a run's metrics as TensorBoard scalars into `RUN/events`; needs the extra `track`.
+
+    Raises UsageError with the install command if TensorBoard is missing. A run that is resumed after `first_epoch`
+    epochs continues in a new file, and TensorBoard drops what an interrupted file said of later epochs.
+    """
+
+    def __init__(self, run: Path, first_epoch: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError(
+                "TensorBoard is not installed: pip install 'noisyteacher[track]', or leave tensorboard out"
+            ) from error
+        self.writer: Any = SummaryWriter(str(run / EVENTS_FOLDER), purge_step=first_epoch + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One epoch's numbers, named as in metrics.jsonl (`train/loss`, `val/error`, `lr`), at step = epoch."""
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                self.writer.add_scalar(name, value, line["epoch"])
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self.writer.close()

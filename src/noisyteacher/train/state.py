@@ -1,0 +1,195 @@
+"""The state of trainings: what students trained together have in common, where each stands, and what a step reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.config.training import TrainSettings
+from noisyteacher.data import Batch, Split
+from noisyteacher.distributed import World
+from noisyteacher.errors import NoisyTeacherError, TrainingError
+from noisyteacher.models import Classifier
+from noisyteacher.rng import derive, seed_draws
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
+}
+"""Schedule -> factor on the base learning rate after a share `done` (0..1) of the steps behind the warm-up."""
+
+
+class Judge(Protocol):
+    """Judges a model after an epoch: numbers for its metrics, and the key that the best epoch has smallest."""
+
+    val: Split
+    identity: dict[str, Any]
+    """What a resumed run must have in common with the saved one."""
+
+    def __call__(self, model: nn.Module, epoch: int) -> tuple[dict[str, float], list[float]]:
+        """Judge the model after this epoch, from 1."""
+        ...
+
+
+@dataclass
+class TrainingPlan:
+    """What is the same for all students that are trained together."""
+
+    settings: TrainSettings
+    split: Split
+    validation: Judge | None
+    views: tuple[str, ...]
+    device: torch.device
+    precision: str
+    world: World
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def keep(self) -> str:
+        """Which weights are kept: `best` or `last`."""
+        return self.settings.keep or ("last" if self.validation is None else "best")
+
+    @cached_property
+    def batches(self) -> int:
+        """Batches per epoch: a last batch of a single sample is left out, because batch norm cannot learn from it."""
+        samples = len(self.split) * (len(self.views) if self.settings.every_view else 1)
+        return max(1, samples // self.settings.batch_size + (samples % self.settings.batch_size > 1))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.batches * self.settings.epochs
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        settings = self.settings
+        warmup = round(settings.warmup_epochs * self.batches)
+        return settings.lr * rate_factor(settings.schedule, step, self.total_steps, warmup)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next step, the running epoch's sums, the finished epochs, the best one so far."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_key: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class Student:
+    """A model in training, with its update rule, its objective, its run folder and its progress."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    objective: Callable[[Tensor, Batch], Any]
+    seed: int
+    identity: dict[str, Any]
+    """Settings, data and objective as JSON-able values: a resumed run must have the same."""
+    reestimate_batch_norms: bool = False
+    folder: Path | None = None
+    """Where this process writes; None without a run folder, and in processes that do not lead."""
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the best epoch so far."""
+    error: NoisyTeacherError | None = None
+    """What ended this training."""
+
+    @cached_property
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters of the model."""
+        return list(self.model.named_parameters())
+
+    def is_over(self, plan: TrainingPlan) -> bool:
+        """Whether every epoch is done, patience has run out, or the training has failed."""
+        patience, done = plan.settings.patience, len(self.progress.epochs)
+        stopped = patience is not None and 0 < done >= self.progress.best_epoch + patience
+        return self.error is not None or done >= plan.settings.epochs or stopped
+
+
+@dataclass
+class StepReport:
+    """Numbers of one step, by student: losses, metrics, and the error that ended a student's training in it."""
+
+    step: int
+    samples: int
+    losses: list[float]
+    metrics: list[dict[str, float]]
+    errors: dict[int, NoisyTeacherError] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Computes steps of students that stand at the same step of the same plan."""
+
+    lookahead: int
+    """Steps that may be started before the first one's numbers are read."""
+
+    def prepare(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
+        """The batches of an epoch, made where they are needed: at every step one for each seed."""
+        ...
+
+    def step(self, batches: Sequence[Batch]) -> Callable[[], StepReport]:
+        """Start an update of every student, with one batch per seed; returns a function that waits for its numbers."""
+        ...
+
+    def sync_optimizers(self) -> None:
+        """Make every student's model and optimizer hold its current state, to be evaluated and saved."""
+        ...
+
+    def release(self) -> None:
+        """Give every student tensors and an update rule of its own again."""
+        ...
+
+
+def seeds_of(students: Sequence[Student]) -> tuple[list[int], list[int]]:
+    """The distinct seeds, and each student's index among them."""
+    seeds = list(dict.fromkeys(student.seed for student in students))
+    return seeds, [seeds.index(student.seed) for student in students]
+
+
+def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """The factor on the base learning rate at `step` (from 0), a number in (0, 1].
+
+    The first `warmup_steps` rise linearly to 1; after them `constant` stays, `linear` falls to 0, `cosine` falls along
+    half a cosine, `step` is divided by 10 at half and at three quarters. The last step is never at 0.
+    `rate_factor("linear", 5, 10) == 0.5`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
+
+
+def loss_error(value: float, step: int, plan: TrainingPlan) -> TrainingError:
+    """The error for a loss that is not finite at a step, from 0."""
+    return TrainingError(
+        f"the loss is {value} at step {step + 1} of {plan.total_steps} (epoch {step // plan.batches + 1}); the weights "
+        f"were not updated. Try a lower lr (now {plan.settings.lr:g}), a warm-up, or precision fp32, and check the "
+        "inputs for NaN"
+    )
+
+
+def gradient_error(name: str, step: int) -> TrainingError:
+    """The error for a gradient that is not finite at a step, from 0."""
+    return TrainingError(
+        f"the gradient of {name} is not finite at step {step + 1}, though the loss is; the weights were not "
+        "updated. Try precision fp32 or a lower lr, and look in the objective and the network for a root, a "
+        "logarithm or a division at 0"
+    )
+
+
+def seed_step(seed: int, step: int, plan: TrainingPlan) -> None:
+    """Seed torch's global generators for what network and objective draw at this step, such as dropout."""
+    rank = (plan.world.rank,) if plan.world.rank else ()  # each process drops units of its own rows
+    seed_draws(derive(seed, "dropout", step, *rank), plan.device)

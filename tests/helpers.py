@@ -1,0 +1,116 @@
+"""What several test modules build on: small splits and networks, noise drawn as a training draws it, comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from noisyteacher.models import Classifier, as_classifier
+from noisyteacher.noise import UnitNoise, sample_unit_noise
+from noisyteacher.train import History
+from noisyteacher.train.state import Student
+
+SHAPE = (1, 8, 8)
+SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "precision": "fp32", "device": "cpu", "lr": 3e-3}
+NOISES: list[nt.Noise | None] = [
+    None,
+    nt.Noise(sigma=0.5, alpha=0.5),
+    nt.Noise(sigma=0.9, alpha=0.3),
+    nt.Noise(sigma=(0.1, 0.8), alpha=0.7),
+    nt.Noise(sigma=0.5, alpha=0.5, draw="row"),
+    nt.Noise(sigma=0.5, alpha=0.5, draw="scalar", distribution="uniform"),
+    nt.Noise(sigma=0.5, alpha=0.5, target="student"),
+    nt.Noise(sigma=0.5, alpha=0.5, kind="additive", schedule="cosine"),
+    nt.Noise(sigma=0.5, alpha=0.5, frozen=True, draw="row", distribution="laplace"),
+]
+"""One of every kind."""
+
+
+def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
+    """Images whose brightest quarter is the class: learnable in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % classes
+    images = torch.randint(0, 120, (rows, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        images[row, 0, 2 * label : 2 * label + 2] += 100
+    names = tuple("abcdefgh"[:classes])
+    return nt.Split(images, labels, torch.arange(rows), role, "blobs", names)
+
+
+def table(rows: int = 96) -> Tensor:
+    """Teacher logits for `blobs`, drawn at random."""
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(8)) * 3
+
+
+def small(dropout: bool = True) -> nn.Module:
+    """A network for `blobs` with convolutions, batch norm and dropout."""
+    torch.manual_seed(5)
+    drop = nn.Dropout(0.3 if dropout else 0.0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten(), nn.Linear(72, 16), nn.BatchNorm1d(16),
+        nn.ReLU(), drop, nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+def network(seed: int, norm: bool = True) -> Classifier:
+    """A convolutional network for `blobs`. No bias before a norm: its gradient would be rounding alone, which Adam
+    scales up like any other.
+    """
+    torch.manual_seed(seed)
+    layers = [
+        nn.Conv2d(1, 4, 3, bias=not norm),
+        *([nn.BatchNorm2d(4)] if norm else []),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+    ]
+    layers.insert(-2, nn.Conv2d(4, 4, 3, padding=1))  # of several channels: its kernels can lie in two orders
+    return as_classifier(nn.Sequential(*layers, nn.Linear(36, 3)), input_shape=SHAPE)
+
+
+def difference(first: nn.Module, second: nn.Module) -> float:
+    """The largest difference between two models' tensors."""
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def lines(history: object) -> list[dict[str, Any]]:
+    """The metrics of a History without times."""
+    assert isinstance(history, History), history
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in history.epochs]
+
+
+class Draw(NamedTuple):
+    """Selected samples, bool `[B, 1]`, and scaled noise `[B or 1, K or 1]`."""
+
+    selected: Tensor
+    xi: Tensor
+
+
+def draw_of(noise: nt.Noise, batch: int, classes: int, generator: torch.Generator) -> Draw:
+    """What `perturb` draws for this noise and this generator."""
+    return scale(noise, sample_unit_noise(noise.draw, noise.distribution, batch, classes, generator))
+
+
+def scale(noise: nt.Noise, unit_noise: UnitNoise) -> Draw:
+    """Unit noise at this noise's sigma and alpha."""
+    return Draw(unit_noise.selected(noise.alpha), unit_noise.xi(noise.sigma))
+
+
+def perturbed(logits: Tensor, noise: nt.Noise, generator: torch.Generator) -> Tensor:
+    """The logits under this noise, drawn from this generator."""
+    return nt.perturb(
+        logits, sigma=noise.sigma, alpha=noise.alpha, draw=noise.draw, kind=noise.kind,
+        distribution=noise.distribution, generator=generator,
+    )  # fmt: skip
+
+
+def student_with(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, identity: dict[str, Any], **state: Any
+) -> Student:
+    """A student in the middle of a training, to be saved to or restored from this run folder."""
+    return Student(model, optimizer, nt.supervised(), 0, identity, folder=folder, **state)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Memory settings of a process: what they do to page faults, and what leaves the C library alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from noisyteacher import process
+
+SCRIPT = """
+import json, os, resource, sys
+from noisyteacher import process
+tuned = "tune" in sys.argv and process.tune_memory()
+import noisyteacher as nt
+import torch
+from noisyteacher.data import Split
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (96, 3, 32, 32), generator=generator, dtype=torch.uint8)
+split = Split(images, torch.arange(96) % 10, torch.arange(96), "train", "noise", tuple("abcdefghij"))
+model = nt.build_model("compact-xs", classes=10, input_shape=(3, 32, 32), seed=0)
+before, counts = dict(os.environ), []
+changed = lambda before: [name for name in os.environ if os.environ[name] != before.get(name)]
+count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+history = nt.fit(model, split, nt.supervised(), epochs=14, batch_size=96, precision="fp32", progress=count)
+losses = [line["train/loss"] for line in history.epochs]
+print(json.dumps({"tuned": tuned, "pages": os.environ.get(process.LARGE_PAGES), "changed": changed(before),
+                  "faults": [after - before for before, after in zip(counts, counts[1:])], "losses": losses}))
+"""
+
+
+def trained(*arguments: str, **environment: str) -> dict[str, Any]:
+    """What a training of fourteen steps reports from a process of its own, with its page faults after the first."""
+    own = {name: value for name, value in os.environ.items() if name not in (process.VARIABLE, process.LARGE_PAGES)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env=own | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_a_tuned_process_keeps_its_memory_and_computes_the_same() -> None:
+    tuned, library = trained("tune"), trained()
+    assert (tuned["tuned"], tuned["pages"]) == (True, "1")
+    assert tuned["losses"] == library["losses"]
+    untuned, kept = (statistics.median(report["faults"][4:]) for report in (library, tuned))  # the first steps grow
+    assert untuned > 300
+    assert kept < untuned / 10
+
+
+def test_a_library_changes_nothing() -> None:
+    library = trained()
+    assert (library["tuned"], library["pages"]) == (False, None)
+    assert set(library["changed"]) <= {"TORCHINDUCTOR_CACHE_DIR"}, "but for what torch's optimizers set"
+
+
+def test_the_environment_can_turn_it_off() -> None:
+    refused = trained("tune", NOISYTEACHER_ALLOCATOR="system")
+    assert (refused["tuned"], refused["pages"]) == (False, None)
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_the_users_own_settings_win(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(process.LARGE_PAGES, "0")
+    monkeypatch.setenv(name, "")
+    assert not process.tune_memory()
+    assert os.environ[process.LARGE_PAGES] == "0"
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(process.LARGE_PAGES, "0")
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert not process.tune_memory()
