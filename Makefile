@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# Python 3.11 on Linux x86-64 installs what locked/ lists, by its hashes; others the same versions, as they find them.
+# Python 3.11 on Linux x86-64 installs what requirements.lock lists, by its hashes; others the same versions, as they
+# find them.
 LOCKED := $(shell $(PYTHON) -c 'import platform, sys; \
 	print(*["yes"] * (sys.version_info[:2] == (3, 11) and platform.system() == "Linux" and platform.machine() == "x86_64"))')
 EXTRAS := dev,track,cluster,zoo,hf,export,docs
-# Where the index at hand has torch for CPUs not, PyTorch's own has it.
-locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement locked/$(1).txt $(2)
+# Where the index at hand has no torch for CPUs, PyTorch's own has it.
+locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(1) $(2)
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
+SOURCES := src tests scripts benchmarks examples docs
 
-.PHONY: demo test lint types unit test-faults test-gpu bench bench-short bench-peers docs clean
+.PHONY: demo test check lint types unit test-faults test-gpu bench bench-short bench-peers docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -19,8 +21,15 @@ demo: $(VENV)/.installed
 test: lint types unit bench-short
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests scripts benchmarks examples docs
-	$(BIN)/ruff check src tests scripts benchmarks examples docs
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+# For every change: formats, mends what lint can, checks types, runs the tests that changed or name a changed module.
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 $$($(BIN)/python scripts/changed_tests.py)
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
@@ -66,19 +75,22 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "noisyteacher needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt locked/base.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml requirements.lock
 ifeq ($(LOCKED),yes)
-	$(call either,base)
+	sed '/^# make test/,$$d' requirements.lock > $(VENV)/base.txt
+	$(call either,$(VENV)/base.txt)
 	$(PIP) --no-deps --no-build-isolation --editable .
 else
-	PIP_CONSTRAINT=constraints.txt $(PIP) --editable .
+	sed -n 's/^\([a-z0-9-]*==[^ +]*\).*/\1/p' requirements.lock > $(VENV)/constraints.txt
+	PIP_CONSTRAINT=$(VENV)/constraints.txt $(PIP) --editable .
 endif
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed locked/dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed
 ifeq ($(LOCKED),yes)
-	$(call either,dev)
+	sed '/^# other extras/,$$d' requirements.lock > $(VENV)/dev.txt
+	$(call either,$(VENV)/dev.txt)
 else
-	PIP_CONSTRAINT=constraints.txt $(PIP) --editable '.[$(EXTRAS)]'
+	PIP_CONSTRAINT=$(VENV)/constraints.txt $(PIP) --editable '.[$(EXTRAS)]'
 endif
 	touch $@

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("base", "dev")
+SECTIONS = ("make demo", "make test", "other extras")
+BUILT_WITH = {"setuptools", "wheel"}
 PERMISSIVE = re.compile(
     r"MIT|BSD|Apache|ISC|Python Software Foundation|PSF|MPL-2\.0|Mozilla Public License 2\.0"
     r"|Unlicense|CC0|HPND|Zlib|0BSD"
@@ -23,54 +27,48 @@ COPYLEFT = re.compile(r"GPL|General Public|AGPL|SSPL|EUPL|Commercial|Proprietary
 ENTRY = re.compile(r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
 
 
-def locked(name: str) -> dict[str, str]:
-    """Package -> version of a lock file; every line of it must belong to a package with hashes."""
-    text = (ROOT / "locked" / f"{name}.txt").read_text()
-    body = "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
-    found = {entry[1]: entry[2] for entry in ENTRY.finditer(body)}
+def locked(section: str) -> dict[str, str]:
+    """Package -> version of a section of the lock; every line of it must belong to a package with hashes."""
+    body = (ROOT / "requirements.lock").read_text().partition(f"# {section}\n")[2].partition("\n#")[0].strip()
+    packages = {entry[1]: entry[2] for entry in ENTRY.finditer(body)}
     assert ENTRY.sub("", body).strip() == ""
-    return found
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return packages
 
 
 def licence(name: str) -> str:
     """What a package says of its licence: the expression, else its classifiers, else the free text's first line."""
     about = metadata.metadata(name)
-    classified = [one.split(" :: ")[-1] for one in about.get_all("Classifier") or [] if one.startswith("License")]
+    classified = [text.split(" :: ")[-1] for text in about.get_all("Classifier") or [] if text.startswith("License")]
     free = (about.get("License") or "").strip().splitlines()
     return about.get("License-Expression") or "; ".join(classified) or (free[0] if free else "")
 
 
-@pytest.mark.parametrize("name", LOCKS)
-def test_locked_versions_are_those_tested_with(name: str) -> None:
-    pinned = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
-    )
-    pinned = {normal(one): version.strip() for one, version in pinned.items()}
-    found = locked(name)
-    assert len(found) > 30
-    wrong = {one: v for one, v in found.items() if v.partition("+")[0] != pinned.get(one) and one not in BUILT_WITH}
-    assert wrong == {}
+def test_every_package_is_locked_once() -> None:
+    sections = [locked(section) for section in SECTIONS]
+    assert [len(section) > 20 for section in sections] == [True, True, True]
+    names = [name for section in sections for name in section]
+    assert len(names) == len(set(names)) == (ROOT / "requirements.lock").read_text().count("==")
 
 
-BUILT_WITH = {"setuptools", "wheel"}
+def test_the_locked_versions_are_within_the_ranges_of_pyproject() -> None:
+    """pyproject.toml is the one place for ranges, the lock the one for versions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {"base": project["dependencies"], **project["optional-dependencies"]}
+    versions = {name: version for section in SECTIONS for name, version in locked(section).items()}
+    for text in (line for lines in ranges.values() for line in lines):
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
+    assert {canonicalize_name(Requirement(text).name) for text in ranges["base"]} <= locked("make demo").keys()
 
 
-def test_what_make_demo_installs_is_part_of_what_make_test_does() -> None:
-    base, dev = locked("base"), locked("dev")
-    assert base.items() <= dev.items()
-
-
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="locked/ is for Python 3.11")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is for Python 3.11")
 def test_no_package_takes_freedom_away() -> None:
-    found = {name: licence(name) for name in locked("dev") if name not in BUILT_WITH | LOOKED_AT}
-    assert {name: said for name, said in found.items() if not PERMISSIVE.search(said) or COPYLEFT.search(said)} == {}
+    packages = (locked("make demo") | locked("make test")).keys() - BUILT_WITH - LOOKED_AT
+    licences = {name: licence(name) for name in packages}
+    assert {k: text for k, text in licences.items() if not PERMISSIVE.search(text) or COPYLEFT.search(text)} == {}
 
 
 def test_a_licence_that_takes_freedom_away_would_be_seen() -> None:
-    for said in ("GPL-3.0-only", "GNU General Public License v3", "MIT AND AGPL-3.0"):
-        assert COPYLEFT.search(said)
+    for text in ("GPL-3.0-only", "GNU General Public License v3", "MIT AND AGPL-3.0"):
+        assert COPYLEFT.search(text)
     assert not PERMISSIVE.search("see the vendor's terms")
