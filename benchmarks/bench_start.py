@@ -36,7 +36,7 @@ def call(command: list[str]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_start(turns: Turns, case: str) -> None:
     call([sys.executable, "-c", LOADED[case]])
-    found = turns.measure(
+    result = turns.measure(
         lambda: call(CASES[case]), lambda: call([sys.executable, "-c", "pass"]), rounds=15, sane=(1, 40)
     )
-    turns.tell_ratio(found, "python -c pass", f"{found.work:.3f} s (goal: under {GOAL_SECONDS[case]} s)")
+    turns.tell_ratio(result, "python -c pass", f"{result.work:.3f} s (goal: under {GOAL_SECONDS[case]} s)")

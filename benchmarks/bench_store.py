@@ -12,11 +12,17 @@ from torch import Tensor
 from conftest import Turns
 from noisyteacher import LogitStore
 from noisyteacher.data import expand_views
-from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
+from noisyteacher.store import FINGERPRINTS, Plan, write_store
 
 ROWS, CLASSES, GATHERS = 4096, 10, 100
 VIEWS = {1: "clean", 162: "crop,mirror*crop"}
 SHARDS = {"memory": 8, "mapped-8": 8, "mapped-128": 128}
+
+
+def write(folder: Path, plan: Plan, table: Tensor) -> LogitStore:
+    return write_store(
+        folder, plan, lambda missing: (table[:, part.first_row : part.first_row + part.rows] for part in missing)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +34,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tu
         assert len(views) == number
         table = torch.randn(number, ROWS, CLASSES, generator=torch.Generator().manual_seed(number))
         plan = Plan(ROWS, CLASSES, views, dict.fromkeys(FINGERPRINTS, "synthetic"), rows_per_shard=ROWS // shards)
-        with StoreWriter(folder, plan) as writer:
-            for shard in writer.missing:
-                writer.write(shard, table[:, shard.first_row : shard.first_row + shard.rows])
-            writer.finish()
+        write(folder, plan, table)
         made[number, shards] = table, folder
     return made
 
@@ -40,11 +43,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], tu
 def test_gather_of_a_large_store(turns: Turns, tmp_path: Path, rows: int, classes: int) -> None:
     plan = Plan(rows, classes, ("clean",), dict.fromkeys(FINGERPRINTS, "synthetic"))
     table = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0))
-    with StoreWriter(tmp_path, plan) as writer:
-        for shard in writer.missing:
-            writer.write(shard, table[None, shard.first_row : shard.first_row + shard.rows])
-        writer.finish()
-    store = LogitStore.open(tmp_path)
+    store = write(tmp_path, plan, table[None])
     wanted = torch.randint(rows, (GATHERS, 256), generator=torch.Generator().manual_seed(0))
     view = torch.zeros(256, dtype=torch.int64)
     for row in wanted:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from conftest import Turns
 from noisyteacher import Classifier, History, LogitStore, Noise, Split, build_model, distil, extract, fit, fit_many
 from noisyteacher.device import resolve_precision
 from noisyteacher.objectives import Objective
-from noisyteacher.sweep.executors import local, share_of_threads
 
 STUDENTS, ROWS, EPOCHS, BATCH = 16, 2048, 4, 128
 """64 steps each: with 16 a quarter of the time went to what is done once, making and copying weights."""
@@ -52,8 +52,8 @@ def losses(history: object) -> list[float]:
     return [line["train/loss"] for line in history.epochs]
 
 
-def one(path: Path, number: int, threads: int | None = None, precision: str = "fp32") -> list[float]:
-    """One of the students by itself."""
+def train_alone(path: Path, number: int, threads: int | None = None, precision: str = "fp32") -> list[float]:
+    """The losses of a student that is trained by itself."""
     if threads is not None:
         torch.set_num_threads(threads)
     store = LogitStore.open(path)
@@ -73,52 +73,52 @@ def one(path: Path, number: int, threads: int | None = None, precision: str = "f
 def together(store: LogitStore) -> list[list[float]]:
     """All of them in common steps."""
     numbers = range(STUDENTS)
-    found = fit_many(
+    histories = fit_many(
         [student(number) for number in numbers], digits(), [objective(store, number) for number in numbers],
         seeds=SEEDS, epochs=EPOCHS, batch_size=BATCH, precision="fp32",
     )  # fmt: skip
-    return [losses(history) for history in found]
+    return [losses(history) for history in histories]
 
 
 @pytest.fixture
 def processes() -> Iterator[Executor]:
-    """Two workers with torch loaded and the images made."""
-    with local(2)() as executor:
+    """Two workers."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
         yield executor
 
 
 def test_students_in_common_steps(turns: Turns, store: LogitStore) -> None:
     alone, many = [], []
-    found = turns.measure(
+    result = turns.measure(
         lambda: many.append(together(store)),
-        lambda: alone.append([one(store.path, number) for number in range(STUDENTS)]),
+        lambda: alone.append([train_alone(store.path, number) for number in range(STUDENTS)]),
         rounds=3,
         sane=(0.005, 3),
     )
     for ours, theirs in zip(many[0], alone[0], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
         assert ours[-1] < ours[0]
-    turns.tell_ratio(found, "one after the other", f"{1000 * found.work / STUDENTS:.0f} ms a student")
+    turns.tell_ratio(result, "one after the other", f"{1000 * result.work / STUDENTS:.0f} ms a student")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_students_in_two_processes(turns: Turns, store: LogitStore, processes: Executor, precision: str) -> None:
     """`--jobs 2`, in fp32 and in what a sweep takes by itself; one after the other always in fp32."""
-    threads, many, alone = share_of_threads(2), [], []
-    settled = resolve_precision(precision, torch.device("cpu"))  # once, as a sweep does it
+    threads, many, alone = max(1, torch.get_num_threads() // 2), [], []
+    resolved = resolve_precision(precision, torch.device("cpu"))  # once, as a sweep does it
 
     def spread() -> list[list[float]]:
-        asked = [processes.submit(one, store.path, number, threads, settled) for number in range(STUDENTS)]
-        return [future.result() for future in asked]
+        futures = [processes.submit(train_alone, store.path, number, threads, resolved) for number in range(STUDENTS)]
+        return [future.result() for future in futures]
 
-    found = turns.measure(
+    result = turns.measure(
         lambda: many.append(spread()),
-        lambda: alone.append([one(store.path, number) for number in range(STUDENTS)]),
+        lambda: alone.append([train_alone(store.path, number) for number in range(STUDENTS)]),
         rounds=3,
         sane=(0.1, 5),
     )
-    near = 1e-3 if settled == "fp32" else 2e-2
+    near = 1e-3 if resolved == "fp32" else 2e-2
     assert many[0] == [pytest.approx(each, rel=near) for each in alone[0]]
     turns.tell_ratio(
-        found, f"one after the other in fp32, here {settled}", f"{1000 * found.work / STUDENTS:.0f} ms each"
+        result, f"one after the other in fp32, here {resolved}", f"{1000 * result.work / STUDENTS:.0f} ms each"
     )

@@ -28,7 +28,7 @@ from noisyteacher import (
     logit_regression,
 )
 from noisyteacher.device import precision_context
-from noisyteacher.rng import stream
+from noisyteacher.rng import generator
 from noisyteacher.train.history import Tick
 
 NOISE = Noise(sigma=0.5, alpha=0.5)
@@ -71,7 +71,7 @@ class Steps:
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Task]:
     """The paper's MNIST pair and its NIN with the CIFAR-10 student, on synthetic images."""
-    made = {}
+    tasks = {}
     for name, teacher, student, shape, rows, rounds, lr in (
         ("mnist", "lenet", "mlp800", MNIST, 2048, 7, 1e-3),
         ("cifar", "nin", "lenet-cifar", CIFAR, 384, 3, 1e-5),
@@ -79,10 +79,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
         if name == "cifar" and pytestconfig.getoption("--short"):
             continue
         split = synthetic_split(rows, shape)
-        asked = build_model(teacher, classes=CLASSES, input_shape=shape)
-        store = extract(asked, split, tmp_path_factory.mktemp(name), device="cpu", batch_size=64)
-        made[name] = Task(build_model(student, classes=CLASSES, input_shape=shape), split, store, rounds, lr)
-    return made
+        network = build_model(teacher, classes=CLASSES, input_shape=shape)
+        store = extract(network, split, tmp_path_factory.mktemp(name), device="cpu", batch_size=64)
+        tasks[name] = Task(build_model(student, classes=CLASSES, input_shape=shape), split, store, rounds, lr)
+    return tasks
 
 
 def package_epoch(task: Task, batch_size: int, noise: Noise | None = None) -> Steps:
@@ -106,7 +106,7 @@ def bare_epoch(task: Task, table: Tensor, batch_size: int, layout: torch.memory_
     model: nn.Module = copy.deepcopy(task.student).to(memory_format=layout)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=task.lr, fused=True)
-    order = torch.randperm(len(images), generator=stream(0, "order", 0))
+    order = torch.randperm(len(images), generator=generator(0, "order", 0))
     for rows in order.split(batch_size):
         logits = model(images[rows].to(memory_format=layout))
         loss = (logits - table[rows]).square().sum() / (2 * len(rows))
@@ -117,7 +117,7 @@ def bare_epoch(task: Task, table: Tensor, batch_size: int, layout: torch.memory_
     return steps
 
 
-def assert_taught_by_the_store(task: Task, batch_size: int) -> None:
+def assert_learns_from_the_store(task: Task, batch_size: int) -> None:
     """Every loss of an epoch is, bit for bit, that of the stored logits taken out by plain indexing."""
     objective, table, seen = distil(task.store), task.table, []
 
@@ -144,9 +144,9 @@ CASES = [("mnist", 64), ("mnist", 128), ("cifar", 128)]
 @pytest.mark.parametrize(("name", "batch_size"), CASES)
 def test_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int) -> None:
     task = tasks[name]
-    assert_taught_by_the_store(task, batch_size)
+    assert_learns_from_the_store(task, batch_size)
     table, ours, bare = task.table, [], []
-    found = turns.measure(
+    result = turns.measure(
         lambda: ours.append(package_epoch(task, batch_size)),
         lambda: bare.append(bare_epoch(task, table, batch_size, torch.channels_last)),
         rounds=task.rounds,
@@ -155,12 +155,12 @@ def test_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int)
     )
     assert_falls(ours[0])
     assert all(steps.losses == bare[0].losses for steps in (*ours, *bare)), "the two loops do not do the same"
-    step, bare_step = (statistics.median(ms for one in runs for ms in one.milliseconds) for runs in (ours, bare))
+    step, bare_step = (statistics.median(ms for steps in runs for ms in steps.milliseconds) for runs in (ours, bare))
     turns.tell_ratio(
-        found,
+        result,
         "a bare loop",
         f"{step:.1f} ms a step, bare {bare_step:.1f} ({step / bare_step:.2f}); "
-        f"an epoch of {len(ours[0].losses)} steps {found.work:.2f} s",
+        f"an epoch of {len(ours[0].losses)} steps {result.work:.2f} s",
         ms_per_step=step,
         bare_ms_per_step=bare_step,
     )
@@ -169,7 +169,7 @@ def test_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int)
 @pytest.mark.parametrize(("name", "batch_size"), CASES)
 def test_noisy_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size: int) -> None:
     task, noisy = tasks[name], []
-    found = turns.measure(
+    result = turns.measure(
         lambda: noisy.append(package_epoch(task, batch_size, NOISE)),
         lambda: package_epoch(task, batch_size),
         rounds=task.rounds,
@@ -178,7 +178,7 @@ def test_noisy_epoch(turns: Turns, tasks: dict[str, Task], name: str, batch_size
     )
     assert noisy[0].losses != package_epoch(task, batch_size).losses
     assert_falls(noisy[0])
-    turns.tell_ratio(found, "a clean epoch", "")
+    turns.tell_ratio(result, "a clean epoch", "")
 
 
 def test_bf16_step(turns: Turns, tasks: dict[str, Task]) -> None:
@@ -195,23 +195,23 @@ def test_bf16_step(turns: Turns, tasks: dict[str, Task]) -> None:
         loss.backward()
         losses[precision] = float(loss.detach())
 
-    found = turns.measure(lambda: run("bf16"), lambda: run("fp32"), rounds=3)
+    result = turns.measure(lambda: run("bf16"), lambda: run("fp32"), rounds=3)
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
-    turns.tell_ratio(found, "fp32", "")
+    turns.tell_ratio(result, "fp32", "")
 
 
 def test_memory_order(turns: Turns, tasks: dict[str, Task]) -> None:
     """Both without the package: what channels-last memory, which `fit` chooses, is worth to a convolutional student."""
     task, table = tasks["cifar"], tasks["cifar"].table
-    plain: list[Steps] = []
-    found = turns.measure(
-        lambda: plain.append(bare_epoch(task, table, 128, torch.contiguous_format)),
+    contiguous: list[Steps] = []
+    result = turns.measure(
+        lambda: contiguous.append(bare_epoch(task, table, 128, torch.contiguous_format)),
         lambda: bare_epoch(task, table, 128, torch.channels_last),
         rounds=task.rounds,
         warm=True,
     )
-    assert_falls(plain[0])
-    turns.tell_ratio(found, "channels-last", "contiguous memory")
+    assert_falls(contiguous[0])
+    turns.tell_ratio(result, "channels-last", "contiguous memory")
 
 
 @contextmanager

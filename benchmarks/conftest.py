@@ -67,29 +67,29 @@ class Turns:
         before()
         works, references = self.times["work"], self.times["reference"]
         pairs = zip(works, references, references[1:], strict=False)
-        ratios = [2 * one / (earlier + later) for one, earlier, later in pairs]
+        ratios = [2 * seconds / (earlier + later) for seconds, earlier, later in pairs]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        found = Compared(
+        result = Compared(
             statistics.median(works), statistics.median(references), statistics.median(ratios), (low, high), len(works)
         )
-        assert sane[0] <= found.ratio <= sane[1], f"{self.name}: {found.ratio:.2f} x its reference cannot be"
+        assert sane[0] <= result.ratio <= sane[1], f"{self.name}: {result.ratio:.2f} x its reference cannot be"
         self.benchmark.extra_info |= {
-            "ratio": found.ratio,
+            "ratio": result.ratio,
             "ratio_quartiles": [low, high],
-            "reference_seconds": found.reference,
-            "rounds": found.rounds,
+            "reference_seconds": result.reference,
+            "rounds": result.rounds,
         }
-        return found
+        return result
 
     def tell(self, line: str, **numbers: float) -> None:
         """A line of the summary, and the numbers in it for the JSON file."""
         self.benchmark.extra_info |= numbers
         self.lines.append(f"{self.name}: {line}")
 
-    def tell_ratio(self, found: Compared, against: str, line: str, **numbers: float) -> None:
+    def tell_ratio(self, result: Compared, against: str, line: str, **numbers: float) -> None:
         """As `tell`, with the ratio, its quartiles and the number of rounds behind the line."""
-        low, high = found.quartiles
-        ratio = f"{found.ratio:.2f} x {against} ({low:.2f} to {high:.2f}, n={found.rounds})"
+        low, high = result.quartiles
+        ratio = f"{result.ratio:.2f} x {against} ({low:.2f} to {high:.2f}, n={result.rounds})"
         self.tell(f"{line}; {ratio}" if line else ratio, **numbers)
 
     def _timed(self, kind: str, call: Callable[[], object]) -> Callable[[], None]:
@@ -125,10 +125,10 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model, flags = re.search(r"model name\s*: (.*)", text), re.search(r"flags\s*: (.*)", text)
-    known = set(flags[1].split()) if flags else set()
+    available = set(flags[1].split()) if flags else set()
     return {
         "cpu_model": model[1] if model else "unknown",
-        "cpu_flags": [flag for flag in FLAGS if flag in known],
+        "cpu_flags": [flag for flag in FLAGS if flag in available],
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),

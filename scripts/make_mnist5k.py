@@ -43,11 +43,11 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """A compressed .npz whose bytes depend on the arrays alone: members in order, a fixed date and fixed modes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
         for name, array in arrays.items():
-            plain = io.BytesIO()
-            np.lib.format.write_array(plain, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            member_file = io.BytesIO()
+            np.lib.format.write_array(member_file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.compress_type, member.external_attr, member.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            out.writestr(member, plain.getvalue(), compresslevel=9)
+            out.writestr(member, member_file.getvalue(), compresslevel=9)
 
 
 if __name__ == "__main__":

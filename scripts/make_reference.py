@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import typer
-
-from noisyteacher.cli import app
+from noisyteacher.cli import COMMANDS, build_command
 from noisyteacher.config import as_toml, explain
-from noisyteacher.config.settings import Config
+from noisyteacher.config.schema import Config
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MADE = "<!-- Made by scripts/make_reference.py from the code. Edit the code, then run the script. -->"
@@ -24,7 +22,7 @@ CODES = """\
 |---|---|
 | 0 | done |
 | 1 | failed: the message on stderr says what, and what to do |
-| 2 | asked wrongly: nothing was started, or what was trained or stored does not fit; the message says which |
+| 2 | usage error: nothing was started, or stored files do not fit; the message says which |
 | 3 | done, but a check did not hold, such as a cell of a sweep that failed |
 | 130, 143 | interrupted by SIGINT or SIGTERM; `--resume` goes on |
 """
@@ -60,41 +58,37 @@ def default_of(parameter: Any) -> str:
     return code("on" if parameter.default is True else str(parameter.default))
 
 
-def app_command() -> Any:
-    """The whole command line as one tree of commands."""
-    return typer.main.get_command(app)
-
-
-def commands(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every command and group under this one, with its full name, a group before what is in it."""
-    for key, one in getattr(node, "commands", {}).items():
-        yield f"{name} {key}", one
-        yield from commands(one, f"{name} {key}")
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command and group with its full name, a group before its commands."""
+    for name in COMMANDS:
+        command = build_command(name)
+        yield f"noisyteacher {name}", command
+        for key, inner in getattr(command, "commands", {}).items():
+            yield f"noisyteacher {name} {key}", inner
 
 
 def command_section(name: str, command: Any) -> list[str]:
     """A command's heading, what it does, an example, and its arguments and options."""
     if hasattr(command, "commands"):
         return [f"## {name}", "", command.help.strip(), ""]
-    told, *examples = command.help.strip().split("Example: ")
+    text, *examples = command.help.strip().split("Example: ")
     lines = [f"{'###' if name.count(' ') > 1 else '##'} {name}", ""]
-    lines += [cell(part) + "\n" for part in told.strip().split("\n\n")]
+    lines += [cell(part) + "\n" for part in text.strip().split("\n\n")]
     if examples:
         lines += ["```console", *(f"$ {' '.join(example.split())}" for example in examples), "```", ""]
     lines += ["| argument or option | meaning | default |", "|---|---|---|"]
-    for one in command.params:
-        if not one.hidden:
-            lines.append(f"| {code(name_of(one))} | {cell(one.help or '')} | {default_of(one)} |")
+    for parameter in command.params:
+        if not parameter.hidden:
+            lines.append(f"| {code(name_of(parameter))} | {cell(parameter.help or '')} | {default_of(parameter)} |")
     return [*lines, ""]
 
 
 def cli_page() -> str:
     """docs/cli.md."""
-    root = app_command()
     lines = ["# Command line", "", MADE, ""]
     lines += ["Results go to stdout, progress to stderr; `--json` prints results for machines. An option without a"]
     lines += ["default takes it from the [settings](config.md). `--help` says the same as this page.", "", CODES]
-    for name, command in commands(root, "noisyteacher"):
+    for name, command in commands():
         lines += command_section(name, command)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -123,8 +117,8 @@ def config_page() -> str:
                 "| setting | type | default | meaning |",
                 "|---|---|---|---|",
             ]
-        shown = "" if default is None else code(as_toml(default))
-        lines.append(f"| {code(key)} | {cell(kind)} | {shown} | {cell(meaning)} |")
+        value = "" if default is None else code(as_toml(default))
+        lines.append(f"| {code(key)} | {cell(kind)} | {value} | {cell(meaning)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -67,8 +67,8 @@ def photo_folder(folder: Path, counts: list[int], root: str, seed: int) -> Path:
     for role, split in pools.items():
         labels = split.labels.numpy()
         for k, count in enumerate(counts):
-            wanted = {"train": count, "val": max(10, count // 5), "test": 200}[role]
-            rows = rng.permutation(np.flatnonzero(labels == k))[:wanted]
+            images = {"train": count, "val": max(10, count // 5), "test": 200}[role]
+            rows = rng.permutation(np.flatnonzero(labels == k))[:images]
             (folder / role / names[k]).mkdir(parents=True, exist_ok=True)
             for row, image in zip(rows, split.images_at(torch.from_numpy(rows)), strict=True):
                 picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.BICUBIC)
@@ -138,7 +138,8 @@ def record_of(name: str, case: Case, preset: str, result: Result, root: str) -> 
         }
     return {
         "case": name, "preset": preset, "data": case.data, "student": case.student, "epochs": case.epochs,
-        "n": result.n, "test": {condition: list(row.errors) for condition, row in rows.items()}, "val": scores,
+        "n": result.n[result.role], "val": scores,
+        "test": {condition: list(row.errors) for condition, row in rows.items()},
         "difference": {"mean": difference.mean, "low": difference.low, "high": difference.high, "p": difference.p},
         **official,
     }  # fmt: skip

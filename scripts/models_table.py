@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from noisyteacher.inference import inference
+from noisyteacher.device import inference
 from noisyteacher.measure import measure
 from noisyteacher.models import MODELS, Classifier, build_model
 
@@ -34,17 +34,17 @@ def main() -> None:
     times = {batch: timed(models, batch, rounds) for batch, rounds in ROUNDS.items()}
     print(HEAD)
     print("|---|---|---|---|---|---|---|")
-    for name in sorted(models, key=lambda one: costs[one].macs):
-        own, images = costs[name], "x".join(map(str, shape_of(name)))
+    for name in sorted(models, key=lambda network: costs[network].macs):
+        cost, images = costs[name], "x".join(map(str, shape_of(name)))
         print(
-            f"| `{name}` | {images} | {own.macs:,} | {own.parameters:,} | {own.bytes:,} | {times[1][name]:.2f} "
+            f"| `{name}` | {images} | {cost.macs:,} | {cost.parameters:,} | {cost.bytes:,} | {times[1][name]:.2f} "
             f"| {64e3 / times[64][name]:,.0f} |"
         )
 
 
 def timed(models: dict[str, Classifier], batch: int, rounds: int) -> dict[str, float]:
     """Milliseconds of one call with so many images, by name."""
-    found: dict[str, list[float]] = {name: [] for name in models}
+    milliseconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-2, rounds):
         for name, model in models.items():
             images = torch.randint(0, 256, (batch, *shape_of(name)), dtype=torch.uint8)
@@ -53,8 +53,8 @@ def timed(models: dict[str, Classifier], batch: int, rounds: int) -> dict[str, f
                 start = time.thread_time_ns()
                 model(images)
                 if turn >= 0:
-                    found[name].append((time.thread_time_ns() - start) / 1e6)
-    return {name: sorted(values)[len(values) // 4] for name, values in found.items()}
+                    milliseconds[name].append((time.thread_time_ns() - start) / 1e6)
+    return {name: sorted(values)[len(values) // 4] for name, values in milliseconds.items()}
 
 
 if __name__ == "__main__":

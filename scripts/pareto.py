@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from noisyteacher.cli.show import print_noted, progress
+from noisyteacher.cli.output import progress, show_table
 from noisyteacher.config import read_config
-from noisyteacher.references import value
+from noisyteacher.paper.reference import value
+from noisyteacher.pipeline import COSTS
 from noisyteacher.runs import find_run
 from noisyteacher.sweep import SweepResult, resume_sweep, sweep
+from noisyteacher.tables import Table
 from noisyteacher.text import count, size_bytes
 
 PAIRS = {"compact-xs": "student3", "compact-s": "student2", "compact-m": "student1"}
@@ -28,49 +31,47 @@ STUDENTS = tuple(name for pair in PAIRS.items() for name in reversed(pair))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, print the table, write it as JSON where told."""
-    asked = _parser().parse_args(arguments)
-    if asked.resume and asked.epochs_of:
-        raise SystemExit("--epochs-of has no effect with --resume, which goes on as it was begun: leave it out")
-    with progress(asked.quiet) as watch:
-        if asked.resume:
-            result = resume_sweep(find_run(asked.output_dir, asked.resume), jobs=asked.jobs, progress=watch)
+    """Train what is missing and print the table, or its JSON."""
+    options = _parser().parse_args(arguments)
+    if options.resume and options.epochs_of:
+        raise SystemExit("--epochs-of has no effect with --resume, which keeps its settings: leave it out")
+    with progress(options.quiet) as watch:
+        if options.resume:
+            result = resume_sweep(find_run(options.output_dir, options.resume), jobs=options.jobs, progress=watch)
         else:
             result = sweep(
-                _base(asked), _grids(asked), seeds=asked.seeds, jobs=asked.jobs, name="pareto", progress=watch
+                _base(options), _grids(options), seeds=options.seeds, jobs=options.jobs, name="pareto", progress=watch
             )
     rows = points(result)
-    if asked.json:
-        print(json.dumps({"run": str(result.path), "n": result.record["n"], "points": rows}, indent=1))
+    if options.json:
+        print(json.dumps({"run": str(result.path), "n": result.n, "points": rows}, indent=1))
         return
-    headers = ("student", "taught by", "error %", "n", "paper %", "difference", "MACs", "params", "bytes", "ms")
-    print_noted(headers, [_cells(one) for one in rows], _notes(result))
+    headers = ("student", "trained on", "error %", "n", "paper %", "difference", "MACs", "params", "bytes", "ms")
+    cells = tuple(map(_cells, rows))
+    show_table(Table(headers, cells, "ll" + "r" * (len(headers) - 2), tuple(_notes(result))))
     print(f"\nRun folder: {result.path}")
 
 
 def points(result: SweepResult) -> list[dict[str, Any]]:
-    """One row per student and way of teaching, by multiplications: error, costs, the paper's best beside it."""
-    found = []
-    for one in result.conditions:
-        error = one[f"{result.role}_error_%"]
-        if error is None:
+    """One row per student and condition, by multiplications: error, costs, the paper's best beside it."""
+    rows = []
+    for condition in result.conditions:
+        error, costs = condition.score(result.role), condition.costs
+        if error is None or costs is None:
             continue
-        name = one["settings"].get("student.name")
-        costs = result.record["costs"]["students"]
-        own = costs[name] if name else next(iter(costs.values()))
-        paper = best_of_paper(name or next(iter(costs)))
-        found.append(
+        paper = best_of_paper(str(condition.model))
+        rows.append(
             {
-                "student": name or next(iter(costs)),
-                "condition": one["label"],
-                "kind": one["kind"],
-                "error_%": error,
+                "student": condition.model,
+                "condition": condition.title,
+                "kind": condition.kind,
+                "error_%": asdict(error),
                 "paper_%": paper,
-                "against_paper_points": None if paper is None else error["mean"] - paper,
-                **{key: own[key] for key in ("macs", "parameters", "bytes", "latency_ms")},
+                "against_paper_points": None if paper is None else error.mean - paper,
+                **{key: value for key, value in asdict(costs).items() if key in COSTS},
             }
         )
-    return sorted(found, key=lambda one: (one["macs"], one["student"], one["kind"]))
+    return sorted(rows, key=lambda row: (row["macs"], row["student"], row["kind"]))
 
 
 def best_of_paper(name: str) -> float | None:
@@ -79,66 +80,64 @@ def best_of_paper(name: str) -> float | None:
     return value(f"table6-{name}-best").error if name in PAIRS.values() else None
 
 
-def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
-    error, paper = one["error_%"], one["paper_%"]
-    told = {"labels": "labels", "clean": "clean logits", "noisy": "noisy teacher"}[one["kind"]]
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    error, paper = row["error_%"], row["paper_%"]
     interval = "" if error["low"] is None else f" [{error['low']:.2f}, {error['high']:.2f}]"
     return (
-        one["student"],
-        told,
+        row["student"],
+        {"labels": "labels", "clean": "clean logits", "noisy": "noisy teacher"}[row["kind"]],
         f"{error['mean']:.2f}{interval}",
         str(error["n"]),
         "" if paper is None else f"{paper:.2f}",
-        "" if paper is None else f"{one['against_paper_points']:+.2f}",
-        count(one["macs"]),
-        count(one["parameters"]),
-        size_bytes(one["bytes"]),
-        f"{one['latency_ms']['median']:.2f}",
+        "" if paper is None else f"{row['against_paper_points']:+.2f}",
+        count(row["macs"]),
+        count(row["parameters"]),
+        size_bytes(row["bytes"]),
+        f"{row['latency_ms']['median']:.2f}",
     )
 
 
 def _notes(result: SweepResult) -> list[str]:
-    first = next(iter(result.record["costs"]["students"].values()))["latency_ms"]
+    costs = next(condition.costs for condition in result.conditions if condition.costs is not None)
+    latency = costs.latency_ms
+    assert latency is not None
     return [
         *result.notes()[-2:],
         "paper %: its Table 6 at the same multiplications: one run, the best of ten sigmas on the test set, original "
         "CIFAR-10 images.",
-        f"ms: median of {first['runs']} forward passes, batch {first['batch']}, {first['threads']} thread(s), "
-        f"{first['device']}.",
+        f"ms: median of {latency.runs} forward passes, batch {latency.batch}, {latency.threads} thread(s), "
+        f"{latency.device}.",
     ]
 
 
-def _grids(asked: argparse.Namespace) -> list[dict[str, list[Any]]]:
-    """The students, those with a number of epochs of their own each by itself."""
-    own = dict(_name_and_epochs(one) for one in asked.epochs_of)
-    if len(own) < len(asked.epochs_of):
-        raise SystemExit("--epochs-of: a student is named twice")
-    for name in own:
-        if name not in asked.students:
-            raise SystemExit(f"--epochs-of {name}: not among --students {' '.join(asked.students)}")
-    common: dict[str, list[Any]] = {"noise.sigma": [asked.sigma]}
-    together = [name for name in asked.students if name not in own]
-    grids = [{"student.name": [name], "student.epochs": [epochs], **common} for name, epochs in own.items()]
+def _grids(options: argparse.Namespace) -> list[dict[str, list[Any]]]:
+    """The students, each with a number of epochs for itself in a grid of its own."""
+    epochs_of = {}
+    for text in options.epochs_of:
+        name, _, number = text.partition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise SystemExit(f"--epochs-of {text}: expected NAME=N, N passes over the training images")
+        if name in epochs_of:
+            raise SystemExit("--epochs-of: a student is named twice")
+        if name not in options.students:
+            raise SystemExit(f"--epochs-of {name}: not among --students {' '.join(options.students)}")
+        epochs_of[name] = int(number)
+    common: dict[str, list[Any]] = {"noise.sigma": [options.sigma]}
+    together = [name for name in options.students if name not in epochs_of]
+    grids = [{"student.name": [name], "student.epochs": [epochs], **common} for name, epochs in epochs_of.items()]
     return [{"student.name": together, **common}, *grids] if together else grids
 
 
-def _name_and_epochs(told: str) -> tuple[str, int]:
-    name, _, number = told.partition("=")
-    if not number.isdecimal() or int(number) < 1:
-        raise SystemExit(f"--epochs-of {told}: expected NAME=N, N passes over the training images")
-    return name, int(number)
-
-
-def _base(asked: argparse.Namespace) -> dict[str, Any]:
-    data = {"name": asked.data, "root": asked.data_root, "verify": asked.verify, "limit": asked.limit}
-    given = {
+def _base(options: argparse.Namespace) -> dict[str, Any]:
+    data = {"name": options.data, "root": options.data_root, "verify": options.verify, "limit": options.limit}
+    settings = {
         "data": {key: value for key, value in data.items() if value is not None},
-        "teacher": {"name": asked.teacher},
-        "student": {"preset": asked.preset, "epochs": asked.epochs},
-        "noise": {"sigma": 0.0, "alpha": asked.alpha},
-        "run": {"output_dir": asked.output_dir, "device": asked.device},
+        "teacher": {"name": options.teacher},
+        "student": {"preset": options.preset, "epochs": options.epochs},
+        "noise": {"sigma": 0.0, "alpha": options.alpha},
+        "run": {"output_dir": options.output_dir, "device": options.device},
     }
-    return read_config(None, tuple(asked.set), given)
+    return read_config(None, tuple(options.set), settings)
 
 
 def _parser() -> argparse.ArgumentParser:

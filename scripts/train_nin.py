@@ -30,7 +30,7 @@ from noisyteacher.data.views import view_name
 from noisyteacher.device import resolve_precision
 from noisyteacher.models import Classifier
 from noisyteacher.objectives import supervised
-from noisyteacher.runs.record import host, versions
+from noisyteacher.runs import host, versions
 
 PHASE = ("pixels", "epochs", "lr", "schedule", "warmup_epochs", "crops_shifted_by_pixels")
 
@@ -73,37 +73,37 @@ SEED = 0
 
 def main() -> None:
     """Train, fold, compare, score and write `OUT/nin-cifar10.safetensors` and its card."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("data_root")
-    asked.add_argument("out", type=Path)
-    asked.add_argument("--data", default="cifar10")
-    asked.add_argument("--threads", type=int, default=2)
-    asked.add_argument("--device", default="cpu", choices=tuple(RECIPES))
-    asked.add_argument("--name", default="nin-cifar10", help="of the weights")
-    asked.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data_root")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=tuple(RECIPES))
+    parser.add_argument("--name", default="nin-cifar10", help="of the weights")
+    parser.add_argument(
         "--precision", default="auto", choices=("auto", "fp32", "bf16"), help="going on: the one begun with"
     )
-    asked.add_argument("--unverified", action="store_true", help="a copy of the data that is not the official one")
-    asked.add_argument("--note", default="", help="what the card says of the data")
-    asked.add_argument("--ship", action="store_true", help="into the package, as pretrained:NAME")
-    given = asked.parse_args()
-    torch.set_num_threads(given.threads)
-    data = load_data(given.data, root=given.data_root, verify=not given.unverified)
-    how = RECIPES[given.device]
-    plain = build_model("nin", data=data, seed=SEED, preprocess="standardize", dropout=how.dropout)
-    network = normed(plain.network, how.unnormed)
+    parser.add_argument("--unverified", action="store_true", help="a copy of the data that is not the official one")
+    parser.add_argument("--note", default="", help="what the card says of the data")
+    parser.add_argument("--ship", action="store_true", help="into the package, as pretrained:NAME")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data = load_data(options.data, root=options.data_root, verify=not options.unverified)
+    how = RECIPES[options.device]
+    nin = build_model("nin", data=data, seed=SEED, preprocess="standardize", dropout=how.dropout)
+    network = normed(nin.network, how.unnormed)
     seconds, lines = 0.0, []
-    precision = resolve_precision(given.precision, torch.device(given.device))
+    precision = resolve_precision(options.precision, torch.device(options.device))
     for number, (pixels, epochs, rate, schedule, warmup, shift) in enumerate(how.phases, 1):
         model = Classifier(
-            plain.preprocess, network, {**plain.architecture, "input_shape": [3, pixels, pixels], "name": "nin-normed"}
+            nin.preprocess, network, {**nin.architecture, "input_shape": [3, pixels, pixels], "name": "nin-normed"}
         )
         history = fit(
             model, resized(data.train, pixels), supervised(), val=resized(data.val, pixels), epochs=epochs,
             batch_size=how.batch_size, optimizer=how.optimizer, lr=rate, weight_decay=how.weight_decay,
             schedule=schedule, warmup_epochs=warmup, views=shifted(shift), seed=SEED,
-            keep="last" if pixels < 32 else "best", precision=precision, device=given.device,
-            run=given.out / f"phase-{number}-{pixels}",
+            keep="last" if pixels < 32 else "best", precision=precision, device=options.device,
+            run=options.out / f"phase-{number}-{pixels}",
             resume=True, checkpoint_every_s=60,
             progress=lambda tick: tick.step % 100 or print(f"\r{tick.epoch}/{tick.epochs} {tick.loss:.3f}", end=""),
         )  # fmt: skip
@@ -111,17 +111,17 @@ def main() -> None:
         lines += [{"pixels": pixels, **line} for line in history.epochs]
         print(f"\n{pixels} px: validation error {history.epochs[-1]['val/error']:.2f} %, {history.seconds:.0f} s")
     network.cpu().eval()
-    plain.cpu().eval()
+    nin.cpu().eval()
     rows = torch.arange(min(200, len(data.val)))
     images = data.val.images_at(rows)
     with torch.no_grad():
-        before = network(plain.preprocess(images))  # its convolutions are those of the plain network, folded next
-        folded(network, plain.network)
-        gap = float((plain(images) - before).abs().max())
+        before = network(nin.preprocess(images))  # its convolutions are those of the plain network, folded next
+        folded(network, nin.network)
+        gap = float((nin(images) - before).abs().max())
     print(f"folding moved the logits of {len(rows)} images by at most {gap:.2g}")
-    scores = {part.role: evaluate(plain, part).describe() for part in (data.val, data.test) if part is not None}
+    scores = {part.role: evaluate(nin, part).describe() for part in (data.val, data.test) if part is not None}
     print(json.dumps(scores, indent=1))
-    save_model(plain, given.out / f"{given.name}.safetensors")
+    save_model(nin, options.out / f"{options.name}.safetensors")
     recipe = {
         "phases": [dict(zip(PHASE, phase, strict=True)) for phase in how.phases], "batch_size": how.batch_size,
         "optimizer": how.optimizer, "momentum": 0.9, "weight_decay": how.weight_decay, "dropout": how.dropout,
@@ -129,16 +129,20 @@ def main() -> None:
         "batch_norm": "while it learned, behind all convolutions but "
         f"{', '.join([*how.unnormed, 'the last'])}, then folded into them",
     }  # fmt: skip
-    data_told = {"name": given.data, "verify": not given.unverified, **({"note": given.note} if given.note else {})}
+    data_card = {
+        "name": options.data,
+        "verify": not options.unverified,
+        **({"note": options.note} if options.note else {}),
+    }
     card = {
-        "model": "nin", "data": data_told, "recipe": recipe, "seed": SEED, "scores": scores,
-        "training": {"seconds": seconds, "epochs": len(lines), "device": given.device, "threads": given.threads,
+        "model": "nin", "data": data_card, "recipe": recipe, "seed": SEED, "scores": scores,
+        "training": {"seconds": seconds, "epochs": len(lines), "device": options.device, "threads": options.threads,
                      "fold_gap": gap},
         "versions": versions(), "host": host(), "trained": datetime.now(UTC).isoformat(), "metrics": lines,
     }  # fmt: skip
-    (given.out / "training.json").write_text(json.dumps(card, indent=1))
-    if given.ship:
-        put(given.name, given.out / f"{given.name}.safetensors", card)
+    (options.out / "training.json").write_text(json.dumps(card, indent=1))
+    if options.ship:
+        put(options.name, options.out / f"{options.name}.safetensors", card)
 
 
 def normed(network: nn.Sequential, unnormed: Sequence[str]) -> nn.Sequential:

@@ -15,7 +15,9 @@ WITH_GPU = "NOISYTEACHER_TEST_GPU" in os.environ
 if not WITH_GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import torch  # noqa: E402, what it sees is settled above
+import torch  # noqa: E402, which GPUs it sees is set above
+
+from helpers import Call  # noqa: E402
 
 # Small tensors on two threads wait for each other more than they compute, all the more beside other processes.
 torch.set_num_threads(1)
@@ -46,3 +48,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (item.get_closest_marker("gpu") is not None) != here:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu" if not here else "is of the CPU"))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Runs the command line in this process and an empty folder: (exit code, stdout, stderr)."""
+    from noisyteacher import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOISYTEACHER_DATA", raising=False)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["noisyteacher", *words])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        output = capsys.readouterr()
+        return int(end.value.code or 0), output.out, output.err
+
+    return run

@@ -111,15 +111,15 @@ def failing() -> str:
 
 def all_cases(here: World) -> dict[str, Any]:
     """Epochs and final weights of every case; of a group also what it refuses."""
-    told: dict[str, Any] = {}
+    endings: dict[str, Any] = {}
     for name, run in (CASES | WITH_BATCH_NORM).items():
         history, model = run()
         state = {key: value.double().flatten().tolist() for key, value in model.state_dict().items()}
         plain = all("forward" not in vars(part) for part in model.modules())
-        told[name] = {"epochs": list(history.epochs), "state": state, "given back": plain}
+        endings[name] = {"epochs": list(history.epochs), "state": state, "given back": plain}
     if here.size > 1:
-        told["other seeds"], told["failing"] = other_seeds(here), failing()
-    return told
+        endings["other seeds"], endings["failing"] = other_seeds(here), failing()
+    return endings
 
 
 def main(out: Path) -> None:

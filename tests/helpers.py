@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.noise import UnitNoise, sample_unit_noise
+from noisyteacher.store import Plan, Shard, write_store
 from noisyteacher.train import History
 from noisyteacher.train.state import Student
 
+Call = Callable[..., tuple[int, str, str]]
+"""The fixture `call`: words of a command line to exit code, stdout, stderr."""
 SHAPE = (1, 8, 8)
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "precision": "fp32", "device": "cpu", "lr": 3e-3}
 NOISES: list[nt.Noise | None] = [
@@ -39,6 +43,11 @@ def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) 
         images[row, 0, 2 * label : 2 * label + 2] += 100
     names = tuple("abcdefgh"[:classes])
     return nt.Split(images, labels, torch.arange(rows), role, "blobs", names)
+
+
+def labels_of(split: nt.Split) -> Tensor:
+    """The labels of all rows of a labelled split."""
+    return split.labels_at(torch.arange(len(split)))
 
 
 def table(rows: int = 96) -> Tensor:
@@ -114,3 +123,28 @@ def student_with(
 ) -> Student:
     """A student in the middle of a training, to be saved to or restored from this run folder."""
     return Student(model, optimizer, nt.supervised(), 0, identity, folder=folder, **state)  # type: ignore[arg-type]
+
+
+def write_logits(folder: Path, plan: Plan, logits: Tensor, meta: dict[str, Any] | None = None) -> nt.LogitStore:
+    """A store of these logits `[V, N, K]`."""
+
+    def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:
+        for shard in missing:
+            yield logits[:, shard.first_row : shard.first_row + shard.rows]
+
+    return write_store(folder, plan, blocks_of, meta)
+
+
+SWEEP_SETTINGS: dict[str, Any] = {
+    "data": {"limit": 60},
+    "teacher": {"epochs": 1, "preset": "paper"},
+    "student": {"epochs": 1, "batch_size": 30, "preset": "paper"},
+    "noise": {"sigma": 0.0},
+    "run": {"threads": 1},
+}
+"""Base settings of a sweep that takes seconds."""
+
+
+def sweep_settings(folder: Path, **parts: Any) -> dict[str, Any]:
+    """SWEEP_SETTINGS with run folders in this folder."""
+    return {**SWEEP_SETTINGS, "run": {**SWEEP_SETTINGS["run"], "output_dir": str(folder)}, **parts}

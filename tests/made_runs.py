@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 
+from helpers import write_logits
+from noisyteacher.measure import Costs, Latency, LayerCost
+from noisyteacher.paper import PaperResult
+from noisyteacher.pipeline import Condition, Estimate, Family, PaperRow, Result, Verdict, condition_of
+from noisyteacher.pipeline.results import judged
 from noisyteacher.runs import Run, new_run
-from noisyteacher.stats import mean_interval, paired_difference
-from noisyteacher.store import Plan, StoreWriter
+from noisyteacher.store import Plan
+from noisyteacher.sweep import SweepResult, analyse
 
 DIGITS = ("zero", "one", "two")
 NOISE = {
@@ -39,12 +44,12 @@ def costs(macs: int, parameters: int, latency: float) -> dict[str, Any]:
 
 
 def scores(error: float, n: int = 100) -> dict[str, Any]:
-    def one(value: float, unit: str) -> dict[str, Any]:
+    def entry(value: float, unit: str) -> dict[str, Any]:
         return {"value": value, "unit": unit, "n": n}
 
     return {
-        "accuracy": one(100 - error, "%"), "error": one(error, "%"), "nll": one(error / 20, "nats"),
-        "ece": one(error / 3, "%"), "agreement": one(90.0, "%"),
+        "accuracy": entry(100 - error, "%"), "error": entry(error, "%"), "nll": entry(error / 20, "nats"),
+        "ece": entry(error / 3, "%"), "agreement": entry(90.0, "%"),
     }  # fmt: skip
 
 
@@ -60,6 +65,7 @@ def training(
     store: str | None = None,
     details: bool = True,
     model: str = "mlp800",
+    n: int = 100,
 ) -> Run:
     """A finished child run with epochs, scores and details."""
     settings: dict[str, Any] = {
@@ -81,12 +87,12 @@ def training(
         ]
     )  # fmt: skip
     result: dict[str, Any] = {
-        "scores": {"val": scores(error + 1), "test": scores(error)},
+        "scores": {"val": scores(error + 1), "test": scores(error, n)},
         "training": {"seconds": 0.3 + 0.01 * seed, "epochs": 3, "best_epoch": 3, "kept": "best"},
     }
     if details:
-        one = {"confusion": CONFUSION if len(classes) == 3 else None, "reliability": RELIABILITY}
-        result["details"] = {"val": one, "test": one}
+        entry = {"confusion": CONFUSION if len(classes) == 3 else None, "reliability": RELIABILITY}
+        result["details"] = {"val": entry, "test": entry}
     child.write_result(result)
     return child
 
@@ -96,14 +102,19 @@ def logits(run: Run, classes: tuple[str, ...] = DIGITS, rows: int = 40) -> str:
     fingerprints = dict.fromkeys(("teacher", "data", "preprocessing", "code"), "a" * 64)
     plan = Plan(rows=rows, classes=len(classes), views=("clean",), fingerprints=fingerprints)
     values = torch.randn(1, rows, len(classes), generator=torch.Generator().manual_seed(3)) * 4
-    with StoreWriter(run.path / "logits" / "lenet-mnist-train-aaaaaa", plan, {"class_names": list(classes)}) as writer:
-        writer.write(plan.shards[0], values)
-        return writer.finish().digest
+    folder = run.path / "logits" / "lenet-mnist-train-aaaaaa"
+    return write_logits(folder, plan, values, {"class_names": list(classes)}).digest
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    found = mean_interval(values)
-    return {"per_seed": values, "mean": found.mean, "low": found.low, "high": found.high, "sd": found.sd, "n": found.n}
+def condition(run: Run, name: str, kind: str, runs: list[str], **fields: Any) -> Condition:
+    """The condition of these child runs."""
+    results = {seed: Run(run.path / child).result() or {} for seed, child in enumerate(runs)}
+    return condition_of(name, fields.pop("title", name), kind, results, runs, data="mnist", **fields)
+
+
+def as_costs(record: dict[str, Any]) -> Costs:
+    latency = Latency(**record["latency_ms"])
+    return Costs(**{**record, "layers": tuple(LayerCost(**layer) for layer in record["layers"]), "latency_ms": latency})
 
 
 def compression(
@@ -117,6 +128,10 @@ def compression(
     gain: float = 1.0,
     with_store: bool = True,
     name: str = "mlp800",
+    errors: dict[str, list[float]] | None = None,
+    choice: dict[str, Any] | None = None,
+    title: str = "student, labels",
+    with_noise: bool = True,
 ) -> Run:
     """A compression of lenet into mlp800: noisy errors are `gain` points below the clean ones."""
     noise = {**NOISE, "sigma": sigma}
@@ -124,83 +139,84 @@ def compression(
     run = new_run(folder, "compress", name, config, command="noisyteacher compress")
     digest = logits(run, classes) if with_store else "b" * 64
     training(run, "teacher", 5.0, classes=classes, details=details, model="lenet")
-    errors = {
+    errors = errors or {
         "labels": [9.0 + 0.1 * seed for seed in range(seeds)],
         "clean": [8.0 + 0.2 * seed for seed in range(seeds)],
         "noisy": [8.0 - gain + 0.2 * seed + 0.05 * (seed % 2) for seed in range(seeds)],
     }
-    rows: list[dict[str, Any]] = [row("teacher", "teacher lenet", [5.0], costs(20_000, 900, 0.9), ["teacher"])]
+    errors = errors if with_noise else {kind: values for kind, values in errors.items() if kind != "noisy"}
+    students = []
     for kind, values in errors.items():
         names = [f"{kind}-seed{seed}" for seed in range(seeds)]
+        if not done and kind == "noisy":
+            continue
         for seed, child in enumerate(names):
-            if done or kind != "noisy":
-                training(
-                    run, child, values[seed], seed, classes=classes, details=details,
-                    noise=noise if kind == "noisy" else None, store=None if kind == "labels" else digest,
-                )  # fmt: skip
-        rows.append(row(kind, f"student, {kind}", values, costs(8_000, 2_700, 0.4), names))
+            training(
+                run, child, values[seed], seed, classes=classes, details=details,
+                noise=noise if kind == "noisy" else None, store=None if kind == "labels" else digest,
+            )  # fmt: skip
+        settings = {f"noise.{key}": value for key, value in noise.items()} if kind == "noisy" else {}
+        words = title if kind == "labels" else f"student, {kind}"
+        more: dict[str, Any] = {"model": "mlp800", "costs": as_costs(costs(8_000, 2_700, 0.4)), "settings": settings}
+        students.append(condition(run, kind, kind, names, title=words, **more))
     if done:
-        run.write_result(
-            {"data": "mnist", "role": "test", "n": 100, "noise": noise,
-             "verdict": "noise of sigma 0.5, alpha 0.5 helped here (-1.00 points of test error)",
-             "store": "logits/lenet-mnist-train-aaaaaa", "extraction_s": 0.1, "rows": rows}
+        teacher_costs = as_costs(costs(20_000, 900, 0.9))
+        teacher = condition(
+            run, "teacher", "teacher", ["teacher"], title="teacher lenet", model="lenet", costs=teacher_costs
+        )
+        result = Result(
+            path=run.path, kind="compress", data="mnist", n={"val": 100, "test": 100}, teachers=(teacher,),
+            conditions=tuple(students), noise=noise if with_noise else None, choice=choice,
+            store="logits/lenet-mnist-train-aaaaaa", extraction_s=0.1,
         )  # fmt: skip
+        result = judged(result)
+        run.write_result(result.describe())
     return run
 
 
-def row(name: str, title: str, errors: list[float], cost: dict[str, Any], runs: list[str]) -> dict[str, Any]:
-    return {
-        "name": name, "title": title, "error_%": spread(errors), "agreement_%": [] if name == "teacher" else errors,
-        "training_s": [0.3] * len(errors), "costs": cost, "runs": runs,
-    }  # fmt: skip
-
-
 def sweep(
-    folder: Path, *, seeds: int = 3, failed: bool = False, parent: Run | None = None, name: str = "mlp800"
+    folder: Path,
+    *,
+    seeds: int = 3,
+    failed: bool = False,
+    parent: Run | None = None,
+    name: str = "mlp800",
+    base: dict[str, float] | None = None,
 ) -> Run:
-    """A sweep of sigma at alpha 0.15 on MNIST with the paper's networks."""
+    """A sweep of sigma at alpha 0.15 on MNIST with the paper's networks, scored on 10,000 test images."""
     config = {"base": {"data": {"name": "mnist"}}, "grids": [{"noise.sigma": [0.1, 0.5, 0.9]}], "seeds": seeds}
     run = parent.child(name, "sweep", config) if parent is not None else new_run(folder, "sweep", name, config)
     digest = logits(run)
-    training(run, "teacher", 0.7, model="lenet")
-    base = {"clean": 1.0, "sigma0.1": 0.95, "sigma0.5": 0.6, "sigma0.9": 1.3}
-    clean = [base["clean"] + 0.02 * seed for seed in range(seeds)]
+    training(run, "teacher", 0.7, model="lenet", n=10_000)
+    base = base or {"labels": 1.2, "clean": 1.0, "sigma0.1": 0.95, "sigma0.5": 0.6, "sigma0.9": 1.3}
     conditions = []
-    for number, (key, value) in enumerate({"labels": 1.2, **base}.items()):
-        values = [value + 0.02 * seed + 0.005 * ((seed + number) % 2) for seed in range(seeds)]
+    for number, (key, value) in enumerate(base.items()):
         kind = key if key in ("labels", "clean") else "noisy"
         noise = {**NOISE, "sigma": float(key[5:]), "alpha": 0.15} if kind == "noisy" else None
-        for seed in range(seeds):
-            training(run, f"{key}-seed{seed}", values[seed], seed, noise=noise, store=digest)
-        gap = paired_difference(clean, values)
-        told = {"mean": gap.mean, "low": gap.low, "high": gap.high, "p": gap.p, "p_holm": gap.p, "n": gap.n}
+        runs = [f"{key}-seed{seed}" for seed in range(seeds)]
+        for seed, child in enumerate(runs):
+            error = value + 0.02 * seed + 0.005 * ((seed * number) % 5)
+            training(run, child, error, seed, noise=noise, store=digest, n=10_000)
+        settings = {f"noise.{setting}": entry for setting, entry in (noise or {}).items()}
         conditions.append(
-            {
-                "name": key, "label": key.replace("sigma", "sigma "), "kind": kind, "family": "f0",
-                "settings": {f"noise.{one}": setting for one, setting in (noise or {}).items()},
-                "seeds": list(range(seeds)), "val_error_%": spread([one + 0.1 for one in values]),
-                "test_error_%": spread(values), "val_nll_nats": None, "test_nll_nats": spread(values),
-                "test_ece_%": None, "test_agreement_%": None, "training_s": [0.3] * seeds,
-                "against_clean": None if kind == "clean" else {"reference": "clean", "test_error_%": told},
-                "runs": [f"{key}-seed{seed}" for seed in range(seeds)],
-            }
+            condition(
+                run, key, kind, runs, title=key.replace("sigma", "sigma "), family="f0", model="mlp800",
+                settings=settings, costs=as_costs(costs(8_000, 2_700, 0.4)),
+            )
         )  # fmt: skip
-    chosen = {"condition": "sigma0.5", "test_error_%": 0.6, "val_error_%": 0.7}
-    run.write_result(
-        {
-            "data": "mnist", "n": {"train": 40, "val": 100, "test": 10_000},
-            "teacher": {"name": "lenet", "run": "teacher", "test_error_%": 0.7, "val_error_%": 0.8},
-            "axes": ["noise.sigma"], "conditions": conditions,
-            "families": [
-                {"name": "f0", "settings": {}, "clean": "clean", "labels": "labels", "by_validation": chosen,
-                 "by_test": chosen, "optimism_points": 0.0,
-                 "verdict": {"word": "helps", "sentence": "the noise helps: sigma 0.5 gives -0.40 points"}}
-            ],
-            "failed": [{"condition": "sigma0.9", "seed": 7, "run": "sigma0.9-seed7", "error": "diverged"}]
-            if failed else [],
-            "costs": {"teacher": costs(20_000, 900, 0.9), "students": {"mlp800": costs(8_000, 2_700, 0.4)}},
-        }
+    noisy = tuple(entry.name for entry in conditions if entry.kind == "noisy")
+    families = [Family("f0", {}, "clean", "labels", noisy)]
+    judged, families_judged, verdicts = analyse(conditions, families, ["noise.sigma"])
+    teacher = condition(
+        run, "teacher", "teacher", ["teacher"], title="teacher lenet", model="lenet",
+        costs=as_costs(costs(20_000, 900, 0.9)),
     )  # fmt: skip
+    result = SweepResult(
+        path=run.path, kind="sweep", data="mnist", n={"train": 40, "val": 100, "test": 10_000}, teachers=(teacher,),
+        conditions=judged, families=families_judged, verdicts=verdicts, axes=("noise.sigma",),
+        failed={"sigma0.9-seed7": "diverged"} if failed else {},
+    )  # fmt: skip
+    run.write_result(result.describe())
     return run
 
 
@@ -208,17 +224,14 @@ def reproduction(folder: Path) -> Run:
     """A reproduction of Table 1 with one sweep in it."""
     run = new_run(folder, "paper", "table1-quick", {"experiment": "table1", "budget": "quick"})
     sweep(folder, parent=run, name="sigmas")
-    ours = {"mean": 0.7, "low": None, "high": None, "sd": None, "n": 1}
-    run.write_result(
-        {
-            "experiment": "table1", "budget": "quick", "data": "mnist", "sweeps": ["sigmas"],
-            "rows": [
-                {"part": "sigmas", "label": "teacher", "kind": "teacher", "paper_%": 0.68, "ours": ours},
-                {"part": "sigmas", "label": "sigma 0.5", "kind": "noisy", "paper_%": 0.87,
-                 "ours": spread([0.6, 0.62, 0.64])},
-                {"part": "sigmas", "label": "labels alone", "kind": "labels", "paper_%": None, "ours": None},
-            ],
-            "notes": ["quick: 3 of the paper's ten sigmas"], "verdicts": ["MNIST: the noise helps"],
-        }
+    rows = (
+        PaperRow("sigmas", "teacher", "teacher", 0.68, Estimate.of([0.7])),
+        PaperRow("sigmas", "sigma 0.5", "noisy", 0.87, Estimate.of([0.6, 0.62, 0.64])),
+        PaperRow("sigmas", "labels alone", "labels", None, None),
+    )
+    result = PaperResult(
+        path=run.path, kind="paper", title="Table 1", budget="quick", data="mnist", sweeps=("sigmas",), paper=rows,
+        verdicts=(Verdict("", "MNIST: the noise helps"),), remarks=("quick: 3 of the paper's ten sigmas",),
     )  # fmt: skip
+    run.write_result(result.describe())
     return run

@@ -22,10 +22,10 @@ from noisyteacher.pipeline import compress_config, distil_config
 IMAGES = torch.randint(0, 256, (12, 3, 10, 14), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def one(name: str, images: Tensor, sign: float = 1.0) -> Tensor:
+def apply_to_all(name: str, images: Tensor, sign: float = 1.0) -> Tensor:
     """One operation on every image."""
-    found = OPERATIONS[name](images.float(), torch.full((len(images),), sign))
-    return found.round().clamp(0, 255).to(torch.uint8)
+    augmented_images = OPERATIONS[name](images.float(), torch.full((len(images),), sign))
+    return augmented_images.round().clamp(0, 255).to(torch.uint8)
 
 
 def pillow(image: Tensor) -> Image.Image:
@@ -49,8 +49,8 @@ def test_a_draw_is_a_function_of_seed_and_step() -> None:
 
 def test_mixup_blends_by_hand() -> None:
     images = torch.tensor([[[[100, 0]]], [[[200, 50]]]], dtype=torch.uint8)
-    found = mixed(images, torch.tensor([1, 0]), torch.tensor([0.25, 1.0]))
-    assert found.flatten().tolist() == [175, 38, 200, 50]  # 37.5 is rounded to even
+    augmented_images = mixed(images, torch.tensor([1, 0]), torch.tensor([0.25, 1.0]))
+    assert augmented_images.flatten().tolist() == [175, 38, 200, 50]  # 37.5 is rounded to even
     whole, blend = augmented(IMAGES, "mixup", 0, 0)
     assert blend is not None
     partner, share = blend
@@ -77,10 +77,10 @@ def test_operations_are_pillows() -> None:
     }  # fmt: skip
     smooth = torch.nn.functional.interpolate(IMAGES.float(), scale_factor=16, mode="bilinear").round().to(torch.uint8)
     for name, oracle in oracles.items():
-        ours = one(name, smooth)
-        for image, found in zip(smooth, ours, strict=True):
+        ours = apply_to_all(name, smooth)
+        for image, result in zip(smooth, ours, strict=True):
             theirs = torch.from_numpy(np.asarray(oracle(pillow(image))).copy()).permute(2, 0, 1)
-            assert (found.int() - theirs.int()).abs().float().mean() < 1.0, name
+            assert (result.int() - theirs.int()).abs().float().mean() < 1.0, name
 
 
 def test_geometry_by_hand() -> None:
@@ -88,8 +88,8 @@ def test_geometry_by_hand() -> None:
     dot[0, 0, 10, 30] = 255  # ten to the right of the middle
 
     def brightest(name: str, sign: float) -> tuple[int, int]:
-        place = int(one(name, dot, sign).flatten().argmax())
-        return place // 41 - 10, place % 41 - 20
+        position = int(apply_to_all(name, dot, sign).flatten().argmax())
+        return position // 41 - 10, position % 41 - 20
 
     assert brightest("identity", 1) == (0, 10)
     assert brightest("translate-y", 1)[0] == -round(0.45 * 0.3 * 21)
@@ -102,15 +102,15 @@ def test_geometry_by_hand() -> None:
     assert brightest("rotate", -1)[0] == -row
     grey = torch.full((2, 3, 9, 9), 128, dtype=torch.uint8)
     for name in ("rotate", "shear-x", "translate-x"):
-        assert one(name, grey).unique().tolist() == [128], name
+        assert set(apply_to_all(name, grey).flatten().tolist()) == {128}, name
 
 
 def test_constant_images_survive_everything() -> None:
     for name in OPERATIONS:
         for value in (0, 255):
-            assert one(name, torch.full((2, 3, 8, 8), value, dtype=torch.uint8)).shape == (2, 3, 8, 8)
-    assert one("equalize", torch.full((1, 1, 8, 8), 7, dtype=torch.uint8)).unique().tolist() == [7]
-    assert one("autocontrast", torch.full((1, 1, 8, 8), 7, dtype=torch.uint8)).unique().tolist() == [7]
+            assert apply_to_all(name, torch.full((2, 3, 8, 8), value, dtype=torch.uint8)).shape == (2, 3, 8, 8)
+    assert set(apply_to_all("equalize", torch.full((1, 1, 8, 8), 7, dtype=torch.uint8)).flatten().tolist()) == {7}
+    assert set(apply_to_all("autocontrast", torch.full((1, 1, 8, 8), 7, dtype=torch.uint8)).flatten().tolist()) == {7}
 
 
 DATA = nt.load_data("mnist-5k", limit=40)
@@ -125,15 +125,16 @@ def test_batches_are_augmented_after_their_views() -> None:
             )
         )  # fmt: skip
 
-    plain, blended = batches("none"), batches("mixup")
-    assert plain[2].blend is None
-    assert torch.equal(plain[2].images, apply_view(DATA.train.images_at(plain[2].rows), "mirror"))
+    clean, blended = batches("none"), batches("mixup")
+    assert clean[2].blend is None
+    assert torch.equal(clean[2].images, apply_view(DATA.train.images_at(clean[2].rows), "mirror"))
     assert blended[2].blend is not None
-    assert torch.equal(blended[2].rows, plain[2].rows)
-    images, partners = augmented(plain[2].images, "mixup", 0, blended[2].step)
+    assert torch.equal(blended[2].rows, clean[2].rows)
+    images, partners = augmented(clean[2].images, "mixup", 0, blended[2].step)
     assert torch.equal(blended[2].images, images)
     assert partners is not None
-    assert torch.equal(blended[2].blend[0], plain[2].labels[partners[0]])
+    assert clean[2].labels is not None
+    assert torch.equal(blended[2].blend[0], clean[2].labels[partners[0]])
     assert torch.equal(blended[2].blend[1], partners[1])
     assert torch.equal(batches("mixup", 2)[0].images, blended[2].images)  # as after a resume
 
@@ -156,21 +157,7 @@ def teacher() -> nt.Classifier:
     return model
 
 
-class Asked(torch.nn.Module):
-    """A teacher that keeps the images it was asked about."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner, self.seen = inner, []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen.append(images)
-        return self.inner(images)
-
-
-def test_the_teacher_is_asked_about_the_images_the_student_sees(
-    teacher: nt.Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_teacher_sees_the_images_that_the_student_sees(teacher: nt.Classifier) -> None:
     seen: list[Tensor] = []
     inner = nt.distil(teacher, noise=nt.Noise(sigma=0.5, alpha=0.5))
 
@@ -185,7 +172,7 @@ def test_the_teacher_is_asked_about_the_images_the_student_sees(
     student = nt.build_model("mlp800", DATA)
     nt.fit(student, DATA.train, watched, epochs=1, batch_size=20, augment="randaugment")
     assert len(seen) == 2
-    assert not any(bool((DATA.train.images == one).flatten(1).all(1).any()) for one in seen[0][:1])
+    assert not any(bool((DATA.train.images == image).flatten(1).all(1).any()) for image in seen[0][:1])
 
 
 def test_stored_answers_are_refused(teacher: nt.Classifier, tmp_path: Path) -> None:
@@ -218,8 +205,8 @@ def test_an_interrupted_training_ends_in_the_same_bytes(teacher: nt.Classifier, 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=6)
-    found = train(tmp_path / "cut", resume=True)
-    assert all(torch.equal(found[name], value) for name, value in whole.items())
+    resumed = train(tmp_path / "cut", resume=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     with pytest.raises(MismatchError, match="augment"):
         nt.fit(
             nt.build_model("mlp800", DATA), DATA.train, nt.distil(teacher), val=DATA.val, epochs=2, batch_size=10,

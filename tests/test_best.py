@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 - `call` is the fixture of test_cli
 """The student that a compression hands over: its folder, and that everything which sums up a run speaks of it."""
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher.errors import UsageError
 from noisyteacher.export import FORMATS
+from noisyteacher.export.card import predict_script
 from noisyteacher.models import model_record
-from noisyteacher.pipeline import Result, data_settings_of, load_teacher, seen_before, story_of, trained_on
-from noisyteacher.pipeline.predict_script import predict_script
+from noisyteacher.pipeline import Result, data_settings_of, load_teacher, provenance_of, seen_before, trained_on
+from noisyteacher.pipeline.results import loss_warnings
 from noisyteacher.report import build_report
+from noisyteacher.report.load import read_study
 from noisyteacher.report.page import page
-from noisyteacher.report.reading import read_study
-from noisyteacher.runs import Run, remove_run
-from test_cli import Call, call
+from noisyteacher.runs import Run
 
 LIMIT = 40
 
@@ -40,7 +40,7 @@ def data() -> nt.Splits:
 def result(data: nt.Splits, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Two seeds of three conditions; a format that fails among those to be written."""
 
-    def broken(*given: object) -> dict[str, bytes]:
+    def broken(*arguments: object) -> None:
         raise RuntimeError("an exporter's own error")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -65,8 +65,8 @@ def test_the_folder_holds_the_student_that_validation_prefers(result: Result, da
         "hub.export.json",
         "model.safetensors",
     ]
-    ours, own = (nt.load_model(path) for path in (folder, result.path / best_run(result) / "weights.safetensors"))
-    assert all(torch.equal(value, own.state_dict()[name]) for name, value in ours.state_dict().items())
+    ours, best = (nt.load_model(path) for path in (folder, result.path / best_run(result) / "weights.safetensors"))
+    assert all(torch.equal(value, best.state_dict()[name]) for name, value in ours.state_dict().items())
     record = model_record(folder / "model.safetensors")
     assert (record["run"], record["data"]["name"]) == (best_run(result), "mnist-5k")
     row, seed = result.handed_over
@@ -81,7 +81,7 @@ def test_the_folder_holds_the_student_that_validation_prefers(result: Result, da
 
 
 def test_a_format_that_fails_costs_no_other(result: Result) -> None:
-    assert [one.name for one in result.files] == ["hub"]
+    assert [file.name for file in result.files] == ["hub"]
     assert result.failed == {"onnx": "onnx: it cannot be written (RuntimeError: an exporter's own error)"}
     assert not result.holds
     assert Run.open(result.path).state == "done"
@@ -111,20 +111,20 @@ def test_the_last_lines(result: Result) -> None:
         f"{folder / 'README.md'} (",
         "Next:",
     ]
-    places = [rest.index(part) for part in order]
-    assert places == sorted(places)
+    positions = [rest.index(part) for part in order]
+    assert positions == sorted(positions)
     assert lines[-1] == f"  nt.load_model({str(folder)!r})  # in Python"
     summary = json.loads(json.dumps(result.summary()))
     assert summary["compression"] in lines[start]
     assert summary["gains"]["bytes"] == pytest.approx(2.96, abs=0.01)
     assert summary["noise"] == result.verdict
     assert summary["paths"]["best"] == str(folder)
-    assert [Path(one["path"]).name for one in summary["paths"]["files"]] == ["hub"]
+    assert [Path(file["path"]).name for file in summary["paths"]["files"]] == ["hub"]
 
 
 def test_the_table_marks_the_row_that_is_handed_over(result: Result) -> None:
     row, seed = result.handed_over
-    marked = [cells[0] for cells in result.table()[1] if "handed over" in cells[0]]
+    marked = [cells[0] for cells in result.table().rows if "handed over" in cells[0]]
     assert marked == [f"{row.title}\nhanded over: seed {seed}, {row.errors[seed]:.2f} %"]
 
 
@@ -134,9 +134,9 @@ def test_the_report_speaks_of_the_student_that_is_handed_over(result: Result) ->
     handed = study.handed_over
     assert handed is not None
     assert (handed.title, handed.runs) == (f"{row.title}, seed {seed}", (best_run(result),))
-    assert handed.error("test").mean == row.errors[seed]  # type: ignore[union-attr]
-    assert handed.details["test"].seeds == 1
-    assert study.verdicts[0].line is handed
+    assert handed.errors == (row.errors[seed],)
+    assert study.details[handed.name]["test"].seeds == 1
+    assert study.verdict_condition(study.verdicts[0]) is handed
     html = page([study])
     first = html[html.index('class="card"') : html.index("</article>")]
     assert f"Handed over: {row.title}, seed {seed}" in first
@@ -145,8 +145,8 @@ def test_the_report_speaks_of_the_student_that_is_handed_over(result: Result) ->
     assert "Warning: the student lenet is LARGER than its teacher" in html
     text = build_report([result.path], "md")
     assert f"handed over: seed {seed}, {row.errors[seed]:.2f} %" in text
-    told = json.loads(build_report([result.path], "json"))["runs"][0]
-    assert told["handed_over"]["runs"] == [best_run(result)]
+    report = json.loads(build_report([result.path], "json"))["runs"][0]
+    assert report["handed_over"]["runs"] == [best_run(result)]
 
 
 def test_the_folder_and_the_compression_mean_that_student(result: Result, data: nt.Splits) -> None:
@@ -155,38 +155,9 @@ def test_the_folder_and_the_compression_mean_that_student(result: Result, data: 
         model, run = load_teacher(path, data)
         assert run is not None
         assert run.path.name == best_run(result)
-        assert story_of(path).run == f"{result.path.name}/{best_run(result)}"
+        assert provenance_of(path).run == f"{result.path.name}/{best_run(result)}"
         assert torch.equal(next(model.parameters()), next(nt.load_model(folder).parameters()))
     assert data_settings_of(folder) is None  # a call from Python: no settings name its data
-
-
-def test_a_run_without_its_record_is_removed_with_the_folder_but_not_with_files_of_others(
-    result: Result, tmp_path: Path
-) -> None:
-    import shutil
-
-    copied = Run(shutil.copytree(result.path, tmp_path / result.path.name))
-    (copied.path / "run.json").unlink()
-    (copied.path / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"README\.md is no file of a run"):
-        remove_run(copied)
-    (copied.path / "README.md").unlink()
-    (copied.path / "best" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"thesis\.txt is no file of a run"):
-        remove_run(copied)
-    (copied.path / "best" / "thesis.txt").unlink()
-    (copied.path / "best" / ".README.md.abc.tmp").write_text("half")
-    remove_run(copied)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_results_of_older_versions_name_no_folder(result: Result) -> None:
-    record = result.describe()
-    del record["warnings"], record["best"]["folder"], record["best"]["failed"], record["best"]["loads"]
-    old = Result.read(result.path, json.loads(json.dumps(record)))
-    assert (old.best_student, old.failed) == (None, {})
-    assert old.warnings == ()
-    assert "Next:" not in str(old)
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -196,19 +167,19 @@ def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tm
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnxscript", reason="needs the extra export")
     words = ("--data", "mnist-5k", "--set", f"data.limit={LIMIT}", "--teacher", "pretrained:lenet-mnist", "--student",
-             "mlp800", "--sigma", "0.5", "--epochs", "1", "--seeds", "2", "--export", "onnx", "-q")  # fmt: skip
+             "mlp800", "--sigma", "0.5", "--epochs", "1", "--seeds", "2", "--set", "run.baselines=false", "--export",
+             "onnx", "-q")  # fmt: skip
     code, out, err = call("compress", *words)
     assert code == 0, err
     run = Path(next(line for line in out.splitlines() if line.startswith("Run folder: ")).split(": ", 1)[1])
     result = Result.read(run, Run.open(run).result() or {})
     row, seed = result.handed_over
     listed = json.loads(call("runs", "ls", "--json")[1])
-    assert [one["error_%"] for one in listed] == [f"{row.errors[seed]:.2f}"]
-    shown = call("runs", "show", str(run))[1]
-    assert f"handed over: seed {seed}" in shown
+    assert [row["error_%"] for row in listed] == [f"{row.errors[seed]:.2f}"]
+    assert f"handed over: seed {seed}" in call("runs", "show", str(run))[1]
     assert f"  noisyteacher evaluate {run}/best" in out.splitlines()
-    told = json.loads(call("evaluate", f"{run}/best", "--json")[1])
-    assert told["error"]["value"] == row.errors[seed]
+    scores = json.loads(call("evaluate", f"{run}/best", "--json")[1])
+    assert scores["error"]["value"] == row.errors[seed]
     assert call("measure", f"{run}/best", "--runs", "1")[0] == 0
     code, out, err = call("export", f"{run}/best", "--format", "hub", "--runs", "1", "-q")
     assert code == 0, err
@@ -219,7 +190,7 @@ def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tm
     answer = subprocess.run([sys.executable, script, tmp_path / "three.npy"], capture_output=True, text=True)
     odds = nt.load_model(run / "best")(images).detach().softmax(1)
     assert answer.stderr == ""
-    assert answer.stdout.splitlines() == [f"{int(one.argmax())} {float(one.max()):.4f}" for one in odds]
+    assert answer.stdout.splitlines() == [f"{int(row.argmax())} {float(row.max()):.4f}" for row in odds]
     overlap = "the teacher was trained on mnist, which contains validation and test images of mnist-5k"
     assert f"WARNING: {overlap}" in str(result)
     assert overlap in build_report([run], "md")
@@ -230,7 +201,7 @@ def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tm
     )
 
 
-def test_the_script_s_names_are_literals_and_its_shape_is_told() -> None:
+def test_the_script_has_class_names_as_literals_and_the_image_shape() -> None:
     text = predict_script(['a"b', "\u202e]; import os"], (3, 8, 6))
     names: dict[str, Any] = {}
     exec("\n".join(line for line in text.splitlines() if line.startswith(("CLASSES", "SHAPE"))), names)
@@ -244,43 +215,43 @@ def test_the_script_s_names_are_literals_and_its_shape_is_told() -> None:
 
 def scripted() -> torch.jit.ScriptModule:
     torch.manual_seed(0)
-    made = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
-    assert isinstance(made, torch.jit.ScriptModule)
-    return made
+    module = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    assert isinstance(module, torch.jit.ScriptModule)
+    return module
 
 
 def test_a_teacher_that_cannot_be_measured_has_unknown_costs(data: nt.Splits, tmp_path: Path) -> None:
     result = nt.compress(scripted(), "mlp800", data, epochs=1, baselines=False, checks=False,
                          output_dir=tmp_path)  # fmt: skip
-    assert result.rows[0].costs == {}
+    assert result.rows[0].costs is None
     assert result.summary()["gains"] == dict.fromkeys(("macs", "parameters", "bytes", "latency_ms"))
     assert "costs unknown; test error" in str(result)
-    assert any("the costs of the teacher are unknown" in one for one in result.warnings)
+    assert any("the costs of the teacher are unknown" in warning for warning in result.warnings)
     assert "Costs unknown; test error" in build_report([result.path], "md")
 
 
 def test_a_student_that_cannot_be_copied_is_refused_before_anything_is_trained(data: nt.Splits, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"the student is, or holds, a torch\.jit module"):
+    with pytest.raises(UsageError, match=r"the student has a torch\.jit module"):
         nt.compress("lenet", scripted(), data, output_dir=tmp_path)
     with pytest.raises(UsageError, match=r"hub: .* cannot be built again from its name"):
         nt.compress("lenet", nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, export=["hub"], output_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_teacher_that_has_seen_the_images_is_known(data: nt.Splits, result: Result) -> None:
-    found = trained_on("pretrained:lenet-mnist")
-    assert found is not None
-    assert found["name"] == "mnist"
-    told = seen_before(found, data)
-    assert told is not None
-    assert "mnist, which contains validation and test images of mnist-5k" in told
-    own = trained_on(result.path / "teacher")
-    assert own == {"name": "mnist-5k", "train": data.train.fingerprint}
-    assert seen_before(own, data) is None
-    assert trained_on(result.path / "best") == own
+def test_a_teacher_that_has_seen_the_images_is_reported(data: nt.Splits, result: Result) -> None:
+    mnist = trained_on("pretrained:lenet-mnist")
+    assert mnist is not None
+    assert mnist["name"] == "mnist"
+    overlap = seen_before(mnist, data)
+    assert overlap is not None
+    assert "mnist, which contains validation and test images of mnist-5k" in overlap
+    source = trained_on(result.path / "teacher")
+    assert source == {"name": "mnist-5k", "train": data.train.fingerprint}
+    assert seen_before(source, data) is None
+    assert trained_on(result.path / "best") == source
     swapped = replace(data, val=replace(data.train, role="val", images=data.train.images.clone()))
-    assert "a training set" not in str(seen_before(own, swapped))
-    assert "contains validation images of mnist-5k" in str(seen_before({**own, "name": None}, swapped))
+    assert "a training set" not in str(seen_before(source, swapped))
+    assert "contains validation images of mnist-5k" in str(seen_before({**source, "name": None}, swapped))
     assert seen_before(None, data) is None
     assert seen_before({"name": "mnist-5k", "train": None}, replace(data, name="mnist")) is not None
 
@@ -288,8 +259,7 @@ def test_a_teacher_that_has_seen_the_images_is_known(data: nt.Splits, result: Re
 def test_warnings_of_a_lost_accuracy_and_of_equal_costs(result: Result) -> None:
     assert result.best is not None
     over = replace(result, best={**result.best, "drop": 3.0, "max_drop": 1.0, "holds": False})
-    from noisyteacher.pipeline.summary import warnings_of
-
-    assert "validation lost 3.00 points against the teacher, 1 are allowed" in warnings_of(over)
-    equal = replace(result, rows=tuple(replace(row, costs=result.rows[0].costs) for row in result.rows))
+    assert "validation lost 3.00 points against the teacher, 1 are allowed" in loss_warnings(over)
+    rows = tuple(replace(row, costs=result.rows[0].costs) for row in result.conditions)
+    equal = replace(result, conditions=rows)
     assert equal.summary()["compression"].startswith("as many MACs, as large, as fast; ")

@@ -1,4 +1,4 @@
-"""The time of a compression: what it needs, what fits into its minutes, what was decided, what is told of it."""
+"""The time of a compression: the estimate, what fits into its minutes, what was decided, what is shown of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import pytest
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError
-from noisyteacher.pipeline import compress_config, compression, pacing, resume_compress
-from noisyteacher.pipeline.budget import FILE, Budget, Speeds, Work, fitted, needed
-from noisyteacher.pipeline.pacing import Forecast, in_words
-from noisyteacher.pipeline.plan import lasting
-from noisyteacher.pipeline.timing import epoch_seconds, training_seconds
+from noisyteacher.pipeline import compress_config, compression, resume_compress
+from noisyteacher.pipeline.resolve import with_epochs
+from noisyteacher.pipeline.timing import (
+    FILE,
+    Pace,
+    Speeds,
+    Work,
+    estimate,
+    fit_into,
+    training_seconds,
+)
 from noisyteacher.runs import Run, new_run
 from noisyteacher.text import rough_duration
 
@@ -24,66 +30,80 @@ WORK = Work(20, 20, 6, tries=3)
 SPEEDS = Speeds(5.0, 7.0, (2.0, 4.0, 1.0), 3.0)
 
 
+def total(work: Work, speeds: Speeds = SPEEDS) -> float:
+    return sum(map(sum, estimate(work, speeds).values()))
+
+
 def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
-    stages = needed(WORK, SPEEDS)
-    # the student is not known yet: as slow as the slowest of those that are tried
-    assert (stages.teacher, stages.logits, stages.search, stages.noise) == (100, 7, (10, 20, 5), 0)
-    assert (stages.students, stages.end) == (6 * 20 * 4, 3)
-    assert stages.total == 100 + 7 + 35 + 480 + 3
-    assert needed(replace(WORK, tries=1), SPEEDS).students == 6 * 20 * 2
-    assert needed(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS).noise == 10 * 3 * 4
-    assert needed(replace(WORK, try_epochs=2), SPEEDS).search == (4, 8, 2)
+    # a student yet to be chosen is as slow as the slowest of those that are tried
+    assert estimate(WORK, SPEEDS) == {
+        "teacher": [100], "logits": [7], "comparison": [], "search": [10, 20, 5], "noise": [], "students": [80] * 6,
+        "export": [3],
+    }  # fmt: skip
+    assert total(WORK) == 100 + 7 + 35 + 480 + 3
+    assert estimate(replace(WORK, tries=1), SPEEDS)["students"] == [40] * 6
+    assert estimate(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS)["noise"] == [12] * 10
+    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["search"] == [4, 8, 2]
+    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == [4]
 
 
 def test_time_enough_changes_nothing() -> None:
-    assert fitted(WORK, SPEEDS, needed(WORK, SPEEDS).total) == WORK
+    assert fit_into(WORK, SPEEDS, total(WORK)) == WORK
 
 
 def test_fewer_networks_are_tried_where_less_than_half_of_the_epochs_would_be_left() -> None:
     work, speeds = Work(0, 20, 1, tries=3), Speeds(0.0, 0.0, (2.0, 2.0, 2.0))
-    assert fitted(work, speeds, 38.0) == replace(work, student_epochs=10)  # 3 tries of 2 epochs, then 10: 32 s
-    assert fitted(work, speeds, 28.5) == replace(work, student_epochs=10, tries=2)
-    assert fitted(work, speeds, 12.0) == replace(work, student_epochs=5, tries=1)
-    assert fitted(work, speeds, 0.0) == replace(work, student_epochs=1, tries=1)
+    assert fit_into(work, speeds, 38.0) == replace(work, student_epochs=10)  # 3 tries of 2 epochs, then 10: 32 s
+    assert fit_into(work, speeds, 28.5) == replace(work, student_epochs=10, tries=2)
+    assert fit_into(work, speeds, 12.0) == replace(work, student_epochs=5, tries=1)
+    assert fit_into(work, speeds, 0.0) == replace(work, student_epochs=1, tries=1)
 
 
 def test_what_fits_is_never_longer_than_the_time_and_grows_with_it() -> None:
     for tries, runs, try_epochs in product((0, 1, 4), (0, 6), (None, 3)):
         work = Work(30, 20, 3, tries, try_epochs, runs)
         speeds = Speeds(3.0, 5.0, (1.0, 0.5, 2.0, 1.5), 2.0)
-        least = needed(fitted(work, speeds, 0.0), speeds).total
+        least = total(fit_into(work, speeds, 0.0), speeds)
         before = 0
         for seconds in range(10, 400, 13):
-            plan = fitted(work, speeds, seconds)
+            plan = fit_into(work, speeds, seconds)
             assert min(plan.teacher_epochs, plan.student_epochs) >= 1
-            assert needed(plan, speeds).total <= max(seconds, least)
+            assert total(plan, speeds) <= max(seconds, least)
             assert plan.student_epochs >= before or plan.tries > 1
             before = plan.student_epochs
 
 
-def test_a_decision_is_kept_for_whoever_goes_on_with_the_run(tmp_path: Path) -> None:
+def test_a_decision_is_kept_for_whoever_resumes_the_run(tmp_path: Path) -> None:
     run, now = new_run(tmp_path, "compress", "x", {}), [100.0]
-    first = Budget.of(run, 5.0, lambda: now[0], started=40.0)
-    assert first.left() == 0.95 * 240
-    decided = first.decide("begin", WORK, SPEEDS)
+
+    def pace(minutes: float | None, speeds: Speeds, started: float) -> Pace:
+        return Pace(run, WORK, lambda: speeds, minutes, None, lambda: now[0], started)
+
+    first = pace(5.0, SPEEDS, 40.0)
+    assert first.remaining() == 0.95 * 240
+    decided = first.begin()
     assert decided.teacher_epochs < 20
     now[0] = 7.0  # another machine, whose clock begins anew, ten times as fast
-    again = Budget.of(run, 5.0, lambda: now[0], started=5.0)
-    fast = Speeds(0.5, 0.7, (0.2, 0.4, 0.1))
-    assert again.decide("begin", WORK, fast) == decided
-    assert again.speeds("begin") == SPEEDS
+    again = pace(5.0, Speeds(0.5, 0.7, (0.2, 0.4, 0.1)), 5.0)
+    assert again.begin() == decided
+    assert again.speeds == SPEEDS
     assert again.spent == 62.0
-    assert again.decide("search", WORK, fast) == WORK
-    assert Budget.of(run, None, lambda: 0.0, 0.0).decide("begin", WORK, SPEEDS) == WORK
+    assert again.again("search", (0.2, 0.4, 0.1)) == replace(WORK, teacher_epochs=0)
+    assert pace(None, SPEEDS, 0.0).begin() == WORK
     text = (run.path / FILE).read_text()
-    (run.path / FILE).write_text(text.replace("begin", "begun"))
+    (run.path / FILE).write_text(text.replace("begin", "start"))
     with pytest.raises(FileFormatError, match=r"plan\.json"):
-        Budget.of(run, 5.0, lambda: 0.0, 0.0)
+        pace(5.0, SPEEDS, 0.0)
 
 
-def test_the_time_left_is_told_with_every_step() -> None:
+def test_every_step_reports_the_remaining_time(tmp_path: Path) -> None:
     now, notes = [0.0], []
-    forecast = Forecast(lambda *told: notes.append(told[-1]), lambda: now[0], (60.0, 30.0, 100.0))
+    work, speeds, run = Work(12, 10, 1), Speeds(5.0, 30.0, (10.0,)), new_run(tmp_path, "compress", "x", {})
+    pace = Pace(run, work, lambda: speeds, None, lambda *progress: notes.append(progress[-1]), lambda: now[0])
+    pace.begin()  # 60, 30 and 100 s
+    notes.clear()
+    forecast = pace.forecast
+    assert forecast is not None
     forecast("[1/3] teacher", 0, 100, "epoch 1")
     now[0] = 2.0
     forecast("[1/3] teacher", 5, 100, "epoch 1")  # too early to say anything of its speed
@@ -96,32 +116,20 @@ def test_the_time_left_is_told_with_every_step() -> None:
         "3 min left in all", "3 min left in all", "4 min left in all", "2 min left in all", "",
     ]  # fmt: skip
     assert notes[-1] == "as it is"
-    assert forecast.left("[1/3] teacher", 0.05) == 0.95 * 60 + 130
 
 
-def test_the_estimate_is_one_line() -> None:
-    assert in_words(needed(WORK, SPEEDS)) == (
-        "about 10 min: teacher 2 min, logits 7 s, search 35 s, students 8 min, export 3 s"
-    )
-    assert [rough_duration(one) for one in (0.2, 41, 90, 5399, 5400)] == ["1 s", "40 s", "2 min", "90 min", "1.5 h"]
+def test_rough_durations() -> None:
+    durations = {0.2: "1 s", 41: "40 s", 90: "2 min", 5399: "90 min", 5400: "1.5 h"}
+    assert {seconds: rough_duration(seconds) for seconds in durations} == durations
 
 
 def test_a_warm_up_shrinks_with_the_epochs() -> None:
     recipe = build_config({"student": {"epochs": 20, "warmup_epochs": 1.0}}).student
-    assert [lasting(recipe, epochs).warmup_epochs for epochs in (20, 8, 2, 1)] == [1.0, 1.0, 0.5, 0.25]
+    assert [with_epochs(recipe, epochs).warmup_epochs for epochs in (20, 8, 2, 1)] == [1.0, 1.0, 0.5, 0.25]
 
 
-def test_an_epoch_is_reckoned_from_a_few_steps() -> None:
-    data = nt.load_data("mnist-5k", limit=60)
-    recipe = {"batch_size": 20, "views": ("clean",), "every_view": False}
-    # the first step sets things up; 60 / 20 steps of 2 s, and 60 / 20 validation batches at a third
-    assert epoch_seconds([50.0, 2.0, 9.0, 2.0], data, recipe) == 2 * 3 + 2
-    assert epoch_seconds([50.0], data, recipe) == 200
-    both = {**recipe, "views": ("clean", "mirror"), "every_view": True}
-    assert epoch_seconds([50.0, 2.0], data, both) == 2 * 6 + 2
-
-
-def test_a_training_is_timed_by_the_clock_that_is_given_and_stops_early() -> None:
+@pytest.mark.parametrize(("views", "every_view", "steps"), [(("clean",), False, 6), (("clean", "mirror"), True, 12)])
+def test_a_training_is_timed_by_its_clock_and_stops_early(views: tuple[str, ...], every_view: bool, steps: int) -> None:
     data = nt.load_data("mnist-5k", limit=60)
     ticks: list[float] = []
 
@@ -130,13 +138,22 @@ def test_a_training_is_timed_by_the_clock_that_is_given_and_stops_early() -> Non
         return ticks[-1]
 
     recipe = {
-        "batch_size": 10, "views": ("clean",), "every_view": False, "epochs": 50, "lr": 1e-3, "optimizer": "adam",
+        "batch_size": 10, "views": views, "every_view": every_view, "epochs": 50, "lr": 1e-3, "optimizer": "adam",
         "augment": "mixup", "patience": 3, "precision": "fp32", "keep": "best",
     }  # fmt: skip
     model = nt.build_model("compact-xs:0.5", data)
-    assert training_seconds(model, data, recipe, "cpu", clock) == 3.0 * (6 + 2)
+    assert training_seconds(model, data, recipe, "cpu", clock) == 3.0 * (steps + 2)  # 6 validation batches at a third
     assert len(ticks) == 3  # two steps: the second took longer than half a second
     assert training_seconds(model, data, {**recipe, "lr": -1.0}, "cpu", clock) is None
+
+
+def test_the_first_step_sets_things_up_and_does_not_count() -> None:
+    data = nt.load_data("mnist-5k", limit=60)
+    times = iter([0.0, 50.0, 52.0, 61.0, 63.0])
+    recipe = {"batch_size": 20, "views": ("clean",), "every_view": False, "epochs": 2, "lr": 1e-3, "optimizer": "adam"}
+    model = nt.build_model("compact-xs:0.5", data)
+    # 60 / 20 steps and 60 / 20 validation batches at a third, each of the 2 s of the second step
+    assert training_seconds(model, data, {**recipe, "precision": "fp32"}, "cpu", lambda: next(times)) == 2 * (3 + 1)
 
 
 SMALL: dict[str, Any] = {
@@ -148,12 +165,12 @@ SMALL: dict[str, Any] = {
 def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that stands still, with epochs that were measured to take 10 s (teacher) and 5 s (student)."""
     monkeypatch.setattr(compression, "CLOCK", lambda: 0.0)
-    monkeypatch.setattr(pacing, "measured", lambda *_: Speeds(10.0, 1.0, (5.0,)))
+    monkeypatch.setattr(compression, "measure_speeds", lambda *_: Speeds(10.0, 1.0, (5.0,)))
     config = build_config(
         {**SMALL, "target": {"minutes": 1.0}, "run": {"output_dir": str(tmp_path), "baselines": False}}
     )
     lines: list[tuple[str, str]] = []
-    begun: list[Run] = []
+    runs: list[Run] = []
 
     class StopError(Exception):
         pass
@@ -164,15 +181,17 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
             raise StopError
 
     with pytest.raises(StopError):
-        compress_config(config, begun=begun.append, watch=stop)
+        compress_config(config, on_run_created=runs.append, on_progress=stop)
     # 57 s: 80 + 1 + 5 + 20 s do not fit; with 4 of 8, 1 and 2 of 4 epochs 40 + 1 + 5 + 10 = 56 s do
-    assert ("plan", "time: about 55 s: teacher 40 s, logits 1 s, students 15 s") in lines
+    assert ("plan", "time: about 55 s: teacher 40 s, logits 1 s, comparison 5 s, students 10 s") in lines
     assert all("left in all" in note for stage, note in lines if stage.startswith("[1/"))
-    monkeypatch.setattr(pacing, "measured", lambda *_: Speeds(0.01, 0.01, (0.01,)))  # resumed on a fast machine
-    result = resume_compress(begun[0])
+    monkeypatch.setattr(
+        compression, "measure_speeds", lambda *_: Speeds(0.01, 0.01, (0.01,))
+    )  # resumed on a fast machine
+    result = resume_compress(runs[0])
     assert (Run.open(result.path / "teacher").result() or {})["training"]["epochs"] == 4
     student = Run.open(result.path / result.rows[-1].runs[0])
     assert student.config["recipe"]["epochs"] == 4  # the time that the students have was not decided before
     assert result.time is not None
     assert result.time["epochs"] == {"teacher": 4, "student": 4}
-    assert "the teacher was trained for 4 epochs instead of 8: 1 minute did not allow more" in str(result)
+    assert "1 min allowed 4 of 8 epochs of the teacher" in str(result)

@@ -17,7 +17,7 @@ from noisyteacher.config import build_config
 from noisyteacher.data import Batch
 from noisyteacher.errors import MismatchError
 from noisyteacher.models import Standardize
-from noisyteacher.pipeline import checking, compress_config, distil_config, train_config
+from noisyteacher.pipeline import class_order, compress_config, distil_config, preflight, train_config
 from noisyteacher.runs import list_runs
 
 NAMES = ("dark", "middle", "bright")
@@ -33,8 +33,8 @@ def pixels(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
 
 
 def table(order: tuple[int, ...] = (0, 1, 2)) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz, with classes in the order given."""
-    arrays: dict[str, Any] = {"classes": np.array([NAMES[one] for one in order])}
+    """The arrays of an .npz, with classes in this order."""
+    arrays: dict[str, Any] = {"classes": np.array([NAMES[number] for number in order])}
     for number, (role, count) in enumerate({"train": 60, "val": 60, "test": 30}.items()):
         images, labels = pixels(count, number)
         arrays |= {f"x_{role}": images, f"y_{role}": np.argsort(order)[labels]}
@@ -43,10 +43,10 @@ def table(order: tuple[int, ...] = (0, 1, 2)) -> dict[str, np.ndarray[Any, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("checking")
-    np.savez(made / "data.npz", **table())
-    np.savez(made / "moved.npz", **table((2, 0, 1)))
-    return made
+    path = tmp_path_factory.mktemp("checking")
+    np.savez(path / "data.npz", **table())
+    np.savez(path / "moved.npz", **table((2, 0, 1)))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +75,16 @@ def compressed(model: nn.Module, data: nt.Splits, folder: Path, **options: Any) 
 
 def test_a_sound_pair(data: nt.Splits, tmp_path: Path) -> None:
     result = compressed(teacher(data), data, tmp_path)
-    held = {one["check"]: one["held"] for one in result.checks}
-    assert held == {
+    assert {check["check"]: check["held"] for check in result.checks} == {
         "teacher frozen": True, "class order": None, "stored answers are the teacher's": True,
         "answers are logits": True, "class assignment": True, "teacher's accuracy": True,
         "no loss where student equals teacher": True, "student's gradient": True,
     }  # fmt: skip
-    told = {one["check"]: one["told"] for one in result.checks}
-    assert told["teacher's accuracy"] == "100.00 % on validation (n = 60), where 33.33 % would be chance"
-    assert "in 2 of 2 weight tensors" in told["student's gradient"]
+    messages = {check["check"]: check["told"] for check in result.checks}
+    assert messages["teacher's accuracy"] == "100.00 % on validation (n = 60), where 33.33 % would be chance"
+    assert "in 2 of 2 weight tensors" in messages["student's gradient"]
     kept = json.loads((result.path / "result.json").read_text())["result"]["checks"]
-    assert kept == [dict(one) for one in result.checks]
+    assert kept == [dict(check) for check in result.checks]
     assert "Did not hold" not in str(result)
 
 
@@ -106,29 +105,23 @@ def test_probabilities_are_not_logits(data: nt.Splits, tmp_path: Path) -> None:
 
 
 def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
-    given = {"data": {"name": str(folder / "data.npz")}, "run": {"output_dir": str(tmp_path), "baselines": False}}
-    first = build_config({**given, "teacher": {"name": "mlp800", "epochs": 2}})
-    trained = train_config(first)
+    base = {"data": {"name": str(folder / "data.npz")}, "run": {"output_dir": str(tmp_path), "baselines": False}}
+    trained = train_config(build_config({**base, "teacher": {"name": "mlp800", "epochs": 2}}))
     assert trained.result["classes"] == list(NAMES)
-    learner = {
-        "teacher": {"name": str(trained.run.path)},
-        "student": {"name": "mlp800", "epochs": 1},
-        "noise": {"sigma": 0.0},
-    }
-    result = compress_config(build_config({**given, **learner}))
-    (order,) = (one for one in result.checks if one["check"] == "class order")
-    assert (order["held"], order["told"]) == (True, "3 of 3 classes are named alike, each at the same place")
-    moved = {**given, **learner, "data": {"name": str(folder / "moved.npz")}}
+    base |= {"teacher": {"name": str(trained.run.path)}, "student": {"name": "mlp800", "epochs": 1}}
+    result = compress_config(build_config({**base, "noise": {"sigma": 0.0}}))
+    assert [check["held"] for check in result.checks if check["check"] == "class order"] == [True]
+    again = distil_config(build_config(base), result.path / result.store)
+    assert [check["held"] for check in again.result["checks"]] == [True, True, True, True]
+    moved = build_config({**base, "data": {"name": str(folder / "moved.npz")}})
     with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the teacher"):
-        compress_config(build_config(moved))
+        compress_config(moved)
     with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the stored teacher"):
-        distil_config(build_config(moved), result.path / result.store)
-    again = distil_config(build_config({**given, **learner}), result.path / result.store)
-    assert [one["held"] for one in again.result["checks"]] == [True, True, True, True]
+        distil_config(moved, result.path / result.store)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "held"),
+    ("theirs", "passed"),
     [
         (None, None),
         (["dark", "middle", "bright"], True),
@@ -140,22 +133,21 @@ def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
         (["dark", "middle"], False),
     ],
 )
-def test_the_order_of_names(theirs: list[str] | None, held: bool | None) -> None:
-    assert checking.class_order(theirs, NAMES, "the teacher").held is held
+def test_the_order_of_names(theirs: list[str] | None, passed: bool | None) -> None:
+    assert class_order.check_class_names(theirs, NAMES, "the teacher").passed is passed
 
 
 def test_a_teacher_that_is_not_the_one_of_the_answers(data: nt.Splits, tmp_path: Path) -> None:
     model = teacher(data)
     store = nt.extract(model, data.train, tmp_path / "logits")
-    assert checking.teacher_frozen(model, data.train, store).held
-    assert checking.stored_is_live(model, data.train, store).held
+    assert preflight.check_frozen(model, data.train, store).passed
+    assert preflight.check_stored_logits(model, data.train, store).passed
     with torch.no_grad():
         model.network[1].bias += 0.1
-    changed = checking.teacher_frozen(model, data.train, store)
-    assert (changed.held, changed.told) == (False, "the teacher's weights have changed since its answers were stored")
-    apart = checking.stored_is_live(model, data.train, store)
-    assert apart.held is False
-    assert "differs by at most 0.1" in apart.told
+    changed = preflight.check_frozen(model, data.train, store)
+    assert (changed.passed, "weights have changed" in changed.message) == (False, True)
+    stored = preflight.check_stored_logits(model, data.train, store)
+    assert (stored.passed, "differ by at most 0.1" in stored.message) == (False, True)
 
 
 def test_a_teacher_that_wakes_up(data: nt.Splits, tmp_path: Path) -> None:
@@ -167,7 +159,7 @@ def test_a_teacher_that_wakes_up(data: nt.Splits, tmp_path: Path) -> None:
     model = teacher(data)
     store = nt.extract(model, data.train, tmp_path / "logits")
     model.network.append(Awake())
-    assert "stays in training mode" in checking.teacher_frozen(model, data.train, store).told
+    assert "stays in training mode" in preflight.check_frozen(model, data.train, store).message
 
 
 def test_accuracy_against_what_chance_would_give(data: nt.Splits, tmp_path: Path) -> None:
@@ -176,24 +168,24 @@ def test_accuracy_against_what_chance_would_give(data: nt.Splits, tmp_path: Path
     uneven = val.subset(torch.cat([torch.arange(0, 60, 3), torch.tensor([1, 2])]))
     model = teacher(data)
     store = nt.extract(model, uneven, tmp_path / "good")
-    right = checking.plausible_accuracy(store, uneven)
-    assert right.held
-    assert "100.00 % on validation (n = 22), where 83.06 % would be chance" in right.told
+    right = preflight.check_accuracy(store, uneven)
+    assert right.passed
+    assert "100.00 % on validation (n = 22), where 83.06 % would be chance" in right.message
     with torch.no_grad():
         model.network[1].bias[0] += 1000
     store = nt.extract(model, uneven, tmp_path / "constant")
-    found = checking.plausible_accuracy(store, uneven)
-    assert found.held is False
-    assert "90.91 % on validation (n = 22), where 90.91 % would be chance" in found.told
+    constant = preflight.check_accuracy(store, uneven)
+    assert constant.passed is False
+    assert "90.91 % on validation (n = 22), where 90.91 % would be chance" in constant.message
 
 
 @pytest.mark.parametrize(("answers", "labels"), [([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]), ([0] * 5 + [1], [0] * 6)])
 def test_hits_by_chance_over_all_ways_to_deal(answers: list[int], labels: list[int]) -> None:
-    hits = [sum(map(int.__eq__, dealt, labels)) for dealt in itertools.permutations(answers)]
+    hits = [sum(map(int.__eq__, shuffled, labels)) for shuffled in itertools.permutations(answers)]
     mean = sum(hits) / len(hits)
-    variance = sum((one - mean) ** 2 for one in hits) / len(hits)
-    counts = (torch.bincount(torch.tensor(one), minlength=3) for one in (answers, labels))
-    assert checking.hits_by_chance(*counts) == pytest.approx((mean, variance))
+    variance = sum((number - mean) ** 2 for number in hits) / len(hits)
+    counts = (torch.bincount(torch.tensor(classes), minlength=3) for classes in (answers, labels))
+    assert preflight.hits_by_chance(*counts) == pytest.approx((mean, variance))
 
 
 def test_students_that_cannot_learn(data: nt.Splits) -> None:
@@ -204,12 +196,12 @@ def test_students_that_cannot_learn(data: nt.Splits) -> None:
         return logits.square().sum()
 
     student = nt.build_model(linear(), data)
-    assert checking.student_gradient(student, loss, batch).held
-    frozen = checking.student_gradient(nt.build_model(linear().requires_grad_(False), data), loss, batch)
-    assert (frozen.held, frozen.told) == (False, "the student has no weights to learn")
-    flat = checking.student_gradient(student, lambda logits: 0 * logits.sum(), batch)
-    assert flat.held is False
-    assert "in 0 of 2 weight tensors: there is nothing it could learn" in flat.told
+    assert preflight.check_gradient(student, loss, batch).passed
+    frozen = preflight.check_gradient(nt.build_model(linear().requires_grad_(False), data), loss, batch)
+    assert (frozen.passed, frozen.message) == (False, "the student has no weights to learn")
+    flat = preflight.check_gradient(student, lambda logits: 0 * logits.sum(), batch)
+    assert flat.passed is False
+    assert "in 0 of 2 weight tensors: there is nothing it could learn" in flat.message
 
 
 def test_checks_leave_no_trace(data: nt.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +215,6 @@ def test_checks_leave_no_trace(data: nt.Splits, tmp_path: Path, monkeypatch: pyt
         result = nt.compress(teacher(data), student, data, baselines=False, epochs=1, output_dir=tmp_path / name)
         files.append((result.path / "clean-seed0" / "weights.safetensors").read_bytes())
         assert int(student[1].num_batches_tracked) == 0
-        for check in ("checked_lesson", "checked_teacher"):
-            monkeypatch.setattr(f"noisyteacher.pipeline.compression.{check}", lambda *given, **named: [])
+        for check in ("check_first_step", "check_teacher"):
+            monkeypatch.setattr(f"noisyteacher.pipeline.preflight.{check}", lambda *args, **options: [])
     assert files[0] == files[1]

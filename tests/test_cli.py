@@ -8,20 +8,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer.main
 from typer import BadParameter
 
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher import cli
-from noisyteacher.config import NoiseSettings, Recipe, build_config
+from noisyteacher import config as config_module
+from noisyteacher.cli.options import Request
+from noisyteacher.config import NoiseSettings
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.runs import list_runs, remove_run
 
@@ -42,97 +44,82 @@ TRAINING = {
     "--epochs", "--batch-size", "--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule", "--precision",
     "--preset", "--patience", "--views",
 }  # fmt: skip
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("NOISYTEACHER_DATA", raising=False)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["noisyteacher", *words])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
-
-
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")
 NAMED = ("--student", "mlp800")
 
 
-def commands() -> dict[str, typer.main.click.Command]:  # type: ignore[name-defined]
-    found = {}
-    top = typer.main.get_command(cli.app)
-    for name, command in top.commands.items():  # type: ignore[attr-defined]
+@cache
+def commands() -> dict[str, Any]:
+    """Every command by its full name."""
+    by_name: dict[str, Any] = {}
+    for name in cli.COMMANDS:
+        command = cli.build_command(name)
         inner = getattr(command, "commands", None)
-        found |= {f"{name} {one}": two for one, two in inner.items()} if inner else {name: command}
-    return found
+        by_name |= {f"{name} {key}": value for key, value in inner.items()} if inner else {name: command}
+    return by_name
+
+
+def options_of(command: str) -> set[str]:
+    """Its options, as they are typed."""
+    return {option for parameter in commands()[command].params for option in parameter.opts if option.startswith("-")}
 
 
 def test_the_surface_is_frozen() -> None:
-    """A command or option that comes or goes is a decision, told here."""
-    found = commands()
-    assert set(found) == COMMANDS
-    options = {flag for one in found["compress"].params for flag in one.opts if flag.startswith("-")}
-    assert options - COMMON == COMPRESS | TRAINING
-
-
-def test_every_command_that_trains_takes_the_same_flags() -> None:
-    found = commands()
+    """A command or option that is added or removed is a decision, recorded here."""
+    assert set(commands()) == COMMANDS
+    assert options_of("compress") - COMMON == COMPRESS | TRAINING
     for name in ("compress", "distil", "sweep", "train"):
-        assert {flag for one in found[name].params for flag in one.opts} >= TRAINING, name
-    hints = get_type_hints(Recipe)
-    for flag in cli.options.TRAINING:
-        kinds = str(hints[flag.name])
-        assert flag.kind.__name__ in kinds or flag.kind is str, flag.name
+        assert options_of(name) >= TRAINING, name
+    assert options_of("train") - TRAINING == {
+        "--model", "--data", "--data-root", "--data-dir", "--output-dir", "--device", "--threads", "--profile", "--set",
+        "--seed", "--resume", "--json", "--quiet", "-q",
+    }  # fmt: skip
 
 
-def test_a_flag_of_a_training_reaches_the_settings_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_flag_reaches_the_settings_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"epochs": 3, "batch_size": 7, "lr": 0.5, "optimizer": "sgd", "momentum": 0.1, "weight_decay": 0.2,
              "schedule": "step", "precision": "fp32", "preset": "modern", "patience": 2}  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     seen: list[dict[str, Any]] = []
 
-    def settings(config: Any, overrides: Any, flags: dict[str, Any], *more: Any) -> Any:
-        seen.append(flags)
-        raise UsageError("that is all")
+    def build_config(settings: dict[str, Any], **options: Any) -> Any:
+        seen.append(settings)
+        raise UsageError("stop")
 
-    monkeypatch.setattr(cli.options, "settings", settings)
+    spec = importlib.import_module("noisyteacher.sweep.spec")  # before the patch, which it would import
+    for module in (config_module, spec):
+        monkeypatch.setattr(module, "build_config", build_config)
     for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "student.lr=1"], ["train"]):
         monkeypatch.setattr(sys, "argv", ["noisyteacher", *command, *words, "--views", "clean,mirror"])
         with pytest.raises(SystemExit):
             cli.main()
         part = "teacher" if command == ["train"] else "student"
-        assert {name: seen[-1][f"{part}.{name}"] for name in flags} == flags
-        assert seen[-1][f"{part}.views"] == "clean,mirror"
-    assert [one.get("teacher.preset") for one in seen] == ["modern", None, "modern", "modern"]
+        assert {name: seen[-1][part][name] for name in flags} == flags
+        assert seen[-1][part]["views"] == ["clean", "mirror"]
+    assert [settings.get("teacher", {}).get("preset") for settings in seen] == ["modern", None, "modern", "modern"]
 
 
-def test_noise_is_asked_for_by_one_flag_or_named_by_another() -> None:
-    ask = cli.options.noise_settings
-    assert ask(True, None, None, None)["noise.sigma"] == ask(False, "auto", None, None)["noise.sigma"] == "auto"
-    assert ask(True, "auto", "0.5", "row") == {"noise.sigma": "auto", "noise.alpha": "0.5", "noise.draw": "row"}
-    assert ask(False, None, None, None)["noise.sigma"] is None
+def test_noise_is_requested_by_one_flag_or_named_by_another() -> None:
+    def noise(choose: bool | None, **flags: str) -> Any:
+        named = {f"noise.{name}": value for name, value in flags.items()}
+        return Request(named, choose_noise=choose).settings().get("noise")
+
+    assert noise(True) == noise(False, sigma="auto") == {"sigma": "auto"}
+    assert noise(True, sigma="auto", alpha="0.5", draw="row") == {"sigma": "auto", "alpha": 0.5, "draw": "row"}
+    assert noise(False, sigma="[0.01, 1]") == {"sigma": [0.01, 1]}
+    assert noise(False) is None
     with pytest.raises(BadParameter, match=r"--noise chooses sigma on validation and --sigma 0\.3 names it"):
-        ask(True, "0.3", None, None)
+        noise(True, sigma="0.3")
 
 
 def test_sigma_0_turns_off_the_noise_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "noise.toml"
     file.write_text('[noise]\nsigma = 0.5\nalpha = 0.5\ndraw = "row"\n')
-    given = cli.options.settings(file, None, cli.options.noise_settings(False, "0", None, None))
-    assert build_config(given).noise == NoiseSettings()
+    request = Request({"noise.sigma": "0"}, file, choose_noise=False)
+    assert config_module.build_config(request.settings()).noise == NoiseSettings()
+    assert replace(request, choose_noise=None).settings()["noise"] == {"sigma": 0, "alpha": 0.5, "draw": "row"}  # sweep
     with pytest.raises(ConfigError, match=r"noise\.alpha, noise\.draw: no effect without noise"):
-        build_config(cli.options.settings(file, None, cli.options.noise_settings(False, "0", "0.5", None)))
+        config_module.build_config(replace(request, flags=request.flags | {"noise.alpha": "0.5"}).settings())
 
 
 def test_every_help_has_an_example() -> None:
@@ -149,14 +136,15 @@ def test_help_and_import_do_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_the_list_of_commands_builds_none_of_them() -> None:
-    top: Any = typer.main.get_command(cli.app)
-    with top.make_context("noisyteacher", [], resilient_parsing=True) as context:
-        told = top.get_help(context)
-    assert top.commands.made == {}
-    for name, command in top.commands.items():  # and says of each what the built one says
-        assert f"  {name} " in told
-        assert command.get_short_help_str(200).split(".")[0].removesuffix("...")[:30] in told
+def test_the_list_of_commands_builds_none_of_them(call: Call) -> None:
+    cli.build_command.cache_clear()
+    code, out, _ = call("--help")
+    assert (code, cli.build_command.cache_info().currsize) == (0, 0)
+    for name in cli.COMMANDS:  # with the first words of its own help
+        line = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
+        assert line.split(maxsplit=1)[1].removesuffix("...").rstrip(".") in " ".join(
+            cli.build_command(name).help.split()
+        )
 
 
 def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
@@ -188,10 +176,10 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert f"Model: {distilled['run']}\nData: mnist-5k, test, 100 images, fingerprint" in table
     assert f"{distilled['scores']['test']['error']['value']:.4g}" in table
     code, out, _ = call("measure", distilled["run"], "--json", "--runs", "3")
-    told = json.loads(out)
-    assert told["parameters"] == 1_276_810
+    costs = json.loads(out)
+    assert costs["parameters"] == 1_276_810
     assert {key: distilled["costs"][key] for key in ("parameters", "bytes", "macs", "layers")} == {
-        key: told[key] for key in ("parameters", "bytes", "macs", "layers")
+        key: costs[key] for key in ("parameters", "bytes", "macs", "layers")
     }
     code, out, _ = call("measure", "nin", "--input-shape", "3,32,32", "--layers", "--runs", "1")
     assert code == 0
@@ -201,10 +189,7 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert (json.loads(out)["rows"], json.loads(out)["data"]["name"]) == (100, "mnist-5k")
     assert "mirror" in call("logits", "show", store["store"])[1]
     assert len(json.loads(call("runs", "ls", "--json")[1])) == 2
-    assert (
-        "student" in call("runs", "show", distilled["run"])[1]
-        or distilled["run"] in call("runs", "show", distilled["run"])[1]
-    )
+    assert f"{distilled['run']}: done, distil, started" in call("runs", "show", distilled["run"])[1]
     assert call("runs", "diff", teacher.id, Path(distilled["run"]).name)[0] == 0
     assert call("runs", "rm", teacher.id, "--yes")[0] == 0
     assert not teacher.path.exists()
@@ -216,14 +201,14 @@ def test_compress_and_resume_a_done_one(call: Call) -> None:
     )
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert [row["name"] for row in result["rows"]] == ["teacher", "labels", "clean"]
+    assert [row["name"] for row in result["conditions"]] == ["labels", "clean"]
     code, table, _ = call("runs", "show", result["run"])
     assert code == 0
-    assert result["verdict"] is None
+    assert result["verdicts"] == []
     assert "Noise:" not in table
-    assert f"{result['rows'][2]['error_%']['mean']:.2f}" in table
+    assert f"{result['conditions'][1]['scores']['test']['error']['mean']:.2f}" in table
     again = json.loads(call("compress", "--resume", result["run"], "--json", "-q")[1])
-    assert again["rows"] == result["rows"]
+    assert again["conditions"] == result["conditions"]
     assert call("compress", "--resume", result["run"], "--epochs", "3")[0] == 2
 
 
@@ -257,49 +242,21 @@ def test_config_and_data(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_can_be_resumed(tmp_path: Path, call: Call, number: int, code: int) -> None:
-    words = [
-        sys.executable,
-        "-c",
-        "import noisyteacher.cli as c; c.main()",
-        "train",
-        "--model",
-        "mlp800",
-        "--epochs",
-        "300",
-    ]
-    with subprocess.Popen(
-        [*words, *SMALL], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as process:
-        assert process.stderr is not None
-        while "epoch 1/300" not in process.stderr.readline():
-            assert process.poll() is None
-        time.sleep(0.3)
-        process.send_signal(number)
-        told = process.stderr.read()
-        assert process.wait(60) == code
-    (run,) = list_runs(tmp_path / "runs")
-    assert f"go on with: noisyteacher train --resume runs/{run.id}" in told
-    assert run.state == "unfinished"
-    assert (run.path / "checkpoint" / "state.safetensors").exists()  # long before the first one would have been due
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_a_signal_ended_goes_on_to_the_same_bytes(tmp_path: Path, call: Call, number: int) -> None:
-    words = ("train", "--model", "lenet", "--epochs", "6", "--seed", "3", "--threads", "1", *SMALL)
+def test_an_interrupted_run_is_resumed_to_the_same_bytes(tmp_path: Path, call: Call, number: int, code: int) -> None:
+    words = ("train", "--model", "lenet", "--epochs", "4", "--seed", "3", "--threads", "1", *SMALL)
     assert call(*words, "--output-dir", "whole", "-q")[0] == 0
-    with subprocess.Popen(
-        [sys.executable, "-m", "noisyteacher", *words, "--output-dir", "cut"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    command = [sys.executable, "-m", "noisyteacher", *words, "--output-dir", "cut"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "epoch 1/6" not in process.stderr.readline():
+        while "epoch 1/4" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(number)
-        process.stderr.read()
-        assert process.wait(60) in (130, 143)
+        errors = process.stderr.read()
+        assert process.wait(60) == code
     (cut,), (whole,) = list_runs("cut"), list_runs("whole")
-    assert (cut.path / "checkpoint" / "state.safetensors").exists()
+    assert f"resume with: noisyteacher train --resume cut/{cut.id}" in errors
+    assert cut.state == "unfinished"
+    assert (cut.path / "checkpoint" / "state.safetensors").exists()  # long before the first one would have been due
     assert call("train", "--resume", str(cut.path), "-q")[0] == 0
     for name in ("weights.safetensors", "last.safetensors"):
         assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes()
@@ -311,9 +268,9 @@ WRONG = [
     (("compress", "--teacher", "resnet18"), 2, "did you mean 'timm:resnet18' or 'torchvision:resnet18'?"),
     (("compress", "--student", "resnet_18"), 2, "did you mean 'timm:resnet18' or 'torchvision:resnet18'?"),
     (("measure", "mobilenetv3_small"), 2, "did you mean 'torchvision:mobilenet_v3_small'?"),
-    (("compress", "--target-macs", "4"), 2, "fewer multiplications than any network has: did you mean '4x', a quarter"),
-    (("compress", "--target-bytes", "8"), 2, "fewer bytes than any network has: did you mean '8x', an eighth"),
-    (("compress", "--target-parameters", "0.5"), 2, "fewer parameters than any network has: did you mean '2x', half"),
+    (("compress", "--target-macs", "4"), 2, "fewer macs than any network has: did you mean '4x'"),
+    (("compress", "--target-bytes", "8"), 2, "fewer bytes than any network has: did you mean '8x'"),
+    (("compress", "--target-parameters", "0.5"), 2, "fewer parameters than any network has: did you mean '2x'"),
     (("compress", "--noise", "--sigma", "0.3"), 2, "--noise chooses sigma on validation and --sigma 0.3 names it"),
     (("distil", "store", "--noise", "--sigma", "0.3"), 2, "--sigma 0.3 names it: leave one out"),
     (("compress", "--alpha", "0.5"), 2, "noise.alpha: no effect without noise"),
@@ -364,14 +321,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[" ".join(one[0])[:40] for one in WRONG])
+@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[" ".join(case[0])[:40] for case in WRONG])
 def test_wrong_questions_and_failures(
     call: Call, tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     """A sentence on stderr, the right exit code, nothing on stdout and no file left behind."""
-    found, out, err = call(*words)
+    exit_code, out, err = call(*words)
     assert message in " ".join(err.split())
-    assert (found, out) == (code, "")
+    assert (exit_code, out) == (code, "")
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
@@ -419,8 +376,8 @@ def test_a_full_disk(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code, _, err = call("train", "--epochs", "1", *SMALL)
     assert code == 1
     assert "the disk is full" in err
-    left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert left == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == []
 
 
 def test_a_pickle_is_never_read(call: Call, tmp_path: Path) -> None:
@@ -468,7 +425,7 @@ def test_a_model_is_looked_at_on_the_data_it_was_trained_on(call: Call, npz: Pat
     assert (store["data"]["name"], store["rows"]) == ("mine", 48)
     code, out, _ = call("logits", "verify", store["store"], "--teacher", run)
     assert code == 0
-    assert f"of mine, train, asked again of {run}" in out
+    assert f"of mine, train, recomputed with {run}" in out
     code, out, err = call("evaluate", run, "--data", str(tmp_path / "other.npz"), "--json")
     assert (code, json.loads(out)["data"]["name"]) == (0, "other")
     assert err.count("\n") == 1
@@ -547,7 +504,7 @@ def test_a_model_of_a_factory_is_loaded_where_that_is_allowed(call: Call) -> Non
 
 @pytest.mark.usefixtures("factories")
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("factories_here:bad", "model 'factories_here:bad': the factory raised RuntimeError: no such luck"),
         ("factories_here:worse", "model 'factories_here:worse': the factory raised KeyError: 'key'"),
@@ -557,10 +514,10 @@ def test_a_model_of_a_factory_is_loaded_where_that_is_allowed(call: Call) -> Non
         ),
     ],
 )
-def test_a_factory_that_fails_is_named_with_its_error(call: Call, name: str, told: str) -> None:
+def test_a_factory_that_fails_is_named_with_its_error(call: Call, name: str, message: str) -> None:
     code, _, err = call("train", "--model", name)
     assert code == 2
-    assert told in err
+    assert message in err
     assert not Path("runs").exists()
 
 
@@ -569,17 +526,17 @@ def test_a_factory_that_fails_is_named_with_its_error(call: Call, name: str, tol
 
 def test_what_a_resumed_run_is_asked_besides_is_refused(call: Call, tmp_path: Path) -> None:
     run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
-    for words, told in (
+    for words, message in (
         (("train", "--resume", run, "--seed", "5"), "leave out seed"),
         (("train", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
-        (("distil", "--resume", run), "a train run, not one of kind distil"),
+        (("distil", "--resume", run), "a train run, not a distil run"),
         (("compress", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
         (("sweep", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
         (("compress", "--resume", run), "not a compression"),
     ):
         code, out, err = call(*words)
         assert (code, out) == (2, ""), words
-        assert told in " ".join(err.split())
+        assert message in " ".join(err.split())
     assert call("train", "--resume", Path(run).name, "--output-dir", "runs", "-q")[0] == 0
     assert not (tmp_path / "elsewhere").exists()
 
@@ -587,20 +544,20 @@ def test_what_a_resumed_run_is_asked_besides_is_refused(call: Call, tmp_path: Pa
 def test_a_wrong_question_to_distil_leaves_no_run(call: Call, npz: Path) -> None:
     run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
     store = json.loads(call("extract", run, "--views", "mirror*crop", "--json", "-q")[1])["store"]
-    before = [one.id for one in list_runs("runs")]
-    for words, told in (
+    before = [run.id for run in list_runs("runs")]
+    for words, message in (
         (("--data", str(npz), *NAMED, "--views", "mirror"), "made from data"),
         ((*SMALL, "--views", "clean"), "no logits of view 'clean', only of"),
     ):
         code, out, err = call("distil", store, *words)
         assert (code, out) == (2, "")
-        assert told in err
+        assert message in err
         assert len(err) < 500
-    assert [one.id for one in list_runs("runs")] == before
+    assert [run.id for run in list_runs("runs")] == before
 
 
 def test_config_check_knows_the_names(call: Call) -> None:
-    for setting, told in (
+    for setting, message in (
         ("student.name=nope", "student.name: unknown model 'nope'"),
         ("teacher.name=lenett", "teacher.name: unknown model 'lenett': did you mean 'lenet'?"),
         ("teacher.views=['foo']", "teacher.views: unknown view 'foo'"),
@@ -612,7 +569,7 @@ def test_config_check_knows_the_names(call: Call) -> None:
         assert call("config", "init", "c.toml")[0] in (0, 2)
         code, out, err = call("config", "check", "c.toml", "--set", setting)
         assert (code, out) == (2, "")
-        assert told in err
+        assert message in err
     code, _, err = call("config", "check", "c.toml", "--set", "student.name=nope", "--set", "run.device=foo")
     assert "unknown model 'nope'" in err
     assert "device 'foo'" in err
@@ -635,16 +592,16 @@ def test_runs_rm_twice_the_same_and_what_lies_inside(call: Call) -> None:
 def test_a_sweep_that_works_is_not_removed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even between two of its students, when nobody works on any of them."""
     sweeping = importlib.import_module("noisyteacher.sweep.run")
-    tried, judged = [], sweeping.judge_sweep
+    tried, judged = [], sweeping.analyse
 
-    def judge(*given: object) -> object:
+    def judge(*arguments: object) -> object:
         (run,) = list_runs("runs", 1)
         with pytest.raises(UsageError, match="a process is working on it"):
             remove_run(run)
         tried.append(run)
-        return judged(*given)
+        return judged(*arguments)
 
-    monkeypatch.setattr(sweeping, "judge_sweep", judge)
+    monkeypatch.setattr(sweeping, "analyse", judge)
     fast = ("--epochs", "1", "--set", "teacher.epochs=1", *SMALL[:2], "-q")
     assert call("sweep", *fast, "--grid", "noise.sigma=0.5")[0] == 0
     assert len(tried) == 1
@@ -688,34 +645,32 @@ def piped(tmp_path: Path, command: str) -> tuple[int, str]:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize(
-    ("command", "code", "told"),
+    ("command", "code", "message"),
     [
         ("nt runs ls > /dev/full", 1, "standard output cannot be written (No space left on device)"),
-        ("nt data ls > /dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("nt config explain noise > /dev/full", 1, "standard output cannot be written (No space left on device)"),
         ("nt runs ls >&-", 1, "standard output cannot be written (it is closed)"),
-        ("nt data ls --json >&-", 1, "standard output cannot be written (it is closed)"),
+        ("nt config explain noise --json >&-", 1, "standard output cannot be written (it is closed)"),
         ("nt runs ls --json | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
-        ("nt data ls | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
+        ("nt config explain noise | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
         ("nt --help | (exec <&-; sleep 2); exit ${PIPESTATUS[0]}", 0, ""),
         ("nt runs show nothing 2> /dev/full", 2, ""),
-        ("nt data ls 2>&- > /dev/null", 0, ""),
+        ("nt config explain noise 2>&- > /dev/null", 0, ""),
     ],
 )
-def test_output_that_nobody_takes(tmp_path: Path, command: str, code: int, told: str) -> None:
-    found, err = piped(tmp_path, command)
-    assert found == code
-    assert told in err
-    assert err.count("\n") == (1 if told else 0)
+def test_output_that_nobody_takes(tmp_path: Path, command: str, code: int, message: str) -> None:
+    exit_code, err = piped(tmp_path, command)
+    assert exit_code == code
+    assert message in err
+    assert err.count("\n") == (1 if message else 0)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_training_whose_output_nobody_takes_is_done_all_the_same(tmp_path: Path) -> None:
-    command = "nt train --model mlp800 --epochs 1 --set data.limit=40"
-    code, err = piped(tmp_path, f"{command} -q > /dev/full")
+    code, err = piped(tmp_path, "nt train --model mlp800 --epochs 1 --set data.limit=40 -q > /dev/full")
     assert code == 1
     assert err.count("\n") == 1
-    assert piped(tmp_path, f"{command} 2> /dev/full > /dev/null")[0] == 0
-    assert [run.state for run in list_runs(tmp_path / "runs")] == ["done", "done"]
+    assert [run.state for run in list_runs(tmp_path / "runs")] == ["done"]
 
 
 def test_a_file_with_a_grid(call: Call, tmp_path: Path) -> None:
@@ -729,7 +684,7 @@ def test_a_file_with_a_grid(call: Call, tmp_path: Path) -> None:
     assert "student.name: unknown model 'student33': did you mean 'student3'?" in err
     code, _, err = call("compress", str(file))
     assert (code, err) == (2, "error: sweep: a grid of settings; run the file with: noisyteacher sweep\n")
-    for asked, part in (
+    for words, part in (
         (("sweep",), "no grid: give --grid"),
         (("sweep", str(file), "--grid", "noise.sigma=1"), "give the grid in one place"),
         (("sweep", "--grid", "noise.sigma=1", "--jobs", "0"), "jobs=0"),
@@ -738,7 +693,7 @@ def test_a_file_with_a_grid(call: Call, tmp_path: Path) -> None:
         (("paper", "tabel1"), "did you mean 'table1'"),
         (("paper", "table1", "--budget", "ful"), "did you mean 'full'"),
     ):
-        code, _, err = call(*asked)
+        code, _, err = call(*words)
         assert code == 2
         assert part in err
     assert not (tmp_path / "runs").exists()
@@ -750,15 +705,13 @@ def test_a_sweep_from_a_file_ends_with_3_when_a_cell_failed(call: Call, tmp_path
         "[data]\nlimit = 60\n[teacher]\nepochs = 1\n[student]\nepochs = 1\n[noise]\nsigma = 0.5\n"
         "[sweep]\nstudent.lr = [0.001, 1e30]\n"
     )
-    code, shown, err = call("sweep", str(file), "--json", "-q")
-    record = json.loads(shown)
+    code, out, err = call("sweep", str(file), "--json", "-q")
+    record = json.loads(out)
     assert code == 3, err
-    assert {one["run"] for one in record["failed"]} == {
-        f"{kind}-lr1e30-seed0" for kind in ("labels-alone", "clean", "sigma0.5")
-    }
-    code, shown, err = call("sweep", "--resume", record["run"], "-q")
+    assert set(record["failed"]) == {f"{kind}-lr1e30-seed0" for kind in ("labels-alone", "clean", "sigma0.5")}
+    code, out, err = call("sweep", "--resume", record["run"], "-q")
     assert code == 3
-    assert "3 failed:" in shown
+    assert "3 failed:" in out
 
 
 def test_data_are_packed_checked_and_used(call: Call, tmp_path: Path) -> None:

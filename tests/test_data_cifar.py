@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import labels_of
 from noisyteacher.data import load_data
 from noisyteacher.data.builtin import CIFAR_BATCHES as BATCHES
 from noisyteacher.data.builtin import CIFAR_CLASSES as CLASSES
@@ -51,7 +52,7 @@ def test_a_batch_as_python_2_wrote_it() -> None:
     images, labels = read_batch(python2_batch(), "batch")
     assert np.array_equal(images, PIXELS.reshape(20, 3, 32, 32))
     assert labels.tolist() == LABELS
-    assert labels.dtype == np.int64
+    assert labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -146,11 +147,11 @@ def test_a_truncated_or_flipped_batch_is_refused_or_read_whole() -> None:
     for length in [*range(250), *range(250, len(whole), 6007)]:
         with pytest.raises(DataError):
             read_batch(whole[:length], "batch")
-    structure = [place for place in range(len(whole)) if place < 320 or place > len(whole) - 6]
-    for place in structure:
+    structure = [position for position in range(len(whole)) if position < 320 or position > len(whole) - 6]
+    for position in structure:
         for bit in range(8):
             broken = bytearray(whole)
-            broken[place] ^= 1 << bit
+            broken[position] ^= 1 << bit
             try:
                 images, _ = read_batch(bytes(broken), "batch")
             except DataError:
@@ -172,11 +173,11 @@ def test_the_folder_becomes_three_splits(root: Path) -> None:
     data = load_data("cifar10", root=root, verify=False, download=False)
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [90, 10, 20]
-    assert data.val.labels.bincount().tolist() == [1] * 10
+    assert labels_of(data.val).bincount().tolist() == [1] * 10
     assert (data.class_names, data.preprocess, data.views) == (CLASSES, "pixel-mean", ("clean", "mirror"))
     assert "not the official ones" in data.note
     assert data.train.images[:, 0, 0, 0].tolist() == [number for number in range(5) for _ in range(20)]
-    assert data.test.images.unique().tolist() == [5]
+    assert set(data.test.images.flatten().tolist()) == {5}
 
 
 def test_files_that_are_not_the_official_ones_need_verify_false(root: Path) -> None:
@@ -188,7 +189,7 @@ def test_files_that_are_not_the_official_ones_need_verify_false(root: Path) -> N
 
 def test_a_missing_batch_is_named(root: Path) -> None:
     (root / FOLDER / "data_batch_4").unlink()
-    with pytest.raises(DataError, match="data_batch_4: missing, though"):
+    with pytest.raises(DataError, match="data_batch_4: missing, and"):
         load_data("cifar10", root=root, verify=False)
 
 
@@ -200,7 +201,7 @@ def test_the_tar_file_is_read_without_unpacking(root: Path, tmp_path_factory: py
     unpacked = load_data("cifar10", root=root, verify=False)
     data = load_data("cifar10", root=other, verify=False)
     assert data.train.fingerprint == unpacked.train.fingerprint
-    assert torch.equal(data.val.labels, unpacked.val.labels)
+    assert torch.equal(labels_of(data.val), labels_of(unpacked.val))
     assert [entry.name for entry in other.iterdir()] == [archive.name]
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: truncated, damaged"):
@@ -218,11 +219,11 @@ def test_a_tar_file_with_links_for_batches_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_the_full_data_set_through_both_doors(real_data: Path) -> None:
-    pickled, plain = load_data("cifar10", root=real_data, verify=False), load_data(real_data / "cifar10_q75.npz")
+    pickled, from_arrays = load_data("cifar10", root=real_data, verify=False), load_data(real_data / "cifar10_q75.npz")
     assert pickled.test is not None
-    assert plain.test is not None
+    assert from_arrays.test is not None
     assert [len(split) for split in pickled.parts.values()] == [45000, 5000, 10000]
-    assert pickled.val.labels.bincount().tolist() == [500] * 10
-    assert pickled.test.fingerprint == plain.test.fingerprint
-    assert torch.equal(pickled.train.images, plain.train.images)
-    assert torch.equal(pickled.test.labels, plain.test.labels)
+    assert labels_of(pickled.val).bincount().tolist() == [500] * 10
+    assert pickled.test.fingerprint == from_arrays.test.fingerprint
+    assert torch.equal(pickled.train.images, from_arrays.train.images)
+    assert torch.equal(labels_of(pickled.test), labels_of(from_arrays.test))

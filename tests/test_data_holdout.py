@@ -30,9 +30,9 @@ def test_parts_are_disjoint_whole_and_stratified() -> None:
 
 def test_every_class_is_within_one_row_of_its_share() -> None:
     labels = torch.arange(997) ** 2 % 13 % 7
-    held, _ = partition(labels, [101], 5, "uneven")
+    held_out, _ = partition(labels, [101], 5, "uneven")
     share = labels.bincount() * 101 / 997
-    assert float((labels[held].bincount() - share).abs().max()) <= 1.0
+    assert float((labels[held_out].bincount() - share).abs().max()) <= 1.0
 
 
 def test_the_draw_depends_on_seed_and_purpose_alone() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import labels_of
+from noisyteacher import data
 from noisyteacher.data import Split, data_summary, load_data
 from noisyteacher.data.sources import channels_first
 from noisyteacher.errors import DataError, UnknownNameError, UsageError
@@ -23,13 +24,13 @@ RNG = np.random.default_rng(0)
 
 
 def arrays(n: int = 40, **changes: Any) -> dict[str, Any]:
-    made = {
+    defaults = {
         "x_train": RNG.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8),
         "y_train": np.arange(n) % 4,
         "x_test": RNG.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8),
         "y_test": np.arange(8) % 4,
     }
-    return {key: value for key, value in {**made, **changes}.items() if value is not None}
+    return {key: value for key, value in {**defaults, **changes}.items() if value is not None}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_mnist_5k_is_there_balanced_and_always_the_same() -> None:
     data = load_data("mnist-5k")
     assert (data.name, data.classes, data.input_shape) == ("mnist-5k", 10, (1, 28, 28))
     assert (data.preprocess, data.views, data.note) == ("scale", ("clean",), "")
-    assert {role: split.labels.bincount().tolist() for role, split in data.parts.items()} == {
+    assert {role: labels_of(split).bincount().tolist() for role, split in data.parts.items()} == {
         "train": [400] * 10,
         "val": [40] * 10,
         "test": [60] * 10,
@@ -61,35 +62,37 @@ def test_mnist_5k_are_digits_of_mnist_with_their_labels(real_data: Path) -> None
         images, labels = split.images_at(torch.arange(len(split))), split.labels_at(torch.arange(len(split)))
         return [(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
 
-    known = dict(pairs(official.train) + pairs(official.val))
-    assert [known.get(image) == label for split in small.parts.values() for image, label in pairs(split)] == [
+    label_of = dict(pairs(official.train) + pairs(official.val))
+    assert [label_of.get(image) == label for split in small.parts.values() for image, label in pairs(split)] == [
         True
     ] * 5000
 
 
 def test_npz_with_a_test_split_holds_a_tenth_out(path: Path) -> None:
-    given = arrays(classes=np.array(["a", "b", "c", "d"]))
-    np.savez(path, **given)
+    content = arrays(classes=np.array(["a", "b", "c", "d"]))
+    np.savez(path, **content)
     data = load_data(path)
     assert (data.name, data.class_names, data.input_shape) == ("set", ("a", "b", "c", "d"), (3, 8, 8))
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [36, 4, 8]
-    assert data.val.labels.tolist().count(0) == 1
+    assert labels_of(data.val).tolist().count(0) == 1
     row = int(data.train.index[5])
-    assert np.array_equal(data.train.images_at(torch.tensor([5]))[0].numpy(), given["x_train"][row].transpose(2, 0, 1))
-    assert data.train.labels[5] == given["y_train"][row]
+    assert np.array_equal(
+        data.train.images_at(torch.tensor([5]))[0].numpy(), content["x_train"][row].transpose(2, 0, 1)
+    )
+    assert labels_of(data.train)[5] == content["y_train"][row]
     assert load_data(str(path), seed=1).val.index.tolist() != data.val.index.tolist()
     renamed = path.rename(path.with_name("renamed.npz"))
     assert load_data(renamed).val.index.tolist() == data.val.index.tolist()
 
 
 def test_npz_with_its_own_validation_split_is_taken_as_given(path: Path) -> None:
-    given = arrays()
-    np.savez_compressed(path, x_val=given["x_test"][::-1], y_val=given["y_test"][::-1, None], **given)
+    content = arrays()
+    np.savez_compressed(path, x_val=content["x_test"][::-1], y_val=content["y_test"][::-1, None], **content)
     data = load_data(path)
     assert len(data.train) == 40
-    assert data.val.labels.tolist() == given["y_test"][::-1].tolist()
-    assert np.array_equal(data.val.images[0].numpy(), given["x_test"][7].transpose(2, 0, 1))
+    assert labels_of(data.val).tolist() == content["y_test"][::-1].tolist()
+    assert np.array_equal(data.val.images[0].numpy(), content["x_test"][7].transpose(2, 0, 1))
 
 
 def test_npz_of_x_and_y_is_cut_in_three(path: Path) -> None:
@@ -98,22 +101,22 @@ def test_npz_of_x_and_y_is_cut_in_three(path: Path) -> None:
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [80, 10, 10]
     assert data.input_shape == (1, 5, 7)
-    assert data.test.labels.bincount().tolist() == [2] * 5
+    assert labels_of(data.test).bincount().tolist() == [2] * 5
 
 
 def test_npz_without_training_labels_needs_a_validation_split(path: Path) -> None:
-    given = arrays(y_train=None)
-    np.savez(path, **given)
+    content = arrays(y_train=None)
+    np.savez(path, **content)
     with pytest.raises(DataError, match="no array 'y_train'"):
         load_data(path)
-    np.savez(path, x_val=given["x_test"], y_val=given["y_test"], **given)
+    np.savez(path, x_val=content["x_test"], y_val=content["y_test"], **content)
     assert load_data(path).train.labels is None
 
 
 def test_fortran_order_reads_as_the_same_numbers(path: Path) -> None:
-    given = arrays()
-    np.savez(path, **{**given, "x_train": np.asfortranarray(given["x_train"])})
-    assert np.array_equal(load_data(path).train.images.numpy(), given["x_train"].transpose(0, 3, 1, 2))
+    content = arrays()
+    np.savez(path, **{**content, "x_train": np.asfortranarray(content["x_train"])})
+    assert np.array_equal(load_data(path).train.images.numpy(), content["x_train"].transpose(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_fortran_order_reads_as_the_same_numbers(path: Path) -> None:
         ({"y_train": np.arange(40) * 10**6}, "out of range 0..99999"),
         ({"classes": np.array([1, 2])}, "expected K strings"),
         ({"y_train": np.array([{"a": 1}] * 40, dtype=object)}, "holds Python objects"),
-        ({"y_trian": np.arange(40)}, "unknown array 'y_trian', did you mean 'y_train'"),
+        ({"y_trian": np.arange(40)}, "unknown array 'y_trian': did you mean 'y_train'"),
         ({"x_test": np.zeros((8, 9, 9, 3), np.uint8)}, r"train images are \[3, 8, 8\], test images \[3, 9, 9\]"),
     ],
 )
@@ -162,7 +165,7 @@ def test_a_bomb_is_refused_before_anything_is_inflated(path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, shape)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("x_train.npy", header.getvalue() + bytes(10**6))
-    with pytest.raises(DataError, match="declares shape"):
+    with pytest.raises(DataError, match="bytes, but holds"):
         load_data(path)
     np.savez(path, **arrays())
     with pytest.raises(DataError, match="max_bytes"):
@@ -221,15 +224,15 @@ def test_a_flipped_bit_is_noticed_or_harmless(path: Path, save: Any) -> None:
             noticed += 1
         else:  # dates, modes and the like in the zip's own records
             assert data.train.fingerprint == clean.train.fingerprint
-            assert torch.equal(data.train.labels, clean.train.labels)
+            assert torch.equal(labels_of(data.train), labels_of(clean.train))
     assert noticed > 8 * len(whole) / 97 / 2
 
 
 def test_channels_are_found_or_asked_for() -> None:
-    plain = np.arange(2 * 5 * 6 * 3, dtype=np.uint8).reshape(2, 5, 6, 3)
-    assert channels_first(plain, "x").tolist() == plain.transpose(0, 3, 1, 2).tolist()
-    assert channels_first(plain.transpose(0, 3, 1, 2), "x").tolist() == plain.transpose(0, 3, 1, 2).tolist()
-    assert channels_first(plain[..., 0], "x").shape == (2, 1, 5, 6)
+    pixels = np.arange(2 * 5 * 6 * 3, dtype=np.uint8).reshape(2, 5, 6, 3)
+    assert channels_first(pixels, "x").tolist() == pixels.transpose(0, 3, 1, 2).tolist()
+    assert channels_first(pixels.transpose(0, 3, 1, 2), "x").tolist() == pixels.transpose(0, 3, 1, 2).tolist()
+    assert channels_first(pixels[..., 0], "x").shape == (2, 1, 5, 6)
 
 
 def test_unknown_names_and_missing_paths(tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_an_option_without_effect_is_refused(options: dict[str, Any], words: str
 def test_limit_keeps_classes_in_proportion_and_rows_apart() -> None:
     data = load_data("mnist-5k", limit=50)
     assert data.test is not None
-    assert [split.labels.bincount().tolist() for split in data.parts.values()] == [[5] * 10] * 3
+    assert [labels_of(split).bincount().tolist() for split in data.parts.values()] == [[5] * 10] * 3
     assert load_data("mnist-5k", limit=50).train.fingerprint == data.train.fingerprint
     assert len(load_data("mnist-5k", limit=500).val) == 400
 
@@ -277,24 +280,25 @@ def test_splits_pass_through() -> None:
 
 
 def test_the_summary_counts_what_numpy_counts(path: Path) -> None:
-    given = arrays()
-    np.savez(path, **given)
+    content = arrays()
+    np.savez(path, **content)
     summary = data_summary(load_data(path))
     json.dumps(summary)
     test = summary["splits"]["test"]
     assert (summary["name"], summary["classes"], summary["input_shape"]) == ("set", 4, [3, 8, 8])
     assert test["n"] == 8
     assert test["per_class"] == {"0": 2, "1": 2, "2": 2, "3": 2}
-    assert test["mean"] == pytest.approx((given["x_test"] / 255).mean(axis=(0, 1, 2)), rel=1e-12)
-    assert test["std"] == pytest.approx((given["x_test"] / 255).std(axis=(0, 1, 2)), rel=1e-12)
+    assert test["mean"] == pytest.approx((content["x_test"] / 255).mean(axis=(0, 1, 2)), rel=1e-12)
+    assert test["std"] == pytest.approx((content["x_test"] / 255).std(axis=(0, 1, 2)), rel=1e-12)
 
 
 def test_importing_stays_light() -> None:
-    code = (
-        "import sys, noisyteacher.data; print([m for m in ('pooch', 'scipy', 'PIL', 'requests') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    """What only some data needs is imported where it is used."""
+    for path in Path(data.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & {"pooch", "scipy", "PIL", "datasets", "pyarrow"}
 
 
 @pytest.mark.parametrize(
@@ -304,5 +308,5 @@ def test_a_header_that_is_no_python_is_refused(path: Path, text: bytes) -> None:
     header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", header)
-    with pytest.raises(DataError, match=r"array 'x' is not in numpy's \.npy format"):
+    with pytest.raises(DataError, match=r"set\.npz: not a readable \.npz file"):
         load_data(path)

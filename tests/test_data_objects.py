@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
+from helpers import labels_of
 from noisyteacher.data import load_data
 from noisyteacher.errors import DataError, DataWarning, UsageError
 
@@ -40,7 +41,7 @@ def test_a_folder_of_classes_is_cut_in_three(folder: Path) -> None:
         data = load_data(folder)
     assert data.test is not None
     assert (data.name, data.class_names, data.input_shape) == ("pets", ("ant", "bee", "cat"), (3, 4, 6))
-    assert [split.labels.bincount().tolist() for split in data.parts.values()] == [[8, 8, 8], [1, 1, 1], [1, 1, 1]]
+    assert [labels_of(split).bincount().tolist() for split in data.parts.values()] == [[8, 8, 8], [1, 1, 1], [1, 1, 1]]
     assert data.train.images[:, 0, 0, 0].tolist() == [*range(10, 20), *range(20, 30), *range(10)]
     assert data.train.images[:, 1:].max() == 0
 
@@ -55,7 +56,7 @@ def test_train_val_test_folders_are_taken_as_they_are(folder: Path) -> None:
     data = load_data(str(root))
     assert data.test is not None
     assert [len(data.train), len(data.val), len(data.test)] == [20, 1, 2]
-    assert data.val.labels.tolist() == [1]
+    assert labels_of(data.val).tolist() == [1]
     assert data.val.images[0, 0, 0, 0] == 77
     (root / "val" / "b" / "0.bmp").unlink()
     (root / "val" / "b").rmdir()
@@ -68,7 +69,7 @@ def test_train_val_test_folders_are_taken_as_they_are(folder: Path) -> None:
 
 def test_grey_and_size(folder: Path) -> None:
     paint(folder / "cat" / "big.png", 200, (60, 40))
-    with pytest.raises(DataError, match=r"big\.png: 40x60 \(height x width.*by --set data\.size=32"):
+    with pytest.raises(DataError, match=r"big\.png: 40x60 \(3 channels.*by --set data\.size=32"):
         load_data(folder)
     data = load_data(folder, size=(8, 5), grey=True)
     assert data.input_shape == (1, 8, 5)
@@ -101,9 +102,9 @@ def test_a_corrupt_image_is_named(folder: Path, ending: str) -> None:
 
 def test_sixteen_bits_are_refused_not_clipped(folder: Path) -> None:
     Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folder / "ant" / "deep.png")
-    for options in ({}, {"size": 9}):
+    for size in (None, 9):
         with pytest.raises(DataError, match=r"deep\.png: an image of mode 'I;16' has more than 8 bits"):
-            load_data(folder, **options)
+            load_data(folder, size=size)
 
 
 def test_palettes_and_transparency_become_rgb(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_palettes_and_transparency_become_rgb(tmp_path: Path) -> None:
             path = tmp_path / name / f"{number}.png"
             paint(path, 51)  # a colour of the web palette, so that nothing is rounded
             Image.open(path).convert(mode).save(path)
-    assert load_data(tmp_path).train.images[:, 0].unique().tolist() == [51]
+    assert set(load_data(tmp_path).train.images[:, 0].flatten().tolist()) == {51}
 
 
 def test_what_is_no_tree_of_classes_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -122,12 +123,12 @@ def test_what_is_no_tree_of_classes_is_refused(folder: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="dog: no image in it"):
         load_data(folder)
     (folder / "dog" / "readme.md").write_text("x")
-    with pytest.raises(DataError, match=r"1 other file\(s\), such as readme\.md"):
+    with pytest.raises(DataError, match=r"no image in it \(readme\.md\)"):
         load_data(folder)
     paint(tmp_path / "two" / "train" / "a" / "0.png", 1)
     paint(tmp_path / "two" / "train" / "b" / "0.png", 1)
     paint(tmp_path / "two" / "val" / "c" / "0.png", 1)
-    with pytest.raises(DataError, match=r"val/c: a class that .*train does not have"):
+    with pytest.raises(DataError, match="val/c: a class that no split before has"):
         load_data(tmp_path / "two")
     with pytest.raises(DataError, match="max_bytes"):
         load_data(tmp_path / "two" / "train", max_bytes=100)
@@ -157,19 +158,19 @@ def test_every_kind_of_image_gives_the_same_pixels(kind: str) -> None:
     assert np.array_equal(data.train.images.numpy(), PIXELS.transpose(0, 3, 1, 2))
     for split in data.parts.values():
         assert split.labels is not None
-        assert split.labels.tolist() == [row % 2 for row in split.index.tolist()]
+        assert labels_of(split).tolist() == [row % 2 for row in split.index.tolist()]
 
 
 def test_floats_are_rounded_not_cut_off() -> None:
     # 0.999 * 255 is 254.745: the nearest byte is 255.
     data = load_data([(torch.full((1, 5, 5), 0.999), row % 2) for row in range(10)])
-    assert data.train.images.unique().tolist() == [255]
+    assert set(data.train.images.flatten().tolist()) == {255}
 
 
 def test_grey_images_keep_one_channel() -> None:
     pillow = [(Image.fromarray(pixels[..., 0]), np.int64(row % 3)) for row, pixels in enumerate(PIXELS)]
-    plain = [{"image": pixels[..., 0], "label": torch.tensor(row % 3)} for row, pixels in enumerate(PIXELS)]
-    for items in (pillow, plain):
+    dicts = [{"image": pixels[..., 0], "label": torch.tensor(row % 3)} for row, pixels in enumerate(PIXELS)]
+    for items in (pillow, dicts):
         data = load_data(items)
         assert data.input_shape == (1, 5, 7)
         assert data.classes == 3
@@ -200,10 +201,10 @@ GOOD = [(pixels, row % 2) for row, pixels in enumerate(PIXELS)]
         ([*GOOD, (PIXELS[0], True)], "item 30: label True"),
         ([*GOOD, (PIXELS[0], None)], "item 30: label None"),
         ([*GOOD, (PIXELS[0][:4], 0)], "item 30: 4x7 .*the first image is 5x7"),
-        ([*GOOD, (PIXELS[0].astype(np.float32), 0)], "item 30: array float32"),
+        ([*GOOD, (PIXELS[0].astype(np.float32), 0)], "item 30: ndarray float32"),
         ([*GOOD, (torch.randn(3, 5, 7), 0)], "item 30: float tensor with values .*expected 0..1"),
         ([*GOOD, (torch.full((3, 5, 7), torch.nan), 0)], "item 30: float tensor with values nan"),
-        ([*GOOD, (torch.zeros(3, 5, 7, dtype=torch.int64), 0)], "item 30: tensor torch.int64"),
+        ([*GOOD, (torch.zeros(3, 5, 7, dtype=torch.int64), 0)], "item 30: Tensor torch.int64"),
         ([*GOOD, ("x.png", 0)], "item 30: a str is not an image"),
         ([*GOOD, PIXELS[0]], "item 30 is a ndarray"),
         ([(PIXELS[0], 0), (PIXELS[1], 1)], "too few"),

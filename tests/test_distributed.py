@@ -21,6 +21,7 @@ from torch import distributed as dist
 
 import distributed_cases
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher.config import build_config
 from noisyteacher.distributed import World, launch_command, process_group, processes
 from noisyteacher.errors import UsageError
@@ -43,7 +44,7 @@ def group(*words: object, **how: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What one process, and each of a group of two, ended with."""
     out = tmp_path_factory.mktemp("group")
     done = group(HERE / "distributed_cases.py", out)
@@ -53,30 +54,30 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", distributed_cases.CASES)
-def test_a_group_trains_as_one_process(told: dict[str, dict[str, Any]], case: str) -> None:
-    one, two = told["1-0"][case], told["2-0"][case]
-    for line, other in zip(one["epochs"], two["epochs"], strict=True):
+def test_a_group_trains_as_one_process(endings: dict[str, dict[str, Any]], case: str) -> None:
+    alone, two = endings["1-0"][case], endings["2-0"][case]
+    for line, other in zip(alone["epochs"], two["epochs"], strict=True):
         assert line.keys() == other.keys()
         for key in line.keys() - {"seconds", "noise/gradient_ratio"}:  # the mean of every process's ratio
             assert other[key] == pytest.approx(line[key], rel=2e-4, abs=1e-6), key
-    for name, values in one["state"].items():
+    for name, values in alone["state"].items():
         assert two["state"][name] == pytest.approx(values, rel=1e-3, abs=2e-5), name
 
 
 @pytest.mark.parametrize("case", distributed_cases.CASES | distributed_cases.WITH_BATCH_NORM)
-def test_all_processes_end_with_the_same_bits(told: dict[str, dict[str, Any]], case: str) -> None:
-    assert told["2-0"][case]["state"] == told["2-1"][case]["state"]
-    assert told["2-0"][case]["epochs"] == told["2-1"][case]["epochs"]
-    assert told["2-1"][case]["given back"]
+def test_all_processes_end_with_the_same_bits(endings: dict[str, dict[str, Any]], case: str) -> None:
+    assert endings["2-0"][case]["state"] == endings["2-1"][case]["state"]
+    assert endings["2-0"][case]["epochs"] == endings["2-1"][case]["epochs"]
+    assert endings["2-1"][case]["given back"]
 
 
-def test_a_group_must_be_asked_for_one_training(told: dict[str, dict[str, Any]]) -> None:
-    assert "differ in seed" in told["2-0"]["other seeds"]
-    assert "differ in seed" in told["2-1"]["other seeds"]
+def test_a_group_must_be_asked_for_one_training(endings: dict[str, dict[str, Any]]) -> None:
+    assert "differ in seed" in endings["2-0"]["other seeds"]
+    assert "differ in seed" in endings["2-1"]["other seeds"]
 
 
-def test_an_error_of_the_leading_process_is_everybodys(told: dict[str, dict[str, Any]]) -> None:
-    ends = {told[one]["failing"] for one in ("2-0", "2-1")}
+def test_an_error_of_the_leading_process_is_everybodys(endings: dict[str, dict[str, Any]]) -> None:
+    ends = {endings[alone]["failing"] for alone in ("2-0", "2-1")}
     assert len(ends) == 2  # two processes
     assert all(end.endswith(" only here") for end in ends)
 
@@ -118,16 +119,15 @@ def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path: Path) -> None:
+def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path: Path, call: Call) -> None:
     result = unbroken.result()
     assert result is not None
     assert result["training"]["processes"] == 2
-    words = [sys.executable, *map(str, distil(store, tmp_path, "--quiet", epochs=4))]
-    subprocess.run(words, check=True, capture_output=True, env=alone_environment(), timeout=120)
+    assert call(*map(str, distil(store, tmp_path, "--quiet", epochs=4)[2:]))[0] == 0
     (single,) = list_runs(tmp_path)
-    for one, two in zip(single.metrics(), unbroken.metrics(), strict=True):
-        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
-        assert two["val/error"] == pytest.approx(one["val/error"], abs=0.5)
+    for alone, two in zip(single.metrics(), unbroken.metrics(), strict=True):
+        assert two["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-4)
+        assert two["val/error"] == pytest.approx(alone["val/error"], abs=0.5)
     whole = single.result()
     assert whole is not None
     assert "processes" not in whole["training"]
@@ -191,13 +191,13 @@ def test_a_signal_ends_all_after_the_same_step_and_resume_goes_on(store: Path, u
     for process, workers, errors in running(distil(store, tmp_path, *OFTEN, epochs=4), tmp_path, CHECKPOINT):
         os.kill(workers[-1], signal.SIGTERM)  # one of them only
         process.wait(timeout=600)
-        said = errors.read_text()
+        stderr_text = errors.read_text()
     (run,) = list_runs(tmp_path)
     assert run.state == "unfinished"
-    assert said.count("interrupted\n") == 1
+    assert stderr_text.count("interrupted\n") == 1
     again = f"torchrun --nproc-per-node 2 -m noisyteacher distil --resume {run.path}"
-    assert f"go on with: {again}" in said
-    assert "exitcode  : 143" in said.replace("exitcode : 143", "exitcode  : 143")
+    assert f"resume with: {again}" in stderr_text
+    assert "exitcode  : 143" in stderr_text.replace("exitcode : 143", "exitcode  : 143")
     done = group("-m", "noisyteacher", "distil", "--resume", run.path)
     assert done.returncode == 0, done.stderr
     same_end(run, unbroken)
@@ -226,10 +226,10 @@ def test_a_rank_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with one GPU, two processes that train on the CPU are no group of GPUs."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def init(backend: str, **_: object) -> None:
-        asked.append(backend)
+        requested.append(backend)
         raise RuntimeError("enough")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -240,7 +240,7 @@ def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UsageError, match="the process group could not be initialised: enough"), process_group("cpu"):
         pass
-    assert asked == ["gloo"]
+    assert requested == ["gloo"]
     with (
         pytest.raises(UsageError, match="process 1 of this machine has no GPU of its own: there are 1"),
         process_group(),
@@ -276,17 +276,17 @@ def test_a_restart_finds_the_run_of_its_own_store_alone(
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     data = nt.load_data("mnist-5k")
-    place = tmp_path / "store"
+    store_path = tmp_path / "store"
     run = {"output_dir": str(tmp_path / "runs"), "checks": False}
     student = {"epochs": 1, "name": "mlp800"}
-    asked = build_config({"data": {"name": "mnist-5k"}, "student": student, "noise": {"sigma": 0.5}, "run": run})
-    nt.extract(nt.build_model("lenet", data, seed=1), data.train, place)
-    first = distil_config(asked, place).run
+    requested = build_config({"data": {"name": "mnist-5k"}, "student": student, "noise": {"sigma": 0.5}, "run": run})
+    nt.extract(nt.build_model("lenet", data, seed=1), data.train, store_path)
+    first = distil_config(requested, store_path).run
     (tmp_path / "runs" / "0-damaged").mkdir()
     (tmp_path / "runs" / "0-damaged" / "run.json").write_text("{")
-    assert distil_config(asked, place).run.path == first.path
-    nt.extract(nt.build_model("lenet", data, seed=2), data.train, place, overwrite=True)
-    assert distil_config(asked, place).run.path != first.path
+    assert distil_config(requested, store_path).run.path == first.path
+    nt.extract(nt.build_model("lenet", data, seed=2), data.train, store_path, overwrite=True)
+    assert distil_config(requested, store_path).run.path != first.path
 
 
 def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,8 +299,8 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
         processes()
 
 
-def test_the_cases_learn(told: dict[str, dict[str, Any]]) -> None:
-    for case, ended in told["1-0"].items():
+def test_the_cases_learn(endings: dict[str, dict[str, Any]]) -> None:
+    for case, ended in endings["1-0"].items():
         first, last = ended["epochs"][0]["train/loss"], ended["epochs"][-1]["train/loss"]
         assert math.isfinite(last), case
         assert last < first, case

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import noisyteacher as nt
+from helpers import write_logits
 from noisyteacher.data.builtin import EMBEDDED
 from noisyteacher.io.files import write_json
 from noisyteacher.models import code_fingerprint, preprocess_fingerprint, weights_fingerprint
-from noisyteacher.runs.run import RESERVED
-from noisyteacher.store import FINGERPRINTS, Plan, StoreWriter
+from noisyteacher.runs import RESERVED
+from noisyteacher.store import FINGERPRINTS, Plan
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -50,10 +51,7 @@ def fake_store(folder: Path, dtype: str = "float32") -> torch.Tensor:
     prints = dict.fromkeys(FINGERPRINTS, "0123456789abcdef" * 4)
     plan = Plan(7, 3, ("clean", "mirror"), prints, dtype, "fp32", 3)
     logits = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * 5
-    with StoreWriter(folder, plan) as writer:
-        for shard in writer.missing:
-            writer.write(shard, logits[:, shard.first_row : shard.first_row + shard.rows])
-        writer.finish()
+    write_logits(folder, plan, logits)
     return logits
 
 
@@ -209,11 +207,10 @@ def test_the_files_of_a_training(tmp_path: Path) -> None:
 
 def test_the_results_of_a_sweep(tmp_path: Path) -> None:
     """Every key of a sweep's, a condition's and a training's result stands in the page's tables, and no other."""
-    of_sweep = section("#### Of a sweep")
 
-    def keys(text: str) -> list[str]:
-        cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-        return [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
+    def keys(heading: str) -> set[str]:
+        cells = [line.split("|")[1] for line in section(heading).splitlines() if line.startswith("| `")]
+        return {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
 
     base = {
         "data": {"limit": 40},
@@ -221,17 +218,20 @@ def test_the_results_of_a_sweep(tmp_path: Path) -> None:
         "student": {"epochs": 1},
         "run": {"output_dir": str(tmp_path)},
     }
-    result = nt.sweep(base, {"noise.sigma": [0.5]})
-    record, condition = result.record, result.conditions[-1]
-    assert set(record) == set(keys(of_sweep))
-    assert set(condition) == set(keys(section("#### Of a condition")))
-    cell = json.loads((result.path / condition["runs"][0] / "result.json").read_text())["result"]
-    assert set(cell) == set(keys(section("#### Of a training"))) - {"choice", "checks", "costs", "trained_on"}
-    beside = json.loads((result.path / "conditions.json").read_text())
+    folder = nt.sweep(base, {"noise.sigma": [0.5]}).path
+    record = json.loads((folder / "result.json").read_text())["result"]
+    condition = record["conditions"][-1]
+    assert set(record) == keys("#### Of a compression, a sweep")
+    assert set(condition) == keys("#### Of a condition")
+    named = set(re.findall(r"`(\w+)`", section("#### Of a condition")))
+    assert set(condition["scores"]["test"]["error"]) <= named
+    assert set(condition["against_clean"]["test"]) <= named
+    cell = json.loads((folder / condition["runs"][0] / "result.json").read_text())["result"]
+    assert set(cell) == keys("#### Of a training") - {"choice", "checks", "costs", "trained_on"}
+    beside = json.loads((folder / "conditions.json").read_text())
     assert list(beside) == ["checksum", "kind", "schema", "conditions", "families", "failed"]
-    assert set(beside["conditions"][0]) == set(condition) - {"training_s", "network"}
-    row = next(line for line in of_sweep.splitlines() if line.startswith("| `families` |"))
-    assert set(record["families"][0]) <= set(re.findall(r"`(\w+)`", row))
+    assert {*condition, "seconds"} >= set(beside["conditions"][0])
+    assert set(record["families"][0]) <= set(re.findall(r"`(\w+)`", section("#### Of a compression, a sweep")))
 
 
 def test_the_embedded_data() -> None:

@@ -22,8 +22,8 @@ def test_the_table_of_costs_is_measured() -> None:
         *shape, macs, parameters, size = (int(number.replace(",", "")) for number in numbers)
         costs = nt.measure(nt.build_model(name, classes=10, input_shape=tuple(shape)), latency=False)
         assert (costs.macs, costs.parameters, costs.bytes) == (macs, parameters, size), name
-    found = [int(row[4].replace(",", "")) for row in rows]
-    assert found == sorted(found)
+    sizes = [int(row[4].replace(",", "")) for row in rows]
+    assert sizes == sorted(sizes)
 
 
 def test_the_compact_students_are_described() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.data import Split
+from noisyteacher.device import channels_last, inference
 from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
 from noisyteacher.extract import extract
-from noisyteacher.inference import channels_last, inference
 from noisyteacher.models import (
     Standardize,
     as_classifier,
@@ -25,7 +25,7 @@ from noisyteacher.models import (
     preprocess_fingerprint,
     weights_fingerprint,
 )
-from noisyteacher.pipeline.checking import stored_is_live
+from noisyteacher.pipeline.preflight import check_stored_logits
 from noisyteacher.store import LogitStore
 
 ROWS, SHAPE, CLASSES = 30, (2, 4, 4), 3
@@ -39,14 +39,14 @@ class Counting(nn.Module):
         super().__init__()
         self.linear = nn.Linear(32, outputs)
         self.drop = nn.Dropout(0.5)
-        self.shown = 0
+        self.images_seen = 0
         rng = np.random.default_rng(seed)
         with torch.no_grad():
             self.linear.weight.copy_(torch.from_numpy(rng.normal(size=(outputs, 32)).astype(np.float32)))
             self.linear.bias.copy_(torch.from_numpy(rng.normal(size=outputs).astype(np.float32)))
 
     def forward(self, images: Tensor) -> Any:
-        self.shown += len(images)
+        self.images_seen += len(images)
         return self.linear(self.drop(images.flatten(1)))
 
 
@@ -137,10 +137,10 @@ def test_bf16_arithmetic_is_recorded_and_close(tmp_path: Path) -> None:
     store = extract(teacher, split(), tmp_path / "s", precision="bf16")
     assert (store.plan.precision, store.dtype) == ("bf16", "float32")
     exact = by_hand(teacher, "clean")
-    found = store.logits("clean", ALL).numpy()
+    stored = store.logits("clean", ALL).numpy()
     # 32 products of values rounded to 8 bits: each is off by 2^-8 of itself at most
-    np.testing.assert_allclose(found, exact, rtol=0, atol=32 * 3 * 2**-8)
-    assert np.abs(found - exact).max() > 1e-4  # it was bf16
+    np.testing.assert_allclose(stored, exact, rtol=0, atol=32 * 3 * 2**-8)
+    assert np.abs(stored - exact).max() > 1e-4  # it was bf16
     with pytest.raises(UnknownNameError, match="precision"):
         extract(teacher, split(), tmp_path / "t", precision="fp61")
     with pytest.raises(UsageError, match="cannot be used here"):
@@ -220,17 +220,19 @@ def test_a_model_that_does_work_in_its_own_train_gets_to_undo_it() -> None:
 def test_convolutions_are_lent_channels_last_and_given_back_as_they_were() -> None:
     last = torch.channels_last
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3).to(memory_format=last), nn.Flatten(), nn.Linear(64, 2))
-    before = [(one.data_ptr(), one.stride()) for one in model.parameters()]
+    before = [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()]
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with inference(model):
         answers = model(images)
         with channels_last(model, images):
-            assert all(one.is_contiguous(memory_format=last) for one in model.parameters() if one.dim() == 4)
+            assert all(
+                parameter.is_contiguous(memory_format=last) for parameter in model.parameters() if parameter.dim() == 4
+            )
             assert not model[0].weight.is_contiguous()
             torch.testing.assert_close(model(images), answers)
             model[0].weight.add_(1)
             written = model[0].weight.clone()
-    assert [(one.data_ptr(), one.stride()) for one in model.parameters()] == before
+    assert [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()] == before
     assert torch.equal(model[0].weight, written)
 
 
@@ -267,7 +269,7 @@ def test_teachers_are_asked_channels_last(tmp_path: Path) -> None:
     assert store.verify(teacher, data.train).max_abs_difference == 0
     assert look.seen
     look.seen = None
-    assert stored_is_live(teacher, data.train, store).held
+    assert check_stored_logits(teacher, data.train, store).passed
     assert look.seen
     look.seen = None
     nt.evaluate(teacher, data.val)
@@ -281,7 +283,7 @@ def test_teachers_that_flatten_by_view_are_asked_as_they_are(tmp_path: Path, pre
     store = extract(teacher, data.train, tmp_path / "s", precision=precision)
     assert teacher.network.second.seen is False
     assert store.verify(teacher, data.train).max_abs_difference == 0
-    assert stored_is_live(teacher, data.train, store).held
+    assert check_stored_logits(teacher, data.train, store).passed
     nt.evaluate(teacher, data.val)
     history = nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=1, precision=precision)
     assert len(history.epochs) == 1
@@ -289,17 +291,17 @@ def test_teachers_that_flatten_by_view_are_asked_as_they_are(tmp_path: Path, pre
 
 
 def test_images_are_asked_in_batches_that_fit_the_device(tmp_path: Path) -> None:
-    asked: list[int] = []
+    batch_sizes: list[int] = []
 
     class Teacher(Counting):
         def forward(self, images: Tensor) -> Any:
-            asked.append(len(images))
+            batch_sizes.append(len(images))
             return super().forward(images)
 
     images = torch.randint(0, 256, (300, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     many = Split(images, None, torch.arange(300), "train", "many", tuple(map(str, range(CLASSES))))
     extract(Teacher(), many, tmp_path / "s", device="cpu")
-    assert max(asked) == 128
+    assert max(batch_sizes) == 128
 
 
 def test_what_a_teacher_caches_meanwhile_still_works_in_training(tmp_path: Path) -> None:
@@ -335,12 +337,12 @@ def test_an_interrupted_extraction_goes_on_and_ends_as_the_same_bytes(tmp_path: 
     with pytest.raises(StoreError, match="unfinished"):
         LogitStore.open(tmp_path / "s")
     kept = {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in contents(tmp_path / "s")}
-    teacher.shown, told = 0, []
-    extract(teacher, split(), tmp_path / "s", progress=lambda *at: told.append(at), **options)
+    teacher.images_seen, reports = 0, []
+    extract(teacher, split(), tmp_path / "s", progress=lambda *at: reports.append(at), **options)
     # 2 images to learn the classes, 3 + 1 to see that it is steady, then 16 rows x 3 views
-    assert teacher.shown == 2 + 4 + 48
-    assert told[0] == (42 + 3, 90)
-    assert told[-1] == (90, 90)
+    assert teacher.images_seen == 2 + 4 + 48
+    assert reports[0] == (42 + 3, 90)
+    assert reports[-1] == (90, 90)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
     assert {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in kept} == kept
 
@@ -349,13 +351,13 @@ def test_a_finished_store_is_reused_without_asking_the_teacher(tmp_path: Path) -
     teacher = as_classifier(Counting(), classes=CLASSES, input_shape=SHAPE)
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
     before = contents(tmp_path / "s")
-    teacher.network.shown = 0
+    teacher.network.images_seen = 0
     store = extract(teacher, split(), tmp_path / "s", batch_size=1)
-    assert teacher.network.shown == 0
+    assert teacher.network.images_seen == 0
     assert store.rows == ROWS
     assert contents(tmp_path / "s") == before
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7, overwrite=True)
-    assert teacher.network.shown == 7 + 3 + ROWS  # the first batch, its half, all rows
+    assert teacher.network.images_seen == 7 + 3 + ROWS  # the first batch, its half, all rows
     assert contents(tmp_path / "s") == before
 
 
@@ -374,11 +376,11 @@ def test_shards_of_another_teacher_are_not_kept(tmp_path: Path) -> None:
 def test_a_full_disk_stops_it_with_a_sentence_and_costs_one_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replaced, left = os.replace, [3]
+    replaced, budget = os.replace, [3]
 
     def full(source: Any, target: Any) -> None:
-        left[0] -= 1
-        if left[0] < 0:
+        budget[0] -= 1
+        if budget[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         replaced(source, target)
 
@@ -389,9 +391,9 @@ def test_a_full_disk_stops_it_with_a_sentence_and_costs_one_shard(
             extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
     assert teacher.training
     assert len(contents(tmp_path / "s")) == 3
-    teacher.head.shown = 0
+    teacher.head.images_seen = 0
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
-    assert teacher.head.shown == 2 + 7 + 3 + 9  # classes, steadiness, then rows 21 to 29
+    assert teacher.head.images_seen == 2 + 7 + 3 + 9  # classes, steadiness, then rows 21 to 29
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
         with pytest.raises(WriteError, match="read-only"):
@@ -421,9 +423,9 @@ def test_a_store_of_another_teacher_data_preprocessing_or_network_is_refused_nam
         extract(teacher(), split().subset(ALL.flip(0)), tmp_path / "s")
     with pytest.raises(MismatchError, match="made from preprocessing "):
         extract(teacher(mean=0.4), split(), tmp_path / "s")
-    with pytest.raises(MismatchError, match="views is"):
+    with pytest.raises(MismatchError, match="made from views"):
         extract(teacher(), split(), tmp_path / "s", views=VIEWS)
-    with pytest.raises(MismatchError, match="precision is 'fp32'"):
+    with pytest.raises(MismatchError, match="made from precision fp32"):
         extract(teacher(), split(), tmp_path / "s", precision="bf16")
     other = as_classifier(Renamed(), classes=CLASSES, input_shape=SHAPE, preprocess=teacher().preprocess)
     with pytest.raises(MismatchError, match="made from code "):
@@ -480,7 +482,7 @@ def test_logits_that_are_not_finite_stop_it_with_view_and_row(tmp_path: Path, ro
     with pytest.raises(StoreError, match=f"view 'clean', row {row}: .*nan.*not finite"):
         extract(teacher, split(), tmp_path / "s", batch_size=4)
     # At once, not when the shard is full: 2 images to learn the classes, then the first batch, or its half and three.
-    assert teacher.shown == 2 + (4 if row == 0 else 4 + 2 + 12)
+    assert teacher.images_seen == 2 + (4 if row == 0 else 4 + 2 + 12)
     assert not (tmp_path / "s" / "store.json").exists()
 
 
@@ -517,14 +519,14 @@ def test_a_store_that_rounds_is_verified_against_its_own_teacher_and_no_other(
     """The teacher is asked in the precision of the store, and what rounding makes is no difference."""
     teacher = as_classifier(Counting())
     with torch.no_grad():
-        for one in teacher.parameters():
-            one *= 50  # logits in the hundreds, where 1e-3 is less than either rounding
+        for parameter in teacher.parameters():
+            parameter *= 50  # logits in the hundreds, where 1e-3 is less than either rounding
     store = extract(teacher, split(), tmp_path / "s", **how)  # type: ignore[arg-type]
     assert store.verify(teacher, split()).rows == ROWS
-    assert stored_is_live(teacher, split(), store).held
+    assert check_stored_logits(teacher, split(), store).passed
     with torch.no_grad():
-        for one in teacher.parameters():
-            one[0] *= 1.1
+        for parameter in teacher.parameters():
+            parameter[0] *= 1.1
     with pytest.raises(StoreError, match="away from the stored ones"):
         store.verify(teacher, split())
-    assert not stored_is_live(teacher, split(), store).held
+    assert not check_stored_logits(teacher, split(), store).passed

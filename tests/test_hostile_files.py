@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from noisyteacher import cli, load_data, pack_data
-from noisyteacher.cli.show import print_table, say
+from noisyteacher.cli.output import print_table, say
 from noisyteacher.errors import DataError, FileFormatError
 from noisyteacher.io import files
-from noisyteacher.report.plain import harmless
+from noisyteacher.report.formats import harmless
 from noisyteacher.runs import Run, list_runs, new_run
 
 
@@ -40,8 +40,8 @@ def test_a_run_folder_with_a_pipe_in_it_is_listed_as_damaged(
     run = new_run(tmp_path, "train", "x", {})
     (run.path / "run.json").unlink()
     os.mkfifo(run.path / "run.json")
-    (found,) = list_runs(tmp_path)
-    assert "damaged" in found.state
+    (listed,) = list_runs(tmp_path)
+    assert "damaged" in listed.state
     monkeypatch.setattr("sys.argv", ["noisyteacher", "runs", "ls", "--output-dir", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -89,10 +89,10 @@ HOSTILE = "a\x1b[31mred\x07\x9b1m"
 def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_table((HOSTILE,), [(HOSTILE,)])
     say(f"first {HOSTILE}\nsecond")
-    said = capsys.readouterr().out
-    assert not {"\x1b", "\x07", "\x9b"} & set(said)
-    assert said.count("\\u001b[31mred") == 3
-    assert "\nsecond\n" in said
+    printed = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b"} & set(printed)
+    assert printed.count("\\u001b[31mred") == 3
+    assert "\nsecond\n" in printed
     assert harmless(HOSTILE) == "a\\u001b[31mred\\u0007\\u009b1m"
 
 

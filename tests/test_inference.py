@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.inference import channels_last, inference
+from noisyteacher.device import channels_last, inference
 
 
 def network() -> nn.Sequential:

@@ -22,13 +22,13 @@ from noisyteacher import noise as noise_module
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import Classifier
 from noisyteacher.noise import UnitNoise
-from noisyteacher.rng import stream
+from noisyteacher.rng import generator
 
 ROWS, CLASSES = 48, 4
 
 
 def split(role: str = "train", rows: int = ROWS) -> nt.Split:
-    images = torch.randint(0, 256, (rows, 1, 6, 6), generator=stream(0, "images"), dtype=torch.uint8)
+    images = torch.randint(0, 256, (rows, 1, 6, 6), generator=generator(0, "images"), dtype=torch.uint8)
     return nt.Split(images, torch.arange(rows) % CLASSES, torch.arange(rows), role, "toy", tuple("abcd"))
 
 
@@ -43,7 +43,7 @@ def batch_of(rows: Tensor, step: int = 0, views: tuple[str, ...] = ("clean",)) -
 
 
 def table() -> Tensor:
-    return torch.randn(ROWS, CLASSES, generator=stream(1, "table")) * 4
+    return torch.randn(ROWS, CLASSES, generator=generator(1, "table")) * 4
 
 
 def loss_of(objective: nt.Objective, logits: Tensor, batch: nt.Batch) -> Tensor:
@@ -71,13 +71,13 @@ def test_target_is_one_plus_xi_times_z() -> None:
     def check() -> None:
         rows = torch.arange(ROWS)
         objective = nt.distil(table(), noise=nt.Noise(sigma=0.5, alpha=0.5, draw="row"))
-        draw = draw_of(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, stream(0, "noise", 0))
-        own = table().clone().requires_grad_()
-        loss_of(objective, own, batch_of(rows)).backward()
-        assert own.grad is not None
-        assert torch.equal(own.grad[~draw.selected[:, 0]], torch.zeros_like(own.grad[~draw.selected[:, 0]]))
+        draw = draw_of(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, generator(0, "noise", 0))
+        student = table().clone().requires_grad_()
+        loss_of(objective, student, batch_of(rows)).backward()
+        assert student.grad is not None
+        assert torch.equal(student.grad[~draw.selected[:, 0]], torch.zeros_like(student.grad[~draw.selected[:, 0]]))
         expected = -(draw.xi * table())[draw.selected[:, 0]] / ROWS
-        assert torch.allclose(own.grad[draw.selected[:, 0]], expected, atol=1e-6)
+        assert torch.allclose(student.grad[draw.selected[:, 0]], expected, atol=1e-6)
 
     def z_times_xi(logits: Tensor, *, sigma: Any, alpha: Any, unit_noise: UnitNoise, **rest: Any) -> Tensor:
         return logits * unit_noise.xi(sigma) * unit_noise.selected(alpha)
@@ -116,13 +116,13 @@ def test_xi_is_a_vector() -> None:
     def check() -> None:
         for draw in ("batch", "row"):
             noise = nt.Noise(sigma=0.5, alpha=1.0, draw=draw)
-            factors = (perturbed(torch.ones(16, CLASSES), noise, stream(0, "v")) - 1)[0]
+            factors = (perturbed(torch.ones(16, CLASSES), noise, generator(0, "v")) - 1)[0]
             assert factors.unique().numel() == CLASSES
 
-    def scalar(shape: tuple[int, ...], generator: Any, device: Any) -> Tensor:
+    def scalar(distribution: str, shape: tuple[int, ...], generator: Any, device: Any) -> Tensor:
         return torch.randn(shape[0], 1, generator=generator).expand(shape)
 
-    mistaken(check, (noise_module, "UNIT_DISTRIBUTIONS", {"gaussian": scalar}))
+    mistaken(check, (noise_module, "_unit", scalar))
 
 
 def test_alpha_is_a_share_of_the_samples() -> None:
@@ -130,7 +130,7 @@ def test_alpha_is_a_share_of_the_samples() -> None:
 
     def check() -> None:
         noise = nt.Noise(sigma=1.0, alpha=0.5)
-        shares = [float(draw_of(noise, 64, CLASSES, stream(s, "a")).selected.float().mean()) for s in range(50)]
+        shares = [float(draw_of(noise, 64, CLASSES, generator(s, "a")).selected.float().mean()) for s in range(50)]
         assert all(0.2 < share < 0.8 for share in shares)
 
     def one_coin(*shape: Any, generator: Any = None, device: Any = None) -> Tensor:
@@ -145,7 +145,7 @@ def test_sigma_is_not_a_variance() -> None:
 
     def check() -> None:
         noise = nt.Noise(sigma=0.25, alpha=1.0, draw="row")
-        noisy = perturbed(torch.ones(4000, CLASSES), noise, stream(0, "sd"))
+        noisy = perturbed(torch.ones(4000, CLASSES), noise, generator(0, "sd"))
         assert float(noisy.std()) == pytest.approx(0.25, rel=0.05)
 
     def root(self: UnitNoise, sigma: Any) -> Tensor:
@@ -221,9 +221,9 @@ def test_the_student_is_in_train_mode_in_every_epoch() -> None:
         assert all(modes)
 
     def leaves_eval(classifier: nn.Module, *rest: Any, **named: Any) -> Tensor:
-        found = right(classifier, *rest, **named)
+        logits = right(classifier, *rest, **named)
         classifier.eval()
-        return found
+        return logits
 
     right = module("train.validation").predict
     keep = Classifier.train
@@ -267,15 +267,15 @@ def test_a_store_of_other_data_or_another_teacher_is_refused(tmp_path: Path) -> 
     """Mistake: nobody checks that the cache belongs to this teacher, these data, this preprocessing."""
     teacher = nt.build_model(net(seed=3), split())
     store = nt.extract(teacher, split(), tmp_path / "store")
-    shuffled = split().subset(torch.randperm(ROWS, generator=stream(0, "s")))
-    other = nt.build_model(net(seed=4), split())
+    shuffled = split().subset(torch.randperm(ROWS, generator=generator(0, "s")))
+    second_teacher = nt.build_model(net(seed=4), split())
 
     def check() -> None:
         refused = 0
         for attempt in (
             lambda: nt.fit(net(), shuffled, nt.distil(store), epochs=1),
             lambda: nt.fit(net(), split(), nt.distil(store), epochs=1, views="mirror"),
-            lambda: nt.extract(other, split(), tmp_path / "store"),
+            lambda: nt.extract(second_teacher, split(), tmp_path / "store"),
         ):
             try:
                 attempt()

@@ -1,4 +1,4 @@
-"""A teacher that is worse than a student on labels is warned of before anything is distilled, and in what comes out."""
+"""A teacher that is worse than a student on labels is warned of before anything is distilled, and in the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 import noisyteacher as nt
 from noisyteacher.models import model_record
 from noisyteacher.pipeline import Result
-from noisyteacher.pipeline.plan import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT
+from noisyteacher.pipeline.resolve import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run
 from noisyteacher.stats import discordant_p
@@ -49,22 +49,22 @@ def student() -> nn.Module:
 
 
 def compressed(folder: Path, right: bool, **options: Any) -> tuple[Result, list[tuple[str, str]]]:
-    told: list[tuple[str, str]] = []
+    seen: list[tuple[str, str]] = []
     result = nt.compress(
         teacher(right), student(), options.pop("data", splits()), output_dir=folder, epochs=8, batch_size=16,
         lr=options.pop("lr", 0.1), checks=False, **options,
-        progress=lambda stage, done, total, note: told.append((stage, note)),
+        progress=lambda stage, done, total, note: seen.append((stage, note)),
     )  # fmt: skip
-    return result, told
+    return result, seen
 
 
-def place_of(told: list[tuple[str, str]], start: str) -> int:
-    return next(number for number, (stage, _) in enumerate(told) if start in stage)
+def position(seen: list[tuple[str, str]], start: str) -> int:
+    return next(number for number, (stage, _) in enumerate(seen) if start in stage)
 
 
 @pytest.mark.parametrize("baselines", [True, False])
 def test_a_worse_teacher_is_warned_of_before_the_first_distilled_student(tmp_path: Path, baselines: bool) -> None:
-    result, told = compressed(tmp_path, right=False, baselines=baselines)
+    result, seen = compressed(tmp_path, right=False, baselines=baselines)
     warning, *checks = result.warnings
     accuracy = "Did not hold before the first step (teacher's accuracy): the teacher's accuracy is 0.00 %"
     assert [check.startswith(accuracy) for check in checks].count(True) == 1
@@ -73,10 +73,10 @@ def test_a_worse_teacher_is_warned_of_before_the_first_distilled_student(tmp_pat
     )
     assert "significantly worse (p = " in warning
     assert ("for 2 epochs" in warning) is not baselines  # a quarter of the eight
-    assert told[place_of(told, "warning")] == ("warning", warning)
-    assert place_of(told, "labels alone") < place_of(told, "warning") < place_of(told, "distilled")
+    assert seen[position(seen, "warning")] == ("warning", warning)
+    assert position(seen, "labels alone") < position(seen, "warning") < position(seen, "distilled")
     assert (result.path / "labels-short").exists() is not baselines
-    numbers = {stage.split("]")[0] for stage, _ in told if stage.startswith("[")}
+    numbers = {stage.split("]")[0] for stage, _ in seen if stage.startswith("[")}
     assert numbers == {f"[{number}/4" for number in range(1, 5)}
     assert f"WARNING: {warning}." in str(result)
     assert Result.read(result.path, Run.open(result.path).result() or {}).warnings == (warning, *checks)
@@ -86,32 +86,33 @@ def test_a_worse_teacher_is_warned_of_before_the_first_distilled_student(tmp_pat
 
 
 def test_a_better_teacher_is_not_warned_of(tmp_path: Path) -> None:
-    result, told = compressed(tmp_path, right=True)
+    result, seen = compressed(tmp_path, right=True)
     assert result.warnings == ()
-    assert "warning" not in {stage for stage, _ in told}
+    assert "warning" not in {stage for stage, _ in seen}
 
 
 def test_the_warning_comes_before_the_noise_is_chosen(tmp_path: Path) -> None:
-    result, told = compressed(tmp_path, right=False, noise="auto")
-    assert [one.startswith("the teacher has 100.00 % error") for one in result.warnings] == [True, False, False]
-    assert place_of(told, "warning") < min(
-        n for n, (stage, _) in enumerate(told) if "alpha" in stage or "sigma" in stage
+    result, seen = compressed(tmp_path, right=False, noise="auto")
+    assert [warning.startswith("the teacher has 100.00 % error") for warning in result.warnings] == [True, False, False]
+    assert position(seen, "warning") < min(
+        n for n, (stage, _) in enumerate(seen) if "alpha" in stage or "sigma" in stage
     )
-    assert [stage for stage, _ in told].count("warning") == 1
+    assert [stage for stage, _ in seen].count("warning") == 1
 
 
-@pytest.mark.parametrize("baselines", [True, False])
 @pytest.mark.parametrize(
-    ("right", "options", "weight"),
+    ("right", "baselines", "options", "weight"),
     [
-        (False, {}, WEAK_TEACHER_LABEL_WEIGHT),
-        (True, {"lr": 1e-6}, LABEL_WEIGHT),  # a student that has learned little
-        (False, {"label_weight": 0.5}, 0.5),
-        (True, {"lr": 1e-6, "label_weight": 0.5}, 0.5),
+        (False, True, {}, WEAK_TEACHER_LABEL_WEIGHT),
+        (False, False, {}, WEAK_TEACHER_LABEL_WEIGHT),
+        (True, True, {"lr": 1e-6}, LABEL_WEIGHT),  # a student that has learned little
+        (True, False, {"lr": 1e-6}, LABEL_WEIGHT),
+        (False, True, {"label_weight": 0.5}, 0.5),
+        (True, False, {"lr": 1e-6, "label_weight": 0.5}, 0.5),
     ],
 )
 def test_labels_weigh_more_beside_a_weak_teacher(
-    tmp_path: Path, right: bool, options: dict[str, Any], weight: float, baselines: bool
+    tmp_path: Path, right: bool, baselines: bool, options: dict[str, Any], weight: float
 ) -> None:
     result, progress = compressed(tmp_path, right=right, baselines=baselines, **options)
     record = model_record(result.path / "clean-seed0" / "weights.safetensors")
@@ -122,7 +123,8 @@ def test_labels_weigh_more_beside_a_weak_teacher(
 
 def test_without_labels_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     data = splits()
-    bare = nt.Splits("grey", **{role: replace(one, labels=None) for role, one in data.parts.items()})
+    train, val, test = (replace(split, labels=None) for split in data.parts.values())
+    bare = nt.Splits("grey", train, val, test)
     result, _ = compressed(tmp_path, right=False, data=bare)
     assert result.warnings == ()
     assert not (result.path / "labels-short").exists()

@@ -145,6 +145,6 @@ def test_confusion_by_hand() -> None:
     """Of class 0 two right and one taken for 2; one of class 1 taken for 0; one of class 2 right; none of class 3."""
     chosen = torch.tensor([0, 2, 0, 2, 0])
     logits = F.one_hot(chosen, 4).float()
-    found = metrics.confusion(logits, torch.tensor([0, 0, 1, 2, 0]))
-    assert found.dtype == torch.int64
-    assert found.tolist() == [[2, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    counts = metrics.confusion(logits, torch.tensor([0, 0, 1, 2, 0]))
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == [[2, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.measure import Costs, Latency, measure, percentile, ratios
+from noisyteacher.measure import measure, percentile
 from noisyteacher.models import Classifier, as_classifier, build_model, save_model
 
 
@@ -192,30 +192,3 @@ def test_devices_and_shapes_that_cannot_be_are_refused() -> None:
     with pytest.raises(MismatchError, match="input_shape"):
         measure(model(), (3, 4, 4))
     assert measure(model(), (1, 4, 4), device="cpu", latency=False).parameters > 0
-
-
-def some(parameters: int = 8, macs: int = 30, median: float = 2.0, **conditions: Any) -> Costs:
-    settings = {"batch": 1, "threads": 2, "device": "cpu", "runs": 9, **conditions}
-    latency = Latency(median=median, p95=median, **settings)
-    return Costs(parameters, 100 * parameters, macs, 0, (), (), latency, 0, 1)
-
-
-def test_ratios_are_teacher_over_student() -> None:
-    result = ratios(some(parameters=8, macs=30, median=6.0), some(parameters=16, macs=3, median=2.0))
-    assert result == {"parameters": 0.5, "bytes": 0.5, "macs": 10.0, "latency_ms": 3.0}
-
-
-def test_ratios_that_would_not_be_true_are_none() -> None:
-    partial = dataclasses.replace(some(), unsupported=("fft: aten::_fft_r2c",))
-    untimed = dataclasses.replace(some(), latency_ms=None)
-    assert ratios(partial, some())["macs"] is None
-    assert ratios(some(), partial)["macs"] is None
-    assert ratios(some(), some(macs=0))["macs"] is None
-    assert ratios(some(), untimed)["latency_ms"] is None
-    assert ratios(untimed, some())["parameters"] == 1.0
-
-
-@pytest.mark.parametrize("condition", [{"batch": 8}, {"threads": 1}, {"device": "NVIDIA H100"}])
-def test_latencies_under_different_conditions_are_not_compared(condition: dict[str, Any]) -> None:
-    with pytest.raises(MismatchError, match=next(iter(condition))):
-        ratios(some(), some(**condition))

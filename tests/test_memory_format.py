@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.data import epoch_batches
+from noisyteacher.device import choose_memory_format, corrupts_memory
 from noisyteacher.errors import UsageError
 from noisyteacher.models import as_classifier
-from noisyteacher.train.memory_format import choose_memory_format, corrupts_memory
 
 IMAGES_28 = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 CHANNELS = (1, 2, 3, 4, 6, 7, 8, 9, 12, 16)

@@ -97,7 +97,7 @@ def test_half_precision_and_safetensors(state: State, tmp_path: Path) -> None:
     [
         (lambda state: {k: v for k, v in state.items() if not k.startswith("0.")}, r"missing: 0\.bias, 0\.weight"),
         (lambda state: {**state, "4.weight": torch.ones(1)}, r"unexpected: 4\.weight"),
-        (lambda state: {**state, "3.bias": torch.ones(7)}, r"3\.bias \[7\] instead of \[10\]"),
+        (lambda state: {**state, "3.bias": torch.ones(7)}, r"3\.bias \S+ \(7,\) instead of \S+ \(10,\)"),
         (lambda state: {f"a.{k}": v for k, v in state.items()} | {f"b.{k}": v for k, v in state.items()}, "'a.', 'b.'"),
         (lambda state: {**state, "3.bias": torch.ones(10, dtype=torch.int64)}, "int64"),
     ],
@@ -116,7 +116,7 @@ def test_tensors_of_another_network(change: Callable[[State], Any], message: str
         ({"epoch": 3}, "no state dict in it, but a dict with the keys epoch"),
         ([1, 2], "no state dict in it, but a list"),
         ({"model": {}, "args": argparse.Namespace(lr=1)}, "no state dict in it, but a dict with the keys model, args"),
-        (network(), r"it needs torch\.nn\.modules\.\S+, .* a whole module instead of its state dict"),
+        (network(), r"it needs torch\.nn\.modules\.\S+, a whole module instead of its state dict"),
         ({"model": network()}, "a whole module instead of its state dict"),
         (argparse.Namespace(lr=1), "no state dict in it, but a Namespace"),
         ({"x": torch.zeros(1).expand(10**9)}, r"missing: 0\.bias"),
@@ -145,13 +145,13 @@ def test_a_file_that_would_run_code_is_refused(ending: str, state: State, tmp_pa
         for content in ({"state_dict": state, "extra": Evil()}, {**state, "3.bias": Evil()}, Evil()):
             for zipped in (True, False):
                 torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-                with pytest.raises(FileFormatError, match="without running code"):
+                with pytest.raises(FileFormatError, match="without running code" if zipped else "neither an archive"):
                     load_foreign(classifier, path)
     torch.save({"state_dict": state, "extra": Evil()}, path)
     with pytest.raises(FileFormatError, match=r"it needs (posix|nt)\.mkdir"):
         load_foreign(classifier, path)
     path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(FileFormatError, match="without running code"):
+    with pytest.raises(FileFormatError, match="neither an archive"):
         load_foreign(classifier, path)
     assert holds(classifier, before)
     assert not (tmp_path / "ran").exists()
@@ -207,7 +207,7 @@ def test_the_kind_of_a_file_is_decided_by_its_content(state: State, tmp_path: Pa
         load_foreign(classifier, tmp_path / name)
         assert holds(classifier, state)
     (tmp_path / "b.pth").write_bytes(b"no weights at all")
-    with pytest.raises(FileFormatError, match=r"b\.pth: neither a file of torch\.save nor one of safetensors"):
+    with pytest.raises(FileFormatError, match=r"b\.pth: neither an archive of torch\.save"):
         load_foreign(classifier, tmp_path / "b.pth")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import noisyteacher as nt
 from noisyteacher.errors import UnknownNameError, UsageError
 from noisyteacher.models import COMPACT, Classifier, build_model, load_model, save_model
-from noisyteacher.models.compact import Residual
+from noisyteacher.models.networks import Residual
 
 COLOUR = (3, 32, 32)
 PAIRS = {"compact-xs": ("student3", 33.3), "compact-s": ("student2", 19.9), "compact-m": ("student1", 3.66)}
@@ -113,7 +113,7 @@ def test_weights_are_he_normal_inside_blocks_too() -> None:
 
 
 def test_a_trained_one_comes_back_with_its_running_statistics(tmp_path: Path) -> None:
-    data = nt.load_data("mnist-5k", limit=200)
+    data = nt.load_data("mnist-5k", limit=100)
     model = build_model("compact-xs", data, width=0.5)
     history = nt.fit(model, data.train, nt.supervised(), val=data.val, epochs=2, lr=3e-3, keep="last")
     assert history.epochs[1]["train/loss"] < history.epochs[0]["train/loss"]
@@ -164,5 +164,5 @@ def test_a_width_can_stand_in_the_name(tmp_path: Path) -> None:
         small("compact-s:wide")
     with pytest.raises(UsageError, match="multiplies the channels"):
         small("compact-s:0")
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="keep one of them"):
         small("compact-s:0.5", width=0.5)

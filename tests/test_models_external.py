@@ -90,7 +90,7 @@ def test_the_published_size_of_resnet18() -> None:
         ("timm:resnet18", {"width_multiplier": 2}, UsageError, "width_multiplier"),
         ("timm:resnet18", {"pretrained": "yes"}, UsageError, "expected true, false or 'whole'"),
         ("timm:resnet18", {"pretrained": "whole"}, MismatchError, "has 1000 classes, the data 7"),
-        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, UsageError, "teacher.weights for a file"),
+        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, UsageError, "or teacher.weights"),
         ("torchvision:resnet18", {"weights": "DEFAULT"}, UsageError, "say pretrained=true"),
         ("timm:resnet18", {"preprocess": "model@3"}, UnknownNameError, "unknown preprocessing"),
         ("lenet", {"preprocess": "model"}, UsageError, "networks of timm, torchvision, hf"),

@@ -14,8 +14,9 @@ from torch.nn import functional
 import noisyteacher as nt
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
-from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, narrowed, ratio_of, save_model
+from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, ratio_of, save_model
 from noisyteacher.models.external import import_torchvision
+from noisyteacher.models.narrow import narrowed
 
 COLOUR = (3, 32, 32)
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
-from noisyteacher.models import PAPER, build_model, paper_network, paper_options
+from noisyteacher.models import PAPER, build_model
+from noisyteacher.models.networks import default_options, paper_network
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -99,8 +100,8 @@ def test_dropout_stands_behind_hidden_fully_connected_layers_only() -> None:
 
 
 def test_dropout_replaces_the_half_that_nin_and_alexnet_state() -> None:
-    assert paper_options("nin")["dropout"] == 0.5
-    assert paper_options("student1")["dropout"] == 0.0
+    assert default_options("nin")["dropout"] == 0.5
+    assert default_options("student1")["dropout"] == 0.0
     for name in ("nin", "alexnet-cifar"):
         with torch.device("meta"):
             usual, other = paper_network(name, 10, COLOUR), paper_network(name, 10, COLOUR, dropout=0.25)
@@ -112,8 +113,8 @@ def test_dropout_replaces_the_half_that_nin_and_alexnet_state() -> None:
 
 def test_dropout_does_not_rename_the_weights() -> None:
     with torch.device("meta"):
-        plain, dropping = paper_network("mlp800", 10, GREY), paper_network("mlp800", 10, GREY, dropout=0.5)
-    assert plain.state_dict().keys() == dropping.state_dict().keys()
+        without, dropping = paper_network("mlp800", 10, GREY), paper_network("mlp800", 10, GREY, dropout=0.5)
+    assert without.state_dict().keys() == dropping.state_dict().keys()
 
 
 def test_weights_are_he_normal_and_biases_zero() -> None:

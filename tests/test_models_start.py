@@ -12,8 +12,8 @@ import noisyteacher as nt
 from noisyteacher.config import Teacher, build_config
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import load_foreign, weights_fingerprint
-from noisyteacher.pipeline import compress_config, is_given, load_teacher, train_config
-from noisyteacher.pipeline.given import network_of
+from noisyteacher.pipeline import compress_config, is_pretrained, load_teacher, train_config
+from noisyteacher.pipeline.pretrained import build_network
 from noisyteacher.runs import Run
 
 SIDE = 8
@@ -57,7 +57,7 @@ def weights(source: nt.Classifier, tmp_path: Path) -> str:
 def test_all_but_the_head_is_loaded(data: nt.Splits, source: nt.Classifier, weights: str, tmp_path: Path) -> None:
     settings = Teacher(name="mlp800", weights=weights)
     drawn = nt.build_model("mlp800", data, seed=3).network.state_dict()
-    started = network_of(settings, "mlp800", data, seed=3).network.state_dict()
+    started = build_network(settings, "mlp800", data, seed=3).network.state_dict()
     theirs = source.network.state_dict()
     same = [name for name, tensor in started.items() if torch.equal(tensor, drawn[name])]
     body = [name for name, tensor in started.items() if torch.equal(tensor, theirs[name][: len(tensor)])]
@@ -66,7 +66,7 @@ def test_all_but_the_head_is_loaded(data: nt.Splits, source: nt.Classifier, weig
     assert len(started[bias]) == 2
     nt.save_model(source, tmp_path / "ours.safetensors")
     ours = Teacher(name="mlp800", weights=str(tmp_path / "ours.safetensors"))
-    again = network_of(ours, "mlp800", data, seed=3).network.state_dict()
+    again = build_network(ours, "mlp800", data, seed=3).network.state_dict()
     assert all(torch.equal(again[name], started[name]) for name in started)
 
 
@@ -74,24 +74,24 @@ def test_it_is_trained_where_classes_differ_and_stands_for_a_teacher_where_they_
     file: Path, data: nt.Splits, source: nt.Classifier, weights: str, tmp_path: Path
 ) -> None:
     five = Teacher(name="mlp800", weights=weights)
-    assert is_given("mlp800", five)
-    assert not is_given("mlp800", five, data)
+    assert is_pretrained("mlp800", five)
+    assert not is_pretrained("mlp800", five, data)
     torch.save(nt.build_model("mlp800", data, seed=5).network.state_dict(), tmp_path / "two.pth")
-    assert is_given("mlp800", Teacher(name="mlp800", weights=str(tmp_path / "two.pth")), data)
+    assert is_pretrained("mlp800", Teacher(name="mlp800", weights=str(tmp_path / "two.pth")), data)
     titles: list[str] = []
     config = build_config({
         "data": {"name": str(file)}, "noise": {"sigma": 0.0}, "student": {"name": "mlp800", "epochs": 1},
         "teacher": {"name": "mlp800", "weights": weights, "epochs": 1, "lr": 1e-5},
         "run": {"output_dir": str(tmp_path / "runs"), "baselines": False, "checks": False, "threads": 1},
     })  # fmt: skip
-    result = compress_config(config, watch=lambda title, *_: titles.append(title))
+    result = compress_config(config, on_progress=lambda title, *_: titles.append(title))
     child = Run.open(result.path / "teacher")
     assert child.info["kind"] == "train"
     assert any(title.endswith("five.pth.tar with a new head of 2 classes") for title in titles)
     kept = nt.load_model(child.path / "weights.safetensors").network.state_dict()
     body, theirs = next(iter(kept.values())), next(iter(source.network.state_dict().values()))
     assert 0 < float((body - theirs).abs().max()) < 1e-2
-    assert child.config["weights"] == weights_fingerprint(network_of(five, "mlp800", data))
+    assert child.config["weights"] == weights_fingerprint(build_network(five, "mlp800", data))
 
 
 def test_train_goes_on_from_it_and_answers_are_refused(
@@ -104,9 +104,9 @@ def test_train_goes_on_from_it_and_answers_are_refused(
     assert train_config(config).run.state == "done"
     torch.save(nt.build_model("mlp800", data).network.state_dict(), tmp_path / "two.pth")
     config.teacher.weights = str(tmp_path / "two.pth")
-    with pytest.raises(UsageError, match="holds a network trained for these classes"):
+    with pytest.raises(UsageError, match="holds a trained network for these classes"):
         train_config(config)
-    with pytest.raises(MismatchError, match=r"its head has 5 classes, 'mlp800' here 2: it fits once that is trained"):
+    with pytest.raises(MismatchError, match=r"its head has 5 classes, 'mlp800' here 2: train it"):
         load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=weights))
 
 
@@ -116,7 +116,7 @@ def test_only_a_head_may_differ(data: nt.Splits, source: nt.Classifier, tmp_path
     torch.save({**state, first: torch.ones(7, *state[first].shape[1:])}, tmp_path / "body.pth")
     model = nt.build_model("mlp800", data)
     before = weights_fingerprint(model)
-    with pytest.raises(MismatchError, match=rf"of another shape: {first}"):
+    with pytest.raises(MismatchError, match=rf"of another shape or dtype: {first}"):
         load_foreign(model, tmp_path / "body.pth", new_head=True)
     assert weights_fingerprint(model) == before
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from noisyteacher.config.training import TrainSettings
+from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import ConfigError
 from noisyteacher.train.optim import ADAM_SIZE, Muon, build_optimizer, orthogonal
 

@@ -14,9 +14,9 @@ from noisyteacher.cli import main
 from noisyteacher.errors import UnknownNameError, UsageError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
-from noisyteacher.paper.result import _paper
-from noisyteacher.paper.run import _taught_by, _with
-from noisyteacher.references import curve
+from noisyteacher.paper.reference import curve, matching_curves, reference, value
+from noisyteacher.paper.run import adapted, paper_number, with_teacher
+from noisyteacher.pipeline import Condition
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import expand
 
@@ -38,91 +38,113 @@ def test_every_table_is_what_the_paper_states() -> None:
         "fig2": ("cifar10", "nin", ["lenet-cifar"], 0.5),
     }
     for name, (data, teacher, students, alpha) in stated.items():
-        found = conditions(name)
-        assert [members[0].config.student.name for _, members in found] == students, name
-        for _, members in found:
-            for one in members:
-                config = one.config
+        numbers = conditions(name)
+        assert [members[0].config.student.name for _, members in numbers] == students, name
+        for _, members in numbers:
+            for row in members:
+                config = row.config
                 assert (config.data.name, config.teacher.name) == (data, teacher)
                 assert (config.student.optimizer, config.student.batch_size) == ("adam", 64)
-                assert one.kind != "noisy" or config.noise.alpha == alpha
+                assert row.kind != "noisy" or config.noise.alpha == alpha
                 mirrored = ["clean", "mirror"] if data == "cifar10" else ["clean"]
                 assert (config.student.views, config.student.every_view) == (mirrored, data == "cifar10")
 
 
 def test_the_grids_are_the_papers_and_ours() -> None:
     tenths = {number / 10 for number in range(1, 11)}
+    assert all(members for _, members in conditions("why"))
     (_, table1), = conditions("table1")  # fmt: skip
-    labels = [one.label for one in table1]
+    labels = [row.title for row in table1]
     assert {"labels alone", "clean", "clean, soft targets", "sigma 0.9, on the student, batch"} & set(labels) >= {
         "labels alone", "clean", "clean, soft targets"
     }  # fmt: skip
     for draw in ("batch", "row"):
-        on_teacher = [one for one in table1 if one.kind == "noisy" and one.config.noise.target == "teacher"]
-        assert {one.config.noise.sigma for one in on_teacher if one.config.noise.draw == draw} == tenths
-    assert any(one.config.noise.target == "student" for one in table1)
+        on_teacher = [row for row in table1 if row.kind == "noisy" and row.config.noise.target == "teacher"]
+        assert {row.config.noise.sigma for row in on_teacher if row.config.noise.draw == draw} == tenths
+    assert any(row.config.noise.target == "student" for row in table1)
     (_, figure2), = conditions("fig2")  # fmt: skip
-    assert {one.config.noise.sigma for one in figure2 if one.kind == "noisy"} == tenths
-    assert {one.config.noise.target for one in figure2 if one.kind == "noisy"} == {"student"}
+    assert {row.config.noise.sigma for row in figure2 if row.kind == "noisy"} == tenths
+    assert {row.config.noise.target for row in figure2 if row.kind == "noisy"} == {"student"}
     (_, table4), = conditions("table4")  # fmt: skip
-    assert {one.config.noise.alpha for one in table4 if one.kind == "noisy"} == tenths
-    assert {one.config.noise.sigma for one in table4 if one.kind == "noisy"} == {0.6}
+    assert {row.config.noise.alpha for row in table4 if row.kind == "noisy"} == tenths
+    assert {row.config.noise.sigma for row in table4 if row.kind == "noisy"} == {0.6}
     (_, table5), = conditions("table5")  # fmt: skip
-    dropouts = {one.config.student.options.get("dropout") for one in table5}
+    dropouts = {row.config.student.options.get("dropout") for row in table5}
     assert dropouts == {number / 10 for number in range(1, 10)}
-    assert not any(one.kind == "noisy" for one in table5)
+    assert not any(row.kind == "noisy" for row in table5)
     section = dict(conditions("section5.4"))
-    assert any(one.config.noise.sigma == (0.01, 1.0) for one in section["drawn-sigma"])
-    assert {one.config.teacher.name for one in section["teacher2"]} == {"alexnet-cifar"}
+    assert any(row.config.noise.sigma == (0.01, 1.0) for row in section["drawn-sigma"])
+    assert {row.config.teacher.name for row in section["teacher2"]} == {"alexnet-cifar"}
     both = section["two-teachers"][1].config
     assert (both.teacher.name, both.teacher.also, both.student.combine) == ("nin", ["alexnet-cifar"], "geometric")
 
 
 def test_the_papers_numbers_stand_beside_the_right_conditions() -> None:
     (part,) = experiment("table1").parts(FULL)
-    told = curve("table1")
-    found = {}
-    for one in expand(part.base, part.grids)[0]:
-        record = {"kind": one.kind, "settings": one.settings}
-        found[one.label] = _paper(part, told, record)
-    assert found["clean"] == 0.97
-    assert found["sigma 0.8, batch"] == found["sigma 0.8, row"] == 0.86
-    assert found["sigma 0.1, batch"] == 0.96
-    assert found["labels alone"] is None
-    assert found["clean, soft targets"] is None
-    assert [value for label, value in found.items() if "on the student" in label] == [None, None]
+    numbers = {
+        row.title: paper_number(part, Condition(row.name, row.title, row.kind, settings=row.settings))
+        for row in expand(part.base, part.grids)[0]
+    }
+    assert numbers["clean"] == 0.97
+    assert numbers["sigma 0.8, batch"] == numbers["sigma 0.8, row"] == 0.86
+    assert numbers["sigma 0.1, batch"] == 0.96
+    assert numbers["labels alone"] is None
+    assert numbers["clean, soft targets"] is None
+    assert [value for label, value in numbers.items() if "on the student" in label] == [None, None]
     (part,) = experiment("table5").parts(FULL)
     values = {
-        one.settings.get("student.options.dropout"): _paper(
-            part, curve("table5"), {"kind": one.kind, "settings": one.settings}
+        row.settings.get("student.options.dropout"): paper_number(
+            part, Condition(row.name, row.title, row.kind, settings=row.settings)
         )
-        for one in expand(part.base, part.grids)[0]
-        if one.kind == "clean"
+        for row in expand(part.base, part.grids)[0]
+        if row.kind == "clean"
     }
     assert (values[0.1], values[0.8]) == (22.18, 25.34)  # the paper's ratio read as the share kept
-    alone = {"kind": "labels", "settings": {"student.options.dropout": 0.1}}
-    assert _paper(part, curve("table5"), alone) is None, "the paper has no student on labels alone"
+    alone = Condition("labels", "labels", "labels", settings={"student.options.dropout": 0.1})
+    assert paper_number(part, alone) is None, "the paper has no student on labels alone"
     drawn = experiment("section5.4").parts(FULL)[0]
-    assert _paper(drawn, None, {"kind": "noisy", "settings": {}}) == 19.08
-    assert _paper(drawn, None, {"kind": "clean", "settings": {}}) is None
+    assert paper_number(drawn, Condition("", "", "noisy")) == 19.08
+    assert paper_number(drawn, Condition("", "", "clean")) is None
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in SAME])
-def test_every_experiment_runs_and_is_gone_on_with(
+def test_the_papers_numbers() -> None:
+    """Spot checks against the paper's tables, typed again."""
+    assert curve("table1").errors == (0.96, 0.93, 0.94, 0.87, 0.87, 0.90, 0.90, 0.86, 0.86, 0.87)
+    assert curve("table3").error_at(0.9) == 18.68
+    assert curve("table4").errors[4] == curve("table3").errors[5] == 19.15
+    assert curve("figure2").digitised
+    assert not curve("table5").digitised
+    assert value("section5.4-sigma-range").sigma == ((0.01, 1.0),)
+    assert value("table2-best").error == min(curve("table2").errors) == 4.45
+    for row in reference().curves:
+        assert len(row.x) == len(row.errors)
+        assert 0 < min(row.errors) < max(row.errors) < 100
+    ours = {"data": "mnist", "teacher": "lenet", "student": "mlp800", "axis": "sigma"}
+    assert [row.id for row in matching_curves(**ours, alpha=0.15)] == ["table1"]
+    assert matching_curves(**ours, alpha=0.5) == []
+    assert matching_curves(**{**ours, "data": "mnist-5k"}, alpha=0.15) == []
+    with pytest.raises(UnknownNameError, match="did you mean 'table1'"):
+        curve("tabel1")
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table5", "section5.4", "why"])
+def test_every_kind_of_experiment_runs_and_is_read_again(
     tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every experiment's own networks, grids and views, on a few generated images of the data set's shape."""
+    """The experiments' own networks, grids and views, on a few generated images of the data set's shape."""
     least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,))
     monkeypatch.setitem(BUDGETS, "quick", least)
-    result = run_paper(name, "quick", output_dir=tmp_path, overrides={**SMALL, **tiny[experiment(name).name]})
+    parts = ["matched", "data"] if name == "why" else []
+    overrides = {**SMALL, **tiny[experiment(name).name]}
+    result = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert not result.failed
     assert Run.open(result.path).state == "done"
-    headers, rows = result.table()
-    assert len(rows) == len(result.record["rows"]) > 2
-    assert all(len(row) == len(headers) for row in rows)
-    again = run_paper(name, "quick", output_dir=tmp_path, overrides={**SMALL, **tiny[experiment(name).name]})
+    table = result.table()
+    assert len(table.rows) == len(result.paper) > 2
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    again = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert again.path == result.path
-    assert again.record["rows"] == result.record["rows"]
+    assert again.paper == result.paper
     assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "paper"]) == 1
 
 
@@ -141,7 +163,7 @@ def test_an_experiment_goes_on_in_the_precision_it_was_begun_in(
     monkeypatch.setattr(device, "_faster_precision", lambda device: "bf16")
     again = run_paper("table1", "quick", overrides=overrides, **words)
     assert again.path == begun.path
-    assert again.record["rows"] == begun.record["rows"]
+    assert again.paper == begun.paper
     assert {child.path.name: child.started for child in part.children()} == cells
     assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "train"]) == 1
     run_paper("table1", "quick", overrides=overrides, **{**words, "sigmas": [0.5]})
@@ -156,17 +178,17 @@ def test_figure_3_is_table_6_with_its_curves() -> None:
 def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str, Any]) -> None:
     words: dict[str, Any] = {"parts": ["student3"], "sigmas": [0.3], "seeds": 1, "output_dir": tmp_path}
     result = run_paper("table6", "quick", overrides={**SMALL, **tiny["table6"]}, **words)
-    assert result.record["sweeps"] == ["student3"]
-    labels = [one["label"] for one in result.record["rows"]]
+    assert result.sweeps == ("student3",)
+    labels = [row.label for row in result.paper]
     assert [label for label in labels if "sigma" in label] == ["sigma 0.3, batch", "sigma 0.3, row"]
-    assert {one["ours"]["n"] for one in result.record["rows"]} == {1}
+    assert {row.ours.n for row in result.paper if row.ours} == {1}
     assert Run.open(result.path).config["seeds"] == 1
     again = run_paper("table6", "quick", overrides={**SMALL, **tiny["table6"]}, **words)
     assert again.path == result.path
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "told"),
+    ("words", "error", "message"),
     [
         ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
         ({"seeds": 0}, UsageError, "seeds=0: expected 1 or more"),
@@ -177,21 +199,21 @@ def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str
         (
             {"name": "section5.4", "parts": ["teacher2"], "teacher": "a/b.safetensors"},
             UsageError,
-            "stand for nin, which does not teach in teacher2",
+            "replace nin, which is no teacher in teacher2",
         ),
     ],
 )
-def test_a_part_that_is_none(tmp_path: Path, words: dict[str, Any], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_a_part_that_is_none(tmp_path: Path, words: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         run_paper(**{"name": "table6", "budget": "quick", "output_dir": tmp_path, **words})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_teacher_of_ones_own_stands_for_the_first_alone() -> None:
     parts = experiment("section5.4").parts(FULL)
-    taught = _taught_by("a/run", experiment("section5.4"), parts)
-    assert [one.base["teacher"]["name"] for one in taught] == ["a/run", "alexnet-cifar", "a/run"]
-    assert taught[2].base["teacher"]["also"] == ["alexnet-cifar"]
+    replaced = with_teacher("a/run", experiment("section5.4"), parts)
+    assert [row.base["teacher"]["name"] for row in replaced] == ["a/run", "alexnet-cifar", "a/run"]
+    assert replaced[2].base["teacher"]["also"] == ["alexnet-cifar"]
     assert parts[0].base["teacher"]["name"] == "nin", "the experiment itself is as it was"
 
 
@@ -199,33 +221,33 @@ def test_the_papers_numbers_do_not_stand_beside_other_settings(tmp_path: Path, t
     """An alpha that is not the paper's, and data that are not, take its numbers away; epochs, which it leaves open, do
     not."""
     (part,) = experiment("table1").parts(FULL)
-    for given, changed in (
+    for overrides, changed in (
         ({"student.epochs": 3, "noise.draw": "row", "noise.alpha": 0.15}, ()),
         ({"noise.alpha": 0.5}, ("noise.alpha",)),
         ({"student.options": {"dropout": 0.1}, "noise.kind": "additive"}, ("student.options", "noise.kind")),
     ):
-        assert _with(part, None, True, True, "auto", given).changed == changed
+        assert adapted(part, {}, overrides).changed == changed
     result = run_paper("table1", "quick", output_dir=tmp_path, seeds=1, sigmas=[0.3],
                        overrides={**SMALL, **tiny["table1"]})  # fmt: skip
-    assert {one["paper_%"] for one in result.record["rows"]} == {None}
-    assert result.record["notes"] == ["The paper's numbers are left out: data.name not as it states."]
+    assert {row.paper for row in result.paper} == {None}
+    assert result.remarks == ("The paper's numbers are left out: data.name not as it states.",)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["all", "--sigmas", "0.3"], "table4, table5, section5.4, why have sigmas of their own"),
         (["table6", "--teacher", "lenet"], "lenet"),
     ],
 )
 def test_options_that_would_change_nothing(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["noisyteacher", "paper", *words, "--output-dir", str(tmp_path)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as ended:
         main()
-    assert left.value.code == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -235,9 +257,9 @@ def test_sigmas_that_are_none(
 ) -> None:
     words = ["noisyteacher", "paper", "table6", f"--sigmas={sigmas}", "--output-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as ended:
         main()
-    assert left.value.code == 2
+    assert ended.value.code == 2
     assert "--sigmas" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -256,13 +278,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     import numpy as np
 
     folder = tmp_path_factory.mktemp("tiny")
-    found = {}
+    numbers = {}
     for name, shape in (("grey", (28, 28)), ("colour", (32, 32, 3))):
         rng = np.random.default_rng(0)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for role, count in (("train", 20), ("val", 10), ("test", 10)):
             arrays[f"x_{role}"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
             arrays[f"y_{role}"] = np.arange(count) % 10
         np.savez(folder / f"{name}.npz", **arrays)
-        found[name] = {"data.name": str(folder / f"{name}.npz")}
-    return {name: found["grey" if name in ("table1", "why") else "colour"] for name in EXPERIMENTS}
+        numbers[name] = {"data.name": str(folder / f"{name}.npz")}
+    return {name: numbers["grey" if name in ("table1", "why") else "colour"] for name in EXPERIMENTS}

@@ -32,16 +32,15 @@ def test_the_papers_best_stands_beside_the_student_of_its_size() -> None:
 
 
 def test_epochs_of_one_student() -> None:
-    made = script()
-    asked = made._parser().parse_args(["t", "--students", "student3", "compact-xs", "--epochs-of", "compact-xs=7"])
-    assert made._grids(asked) == [
+    pareto = script()
+    words = ["t", "--students", "student3", "compact-xs", "--epochs-of"]
+    assert pareto._grids(pareto._parser().parse_args([*words, "compact-xs=7"])) == [
         {"student.name": ["student3"], "noise.sigma": [0.0]},
         {"student.name": ["compact-xs"], "student.epochs": [7], "noise.sigma": [0.0]},
     ]
     for wrong in ("compact-m=3", "compact-xs=0", "compact-xs"):
-        asked = made._parser().parse_args(["t", "--students", "student3", "compact-xs", "--epochs-of", wrong])
         with pytest.raises(SystemExit, match=wrong.partition("=")[0]):
-            made._grids(asked)
+            pareto._grids(pareto._parser().parse_args([*words, wrong]))
 
 
 def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,18 +50,18 @@ def test_the_table_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
     common = ["--output-dir", str(tmp_path / "runs"), "--quiet"]
     file = str(tmp_path / "teacher.safetensors")
     settings = ["--set", "student.lr=0.002", "--set", "run.checks=false"]  # the teacher is not trained
-    asked = [file, "--data", "mnist-5k", "--limit", "60", "--epochs", "1", "--seeds", "2",
+    words = [file, "--data", "mnist-5k", "--limit", "60", "--epochs", "1", "--seeds", "2",
              "--students", "student3", "compact-xs", *settings, *common]  # fmt: skip
     main = script().main
-    main(asked)
-    told = capsys.readouterr().out
-    assert "compact-xs" in told
-    assert "21.01" in told
+    main(words)
+    table = capsys.readouterr().out
+    assert "compact-xs" in table
+    assert "21.01" in table
     (run,) = list_runs(tmp_path / "runs", 1)
     (run.path / "result.json").unlink()
     main(["--resume", run.id, "--json", *common])
-    shown = json.loads(capsys.readouterr().out)
-    rows = {(one["student"], one["kind"]): one for one in shown["points"]}
+    output = json.loads(capsys.readouterr().out)
+    rows = {(row["student"], row["kind"]): row for row in output["points"]}
     assert set(rows) == {(name, kind) for name in ("student3", "compact-xs") for kind in ("labels", "clean")}
     recipe = Run.open(run.path / "clean-compact-xs-seed0").config["recipe"]
     assert (recipe["optimizer"], recipe["lr"]) == ("adamw", 0.002)

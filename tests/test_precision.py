@@ -94,7 +94,7 @@ def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float],
             raise CutError
 
     with pytest.raises(CutError):
-        compress_config(config, begun=begun.append, watch=cut)
+        compress_config(config, on_run_created=begun.append, on_progress=cut)
     assert [begun[0].config[one]["precision"] for one in ("teacher", "student")] == ["bf16", "bf16"]
     machine["bf16"] = 0.1
     device._faster_precision.cache_clear()

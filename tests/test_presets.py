@@ -12,8 +12,8 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.data import expand_views
-from noisyteacher.pipeline import distil_config, extract_config, settled, train_config
-from noisyteacher.pipeline.plan import default_views
+from noisyteacher.pipeline import distil_config, extract_config, resolve_auto, train_config
+from noisyteacher.pipeline.resolve import default_views
 from noisyteacher.runs import Run
 from noisyteacher.train.optim import preferred_optimizer
 
@@ -43,7 +43,7 @@ def test_there_are_as_many_views_as_epochs_at_most(tmp_path: Path) -> None:
     assert default_views(colour, 1) == ("clean",)
     assert default_views(colour, 4) == ("clean", "mirror", "crop-y2-x2", "mirror-crop-y2-x2")
     config = build_config({"data": {"name": images(tmp_path, 3)}, "student": {"epochs": 3}})
-    assert len(settled(config, colour).student.views) == 3
+    assert len(resolve_auto(config, colour).student.views) == 3
 
 
 def test_digits_in_colour_are_not_mirrored(tmp_path: Path) -> None:
@@ -73,12 +73,12 @@ def test_complex_weights_are_not_for_muon() -> None:
 def test_labels_weigh_in_where_every_split_has_them(tmp_path: Path) -> None:
     config = build_config({"data": {"name": images(tmp_path, 1)}})
     labelled = nt.load_data(config.data.name)
-    assert settled(config, labelled).student.label_weight == 0.3
+    assert resolve_auto(config, labelled).student.label_weight == 0.3
     bare = replace(labelled, train=replace(labelled.train, labels=None))
-    assert settled(config, bare).student.label_weight == 0.0
+    assert resolve_auto(config, bare).student.label_weight == 0.0
     named = build_config({"student": {"label_weight": 0.7}})
-    assert settled(named, labelled).student.label_weight == 0.7
-    assert settled(config).student.label_weight == "auto"
+    assert resolve_auto(named, labelled).student.label_weight == 0.7
+    assert resolve_auto(config).student.label_weight == "auto"
 
 
 def test_the_steps_one_by_one_agree_on_the_views(tmp_path: Path) -> None:

@@ -37,10 +37,12 @@ print(json.dumps({"tuned": tuned, "pages": os.environ.get(process.LARGE_PAGES), 
 
 def trained(*arguments: str, **environment: str) -> dict[str, Any]:
     """What a training of fourteen steps reports from a process of its own, with its page faults after the first."""
-    own = {name: value for name, value in os.environ.items() if name not in (process.VARIABLE, process.LARGE_PAGES)}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in (process.VARIABLE, process.LARGE_PAGES)
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
-        env=own | environment,
+        env=inherited | environment,
         capture_output=True,
         text=True,
         check=True,
@@ -50,9 +52,15 @@ def trained(*arguments: str, **environment: str) -> dict[str, Any]:
     return report
 
 
+@pytest.fixture(scope="module")
+def library() -> dict[str, Any]:
+    """The report of a process that does not tune its memory."""
+    return trained()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_a_tuned_process_keeps_its_memory_and_computes_the_same() -> None:
-    tuned, library = trained("tune"), trained()
+def test_a_tuned_process_keeps_its_memory_and_computes_the_same(library: dict[str, Any]) -> None:
+    tuned = trained("tune")
     assert (tuned["tuned"], tuned["pages"]) == (True, "1")
     assert tuned["losses"] == library["losses"]
     untuned, kept = (statistics.median(report["faults"][4:]) for report in (library, tuned))  # the first steps grow
@@ -60,15 +68,16 @@ def test_a_tuned_process_keeps_its_memory_and_computes_the_same() -> None:
     assert kept < untuned / 10
 
 
-def test_a_library_changes_nothing() -> None:
-    library = trained()
+def test_a_library_changes_nothing(library: dict[str, Any]) -> None:
     assert (library["tuned"], library["pages"]) == (False, None)
     assert set(library["changed"]) <= {"TORCHINDUCTOR_CACHE_DIR"}, "but for what torch's optimizers set"
 
 
-def test_the_environment_can_turn_it_off() -> None:
-    refused = trained("tune", NOISYTEACHER_ALLOCATOR="system")
-    assert (refused["tuned"], refused["pages"]) == (False, None)
+def test_the_environment_can_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(process.VARIABLE, "system")
+    monkeypatch.delenv(process.LARGE_PAGES, raising=False)
+    assert not process.tune_memory()
+    assert process.LARGE_PAGES not in os.environ
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])

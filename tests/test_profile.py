@@ -14,9 +14,8 @@ from torch import Tensor
 import noisyteacher as nt
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import matmul_peak
-from noisyteacher.pipeline.profiling import profile_notes, profile_table, profiled
 from noisyteacher.runs import list_runs
-from noisyteacher.train.history import STEP_PHASES, PhaseTimer
+from noisyteacher.train.history import STEP_PHASES, PhaseTimer, profile_table, profiled
 
 
 def images(rows: int = 96) -> Split:
@@ -66,11 +65,11 @@ def test_the_arithmetic_of_a_step_and_the_table() -> None:
     assert found["step_ms"] == 1000.0
     assert found["share_of_peak"] == pytest.approx(found["flop_per_step"] / found["peak_flops"])
     assert found["cores_idle"] == pytest.approx(1 - 1 / (4 * torch.get_num_threads()))
-    headers, rows = profile_table(found)
-    assert headers == ("phase", "ms a step", "share %")
-    assert ("forward", "500.00", "50.0") in rows
-    assert ("a step", "1000.00", "100.0") in rows
-    assert "4 steps after the first, 30 samples each" in profile_notes(found)[0]
+    table = profile_table(found)
+    assert table.headers == ("phase", "ms a step", "share %")
+    assert ("forward", "500.00", "50.0") in table.rows
+    assert ("a step", "1000.00", "100.0") in table.rows
+    assert "4 steps after the first, 30 samples each" in table.notes[0]
 
 
 def test_a_single_step_has_no_profile() -> None:

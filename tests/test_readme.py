@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 
-from noisyteacher.cli import app
+from noisyteacher.cli import build_command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,7 +72,7 @@ def test_a_block_that_takes_minutes_has_options_that_are_there() -> None:
     (block,) = (block for kind, block in BLOCKS if kind == "sh")
     asked = shlex.split(block.replace("\\\n", " "))
     assert asked[0] == "noisyteacher"
-    command = typer.main.get_command(app).commands[asked[1]]  # type: ignore[attr-defined]
+    command = build_command(asked[1])
     known = {flag for one in command.params for flag in one.opts}
     assert {word for word in asked if word.startswith("--")} <= known
 

@@ -14,15 +14,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import noisyteacher as nt
 from helpers import NOISES, SETTINGS, SHAPE, blobs, difference, lines, network, table
-from noisyteacher.config.training import TrainSettings
+from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import TrainingError
 from noisyteacher.models import as_classifier
 from noisyteacher.objectives import Objective
-from noisyteacher.rng import kept_draws, stream
+from noisyteacher.rng import generator, kept_draws
 from noisyteacher.train import cuda_graph, fitting, trainer
 from noisyteacher.train.cuda_graph import CapturedStep, GraphEngine, is_graph_safe
 from noisyteacher.train.history import History, Tick
 from noisyteacher.train.optim import Muon
+from noisyteacher.train.state import Progress
 
 
 class Graph:
@@ -155,7 +156,7 @@ def test_under_other_recipes_one_alone_is_what_it_was(launched: list[int], chang
 def spoilt(seed: int) -> Tensor:
     """Targets with which the loss of a training with this seed is not finite at its third step."""
     found = table()
-    found[int(torch.randperm(96, generator=stream(seed, "order", 0))[70])] = 3e30
+    found[int(torch.randperm(96, generator=generator(seed, "order", 0))[70])] = 3e30
     return found
 
 
@@ -250,7 +251,7 @@ def test_a_checkpoint_between_replays_changes_nothing(
         assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
     assert [tick.step for tick in ticks] == list(range(1, 17))
     white = blobs()
-    white.images[int(torch.randperm(96, generator=stream(4, "order", 0))[75])] = 255
+    white.images[int(torch.randperm(96, generator=generator(4, "order", 0))[75])] = 255
     with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.bias is not finite at step 7"):
         nt.fit(as_classifier(Late(), input_shape=SHAPE), white, objective, run=tmp_path / "late", **options)
 
@@ -276,14 +277,14 @@ def test_what_breaks_within_a_step_leaves_no_checkpoint_of_two(
 
             patch.setattr(torch.optim.Adam, "step", broken)
         else:
-            add = trainer.add_to_sums
+            add = Progress.add
 
-            def interrupted(*arguments: Any) -> None:
+            def interrupted(progress: Progress, *arguments: Any) -> None:
                 if next(count) == 4:
                     raise KeyboardInterrupt
-                add(*arguments)
+                add(progress, *arguments)
 
-            patch.setattr(trainer, "add_to_sums", interrupted)
+            patch.setattr(Progress, "add", interrupted)
         with pytest.raises((RuntimeError, KeyboardInterrupt)):
             nt.fit(network(4), blobs(), objective, run=tmp_path / "run", **options)
     again = network(4)

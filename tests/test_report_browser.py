@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import made_runs as made
+import made_runs as folders
 from noisyteacher.report import build_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,7 +34,7 @@ class Browser:
             os.dup2(to_write, 4)
 
         # The ends are moved out of the way first: 3 and 4 may be among them.
-        to_read, to_write = (_high(one) for one in (to_read, to_write))
+        to_read, to_write = (_high(entry) for entry in (to_read, to_write))
         words = [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-extensions", f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
@@ -47,7 +47,7 @@ class Browser:
         os.close(to_write)
         self.rest, self.number, self.session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
-        (page,) = (one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page")
+        (page,) = (entry for entry in self.ask("Target.getTargets")["targetInfos"] if entry["type"] == "page")
         self.session = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
@@ -75,7 +75,7 @@ class Browser:
         self.ask("Page.navigate", url=file.as_uri())
         until = time.monotonic() + 60
         while self.value("document.readyState") != "complete" or not any(
-            one.get("method") == "Page.loadEventFired" for one in self.events
+            entry.get("method") == "Page.loadEventFired" for entry in self.events
         ):
             assert time.monotonic() < until, "the page does not load"
             time.sleep(0.05)
@@ -86,7 +86,7 @@ class Browser:
 
     def named(self, *methods: str) -> list[dict[str, Any]]:
         """The events of these names since the page was asked for."""
-        return [one for one in self.events if one.get("method") in methods]
+        return [entry for entry in self.events if entry.get("method") in methods]
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -97,9 +97,9 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
-            found = os.read(self.read, 1 << 20)
-            assert found, "the browser is gone"
-            self.rest += found
+            result = os.read(self.read, 1 << 20)
+            assert result, "the browser is gone"
+            self.rest += result
         text, _, self.rest = self.rest.partition(b"\0")
         return dict(json.loads(text))
 
@@ -108,24 +108,24 @@ def _high(handle: int) -> int:
     """The same pipe at a number above those that the browser expects its own at."""
     import fcntl
 
-    found = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 20)
+    result = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 20)
     os.close(handle)
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium here: install it to see the page in a browser")
-    found = Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+    result = Browser(tmp_path_factory.mktemp("profile"))
+    yield result
+    result.close()
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    runs = [made.compression(folder, classes=HOSTILE, name="x" * 60), made.sweep(folder, failed=True)]
+    runs = [folders.compression(folder, classes=HOSTILE, name="x" * 60), folders.sweep(folder, failed=True)]
     file = folder / "report.html"
     file.write_text(build_report(runs), encoding="utf-8")
     return file
@@ -134,11 +134,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1180, True)])
 def test_the_page_in_a_browser(browser: Browser, page: Path, width: int, dark: bool) -> None:
     browser.show(page, width, dark)
-    asked = [one["params"]["request"]["url"] for one in browser.named("Network.requestWillBeSent")]
-    assert [url for url in asked if url != page.as_uri() and not url.startswith("data:")] == []
+    requested = [entry["params"]["request"]["url"] for entry in browser.named("Network.requestWillBeSent")]
+    assert [url for url in requested if url != page.as_uri() and not url.startswith("data:")] == []
     assert browser.named("Page.javascriptDialogOpening", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
-    told = [one["params"]["entry"]["text"] for one in browser.named("Log.entryAdded")]
-    assert told == []
+    messages = [entry["params"]["entry"]["text"] for entry in browser.named("Log.entryAdded")]
+    assert messages == []
     assert browser.value("document.documentElement.scrollWidth") <= width
     assert browser.value("document.querySelectorAll('script, img, iframe').length") == 0
     text = browser.value("document.body.innerText")
@@ -162,8 +162,8 @@ def test_a_request_would_be_seen_and_is_refused(browser: Browser, page: Path) ->
     text = page.read_text(encoding="utf-8")
     bad.write_text(text.replace("<footer>", '<footer><img src="http://127.0.0.1:9/x.png"><b onclick="1"></b>'))
     browser.show(bad, 360)
-    told = [one["params"]["entry"]["text"] for one in browser.named("Log.entryAdded")]
-    assert any("Content Security Policy" in one for one in told)
+    messages = [entry["params"]["entry"]["text"] for entry in browser.named("Log.entryAdded")]
+    assert any("Content Security Policy" in entry for entry in messages)
 
 
 def test_the_page_prints(browser: Browser, page: Path) -> None:

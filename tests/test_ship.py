@@ -1,4 +1,3 @@
-# ruff: noqa: F401, F811 - `call` is the fixture of test_cli
 """A model handed over: the export command, the files it leaves, and a model card that tells no more than is known."""
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher.data import Split, Splits
 from noisyteacher.export import FORMATS
-from noisyteacher.pipeline import ship, story_of
+from noisyteacher.pipeline import provenance_of, ship
 from noisyteacher.runs import Run
-from test_cli import Call, call
 
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")
 yaml = pytest.importorskip("yaml", reason="reads the front matter of model cards")
@@ -26,9 +25,9 @@ yaml = pytest.importorskip("yaml", reason="reads the front matter of model cards
 
 def front_matter(text: str) -> dict[str, Any]:
     assert text.startswith("---\n")
-    found = yaml.safe_load(text[4 : text.index("\n---\n", 4)])
-    assert isinstance(found, dict)
-    return found
+    matter = yaml.safe_load(text[4 : text.index("\n---\n", 4)])
+    assert isinstance(matter, dict)
+    return matter
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +44,14 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_path: Path) -> None:
     run = Run.open(compressed / "noisy-seed0")
     data, model = nt.load_data("mnist-5k", limit=100), nt.load_model(run.path / "weights.safetensors")
-    told: list[tuple[str, int, int, str]] = []
-    made = ship(model, data, tmp_path / "out", ["pt2", "hub"], run, lambda *step: told.append(step), licence="MIT")
-    assert [one.path.name for one in made] == ["model.pt2", "hub"]
+    seen: list[tuple[str, int, int, str]] = []
+    files = ship(model, data, tmp_path / "out", ["pt2", "hub"], run, lambda *step: seen.append(step), licence="MIT")
+    assert [file.path.name for file in files] == ["model.pt2", "hub"]
     assert {str(file.relative_to(tmp_path / "out")) for file in tmp_path.rglob("*") if file.is_file()} == {
         "model.pt2", "model.pt2.export.json", "hub.export.json",
         "hub/README.md", "hub/config.json", "hub/model.safetensors",
     }  # fmt: skip
-    assert [step[1:3] for step in told] == [(number, 5) for number in range(6)]
+    assert [step[1:3] for step in seen] == [(number, 5) for number in range(6)]
     text = (tmp_path / "out" / "hub" / "README.md").read_text()
     head = front_matter(text)
     assert (head["license"], head["library_name"], head["datasets"]) == ("MIT", "noisyteacher", ["ylecun/mnist"])
@@ -64,9 +63,7 @@ def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_pat
         row = next(line for line in text.splitlines() if line.startswith(f"| {role} |"))
         assert f"| {scores['error']['n']:,} | {scores['error']['value']:.2f} |" in row
         assert f" {scores['agreement']['value']:.2f} |" in row
-    teacher = (Run.open(compressed / "teacher").result() or {})["scores"]["test"]["error"]
     assert f"Distilled from lenet (teacher with weights {run.info['parents']['teacher'][:12]}" in text
-    assert f"error {teacher['value']:.2f} % (n = {teacher['n']})" in text
     assert "sigma 0.5 on the teacher's logits, alpha 0.25, one draw a batch" in text
     assert "1,276,810 parameters" in text
     assert "No licence was stated" not in text
@@ -96,7 +93,7 @@ def test_names_cannot_write_into_the_card(tmp_path: Path) -> None:
         return Split(images, torch.arange(first, last) % 4, torch.arange(first, last), role, name, names)
 
     data = Splits(name, part(0, 20, "train"), part(20, 40, "val"), note="# a heading\n| a | row |")
-    made = ship(nt.build_model("mlp800", data), data, tmp_path, ["hub"], licence='mit"\nevil: yes')
+    files = ship(nt.build_model("mlp800", data), data, tmp_path, ["hub"], licence='mit"\nevil: yes')
     text = (tmp_path / "hub" / "README.md").read_text()
     head = front_matter(text)
     assert set(head) == {"license", "library_name", "pipeline_tag", "tags", "metrics"}
@@ -106,11 +103,11 @@ def test_names_cannot_write_into_the_card(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\[x", text)
     assert len([line for line in text.splitlines() if line.startswith("# ")]) == 1
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["id2label"]["0"] == "a|b"
-    assert made[0].holds
+    assert files[0].holds
 
 
 def test_what_a_shipped_teacher_tells() -> None:
-    story = story_of("pretrained:lenet-mnist")
+    story = provenance_of("pretrained:lenet-mnist")
     card = nt.pretrained()["lenet-mnist"]
     assert (story.scores, story.licence, story.teacher) == (card["scores"], "apache-2.0", "")
     assert story.settings["epochs"] == 20
@@ -118,9 +115,9 @@ def test_what_a_shipped_teacher_tells() -> None:
 
 def test_a_network_of_one_s_own_is_shipped_too(tmp_path: Path) -> None:
     data = nt.load_data("mnist-5k", limit=100)
-    (one,) = ship(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, tmp_path, ["pt2"])
-    assert one.holds
-    assert one.n == len(data.val)
+    (file,) = ship(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, tmp_path, ["pt2"])
+    assert file.holds
+    assert file.n == len(data.val)
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -135,16 +132,16 @@ def test_export_on_the_command_line(call: Call, tmp_path: Path) -> None:
     assert f"Folder: exports/{Path(run).name}" in out
     assert "mnist-5k, val, n = 100 images" in out
     assert "Verdict: " in out
-    assert "export: 100 % done" in err
+    assert "export: 100 %, in " in err
     code, out, err = call("evaluate", str(folder / "hub"), "--set", "data.limit=100", "--data", "mnist-5k", "--json")
     assert code == 0, err
     scores = json.loads((Path(run) / "result.json").read_text())["result"]["scores"]
     assert json.loads(out)["error"] == scores["test"]["error"]
     code, out, err = call("export", run, "--format", "pt2", "--output-dir", "there", "--runs", "1", "--json", "-q")
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert (told["folder"], told["files"][0]["path"]) == ("there", "there/model.pt2")
-    assert told["files"][0]["accuracy"]["n"] == told["files"][0]["n"] == 100
+    summary = json.loads(out)
+    assert (summary["folder"], summary["files"][0]["path"]) == ("there", "there/model.pt2")
+    assert summary["files"][0]["accuracy"]["n"] == summary["files"][0]["n"] == 100
     weights = f"{run}/weights.safetensors"
     assert call("export", weights, "--format", "pt2", "--runs", "1", "-q")[0] == 0
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {Path(run).name}
@@ -163,7 +160,7 @@ def test_an_export_over_its_tolerance_exits_with_3(call: Call) -> None:
 def test_one_format_of_several_that_fails_is_a_line_and_exit_code_3(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*given: object) -> dict[str, bytes]:
+    def broken(*arguments: object) -> None:
         raise RuntimeError("an exporter's own error")
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=broken, needs=()))
@@ -181,7 +178,7 @@ def test_one_format_of_several_that_fails_is_a_line_and_exit_code_3(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("pretrained:lenet-mnist", "--format", "onxx"), 2, "did you mean 'onnx'?"),
         (("pretrained:lenet-mnist", "--format", "pt2,pt2"), 2, "named twice"),
@@ -192,8 +189,8 @@ def test_one_format_of_several_that_fails_is_a_line_and_exit_code_3(
         (("pretrained:lenet-mnist", "--format", "pt2", "--data", "none.npz"), 1, "no such file"),
     ],
 )
-def test_wrong_questions_to_export(call: Call, tmp_path: Path, words: tuple[str, ...], code: int, told: str) -> None:
-    found, out, err = call("export", *words)
-    assert told in " ".join(err.split())
-    assert (found, out) == (code, "")
+def test_wrong_questions_to_export(call: Call, tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    exit_code, out, err = call("export", *words)
+    assert message in " ".join(err.split())
+    assert (exit_code, out) == (code, "")
     assert list(tmp_path.iterdir()) == []

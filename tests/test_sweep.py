@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 import noisyteacher as nt
+from helpers import SWEEP_SETTINGS as BASE
+from helpers import sweep_settings as base
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -27,82 +30,83 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
-from noisyteacher.io import files
+from noisyteacher.pipeline import student_spec
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
-from noisyteacher.sweep import cells as cells_module
-from noisyteacher.sweep import executors as executors_module
-from noisyteacher.sweep import resume_sweep, so_far, sweep
-from noisyteacher.sweep.cells import Cell, train_cell
-from noisyteacher.sweep.executors import RETRIES, local, train_all
-from noisyteacher.sweep.grid import fingerprint
-from noisyteacher.sweep.question import asked
+from noisyteacher.sweep import SweepResult, partial_result, resume_sweep, sweep
+from noisyteacher.sweep import workers as workers_module
+from noisyteacher.sweep.workers import Cell, local, train_all, train_cell
 
-BASE: dict[str, Any] = {
-    "data": {"limit": 60},
-    "teacher": {"epochs": 1, "preset": "paper"},
-    "student": {"epochs": 1, "batch_size": 30, "preset": "paper"},
-    "noise": {"sigma": 0.0},
-    "run": {"threads": 1},
-}
-GRID = {"noise.sigma": [0, 0.5, 1.0], "noise.draw": ["batch", "row"]}
-
-
-def base(folder: Path, **more: Any) -> dict[str, Any]:
-    return {**BASE, "run": {**BASE["run"], "output_dir": str(folder)}, **more}
+SIGMA: dict[str, list[Any]] = {"noise.sigma": [0.5]}
+GRID: dict[str, list[Any]] = {"noise.sigma": [0, 0.5], "noise.draw": ["batch", "row"]}
 
 
 def contents(run: Run) -> bytes:
     return (run.path / "conditions.json").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """A sweep of three conditions with two seeds, trained one by one in this process."""
+    return sweep(base(tmp_path_factory.mktemp("finished")), SIGMA, seeds=2)
+
+
+@pytest.fixture
+def copied(finished: SweepResult, tmp_path: Path) -> Run:
+    """A copy of the run folder of that sweep."""
+    folder = tmp_path / "copied" / finished.path.name
+    shutil.copytree(finished.path, folder)
+    return Run.open(folder)
+
+
 def test_a_sweep_and_what_it_leaves(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int, str]] = []
-    result = sweep(base(tmp_path), GRID, seeds=2, progress=lambda *words: told.append(words))
+    calls: list[tuple[str, int, int, str]] = []
+    result = sweep(base(tmp_path), GRID, seeds=2, progress=lambda *words: calls.append(words))
     run = Run.open(result.path)
     assert (run.state, run.info["kind"]) == ("done", "sweep")
     names = {child.path.name for child in run.children()}
     expected = {
         "labels-alone",
         "clean",
-        *(f"sigma{sigma}-{draw}" for sigma in ("0.5", "1") for draw in ("batch", "row")),
+        *(f"sigma0.5-{draw}" for draw in ("batch", "row")),
     }
     assert names == {"teacher", *(f"{name}-seed{seed}" for name in expected for seed in (0, 1))}
     assert all(child.state == "done" for child in run.children())
     assert len(list((run.path / "logits").iterdir())) == 3  # one store per split, shared by all cells
     prints = {child.info["parents"].get("store") for child in run.children() if child.info["kind"] == "distil"}
     assert len(prints) == 1
-    noisy = {one["name"]: one for one in result.conditions}["sigma0.5-row"]
+    noisy = {condition.name: condition for condition in result.conditions}["sigma0.5-row"]
     cell = Run.open(run.path / "sigma0.5-row-seed1")
-    assert noisy["test_error_%"]["per_seed"][1] == (cell.result() or {})["scores"]["test"]["error"]["value"]
+    assert noisy.errors[1] == (cell.result() or {})["scores"]["test"]["error"]["value"]
     assert cell.config["objective"]["noise"]["draw"] == "row"
     assert {"noise/selected_%", "noise/flipped_%", "noise/xi_rms", "noise/gradient_ratio"} <= set(cell.metrics()[0])
-    assert [words for words in told if words[0] == "sweep"][-1][:3] == ("sweep", 1200, 1200)
-    assert result.record["teacher"]["test_error_%"] is not None
-    assert result.record["costs"]["students"]["mlp800"]["parameters"] == 1_276_810
+    assert [words for words in calls if words[0] == "sweep"][-1][:3] == ("sweep", 800, 800)
+    assert result.teachers[0].score("test") is not None
+    assert {condition.cost("parameters") for condition in result.conditions} == {1_276_810}
     for part in ("sigma 0.5, batch", "labels alone", "test n = 60", "no evidence", "alpha 0.15"):
         assert part in str(result)
-    json.dumps(result.record, allow_nan=False)
+    assert SweepResult.read(run.path, run.result() or {}) == result
+    json.dumps(result.describe(), allow_nan=False)
 
 
 def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
-    given = base(tmp_path)
-    given["run"] |= {"baselines": False}
-    result = sweep(given, {"noise.sigma": [0.5]}, seeds=2)
-    assert [one["kind"] for one in result.conditions] == ["clean", "noisy"]
+    settings = base(tmp_path)
+    settings["run"] |= {"baselines": False}
+    result = sweep(settings, {"noise.sigma": [0.5]}, seeds=2)
+    assert [condition.kind for condition in result.conditions] == ["clean", "noisy"]
     assert {child.path.name.partition("-seed")[0] for child in Run.open(result.path).children()} == {
         "teacher", "clean", "sigma0.5"
     }  # fmt: skip
-    assert result.record["families"][0]["labels"] is None
+    assert result.families[0].labels is None
     assert "labels alone" not in str(result)
     page = build_report(result.path)
     assert "labels alone" not in page
     assert "against multiplications per image" in page
-    clean = sweep(given, {"student.lr": [0.001, 0.002]})
-    assert [one["kind"] for one in clean.conditions] == ["clean", "clean"]
-    assert [one["label"] for one in clean.conditions] == ["distilled", "distilled, lr 0.002"]
-    (verdict,) = clean.verdicts()
-    errors = [one["val_error_%"]["mean"] for one in clean.conditions]
+    clean = sweep(settings, {"student.lr": [0.001, 0.002]})
+    assert [condition.kind for condition in clean.conditions] == ["clean", "clean"]
+    assert [condition.title for condition in clean.conditions] == ["distilled", "distilled, lr 0.002"]
+    verdict = str(clean.verdicts[0])
+    errors = [error.mean for condition in clean.conditions if (error := condition.score("val"))]
     best, other = ("distilled", "distilled, lr 0.002")[:: 1 if errors[0] <= errors[1] else -1]
     assert verdict.startswith(f"among 2 settings validation prefers {best}: {min(errors):.2f} % validation error; ")
     assert f"{min(errors) - max(errors):+.2f} points against the next, {other} (1 paired seed)".replace(
@@ -110,63 +114,59 @@ def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
     assert "% test error" in verdict
     page = build_report(clean.path)
     assert f"Among 2 settings validation prefers {best}" in page
-    for told in (page.partition("Settings")[0], str(clean)):
-        assert "noise" not in told.lower()
-        assert "(Holm)" not in told
+    for text in (page.partition("Settings")[0], str(clean)):
+        assert "noise" not in text.lower()
+        assert "(Holm)" not in text
 
 
-def test_a_done_cell_is_never_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2)
-    before = contents(Run(result.path))
-    (result.path / "result.json").unlink()
-    lost = result.path / "sigma0.5-seed1"
-    (lost / "result.json").unlink()
-    asked: list[str] = []
-    real = cells_module.its_training
+def test_a_done_cell_is_never_run_again(copied: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(copied)
+    for name in ("result.json", "sigma0.5-seed1/result.json"):
+        (copied.path / name).unlink()
+    trained: list[str] = []
+    real = student_spec
 
-    def counted(plan: Any, run: str, *rest: Any) -> Any:
-        asked.append(run)
-        return real(plan, run, *rest)
+    def counted(experiment: Any, run: str, *rest: Any) -> Any:
+        trained.append(run)
+        return real(experiment, run, *rest)
 
-    monkeypatch.setattr(cells_module, "its_training", counted)
-    again = resume_sweep(Run.open(result.path))
-    assert asked == ["sigma0.5-seed1"]
+    monkeypatch.setattr(workers_module, "student_spec", counted)
+    again = resume_sweep(copied)
+    assert trained == ["sigma0.5-seed1"]
     assert contents(Run(again.path)) == before
-    assert sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2, run=str(result.path)).record == again.record
-    assert resume_sweep(Run.open(result.path)).record == again.record
-    assert asked == ["sigma0.5-seed1"]
+    settings = copied.config["base"]
+    assert sweep(settings, SIGMA, seeds=2, run=str(copied.path)) == again
+    assert resume_sweep(Run.open(copied.path)) == again
+    assert trained == ["sigma0.5-seed1"]
 
 
-def test_what_is_done_is_judged_before_the_end(tmp_path: Path) -> None:
-    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, seeds=2)
-    whole = so_far(Run.open(result.path))
-    later = {"training_s", "network"}
-    assert whole.conditions == [{key: one[key] for key in one if key not in later} for one in result.conditions]
-    assert whole.families == result.families
+def test_the_finished_cells_are_judged_before_the_end(finished: SweepResult, copied: Run) -> None:
+    whole = partial_result(copied)
+    assert whole.conditions == tuple(replace(condition, costs=None) for condition in finished.conditions)
+    assert (whole.families, whole.verdicts) == (finished.families, finished.verdicts)
     for name in ("result.json", "conditions.json", "clean-seed1/result.json"):
-        (result.path / name).unlink()
-    part = so_far(Run.open(result.path))
-    assert {one["name"]: one["seeds"] for one in part.conditions} == {
-        "labels-alone": [0, 1], "clean": [0], "sigma0.5": [0, 1]
+        (copied.path / name).unlink()
+    part = partial_result(copied)
+    assert {condition.name: condition.seeds for condition in part.conditions} == {
+        "labels-alone": (0, 1), "clean": (0,), "sigma0.5": (0, 1)
     }  # fmt: skip
-    assert part.conditions[2]["against_clean"]["test_error_%"]["n"] == 1
+    assert part.conditions[2].against_clean["test"].n == 1
     assert "5 of 6 cells are done" in str(part)
-    assert not (result.path / "conditions.json").exists()
-    for child in result.path.glob("*-seed*/result.json"):
+    assert not (copied.path / "conditions.json").exists()
+    for child in copied.path.glob("*-seed*/result.json"):
         child.unlink()
     with pytest.raises(UsageError, match="no cell of this sweep is done"):
-        so_far(Run.open(result.path))
+        partial_result(copied)
     with pytest.raises(UsageError, match="not a sweep"):
-        so_far(Run.open(result.path / "teacher"))
+        partial_result(Run.open(copied.path / "teacher"))
 
 
-def test_processes_give_the_same_bytes_as_one(tmp_path: Path) -> None:
-    alone = sweep(base(tmp_path / "a"), {"noise.sigma": [0.5]}, seeds=2)
-    two = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2, jobs=2)
-    assert contents(Run(two.path)) == contents(Run(alone.path))
+def test_processes_give_the_same_bytes_as_one(finished: SweepResult, tmp_path: Path) -> None:
+    two = sweep(base(tmp_path), SIGMA, seeds=2, jobs=2)
+    assert contents(Run(two.path)) == contents(Run(finished.path))
 
 
-def test_the_executor_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_executor_of_the_docs(finished: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "scale.md").read_text()
     block = page.split("```python\n")[1].split("```")[0].split("\n\nbase = ")[0]
     handed: list[str] = []
@@ -180,19 +180,16 @@ def test_the_executor_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         def __init__(self, folder: str) -> None:
             self.submit = Job
 
-        def update_parameters(self, **asked: Any) -> None: ...
+        def update_parameters(self, **options: Any) -> None: ...
 
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Jobs))
     scope: dict[str, Any] = {}
     exec(block, scope)
-    result = sweep(
-        base(tmp_path / "a"), {"noise.sigma": [0.5]}, seeds=2, executor=lambda: scope["Slurm"](max_workers=2)
-    )
-    assert sorted(handed) == sorted(run for one in result.conditions for run in one["runs"])
+    result = sweep(base(tmp_path), SIGMA, seeds=2, executor=lambda: scope["Slurm"](max_workers=2))
+    assert sorted(handed) == sorted(run for condition in result.conditions for run in condition.runs)
     assert len(handed) == 6
-    alone = sweep(base(tmp_path / "b"), {"noise.sigma": [0.5]}, seeds=2)
-    assert contents(Run(result.path)) == contents(Run(alone.path))
-    with pytest.raises(UsageError, match="give one of them"):
+    assert contents(Run(result.path)) == contents(Run(finished.path))
+    with pytest.raises(UsageError, match="use only one"):
         sweep(base(tmp_path), {"noise.sigma": [0.5]}, jobs=2, executor=scope["Slurm"])
 
 
@@ -205,47 +202,45 @@ def test_workers_that_are_no_processes_of_ours_keep_their_own_number_of_threads(
             threads.append(cell.threads)
             return super().submit(work, cell)
 
-    given = base(tmp_path, run={"output_dir": str(tmp_path), "device": "cpu"})
-    sweep(given, {"noise.sigma": [0.5]}, executor=lambda: Elsewhere(1))
+    settings = base(tmp_path, run={"output_dir": str(tmp_path), "device": "cpu"})
+    sweep(settings, {"noise.sigma": [0.5]}, executor=lambda: Elsewhere(1))
     assert threads == [None] * 3
 
 
 def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
-    grid = {"noise.sigma": [0.5], "student.lr": [1e-3, 1e30]}
+    grid: dict[str, list[Any]] = {"noise.sigma": [0.5], "student.lr": [1e-3, 1e30]}
     result = sweep(base(tmp_path), grid)
-    assert {one["run"] for one in result.failed} == {
+    assert set(result.failed) == {
         "clean-lr1e30-seed0",
         "labels-alone-lr1e30-seed0",
         "sigma0.5-lr1e30-seed0",
     }
-    assert all("not finite" in one["error"] or "loss" in one["error"] for one in result.failed)
-    assert Run(result.path / result.failed[0]["run"]).state == "failed"
-    done = {one["name"]: one["seeds"] for one in result.conditions}
-    assert done["sigma0.5"] == [0]
-    assert done["sigma0.5-lr1e30"] == []
+    assert all("not finite" in error or "loss" in error for error in result.failed.values())
+    assert Run(result.path / next(iter(result.failed))).state == "failed"
+    done = {condition.name: condition.seeds for condition in result.conditions}
+    assert done["sigma0.5"] == (0,)
+    assert done["sigma0.5-lr1e30"] == ()
     assert len(resume_sweep(Run.open(result.path)).failed) == 3  # tried again, and failed again
 
 
 def test_a_defect_in_one_cell_is_a_failure_of_that_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = cells_module.its_training
+    real = student_spec
 
     def broken(plan: Any, run: str, *rest: Any) -> Any:
         if run == "clean-seed0":
             raise RuntimeError("the disk has melted")
         return real(plan, run, *rest)
 
-    monkeypatch.setattr(cells_module, "its_training", broken)
+    monkeypatch.setattr(workers_module, "student_spec", broken)
     result = sweep(base(tmp_path), {"noise.sigma": [0.5]})
-    assert [(one["run"], one["error"]) for one in result.failed] == [
-        ("clean-seed0", "RuntimeError: the disk has melted")
-    ]
+    assert result.failed == {"clean-seed0": "RuntimeError: the disk has melted"}
 
 
 def test_teachers_and_data_may_vary_too(tmp_path: Path) -> None:
     result = sweep(base(tmp_path), {"data.train_limit": [30, 60]})
-    assert len(result.record["teachers"]) == 2
-    assert [one["kind"] for one in result.conditions] == ["labels", "clean"] * 2
-    sizes = [Run.open(result.path / one["run"]).config["data"]["train"] for one in result.record["teachers"]]
+    assert len(result.teachers) == 2
+    assert [condition.kind for condition in result.conditions] == ["labels", "clean"] * 2
+    sizes = [Run.open(result.path / teacher.name).config["data"]["train"] for teacher in result.teachers]
     assert len(set(sizes)) == 2
     assert len(list((result.path / "logits").iterdir())) == 6
 
@@ -254,9 +249,9 @@ def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
     """The same weights and the same name of the data, other images: other answers."""
     teacher = nt.build_model("lenet", classes=10, input_shape=(1, 28, 28), seed=0)
     nt.save_model(teacher, tmp_path / "teacher.safetensors")
-    given = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
-    given["run"]["checks"] = False
-    result = sweep(given, {"data.train_limit": [30, 60]})
+    settings = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
+    settings["run"]["checks"] = False
+    result = sweep(settings, {"data.train_limit": [30, 60]})
     rows = {nt.LogitStore.open(store).rows for store in (result.path / "logits").glob("*-train-*")}
     assert rows == {30, 60}
     assert not result.failed
@@ -265,64 +260,52 @@ def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
 def test_answers_of_both_precisions_beside_each_other(tmp_path: Path) -> None:
     teacher = nt.build_model("lenet", classes=10, input_shape=(1, 28, 28), seed=0)
     nt.save_model(teacher, tmp_path / "teacher.safetensors")
-    given = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
-    given["run"]["checks"] = False
-    result = sweep(given, {"teacher.logits_precision": ["fp32", "bf16"]})
+    settings = base(tmp_path / "runs", teacher={"name": str(tmp_path / "teacher.safetensors")})
+    settings["run"]["checks"] = False
+    result = sweep(settings, {"teacher.logits_precision": ["fp32", "bf16"]})
     stores = [nt.LogitStore.open(store) for store in (result.path / "logits").glob("*-train-*")]
     assert {store.plan.precision for store in stores} == {"fp32", "bf16"}
     assert not result.failed
 
 
-def test_teachers_are_found_again_that_were_trained_before_answers_had_a_precision(tmp_path: Path) -> None:
-    question = asked(base(tmp_path), {"teacher.epochs": [1, 2]})
-    config = question.conditions[0].config
-    data, teacher = asdict(config.data), asdict(config.teacher)
-    del teacher["logits_precision"], teacher["batch_norm"], teacher["class_order"], data["classes"]
-    assert fingerprint([data, teacher])[:6] in question.bases()
-
-
-def test_a_sweep_inside_another_run_is_gone_on_with_after_settings_came_to_be(tmp_path: Path) -> None:
+def test_a_sweep_inside_another_run_is_resumed(tmp_path: Path) -> None:
     around = new_run(tmp_path, "paper", "parts", {})
     first = sweep(base(tmp_path), GRID, parent=around, name="part")
     before = contents(Run.open(first.path))
-    config = files.read_json(first.path / "config.json", "run-config", 1)
-    del config["config"]["base"]["run"]["profile"], config["config"]["base"]["student"]["augment"]
-    files.write_json(first.path / "config.json", "run-config", 1, config)
     (first.path / "result.json").unlink()
-    told: list[str] = []
-    again = sweep(base(tmp_path), GRID, parent=around, name="part", progress=lambda stage, *_: told.append(stage))
+    stages: list[str] = []
+    again = sweep(base(tmp_path), GRID, parent=around, name="part", progress=lambda stage, *_: stages.append(stage))
     assert again.path == first.path
     assert contents(Run.open(again.path)) == before
-    assert not [stage for stage in told if "seed" in stage], "no cell is trained again"
-    with pytest.raises(MismatchError, match=r"base\.noise\.sigma is 0\.0 there, 0\.25 now"):
+    assert not [stage for stage in stages if "seed" in stage], "no cell is trained again"
+    with pytest.raises(MismatchError, match=r"base\.noise\.sigma"):
         sweep(base(tmp_path, noise={"sigma": 0.25}), GRID, parent=around, name="part")
 
 
 def test_several_teachers_by_their_geometric_mean(tmp_path: Path) -> None:
-    given = base(tmp_path, teacher={"epochs": 1, "also": ["mlp800"]}, student={"epochs": 1, "combine": "geometric"})
-    result = sweep(given, {"noise.sigma": [0.5]})
+    settings = base(tmp_path, teacher={"epochs": 1, "also": ["mlp800"]}, student={"epochs": 1, "combine": "geometric"})
+    result = sweep(settings, {"noise.sigma": [0.5]})
     record = Run.open(result.path / "sigma0.5-seed0").config["objective"]["teacher"]
     assert (record["combine"], len(record["teachers"])) == ("geometric", 2)
     assert Run.open(result.path / "teacher-2").state == "done"
 
 
-def test_wrong_questions_start_nothing(tmp_path: Path) -> None:
-    for given, grid, error, part in (
+def test_wrong_questions_start_nothing(copied: Run, tmp_path: Path) -> None:
+    for settings, grid, error, part in (
         (BASE, {"noise.sigma": [-1]}, ConfigError, "noise.sigma: given -1"),
         ({"student": {"name": "mlp80"}}, {"noise.sigma": [1]}, UnknownNameError, "mlp800"),
         (BASE, {"data.name": ["mnist-5k", "nope.npz"]}, DataError, "nope.npz"),
         ({"noise": {"sigma": "auto"}}, {"student.epochs": [1]}, ConfigError, "a sweep compares numbers"),
     ):
         with pytest.raises(error, match=part):
-            sweep({**given, "run": {"output_dir": str(tmp_path / "runs")}}, grid)
+            sweep({**settings, "run": {"output_dir": str(tmp_path / "runs")}}, grid)
     with pytest.raises(UsageError, match="jobs=0"):
         sweep(base(tmp_path / "runs"), GRID, jobs=0)
     assert not (tmp_path / "runs").exists()
-    done = sweep(base(tmp_path / "runs"), {"noise.sigma": [0.5]})
     with pytest.raises(MismatchError, match="other settings"):
-        sweep(base(tmp_path / "runs"), {"noise.sigma": [0.6]}, run=Run.open(done.path))
+        sweep(copied.config["base"], {"noise.sigma": [0.6]}, run=copied)
     with pytest.raises(UsageError, match="not a sweep"):
-        resume_sweep(Run.open(done.path / "teacher"))
+        resume_sweep(Run.open(copied.path / "teacher"))
 
 
 def dying(cell: Cell) -> None:
@@ -336,15 +319,16 @@ def dying(cell: Cell) -> None:
 
 
 def test_cells_of_a_killed_worker_are_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors_module, "in_worker", dying)
+    monkeypatch.setattr(workers_module, "train_in_worker", dying)
+    monkeypatch.setattr(workers_module, "RETRIES", 2)
     cells = [
         Cell(str(tmp_path), name, name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")
     ]
     failures = train_all(cells, local(1), lambda waiting, failed: None)
     assert list(failures) == ["cursed"]
     assert "process died" in failures["cursed"]
-    assert len((tmp_path / "a" / "tried").read_text()) <= 1 + RETRIES
-    assert len((tmp_path / "cursed" / "tried").read_text()) == 1 + RETRIES
+    assert len((tmp_path / "a" / "tried").read_text()) <= 3
+    assert len((tmp_path / "cursed" / "tried").read_text()) == 3
 
 
 COMMAND = [
@@ -362,8 +346,8 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
     """The sweep in this folder, killed until it was killed KILLS times in all or is done; how often that is."""
     errors = cut.with_name("stderr")
     while True:
-        found = list_runs(cut, 1)
-        resume = ["--resume", str(found[0].path)] if found else []
+        runs = list_runs(cut, 1)
+        resume = ["--resume", str(runs[0].path)] if runs else []
         command = [*COMMAND[:4], *resume, "--jobs", "2", "-q"] if resume else [*COMMAND, "--output-dir", str(cut)]
         with open(errors, "wb") as stderr:
             process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -372,9 +356,9 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
             deadline = time.monotonic() + 60
             pause = dice.uniform(0.0, 1.5)
             # Let a random part of the work pass, whatever the machine's speed: a cell or two more, and a moment.
-            wanted = before + dice.choice([0, 0, 1, 2])
+            target = before + dice.choice([0, 0, 1, 2])
             while process.poll() is None and time.monotonic() < deadline:
-                if len(list(cut.glob("[!.]*/*/result.json"))) >= wanted and list_runs(cut, 1):
+                if len(list(cut.glob("[!.]*/*/result.json"))) >= target and list_runs(cut, 1):
                     break
                 time.sleep(0.05)
             time.sleep(pause)
@@ -391,7 +375,7 @@ def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> in
 def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path) -> None:
     long = [word.replace("student.batch_size=30", "student.batch_size=1") for word in COMMAND]
     long[long.index("--epochs") + 1] = "500"
-    command = [*long, "--output-dir", tmp_path]
+    command = [*long, "--output-dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             deadline = time.monotonic() + 240
@@ -414,7 +398,9 @@ def test_killed_at_random_and_restarted_the_results_are_the_same(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
-    whole = subprocess.run([*COMMAND, "--output-dir", tmp_path / "whole"], capture_output=True, text=True, check=False)
+    whole = subprocess.run(
+        [*COMMAND, "--output-dir", str(tmp_path / "whole")], capture_output=True, text=True, check=False
+    )
     assert whole.returncode == 0, whole.stderr
     (reference,) = list_runs(tmp_path / "whole", 1)
     dice, kills = random.Random(7), 0
@@ -434,12 +420,11 @@ def test_train_cell_says_what_is_wrong_instead_of_raising(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+def test_a_cluster_of_two_workers_one_of_which_is_killed(finished: SweepResult, tmp_path: Path) -> None:
     """Scheduler and workers are processes of their own. The killed worker's cells are run by the other: none lost, none
     doubled, and the results are those of one process.
     """
     distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
-    alone = sweep(base(tmp_path / "a"), {"noise.sigma": [0.5, 1.0]}, seeds=2)
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
     )
@@ -453,8 +438,8 @@ def test_a_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None
                 os.kill(victim.pid, signal.SIGKILL)
 
         result = sweep(
-            base(tmp_path / "b"),
-            {"noise.sigma": [0.5, 1.0]},
+            base(tmp_path),
+            SIGMA,
             seeds=2,
             scheduler=cluster.scheduler_address,
             progress=watch,
@@ -463,7 +448,7 @@ def test_a_cluster_of_two_workers_one_of_which_is_killed(tmp_path: Path) -> None
         cluster.close()
     assert killed
     assert not result.failed
-    assert contents(Run(result.path)) == contents(Run(alone.path))
+    assert contents(Run(result.path)) == contents(Run(finished.path))
 
 
 def test_no_scheduler_there(tmp_path: Path) -> None:

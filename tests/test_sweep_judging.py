@@ -10,27 +10,31 @@ from scipy import stats as oracle
 
 from noisyteacher.config import flat_grids, parse_grid
 from noisyteacher.errors import ConfigError
+from noisyteacher.pipeline import Condition, Family, Verdict, condition_of
 from noisyteacher.stats import holm, mean_interval, paired_difference
-from noisyteacher.sweep import expand, judge_sweep
-from noisyteacher.sweep.grid import Condition, Family
+from noisyteacher.sweep import ConditionSpec, analyse, expand
 
 BASE: dict[str, Any] = {"noise": {"sigma": 0.0}, "teacher": {"preset": "paper"}, "student": {"preset": "paper"}}
 
 
 def names(base: dict[str, Any], *grids: dict[str, list[Any]]) -> list[str]:
-    return [one.label for one in expand(base, grids)[0]]
+    return [condition.title for condition in expand(base, grids)[0]]
 
 
 def test_every_combination_once_with_its_controls() -> None:
-    grid = {"noise.sigma": [0, 0.5, 1.0], "noise.alpha": [0, 0.15, 0.5], "noise.draw": ["batch", "row"]}
+    grid: dict[str, list[Any]] = {
+        "noise.sigma": [0, 0.5, 1.0],
+        "noise.alpha": [0, 0.15, 0.5],
+        "noise.draw": ["batch", "row"],
+    }
     conditions, families, axes = expand(BASE, [grid])
-    kinds = [one.kind for one in conditions]
+    kinds = [condition.kind for condition in conditions]
     assert kinds == ["labels", "clean"] + ["noisy"] * 8  # sigma 0 or alpha 0 is clean, whatever else is said
-    assert len({one.name for one in conditions}) == len(conditions)
-    assert conditions[2].label == "sigma 0.5, alpha 0.15, batch"
+    assert len({condition.name for condition in conditions}) == len(conditions)
+    assert conditions[2].title == "sigma 0.5, alpha 0.15, batch"
     assert (len(families), families[0].clean, families[0].labels) == (1, "clean", "labels-alone")
     assert axes == list(grid)
-    assert all(one.config.noise.sigma == 0 for one in conditions[:2])
+    assert all(condition.config.noise.sigma == 0 for condition in conditions[:2])
 
 
 def test_what_does_not_vary_is_not_said() -> None:
@@ -42,24 +46,26 @@ def test_what_does_not_vary_is_not_said() -> None:
 
 
 def test_several_grids_are_put_together() -> None:
-    found = names(BASE, {"noise.sigma": [0.3]}, {"noise.sigma": [0.3, 0.6]}, {"student.loss": ["soft_targets"]})
-    assert found == ["labels alone", "clean", "sigma 0.3", "sigma 0.6", "clean, soft targets"]
+    titles = names(BASE, {"noise.sigma": [0.3]}, {"noise.sigma": [0.3, 0.6]}, {"student.loss": ["soft_targets"]})
+    assert titles == ["labels alone", "clean", "sigma 0.3", "sigma 0.6", "clean, soft targets"]
 
 
 def test_settings_of_the_student_make_families() -> None:
     conditions, families, _ = expand(BASE, [{"noise.sigma": [0.5], "student.optimizer": ["adam", "sgd"]}])
-    assert [one.label for one in conditions] == [
+    assert [condition.title for condition in conditions] == [
         "labels alone", "clean", "sigma 0.5", "labels alone, sgd", "clean, sgd", "sigma 0.5, sgd"
     ]  # fmt: skip
-    assert [one.settings for one in families] == [{"student.optimizer": "adam"}, {"student.optimizer": "sgd"}]
+    assert [family.settings for family in families] == [{"student.optimizer": "adam"}, {"student.optimizer": "sgd"}]
     soft = expand(BASE, [{"noise.sigma": [0.5], "student.loss": ["logit_regression", "soft_targets"]}])
-    assert [one.kind for one in soft[0]].count("labels") == 1  # a student on labels alone does not look at the loss
-    assert {one.labels for one in soft[1]} == {"labels-alone"}
+    assert [condition.kind for condition in soft[0]].count(
+        "labels"
+    ) == 1  # a student on labels alone does not look at the loss
+    assert {family.labels for family in soft[1]} == {"labels-alone"}
 
 
 def test_the_student_on_labels_alone_is_left_out_where_no_baselines_are_wanted() -> None:
     conditions, families, _ = expand({**BASE, "run": {"baselines": False}}, [{"noise.sigma": [0.5]}])
-    assert [one.kind for one in conditions] == ["clean", "noisy"]
+    assert [condition.kind for condition in conditions] == ["clean", "noisy"]
     assert (families[0].clean, families[0].labels) == ("clean", None)
 
 
@@ -110,18 +116,32 @@ def test_holm_by_hand() -> None:
 
 def cells(errors: dict[str, list[tuple[float, float]]]) -> dict[tuple[str, int], Any]:
     """(condition, seed) -> a cell's result, from (val error, test error) per seed."""
-    found = {}
+    results = {}
     for name, pairs in errors.items():
         for seed, (val, test) in enumerate(pairs):
             scores = {
-                role: {"error": {"value": value}, "nll": {"value": 0.1}, "ece": {"value": 1.0}}
+                role: {
+                    name: {"value": number, "n": 100} for name, number in (("error", value), ("nll", 0.1), ("ece", 1.0))
+                }
                 for role, value in (("val", val), ("test", test))
             }
-            found[name, seed] = {"scores": scores, "training": {"best_epoch": 3, "seconds": 1.0}}
-    return found
+            results[name, seed] = {"scores": scores, "training": {"best_epoch": 3, "seconds": 1.0}}
+    return results
 
 
-def study(noisy: int) -> tuple[list[Condition], list[Family]]:
+def judged(
+    conditions: list[ConditionSpec], families: list[Family], results: dict[tuple[str, int], Any]
+) -> tuple[dict[str, Condition], Family, Verdict]:
+    """The conditions by name, the family and its verdict."""
+    rows = []
+    for condition in conditions:
+        done = {seed: results[name, seed] for name, seed in sorted(results) if name == condition.name}
+        rows.append(condition_of(condition.name, condition.title, condition.kind, done, [], family=condition.family))
+    analysed, (family,), verdicts = analyse(rows, families, ["noise.sigma"])
+    return {condition.name: condition for condition in analysed}, family, verdicts[0] if verdicts else Verdict("", "")
+
+
+def study(noisy: int) -> tuple[list[ConditionSpec], list[Family]]:
     grid = {"noise.sigma": [number / 10 for number in range(1, noisy + 1)]}
     conditions, families, _ = expand(BASE, [grid])
     return conditions, families
@@ -136,25 +156,25 @@ def test_a_family_is_judged_by_hand() -> None:
         first: [(1.5, 1.8), (1.7, 1.7), (1.6, 1.6)],
         second: [(1.9, 1.4), (1.8, 1.6), (1.7, 1.2)],
     }
-    records, (family,) = judge_sweep(conditions, families, cells(errors))
-    by_name = {one["name"]: one for one in records}
-    d = by_name[first]["against_clean"]["test_error_%"]
+    by_name, family, verdict = judged(conditions, families, cells(errors))
+    d = by_name[first].against_clean["test"]
     expected = oracle.ttest_rel([1.8, 1.7, 1.6], [2.2, 2.3, 2.1])
-    assert d["mean"] == pytest.approx(-0.5)
-    assert d["p"] == pytest.approx(float(expected.pvalue))
-    other = by_name[second]["against_clean"]["test_error_%"]
-    assert [d["p_holm"], other["p_holm"]] == pytest.approx(holm([d["p"], other["p"]]))
-    assert by_name["clean"]["against_clean"] is None
-    assert by_name["labels-alone"]["against_clean"]["test_error_%"]["p_holm"] is None
-    assert by_name["labels-alone"]["against_clean"]["test_error_%"]["mean"] == pytest.approx(1.0)
+    assert d.mean == pytest.approx(-0.5)
+    assert d.p == pytest.approx(float(expected.pvalue))
+    other = by_name[second].against_clean["test"]
+    assert [d.p_holm, other.p_holm] == pytest.approx(holm([d.p or 0, other.p or 0]))
+    assert by_name["clean"].against_clean == {}
+    assert by_name["labels-alone"].against_clean["test"].p_holm is None
+    assert by_name["labels-alone"].against_clean["test"].mean == pytest.approx(1.0)
     # Validation prefers sigma 0.1 (1.6 against 1.8), the test set sigma 0.2 (1.4 against 1.7): 0.3 points of optimism.
-    assert (family["by_validation"]["condition"], family["by_test"]["condition"]) == (first, second)
-    assert family["optimism_points"] == pytest.approx(0.3)
-    assert family["verdict"]["word"] == "helps"
-    assert "3 paired seeds" in family["verdict"]["sentence"]
-    swapped = judge_sweep(conditions, families, cells({**errors, "clean": errors[first], first: errors["clean"]}))
-    assert swapped[1][0]["by_validation"]["condition"] == "clean"
-    assert "validation prefers no noise" in swapped[1][0]["verdict"]["sentence"]
+    assert (family.by_validation, family.by_test) == ((first,), (second,))
+    assert family.optimism_points == pytest.approx(0.3)
+    assert verdict.word == "helps"
+    assert "3 paired seeds" in verdict.sentence
+    swapped = cells({**errors, "clean": errors[first], first: errors["clean"]})
+    _, family, verdict = judged(conditions, families, swapped)
+    assert family.by_validation == ("clean",)
+    assert "validation prefers no noise" in verdict.sentence
 
 
 def test_a_noise_whose_pairs_differ_alike_counts_among_those_corrected_for() -> None:
@@ -166,11 +186,11 @@ def test_a_noise_whose_pairs_differ_alike_counts_among_those_corrected_for() -> 
         first: [(1.0, 5.5), (1.0, 5.6), (1.0, 5.4)],
         second: [(1.5, 5.5), (1.5, 5.5), (1.5, 5.5)],
     }
-    records, (family,) = judge_sweep(conditions, families, cells(errors))
-    by_name = {one["name"]: one["against_clean"]["test_error_%"] for one in records if one["against_clean"]}
-    assert (by_name[second]["p"], by_name[second]["p_holm"]) == (None, None)
-    assert by_name[first]["p_holm"] == pytest.approx(2 * by_name[first]["p"])
-    assert "corrected for 2 comparisons" in family["verdict"]["sentence"]
+    by_name, _, verdict = judged(conditions, families, cells(errors))
+    gaps = {name: condition.against_clean["test"] for name, condition in by_name.items() if condition.against_clean}
+    assert (gaps[second].p, gaps[second].p_holm) == (None, None)
+    assert gaps[first].p_holm == pytest.approx(2 * (gaps[first].p or 0))
+    assert "corrected for 2 comparisons" in verdict.sentence
 
 
 # Differences to the clean student of a noise that validation prefers and of another: none, sure harm, sure help.
@@ -194,11 +214,11 @@ def test_a_verdict_begins_with_what_is_sure_of_any_noise(
     first, second = families[0].noisy
     errors = {
         "clean": [(2.0, 5.0)] * 3,
-        first: [(1.0, 5.0 + one) for one in preferred],
-        second: [(1.5, 5.0 + one) for one in other],
+        first: [(1.0, 5.0 + gap) for gap in preferred],
+        second: [(1.5, 5.0 + gap) for gap in other],
     }
-    _, (family,) = judge_sweep(conditions, families, cells(errors))
-    assert family["verdict"]["sentence"].startswith(begins)
+    _, _, verdict = judged(conditions, families, cells(errors))
+    assert verdict.sentence.startswith(begins)
 
 
 def test_missing_cells_leave_what_can_be_said() -> None:
@@ -208,18 +228,17 @@ def test_missing_cells_leave_what_can_be_said() -> None:
         {"labels-alone": [(3, 3)] * 3, "clean": [(2, 2), (2.1, 2.2), (2.3, 2.1)], noisy: [(1, 1), (1.2, 1), (2, 2)]}
     )
     del whole[noisy, 1]
-    records, (family,) = judge_sweep(conditions, families, whole)
-    record = {one["name"]: one for one in records}[noisy]
-    assert record["seeds"] == [0, 2]
-    assert record["against_clean"]["test_error_%"]["n"] == 2
-    assert record["against_clean"]["test_error_%"]["mean"] == pytest.approx((1 - 2 + 2 - 2.1) / 2)
-    records, (family,) = judge_sweep(conditions, families, {})
-    assert family["verdict"] is None
-    assert all(one["test_error_%"] is None for one in records)
+    by_name, family, verdict = judged(conditions, families, whole)
+    assert by_name[noisy].seeds == (0, 2)
+    assert by_name[noisy].against_clean["test"].n == 2
+    assert by_name[noisy].against_clean["test"].mean == pytest.approx((1 - 2 + 2 - 2.1) / 2)
+    by_name, family, verdict = judged(conditions, families, {})
+    assert (verdict.sentence, family.by_validation) == ("", ())
+    assert all(condition.score("test") is None for condition in by_name.values())
     one_seed = {key: value for key, value in whole.items() if key[1] == 0}
-    _, (family,) = judge_sweep(conditions, families, one_seed)
-    assert family["verdict"]["word"] == "no evidence"
-    assert "no interval" in family["verdict"]["sentence"]
+    _, _, verdict = judged(conditions, families, one_seed)
+    assert verdict.word == "no evidence"
+    assert "no interval" in verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -235,14 +254,14 @@ def test_what_is_level_is_said_to_be(val: tuple[float, ...], says: str) -> None:
     conditions, families = study(2)
     names = ("clean", *families[0].noisy)
     errors = {
-        name: [(one + 0.1, 3.0), (one - 0.1, 3.0 + k / 10)]
-        for k, (name, one) in enumerate(zip(names, val, strict=True))
+        name: [(mean + 0.1, 3.0), (mean - 0.1, 3.0 + k / 10)]
+        for k, (name, mean) in enumerate(zip(names, val, strict=True))
     }
-    _, (family,) = judge_sweep(conditions, families, cells(errors))
-    assert says in family["verdict"]["sentence"]
-    assert ("prefers no noise" in family["verdict"]["sentence"]) == (val[0] < min(val[1:]))
-    level = {name for name, one in zip(names, val, strict=True) if one == min(val)}
-    assert {family["by_validation"]["condition"], *family["by_validation"]["level"]} == level
+    _, family, verdict = judged(conditions, families, cells(errors))
+    assert says in verdict.sentence
+    assert ("prefers no noise" in verdict.sentence) == (val[0] < min(val[1:]))
+    level = {name for name, mean in zip(names, val, strict=True) if mean == min(val)}
+    assert set(family.by_validation) == level
 
 
 def test_noises_are_compared_over_the_seeds_that_all_have() -> None:
@@ -257,23 +276,23 @@ def test_noises_are_compared_over_the_seeds_that_all_have() -> None:
         }
     )
     del whole[second, 1]
-    _, (family,) = judge_sweep(conditions, families, whole)
-    assert family["by_validation"]["condition"] == family["by_test"]["condition"] == second
-    assert "sigma 0.2, which validation prefers" in family["verdict"]["sentence"]
-    assert "validation is compared over the 2 seeds that all have" in family["verdict"]["sentence"]
-    assert family["optimism_points"] == 0
-    apart = {key: one for key, one in whole.items() if key not in {(first, 0), (first, 2)}}
-    _, (family,) = judge_sweep(conditions, families, apart)
-    assert "some seeds are missing: validation is compared over different ones" in family["verdict"]["sentence"]
+    _, family, verdict = judged(conditions, families, whole)
+    assert family.by_validation == family.by_test == (second,)
+    assert "sigma 0.2, which validation prefers" in verdict.sentence
+    assert "validation is compared over the 2 seeds that all have" in verdict.sentence
+    assert family.optimism_points == 0
+    apart = {key: result for key, result in whole.items() if key not in {(first, 0), (first, 2)}}
+    _, _, verdict = judged(conditions, families, apart)
+    assert "some seeds are missing: validation is compared over different ones" in verdict.sentence
 
 
 def test_pairs_that_differ_alike_have_no_interval_and_it_is_said_why() -> None:
     conditions, families = study(1)
     (noisy,) = families[0].noisy
-    _, (family,) = judge_sweep(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.5), (3, 3.5)]}))
-    assert "2 paired seeds: no interval, as all of them differ alike" in family["verdict"]["sentence"]
-    _, (family,) = judge_sweep(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.499), (3, 2.5)]}))
-    assert "gives 0.00 points of test error" in family["verdict"]["sentence"]
+    _, _, verdict = judged(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.5), (3, 3.5)]}))
+    assert "2 paired seeds: no interval, as all of them differ alike" in verdict.sentence
+    _, _, verdict = judged(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.499), (3, 2.5)]}))
+    assert "gives 0.00 points of test error" in verdict.sentence
 
 
 def test_simulation_the_intervals_cover_and_the_verdict_is_rarely_wrong() -> None:
@@ -291,12 +310,12 @@ def test_simulation_the_intervals_cover_and_the_verdict_is_rarely_wrong() -> Non
         test = val + rng.normal(0, 0.08, (seeds, noises + 2))  # the luck of the weights shows on both splits
         order = ["labels-alone", "clean", *families[0].noisy]
         errors = {name: list(zip(val[:, k], test[:, k], strict=True)) for k, name in enumerate(order)}
-        _, (family,) = judge_sweep(conditions, families, cells(errors))
-        verdicts += family["verdict"]["word"] != "no evidence"
+        _, _, verdict = judged(conditions, families, cells(errors))
+        verdicts += verdict.word != "no evidence"
         best = 2 + int(test[:, 2:].mean(0).argmin())
         naive += float(oracle.ttest_rel(test[:, best], test[:, 1]).pvalue) < 0.05
-        one = mean_interval([float(value) for value in test[:, 1]])
-        covered += one.low is not None and one.high is not None and one.low <= 1.0 <= one.high
+        interval = mean_interval([float(value) for value in test[:, 1]])
+        covered += interval.low is not None and interval.high is not None and interval.low <= 1.0 <= interval.high
         d = paired_difference([float(x) for x in test[:, 1]], [float(x) for x in test[:, 2]])
         covered_difference += d.low is not None and d.high is not None and d.low <= 0 <= d.high
     # 600 trials: three standard errors of a share of 0.05 are 0.027.

@@ -20,14 +20,14 @@ from noisyteacher.errors import (
     UsageError,
 )
 from noisyteacher.noise import CHOICES
-from noisyteacher.rng import derive, stream
+from noisyteacher.rng import derive_seed, generator
 from noisyteacher.teachers import as_teacher, geometric_logits
 
 ROWS, CLASSES = 24, 3
 
 
 def split(rows: int = ROWS, labels: bool = True) -> nt.Split:
-    images = torch.randint(0, 256, (rows, 1, 4, 4), generator=stream(0, "images"), dtype=torch.uint8)
+    images = torch.randint(0, 256, (rows, 1, 4, 4), generator=generator(0, "images"), dtype=torch.uint8)
     return nt.Split(
         images, torch.arange(rows) % CLASSES if labels else None, torch.arange(rows), "train", "toy", tuple("abc")
     )
@@ -40,7 +40,7 @@ def batch(step: int = 0, seed: int = 0) -> nt.Batch:
 
 
 def table(seed: int) -> Tensor:
-    return torch.randn(ROWS, CLASSES, generator=stream(seed, "table")) * 3
+    return torch.randn(ROWS, CLASSES, generator=generator(seed, "table")) * 3
 
 
 def net(classes: int = CLASSES) -> nn.Module:
@@ -51,24 +51,24 @@ def net(classes: int = CLASSES) -> nn.Module:
 def test_geometric_mean_by_hand() -> None:
     """Positive logits as in the paper; two negative ones keep their sign; opposite signs and zeros give 0."""
     logits = torch.tensor([[[4.0, -2.0, 3.0, 0.0]], [[9.0, -8.0, -3.0, 5.0]]])
-    assert torch.allclose(geometric_logits(logits, 0), torch.tensor([[6.0, -4.0, 0.0, 0.0]]), atol=1e-6)
-    assert torch.allclose(geometric_logits(logits[:1].repeat(3, 1, 1), 0), logits[0], atol=1e-5)
+    assert torch.allclose(geometric_logits(logits), torch.tensor([[6.0, -4.0, 0.0, 0.0]]), atol=1e-6)
+    assert torch.allclose(geometric_logits(logits[:1].repeat(3, 1, 1)), logits[0], atol=1e-5)
 
 
 def test_geometric_mean_is_continuous_where_a_sign_changes() -> None:
-    near = [float(geometric_logits(torch.tensor([[[x]], [[4.0]]]), 0)) for x in (-1e-10, 0.0, 1e-10)]
+    near = [float(geometric_logits(torch.tensor([[[x]], [[4.0]]]))) for x in (-1e-10, 0.0, 1e-10)]
     assert max(abs(value) for value in near) < 1e-4
 
 
 def test_several_teachers() -> None:
     tables = [table(1), table(2), table(3)]
     assert torch.allclose(as_teacher(tables).logits(batch()), torch.stack(tables).mean(0))
-    assert torch.allclose(as_teacher(tables, "geometric").logits(batch()), geometric_logits(torch.stack(tables), 0))
+    assert torch.allclose(as_teacher(tables, "geometric").logits(batch()), geometric_logits(torch.stack(tables)))
     picks = []
     for step in range(60):
-        found = as_teacher(tables, "pick").logits(batch(step))
-        picks.append(next(i for i, one in enumerate(tables) if torch.equal(one, found)))
-        assert picks[-1] == derive(0, "teacher", step) % 3
+        result = as_teacher(tables, "pick").logits(batch(step))
+        picks.append(next(i for i, logits_of_one in enumerate(tables) if torch.equal(logits_of_one, result)))
+        assert picks[-1] == derive_seed(0, "teacher", step) % 3
     assert set(picks) == {0, 1, 2}
     with pytest.raises(UnknownNameError, match="did you mean 'geometric'"):
         nt.distil(tables, combine="geometrc")
@@ -93,10 +93,10 @@ def test_live_and_stored_teachers_agree(tmp_path: Path) -> None:
     [
         (torch.ones(ROWS - 1, CLASSES), r"23 rows of logits for a split of 24"),
         (torch.ones(ROWS, 1), r"\[24, 1\]"),
-        (torch.ones(ROWS, 5), r"has 5 classes, the student 3"),
-        (net(1), r"has 1 class, the student 3|returned logits"),
-        (net(7), r"has 7 classes, the student 3"),
-        ([torch.ones(ROWS, CLASSES), torch.ones(ROWS, 4)], r"has 4 classes, the student 3"),
+        (torch.ones(ROWS, 5), r"has 5 class\(es\), the student 3"),
+        (net(1), r"has 1 class\(es\), the student 3|returned logits"),
+        (net(7), r"has 7 class\(es\), the student 3"),
+        ([torch.ones(ROWS, CLASSES), torch.ones(ROWS, 4)], r"has 4 class\(es\), the student 3"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused_before_the_first_step(source: object, message: str) -> None:
@@ -136,8 +136,8 @@ def test_the_label_term_is_of_the_students_own_logits() -> None:
     student = table(2)
     noise = nt.Noise(sigma=0.9, alpha=1.0, draw="row", target="student")
     _, numbers = nt.distil(table(1), label_weight=0.25, noise=noise)(student.clone().requires_grad_(), batch())
-    plain = nn.functional.cross_entropy(student, batch().labels)  # type: ignore[arg-type]
-    assert numbers["train/label_term"] == pytest.approx(float(plain))
+    label_loss = nn.functional.cross_entropy(student, batch().labels)  # type: ignore[arg-type]
+    assert numbers["train/label_term"] == pytest.approx(float(label_loss))
     assert numbers["noise/selected_%"] == 100
 
 
@@ -154,8 +154,8 @@ def test_noise_on_the_students_side() -> None:
     noise = nt.Noise(sigma=0.5, alpha=0.5, draw="row", target="student")
     student = table(2)
     loss, numbers = nt.distil(table(1), noise=noise)(student, batch(step=4, seed=9))
-    draw = draw_of(noise, ROWS, CLASSES, stream(9, "noise", 4))
-    noisy = perturbed(student, noise, stream(9, "noise", 4))
+    draw = draw_of(noise, ROWS, CLASSES, generator(9, "noise", 4))
+    noisy = perturbed(student, noise, generator(9, "noise", 4))
     assert float(loss) == pytest.approx(float(nt.logit_regression(noisy, table(1))))
     assert numbers["noise/selected_%"] == pytest.approx(100 * float(draw.selected.float().mean()))
     flipped = (noisy.argmax(1) != student.argmax(1)).float().mean()
@@ -187,8 +187,8 @@ def test_noisy_teacher_in_a_foreign_loop() -> None:
     noisy.train()
     assert not any(part.training for part in noisy.modules())
     first, second = noisy(images), noisy(images)
-    for step, found in enumerate((first, second)):
-        assert torch.equal(found, perturbed(clean, noise, stream(3, "noise", step)))
+    for step, result in enumerate((first, second)):
+        assert torch.equal(result, perturbed(clean, noise, generator(3, "noise", step)))
     assert not first.requires_grad
     assert not any(value.requires_grad for value in noisy.parameters())
     again = nt.NoisyTeacher(Dropping(), noise, seed=3)
@@ -307,7 +307,7 @@ def test_noisy_teacher_follows_a_schedule() -> None:
     clean = teacher(images).detach()
     noisy = nt.NoisyTeacher(teacher, noise, seed=3, total_steps=4)
     for step, sigma in enumerate((0.9, 0.675, 0.45, 0.225, 0.0)):
-        expected = perturbed(clean, nt.Noise(sigma=sigma, alpha=0.5, draw="row"), stream(3, "noise", step))
+        expected = perturbed(clean, nt.Noise(sigma=sigma, alpha=0.5, draw="row"), generator(3, "noise", step))
         assert torch.allclose(noisy(images), expected, atol=1e-6)
     with pytest.raises(MismatchError, match="give total_steps"):
         nt.NoisyTeacher(net(), noise)(images)
@@ -324,13 +324,13 @@ def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> N
     objective = nt.distil(teacher, noise=noise, loss=loss, label_weight=0.25, **options)  # type: ignore[arg-type]
     _, numbers = objective(student.clone().requires_grad_(), batch(step=6, seed=9))
 
-    draw = draw_of(noise, ROWS, CLASSES, stream(9, "noise", 6))
+    draw = draw_of(noise, ROWS, CLASSES, generator(9, "noise", 6))
     mask = draw.selected.float()
 
     def gradient(mask: Tensor) -> Tensor:
-        own = student.clone().requires_grad_()
+        leaf = student.clone().requires_grad_()
         shift = mask * draw.xi
-        g, z = own, teacher
+        g, z = leaf, teacher
         if target == "teacher":
             z = z * (1 + shift) if kind == "multiplicative" else z + shift
         else:
@@ -340,7 +340,7 @@ def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> N
         else:
             p, q = (z / temperature).softmax(1), (g / temperature).softmax(1)
             value = temperature**2 * (p * (p / q).log()).sum() / ROWS
-        return torch.autograd.grad(value, own)[0]
+        return torch.autograd.grad(value, leaf)[0]
 
     clean, noisy = gradient(torch.zeros_like(mask)), gradient(mask)
     moved = (teacher if target == "teacher" else student) * 1.0

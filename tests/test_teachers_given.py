@@ -1,11 +1,8 @@
-"""Teachers that are given: which names mean one, weights beside a name, an ONNX file through the whole way."""
+"""Trained teachers: which names mean a file or a library, weights beside a name, an ONNX file through the whole way."""
 
 from __future__ import annotations
 
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,43 +12,41 @@ import pytest
 import torch
 
 import noisyteacher as nt
-from noisyteacher import cli
+from helpers import Call
 from noisyteacher.config import Teacher, build_config
 from noisyteacher.errors import ConfigError, FileFormatError, MismatchError, UsageError
 from noisyteacher.models import save_model, weights_fingerprint
-from noisyteacher.pipeline import is_given, load_teacher, names_a_file
-from noisyteacher.pipeline.plan import called
+from noisyteacher.pipeline import is_model_path, is_pretrained, load_teacher
+from noisyteacher.pipeline.pretrained import display_name
 from noisyteacher.runs import Run
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 def arrays(channels: int) -> dict[str, Any]:
     """Bright and dark images, 8 x 8."""
-    draw, made = np.random.default_rng(0), {}
+    draw, splits = np.random.default_rng(0), {}
     for role, count in (("train", 48), ("val", 40), ("test", 40)):
         labels = np.arange(count) % 2
         shape = (count, 8, 8, channels)[: 3 + (channels > 1)]
         light = (60 + 120 * labels).reshape(count, *[1] * (len(shape) - 1))
-        made |= {f"x_{role}": (light + draw.integers(-20, 21, shape)).astype(np.uint8), f"y_{role}": labels}
-    return made
+        splits |= {f"x_{role}": (light + draw.integers(-20, 21, shape)).astype(np.uint8), f"y_{role}": labels}
+    return splits
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("given")
-    np.savez(made / "grey.npz", **arrays(1))
-    np.savez(made / "colour.npz", **arrays(3))
-    model = nt.build_model("mlp800", nt.load_data(made / "grey.npz"))
-    data = nt.load_data(made / "grey.npz")
+    path = tmp_path_factory.mktemp("teachers")
+    np.savez(path / "grey.npz", **arrays(1))
+    np.savez(path / "colour.npz", **arrays(3))
+    data = nt.load_data(path / "grey.npz")
+    model = nt.build_model("mlp800", data)
     nt.fit(model, data.train, nt.supervised(), epochs=2, lr=1e-4)
-    save_model(model, made / "ours.safetensors")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in model.network.state_dict().items()}}, made / "theirs.pth")
-    return made
+    save_model(model, path / "ours.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.network.state_dict().items()}}, path / "theirs.pth")
+    return path
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "given"),
+    ("name", "settings", "trained"),
     [
         ("lenet", {}, False),
         ("runs/x", {}, True),
@@ -70,12 +65,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pkg.module:factory", {}, False),
     ],
 )
-def test_which_names_mean_a_trained_teacher(name: str, settings: dict[str, Any], given: bool) -> None:
-    assert is_given(name, Teacher(name=name, **settings)) is given
+def test_which_names_mean_a_trained_teacher(name: str, settings: dict[str, Any], trained: bool) -> None:
+    assert is_pretrained(name, Teacher(name=name, **settings)) is trained
 
 
 def test_names_of_files(tmp_path: Path) -> None:
-    assert not names_a_file("hf:somebody/model")
+    assert not is_model_path("hf:somebody/model")
     torch.save({"a": torch.ones(1)}, tmp_path / "last")
     for name in (
         "a.pt",
@@ -88,12 +83,12 @@ def test_names_of_files(tmp_path: Path) -> None:
         f"{tmp_path}/last",
     ):
         with pytest.raises(UsageError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"):
-            names_a_file(name)
+            is_model_path(name)
     names = {
         "timm:resnet18.a1_in1k": "resnet18.a1_in1k", "hf:somebody/model": "model", "hf:./folder/": "folder",
         "dir/teacher.onnx": "teacher.onnx", "pkg.module:factory": "pkg.module:factory", "runs/r1": "r1",
     }  # fmt: skip
-    assert {name: called(name) for name in names} == names
+    assert {name: display_name(name) for name in names} == names
 
 
 def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:
@@ -145,32 +140,16 @@ def test_weights_beside_a_network_of_timm(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"mean": [0.5]}, r"teacher\.mean: 1 values, teacher\.std 0"),
+        ({"mean": [0.5]}, r"teacher\.mean: 1 values, and 0 in std"),
         ({"mean": [0.5], "std": [1.0], "preprocess": "scale"}, "no effect with preprocess 'scale'"),
         ({"mean": [0.5], "std": [0.0]}, r"teacher\.std"),
     ],
 )
-def test_statistics_that_make_no_sense(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_statistics_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_config({"teacher": settings})
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["noisyteacher", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def onnx_teacher(path: Path) -> None:
@@ -184,36 +163,36 @@ def onnx_teacher(path: Path) -> None:
         helper.make_node("Flatten", ["image"], ["flat"]),
         helper.make_node("Gemm", ["flat", "w", "b"], ["logits"], transB=1),
     ]
-    made = helper.make_graph(
+    graph = helper.make_graph(
         nodes, "bright",
         [helper.make_tensor_value_info("image", kinds.FLOAT, ["n", 1, 8, 8])],
         [helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", 2])],
         [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(bias, "b")],
     )  # fmt: skip
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def test_an_onnx_file_through_the_whole_way(folder: Path, tmp_path: Path, call: Call) -> None:
     file, data = tmp_path / "bright.onnx", str(folder / "grey.npz")
     onnx_teacher(file)
-    asked = [
+    words = [
         "compress", "--data", data, "--teacher", str(file), "--student", "mlp800", "--sigma", "0", "--epochs", "1",
         "--no-baselines", "--output-dir", str(tmp_path / "runs"), "--json", "--quiet",
     ]  # fmt: skip
-    code, out, _ = call(*asked)
+    code, out, _ = call(*words)
     assert code == 0
-    told = json.loads(out)
-    teacher = told["rows"][0]
-    assert teacher["error_%"]["per_seed"] == [0.0]
+    result = json.loads(out)
+    teacher = result["teachers"][0]
+    assert teacher["scores"]["test"]["error"]["per_seed"] == [0.0]
     assert (teacher["costs"]["macs"], teacher["costs"]["parameters"]) == (128, 130)
-    assert [one["check"] for one in told["checks"] if one["held"] is not True] == ["class order"]
+    assert [check["check"] for check in result["checks"] if check["held"] is not True] == ["class order"]
     (run,) = (tmp_path / "runs").iterdir()
     assert nt.load_model(run / "teacher" / "weights.safetensors").name == "onnx:bright"
     code, out, _ = call("evaluate", str(file), "--data", data, "--json")
     assert (code, json.loads(out)["error"]["value"]) == (0, 0.0)
     code, out, _ = call("measure", str(run / "teacher"), "--threads", "1", "--runs", "2", "--json")
     assert (code, json.loads(out)["macs"]) == (0, 128)
-    code, _, err = call(*asked, "--set", "teacher.options.width=2")
+    code, _, err = call(*words, "--set", "teacher.options.width=2")
     assert code == 2
     assert "teacher.options: has no effect on" in err
 

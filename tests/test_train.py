@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import blobs, small
@@ -127,6 +127,38 @@ def test_killed_at_every_step_and_resumed_gives_the_same_bytes(tmp_path: Path, o
         assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
             resumed.epochs
         )
+
+
+def test_the_best_weights_of_an_earlier_epoch_outlive_a_kill(tmp_path: Path) -> None:
+    """From the second epoch on the objective makes the model worse, so the first epoch stays the best."""
+
+    def objective(logits: Tensor, batch: nt.Batch) -> Tensor:
+        loss: Tensor = nt.supervised()(logits, batch)[0]
+        return loss if batch.step < 3 else -loss
+
+    def train(folder: Path, resume: bool = False, kill_at: int | None = None) -> nt.History:
+        def progress(tick: Tick) -> None:
+            if tick.step == kill_at:
+                raise KilledError
+
+        return nt.fit(
+            small(dropout=False), blobs(), objective, val=blobs(30, "val", seed=1), epochs=3, batch_size=20, lr=0.1,
+            run=folder, resume=resume, progress=progress,
+        )  # fmt: skip
+
+    assert train(tmp_path / "whole").best_epoch == 1
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed", kill_at=7)
+    assert train(tmp_path / "killed", resume=True).best_epoch == 1
+    kept = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert kept[0] == kept[1]
+
+
+def test_the_earliest_of_equal_epochs_is_the_best() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    history = nt.fit(model, blobs(), lambda logits, batch: logits.sum() * 0, val=blobs(30, "val"), epochs=3)
+    assert len({(line["val/error"], line["val/nll"]) for line in history.epochs}) == 1
+    assert history.best_epoch == 1
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -265,10 +297,10 @@ def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
     model = nn.Linear(3, 2)
     for value in model.parameters():
         value.grad = torch.full_like(value, 3e38)
-    check_gradients(model.named_parameters(), 0)
+    check_gradients([(name, value.grad) for name, value in model.named_parameters()], 0)
     model.bias.grad = torch.tensor([1.0, torch.nan])
     with pytest.raises(TrainingError, match="the gradient of bias is not finite at step 1"):
-        check_gradients(model.named_parameters(), 0)
+        check_gradients([(name, value.grad) for name, value in model.named_parameters()], 0)
 
 
 def test_the_test_split_is_refused() -> None:

@@ -442,7 +442,7 @@ def test_learned_or_unlike_preprocessing_is_refused() -> None:
 
 
 def test_as_many_of_everything() -> None:
-    with pytest.raises(UsageError, match="2 models, 1 objectives, 2 seeds and 2 runs"):
+    with pytest.raises(UsageError, match="2 models, 1 objectives, 2 seeds"):
         nt.fit_many([network(0), network(1)], blobs(), [nt.supervised()], seeds=(0, 1), **SETTINGS)
     with pytest.raises(UsageError, match="at least one"):
         nt.fit_many([], blobs(), [], seeds=(), **SETTINGS)

@@ -19,7 +19,7 @@ from torch import Tensor
 import noisyteacher as nt
 from noisyteacher.data import Split
 from noisyteacher.device import resolve_precision
-from noisyteacher.runs.record import host
+from noisyteacher.runs import host
 
 SHAPES = {
     # teacher, student, image, steps of an epoch, rounds
@@ -42,7 +42,7 @@ def a_task(shape: str, folder: Path) -> Task:
     teacher = nt.build_model(teacher_name, classes=10, input_shape=image, preprocess=front, seed=1).eval()
     with torch.no_grad():  # logits of an everyday size: fresh weights of a deep network give larger ones
         size = teacher(split.images[:64]).square().mean().sqrt()
-        last = [one for one in teacher.modules() if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))][-1]
+        last = [layer for layer in teacher.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))][-1]
         last.weight.mul_(3 / size)
     student = nt.build_model(student_name, classes=10, input_shape=image, preprocess=front, seed=2)
     store = nt.extract(teacher, split, folder / shape)
@@ -116,52 +116,52 @@ def compare(shape: str, folder: Path, rounds: int | None, threads: int) -> dict[
                 seconds[name].append(took)
     for side in sides.values():
         side.end()
-    for name, found in losses.items():
-        assert found[-1] < found[0], f"{shape}: {name} does not learn: {found}"
-    own = seconds["noisyteacher"]
+    for name, values in losses.items():
+        assert values[-1] < values[0], f"{shape}: {name} does not learn: {values}"
+    ours_s = seconds["noisyteacher"]
     lines = {}
-    for name, found in seconds.items():
-        ratios = [one / mine for one, mine in zip(found, own, strict=True)]
+    for name, values in seconds.items():
+        ratios = [peer / mine for peer, mine in zip(values, ours_s, strict=True)]
         lines[name] = {
-            "ms_per_step": 1000 * statistics.median(found) / steps,
+            "ms_per_step": 1000 * statistics.median(values) / steps,
             "ratio": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
             "loss_first": losses[name][0],
             "loss_last": losses[name][-1],
         }
         if name != "noisyteacher":
-            mine = 1000 * statistics.median(own) / steps
-            told = f"{lines[name]['ms_per_step']:.1f} ms a step of {name}, {mine:.1f} ours"
+            mine = 1000 * statistics.median(ours_s) / steps
+            words = f"{lines[name]['ms_per_step']:.1f} ms a step of {name}, {mine:.1f} ours"
             spread = f"{min(ratios):.1f} to {max(ratios):.1f}, n={len(ratios)}"
-            print(f"{shape}: {told}: {lines[name]['ratio']:.1f} x ({spread})")
-    return {"steps": steps, "rounds": len(own), "largest_difference_of_targets": gap, "peers": lines}
+            print(f"{shape}: {words}: {lines[name]['ratio']:.1f} x ({spread})")
+    return {"steps": steps, "rounds": len(ours_s), "largest_difference_of_targets": gap, "peers": lines}
 
 
 def main() -> None:
     """All shapes; the result goes to benchmarks/results/peers.json."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--threads", type=int, default=2)
-    asked.add_argument("--side", nargs=3, metavar=("TOOL", "SHAPE", "FOLDER"), help=argparse.SUPPRESS)
-    asked.add_argument("--rounds", type=int)
-    asked.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "peers.json")
-    given = asked.parse_args()
-    torch.set_num_threads(given.threads)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", nargs=3, metavar=("TOOL", "SHAPE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "peers.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     ready()
-    if given.side:
-        name, shape, folder = given.side
+    if options.side:
+        name, shape, folder = options.side
         take_part(name, shape, Path(folder))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = {shape: compare(shape, Path(folder), given.rounds, given.threads) for shape in SHAPES}
+        shapes = {shape: compare(shape, Path(folder), options.rounds, options.threads) for shape in SHAPES}
     record = {
-        "batch": BATCH, "threads": given.threads, "precision": resolve_precision("auto", torch.device("cpu")),
+        "batch": BATCH, "threads": options.threads, "precision": resolve_precision("auto", torch.device("cpu")),
         "torch": torch.__version__, "python": platform.python_version(), "cpu": host()["cpu"],
         "kernels": torch.backends.cpu.get_cpu_capability(),
-        "peers": {"KD_Lib": "0.0.32", "torchdistill": "1.1.5"}, "shapes": found,
+        "peers": {"KD_Lib": "0.0.32", "torchdistill": "1.1.5"}, "shapes": shapes,
     }  # fmt: skip
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(given.out)
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(options.out)
 
 
 if __name__ == "__main__":

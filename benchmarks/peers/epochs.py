@@ -2,7 +2,7 @@
 
 KD_Lib 0.0.32 asks for torch 1.8.1 and imports models of text; its NoisyTeacher needs neither. It is imported here by
 itself, unchanged, on the torch at hand. torchdistill 1.1.5 runs as it is, by its DistillationBox and KDLoss. The
-tutorial is PyTorch's "Knowledge Distillation", its loop written anew: teacher asked in every step without gradients,
+tutorial is PyTorch's "Knowledge Distillation", its loop written anew: the teacher runs in every step without gradients,
 soft targets and labels. All three are fed as their examples do it: a DataLoader over images that torchvision's ToTensor
 and Normalize make of arrays, one by one, in the main process (a worker would take a core from the arithmetic on a
 machine with two). All four update by Adam.
@@ -100,8 +100,8 @@ def tutorial(task: Task) -> Epoch:
             with torch.no_grad():
                 answers = teacher(images)
             logits = student(images)
-            wanted, given = softmax(answers / TEMPERATURE, 1), log_softmax(logits / TEMPERATURE, 1)
-            soft = (wanted * (wanted.log() - given)).sum() / len(given) * TEMPERATURE**2
+            target, answer = softmax(answers / TEMPERATURE, 1), log_softmax(logits / TEMPERATURE, 1)
+            soft = (target * (target.log() - answer)).sum() / len(answer) * TEMPERATURE**2
             loss = 0.25 * soft + 0.75 * cross_entropy(logits, labels)
             loss.backward()
             optimizer.step()
@@ -115,7 +115,7 @@ def kd_lib(task: Task) -> Epoch:
     """KD_Lib's NoisyTeacher, by its own training loop."""
     for name in ("KD_Lib.KD", "KD_Lib.KD.vision"):  # their __init__ import models of text
         package = ModuleType(name)
-        package.__path__ = [str(Path(place) / name.replace(".", "/")) for place in sys.path]
+        package.__path__ = [str(Path(folder) / name.replace(".", "/")) for folder in sys.path]
         sys.modules[name] = package
     from KD_Lib.KD.vision.noisy.noisy_teacher import NoisyTeacher
 
@@ -123,16 +123,16 @@ def kd_lib(task: Task) -> Epoch:
     photographs = Photographs(task)
     loader = DataLoader(photographs, batch_size=BATCH, shuffle=True)
     few = DataLoader(torch.utils.data.Subset(photographs, range(2)), batch_size=2)  # it evaluates after every epoch
-    optimizers = [torch.optim.Adam(one.parameters(), lr=RATE) for one in (teacher, student)]
+    optimizers = [torch.optim.Adam(network.parameters(), lr=RATE) for network in (teacher, student)]
     box = NoisyTeacher(teacher, student, loader, few, *optimizers, alpha=0.5, noise_variance=0.25, temp=TEMPERATURE)
     folder = tempfile.mkdtemp()
 
     def epoch() -> float:
         student.train()  # it leaves the student in eval mode
-        said = StringIO()
-        with redirect_stdout(said):
+        output = StringIO()
+        with redirect_stdout(output):
             box.train_student(1, plot_losses=False, save_model=False, save_model_pth=f"{folder}/student.pt")
-        return float(said.getvalue().rpartition("Loss: ")[2].partition(",")[0]) / len(loader)
+        return float(output.getvalue().rpartition("Loss: ")[2].partition(",")[0]) / len(loader)
 
     return epoch
 
@@ -167,9 +167,9 @@ def torchdistill(task: Task) -> Epoch:
         box.pre_epoch_process(epoch=0)
         total = 0.0
         for images, labels, more in box.train_data_loader:
-            found = box.forward_process(images, labels, more)
-            box.post_forward_process(loss=found)
-            total += float(found.detach())
+            loss = box.forward_process(images, labels, more)
+            box.post_forward_process(loss=loss)
+            total += float(loss.detach())
         return total / len(box.train_data_loader)
 
     return epoch

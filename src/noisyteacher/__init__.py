@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from noisyteacher.data import Batch as Batch
@@ -52,56 +52,33 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PUBLIC = {
-    "Batch": "data",
-    "Classifier": "models",
-    "Costs": "measure",
-    "Exported": "export",
-    "History": "train",
-    "LogitStore": "store",
-    "Noise": "noise",
-    "NoisyTeacher": "teachers",
-    "NoisyTeacherError": "errors",
-    "Objective": "objectives",
-    "Packed": "data",
-    "Result": "pipeline",
-    "Scores": "evaluate",
-    "Split": "data",
-    "Splits": "data",
-    "SweepResult": "sweep",
-    "build_model": "models",
-    "compress": "pipeline",
-    "distil": "objectives",
-    "evaluate": "evaluate",
-    "export": "export",
+NAMES = {
+    "data": "Batch Packed Split Splits load_data pack_data",
+    "errors": "NoisyTeacherError",
+    "evaluate": "Scores evaluate predict",
+    "export": "Exported export from_pretrained",
     "extract": "extract",
-    "fit": "train",
-    "fit_many": "train",
-    "from_pretrained": "export",
-    "load_data": "data",
-    "load_model": "models",
-    "logit_regression": "losses",
-    "measure": "measure",
-    "pack_data": "data",
-    "perturb": "noise",
-    "predict": "evaluate",
-    "pretrained": "models",
-    "save_model": "models",
-    "soft_targets": "losses",
-    "supervised": "objectives",
-    "sweep": "sweep",
+    "losses": "logit_regression soft_targets",
+    "measure": "Costs measure",
+    "models": "Classifier build_model load_model pretrained save_model",
+    "noise": "Noise perturb",
+    "objectives": "Objective distil supervised",
+    "pipeline": "Result compress",
+    "store": "LogitStore",
+    "sweep": "SweepResult sweep",
+    "teachers": "NoisyTeacher",
+    "train": "History fit fit_many",
 }
-"""Public name -> module that defines it."""
+"""Module -> the public names that it defines."""
+PUBLIC = {name: module for module, names in NAMES.items() for name in names.split()}
+__all__ = sorted(PUBLIC)
 
-__all__ = list(PUBLIC)
 
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in PUBLIC:
         raise AttributeError(f"module 'noisyteacher' has no attribute {name!r}")
-    found = getattr(import_module(f"noisyteacher.{PUBLIC[name]}"), name)
-    globals()[name] = found
-    return found
+    globals()[name] = value = getattr(import_module(f"noisyteacher.{PUBLIC[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:
@@ -109,13 +86,11 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package as a module whose public names stay what the table says.
-
-    `evaluate`, `export`, `extract`, `measure` and `sweep` are functions and the modules that define them; importing
-    such a module would put it in the function's place.
+    """The package as a module whose public functions stay when a submodule of the same name, such as
+    `noisyteacher.evaluate`, is imported.
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name in PUBLIC and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -1,20 +1,17 @@
 """One training by several processes (torchrun): who this process is, and what the processes share.
 
-Every process runs the same steps. Of each batch it takes its own rows through the network, computes their loss with its
-rows of the whole batch's noise, and DistributedDataParallel averages the gradients, weighted by the number of rows.
-The process of rank 0 validates and writes. torch is imported only where a process group may exist, so that the command
-line can read its launcher's variables without it.
+Every process takes its rows of each batch, with its rows of the whole batch's noise; DistributedDataParallel averages
+the gradients, weighted by the number of rows. torch is imported inside functions: the command line starts without it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from noisyteacher.errors import MismatchError, NoisyTeacherError, TrainingError, UsageError
 
@@ -41,10 +38,8 @@ class World:
 
     def weight(self, rows: int) -> float:
         """Factor on the mean loss of this process's rows that makes the average over processes the mean of all rows."""
-        if rows < self.size:
-            return 1.0
         share = self.share(rows)
-        return float((share.stop - share.start) * self.size / rows)
+        return 1.0 if rows < self.size else (share.stop - share.start) * self.size / rows
 
 
 def world() -> World:
@@ -58,10 +53,9 @@ def world() -> World:
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[World]:
-    """Join the group that the launcher set up: NCCL with GPUs (process LOCAL_RANK takes GPU LOCAL_RANK), else gloo.
+    """Join the group that the launcher set up, if any: NCCL with GPUs (process LOCAL_RANK takes that GPU), else gloo.
 
-    Without a launcher, or in a group already, nothing changes. Raises UsageError if the launcher's variables or the
-    device do not make a group.
+    Raises UsageError if the launcher's variables or the device do not make a group. For the main thread.
     """
     if processes() == 1 or world().size > 1:
         yield world()
@@ -69,43 +63,32 @@ def process_group(device: str = "auto") -> Iterator[World]:
     import torch
     from torch import distributed as dist
 
+    local_rank = _variable("LOCAL_RANK", 0)
+    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
     if rank() >= processes():
         raise UsageError(f"RANK={rank()} in the environment, of {processes()} processes: ranks count from 0")
     if device.startswith("cuda:"):
         raise UsageError(f"device {device!r}: with several processes each takes a GPU of its own: give cuda")
-    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
-    local = _variable("LOCAL_RANK", 0)
-    if gpus and local >= gpus:
-        raise UsageError(f"process {local} of this machine has no GPU of its own: there are {gpus}")
+    if gpus and local_rank >= gpus:
+        raise UsageError(f"process {local_rank} of this machine has no GPU of its own: there are {gpus}")
     if gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_rank)
+    # C code that waits for other processes runs no handler of Python: let signals end this process at once.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _default_signals():
-            store, number, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-            # torchrun keeps its store when it restarts processes: keys of the dead ones must not be found.
-            store = dist.PrefixStore(f"restart-{restarts()}", store)  # type: ignore[attr-defined]
-            dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=number, world_size=size)
+        store, number, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        # torchrun keeps its store when it restarts processes: keys of the dead ones must not be read.
+        store = dist.PrefixStore(f"restart-{restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=number, world_size=size)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"WORLD_SIZE is set, but the process group could not be initialised: {error}") from error
+    finally:
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
     try:
         yield world()
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _default_signals() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM end the process at once: C code that waits for other processes runs no handler."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:  # None: not set by Python
-                signal.signal(number, handler)
 
 
 @contextmanager
@@ -124,52 +107,37 @@ def peer_failure_as_error() -> Iterator[None]:
         ) from error
 
 
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    values = [value] * world().size
+    if len(values) > 1:
+        from torch import distributed as dist
+
+        dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast(value: T) -> T:
     """Rank 0's value on every process."""
-    if world().size == 1:
-        return value
-    from torch import distributed as dist
-
-    values: list[Any] = [value]
-    dist.broadcast_object_list(values, src=0)
-    result: T = values[0]
-    return result
+    return gather_objects(value)[0]
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
     """The result of `work` on rank 0, broadcast to every process; an error of this package is raised on all of them."""
-    here = world()
-    if here.size == 1:
-        return work()
-    result: T | None = None
-    error: NoisyTeacherError | None = None
-    if here.leads:
-        try:
-            result = work()
-        except NoisyTeacherError as problem:
-            error = problem
-    result, error = broadcast((result, error))
-    if error is not None:
-        raise error
+    result: T | NoisyTeacherError | None
+    try:
+        result = work() if world().leads else None
+    except NoisyTeacherError as error:
+        result = error
+    result = broadcast(result)
+    if isinstance(result, NoisyTeacherError):
+        raise result
     return result  # type: ignore[return-value]
 
 
-def gather_objects(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks."""
-    here = world()
-    if here.size == 1:
-        return [value]
-    from torch import distributed as dist
-
-    values: list[Any] = [None] * here.size
-    dist.all_gather_object(values, value)
-    return values
-
-
-def check_equal(record: dict[str, Any]) -> None:
+def check_equal(record: Mapping[str, object]) -> None:
     """Raises MismatchError unless all processes have the same record."""
-    records = gather_objects(record)
-    for number, other in enumerate(records):
+    for number, other in enumerate(gather_objects(record)):
         keys = sorted(key for key in {*record, *other} if record.get(key) != other.get(key))
         if keys:
             raise MismatchError(
@@ -179,7 +147,7 @@ def check_equal(record: dict[str, Any]) -> None:
 
 
 def processes() -> int:
-    """How many processes the launcher started for this command; 1 without a launcher."""
+    """The number of processes that the launcher started for this command; 1 without a launcher."""
     return _variable("WORLD_SIZE", 1, minimum=1)
 
 
@@ -189,7 +157,7 @@ def rank() -> int:
 
 
 def restarts() -> int:
-    """How often torchrun has restarted this command after a process of it had died."""
+    """How often torchrun has restarted this command because a process had died."""
     return _variable("TORCHELASTIC_RESTART_COUNT", 0)
 
 
@@ -203,8 +171,5 @@ def launch_command() -> list[str]:
 def _variable(name: str, default: int, minimum: int = 0) -> int:
     text = os.environ.get(name) or str(default)
     if not (text.isascii() and text.isdigit() and int(text) >= minimum):
-        raise UsageError(
-            f"{name}={text!r} in the environment: launchers such as torchrun set it to a whole number of at least "
-            f"{minimum}; unset it"
-        )
+        raise UsageError(f"{name}={text!r} in the environment: a launcher sets a whole number >= {minimum}; unset it")
     return int(text)

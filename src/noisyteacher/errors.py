@@ -6,7 +6,7 @@ from __future__ import annotations
 class NoisyTeacherError(Exception):
     """Base of all errors of this package; the message says what was given, what was expected and what to do next.
 
-    `exit_code` is what the command line exits with: 2 when the question was wrong, 1 when the work failed.
+    `exit_code` is that of the command line: 2 for a usage error, 1 when the work failed.
     """
 
     exit_code = 1
@@ -39,7 +39,7 @@ class DataWarning(UserWarning):
 
 
 class FileFormatError(NoisyTeacherError):
-    """A file is truncated, corrupt, of another kind or of an unknown schema; the message names it and the place."""
+    """A file is truncated, corrupt, of another kind or of an unknown schema; the message names the file."""
 
 
 class StoreError(FileFormatError):

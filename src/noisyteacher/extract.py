@@ -1,28 +1,27 @@
-"""Ask a teacher once for all it has to say about a split, and keep the raw answers in a logit store."""
+"""Store a teacher's raw logits for a split and its views in a logit store."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Split, expand_views
-from noisyteacher.device import PRECISIONS, precision_context, resolve_device
+from noisyteacher.device import PRECISIONS, PROBE_BATCH, channels_last, inference, precision_context, resolve_device
 from noisyteacher.errors import StoreError, UsageError
-from noisyteacher.inference import PROBE_BATCH, channels_last, inference
 from noisyteacher.io.files import remove_new_folders_on_error
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.progress import counted, reported
-from noisyteacher.store import LogitStore, Plan, Shard, StoreWriter, refuse_non_finite
+from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, check_finite, write_store
 from noisyteacher.text import unknown_name
 
-ON_CPU, ON_GPU = 128, 512
-"""Images asked at once: a CPU is fastest where activations stay in its caches, a GPU where it is kept busy."""
+BATCH_SIZES = {"cpu": 128, "cuda": 512}
+"""A CPU is fastest when activations stay in its caches, a GPU when it is busy."""
 UNSTEADY = 0.01
-"""How far, in units of 1 + max |logit|, two answers to one image may lie apart: bf16 stays below, dropout does not."""
+"""Largest difference between two forward passes of one image, in units of 1 + max |logit|: bf16 stays below it."""
 
 
 def extract(
@@ -41,96 +40,76 @@ def extract(
 ) -> LogitStore:
     """The store of the model's logits for every row of the split under every view, in the folder `path`.
 
-    views: names or families (`"clean,mirror"`, `"crop"`). batch_size: images at once (128 on a CPU, 512 on a GPU).
-    precision: of the arithmetic, dtype: on disk. The model is in eval mode meanwhile, its convolutions channels-last,
-    and as it was afterwards. progress: True shows on stderr how far it is (a live line in a terminal; elsewhere a line
-    every ten seconds, none for what takes under two), False shows nothing, a callable is told (answers there, answers
-    in all).
-    A finished store of the same model, split and views is returned as it is; an interrupted one is gone on with, and
-    with the same batch size on the same machine ends as the same bytes. `overwrite` starts from nothing.
-    Raises MismatchError when the model does not fit the split or another store is there, naming the field; StoreError
-    for logits that are not finite or change from call to call; WriteError when the disk refuses; UnknownNameError and
-    UsageError for a precision, a view or a batch size that is none.
+    views: names or families (`"clean,mirror"`, `"crop"`). batch_size: images per forward pass (128 on a CPU, 512 on a
+    GPU). precision: of the arithmetic; dtype: on disk. progress: True reports on stderr, a function is called with
+    (done, total). A finished store of the same model, split and views is returned as it is; an interrupted one is
+    continued and ends as the same bytes, unless `overwrite`.
+    Raises UsageError for invalid settings, MismatchError when the model does not fit the split or another store is
+    there, StoreError for logits that are not finite or change from call to call, WriteError when the disk refuses.
     """
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
-    names, place = expand_views(views), resolve_device(device)
-    if batch_size is None:
-        batch_size = ON_GPU if place.type == "cuda" else ON_CPU
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size={batch_size!r}: expected a whole number >= 1")
-    # Of the model as given: whoever checks the store later has that in hand, not our wrapping of it.
-    prints = {
+    for what, name, choices in (("precision", precision, PRECISIONS), ("dtype of a logit store", dtype, DTYPES)):
+        if name not in choices:
+            raise unknown_name(what, name, choices)
+    names, target = expand_views(views), resolve_device(device)
+    size = BATCH_SIZES.get(target.type, 128) if batch_size is None else batch_size
+    for name, number, minimum in (("batch_size", size, 1), ("rows_per_shard", rows_per_shard, 0)):
+        if type(number) is not int or number < minimum:
+            raise UsageError(f"{name}={number!r}: expected a whole number >= {minimum}")
+    fingerprints = {  # of the model as passed in, which is what a later `check` of the store compares
         "teacher": weights_fingerprint(model),
         "data": split.fingerprint,
         "preprocessing": preprocess_fingerprint(model),
         "code": code_fingerprint(model),
     }
     teacher = as_classifier(model, classes=split.classes, input_shape=split.input_shape)
-    plan = Plan(len(split), split.classes, names, prints, dtype, precision, rows_per_shard)
+    plan = Plan(len(split), split.classes, names, fingerprints, dtype, precision, rows_per_shard)  # type: ignore[arg-type]
     meta = {
-        "teacher": teacher.architecture,
+        "teacher": dict(teacher.architecture),
         "data": split.name,
         "role": split.role,
         "input_shape": list(split.input_shape),
         "class_names": list(split.class_names),
     }
+
+    def logits_of(rows: Tensor, view: str) -> Tensor:
+        logits: Tensor = teacher(split.images_at(rows, view).to(target)).float().cpu()
+        check_finite(logits, view, int(rows[0]))
+        return logits
+
+    def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:
+        total = plan.rows * len(names)
+        done = total - sum(shard.rows for shard in missing) * len(names)
+        with (
+            inference(teacher, target),
+            channels_last(teacher, split.first_images(PROBE_BATCH, names[0]).to(target)),
+            precision_context(precision, target),
+        ):
+            _check_steady(logits_of, missing[0].row_numbers[:size], names[0])
+            for shard in missing:
+                block = torch.empty(plan.shape(shard))
+                for number, view in enumerate(names):
+                    # Batches start anew in every shard, so that a resumed run computes the same ones.
+                    for rows in torch.split(shard.row_numbers, size):
+                        block[number, rows - shard.first_row] = logits_of(rows, view)
+                        done += len(rows)
+                        if report is not None:
+                            report(done, total)
+                yield block
+
     with (
-        reported(progress, lambda watch: counted(watch, "teacher's logits", "answers")) as tell,
+        reported(progress, lambda watch: counted(watch, "teacher's logits", "answers")) as report,
         remove_new_folders_on_error(Path(path)),
-        StoreWriter(path, plan, meta, overwrite=overwrite) as writer,
     ):
-        missing = writer.missing
-        if missing:
-            with (
-                inference(teacher, place),
-                channels_last(teacher, split.first_images(PROBE_BATCH, names[0]).to(place)),
-                precision_context(precision, place),
-            ):
-                total = plan.rows * len(names)
-                answered = total - sum(shard.rows for shard in missing) * len(names)
-                _check_steady(teacher, split, names[0], missing[0], batch_size, place)
-                for shard in missing:
-                    block = torch.empty(len(names), shard.rows, plan.classes)
-                    for number, view in enumerate(names):
-                        for rows in _batches(shard, batch_size):
-                            logits = _ask(teacher, split, rows, view, place)
-                            refuse_non_finite(logits, view, int(rows[0]))
-                            block[number, rows - shard.first_row] = logits
-                            answered += len(rows)
-                            if tell is not None:
-                                tell(answered, total)
-                    writer.write(shard, block)
-        return writer.finish()
+        return write_store(path, plan, blocks_of, meta, overwrite=overwrite)
 
 
-def _batches(shard: Shard, batch_size: int) -> Iterator[Tensor]:
-    """The shard's rows in batches that start anew with every shard, so that a resumed run computes the same batches."""
-    end = shard.first_row + shard.rows
-    for first in range(shard.first_row, end, batch_size):
-        yield torch.arange(first, min(first + batch_size, end))
-
-
-def _ask(teacher: nn.Module, split: Split, rows: Tensor, view: str, place: torch.device) -> Tensor:
-    logits: Tensor = teacher(split.images_at(rows, view).to(place))
-    return logits.float().cpu()
-
-
-def _check_steady(
-    teacher: nn.Module, split: Split, view: str, shard: Shard, batch_size: int, place: torch.device
-) -> None:
-    """Raises StoreError when an image's logits depend on the call or on the other images of its batch.
-
-    The first batch is asked whole and its first half alone. Dropout called as a function and batch norm without running
-    statistics ignore eval mode: stored logits would be one draw of many, or belong to one composition of the batch.
-    """
-    rows = next(_batches(shard, batch_size))
+def _check_steady(logits_of: Callable[[Tensor, str], Tensor], rows: Tensor, view: str) -> None:
+    """Raises StoreError when an image's logits depend on the call or on the other images of its batch."""
     half = rows[: max(1, len(rows) // 2)]
-    whole = _ask(teacher, split, rows, view, place)[: len(half)]
-    refuse_non_finite(whole, view, shard.first_row)
-    apart = float((_ask(teacher, split, half, view, place) - whole).abs().max())
-    if not apart <= UNSTEADY * (1 + float(whole.abs().max())):
+    whole = logits_of(rows, view)[: len(half)]
+    difference = float((logits_of(half, view) - whole).abs().max())
+    if not difference <= UNSTEADY * (1 + float(whole.abs().max())):
         raise StoreError(
-            f"the teacher's logits for the same images differ by {apart:.3g} between two calls, in eval mode: dropout "
-            "called as a function, or batch norm without running statistics; make them obey eval() first"
+            f"the teacher's logits for the same images differ by {difference:.3g} between two calls, in eval mode: "
+            "dropout called as a function, or batch norm without running statistics; make them obey eval() first"
         )

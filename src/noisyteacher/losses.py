@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.errors import ConfigError, MismatchError
 
 
 def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,13 +29,11 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
     """T^2 * KL(softmax(z/T) || softmax(g/T)), mean over the batch, a scalar. Both `[B, K]`.
 
     The factor T^2 keeps the gradient's size when the temperature changes. Zero when the two agree.
-    Raises MismatchError unless the shapes are equal and B >= 1, UsageError unless temperature is a
-    finite number above 0.
+    Raises MismatchError unless the shapes are equal and B >= 1, ConfigError unless temperature is finite and above 0.
     Source: Hinton, Vinyals & Dean 2015, section 2.
     """
     check_pair(student, teacher)
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise UsageError(f"temperature={temperature!r}: expected a finite number above 0")
+    check_temperature(temperature)
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum() / student.shape[0]
@@ -47,12 +45,16 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(student.float(), labels)
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises ConfigError unless the temperature is a finite number above 0."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
+
+
 def check_pair(student: Tensor, teacher: Tensor) -> None:
     """Raises MismatchError unless both are `[B, K]` of one shape with B >= 1."""
-    if student.dim() != 2 or student.shape != teacher.shape:
+    if student.dim() != 2 or student.shape != teacher.shape or not len(student):
         raise MismatchError(
-            f"student logits {list(student.shape)} and teacher logits {list(teacher.shape)} differ: both must be "
-            "[B, K] with the same batch and the same number of classes in the same order"
+            f"student logits {list(student.shape)}, teacher logits {list(teacher.shape)}: both must be [B, K] with the "
+            "same batch of at least one row and the same classes in the same order"
         )
-    if not len(student):
-        raise MismatchError(f"logits {list(student.shape)} of an empty batch have no mean: give at least one row")

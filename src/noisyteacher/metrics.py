@@ -47,11 +47,13 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor,
     Confidence is the largest softmax probability; bin b holds ((b-1)/bins, b/bins]. `[N, K]` and `[N]`.
     """
     _check(logits, labels)
-    confidence, chosen = logits.double().softmax(1).max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    empty = torch.zeros(bins, dtype=torch.float64)
-    rows = empty.index_add(0, place, torch.ones_like(confidence))
-    return rows, empty.index_add(0, place, confidence), empty.index_add(0, place, (chosen == labels).double())
+    confidence, classes = logits.double().softmax(1).max(1)
+    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    rows, confidences, hits = (
+        torch.zeros(bins, dtype=torch.float64).index_add(0, bin_index, values)
+        for values in (torch.ones_like(confidence), confidence, (classes == labels).double())
+    )
+    return rows, confidences, hits
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,33 +66,28 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 def agreement(first: Tensor, second: Tensor) -> float:
     """The share of rows where two models choose the same class, in percent. Both `[N, K]`."""
     if first.shape != second.shape or first.dim() != 2 or not len(first):
-        raise MismatchError(
-            f"logits {list(first.shape)} and {list(second.shape)} cannot be compared: expected two [N, K] with N >= 1"
-        )
+        raise MismatchError(f"logits {list(first.shape)} and {list(second.shape)}: expected two [N, K] with N >= 1")
     _check_finite(first)
     _check_finite(second)
     return 100 * int((first.argmax(1) == second.argmax(1)).sum()) / len(first)
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2 or labels.dim() != 1 or len(logits) != len(labels) or not len(labels):
+    if logits.dim() != 2 or labels.shape != (len(logits),) or not len(labels):
         raise MismatchError(
             f"logits {list(logits.shape)} and labels {list(labels.shape)}: expected [N, K] and [N] with N >= 1"
         )
     if labels.dtype != torch.int64:
         raise MismatchError(f"labels are {labels.dtype}: expected class numbers as int64 (labels.long())")
-    wrong = (labels < 0) | (labels >= logits.shape[1])
+    classes = logits.shape[1]
+    wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise MismatchError(
-            f"label {int(labels[row])} of row {row} is out of range for {logits.shape[1]} logits: expected "
-            f"0..{logits.shape[1] - 1}"
-        )
+        raise MismatchError(f"label {int(labels[row])} of row {row} is out of range: expected 0..{classes - 1}")
     _check_finite(logits)
 
 
 def _check_finite(logits: Tensor) -> None:
-    finite = torch.isfinite(logits)
-    if not finite.all():
-        row = int((~finite).any(1).nonzero()[0])
-        raise TrainingError(f"logits are not finite, first in row {row}: the model that gave them has diverged")
+    rows = torch.isfinite(logits).all(1)
+    if not rows.all():
+        raise TrainingError(f"logits are not finite, first in row {int(rows.logical_not().nonzero()[0])}")

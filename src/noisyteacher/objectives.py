@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.losses import cross_entropy, logit_regression, soft_targets
-from noisyteacher.noise import Noise, UnitNoise, is_number, perturb, unit_noise_at
-from noisyteacher.teachers import Teacher, as_teacher, live_networks, refuse_stored
+from noisyteacher.losses import check_temperature, cross_entropy, logit_regression, soft_targets
+from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
+from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks
 from noisyteacher.text import unknown_name
 
 Inputs = dict[str, Tensor]
@@ -32,6 +32,8 @@ Metrics = dict[str, Tensor]
 """Numbers for the metrics of a step, scalars by name."""
 Cache = dict[Hashable, Any]
 """Look-ups and draws of one step that students share."""
+Record = dict[str, Any]
+"""A JSON-able description."""
 
 
 class Objective(ABC):
@@ -46,12 +48,12 @@ class Objective(ABC):
         """The loss of logits `[B, K]`, a scalar, and numbers for the metrics. No look-ups, no draws."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Record:
         """A JSON-able record: a resumed run must have the same."""
 
     @property
     def arithmetic(self) -> Hashable:
-        """Equal for objectives whose `loss` differs in nothing but its inputs: students with such are computed at once.
+        """Equal for objectives whose `loss` differs in nothing but its inputs: their students are computed at once.
 
         The default is equal to itself alone.
         """
@@ -77,24 +79,19 @@ class Supervised(Objective):
     """Cross-entropy on the labels."""
 
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
-        """The labels `[B]`; with mixup also those of the blended-in images and the shares `[B]`."""
         return label_inputs(batch)
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """Cross-entropy in nats."""
         return label_term(logits, inputs), {}
 
-    def describe(self) -> dict[str, Any]:
-        """The objective's name."""
+    def describe(self) -> Record:
         return {"objective": "supervised"}
 
     @property
     def arithmetic(self) -> Hashable:
-        """All supervised objectives are alike."""
         return "supervised"
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
-        """Raises DataError for a split without labels, MismatchError when the numbers of classes differ."""
         _need_labels(split, classes)
 
 
@@ -102,6 +99,7 @@ class Supervised(Objective):
 class Distillation(Objective):
     """(1 - label_weight) * term(student, teacher) + label_weight * cross-entropy, with noise on either side's logits.
 
+    Fields that a subclass adds are constants of its term: JSON-able and hashable.
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1.
     """
 
@@ -119,9 +117,7 @@ class Distillation(Objective):
         return gradient * len(student)
 
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
-        """`teacher` `[B, K]`; with labels those of `label_inputs`; with noise `sigma` `[2]`, `alpha` `[]` and the unit
-        noise.
-        """
+        """`teacher` `[B, K]`; with labels `label_inputs`; with noise `sigma` `[2]`, `alpha` `[]` and the unit noise."""
         key: Hashable = (self.teacher.key, batch.seed)
         if key not in cache:
             cache[key] = self.teacher.logits(batch).float()
@@ -133,28 +129,39 @@ class Distillation(Objective):
         if noise is not None:
             key = (noise.draw, noise.distribution, noise.frozen, batch.seed, teacher.shape[1])
             if key not in cache:
-                cache[key] = self._unit_noise(noise, batch, teacher.shape[1])
+                cache[key] = _unit_noise(noise, batch, teacher.shape[1])
             inputs |= cache[key]._asdict()
             inputs["sigma"] = torch.tensor(noise.sigma_at(batch.step, batch.total_steps or None))
             inputs["alpha"] = torch.tensor(noise.alpha)
         return inputs
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """The weighted sum. Metrics: of the noise its realised share, flipped classes, size and effect on the gradient;
-        with labels both terms.
+        """The weighted sum. Metrics: of the noise its realised share, flipped classes, its size and
+        ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits; with labels both terms.
         """
         student, teacher = logits, inputs["teacher"]
         metrics: Metrics = {}
         if self.noise is not None:
             unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
-            put_noise = partial(
-                perturb, sigma=inputs["sigma"], alpha=inputs["alpha"], kind=self.noise.kind, unit_noise=unit_noise
-            )
-            if self.noise.target == "teacher":
-                teacher = put_noise(teacher)
-            else:
-                student = put_noise(logits.float())
-            metrics |= self._noise_metrics(logits, student, inputs, teacher)
+            sigma, alpha, kind = inputs["sigma"], inputs["alpha"], self.noise.kind
+            on_teacher = self.noise.target == "teacher"
+            before = teacher if on_teacher else logits.float()
+            after = perturb(before, sigma=sigma, alpha=alpha, kind=kind, unit_noise=unit_noise)
+            student, teacher = (student, after) if on_teacher else (after, teacher)
+            with torch.no_grad():
+                selected, xi = unit_noise.selected(alpha), unit_noise.xi(sigma)
+                clean_gradient = self.term_gradient(logits.float(), inputs["teacher"])
+                gradient = self.term_gradient(student.float(), teacher)
+                if not on_teacher and kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
+                    gradient = torch.where(selected, gradient * (1 + xi), gradient)
+                size = torch.linalg.vector_norm(clean_gradient)
+                change = torch.linalg.vector_norm(gradient - clean_gradient)
+                metrics = {
+                    "noise/selected_%": 100 * selected.float().mean(),
+                    "noise/flipped_%": 100 * (before.argmax(1) != after.argmax(1)).float().mean(),
+                    "noise/xi_rms": xi.square().mean().sqrt(),
+                    "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
+                }
         loss = self.term(student, teacher)
         if self.label_weight:
             labels = label_term(logits, inputs)
@@ -162,52 +169,26 @@ class Distillation(Objective):
             loss = (1 - self.label_weight) * loss + self.label_weight * labels
         return loss, metrics
 
-    @torch.no_grad()
-    def _noise_metrics(self, logits: Tensor, noisy_student: Tensor, inputs: Inputs, noisy_teacher: Tensor) -> Metrics:
-        """How many samples the noise selected, how many classes it flipped, its size, and ||noisy - clean|| / ||clean||
-        of the gradients of the teacher's term in the student's logits.
-        """
-        assert self.noise is not None
-        unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
-        selected, xi = unit_noise.selected(inputs["alpha"]), unit_noise.xi(inputs["sigma"])
-        on_teacher = self.noise.target == "teacher"
-        before, after = (inputs["teacher"], noisy_teacher) if on_teacher else (logits, noisy_student)
-        clean_gradient = self.term_gradient(logits.float(), inputs["teacher"])
-        noisy_gradient = self.term_gradient(noisy_student.float(), noisy_teacher)
-        if not on_teacher and self.noise.kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
-            noisy_gradient = torch.where(selected, noisy_gradient * (1 + xi), noisy_gradient)
-        size = torch.linalg.vector_norm(clean_gradient)
-        change = torch.linalg.vector_norm(noisy_gradient - clean_gradient)
-        return {
-            "noise/selected_%": 100 * selected.float().mean(),
-            "noise/flipped_%": 100 * (before.argmax(1) != after.argmax(1)).float().mean(),
-            "noise/xi_rms": xi.square().mean().sqrt(),
-            "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
-        }
+    @property
+    def constants(self) -> Record:
+        """The fields that the subclass adds, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[len(fields(Distillation)) :]}
 
-    @staticmethod
-    def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:
-        """That of the batch's rows; a process that has a share of a batch takes its rows of the whole batch's noise."""
-        draw = partial(unit_noise_at, noise, seed=batch.seed, step=batch.step, classes=classes)
-        if noise.frozen:
-            return draw(batch=len(batch.rows), rows=batch.rows, total_rows=batch.total_rows)
-        return draw(batch=batch.whole_size).rows(batch.share)
-
-    def describe(self) -> dict[str, Any]:
-        """Loss, teacher, weight of the labels and noise."""
-        record: dict[str, Any] = {"objective": "distil", "loss": self._loss_name, "teacher": self.teacher.describe()}
-        record["label_weight"] = self.label_weight
-        return record if self.noise is None else {**record, "noise": self.noise.describe()}
+    def describe(self) -> Record:
+        """Loss, teacher, weight of the labels, noise and constants."""
+        name = next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
+        noise = {} if self.noise is None else {"noise": self.noise.describe()}
+        record = {"objective": "distil", "loss": name, "teacher": self.teacher.describe()}
+        return {**record, "label_weight": self.label_weight, **noise, **self.constants}
 
     @property
     def arithmetic(self) -> Hashable:
         """The loss with its constants, the weight of the labels, and how the noise enters."""
         noise = self.noise and (self.noise.draw, self.noise.kind, self.noise.target)
-        return self._loss_name, self.label_weight, noise
+        return type(self), self.label_weight, noise, *self.constants.values()
 
     @property
     def live_networks(self) -> tuple[nn.Module, ...]:
-        """Those of the teacher."""
         return live_networks(self.teacher)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
@@ -215,12 +196,8 @@ class Distillation(Objective):
         if self.label_weight:
             _need_labels(split, classes)
         if augment != "none":
-            refuse_stored(self.teacher, augment)
+            check_live(self.teacher, augment)
         self.teacher.check(split, views, classes)
-
-    @property
-    def _loss_name(self) -> str:
-        return next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
 
 
 @dataclass(frozen=True)
@@ -228,11 +205,9 @@ class LogitRegression(Distillation):
     """The paper's objective: 1/(2B) sum ||g - z'||^2 (Eqs. 1 and 3)."""
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Half the squared distance of the logits, mean over the batch."""
         return logit_regression(student, teacher)
 
     def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """g - z."""
         return student - teacher
 
 
@@ -243,22 +218,11 @@ class SoftTargets(Distillation):
     temperature: float = 4.0
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The divergence at this temperature, mean over the batch."""
         return soft_targets(student, teacher, self.temperature)
 
     def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """T (softmax(g/T) - softmax(z/T))."""
         t = self.temperature
         return t * ((student / t).softmax(1) - (teacher / t).softmax(1))
-
-    def describe(self) -> dict[str, Any]:
-        """Also the temperature."""
-        return {**super().describe(), "temperature": self.temperature}
-
-    @property
-    def arithmetic(self) -> Hashable:
-        """Also the temperature."""
-        return super().arithmetic, self.temperature
 
 
 LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
@@ -294,9 +258,9 @@ def distil(
         raise unknown_name("loss", str(loss), LOSSES)
     if temperature is not None and loss != "soft_targets":
         raise ConfigError(f"temperature={temperature} has no effect with loss='{loss}': leave it out")
-    if temperature is not None and not (is_number(temperature) and temperature > 0):
-        raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
-    if not is_number(label_weight) or not 0 <= label_weight < 1:
+    if temperature is not None:
+        check_temperature(temperature)
+    if isinstance(label_weight, (bool, str)) or not 0 <= label_weight < 1:
         raise ConfigError(f"label_weight={label_weight!r}: expected 0 <= w < 1 (for labels alone use supervised())")
     if combine != "mean" and not isinstance(teacher, (list, tuple)):
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
@@ -304,6 +268,14 @@ def distil(
         raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     constants = {} if temperature is None else {"temperature": temperature}
     return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, **constants)
+
+
+def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:
+    """That of the batch's rows; a process that has a share of a batch takes its rows of the whole batch's noise."""
+    draw = partial(unit_noise_at, noise, seed=batch.seed, step=batch.step, classes=classes)
+    if noise.frozen:
+        return draw(batch=len(batch.rows), rows=batch.rows, total_rows=batch.total_rows)
+    return draw(batch=batch.whole_size).rows(batch.share)
 
 
 def label_inputs(batch: Batch) -> Inputs:
@@ -319,11 +291,17 @@ def label_term(logits: Tensor, inputs: Inputs) -> Tensor:
     """Cross-entropy on the labels, a scalar in nats; with mixup on both labels, weighted by their shares."""
     if "share" not in inputs:
         return cross_entropy(logits, inputs["labels"])
-    own, partner = (
-        F.cross_entropy(logits.float(), inputs[name], reduction="none") for name in ("labels", "partner_labels")
-    )
     share = inputs["share"]
-    return (share * own + (1 - share) * partner).mean()
+    first = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+    second = F.cross_entropy(logits.float(), inputs["partner_labels"], reduction="none")
+    return (share * first + (1 - share) * second).mean()
+
+
+def _need_labels(split: Split, classes: int) -> None:
+    if split.labels is None:
+        raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")
+    if classes != split.classes:
+        raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
 
 
 def read_metrics(metrics: Metrics) -> dict[str, float]:
@@ -344,23 +322,19 @@ class LossGroup:
 
     def to(self, device: torch.device) -> LossGroup:
         """The same on the device; students that share an input share its copy."""
-        copies: dict[int, Tensor] = {}
-
-        def copied(value: Tensor) -> Tensor:
-            if id(value) not in copies:
-                copies[id(value)] = value.to(device)
-            return copies[id(value)]
-
-        inputs = {name: [copied(value) for value in values] for name, values in self.inputs.items()}
+        tensors = {id(value): value for values in self.inputs.values() for value in values}
+        copies = {key: value.to(device) for key, value in tensors.items()}
+        inputs = {name: [copies[id(value)] for value in values] for name, values in self.inputs.items()}
         return LossGroup(self.objective, self.students, inputs)
 
     def losses(self, logits: Tensor) -> tuple[Tensor, Metrics]:
         """Losses `[n]` and metrics `[n]` by name of the n students of this group, from logits `[M, B, K]` of all M."""
-        own = logits if len(self.students) == len(logits) else logits[torch.tensor(self.students, device=logits.device)]
+        if len(self.students) < len(logits):
+            logits = logits[torch.tensor(self.students, device=logits.device)]
         shared = {name: all(value is values[0] for value in values) for name, values in self.inputs.items()}
         stacked = {name: values[0] if shared[name] else torch.stack(values) for name, values in self.inputs.items()}
         dims = {name: None if shared[name] else 0 for name in self.inputs}
-        losses, metrics = torch.func.vmap(self.objective.loss, in_dims=(0, dims))(own, stacked)
+        losses, metrics = torch.func.vmap(self.objective.loss, in_dims=(0, dims))(logits, stacked)
         return losses, metrics
 
 
@@ -388,7 +362,7 @@ def group_losses(
     return list(groups.values())
 
 
-def describe_objective(objective: object) -> dict[str, Any]:
+def describe_objective(objective: object) -> Record:
     """What a resumed run must have in common with the saved one: an objective's record, or a callable's name.
 
     Raises UsageError for what cannot be called.
@@ -403,51 +377,35 @@ def describe_objective(objective: object) -> dict[str, Any]:
     return {"callable": _qualified_name(objective)}
 
 
-def loss_and_metrics(result: object) -> tuple[Tensor, dict[str, float]]:
-    """The loss and the dict of numbers that a callable objective returned: a scalar tensor, or (loss, numbers).
-
-    Raises UsageError for any other result and for a loss without a gradient.
-    """
-    returned = f"the objective returned a {type(result).__name__}"
-    loss: Any = result
-    metrics: Any = {}
-    if isinstance(result, tuple):
-        if len(result) != 2:
-            raise UsageError(f"{returned} of {len(result)}: expected the loss, or (loss, dict of numbers)")
-        loss, metrics = result
-    if not isinstance(loss, Tensor):
-        raise UsageError(f"{returned}: expected the loss as a tensor of one number, made from the logits")
-    if loss.numel() != 1:
-        raise UsageError(
-            f"the objective returned a tensor of shape {list(loss.shape)}: expected one number, such as its .mean()"
-        )
-    if not loss.requires_grad:
-        raise UsageError(
-            "the objective returned a loss without a gradient: make it from the logits, without .detach(), .item() or "
-            "torch.no_grad()"
-        )
-    if not isinstance(metrics, Mapping):
-        raise UsageError(f"the objective's numbers are a {type(metrics).__name__}: expected a dict of them")
-    return loss, {str(name): _as_float(name, value) for name, value in metrics.items()}
-
-
-def _as_float(name: object, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
-
-
-def _need_labels(split: Split, classes: int) -> None:
-    if split.labels is None:
-        raise DataError(f"the {split.role} split of {split.name!r} has no labels: distil without label_weight instead")
-    if classes != split.classes:
-        raise MismatchError(f"the model has {classes} classes, the data {split.name!r} have {split.classes}")
-
-
 def _qualified_name(function: Callable[..., Any]) -> str:
     """Module and qualified name of a function, of an object's class, or of what a partial calls."""
     if isinstance(function, partial):
         return f"functools.partial({_qualified_name(function.func)})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def loss_and_metrics(result: object) -> tuple[Tensor, dict[str, float]]:
+    """The loss and the dict of numbers that a callable objective returned: a scalar tensor, or (loss, numbers).
+
+    Raises UsageError for any other result and for a loss without a gradient.
+    """
+    returned = f"the objective returned a {type(result).__name__}"
+    if isinstance(result, tuple) and len(result) != 2:
+        raise UsageError(f"{returned} of {len(result)}: expected the loss, or (loss, dict of numbers)")
+    loss, metrics = result if isinstance(result, tuple) else (result, {})
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"{returned}: expected the loss as a tensor of one number, computed from the logits")
+    if loss.numel() != 1:
+        raise UsageError(f"the objective returned a tensor of shape {list(loss.shape)}: expected one number, a mean")
+    if not loss.requires_grad:
+        raise UsageError("the objective returned a loss without a gradient: compute it from the logits, not detached")
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"the objective's numbers are a {type(metrics).__name__}: expected a dict of floats")
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"the objective's number {name!r} is {value!r:.60}: expected a float") from error
+    return loss, numbers

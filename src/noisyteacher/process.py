@@ -1,28 +1,28 @@
-"""Memory settings of a process. They belong to a program: the command line and its workers call this, a library never.
-
-A convolutional step allocates and frees tensors of tens of megabytes. The C library of Linux (glibc) returns such
-blocks to the system at once and gets them again, cleared and page by page, at the next step: for some students that is
-a third of the step. A tuned process keeps them, in large pages.
-"""
+"""Worker processes, and the memory settings and cores of this process. Imported before torch, which it does without."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
 
 VARIABLE = "NOISYTEACHER_ALLOCATOR"
-"""Set to `system` in the environment, it turns this off."""
+"""Set to `system` in the environment, it turns `tune_memory` off."""
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's switch, read at its first allocation: blocks from 2 MB on are advised to be large pages."""
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
-_NEVER = 2**31 - 1
-_AHEAD = 2**20
+MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**20))
+"""mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD."""
 
 
 def tune_memory() -> bool:
-    """Keep freed memory in this process, in large pages; returns whether that was done.
+    """Keep freed memory in this process, in large pages; returns whether that was done. For programs, not libraries.
 
-    To be called before torch allocates. Nothing changes if `NOISYTEACHER_ALLOCATOR=system` asks for that, if the
-    environment has allocator settings of its own (MALLOC_..., GLIBC_TUNABLES, LD_PRELOAD), or without glibc.
+    glibc returns large blocks to the system at once and gets them again page by page, up to a third of a training step.
+    Nothing changes with allocator settings in the environment (VARIABLE, MALLOC_..., LD_PRELOAD) or without glibc.
     """
     import ctypes
     import platform
@@ -34,6 +34,59 @@ def tune_memory() -> bool:
     if configured or platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _AHEAD))
-    done = [library.mallopt(*pair) for pair in settings]
+    done = [library.mallopt(*option) for option in MALLOC_OPTIONS]
     return all(done)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes(jobs: int, *, unwinding: bool = False) -> concurrent.futures.ProcessPoolExecutor:
+    """An executor of `jobs` spawned processes, which ignore SIGINT and exit with their parent.
+
+    With `unwinding`, SIGTERM raises SystemExit in a worker, so that its function can save its work; the function must
+    then call `leave_now`, or the executor gives it the next task. Without, SIGTERM ends the worker at once.
+    """
+    import multiprocessing
+
+    spawn = multiprocessing.get_context("spawn")  # torch has threads: no fork
+    return concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=_begin, initargs=(os.getpid(), unwinding)
+    )
+
+
+def _begin(parent: int, unwinding: bool) -> None:
+    tune_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _unwind if unwinding else signal.SIG_DFL)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.25)
+    os._exit(1)
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def leave_now() -> NoReturn:
+    """End this process as SIGTERM does."""
+    os._exit(128 + signal.SIGTERM)
+
+
+def end(executor: concurrent.futures.ProcessPoolExecutor, patience_s: float = 0.0) -> None:
+    """Send SIGTERM to an executor's processes, and SIGKILL to those that still run after `patience_s` seconds."""
+    workers = list((getattr(executor, "_processes", None) or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in workers:
+        process.terminate()
+    deadline = time.monotonic() + patience_s
+    for process in workers if patience_s else ():
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()

@@ -1,7 +1,7 @@
 """Randomness with names: every draw comes from a generator derived from a seed and a purpose.
 
-Nothing here has state to save. A stream is a function of its key alone, so a run resumed at step 1,000 sees the draws
-an unbroken run sees, and two conditions that share a seed share every draw that has the same name.
+Nothing here has state to save. A generator is a function of its key alone, so a run resumed at step 1,000 sees the
+draws of an unbroken run, and two conditions that share a seed share every draw that has the same name.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 CPU = torch.device("cpu")
 
 
-def derive(seed: int, *purpose: str | int) -> int:
+def derive_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit integer that depends on the seed and on every part of the purpose, the same on every machine.
 
-    `derive(0, "order", 3)` is another number than `derive(0, "order", 4)` and than `derive(0, "noise", 3)`.
+    `derive_seed(0, "order", 3)` and `derive_seed(0, "order", 4)` are unrelated numbers.
     """
     key = "\x1f".join([str(int(seed)), *(f"{type(part).__name__}:{part}" for part in purpose)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def stream(seed: int, *purpose: str | int) -> torch.Generator:
-    """A fresh CPU generator for one purpose. `torch.randperm(8, generator=stream(0, "order", 3))`."""
-    return torch.Generator(device="cpu").manual_seed(derive(seed, *purpose))
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A fresh CPU generator for one purpose. `torch.randperm(8, generator=generator(0, "order", 3))`."""
+    return torch.Generator(device="cpu").manual_seed(derive_seed(seed, *purpose))
 
 
 @contextmanager
@@ -53,5 +53,5 @@ def seed_draws(seed: int, device: torch.device = CPU) -> None:
 def seeded(seed: int, *purpose: str | int, device: torch.device = CPU) -> Iterator[None]:
     """Inside the block torch's global generators are seeded for this purpose; afterwards they are as they were."""
     with kept_draws(device):
-        seed_draws(derive(seed, *purpose), device)
+        seed_draws(derive_seed(seed, *purpose), device)
         yield

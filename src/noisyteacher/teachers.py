@@ -15,7 +15,7 @@ from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, check_logits, perturb, unit_noise_at
-from noisyteacher.rng import derive
+from noisyteacher.rng import derive_seed
 from noisyteacher.store import LogitStore
 from noisyteacher.text import unknown_name
 
@@ -26,19 +26,15 @@ class Teacher(Protocol):
     @property
     def key(self) -> Hashable:
         """Equal for teachers that give the same logits for a batch."""
-        ...
 
     def logits(self, batch: Batch) -> Tensor:
         """Clean teacher logits `[B, K]` for the batch, without gradient, on whatever device they come from."""
-        ...
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         """Raises MismatchError when this teacher cannot serve the split, the views or the classes."""
-        ...
 
-    def describe(self) -> dict[str, Any]:
-        """A JSON-able record of what this teacher is."""
-        ...
+    def describe(self) -> dict[str, object]:
+        """What this teacher is, for JSON."""
 
 
 @dataclass(frozen=True)
@@ -49,51 +45,42 @@ class StoredTeacher:
 
     @property
     def key(self) -> Hashable:
-        """The store's digest."""
         return "store", self.store.digest
 
     def logits(self, batch: Batch) -> Tensor:
-        """The stored logits of the batch's rows under each row's own view, on the CPU."""
-        which = self.store.view_indices(batch.views)[batch.which.cpu()]
-        return self.store.logits(which, batch.rows.cpu())
+        return self.store.logits(self.store.view_indices(batch.views)[batch.which.cpu()], batch.rows.cpu())
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        """The store must belong to these images, hold every view and have as many classes as the student."""
         self.store.view_indices(views)
         self.store.check(data=split.fingerprint)
-        _same_classes(self.store.classes, classes, f"the store {self.store.path}")
+        _check_classes(self.store.classes, classes, f"the store {self.store.path}")
 
-    def describe(self) -> dict[str, Any]:
-        """The store's digest: the same wherever the store lies."""
+    def describe(self) -> dict[str, object]:
         return {"store": self.store.digest}
 
 
 @dataclass(frozen=True)
 class TableTeacher:
-    """A tensor of logits `[N, K]`, row r for row r of the split, as a teacher."""
+    """A tensor of logits `[N, K]`, row r for row r of the split, as a teacher of clean images."""
 
     table: Tensor
 
     @property
     def key(self) -> Hashable:
-        """Where the table lies in memory."""
         return "table", self.table.data_ptr(), self.table.shape
 
     def logits(self, batch: Batch) -> Tensor:
-        """The table's rows of the batch, on the table's device."""
         return self.table[batch.rows.to(self.table.device)]
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        """The table must be finite, cover the split's rows, and can serve clean images only."""
         check_logits(self.table)
         if len(self.table) != len(split):
             raise MismatchError(f"a table of {len(self.table)} rows of logits for a split of {len(split)} rows")
         if views != ("clean",):
             raise MismatchError(f"a table of logits serves clean images only, the student trains on {', '.join(views)}")
-        _same_classes(self.table.shape[1], classes, "the table of logits")
+        _check_classes(self.table.shape[1], classes, "the table of logits")
 
-    def describe(self) -> dict[str, Any]:
-        """The table's shape and the SHA-256 of its bytes."""
+    def describe(self) -> dict[str, object]:
         return {"table": list(self.table.shape), "sha256": sha256([tensor_bytes(self.table)])}
 
 
@@ -105,31 +92,27 @@ class LiveTeacher:
 
     @property
     def key(self) -> Hashable:
-        """The network itself: its weights may change."""
         return "live", id(self.module)
 
     def logits(self, batch: Batch) -> Tensor:
-        """The network's logits for the batch's images, in eval mode. Raises TrainingError if they are not finite."""
         logits = frozen_forward(self.module, batch.images)
         check_logits(logits)
         return logits
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        """One image goes through: the network must take its shape and give as many classes as the student."""
         image = split.images_at(torch.zeros(1, dtype=torch.int64))
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         try:
             logits = frozen_forward(self.module, image.to(device))
         except RuntimeError as error:
-            kinds = ", ".join(sorted({str(parameter.dtype) for parameter in self.module.parameters()}))
+            dtypes = ", ".join(sorted({str(parameter.dtype) for parameter in self.module.parameters()}))
             raise MismatchError(
                 f"the teacher failed on an image of shape {split.input_shape}: {error}; images reach it as float32, "
-                f"its weights are {kinds or 'none'}: build it for this shape, and call .float() on it"
+                f"its weights are {dtypes or 'none'}: build it for this shape, and call .float() on it"
             ) from error
-        _same_classes(logits.shape[1], classes, "the teacher")
+        _check_classes(logits.shape[1], classes, "the teacher")
 
-    def describe(self) -> dict[str, Any]:
-        """The network's architecture and the fingerprint of its weights."""
+    def describe(self) -> dict[str, object]:
         return {"live": self.module.architecture, "weights": weights_fingerprint(self.module)}
 
 
@@ -145,17 +128,15 @@ def frozen_forward(module: nn.Module, images: Tensor) -> Tensor:
     return logits.float()
 
 
-def mean_logits(logits: Tensor, pick: int) -> Tensor:
-    """The arithmetic mean over teachers: `[M, B, K]` to `[B, K]`."""
-    return logits.mean(0)
+def _check_classes(teacher: int, student: int, name: str) -> None:
+    if teacher != student:
+        raise MismatchError(f"{name} has {teacher} class(es), the student {student}: both need the same ones, in order")
 
 
-def geometric_logits(logits: Tensor, pick: int) -> Tensor:
-    """The signed geometric mean over teachers: `[M, B, K]` to `[B, K]`.
+def geometric_logits(logits: Tensor) -> Tensor:
+    """The signed geometric mean over teachers, `[M, B, K]` to `[B, K]`: 0 where signs differ.
 
-    Section 5.4 of the paper averages teachers by the geometric mean of their logits, which is undefined for negative
-    ones. Here: where all M logits have one sign, that sign times (prod |z|)^(1/M); where signs differ, 0. That is
-    continuous (a factor that crosses zero takes the mean through zero) and equals the paper's for positive logits.
+    Section 5.4 of the paper takes the geometric mean, which is undefined for negative logits; this is continuous.
     """
     sign = logits.sign()
     agreed = (sign == sign[0]).all(0)
@@ -163,21 +144,17 @@ def geometric_logits(logits: Tensor, pick: int) -> Tensor:
     return torch.where(agreed, sign[0] * size, torch.zeros_like(size))
 
 
-def picked_logits(logits: Tensor, pick: int) -> Tensor:
-    """The logits of one teacher for the whole batch: `[M, B, K]` to `[B, K]`."""
-    return logits[pick]
-
-
 COMBINE: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "mean": mean_logits,
-    "geometric": geometric_logits,
-    "pick": picked_logits,
+    "mean": lambda logits, pick: logits.mean(0),
+    "geometric": lambda logits, pick: geometric_logits(logits),
+    "pick": lambda logits, pick: logits[pick],
 }
+"""Name -> function from the logits of M teachers `[M, B, K]`, and the index of one, to combined logits `[B, K]`."""
 
 
 @dataclass(frozen=True)
 class SeveralTeachers:
-    """Several teachers as one: their `mean`, their `geometric` mean, or one of them `pick`ed for every batch."""
+    """Several teachers as one: their `mean` or `geometric` mean, or by `pick` one drawn for every batch."""
 
     teachers: tuple[Teacher, ...]
     combine: str = "mean"
@@ -188,65 +165,56 @@ class SeveralTeachers:
 
     @property
     def key(self) -> Hashable:
-        """The teachers' keys and how they are combined."""
         return self.combine, *(teacher.key for teacher in self.teachers)
 
     def logits(self, batch: Batch) -> Tensor:
-        """The combined logits; `pick` draws the teacher from the stream (seed, "teacher", step)."""
         if self.combine == "pick":
-            pick = derive(batch.seed, "teacher", batch.step) % len(self.teachers)
+            pick = derive_seed(batch.seed, "teacher", batch.step) % len(self.teachers)
             return self.teachers[pick].logits(batch)
         logits = [teacher.logits(batch).to(batch.images.device) for teacher in self.teachers]
         return COMBINE[self.combine](torch.stack(logits), 0)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        """Every teacher must serve."""
         for teacher in self.teachers:
             teacher.check(split, views, classes)
 
-    def describe(self) -> dict[str, Any]:
-        """All teachers and how they are combined."""
+    def describe(self) -> dict[str, object]:
         return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
+
+
+def _members(teacher: Teacher) -> list[Teacher]:
+    """The teacher itself, or the teachers it combines, flattened."""
+    if not isinstance(teacher, SeveralTeachers):
+        return [teacher]
+    return [leaf for member in teacher.teachers for leaf in _members(member)]
 
 
 def live_networks(teacher: Teacher) -> tuple[nn.Module, ...]:
     """The networks of the teacher that run at every step."""
-    return tuple(part.module for part in _parts(teacher) if isinstance(part, LiveTeacher))
+    return tuple(member.module for member in _members(teacher) if isinstance(member, LiveTeacher))
 
 
-def refuse_stored(teacher: Teacher, augment: str) -> None:
-    """Raises MismatchError for stored logits with images that are augmented at every step: the targets would be those
-    of other images.
-    """
-    if any(isinstance(part, (StoredTeacher, TableTeacher)) for part in _parts(teacher)):
+def check_live(teacher: Teacher, augment: str) -> None:
+    """Raises MismatchError for stored logits with images that are augmented at every step: they belong to others."""
+    if len(live_networks(teacher)) < len(_members(teacher)):
         raise MismatchError(
             f"augment={augment!r} with stored logits: a store would serve targets for images the teacher never saw; "
             "give the teacher itself, which then runs at every step, or train on views such as mirror"
         )
 
 
-def _parts(teacher: Teacher) -> tuple[Teacher, ...]:
-    """The teacher itself, or the teachers it combines, flattened."""
-    if not isinstance(teacher, SeveralTeachers):
-        return (teacher,)
-    return tuple(part for member in teacher.teachers for part in _parts(member))
-
-
 def as_teacher(source: object, combine: str = "mean") -> Teacher:
-    """The teacher of a LogitStore, a folder with one, a tensor `[N, K]`, an nn.Module, or a list of these.
-
-    Raises UsageError for anything else.
-    """
+    """The teacher of a LogitStore or its folder, a tensor `[N, K]`, an nn.Module, or a list. Raises UsageError."""
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        source = LogitStore.open(source)
     if isinstance(source, LogitStore):
         return StoredTeacher(source)
     if isinstance(source, Tensor):
         return TableTeacher(source.detach())
     if isinstance(source, nn.Module):
         return LiveTeacher(source)
-    if isinstance(source, Sequence) and not isinstance(source, str) and source:
+    if isinstance(source, Sequence) and source:
         return SeveralTeachers(tuple(as_teacher(teacher) for teacher in source), combine)
-    if isinstance(source, str) or hasattr(source, "__fspath__"):
-        return StoredTeacher(LogitStore.open(source))
     raise UsageError(
         f"a teacher is a LogitStore (or its folder), a tensor of logits [N, K], an nn.Module, or a list of these; "
         f"given: {type(source).__name__}"
@@ -256,12 +224,10 @@ def as_teacher(source: object, combine: str = "mean") -> Teacher:
 class NoisyTeacher(nn.Module):
     """A module that returns the teacher's logits with noise on them, for any training loop.
 
-    The teacher is put in eval mode and stays there, its parameters stop requiring gradients, and the forward pass runs
-    without them. Step n sees the draw of the stream (seed, "noise", n): the counter is a buffer, so a restored state
-    dict continues where it stopped. Inputs are whatever the teacher takes; output `[B, K]`.
-    `total_rows` is needed for frozen noise, `total_steps` for noise with a schedule.
-    Raises UsageError for wrong arguments and for noise meant for the student, MismatchError for frozen noise
-    without row numbers of the split, one per image, and for a schedule without `total_steps`.
+    The teacher is put in eval mode and stays there, without gradients. Step n sees the draw of the stream (seed,
+    "noise", n); the counter is a buffer, so a restored state dict continues where it stopped. `total_rows` is needed
+    for frozen noise, `total_steps` for noise with a schedule. Raises UsageError for wrong arguments, MismatchError for
+    frozen noise without row numbers and a schedule without `total_steps`.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
     """
 
@@ -281,11 +247,9 @@ class NoisyTeacher(nn.Module):
             raise UsageError(f"teacher is a {type(teacher).__name__}: expected an nn.Module (nt.build_model)")
         if not isinstance(noise, Noise):
             raise UsageError(f"noise is a {type(noise).__name__}: expected an nt.Noise")
-        if not _whole(seed):
-            raise UsageError(f"seed={seed!r}: expected a whole number")
-        for name, value in (("total_rows", total_rows), ("total_steps", total_steps)):
-            if value is not None and not (_whole(value) and value > 0):
-                raise UsageError(f"{name}={value!r}: expected a whole number >= 1, or None")
+        lengths = [length for length in (total_rows, total_steps) if length is not None]
+        if type(seed) is not int or any(type(length) is not int or length < 1 for length in lengths):
+            raise UsageError(f"{seed=}, {total_rows=}, {total_steps=}: expected whole numbers, of rows and steps >= 1")
         if noise.target != "teacher":
             raise UsageError(
                 f"NoisyTeacher perturbs the teacher's logits, the noise says target={noise.target!r}: "
@@ -307,29 +271,11 @@ class NoisyTeacher(nn.Module):
         with torch.no_grad():
             logits = logits_of(self.teacher(*inputs, **named)).float()
             check_logits(logits)
-            noise, step = self.noise, int(self.calls)
+            noise, step, (batch, classes) = self.noise, int(self.calls), logits.shape
             unit_noise = unit_noise_at(
-                noise,
-                seed=self.seed,
-                step=step,
-                batch=logits.shape[0],
-                classes=logits.shape[1],
-                rows=rows,
-                total_rows=self.total_rows,
+                noise, seed=self.seed, step=step, batch=batch, classes=classes, rows=rows, total_rows=self.total_rows
             )
             sigma = noise.sigma_at(step, self.total_steps)
             noisy = perturb(logits, sigma=sigma, alpha=noise.alpha, kind=noise.kind, unit_noise=unit_noise)
             self.calls += 1
             return noisy
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _same_classes(teacher: int, student: int, name: str) -> None:
-    if teacher != student:
-        raise MismatchError(
-            f"{name} has {teacher} class{'es' if teacher != 1 else ''}, the student {student}: both must have the same "
-            "classes in the same order"
-        )

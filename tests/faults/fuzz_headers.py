@@ -15,7 +15,7 @@ with atheris.instrument_imports(include=["noisyteacher"]):
     from noisyteacher.errors import NoisyTeacherError
     from noisyteacher.io.files import parse_json
     from noisyteacher.io.tensors import map_tensors, read_record
-    from noisyteacher.models.checkpoints import read_state_dict
+    from noisyteacher.models.weights import read_state_dict
 
 PLACE = Path(tempfile.mkdtemp()) / "a.bin"
 
@@ -26,7 +26,7 @@ PATHS = (
 )  # fmt: skip
 
 
-def one(data: bytes) -> None:
+def read_all(data: bytes) -> None:
     """Every parser on the same bytes: one that another format's bytes are given must refuse them as well."""
     PLACE.write_bytes(data)
     for read in PATHS:
@@ -39,5 +39,5 @@ def one(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, one)
+    atheris.Setup(sys.argv, read_all)
     atheris.Fuzz()

@@ -51,7 +51,7 @@ class Cluster(Executor):
     life_s: float = 18_000.0
     replaced_s: float = 120.0
     stalls: float = 0.3
-    told: Told = field(default_factory=Told)
+    faults: Told = field(default_factory=Told)
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
@@ -94,21 +94,21 @@ class Cluster(Executor):
             death = self.dice.expovariate(1 / self.life_s)
             if death >= length:
                 future.set_result(train(task))
-                self.told.useful_s += length
-                self.told.busy_s += length
+                self.faults.useful_s += length
+                self.faults.busy_s += length
                 end = now + length
-                self.told.length_s = max(self.told.length_s, end)
+                self.faults.length_s = max(self.faults.length_s, end)
                 heapq.heappush(free, (end, worker))
                 continue
-            self.told.deaths += 1
-            self.told.busy_s += death
+            self.faults.deaths += 1
+            self.faults.busy_s += death
             self._die(train, task, share=death / length)
             if self.dice.random() < self.stalls:
                 number += 1
                 heapq.heappush(late, (now + death + self.dice.expovariate(1 / self.task_s), number, train, task))
             heapq.heappush(free, (now + death + self.replaced_s, worker))
             if deaths == ALLOWED_DEATHS:
-                self.told.given_up += 1
+                self.faults.given_up += 1
                 future.set_exception(WorkersLostError(f"{deaths + 1} workers died on it"))
             else:
                 with self.changed:
@@ -118,15 +118,15 @@ class Cluster(Executor):
 
     def _die(self, train: Train, task: Any, share: float) -> None:
         if share < 0.05:
-            self.told.died_before += 1
+            self.faults.died_before += 1
         elif share < 0.95:
-            self.told.died_during += 1
+            self.faults.died_during += 1
             self.begin(task)
         else:
-            self.told.died_after += 1
+            self.faults.died_after += 1
             train(task)
 
     def _wake(self, late: tuple[float, int, Train, Any]) -> None:
-        self.told.woke_late += 1
+        self.faults.woke_late += 1
         _, _, train, task = late
         train(task)

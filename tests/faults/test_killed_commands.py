@@ -176,7 +176,7 @@ def test_a_sweep_killed_at_every_system_call_of_its_end(
             there = run.path / name
             if name == "conditions.json" and there.exists():
                 assert there.read_bytes() == whole, call  # never a part of it
-        assert timeless(resume_sweep(Run.open(run.path)).record) == result
+        assert timeless(resume_sweep(Run.open(run.path)).describe()) == result
         assert (run.path / "conditions.json").read_bytes() == kept["conditions.json"]
     assert killed
     assert {path: path.read_bytes() for path in run.path.glob("*/*.safetensors")} == cells

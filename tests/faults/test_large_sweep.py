@@ -16,10 +16,10 @@ import pytest
 from simulated_cluster import Cluster
 
 import noisyteacher as nt
-from noisyteacher.io.locks import exclusive_lock
+from noisyteacher.io.files import exclusive_lock
 from noisyteacher.runs import Run
-from noisyteacher.sweep import cells, executors
-from noisyteacher.sweep.cells import Cell
+from noisyteacher.sweep import workers
+from noisyteacher.sweep.workers import Cell
 
 WHOLE = os.environ.get("NOISYTEACHER_FAULTS") == "all"
 SEEDS, SIGMAS, WORKERS = (5, 1000, 100) if WHOLE else (3, 20, 10)
@@ -72,15 +72,15 @@ def test_workers_die_all_the_time_and_nothing_is_lost_or_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[..., None]
 ) -> None:
     bench = Bench()
-    monkeypatch.setattr(executors, "train_cell", bench.train)
+    monkeypatch.setattr(workers, "train_cell", bench.train)
     model = nt.build_model("student3", nt.load_data("mnist-5k"))
     bench.weights = tmp_path / "weights.safetensors"
     nt.save_model(model, bench.weights)
-    made: list[Cluster] = []
+    clusters: list[Cluster] = []
 
     def cluster() -> Cluster:
-        made.append(Cluster(WORKERS, bench.begin, seed=len(made)))
-        return made[-1]
+        clusters.append(Cluster(WORKERS, bench.begin, seed=len(clusters)))
+        return clusters[-1]
 
     grid: dict[str, list[Any]] = {
         "noise.sigma": [round(0.001 * (1 + step), 4) for step in range(SIGMAS)], "noise.draw": ["batch", "row"],
@@ -90,26 +90,29 @@ def test_workers_die_all_the_time_and_nothing_is_lost_or_done_twice(
     result = nt.sweep(base, grid, seeds=SEEDS, executor=cluster)
     seconds = time.perf_counter() - started
     conditions = 2 + 2 * SIGMAS
-    runs = [Run(result.path / f"{one['name']}-seed{seed}") for one in result.conditions for seed in range(SEEDS)]
+    runs = [
+        Run(result.path / f"{condition.name}-seed{seed}") for condition in result.conditions for seed in range(SEEDS)
+    ]
     assert len(result.conditions) == conditions
-    given_up = sum(one.told.given_up for one in made)
+    given_up = sum(pool.faults.given_up for pool in clusters)
     assert len(result.failed) == given_up
     assert sum(run.state == "done" for run in runs) == len(runs) - given_up
     assert set(bench.trained.values()) == {1}  # nothing twice, however often it was given out
-    told = made[0].told
-    assert told.deaths > 0
-    assert told.woke_late > 0
+    faults = clusters[0].faults
+    assert faults.deaths > 0
+    assert faults.woke_late > 0
     if given_up:  # what the cluster gave up is asked for again
         again = nt.sweep(base, grid, seeds=SEEDS, executor=cluster, run=Run(result.path))
         assert again.failed == []
         assert set(bench.trained.values()) == {1}
     assert len(bench.trained) == conditions * SEEDS
-    ideal = told.useful_s / WORKERS
+    ideal = faults.useful_s / WORKERS
     record_property(
-        "told",
-        f"{len(runs):,} runs on {WORKERS} simulated workers: {told.deaths:,} deaths ({told.died_before} before, "
-        f"{told.died_during} during, {told.died_after} after the work), {told.woke_late} woke late, {told.given_up} "
-        f"given up; {told.length_s / 3600:.2f} h, {ideal / 3600:.2f} h without any fault; {seconds:.0f} s of real time",
+        "summary",
+        f"{len(runs):,} runs on {WORKERS} simulated workers: {faults.deaths:,} deaths ({faults.died_before} before, "
+        f"{faults.died_during} during, {faults.died_after} after the work), {faults.woke_late} woke late, "
+        f"{faults.given_up} given up; {faults.length_s / 3600:.2f} h, {ideal / 3600:.2f} h without any fault; "
+        f"{seconds:.0f} s of real time",
     )
-    record_property("faults: dead workers of a simulated cluster", told.deaths)
-    assert cells.train_cell is not bench.train
+    record_property("faults: dead workers of a simulated cluster", faults.deaths)
+    assert workers.train_cell == bench.train

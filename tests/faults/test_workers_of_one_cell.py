@@ -13,8 +13,8 @@ import torch
 
 from noisyteacher.runs import Run
 from noisyteacher.sweep import sweep
-from noisyteacher.sweep.cells import Cell, cell_of, train_cell
-from noisyteacher.sweep.grid import expand
+from noisyteacher.sweep.spec import expand
+from noisyteacher.sweep.workers import Cell, cell_of, train_cell
 
 EPOCHS = 60
 
@@ -28,7 +28,9 @@ def a_cell(folder: Path) -> Cell:
     }  # fmt: skip
     run = Run(sweep(base, {"noise.sigma": [0.5]}, seeds=1).path)
     longer = {**base, "student": {**base["student"], "epochs": EPOCHS}}
-    (condition,) = [one for one in expand(longer, [{"noise.sigma": [0.5]}])[0] if one.kind == "labels"]
+    (condition,) = [
+        condition for condition in expand(longer, [{"noise.sigma": [0.5]}])[0] if condition.kind == "labels"
+    ]
     stores = {
         role: f"logits/{path.name}"
         for path in (run.path / "logits").iterdir()

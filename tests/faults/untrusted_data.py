@@ -50,18 +50,20 @@ def cifar_batches(folder: Path) -> Untrusted:
 
 
 def cifar_archives(folder: Path) -> Untrusted:
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w") as out:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as out:
         for name in BATCHES:
             member, data = tarfile.TarInfo(f"{FOLDER}/{name}"), a_batch()
             member.size = len(data)
             out.addfile(member, io.BytesIO(data))
-    whole = gzip.compress(plain.getvalue(), 1, mtime=0)
-    starts = [at for at in range(0, len(plain.getvalue()), 512) if plain.getvalue()[at + 257 : at + 262] == b"ustar"]
+    whole = gzip.compress(archive.getvalue(), 1, mtime=0)
+    starts = [
+        at for at in range(0, len(archive.getvalue()), 512) if archive.getvalue()[at + 257 : at + 262] == b"ustar"
+    ]
 
     def blocks(number: int, at: int, value: int) -> bytes:
         """One field of one header replaced, its checksum made anew."""
-        data, start = bytearray(plain.getvalue()), starts[number % len(starts)]
+        data, start = bytearray(archive.getvalue()), starts[number % len(starts)]
         field, length = ((0, 100), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155))[at % 6]
         words = (
             b"../../x",
@@ -82,7 +84,7 @@ def cifar_archives(folder: Path) -> Untrusted:
         return gzip.compress(bytes(data), 1, mtime=0)
 
     numbers = st.integers(0, 1000)
-    inner = with_edits(lambda data, edits: gzip.compress(edited(data, edits), 1, mtime=0), [plain.getvalue()])
+    inner = with_edits(lambda data, edits: gzip.compress(edited(data, edits), 1, mtime=0), [archive.getvalue()])
     return Untrusted(
         "cifar-10-python.tar.gz",
         lambda path: load_data("cifar10", root=path.parent, verify=False, download=False),
@@ -104,9 +106,9 @@ def npz(folder: Path) -> Untrusted:
         whole.append(buffer.getvalue())
     members = []
     for name, array in arrays.items():
-        one = io.BytesIO()
-        np.save(one, array)
-        members.append((f"{name}.npy", one.getvalue()))
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        members.append((f"{name}.npy", buffer.getvalue()))
     pickled = io.BytesIO()
     np.save(pickled, np.array([Evil()], dtype=object), allow_pickle=True)
     members += [("y.npy", pickled.getvalue()), ("classes.npy", pickled.getvalue())]
@@ -134,7 +136,7 @@ def idx(folder: Path) -> Untrusted:
 
 def gzipped_idx(folder: Path) -> Untrusted:
     data = bytes([0, 0, 8, 3]) + struct.pack(">3I", 4, 5, 6) + bytes(range(120))
-    inner = with_edits(lambda one, edits: gzip.compress(edited(one, edits), 1, mtime=0), [data])
+    inner = with_edits(lambda buffer, edits: gzip.compress(edited(buffer, edits), 1, mtime=0), [data])
     whole = gzip.compress(data, mtime=0)
     return Untrusted("a-idx3.gz", lambda path: read_idx(path, 3), (raw(whole), inner), whole=(whole,))
 
@@ -189,9 +191,9 @@ def images(folder: Path) -> Untrusted:
 def a_pack(folder: Path) -> Path:
     for name in ("ant", "bee"):
         for number in range(5):
-            place = folder / "pets" / name / f"{number}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(DICE.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(place)
+            path = folder / "pets" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(DICE.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
     return pack_data(folder / "pets", folder / "out").path
 
 

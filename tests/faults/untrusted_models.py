@@ -36,17 +36,17 @@ def raw(*seeds: bytes) -> Bytes:
     return st.one_of(with_edits(edited, seeds), with_edits(edited, seeds), st.binary(max_size=200))
 
 
-def with_edits(make: Callable[[Any, Any], bytes], given: Sequence[Any]) -> Bytes:
-    """`make(one of those given, edits of bytes)`; what fails is told by its number, not by its bytes."""
-    return st.builds(lambda number, edits: make(given[number], edits), st.integers(0, len(given) - 1), byte_edits)
+def with_edits(make: Callable[[Any, Any], bytes], seeds: Sequence[Any]) -> Bytes:
+    """`make(a seed, edits of bytes)`; a failure names the seed's number, not its bytes."""
+    return st.builds(lambda number, edits: make(seeds[number], edits), st.integers(0, len(seeds) - 1), byte_edits)
 
 
 def resealed(data: bytes) -> bytes:
     """The bytes with a checksum that holds, where they have a place for one: what is behind the seal is met."""
-    place = data.find(SEAL)
-    if place < 0 or place + 15 > len(data):
+    start = data.find(SEAL)
+    if start < 0 or start + 15 > len(data):
         return data
-    return seal(data[: place + 7] + BLANK + data[place + 15 :])
+    return seal(data[: start + 7] + BLANK + data[start + 15 :])
 
 
 def sealed_trees(data: bytes) -> Bytes:
@@ -68,14 +68,14 @@ def put_together(header: bytes, body: bytes) -> bytes:
 def headers(data: bytes) -> Bytes:
     """A safetensors file whose names, shapes, dtypes and offsets are changed."""
     header, body = taken_apart(data)
-    tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
 
-    def made(edits: Any) -> bytes:
+    def build(edits: Any) -> bytes:
         changed = changed_tree(tensors, edits)
-        told = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
-        return put_together(as_text({**told, **changed} if isinstance(changed, dict) else changed), body)
+        metadata = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
+        return put_together(as_text({**metadata, **changed} if isinstance(changed, dict) else changed), body)
 
-    return st.builds(made, tree_edits)
+    return st.builds(build, tree_edits)
 
 
 def records(data: bytes) -> Bytes:
@@ -83,11 +83,11 @@ def records(data: bytes) -> Bytes:
     header, body = taken_apart(data)
     record = json.loads(header["__metadata__"][KEY])
 
-    def made(edits: Any) -> bytes:
+    def build(edits: Any) -> bytes:
         text = as_text(changed_tree(record, edits)).decode()
         return put_together(json.dumps({**header, "__metadata__": {KEY: text}}).encode(), body)
 
-    return st.builds(made, tree_edits)
+    return st.builds(build, tree_edits)
 
 
 def written(write: Callable[[Path], object], folder: Path) -> bytes:
@@ -103,8 +103,8 @@ def of_ours(data: bytes) -> tuple[Bytes, ...]:
 
 
 def tensors(folder: Path) -> Untrusted:
-    given = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4), "empty": torch.empty(0, 3)}
-    data = written(lambda path: write_tensors(path, "things", 1, given, {"of": ["x", {"y": 1}]}), folder)
+    values = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4), "empty": torch.empty(0, 3)}
+    data = written(lambda path: write_tensors(path, "things", 1, values, {"of": ["x", {"y": 1}]}), folder)
 
     def read(path: Path) -> None:
         map_tensors(path)
@@ -117,7 +117,8 @@ def weights(folder: Path) -> Untrusted:
     lenet = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
     narrow = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 16, 16), teacher=lenet)
     whole = tuple(
-        written(lambda path, one=one: nt.save_model(one, path, {"epochs": 1}), folder) for one in (lenet, narrow)
+        written(lambda path, model=model: nt.save_model(model, path, {"epochs": 1}), folder)
+        for model in (lenet, narrow)
     )
     return Untrusted(
         "w.safetensors",
@@ -154,7 +155,9 @@ def a_checkpoint(folder: Path) -> Untrusted:
 
 
 def foreign_safetensors(folder: Path) -> Untrusted:
-    data = safetensors.torch.save({f"module.{name}": one for name, one in network().state_dict().items()}, {"a": "b"})
+    data = safetensors.torch.save(
+        {f"module.{name}": tensor for name, tensor in network().state_dict().items()}, {"a": "b"}
+    )
     into = model()
     return Untrusted("f.safetensors", lambda path: load_foreign(into, path), (raw(data), headers(data)), whole=(data,))
 
@@ -169,13 +172,13 @@ class Evil:
 def rezipped(data: bytes, name: str, content: bytes, **how: Any) -> bytes:
     """The archive with this member replaced, or added."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {one.filename: archive.read(one) for one in archive.infolist()}
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
     members[name] = content
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", **how) as archive:
-        for one, its in members.items():
-            archive.writestr(one, its)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **how) as archive:
+        for member, text in members.items():
+            archive.writestr(member, text)
+    return buffer.getvalue()
 
 
 def torch_files(folder: Path) -> Untrusted:
@@ -202,8 +205,8 @@ def torch_files(folder: Path) -> Untrusted:
     def repickled(pair: tuple[bytes, bytes], edits: Any) -> bytes:
         return rezipped(pair[0], "archive/data.pkl", edited(pair[1], edits))
 
-    def evil_pickle(one: bytes, edits: Any) -> bytes:
-        return rezipped(whole[0], "archive/data.pkl", edited(one, edits))
+    def evil_pickle(data: bytes, edits: Any) -> bytes:
+        return rezipped(whole[0], "archive/data.pkl", edited(data, edits))
 
     ways = (
         raw(*whole), with_edits(repickled, inner), with_edits(evil_pickle, evil), raw(*evil),
@@ -215,7 +218,7 @@ def onnx_models(folder: Path) -> Untrusted:
     import onnx
 
     helper, kinds = onnx.helper, onnx.TensorProto
-    weights = {f"w{name}": one.detach().numpy() for name, one in network().state_dict().items()}
+    weights = {f"w{name}": tensor.detach().numpy() for name, tensor in network().state_dict().items()}
     nodes = [
         helper.make_node("Conv", ["image", "w0.weight", "w0.bias"], ["a"]),
         helper.make_node("Flatten", ["a"], ["b"]),
@@ -224,13 +227,13 @@ def onnx_models(folder: Path) -> Untrusted:
     graph = helper.make_graph(
         nodes, "small", [helper.make_tensor_value_info("image", kinds.FLOAT, ["batch", 1, 8, 8])],
         [helper.make_tensor_value_info("logits", kinds.FLOAT, ["batch", 3])],
-        [onnx.numpy_helper.from_array(one, name) for name, one in weights.items()],
+        [onnx.numpy_helper.from_array(values, name) for name, values in weights.items()],
     )  # fmt: skip
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    data = made.SerializeToString()
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    data = proto.SerializeToString()
 
     def read(path: Path) -> None:
-        found = load_onnx(path, classes=3, input_shape=(1, 8, 8))
-        found.network.costs((1, 8, 8))
+        classifier = load_onnx(path, classes=3, input_shape=(1, 8, 8))
+        classifier.network.costs((1, 8, 8))
 
     return Untrusted("a.onnx", read, (raw(data),), whole=(data,))

@@ -14,8 +14,7 @@ from mutations import ODDITIES
 from untrusted_models import Bytes, headers, raw, records, resealed, sealed_trees
 
 import noisyteacher as nt
-from noisyteacher.config import build_config, read_config
-from noisyteacher.config.explaining import template
+from noisyteacher.config import build_config, read_config, template
 from noisyteacher.errors import ConfigError
 from noisyteacher.io.files import read_json, write_json
 from noisyteacher.report import build_report

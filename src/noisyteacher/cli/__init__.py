@@ -1,22 +1,76 @@
-"""The command line: results on stdout, progress on stderr, exit codes that mean something; torch when it is needed."""
+"""The command line: results on stdout, progress on stderr, exit codes, and torch only for commands that need it."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import cache
 from types import FrameType
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from noisyteacher.cli.commands import CONTEXT, Commands
-from noisyteacher.cli.show import TerminatedError
-from noisyteacher.cli.streams import plain_warnings, safe_streams
+from noisyteacher.cli import compress, data, models, runs, sweep
+from noisyteacher.cli.options import with_options
+from noisyteacher.cli.output import TerminatedError, plain_warnings, safe_streams
 from noisyteacher.distributed import processes, rank
-from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.process import tune_memory
-from noisyteacher.text import lines_shown
+from noisyteacher.text import printable_lines
+
+FUNCTIONS = (
+    compress.demo,
+    compress.compress,
+    compress.train,
+    compress.extract,
+    compress.distil,
+    sweep.sweep,
+    sweep.paper,
+    models.evaluate,
+    models.measure,
+    models.export,
+    runs.report,
+)
+GROUPS = (runs.runs, runs.config, data.data, data.logits)
+COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
+    **{function.__name__: function for function in FUNCTIONS},
+    **{str(group.info.name): group for group in GROUPS},
+}
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@cache
+def build_command(name: str) -> Any:
+    """The click command or group of this name."""
+    source = COMMANDS[name]
+    if isinstance(source, typer.Typer):
+        for command in source.registered_commands:
+            assert command.callback is not None
+            command.callback = with_options(command.callback)
+        return typer.main.get_group(source)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
+    single.command(name)(with_options(source))
+    return typer.main.get_command(single)
+
+
+class Root(TyperGroup):
+    """The commands by name, for the help; only the one that is called is built, as typer loads pydantic for that."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, source in COMMANDS.items():
+            text = source.info.help if isinstance(source, typer.Typer) else inspect.getdoc(source)
+            self.commands[name] = TyperCommand(name, help=str(text))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and build_command(name), rest
+
 
 app = typer.Typer(
     name="noisyteacher",
@@ -25,14 +79,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=CONTEXT,
-    cls=Commands,
+    cls=Root,
 )
 
 
 @app.callback(invoke_without_command=True)
 def root(
-    context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and leave.")
 ) -> None:
     """Small, fast classifiers by distillation from noisy teachers.
 
@@ -45,58 +98,52 @@ def root(
         raise typer.Exit
     if processes() > 1 and context.invoked_subcommand not in ("train", "distil", None):
         raise UsageError(
-            f"{processes()} processes were started for {context.invoked_subcommand}: one training in several processes "
-            "is what train and distil do; start this command once (a sweep spreads by --jobs or --scheduler)"
+            f"{processes()} processes were started for {context.invoked_subcommand}: only train and distil run in "
+            "several; start this command once (a sweep spreads by --jobs or --scheduler)"
         )
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130/143 interrupted (resumable)."""
+    """Run the command line and exit: 0 done, 1 failed, 2 usage error, 130/143 interrupted (resumable)."""
     with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, _terminate)
     tune_memory()
     with safe_streams():
         try:
-            code = _exit_code()
-        except (KeyboardInterrupt, TerminatedError) as stop:  # one more, while the first was being heeded: at once
-            os._exit(_interrupted(stop))
-        with contextlib.suppress(ValueError):  # what is left to do is leaving: a signal may end that at once
+            code = _run()
+        except (KeyboardInterrupt, TerminatedError) as interruption:  # a second signal: exit immediately
+            os._exit(_signal_code(interruption))
+        with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(code)
 
 
-def _exit_code() -> int | str | None:
-    """What came of the command, once all of its output is written or known to be lost."""
-    code: int | str | None
+def _run() -> int | str | None:
+    """The exit code of the command, after all its output is written."""
     try:
         try:
             with plain_warnings():
-                app(standalone_mode=True)
-        except SystemExit as ended:
-            code = ended.code
-        sys.stdout.flush()
-    except SystemExit as ended:
-        code = ended.code
+                app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as end:
+        return end.code
     except NoisyTeacherError as error:
-        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {lines_shown(error)}\n")
-        code = error.exit_code
-    except OSError as error:  # of a path that nothing else has looked at first
+        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {printable_lines(error)}\n")
+        return error.exit_code
+    except OSError as error:  # of a path that no other check has covered
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
-        code = 1
-    except (KeyboardInterrupt, TerminatedError) as stop:
+        return 1
+    except (KeyboardInterrupt, TerminatedError) as interruption:
         if rank() == 0:
             sys.stderr.write("interrupted\n")
-        code = _interrupted(stop)
-    with contextlib.suppress(WriteError, SystemExit):
-        sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+        return _signal_code(interruption)
+    return 0
 
 
-def _interrupted(stop: BaseException) -> int:
-    """The exit code of what was interrupted."""
-    return 143 if isinstance(stop, TerminatedError) else 130
+def _signal_code(interruption: BaseException) -> int:
+    return 143 if isinstance(interruption, TerminatedError) else 130
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     raise TerminatedError

@@ -1,56 +1,58 @@
-"""The commands for data sets: which are here, what is in one, and packing images once for all trainings."""
+"""The commands for data sets and for stored logits of them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.show import print_json, print_table, progress, say
+from noisyteacher.cli.output import print_json, print_table, say
 from noisyteacher.progress import PATIENCE_S, stage
 
+if TYPE_CHECKING:
+    from noisyteacher.config import Values
+
 data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True, rich_markup_mode=None)
-SHOWN = 10
-"""How many of the images that were left out a table names."""
+logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True, rich_markup_mode=None)
+Store = Annotated[str, typer.Argument(help="A store's folder.")]
+LISTED = 10
+"""The most skipped images that a table names."""
 
 
 @data.command("ls")
-def data_ls(data_root: o.DataRoot = None, as_json: o.Json = False) -> None:
-    """List the data sets known by name and whether their files are here.
+@o.options("data.root as_json")
+def data_ls(request: o.Request) -> None:
+    """List the data sets with a name and whether their files are here.
 
     Example: noisyteacher data ls --data-root ~/data
     """
     from noisyteacher.data import datasets_here
 
-    found = datasets_here(data_root)
-    if as_json:
-        print_json(found)
+    rows = datasets_here(request.flags.get("data.root"))
+    if request.as_json:
+        print_json(rows)
     else:
-        print_table(("data set", "here", "where or what is missing"), [list(one.values()) for one in found])
+        print_table(("data set", "here", "where or what is missing"), [list(row.values()) for row in rows])
 
 
 @data.command("check")
+@o.options("data.root overrides as_json quiet")
 def data_check(
+    request: o.Request,
     name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, a folder of images or a packed one.")],
-    data_root: o.DataRoot = None,
-    overrides: o.Set = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
 ) -> None:
-    """Read a data set whole and say what is in it; of a packed one the checksum is compared.
+    """Read all of a data set and summarise it; a packed one is compared with its checksum.
 
     Example: noisyteacher data check mnist-5k
     """
-    import warnings
-    from pathlib import Path
-
     from noisyteacher.config import build_config
     from noisyteacher.errors import DataWarning
 
-    flags = {"data.name": name, "data.root": data_root}
-    config = build_config(o.settings(None, overrides, flags))
-    with progress(quiet, delay_s=PATIENCE_S) as watch:
+    config = build_config(request.settings({"data": {"name": name}}))
+    with request.progress(PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
         from noisyteacher.pipeline import load_config_data
 
@@ -64,7 +66,7 @@ def data_check(
             summary = data_summary(splits)
     if packed is not None:
         summary["packed"] = {"bytes_verified": verified, "left_out": packed.left_out}
-    if as_json:
+    if request.as_json:
         print_json(summary)
         return
     say(f"{summary['name']}: {summary['classes']} classes, images {summary['input_shape']} (C, H, W)")
@@ -73,17 +75,18 @@ def data_check(
     if packed is not None:
         say(f"packed: {verified:,} bytes, the checksum holds; {len(packed.left_out):,} image(s) left out")
     rows = []
-    for role, found in summary["splits"].items():
-        per_class = list((found["per_class"] or {}).values())
-        spread = f"{min(per_class)}..{max(per_class)}" if per_class else "no labels"
-        mean = " ".join(f"{value:.3f}" for value in found["mean"])
-        std = " ".join(f"{value:.3f}" for value in found["std"])
-        rows.append((role, f"{found['n']:,}", spread, mean, std, found["fingerprint"][:12]))
-    print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, right=(1, 2))
+    for role, split in summary["splits"].items():
+        sizes = list((split["per_class"] or {}).values())
+        per_class = f"{min(sizes)}..{max(sizes)}" if sizes else "no labels"
+        mean, std = (" ".join(f"{value:.3f}" for value in split[key]) for key in ("mean", "std"))
+        rows.append((role, f"{split['n']:,}", per_class, mean, std, split["fingerprint"][:12]))
+    print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, "lrrlll")
 
 
 @data.command("pack")
+@o.options("as_json quiet")
 def data_pack(
+    request: o.Request,
     source: Annotated[
         str, typer.Argument(help="A folder of images, of parquet files or of a saved data set, or an .npz file.")
     ],
@@ -103,8 +106,6 @@ def data_pack(
         bool, typer.Option("--follow-links", help="Also read what links to folders and to files outside point to.")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Threads that decode (default: one per core).")] = None,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Decode images of any number once, into a folder that every training maps into memory.
 
@@ -112,18 +113,26 @@ def data_pack(
 
     Example: noisyteacher data pack photos photos-64 --size 64
     """
-    from noisyteacher.workers import cores
+    from noisyteacher.process import cores
 
-    named: Any = classes
+    labels: int | list[str] | None = None
     if classes is not None:
-        named = int(classes) if classes.strip().isdigit() else [one.strip() for one in classes.split(",")]
-    with progress(quiet, heavy="noisyteacher.data") as watch:
+        labels = int(classes) if classes.strip().isdigit() else [name.strip() for name in classes.split(",")]
+    with request.progress(heavy="noisyteacher.data") as watch:
         from noisyteacher.data import pack_data
 
         packed = pack_data(
-            source, out, size=size, grey=grey, fit=fit, classes=named, skip_corrupt=skip_corrupt,
-            follow_links=follow_links, jobs=jobs or cores(), watch=watch,
-        )  # fmt: skip
+            source,
+            out,
+            size=size,
+            grey=grey,
+            fit=fit,
+            classes=labels,
+            skip_corrupt=skip_corrupt,
+            follow_links=follow_links,
+            jobs=jobs or cores(),
+            watch=watch,
+        )
     record = packed.record
     image_bytes = packed.total_bytes // sum(packed.rows.values())
     parts = [
@@ -136,7 +145,7 @@ def data_pack(
         }
         for part in record.parts
     ]
-    if as_json:
+    if request.as_json:
         keys = ("name", "input_shape", "class_names", "note", "fit", "grey")
         settings = {key: getattr(record, key) for key in keys}
         print_json({"packed": str(packed.path), **settings, "parts": parts, "left_out": record.left_out})
@@ -145,12 +154,91 @@ def data_pack(
     for part in parts:
         labelled = "yes" if part["labelled"] else "no"
         rows.append((part["part"], f"{part['images']:,}", labelled, f"{part['left_out']:,}", f"{part['bytes']:,}"))
-    print_table(("part", "images", "labelled", "left out", "bytes"), rows, right=(1, 3, 4))
+    print_table(("part", "images", "labelled", "left out", "bytes"), rows, "lrlrr")
     if packed.note:
         say(packed.note)
-    for image in packed.left_out[:SHOWN]:
+    for image in packed.left_out[:LISTED]:
         say(f"left out: {image['file']}: {image['reason']}")
-    if len(packed.left_out) > SHOWN:
-        say(f"and {len(packed.left_out) - SHOWN:,} more, in {packed.path / 'packed.json'}")
-    shape = list(packed.input_shape)
-    say(f"\n{packed.path}: {len(packed.class_names)} classes, images {shape} (C, H, W)")
+    if len(packed.left_out) > LISTED:
+        say(f"and {len(packed.left_out) - LISTED:,} more, in {packed.path / 'packed.json'}")
+    say(f"\n{packed.path}: {len(packed.class_names)} classes, images {list(packed.input_shape)} (C, H, W)")
+
+
+@logits.command("show")
+@o.options("as_json")
+def logits_show(request: o.Request, store: Store) -> None:
+    """Show the contents of a logit store and the teacher and data it belongs to.
+
+    Example: noisyteacher logits show runs/logits/lenet-mnist-5k-train-2b7e11
+    """
+    from noisyteacher.store import LogitStore
+
+    opened = LogitStore.open(store)
+    record: Values = {
+        "store": str(opened.path),
+        "views": list(opened.views),
+        "rows": opened.rows,
+        "classes": opened.classes,
+        "dtype": opened.dtype,
+        "shards": len(opened.shards),
+        "bytes": sum(shard.bytes for shard in opened.shards),
+        "digest": opened.digest,
+        "fingerprints": opened.fingerprints,
+        **opened.meta,
+    }
+    if request.as_json:
+        print_json(record)
+        return
+    rows = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    rows |= {f"fingerprint of {key}": value for key, value in opened.fingerprints.items()}
+    lists = {key: ", ".join(map(str, value[:6])) for key, value in rows.items() if isinstance(value, list)}
+    print_table(("field", "value"), list((rows | lists).items()))
+
+
+@logits.command("verify")
+@o.options(f"{o.DATA} run.device run.output_dir overrides allow_import as_json quiet")
+def logits_verify(
+    request: o.Request,
+    store: Store,
+    teacher: Annotated[str | None, typer.Option(help="A run or weights file: recompute a sample with it.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Rows per view to recompute.")] = 256,
+) -> None:
+    """Read every byte of a store against its checksums; with --teacher also recompute a sample of rows.
+
+    The rows are those of the data that the teacher's run was trained on, unless --data names others.
+
+    Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c
+    """
+    record: Values = {}
+    with request.progress(PATIENCE_S) as watch:
+        from noisyteacher.device import resolve_device
+        from noisyteacher.pipeline import load_config_data, load_teacher
+        from noisyteacher.store import LogitStore
+
+        opened = LogitStore.open(store)
+        if teacher is None:
+            with stage(watch, "reading the store"):
+                report = opened.verify()
+        else:
+            path = o.model_path(teacher, request.output_dir)
+            config = request.config_for(path)
+            device, splits = resolve_device(config.run.device), load_config_data(config, watch)
+            model = load_teacher(path, splits, request.allow_import)[0].to(device)
+            opened.check(data=splits.train.fingerprint)
+            o.note_other_data(path, splits)
+            with stage(watch, "reading the store and recomputing a sample"):
+                report = opened.verify(model, splits.train, sample)
+            record = {
+                "model": path,
+                "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
+            }
+    if request.as_json:
+        fields = ("shards", "bytes", "rows", "max_abs_difference", "per_view")
+        print_json(record | {name: getattr(report, name) for name in fields})
+        return
+    say(f"{opened.path}: {report.shards} shard(s), {report.bytes:,} bytes, all checksums hold")
+    if report.rows:
+        say(
+            f"{report.rows} rows of {len(opened.views)} view(s) of {splits.name}, train, recomputed with {path}: "
+            f"largest difference {report.max_abs_difference:.2g}"
+        )

@@ -1,246 +1,255 @@
-"""The options that commands share, stated once: each flag and the setting it stands for."""
+"""Options that commands share: flags for settings, read off the settings' schema, and the models and runs they name."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from noisyteacher.cli.show import say
+from noisyteacher.cli.output import progress, say
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from noisyteacher.config import Config, Values
+    from noisyteacher.data import Splits
+    from noisyteacher.progress import Watch
     from noisyteacher.runs import Run
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Model = Annotated[str, typer.Argument(help="A trained model: a run, its folder, or a weights file.")]
 
 
 def not_empty(value: str | None) -> str | None:
-    """An empty name would mean the folder one happens to be in."""
+    """Refuse an empty name: it would mean the current folder."""
     if value is not None and not value.strip():
         raise typer.BadParameter("is empty: name it, or leave the option out")
     return value
 
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file (see: config init).")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting (see: config explain).")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-DataName = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="mnist-5k, mnist, cifar10, svhn, an .npz file or a folder of images.", callback=not_empty
+COMMON: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo]] = {
+    "config": (Path | None, typer.Argument(metavar="[CONFIG]", help="A TOML file (see: config init).")),
+    "overrides": (
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting (see: config explain)."),
     ),
-]
-DataRoot = Annotated[
-    str | None, typer.Option("--data-root", "--data-dir", help="Where the official files lie.", callback=not_empty)
-]
-TeacherWeights = Annotated[
-    str | None,
-    typer.Option(
-        help="The named teacher's weights: a file of torch.save (.pt, .pth, .pth.tar, .ckpt, .bin) or safetensors.",
-        callback=not_empty,
+    "choose_noise": (
+        bool,
+        typer.Option("--noise", help="Choose sigma on validation, in short runs; 0 is a candidate."),
     ),
-]
-OutputDir = Annotated[
-    str | None, typer.Option("--output-dir", help="Folder for run folders (default: runs).", callback=not_empty)
-]
-AllowImport = Annotated[
-    bool, typer.Option("--allow-import", help="A model's file may name pkg.module:factory: import and call it.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or auto.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
-Views = Annotated[str | None, typer.Option("--views", help="clean, mirror, crop, mirror*crop; comma-separated.")]
-Noise = Annotated[
-    bool,
-    typer.Option("--noise", help="Choose the noise's sigma on validation, in short runs; no noise is a candidate."),
-]
-Sigma = Annotated[
-    str | None,
-    typer.Option(
-        "--sigma",
-        help="Standard deviation of the noise, a range such as '[0.01, 1]', or auto (--noise); default 0: no noise.",
+    "seed": (int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")),
+    "allow_import": (
+        bool,
+        typer.Option("--allow-import", help="Import and call pkg.module:factory of a model's file."),
     ),
-]
-Alpha = Annotated[
-    str | None, typer.Option("--alpha", help="Probability that a sample is perturbed, or auto: chosen on validation.")
-]
-SigmaAll = Annotated[
-    str | None,
-    typer.Option("--sigma", help="Standard deviation of the noise where --grid does not vary it; default 0: no noise."),
-]
-AlphaAll = Annotated[
-    str | None, typer.Option("--alpha", help="Probability that a sample is perturbed where --grid does not vary it.")
-]
-Draw = Annotated[str | None, typer.Option("--draw", help="batch, row or scalar.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")]
-Profile = Annotated[
-    bool, typer.Option("--profile", help="Measure where the time of the steps goes; a table at the end.")
-]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
-
-
-class Flag(NamedTuple):
-    """A flag of a training: the field of `config.Recipe` that it sets, its type and its help."""
-
-    name: str
-    kind: type
-    help: str
-
-
-TRAINING = (
-    Flag("epochs", int, "Passes over the training split."),
-    Flag("batch_size", int, "Samples per update."),
-    Flag("optimizer", str, "auto, adam, adamw, sgd or muon."),
-    Flag("lr", float, "Base learning rate."),
-    Flag("momentum", float, "Momentum of sgd and muon."),
-    Flag("weight_decay", float, "Weight decay."),
-    Flag("schedule", str, "constant, linear, cosine or step."),
-    Flag("precision", str, "fp32, bf16, or auto (the default): the faster one here."),
-    Flag("preset", str, "standard (the default), paper or modern: how networks are trained; named settings win."),
-    Flag("patience", int, "Stop after so many epochs without a better one."),
-    Flag("views", str, "auto, clean, mirror, crop, mirror*crop; comma-separated."),
+    "resume": (str | None, typer.Option("--resume", metavar="RUN", help="Resume an interrupted run.")),
+    "jobs": (int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")),
+    "stack": (int, typer.Option(help="Instead: students trained at once in this process, for a GPU.")),
+    "scheduler": (str | None, typer.Option(help="Instead: a dask scheduler, such as tcp://host:8786.")),
+    "as_json": (bool, typer.Option("--json", help="Print the result as JSON.")),
+    "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
+}
+"""Options that are no settings, by the field of Request."""
+DATA = "data.name data.root"
+NOISE = "choose_noise noise.sigma noise.alpha noise.draw"
+MACHINE = "run.output_dir run.device run.threads"
+RECIPE = (
+    "student.epochs student.batch_size student.optimizer student.lr student.momentum student.weight_decay "
+    "student.schedule student.precision student.preset student.patience student.views"
 )
-"""The flags of every command that trains: `train` sets the teacher's recipe by them, the others the student's."""
-Training = dict[str, Any]
-"""What `training_flags` gives a command: the value of each flag by the name of its setting, None where not given."""
 
 
-def training_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for every line of TRAINING in the place of its parameter `training`."""
-    signature = inspect.signature(command, eval_str=True)
-    flags = [
-        inspect.Parameter(
-            flag.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[flag.kind | None, typer.Option(f"--{flag.name.replace('_', '-')}", help=flag.help)],
+@dataclass(frozen=True)
+class Request:
+    """The settings that a command line names (a file, flags, `--set`), and other options that commands share."""
+
+    flags: Values = field(default_factory=dict)
+    """Value by dotted setting, of the flags that were given."""
+    config: Path | None = None
+    overrides: Sequence[str] | None = None
+    choose_noise: bool | None = None
+    """None for commands without `--noise`."""
+    seed: int | None = None
+    allow_import: bool = False
+    resume: str | None = None
+    jobs: int = 1
+    stack: int = 1
+    scheduler: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def output_dir(self) -> str:
+        """The folder of run folders."""
+        return str(self.flags.get("run.output_dir") or "runs")
+
+    def progress(
+        self, delay_s: float = 0.0, heavy: str = "noisyteacher.pipeline"
+    ) -> AbstractContextManager[Watch | None]:
+        """`output.progress`, silent with `--quiet`."""
+        return progress(self.quiet, delay_s, heavy)
+
+    def settings(self, base: Values | None = None) -> Values:
+        """Nested settings from the file (or `base`), then the flags, then `--set`.
+
+        `--sigma 0` alone turns off the noise of a file. Raises BadParameter if `--noise` is to choose a named sigma.
+        """
+        from noisyteacher.config import parse_value, put, read_config
+
+        flags = dict(self.flags)
+        for key, value in flags.items():
+            if key in ("noise.sigma", "noise.alpha"):
+                flags[key] = parse_value(value)
+            elif key.endswith((".views", ".export")):
+                flags[key] = [word.strip() for word in value.split(",")]
+        sigma = flags.get("noise.sigma", "auto")
+        if self.choose_noise and sigma != "auto":
+            raise typer.BadParameter(f"--noise chooses sigma on validation and --sigma {sigma} names it: leave one out")
+        if self.choose_noise:
+            flags["noise.sigma"] = "auto"
+        elif self.choose_noise is False and sigma == 0 and not flags.keys() & {"noise.alpha", "noise.draw"}:
+            del flags["noise.sigma"]
+            flags["noise"] = {"sigma": 0.0}
+        settings = read_config(self.config, settings=base)
+        for key, value in flags.items():
+            put(settings, key, value)
+        return read_config(None, tuple(self.overrides or ()), settings)
+
+    def with_teacher_preset(self) -> Request:
+        """With `--preset` for the teacher too."""
+        preset = self.flags.get("student.preset")
+        return replace(self, flags=self.flags | {"teacher.preset": preset}) if preset else self
+
+    def refuse_beside(self, option: str, **more: object) -> None:
+        """Refuse settings, and the options in `more`, beside an option that names a run: it has settings already."""
+        named = [key for key in self.flags if key != "run.output_dir"]
+        more |= {
+            "noise": self.choose_noise,
+            "seed": self.seed is not None,
+            "CONFIG or --set": self.config or self.overrides,
+        }
+        named += [name for name, value in more.items() if value]
+        if named:
+            raise typer.BadParameter(f"{option} takes the run's own settings; leave out {', '.join(named)}")
+
+    def run(self, name: str) -> Run:
+        """The run to resume. Raises BadParameter when an output folder is named that it does not lie in."""
+        from noisyteacher.runs import find_run
+
+        run, output_dir = find_run(self.output_dir, name), self.flags.get("run.output_dir")
+        if output_dir is not None and Path(output_dir).resolve() not in run.path.resolve().parents:
+            raise typer.BadParameter(f"--output-dir {output_dir}: {run.path} resumes in place; leave --output-dir out")
+        return run
+
+    def config_for(self, model: str) -> Config:
+        """The settings on the data that the model at this path was trained on, unless other data are named.
+
+        Raises UsageError when neither the command nor the model's run names the data.
+        """
+        from noisyteacher.config import build_config
+        from noisyteacher.errors import UsageError
+        from noisyteacher.pipeline import data_settings_of
+
+        overridden = any(override.partition("=")[0].strip() == "data.name" for override in self.overrides or ())
+        if "data.name" in self.flags or overridden:
+            return build_config(self.settings())
+        data = data_settings_of(model)
+        if data is None:
+            raise UsageError(f"{model}: no run says on which data it was trained: name the data by --data")
+        return build_config(self.settings({"data": dict(data)}))
+
+
+def options(names: str, **flags: tuple[str, str]) -> Callable[[Command], Command]:
+    """Give a command these options behind its own; their values are in its parameter `request`.
+
+    names: dotted settings and names in COMMON, separated by spaces. flags: option and help of a setting (`part_name`)
+    where they are not those of the schema. `with_options` builds the options when the command is called.
+    """
+
+    def mark(command: Command) -> Command:
+        command.options = names.split(), flags  # type: ignore[attr-defined]
+        return command
+
+    return mark
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it, with a parameter for each of its `options`."""
+    if not hasattr(command, "options"):
+        return command
+    names, flags = command.options
+    shared = {}
+    for name in names:
+        kind, option = COMMON[name] if name in COMMON else _flag(name, flags)
+        default = {bool: False, int: 1}.get(kind)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        shared[name] = inspect.Parameter(
+            name.replace(".", "_"), keyword, default=default, annotation=Annotated[kind, option]
         )
-        for flag in TRAINING
-    ]
+
+    def run(**values: Any) -> None:
+        fields = {name: values.pop(parameter.name) for name, parameter in shared.items()}
+        flags = {name: value for name in names if (value := fields[name]) is not None and "." in name}
+        request = Request(flags, **{name: fields[name] for name in names if "." not in name})
+        command(request=request, **values)
+
+    run.__doc__ = command.__doc__
+    signature = inspect.signature(command, eval_str=True)
     parameters = [
-        new.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for old in signature.parameters.values()
-        for new in (flags if old.name == "training" else [old])
+        *(old.replace(kind=keyword) for old in signature.parameters.values() if old.name != "request"),
+        *shared.values(),
     ]
-
-    @functools.wraps(command)
-    def flagged(**values: Any) -> None:
-        training = {flag.name: values.pop(flag.name) for flag in TRAINING}
-        command(training=training, **values)
-
-    flagged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    flagged.__annotations__ = {one.name: one.annotation for one in parameters}
-    return flagged
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
-def recipe(part: str, training: Training) -> dict[str, Any]:
-    """The settings of `teacher` or `student` that training flags stand for."""
-    return {f"{part}.{name}": value for name, value in training.items()}
+def _flag(key: str, flags: Mapping[str, tuple[str, str]]) -> tuple[Any, typer.models.OptionInfo]:
+    """Type and option of a setting: a whole number, a number or a switch where it is nothing else, otherwise text."""
+    from noisyteacher.config import Config, flag_of
+
+    part, name = key.split(".")
+    schema = get_type_hints(Config)[part]
+    hint = get_type_hints(schema)[name]
+    kinds = set(get_args(hint)) - {NoneType} or {hint}
+    kind = kinds.pop() if kinds in ({int}, {float}, {bool}) else str
+    flag = flag_of(key)
+    option, text = flags.get(key.replace(".", "_"), (flag.name, flag.help))
+    spellings = [option, "--data-dir"] if key == "data.root" else [option]
+    if kind is bool and getattr(schema(), name):
+        spellings = [f"{option}/--no-{option[2:]}"]
+    return kind | None, typer.Option(*spellings, help=text, callback=not_empty if kind is str else None)
 
 
-def noise_settings(choose: bool, sigma: str | None, alpha: str | None, draw: str | None) -> dict[str, Any]:
-    """The settings that `--noise` (choose), `--sigma`, `--alpha` and `--draw` stand for.
-
-    `--sigma 0` alone turns the noise off, whatever CONFIG says of it. Raises BadParameter where `--noise` is to choose
-    a sigma that `--sigma` names.
-    """
-    if choose and sigma not in (None, "auto"):
-        raise typer.BadParameter(f"--noise chooses sigma on validation and --sigma {sigma} names it: leave one out")
-    if alpha is None and draw is None and _is_zero(sigma):
-        return {"noise": {"sigma": 0.0}}
-    return {"noise.sigma": "auto" if choose else sigma, "noise.alpha": alpha, "noise.draw": draw}
-
-
-def _is_zero(text: str | None) -> bool:
-    try:
-        return text is not None and float(text) == 0
-    except ValueError:
-        return False
-
-
-def settings(
-    config: Path | None, overrides: list[str] | None, flags: dict[str, Any], given: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Nested settings from a file (or those given), then the flags that were given, then `--set`."""
-    from noisyteacher.config import parse_value, put, read_config
-
-    given = read_config(config, given=given)
-    for key, value in flags.items():
-        if value is None:
-            continue
-        if key.endswith(".views"):
-            value = [view.strip() for view in value.split(",")]
-        elif key in ("noise.sigma", "noise.alpha"):
-            value = parse_value(value)
-        put(given, key, value)
-    return read_config(None, tuple(overrides or ()), given)
-
-
-def refuse_with_resume(
-    config: Path | None, overrides: list[str] | None, flags: dict[str, Any], option: str = "--resume"
-) -> None:
-    """A run that is there has its own settings: naming others is a contradiction."""
-    named = [key for key, value in flags.items() if value is not None]
-    if config is not None or overrides or named:
-        shown = ", ".join(named) or "CONFIG or --set"
-        raise typer.BadParameter(f"{option} takes the run's own settings; leave out {shown}")
-
-
-def data_of(model: str, data: str | None, overrides: list[str] | None) -> dict[str, Any]:
-    """The settings to begin with: the data that the model at this path was trained on, unless others are named.
-
-    Raises UsageError when neither the command nor the model's run names the data.
-    """
-    from noisyteacher.errors import UsageError
-    from noisyteacher.pipeline import data_settings_of
-
-    if data is not None or any(one.partition("=")[0].strip() == "data.name" for one in overrides or ()):
-        return {}
-    found = data_settings_of(model)
-    if found is None:
-        raise UsageError(f"{model}: no run says on which data it was trained: name the data by --data")
-    return {"data": dict(found)}
-
-
-def note_other_data(model: str, splits: Any) -> None:
-    """One line on stderr when the model is known to have been trained on other data than these."""
+def note_other_data(model: str, splits: Splits) -> None:
+    """One line on stderr when the model was trained on other data than these."""
     from noisyteacher.pipeline import other_data
 
-    sentence = other_data(model, splits)
-    if sentence is not None:
-        say(f"note: {sentence}", err=True)
+    if (note := other_data(model, splits)) is not None:
+        say(f"note: {note}", err=True)
 
 
-def resumed(which: str, output_dir: str | None) -> Run:
-    """The run to go on with. Raises BadParameter when an output folder is named that it does not lie in."""
-    from noisyteacher.runs import find_run
+def model_path(name: str, output_dir: str, networks: Collection[str] = ()) -> str:
+    """The path of a trained model: a file, a folder or a library's network as it is, or the run of that id.
 
-    found = find_run(output_dir or "runs", which)
-    if output_dir is not None and Path(output_dir).resolve() not in found.path.resolve().parents:
-        raise typer.BadParameter(f"--output-dir {output_dir}: {found.path} goes on where it is; leave --output-dir out")
-    return found
-
-
-def model_path(name: str, output_dir: str | None, known: Any = ()) -> str:
-    """The path of a trained model: a file, a folder or a library's network as given, or the run of that id.
-
-    Of an id the beginning is enough.
-
-    `known` are names that would have been allowed too, so that a mistyped one gets the better hint.
+    networks: names that would have been allowed too, for the hint to a mistyped one.
     """
     from noisyteacher.errors import UsageError
     from noisyteacher.models import ZOO, nearest_networks, unknown_network
-    from noisyteacher.pipeline import names_a_file
+    from noisyteacher.pipeline import is_model_path
     from noisyteacher.runs import find_run
 
-    if name.partition(":")[0] in ("pretrained", *ZOO) or (names_a_file(name) and os.path.exists(name)):
+    if name.partition(":")[0] in ("pretrained", *ZOO) or (is_model_path(name) and os.path.exists(name)):
         return name
     try:
-        return str(find_run(output_dir or "runs", name).path)
+        return str(find_run(output_dir, name).path)
     except UsageError as error:
-        if known and nearest_networks(name, known):
-            raise unknown_network(name, known) from error
+        if networks and nearest_networks(name, networks):
+            raise unknown_network(name, networks) from error
         raise

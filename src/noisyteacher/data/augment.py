@@ -2,11 +2,11 @@
 
 Both work on whole batches of uint8 images. Every draw comes from the stream (seed, "augment", step), on the CPU.
 
-`mixup` blends every image with a partner from its batch, `u * a + (1 - u) * b` with its own u from 0..1 (Zhang et al.
-2018; uniform u as in Beyer et al. 2022, who distil on such inputs).
+`mixup` blends every image with a partner from its batch, `u * a + (1 - u) * b`, with u from 0..1 for each image (Zhang
+et al. 2018; uniform u as in Beyer et al. 2022, who distil on such inputs).
 
-`randaugment` does two operations on every image, each picked from the fourteen of Cubuk et al. 2020 at magnitude 9 of
-30 (their setting for ImageNet); signs are drawn. What comes in from outside the image is mid-grey.
+`randaugment` applies two operations to every image, each drawn from the fourteen of Cubuk et al. 2020 at magnitude 9 of
+30 (their setting for ImageNet); signs are drawn. Pixels from outside the image are mid-grey.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyteacher.errors import MismatchError
-from noisyteacher.rng import stream
+from noisyteacher.rng import generator
 from noisyteacher.text import unknown_name
 
 AUGMENTATIONS = ("none", "mixup", "randaugment")
@@ -27,40 +27,34 @@ OPERATIONS_EACH, MAGNITUDE = 2, 9 / 30
 FILL = 128.0
 
 
-def check_augment(augment: str) -> None:
-    """Raises UnknownNameError for an augmentation that is none of AUGMENTATIONS."""
+def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The augmented batch `[B, C, H, W]` uint8 of this step; of mixup also partners and shares as `mixed` takes them.
+
+    Raises UnknownNameError, MismatchError for images of another kind.
+    """
     if augment not in AUGMENTATIONS:
         raise unknown_name("augmentation", str(augment), AUGMENTATIONS)
-
-
-def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The augmented batch `[B, C, H, W]` uint8 of this step, and what mixup blended in.
-
-    For mixup that is `partner` int64 `[B]` (indices into the batch) and `share` float32 `[B]`, the weight of the image
-    itself; else None. Same shape, dtype and device. Raises UnknownNameError, MismatchError for other images.
-    """
-    check_augment(augment)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise MismatchError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [B, C, H, W]")
     if augment == "none":
         return images, None
-    generator = stream(seed, "augment", step)
+    draws = generator(seed, "augment", step)
     if augment == "randaugment":
-        return randaugment(images, generator), None
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
-    share = torch.rand(len(images), generator=generator).to(images.device)
+        return randaugment(images, draws), None
+    partner = torch.randperm(len(images), generator=draws).to(images.device)
+    share = torch.rand(len(images), generator=draws).to(images.device)
     return mixed(images, partner, share), (partner, share)
 
 
 def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """`share * image + (1 - share) * image of partner`, rounded to uint8. `[B, C, H, W]`, int64 `[B]`, float `[B]`."""
+    """`share * image + (1 - share) * image of partner`, in uint8; partner (rows of the batch) and share `[B]`."""
     pixels, weight = images.float(), share.view(-1, 1, 1, 1)
     return (weight * pixels + (1 - weight) * pixels[partner]).round().to(torch.uint8)
 
 
 def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Two random operations on every image of a batch uint8 `[B, C, H, W]`, all images of one operation at once."""
-    augmented_images = images.float()
+    pixels = images.float()
     for _ in range(OPERATIONS_EACH):
         chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
         sign = torch.randint(2, (len(images),), generator=generator).to(images.device) * 2.0 - 1.0
@@ -68,8 +62,8 @@ def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
             rows = (chosen == number).nonzero().flatten().to(images.device)
             if len(rows):
                 # Whole numbers after every operation, as where images are stored between them.
-                augmented_images[rows] = operation(augmented_images[rows], sign[rows]).round().clamp(0, 255)
-    return augmented_images.to(torch.uint8)
+                pixels[rows] = operation(pixels[rows], sign[rows]).round().clamp(0, 255)
+    return pixels.to(torch.uint8)
 
 
 def _geometric(kind: str, most: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -93,13 +87,12 @@ def _geometric(kind: str, most: float) -> Callable[[Tensor, Tensor], Tensor]:
     return operation
 
 
-def _blended(form: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Extrapolate from, or interpolate to, a form of the image: factor 1 +- 0.9 * magnitude, 1 being the image."""
+def _blended(base_of: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Interpolation between a base and the image, or extrapolation: factor 1 +- 0.9 * magnitude, 1 being the image."""
 
     def operation(images: Tensor, sign: Tensor) -> Tensor:
-        base = form(images)
-        blended: Tensor = base + (1 + sign * 0.9 * MAGNITUDE).view(-1, 1, 1, 1) * (images - base)
-        return blended
+        base = base_of(images)
+        return base + (1 + sign * 0.9 * MAGNITUDE).view(-1, 1, 1, 1) * (images - base)
 
     return operation
 
@@ -114,13 +107,11 @@ def _grey(images: Tensor) -> Tensor:
 
 def _smooth(images: Tensor) -> Tensor:
     """A 3x3 blur with 5 in the middle and 1 around, over 13; the border stays."""
-    kernel = images.new_ones(3, 3)
-    kernel[1, 1] = 5
-    channels = images.shape[1]
-    inner = F.conv2d(images, (kernel / 13).expand(channels, 1, 3, 3), groups=channels)
     smooth = images.clone()
-    if images.shape[-1] > 2 and images.shape[-2] > 2:
-        smooth[..., 1:-1, 1:-1] = inner
+    if min(images.shape[-2:]) > 2:
+        kernel = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+        channels = images.shape[1]
+        smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)
     return smooth
 
 
@@ -145,9 +136,8 @@ def _equalize(images: Tensor, sign: Tensor) -> Tensor:
 
 def _posterize(images: Tensor, sign: Tensor) -> Tensor:
     """The lowest bits set to zero: round(4 * magnitude) of them."""
-    step = 2 ** round(4 * MAGNITUDE)
-    posterized: Tensor = (images / step).floor() * step
-    return posterized
+    step: int = 2 ** round(4 * MAGNITUDE)
+    return torch.floor(images / step) * step
 
 
 def _solarize(images: Tensor, sign: Tensor) -> Tensor:

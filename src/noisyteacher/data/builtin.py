@@ -14,25 +14,27 @@ import pickle
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyteacher.data.holdout import partition, per_class
+from noisyteacher.data.holdout import make_splits, partition, per_class
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError
 from noisyteacher.io.files import remove_new_folders_on_error
 
 EMBEDDED = Path(__file__).parent / "embedded"
-ROOT_VARIABLE = "NOISYTEACHER_DATA"
+DATASETS = ("mnist-5k", "mnist", "cifar10", "svhn")
+"""The data sets known by name."""
 DIGITS = tuple(map(str, range(10)))
+MAX_FILE_BYTES = 2**26
+"""Of an MNIST file or a CIFAR batch, unpacked."""
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MNIST_FILES = {
@@ -42,7 +44,6 @@ MNIST_FILES = {
     "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
 }
 """Name -> MD5 of the gzipped file, MD5 of its content."""
-MAX_IDX_BYTES = 2**26
 
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_ARCHIVE = "cifar-10-python.tar.gz"
@@ -57,27 +58,20 @@ CIFAR_BATCHES = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MAX_BATCH_BYTES = 2**26
 
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_MD5 = {
     "train": "e26dedcc434d2e4c54c9b2d4a06d8373",
-    "test": "eb5a983be6a315427106f1b164d9cef3",
     "extra": "a93ce644f1a588dc4d68dda5feec44a7",
+    "test": "eb5a983be6a315427106f1b164d9cef3",
 }
 SVHN_VAL_PER_CLASS = {"train": 400, "extra": 200}
-SVHN_NO_EXTRA = "trained without the extra images: not comparable with the paper's SVHN numbers"
-
-UNOFFICIAL = "the files are not the official ones (their md5 differs): not comparable with published {} numbers"
 
 
 def default_root() -> Path:
     """The folder of the official files: the variable NOISYTEACHER_DATA, or ~/.cache/noisyteacher."""
-    folder = os.environ.get(ROOT_VARIABLE)
+    folder = os.environ.get("NOISYTEACHER_DATA")
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "noisyteacher"
-
-
-# --- mnist-5k -------------------------------------------------------------------------------------------------------
 
 
 def load_mnist5k() -> Splits:
@@ -92,136 +86,150 @@ def load_mnist5k() -> Splits:
     return Splits("mnist-5k", full.subset(train), full.subset(val, "val"), full.subset(test, "test"), "scale")
 
 
-# --- MNIST ----------------------------------------------------------------------------------------------------------
+def load_official(
+    name: str, root: Path, *, download: bool = True, verify: bool = True, seed: int = 0, extra: bool = True
+) -> Splits:
+    """`mnist`, `cifar10` or `svhn` from the official files under the root.
 
-
-def load_mnist(root: Path, *, download: bool = True, verify: bool = True, seed: int = 0) -> Splits:
-    """MNIST as 50,000 / 10,000 / 10,000 images `[1, 28, 28]`; validation is a stratified sixth of the official 60,000.
-
-    Source: LeCun, Cortes and Burges; the paper's section on MNIST (no preprocessing: pixels / 255).
+    mnist: 50,000 / 10,000 / 10,000 images `[1, 28, 28]`; validation is a stratified sixth of the official 60,000. The
+        paper does no preprocessing: pixels / 255.
+    cifar10: 45,000 / 5,000 / 10,000 images `[3, 32, 32]`; validation is a stratified tenth of the 50,000. The paper
+        trains on the images and their mirror images, less a per-pixel mean.
+    svhn: 598,388 / 6,000 / 26,032 images `[3, 32, 32]`, the paper's split (Sermanet et al. 2012): validation is 400 of
+        each class of train and 200 of each class of extra (at most a fifth of a class). Without the `extra` images
+        69,257 / 4,000 / 26,032. Needs about 4 GB of memory with extra.
     Raises DataError naming the file: missing and not fetched, another MD5 while `verify`, truncated or damaged.
     """
-    folder = mnist_folder(root)
-    official = True
-    tensors: list[Tensor] = []
-    for name, (gzipped_md5, md5) in MNIST_FILES.items():
-        path = folder / name
-        if path.exists() and not (folder / f"{name}.gz").exists():
-            matches = check_md5(path, md5, verify)
+    files = _official_files(name, root, extra)
+    official = [file.obtain(download, verify) for file in files]
+    paths = [file.path for file in files]
+    if name == "mnist":
+        images, labels, test_images, test_labels = (read_idx(path, 3 if "images" in path.name else 1) for path in paths)
+        content = {"train": (images[:, None], labels.long()), "test": (test_images[:, None], test_labels.long())}
+        splits = make_splits(name, content, DIGITS, seed, share=6, purpose=name)
+        splits = replace(splits, preprocess="scale")
+    elif name == "cifar10":
+        batches = [read_cifar_batch(data, title) for title, data in _cifar_batches(paths)]
+        images, labels = map(torch.cat, zip(*batches[:-1], strict=True))
+        content = {"train": (images, labels), "test": batches[-1]}
+        splits = make_splits(name, content, CIFAR_CLASSES, seed, purpose=name)
+        splits = replace(splits, preprocess="pixel-mean", views=("clean", "mirror"))
+    else:
+        splits = _svhn_splits(paths, seed)
+    notes = [] if extra else ["trained without the extra images: not comparable with the paper's SVHN numbers"]
+    if not all(official):
+        notes.append("the files are not the official ones (their md5 differs): not comparable with published numbers")
+    return replace(splits, note="; ".join(notes))
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """A published file. url: where it is fetched from; empty for a part of an archive."""
+
+    path: Path
+    md5: str
+    url: str
+    hint: str = "use the embedded data set 'mnist-5k'"
+
+    def obtain(self, download: bool = True, verify: bool = True) -> bool:
+        """Fetch the file if it is missing; returns whether it is the official one.
+
+        It gets its name once its MD5 matches. Raises DataError naming path, URL and what to do when it cannot be
+        fetched, and when it has another MD5 and `verify` is set.
+        """
+        try:
+            if download and self.url and not self.path.exists():
+                import pooch
+
+                with remove_new_folders_on_error(self.path.parent):
+                    pooch.retrieve(self.url, f"md5:{self.md5}", fname=self.path.name, path=self.path.parent)
+            with self.path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        except Exception as error:  # requests, urllib3, ssl, sockets, hashes and disks: each has its own family
+            reason = f"{type(error).__name__}: {error!s:.99}"
+            raise DataError(
+                f"{self.path}: missing, and could not be fetched ({reason}; download={download}): fetch "
+                f"{self.url or CIFAR_URL} and put it there, name another root, or {self.hint}"
+            ) from error
+        if digest != self.md5 and verify:
+            remedy = "delete it to have it fetched again, or pass --set data.verify=false (in Python verify=False)"
+            raise DataError(f"{self.path}: md5 {digest}, the official file has {self.md5}: {remedy}")
+        return digest == self.md5
+
+
+def _official_files(name: str, root: Path, extra: bool = True) -> list[OfficialFile]:
+    """The files of a data set in the order in which they are read: where they are, or are to be put."""
+    if name == "svhn":
+        hint = "use fewer training images by extra=False"
+        parts = {part: md5 for part, md5 in SVHN_MD5.items() if extra or part != "extra"}
+        names = {f"{part}_32x32.mat": md5 for part, md5 in parts.items()}
+        return [OfficialFile(root / file, md5, f"{SVHN_URL}{file}", hint) for file, md5 in names.items()]
+    if name == "cifar10":
+        folder = root if (root / "data_batch_1").exists() else root / CIFAR_FOLDER
+        if (folder / "data_batch_1").exists():
+            return [OfficialFile(folder / batch, md5, "") for batch, md5 in CIFAR_BATCHES.items()]
+        return [OfficialFile(root / CIFAR_ARCHIVE, CIFAR_MD5, CIFAR_URL)]
+    files = []
+    for file, (gzipped_md5, md5) in MNIST_FILES.items():
+        folder = root if (root / file).exists() or (root / f"{file}.gz").exists() else root / "MNIST" / "raw"
+        if (folder / file).exists() and not (folder / f"{file}.gz").exists():
+            files.append(OfficialFile(folder / file, md5, f"{MNIST_URL}{file}"))
         else:
-            file = OfficialFile(f"{name}.gz", gzipped_md5, f"{MNIST_URL}{name}.gz")
-            path, matches = obtain(file, folder, download=download, verify=verify)
-        official &= matches
-        tensors.append(read_idx(path, 3 if "images" in name else 1))
-    images, labels, test_images, test_labels = tensors
-    full = Split(images.unsqueeze(1), labels.long(), torch.arange(len(images)), "train", "mnist", DIGITS)
-    test_rows = torch.arange(len(test_images))
-    test = Split(test_images.unsqueeze(1), test_labels.long(), test_rows, "test", "mnist", DIGITS)
-    val_rows, train_rows = partition(labels.long(), [max(1, round(len(labels) / 6))], seed, "mnist")
-    note = "" if official else UNOFFICIAL.format("MNIST")
-    return Splits("mnist", full.subset(train_rows), full.subset(val_rows, "val"), test, preprocess="scale", note=note)
+            files.append(OfficialFile(folder / f"{file}.gz", gzipped_md5, f"{MNIST_URL}{file}.gz"))
+    return files
 
 
-def mnist_folder(root: Path) -> Path:
-    """The folder of the four files, or where they are to be put: torchvision's `MNIST/raw`, or the root itself."""
-    folders = (root / "MNIST" / "raw", root)
-    return next((folder for folder in folders if not missing_mnist_files(folder)), folders[0])
-
-
-def missing_mnist_files(folder: Path) -> list[str]:
-    """The names of MNIST's files that are not in the folder, gzipped or not."""
-    return [name for name in MNIST_FILES if not ((folder / name).exists() or (folder / f"{name}.gz").exists())]
+def datasets_here(root: str | os.PathLike[str] | None = None) -> list[dict[str, str]]:
+    """For each known name: `name`, `here` (yes, no), `files` (where they are under `root`, or what is missing)."""
+    base = Path(root).expanduser() if root is not None else default_root()
+    records = [{"name": "mnist-5k", "here": "yes", "files": "comes with the package"}]
+    for name in DATASETS[1:]:
+        files = _official_files(name, base)
+        folder, missing = files[0].path.parent, ", ".join(file.path.name for file in files if not file.path.exists())
+        text = f"missing in {folder}: {missing} (fetched at first use)" if missing else str(folder)
+        records.append({"name": name, "here": "no" if missing else "yes", "files": text})
+    return records
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """The uint8 tensor in an idx file, gzipped if its name ends in `.gz`. Raises DataError naming the file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read(MAX_IDX_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: it is truncated or damaged ({error})") from error
     start = 4 + 4 * dimensions
-    if len(data) > MAX_IDX_BYTES or len(data) < start or data[:4] != bytes([0, 0, 8, dimensions]):
+    if len(data) > MAX_FILE_BYTES or len(data) < start or data[:4] != bytes([0, 0, 8, dimensions]):
         raise DataError(f"{path}: not an idx file of bytes in {dimensions} dimension(s) (first bytes {data[:4].hex()})")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
     expected = math.prod(shape)
     if len(data) - start != expected or not expected:
-        raise DataError(
-            f"{path}: its header says shape {list(shape)}, {expected} bytes; {len(data) - start} follow: "
-            "the file is truncated or damaged"
-        )
+        raise DataError(f"{path}: damaged: shape {list(shape)}, {expected} bytes; {len(data) - start} follow")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy())
 
 
-# --- CIFAR-10 -------------------------------------------------------------------------------------------------------
-
-
-def load_cifar10(root: Path, *, download: bool = True, verify: bool = True, seed: int = 0) -> Splits:
-    """CIFAR-10 as 45,000 / 5,000 / 10,000 images `[3, 32, 32]`; validation is a stratified tenth of the 50,000.
-
-    Source: Krizhevsky 2009. The official python batches are read as a folder or still in their tar file. The paper
-    trains on the images and their mirror images, less a per-pixel mean; it does not say where its hold-out comes from;
-    here it is 500 of each class.
-    Raises DataError naming the file: missing and not fetched, another MD5 while `verify`, truncated, damaged, or a
-    pickle of anything but an array and a list.
-    """
-    images: dict[str, list[Tensor]] = {"train": [], "test": []}
-    labels: dict[str, list[Tensor]] = {"train": [], "test": []}
-    official = True
-    for name, description, data, matches in _cifar_batches(root, download, verify):
-        pixels, numbers = read_cifar_batch(data, description)
-        official &= matches
-        role = "test" if name == "test_batch" else "train"
-        images[role].append(torch.from_numpy(pixels.copy()))
-        labels[role].append(torch.from_numpy(numbers))
-    splits = {}
-    for role in images:
-        pixels_of_role = torch.cat(images[role])
-        rows = torch.arange(len(pixels_of_role))
-        splits[role] = Split(pixels_of_role, torch.cat(labels[role]), rows, role, "cifar10", CIFAR_CLASSES)
-    full = splits["train"]
-    val_rows, train_rows = partition(torch.cat(labels["train"]), [max(1, round(len(full) / 10))], seed, "cifar10")
-    return Splits(
-        "cifar10",
-        full.subset(train_rows),
-        full.subset(val_rows, "val"),
-        splits["test"],
-        preprocess="pixel-mean",
-        views=("clean", "mirror"),
-        note="" if official else UNOFFICIAL.format("CIFAR-10"),
-    )
-
-
-def _cifar_batches(root: Path, download: bool, verify: bool) -> Iterator[tuple[str, str, bytes, bool]]:
-    """(name, description for errors, bytes, whether it is the official one) of the six batches in order."""
-    folder = next((path for path in (root / CIFAR_FOLDER, root) if (path / "data_batch_1").exists()), None)
-    if folder is not None:
-        for name, md5 in CIFAR_BATCHES.items():
-            path = folder / name
-            if not path.exists():
-                raise DataError(f"{path}: missing, though other batches are there; unpack {CIFAR_URL} again")
-            matches = check_md5(path, md5, verify)
-            if path.stat().st_size > MAX_BATCH_BYTES:
-                raise DataError(f"{path}: {path.stat().st_size} bytes, more than a CIFAR-10 batch has")
-            yield name, str(path), path.read_bytes(), matches
+def _cifar_batches(paths: list[Path]) -> Iterator[tuple[str, bytes]]:
+    """(title for errors, bytes) of the six batches in order, from their files or from the tar file."""
+    if len(paths) > 1:
+        yield from ((str(path), path.read_bytes()) for path in paths)
         return
-    archive, matches = obtain(OfficialFile(CIFAR_ARCHIVE, CIFAR_MD5, CIFAR_URL), root, download=download, verify=verify)
+    (archive,) = paths
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for name in CIFAR_BATCHES:
                 member = tar.getmember(f"{CIFAR_FOLDER}/{name}")
-                stream = tar.extractfile(member) if member.isfile() and member.size <= MAX_BATCH_BYTES else None
+                stream = tar.extractfile(member) if member.isfile() and member.size <= MAX_FILE_BYTES else None
                 if stream is None:
                     raise DataError(f"{archive}: {member.name} in it is not a regular file of a batch's size")
-                yield name, f"{archive}: {name}", stream.read(), matches
+                yield f"{archive}: {name}", stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError, ValueError) as error:
         raise DataError(f"{archive}: truncated, damaged or without the six batches ({error})") from error
 
 
-def read_cifar_batch(data: bytes, description: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_cifar_batch(data: bytes, title: str) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, 3, 32, 32]` and labels int64 `[N]` of a CIFAR-10 python batch; no code in the pickle runs.
 
-    Raises DataError that begins with the description.
+    Raises DataError that begins with the title.
     """
     try:
         batch = _BatchUnpickler(BytesIO(data), encoding="bytes").load()
@@ -232,18 +240,16 @@ def read_cifar_batch(data: bytes, description: str) -> tuple[NDArray[np.uint8], 
         images = np.frombuffer(pixels, np.uint8).reshape(shape).reshape(-1, 3, 32, 32)
         if not isinstance(labels, list) or len(labels) != len(images) or not labels:
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
+        for row, label in enumerate(labels):
+            if type(label) is not int or not 0 <= label < len(CIFAR_CLASSES):
+                raise ValueError(f"label {label!r:.40} of row {row} is out of range 0..9")
     except Exception as error:  # a pickle can lead to any exception
-        raise DataError(f"{description}: not a CIFAR-10 batch, or truncated or damaged: {error!s:.200}") from error
-    for row, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label < len(CIFAR_CLASSES):
-            raise DataError(
-                f"{description}: label {label!r:.40} of row {row} is out of range 0..{len(CIFAR_CLASSES) - 1}"
-            )
-    return images, np.array(labels, dtype=np.int64)
+        raise DataError(f"{title}: not a CIFAR-10 batch, or truncated or damaged: {error!s:.200}") from error
+    return torch.from_numpy(images.copy()), torch.tensor(labels)
 
 
 class _Recorded:
-    """What a name in a batch's pickle becomes: an object that records how it is called and set up, and does nothing."""
+    """What a name in a batch's pickle becomes: an object that records its arguments and state, and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments, self.state = arguments, ()
@@ -273,158 +279,36 @@ class _BatchUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; nothing of it was run") from None
 
 
-# --- SVHN -----------------------------------------------------------------------------------------------------------
-
-
-def load_svhn(
-    root: Path, *, download: bool = True, verify: bool = True, extra: bool = True, seed: int = 0
-) -> Splits:  # fmt: skip
-    """SVHN as 598,388 / 6,000 / 26,032 images `[3, 32, 32]`: the paper's split (Sermanet et al. 2012).
-
-    Validation is 400 of each class of train and 200 of each class of extra (a fifth of a class with fewer than five
-    times as many); the rest of both is for training. `extra=False` does without the 531,131 extra images: 69,257 /
-    4,000 / 26,032. Label 10 of the files is the digit 0. Needs about 4 GB of memory with extra.
-    Raises DataError naming the file: missing and not fetched, another MD5 while `verify`, truncated or damaged.
-    """
-    paths, official = {}, True
-    for part in ("train", "test", *(("extra",) if extra else ())):
-        name = f"{part}_32x32.mat"
-        try:
-            file = OfficialFile(name, SVHN_MD5[part], f"{SVHN_URL}{name}")
-            paths[part], matches = obtain(file, root, download=download, verify=verify)
-        except DataError as error:
-            hint = "; extra=False (fewer training images) does without this file" if part == "extra" else ""
-            raise DataError(f"{error}{hint}") from error
-        official &= matches
-    images, labels, val_rows, train_rows, start = [], [], [], [], 0
-    for part in [part for part in ("train", "extra") if part in paths]:
-        pixels, numbers = _read_svhn(paths[part])
-        val, train = per_class(numbers, SVHN_VAL_PER_CLASS[part], 0.2, seed, "svhn", part)
-        images.append(pixels)
-        labels.append(numbers)
+def _svhn_splits(paths: list[Path], seed: int) -> Splits:
+    """The splits of train, (extra) and test; label 10 of the files is the digit 0."""
+    *train_parts, (test_images, test_labels) = map(_read_mat, paths)
+    val_rows, train_rows, start = [], [], 0
+    for part, (_, labels) in zip(SVHN_VAL_PER_CLASS, train_parts, strict=False):
+        val, train = per_class(labels, SVHN_VAL_PER_CLASS[part], 0.2, seed, "svhn", part)
         val_rows.append(val + start)
         train_rows.append(train + start)
-        start += len(numbers)
-    full = Split(torch.cat(images), torch.cat(labels), torch.arange(start), "train", "svhn", DIGITS)
-    test_images, test_labels = _read_svhn(paths["test"])
-    notes = ("" if official else UNOFFICIAL.format("SVHN") + ".", "" if extra else SVHN_NO_EXTRA)
-    return Splits(
-        "svhn",
-        full.subset(torch.cat(train_rows)),
-        full.subset(torch.cat(val_rows), "val"),
-        Split(test_images, test_labels, torch.arange(len(test_images)), "test", "svhn", DIGITS),
-        preprocess="local-contrast",
-        note=" ".join(filter(None, notes)),
-    )
+        start += len(labels)
+    images, labels = map(torch.cat, zip(*train_parts, strict=True))
+    full = Split(images, labels, torch.arange(start), "train", "svhn", DIGITS)
+    test = Split(test_images, test_labels, torch.arange(len(test_images)), "test", "svhn", DIGITS)
+    val_split = full.subset(torch.cat(val_rows), "val")
+    return Splits("svhn", full.subset(torch.cat(train_rows)), val_split, test, "local-contrast")
 
 
-def _read_svhn(path: Path) -> tuple[Tensor, Tensor]:
+def _read_mat(path: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, 3, 32, 32]` and labels int64 `[N]` in 0..9 of a .mat file. Raises DataError naming it."""
     from scipy.io import loadmat
 
     try:
         content = loadmat(os.fspath(path), variable_names=["X", "y"])
+        pixels, labels = content["X"], content["y"]
     except Exception as error:  # scipy raises whatever a damaged file leads to
-        raise DataError(f"{path}: not a readable .mat file ({error}): it is truncated or damaged") from error
-    if "X" not in content or "y" not in content:
-        raise DataError(f"{path}: {'X' if 'X' not in content else 'y'} is missing in it")
-    pixels, labels = content["X"], content["y"]
+        raise DataError(f"{path}: not a readable .mat file of X and y ({error}): truncated or damaged") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X is {pixels.dtype} {list(pixels.shape)}; expected uint8 [32, 32, 3, N]")
-    if labels.size != pixels.shape[3]:
-        raise DataError(f"{path}: y is {labels.dtype} {list(labels.shape)}; expected [{pixels.shape[3]}, 1]")
-    labels = labels.reshape(-1)
-    wrong = np.flatnonzero((labels != np.floor(labels)) | (labels < 1) | (labels > 10))
-    if len(wrong):
-        raise DataError(
-            f"{path}: label {labels[wrong[0]]} of row {wrong[0]} is out of range; expected digits 1..10, 10 meaning 0"
-        )
-    images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
-    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64) % 10)
-
-
-# --- official files -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OfficialFile:
-    """One published file: its name, its MD5 and its address."""
-
-    name: str
-    md5: str
-    url: str
-
-
-def check_md5(path: Path, md5: str, verify: bool) -> bool:
-    """Whether the file has this MD5. Raises DataError naming the file if not and `verify` is set."""
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if digest != md5 and verify:
-        raise DataError(
-            f"{path}: md5 {digest}, the official file has {md5}: it is truncated, damaged or not the official one; "
-            "delete it to have it fetched again, or, if you know that it differs, pass --set data.verify=false (in "
-            "Python verify=False)"
-        )
-    return digest == md5
-
-
-def obtain(file: OfficialFile, folder: Path, *, download: bool = True, verify: bool = True) -> tuple[Path, bool]:
-    """(path, whether it is the official one) of the file in the folder, fetched into it first when it is missing.
-
-    A file gets its name once its MD5 matches, so a broken transfer leaves nothing. Raises DataError naming the URL, the
-    path and what to do when the file is missing and cannot be fetched.
-    """
-    path = folder / file.name
-    if not path.exists():
-        if not download:
-            raise DataError(
-                f"{path}: missing, and download=False; fetch {file.url} and put it there, or name another root"
-            )
-        import pooch
-
-        try:
-            with remove_new_folders_on_error(folder):
-                pooch.retrieve(file.url, known_hash=f"md5:{file.md5}", fname=path.name, path=folder)
-        except Exception as error:  # requests, urllib3, ssl, sockets, hashes and disks: each has its own family
-            reason = str(error).splitlines()[0][:200] if str(error) else ""
-            raise DataError(
-                f"{path}: missing, and it could not be fetched from {file.url} ({type(error).__name__}: {reason}). "
-                f"Without a network, fetch it elsewhere, put it at {path} and try again, or use the embedded data set "
-                "'mnist-5k'"
-            ) from error
-    return path, check_md5(path, file.md5, verify)
-
-
-LOADERS: dict[str, Callable[..., Splits]] = {"mnist": load_mnist, "cifar10": load_cifar10, "svhn": load_svhn}
-DATASETS = ("mnist-5k", *LOADERS)
-"""The data sets known by name."""
-
-
-def datasets_here(root: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """A record for each known name: `name`, `here` (yes, no), `files` (where they are, or what is missing).
-
-    Looks for the files under `root` (by default where `load_data` looks); `data check` reads them.
-    """
-    base = Path(root).expanduser() if root is not None else default_root()
-    records = [{"name": "mnist-5k", "here": "yes", "files": "comes with the package"}]
-    for name in LOADERS:
-        folder, missing = _missing_files(name, base)
-        files = f"missing in {folder}: {', '.join(missing)} (fetched at first use)" if missing else str(folder)
-        records.append({"name": name, "here": "no" if missing else "yes", "files": files})
-    return records
-
-
-def _missing_files(name: str, root: Path) -> tuple[Path, list[str]]:
-    """The data set's folder and the files it lacks."""
-    if name == "mnist":
-        folder = mnist_folder(root)
-        return folder, [f"{file}.gz" for file in missing_mnist_files(folder)]
-    if name == "svhn":
-        return root, [f"{part}_32x32.mat" for part in SVHN_MD5 if not (root / f"{part}_32x32.mat").exists()]
-    folder = root / CIFAR_FOLDER
-    if (root / CIFAR_ARCHIVE).exists() or not folder.is_dir():
-        return root, [] if (root / CIFAR_ARCHIVE).exists() else [CIFAR_ARCHIVE]
-    return folder, [batch for batch in CIFAR_BATCHES if not (folder / batch).exists()]
+    if labels.size != pixels.shape[3] or (labels != np.floor(labels)).any():
+        raise DataError(f"{path}: y is {labels.dtype} {list(labels.shape)}; expected {pixels.shape[3]} whole numbers")
+    digits = labels.reshape(-1).astype(np.int64)
+    if not ((digits >= 1) & (digits <= 10)).all():
+        raise DataError(f"{path}: labels {digits.min()}..{digits.max()}: expected digits 1..10, 10 meaning 0")
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))), torch.from_numpy(digits % 10)

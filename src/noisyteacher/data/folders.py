@@ -4,221 +4,157 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
+import torch
 
-from noisyteacher.data.images import Unreadable, looks_like_an_image, readable_suffixes
-from noisyteacher.data.sources import Part, Source
+from noisyteacher.data.images import Part, Source, Unreadable, looks_like_an_image, readable
+from noisyteacher.data.split import ROLES
 from noisyteacher.errors import DataError
-from noisyteacher.text import few, plural, printable
+from noisyteacher.text import few, printable
 
 SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-"""Role -> the names of its folder, in lower case; any case is read."""
+"""Name of a split's folder in lower case -> its role; any case is read."""
 MAX_DEPTH = 64
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "$recycle.bin"}
 """What systems leave in folders, in lower case; like names that begin with a dot, it is ignored silently."""
-_SPLIT_WORDS = "train or training, val, valid, validation or dev, test or testing"
 
 
 def role_of(folder_name: str) -> str | None:
     """The role that a folder of this name has: `role_of("Valid")` is "val", `role_of("cats")` is None."""
-    return next((role for role, names in SPLIT_FOLDERS.items() if folder_name.lower() in names), None)
+    return SPLIT_FOLDERS.get(folder_name.lower())
 
 
 def folder_source(root: Path, follow_links: bool = False) -> Source:
     """`ROOT/{train,val,test}/CLASS/**/x.jpg`, `ROOT/CLASS/**/x.jpg`, or images without class folders: unlabelled.
 
-    Split folders have the names of SPLIT_FOLDERS in any case. Any role may be unlabelled. Classes are those of the
-    first labelled role, in alphabetical order. Files that are not images are skipped and counted in the source's note.
-    A link to a folder, and one to a file outside of ROOT, is an unreadable image, unless `follow_links`; one to nowhere
-    or back to a folder around it always is.
+    Classes are those of the first labelled role, in alphabetical order; any role may be unlabelled. Files that are not
+    images are skipped and counted in the source's note. A link to a folder, and one to a file outside of ROOT, is an
+    unreadable image, unless `follow_links`; one to nowhere or back to a folder around it always is.
     Raises DataError where the folders are a mixture of splits and classes, and where a part has no image.
     """
-    files = _ImageFiles(root, follow_links)
-    folders = _split_folders(root, files) or {"all": root}
+    finder = _ImageFinder(root, follow_links)
+    folders = _split_folders(root) or {"all": root}
+    if "all" not in folders:
+        finder.skip_files(root)
     classes = {role: _class_folders(folder) for role, folder in folders.items()}
-    labelled = next((role for role in folders if classes[role]), None)
-    class_names = classes[labelled] if labelled else ()
-    if labelled and len(class_names) == 1:
-        only = printable(folders[labelled] / class_names[0])
-        raise DataError(
-            f"{folders[labelled]}: one class folder in it ({printable(class_names[0])}); expected two or more, or "
-            f"images alone; if {only} is the data set itself, name that folder"
-        )
-    for role, names in classes.items():
-        extra = [name for name in names if name not in class_names]
-        if extra:
-            raise DataError(
-                f"{folders[role] / extra[0]}: a class that {folders[labelled or role]} does not have "
-                f"({few(class_names, 10)})"
-            )
-    parts = tuple(_part(role, folder, classes[role], class_names, files) for role, folder in folders.items())
-    return Source("folder", root.name, parts, class_names, _note(parts, folders, files))
+    class_names = next(filter(None, classes.values()), [])
+    parts: list[Part] = []
+    notes: list[str] = []
+    for role, folder in folders.items():
+        if len(class_names) == 1 and classes[role]:
+            path = printable(folder / class_names[0])
+            raise DataError(f"{path}: the only class folder; expected two or more, or give it as the data set itself")
+        images: dict[str, str | Unreadable] = {}
+        labels: list[int] = []
+        for name in classes[role] or [""]:
+            if name and name not in class_names:
+                raise DataError(f"{folder / name}: a class that no split before has ({few(class_names, 10)})")
+            if name:
+                _refuse_splits(folder / name, _folders_in(folder / name))
+            images_of_class = finder.images(folder / name)
+            images |= images_of_class
+            labels += [class_names.index(name) if name else 0] * len(images_of_class)
+        if classes[role]:
+            finder.skip_files(folder)
+        elif parts and parts[0].labels is not None:  # an unlabelled train beside a labelled val is a transfer set
+            notes.append(f"{printable(folder.name)}/: images without class folders, read as images without labels.")
+        parts.append(Part(role, list(images), torch.tensor(labels) if classes[role] else None, images.values()))
+    if finder.skipped:
+        by_count = sorted(finder.skipped.items(), key=lambda item: -len(item[1]))
+        kinds = [f"{len(names):,} {kind} ({printable(names[0])})" for kind, names in by_count]
+        count = sum(len(names) for _, names in by_count)
+        total = count + sum(len(part.names) for part in parts)
+        notes.append(f"{count:,} of {total:,} files are not read as images: {few(kinds, 5)}.")
+    return Source("folder", root.name, tuple(parts), tuple(class_names), " ".join(notes))
 
 
-def _split_folders(root: Path, files: _ImageFiles) -> dict[str, Path]:
+def _split_folders(root: Path) -> dict[str, Path]:
     """Role -> folder, in the order train, val, test; empty where no folder in the root is named like a split."""
-    names = [entry.name for entry in _entries(root) if _is_folder(entry)]
-    roles = {name: role for name in names if (role := role_of(name)) is not None}
-    if not roles:
-        return {}
-    rest = [name for name in names if name not in roles]
-    if rest:
-        raise DataError(
-            f"{root}: {_listed(roles)} beside {_listed(rest)}: expected either split folders alone ({_SPLIT_WORDS}) "
-            "or class folders alone; move the other folders away, or rename a class that is named like a split"
-        )
+    names = _folders_in(root)
+    splits = [name for name in names if role_of(name)]
+    if splits and len(splits) < len(names):
+        rest = _listed(name for name in names if name not in splits)
+        remedy = "expected split folders alone or class folders alone: rename a class that is named like a split"
+        raise DataError(f"{root}: {_listed(splits)} beside {rest}: {remedy}")
     folders: dict[str, Path] = {}
-    for role in SPLIT_FOLDERS:
-        same = [name for name in roles if roles[name] == role]
+    for role in ROLES:
+        same = [name for name in splits if role_of(name) == role]
         if len(same) > 1:
-            raise DataError(
-                f"{root}: {_listed(same)} are {len(same)} folders for one split ({role}): keep one of them, or put "
-                "their images together"
-            )
+            raise DataError(f"{root}: {_listed(same)} are {len(same)} folders for one split ({role}): keep one of them")
         if same and _entries(root / same[0]):  # an empty folder counts as a missing one
             folders[role] = root / same[0]
-    if "train" not in folders:
-        raise DataError(
-            f"{root}: has {_listed(roles)} but no train folder with images in it; expected train/CLASS/ or images in "
-            "train/"
-        )
-    files.skip_files(root, "beside the split folders")
+    if splits and "train" not in folders:
+        raise DataError(f"{root}: has {_listed(splits)} but no train folder with images in it; expected train/CLASS/")
     return folders
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def _class_folders(folder: Path) -> list[str]:
     """The names of the class folders; none where the images lie in the folder itself."""
-    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
+    names = _folders_in(folder)
+    _refuse_splits(folder, names)
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{folder}: the class folder {printable(name)} has a name that is not UTF-8: rename it"
-            ) from error
-    splits = [name for name in names if role_of(name) is not None]
+        if name.encode(errors="ignore").decode() != name:
+            raise DataError(f"{folder}: class folder {printable(name)} has a name that is not UTF-8: rename it")
+    return names
+
+
+def _refuse_splits(folder: Path, names: list[str]) -> None:
+    splits = [name for name in names if role_of(name)]
     if splits:
-        raise DataError(
-            f"{folder}: {_listed(splits)} {'is' if len(splits) == 1 else 'are'} where class folders are expected, "
-            "named like a split: put splits above classes (train/cat/), or rename a class of that name"
-        )
-    return tuple(names)
+        raise DataError(f"{folder}: {_listed(splits)} inside a split or class: put splits above classes, or rename it")
 
 
-def _part(role: str, folder: Path, classes: Sequence[str], class_names: Sequence[str], files: _ImageFiles) -> Part:
-    """The images of one split; `classes` are its class folders, empty where the images lie in the folder itself."""
-    images: dict[str, str | Unreadable] = {}
-    labels: list[int] = []
-    for name in classes or ("",):
-        class_folder = folder / name
-        if name:
-            _refuse_splits_in_class(class_folder)
-        of_class = files.images(class_folder)
-        if not of_class:
-            rest = [entry.name for entry in _entries(class_folder) if not _is_folder(entry)]
-            example = f" ({len(rest)} other file(s), such as {printable(rest[0])})" if rest else ""
-            raise DataError(
-                f"{printable(class_folder)}: no image in it{example}; expected files ending in "
-                f"{', '.join(sorted(readable_suffixes()))}, or images without an ending"
-            )
-        images |= of_class
-        labels += [class_names.index(name) if name else 0] * len(of_class)
-    if classes:
-        files.skip_files(folder, "beside the class folders")
-    return Part(role, list(images), np.array(labels, dtype=np.int64) if classes else None, images.values)
-
-
-def _refuse_splits_in_class(folder: Path) -> None:
-    """Raise DataError where the classes stand above the splits, which would mix training with test images."""
-    splits = [entry.name for entry in _entries(folder) if _is_folder(entry) and role_of(entry.name) is not None]
-    if splits:
-        raise DataError(
-            f"{folder}: {_listed(splits)} in a class folder: expected splits above classes, as in train/{folder.name}/"
-            "; move them, or rename them if they are not splits"
-        )
-
-
-def _note(parts: Sequence[Part], folders: Mapping[str, Path], files: _ImageFiles) -> str:
-    """What a user of the data should know: parts without labels beside a labelled train, and skipped files."""
-    sentences = []
-    # An unlabelled train beside a labelled val is a transfer set, and needs no note.
-    unlabelled = [folders[part.role].name for part in parts if parts[0].labels is not None and part.labels is None]
-    if unlabelled:
-        sentences.append(f"{_listed(unlabelled)}: images without class folders, read as images without labels.")
-    if files.skipped:
-        count, kinds = files.skipped.total(), files.skipped.most_common(5)
-        words = [
-            f"{number:,} {kind} ({'such as ' if number > 1 else ''}{printable(files.examples[kind])})"
-            for kind, number in kinds
-        ]
-        hidden = len(files.skipped) - len(kinds)
-        more = f", and {plural(hidden, 'other kind')}" if hidden else ""
-        total = count + sum(len(part.names) for part in parts)
-        sentences.append(f"{count:,} of {total:,} files are not read as images: {', '.join(words)}{more}.")
-    return " ".join(sentences)
-
-
-class _ImageFiles:
-    """Finds the image files under a root, and counts by kind the files that are skipped."""
+class _ImageFinder:
+    """Finds the image files under a root. skipped: kind of file -> names of the files that are not images."""
 
     def __init__(self, root: Path, follow_links: bool) -> None:
-        self.root, self.real_root, self.follow_links = root, os.path.realpath(root), follow_links
-        self.skipped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-        """Of every kind the first skipped file."""
-        self._linked_folders: set[str] = set()
+        self.root, self.follow_links, self.real_root = root, follow_links, os.path.realpath(root)
+        self.skipped: dict[str, list[str]] = {}
+        self.linked_folders: set[str] = set()
 
     def images(self, folder: Path) -> dict[str, str | Unreadable]:
-        """Name relative to the root -> path, or why it cannot be read, of all images under the folder.
-
-        Folders and files come in alphabetical order; a link that is not followed is an unreadable image.
-        """
-        images: dict[str, str | Unreadable] = {}
+        """Name relative to the root -> path, or why it cannot be read, of all images under the folder, in order."""
         around = () if folder == self.root else (self.real_root, os.path.realpath(folder.parent))
-        self._add(folder, around, images)
+        images = dict(self._images_in(folder, around))
+        if not images:
+            files = few([printable(entry.name) for entry in _entries(folder)], 1) or "it is empty"
+            suffixes = ", ".join(sorted(readable()[1]))
+            raise DataError(f"{printable(folder)}: no image in it ({files}); expected files ending in {suffixes}")
         return images
 
-    def skip_files(self, folder: Path, where: str) -> None:
-        """Count the files that lie in a folder where only folders are expected."""
+    def skip_files(self, folder: Path) -> None:
         for entry in _entries(folder):
             if not _is_folder(entry):
-                suffix = _suffix(entry.name)
-                image = suffix in readable_suffixes()
-                self._skip(entry, f"{suffix or 'without a suffix'} {where}" if image else suffix)
+                self._skip(entry, f"{_suffix(entry) or 'without a suffix'} beside folders")
 
-    def _add(self, folder: Path, around: tuple[str, ...], images: dict[str, str | Unreadable]) -> None:
+    def _skip(self, entry: os.DirEntry[str], kind: str) -> None:
+        self.skipped.setdefault(kind, []).append(os.path.relpath(entry.path, self.root))
+
+    def _images_in(self, folder: Path, around: tuple[str, ...]) -> Iterator[tuple[str, str | Unreadable]]:
+        """Names and images under the folder; `around` are the real paths of the folders that contain it."""
         refusal = self._folder_refusal(folder, around)
         if refusal:
-            images[os.path.relpath(folder, self.root)] = Unreadable(refusal)
+            yield os.path.relpath(folder, self.root), Unreadable(refusal)
             return
         for entry in _entries(folder):
             if _is_folder(entry):
-                self._add(Path(entry.path), (*around, os.path.realpath(folder)), images)
+                yield from self._images_in(Path(entry.path), (*around, os.path.realpath(folder)))
                 continue
-            suffix = _suffix(entry.name)
-            refusal = self._file_refusal(entry)
-            if suffix not in readable_suffixes() and (suffix or refusal or not looks_like_an_image(entry.path)):
-                self._skip(entry, suffix)
+            suffix, refusal = _suffix(entry), self._file_refusal(entry)
+            if suffix in readable()[1] or (not suffix and not refusal and looks_like_an_image(entry.path)):
+                yield os.path.relpath(entry.path, self.root), Unreadable(refusal) if refusal else entry.path
             else:
-                images[os.path.relpath(entry.path, self.root)] = Unreadable(refusal) if refusal else entry.path
-
-    def _skip(self, entry: os.DirEntry[str], kind: str) -> None:
-        kind = kind or "without a suffix"
-        self.skipped[kind] += 1
-        self.examples.setdefault(kind, os.path.relpath(entry.path, self.root))
+                self._skip(entry, suffix or "without a suffix")
 
     def _folder_refusal(self, folder: Path, around: tuple[str, ...]) -> str:
-        """Why the folder is not entered, or ""; `around` are the real paths of the folders that contain it."""
         real = os.path.realpath(folder)
-        if any(path == real or path.startswith(real.rstrip(os.sep) + os.sep) for path in around):
+        if any(f"{path}{os.sep}".startswith(real.rstrip(os.sep) + os.sep) for path in around):
             return "a link to a folder around it: following it would never end"
         if len(around) > MAX_DEPTH:
             return f"nested deeper than {MAX_DEPTH} folders"
@@ -226,18 +162,17 @@ class _ImageFiles:
             return ""
         if not self.follow_links:
             return "a link to a folder: --follow-links (in Python follow_links=True) reads it"
-        if real in self._linked_folders:  # a few links in each folder could lead to 2^64 paths
-            return "a link to a folder that another link has led to already"
-        self._linked_folders.add(real)
+        if real in self.linked_folders:  # a few links in each folder could lead to 2^64 paths
+            return "a link to a folder that an earlier link leads to"
+        self.linked_folders.add(real)
         return ""
 
     def _file_refusal(self, entry: os.DirEntry[str]) -> str:
-        """Why the file cannot be read, or ""."""
         if entry.is_file(follow_symlinks=False):
             return ""
         try:
             regular = stat.S_ISREG(os.stat(entry.path).st_mode)
-        except OSError as error:  # nothing there, or links in a circle
+        except OSError as error:  # a broken link, or links in a circle
             return f"a link that leads nowhere ({error.strerror or error})"
         if not regular:  # opening a pipe would wait for a writer
             return "is not a regular file"
@@ -256,6 +191,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
+def _folders_in(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -263,8 +202,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _suffix(entry: os.DirEntry[str]) -> str:
+    return os.path.splitext(entry.name)[1].lower()
 
 
 def _listed(names: Iterable[str]) -> str:

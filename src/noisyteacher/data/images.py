@@ -1,4 +1,4 @@
-"""From an image file to uint8 pixels: the same rules wherever an image is decoded.
+"""Images from files, bytes or arrays as uint8 pixels: the same rules wherever an image is decoded.
 
 Only the formats of FORMATS are read, whatever a file is called: Pillow knows others that start programs (EPS). The size
 that an image declares is checked before a pixel is decoded. Orientation tags are applied; palettes and CMYK become RGB;
@@ -8,22 +8,23 @@ more than 8 bits are refused, colours of 16 bits keep the high byte of each chan
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from noisyteacher.errors import DataError, UsageError
-from noisyteacher.text import unknown_name
+from noisyteacher.text import printable, size_bytes, unknown_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,16 +34,6 @@ FITS = ("crop", "squash")
 MAX_PIXELS = 2**27
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-"""Value of the EXIF orientation tag -> Pillow's name of the transposition that undoes it."""
 _CHUNK = 64
 """Images per thread that are decoded before the next are read."""
 
@@ -54,8 +45,36 @@ class Unreadable:
     reason: str
 
 
-EncodedImage = str | bytes | NDArray[np.uint8] | Unreadable
-"""An image to decode: a file's path, a file's bytes, pixels `[C, H, W]`, or the reason why there is none."""
+EncodedImage = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+"""An image to decode: a file's path, a file's bytes, or pixels `[C, H, W]`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one role, in order. The role `all` stands for images that are cut into splits when they are loaded.
+
+    names: of each image, a file's path inside the source, or its number. labels: int64 `[N]` or None.
+    images: iterates over the N images once; an array uint8 `[N, C, H, W]` where the source has them in memory.
+    """
+
+    role: str
+    names: Sequence[str]
+    labels: Tensor | None
+    images: Iterable[EncodedImage | Unreadable]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to be loaded or packed.
+
+    class_names: empty where nothing is labelled. note: what a user should know, such as files that were skipped.
+    """
+
+    kind: str
+    name: str
+    parts: tuple[Part, ...]
+    class_names: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,30 +94,20 @@ class Resize:
         """The options for a `size` argument: a side in pixels, (height, width) or None. Raises UsageError."""
         if fit not in FITS:
             raise unknown_name("way to bring images to a size", str(fit), FITS)
-        if size is None:
-            return cls(None, grey, fit)
-        shape = (size, size) if isinstance(size, int) else tuple(size)
-        if len(shape) != 2 or min(shape) < 1:
+        shape = (size, size) if isinstance(size, int) else size
+        if shape is not None and (len(shape) != 2 or min(shape) < 1):
             raise UsageError(f"size {size!r}: expected pixels, or (height, width), each at least 1")
-        return cls(shape, grey, fit)
+        return cls(shape and (shape[0], shape[1]), grey, fit)
 
 
 @cache
-def _readable_formats() -> tuple[str, ...]:
-    """The FORMATS that the installed Pillow reads."""
+def readable() -> tuple[tuple[str, ...], frozenset[str]]:
+    """The FORMATS that the installed Pillow reads, and the suffixes it registers for them: `.jpg`, `.jfif`, ..."""
     from PIL import Image
 
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-@cache
-def readable_suffixes() -> frozenset[str]:
-    """The suffixes of image files that are read, as the installed Pillow registers them: `.jpg`, `.jfif`, ..."""
-    from PIL import Image
-
-    formats = _readable_formats()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    suffixes = Image.registered_extensions()
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)
+    return formats, frozenset(suffix for suffix, name in suffixes.items() if name in formats)
 
 
 def looks_like_an_image(path: str | os.PathLike[str]) -> bool:
@@ -106,35 +115,35 @@ def looks_like_an_image(path: str | os.PathLike[str]) -> bool:
     from PIL import Image
 
     try:
-        with _pillow_warnings_off(), Image.open(path, formats=_readable_formats()):
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=readable()[0]):
             return True
     except Exception:  # Pillow raises whatever a file of another kind leads to
         return False
 
 
 def decode_all(
-    images: Iterable[EncodedImage], resize: Resize, threads: int = 1
+    images: Iterable[EncodedImage | Unreadable], resize: Resize, threads: int = 1
 ) -> Iterator[NDArray[np.uint8] | Unreadable]:
-    """The pixels of each image in order, uint8 `[C, H, W]`, or why there are none.
+    """The pixels of each image in order, uint8 `[C, H, W]`, or why there are none; few images are read ahead."""
 
-    A bounded number of images is read ahead, whatever the number of threads (Pillow decodes in parallel).
-    """
+    def decoded(image: EncodedImage | Unreadable) -> NDArray[np.uint8] | Unreadable:
+        try:
+            return image if isinstance(image, Unreadable) else _decode(image, resize)
+        except DataError as error:
+            return Unreadable(str(error))
+
     remaining = iter(images)
     with ThreadPoolExecutor(threads) as pool:
         while chunk := list(islice(remaining, 1 if threads == 1 else _CHUNK * threads)):
-            with _pillow_warnings_off():  # in this thread alone: it changes state of the process
-                tasks = [(image, resize) for image in chunk]
-                decoded = list(map(_decoded, tasks) if threads == 1 else pool.map(_decoded, tasks))
-            yield from decoded
+            with warnings.catch_warnings(action="ignore"):  # in this thread alone: it changes state of the process
+                pixels = list(map(decoded, chunk) if threads == 1 else pool.map(decoded, chunk))
+            yield from pixels
 
 
-def decode(source: str | os.PathLike[str] | bytes, resize: Resize = Resize()) -> NDArray[np.uint8]:
-    """The pixels of an image file, or of its bytes: uint8 `[C, H, W]`, three channels, or one if `resize.grey`.
-
-    Raises DataError with the reason, which does not name the file.
-    """
-    with _pillow_warnings_off():
-        return _decode(source, resize)
+def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
+    """The pixels of an image, uint8 `[C, H, W]`. Raises DataError with the reason, which does not name the file."""
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, on damaged metadata
+        return _decode(image, resize)
 
 
 def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
@@ -145,39 +154,73 @@ def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _decoded(task: tuple[EncodedImage, Resize]) -> NDArray[np.uint8] | Unreadable:
-    image, resize = task
-    if isinstance(image, Unreadable):
-        return image
+def check_shape(image: NDArray[np.uint8], shape: tuple[int, ...], name: str, remedy: str) -> None:
+    """Raise DataError naming the image unless it has the shape (C, H, W) of the first."""
+    if image.shape != shape:
+        sizes = [f"{height}x{width} ({channels} channels)" for channels, height, width in (image.shape, shape)]
+        raise DataError(
+            f"{printable(name)}: {sizes[0]}, but the first image is {sizes[1]}: bring them to one by {remedy}"
+        )
+
+
+def stack_images(
+    images: Iterable[NDArray[np.uint8] | Unreadable],
+    names: Sequence[str],
+    title: str,
+    max_bytes: int,
+    remedy: str,
+    shape: tuple[int, ...] | None = None,
+) -> NDArray[np.uint8]:
+    """The images, one for each name, as an array uint8 `[N, C, H, W]`; `remedy` says how to bring them to one size.
+
+    shape: (C, H, W) that all must have; by default that of the first.
+    Raises DataError naming the image that is unreadable or of another shape, or when all take more than `max_bytes`.
+    """
+    stacked = np.empty(0, np.uint8)
+    for row, image in enumerate(images):
+        name = f"{title}: {names[row]}"
+        if isinstance(image, Unreadable):
+            raise DataError(f"{printable(name)}: {image.reason}")
+        if row == 0:
+            size = len(names) * image.nbytes
+            if size > max_bytes:
+                raise DataError(
+                    f"{title}: {len(names)} images of {list(image.shape)} take {size_bytes(size)} of memory, more than "
+                    f"{size_bytes(max_bytes)}; make them smaller by {remedy}, or raise max_bytes= in Python"
+                )
+            stacked = np.empty((len(names), *(shape or image.shape)), np.uint8)
+        check_shape(image, stacked.shape[1:], name, remedy)
+        stacked[row] = image
+    if not len(stacked):
+        raise DataError(f"{title}: the dataset is empty; it needs at least one image")
+    return stacked
+
+
+def _decode(image: EncodedImage, resize: Resize) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(image, np.ndarray):
+        return _resized(image, resize)
     try:
-        return _resized(image, resize) if isinstance(image, np.ndarray) else _decode(image, resize)
-    except DataError as error:
-        return Unreadable(str(error))
-
-
-def _decode(source: str | os.PathLike[str] | bytes, resize: Resize) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=_readable_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-            return pixels_of(_scaled(_upright(image), resize), resize.grey)
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=readable()[0]) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise DataError(f"{opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
+            opened.load()
+            with contextlib.suppress(Exception):  # a damaged tag of a good image turns nothing
+                ImageOps.exif_transpose(opened, in_place=True)
+            return pixels_of(_scaled(opened, resize), resize.grey)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"it declares more than {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:  # Pillow's message would name the file, or an object's address
+        raise DataError("cannot be decoded (not an image of a known format)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        # Pillow's own message for an unknown format would name the file, or an object's address.
-        reason = "not an image of a known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(
-            f"cannot be decoded ({reason}): the image is truncated, damaged or of another kind; remove it"
-        ) from error
+        raise DataError(f"cannot be decoded ({error}): the image is truncated or damaged") from error
 
 
 def _resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
-    """Pixels `[C, H, W]` scaled as `decode` scales an image; C stays (1 to 4), or 3 becomes 1 if `resize.grey`."""
+    """Pixels `[C, H, W]` scaled as an image of a file is; C stays (1 to 4), or 3 becomes 1 if `resize.grey`."""
     from PIL import Image
 
     if resize.grey and len(pixels) not in (1, 3):
@@ -186,8 +229,8 @@ def _resized(pixels: NDArray[np.uint8], resize: Resize) -> NDArray[np.uint8]:
         pixels = pixels_of(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), grey=True)
     if resize.shape is None:
         return pixels
-    one_channel = Resize(resize.shape, True, resize.fit)
-    return np.stack([np.asarray(_scaled(Image.fromarray(channel), one_channel)) for channel in pixels])
+    by_channel = replace(resize, grey=True)
+    return np.stack([np.asarray(_scaled(Image.fromarray(channel), by_channel)) for channel in pixels])
 
 
 def _scaled(image: Image.Image, resize: Resize) -> Image.Image:
@@ -205,23 +248,3 @@ def _scaled(image: Image.Image, resize: Resize) -> Image.Image:
     # Palettes and bit masks cannot be interpolated: convert them to colours first.
     coloured = image if image.mode in _DEEP_MODES else image.convert("L" if resize.grey else "RGB")
     return coloured.resize(resize.shape[::-1], Image.Resampling.BILINEAR, box=box)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its orientation tag says; a tag that cannot be read turns nothing."""
-    from PIL import ExifTags, Image
-
-    image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged tag of a good image
-        turn = None
-    return image if turn is None else image.transpose(Image.Transpose[turn])
-
-
-@contextmanager
-def _pillow_warnings_off() -> Iterator[None]:
-    """Silence Pillow's warnings on damaged metadata and large images: what matters becomes an error here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,210 +1,215 @@
-"""What data is read from: sources of images and labels by role, and the one way from a source to splits in memory.
-
-`npz_source`, `object_source`, `folders.folder_source` and those of `hf` describe what there is as a `Source`;
-`load_source` reads it into memory, `packed.pack_data` into a packed folder.
-"""
+"""`load_data`: a name, path or object in, splits out; `pack_data`: a path or object in, a packed folder out."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyteacher.data.holdout import partition
-from noisyteacher.data.images import EncodedImage, Resize, Unreadable, decode_all, pixels_of
-from noisyteacher.data.split import ROLES, Split, Splits
-from noisyteacher.errors import DataError, UsageError
-from noisyteacher.text import nearest, printable, size_bytes
+from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load_official
+from noisyteacher.data.folders import folder_source, role_of
+from noisyteacher.data.holdout import limited, make_splits
+from noisyteacher.data.images import Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
+from noisyteacher.data.packed import Packed, Watch, is_packed, write_packed
+from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers
+from noisyteacher.errors import DataError, DataWarning, UsageError
+from noisyteacher.text import few, size_bytes, unknown_name
 
 MAX_BYTES = 4 * 2**30
-MAX_CLASSES = 100_000
 NPZ_ARRAYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "classes")
-_DEFLATE_RATIO = 1032
-"""No deflate stream grows by more than this."""
+_READ_AHEAD = 16
+"""Images of a Hugging Face data set in memory at once."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """The images of one role, in order. The role `all` stands for images that are cut into splits when they are loaded.
-
-    names: what each image is called: a file's path inside the source, or its number.
-    labels: class numbers int64 `[N]`; None where there are none.
-    images: called without arguments, iterates over the N images.
-    pixels: all images at once, uint8 `[N, C, H, W]`, where the source has them in memory.
-    """
-
-    role: str
-    names: Sequence[str]
-    labels: NDArray[np.int64] | None
-    images: Callable[[], Iterable[EncodedImage]]
-    pixels: NDArray[np.uint8] | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set to be loaded or packed.
-
-    kind: `folder`, `npz`, `objects`, `datasets` or `parquet`. class_names: empty where nothing is labelled. note: what
-    a user of the data should know: files that were skipped, parts without labels.
-    """
-
-    kind: str
-    name: str
-    parts: tuple[Part, ...]
-    class_names: tuple[str, ...]
-    note: str = ""
-
-
-# --- into memory ----------------------------------------------------------------------------------------------------
-
-
-def load_source(
-    source: Source, class_names: tuple[str, ...], resize: Resize, *, seed: int = 0, max_bytes: int = MAX_BYTES
-) -> Splits:
-    """The source's splits in memory. Raises DataError naming the image that cannot be read or differs in shape."""
-    content: dict[str, tuple[Tensor, Tensor | None]] = {}
-    shape: tuple[int, ...] | None = None
-    for part in source.parts:
-        if part.pixels is not None:
-            images = torch.from_numpy(part.pixels)
-        else:
-            decoded = decode_all(part.images(), resize)
-            remedy = "--set data.size=32 (in Python size=32)"
-            images = stack_images(decoded, part.names, f"{source.name} ({part.role})", shape, max_bytes, remedy)
-            shape = tuple(images.shape[1:])
-        max_bytes -= images.nbytes
-        content[part.role] = images, None if part.labels is None else torch.from_numpy(part.labels)
-    return make_splits(source.name, content, class_names, seed=seed, note=source.note)
-
-
-def make_splits(
-    name: str,
-    content: Mapping[str, tuple[Tensor, Tensor | None]],
-    class_names: tuple[str, ...],
+def load_data(
+    source: Any,
     *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    verify: bool = True,
     seed: int = 0,
-    note: str = "",
+    limit: int | None = None,
+    train_limit: int | None = None,
+    extra: bool = True,
+    size: int | tuple[int, int] | None = None,
+    grey: bool = False,
+    classes: int | Sequence[str] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Splits:
-    """The Splits of images `[N, C, H, W]` and labels `[N]` (or None) by role.
+    """The data set as Splits of train, val and, where there is one, test; uint8 `[N, C, H, W]`, labels int64 `[N]`.
 
-    `all` alone is cut 80/10/10; without `val` a tenth of `train` is held out. Both draws are stratified and the same
-    for the same seed. Images without labels are drawn as one class.
+    source: `mnist-5k` (embedded), `mnist`, `cifar10`, `svhn` (the official files); a `.npz` file; a folder of images,
+        or a packed one, whose images stay on disk; a dataset object, a dict or a tuple of them; Splits.
+    root: of the official files, by default NOISYTEACHER_DATA or ~/.cache/noisyteacher. download: fetch what is missing.
+    verify: refuse official files with another MD5 (False says so in `.note`), and packed images with another checksum.
+    seed: of the draw that holds rows out where the source has no validation split; runs to be compared must share it.
+    limit: at most so many rows of each split, each class in proportion. train_limit: the same of train alone.
+    extra: False leaves SVHN's 531,131 extra images out. size (pixels, or (height, width)), grey: resize the images of a
+        folder, to one channel. classes: the number or the names, for a folder of images without class folders.
+    max_bytes: refuse a source that takes more memory (4 GiB by default).
+    Raises UnknownNameError with the nearest name, UsageError for an option that has no effect on this source,
+    DataError naming the file and what to do. Warns (DataWarning) of files in a folder that are not read as images.
     """
-    splits = {}
-    for role, (images, labels) in content.items():
-        role = "train" if role == "all" else role
-        splits[role] = Split(images, labels, torch.arange(len(images)), role, name, class_names)
-    full = splits["train"]
-    tenth = max(1, round(len(full) / 10))
-    strata = torch.zeros(len(full), dtype=torch.int64) if full.labels is None else full.labels
-    # The purpose is not the name of the data: renaming a file or moving a folder must not change its hold-out.
-    if "all" in content:
-        test, val, train = partition(strata, [tenth, tenth], seed, "tenths")
-        splits = {"train": full.subset(train), "val": full.subset(val, "val"), "test": full.subset(test, "test")}
-    elif "val" not in splits:
-        val, train = partition(strata, [tenth], seed, "tenths")
-        splits |= {"train": full.subset(train), "val": full.subset(val, "val")}
-    return Splits(name, splits["train"], splits["val"], splits.get("test"), note=note)
+    resize, name = Resize.of(size, grey), source if isinstance(source, str) and source in DATASETS else None
+    path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
+    folder = path is not None and os.path.isdir(path) and not is_packed(path)
+    for option, is_set, has_effect in (
+        ("size", size is not None, folder),
+        ("grey", grey, folder),
+        ("classes", classes is not None, folder),
+        ("extra", not extra, name == "svhn"),
+        ("seed", seed != 0, not (name == "mnist-5k" or isinstance(source, Splits))),
+    ):
+        if is_set and not has_effect:
+            title = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
+            raise UsageError(f"{option} has no effect on {title}: leave it out")
+    for option, value in (("limit", limit), ("train_limit", train_limit)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{option}={value!r}: expected a whole number of rows, at least 1, or None for all")
+    if name == "mnist-5k":
+        splits = load_mnist5k()
+    elif name is not None:
+        base = Path(root).expanduser() if root is not None else default_root()
+        splits = load_official(name, base, download=download, verify=verify, seed=seed, extra=extra)
+    elif isinstance(source, Splits):
+        splits = source
+    elif path is None:
+        splits = _read(object_source(source, max_bytes), seed=seed)
+    elif folder:
+        if is_saved(path) or parquet_files(path):
+            raise UsageError(f"{path}: a data set of Hugging Face: run noisyteacher data pack {path} OUT, then use OUT")
+        content = folder_source(Path(os.path.abspath(path)), follow_links=True)
+        names = choose_class_names(content, classes, "--set data.classes=10 (or a list of names)")
+        splits = _read(replace(content, class_names=names), resize, seed=seed, max_bytes=max_bytes)
+    elif os.path.isdir(path):
+        packed = Packed.open(path)
+        if verify:
+            packed.verify()
+        splits = packed.splits(seed=seed)
+    else:
+        content = npz_source(path, max_bytes)
+        has_val = any(part.role == "val" for part in content.parts)
+        for part in content.parts:
+            if part.labels is None and not (part.role == "train" and has_val and content.class_names):
+                array = "y" if part.role == "all" else f"y_{part.role}"
+                raise DataError(f"{path}: no array {array!r} in it; expected the labels, integers [N]")
+        splits = _read(content, seed=seed)
+    if path is not None and splits.note:
+        warnings.warn(f"{path}: {splits.note}", DataWarning, stacklevel=2)
+    if limit is not None:
+        test = None if splits.test is None else limited(splits.test, limit)
+        splits = replace(splits, train=limited(splits.train, limit), val=limited(splits.val, limit), test=test)
+    return splits if train_limit is None else replace(splits, train=limited(splits.train, train_limit))
 
 
-def stack_images(
-    images: Iterable[NDArray[np.uint8] | Unreadable],
-    names: Sequence[str],
-    title: str,
-    shape: tuple[int, ...] | None,
-    max_bytes: int,
-    remedy: str,
-) -> Tensor:
-    """The images, one for each name, as one tensor uint8 `[N, C, H, W]`.
+def pack_data(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    grey: bool = False,
+    fit: str = "crop",
+    classes: int | Sequence[str] | None = None,
+    skip_corrupt: bool = False,
+    follow_links: bool = False,
+    jobs: int = 1,
+    watch: Watch | None = None,
+) -> Packed:
+    """Decode every image once, bring it to `size`, and write all of them into the folder `out`; returns the result.
 
-    shape: (C, H, W) that all must have; None leaves it to the first image. remedy: how images are brought to one size.
-    Raises DataError naming the image that is unreadable or of another shape, or when all take more than `max_bytes`.
+    source: a folder of images, a `.npz` file, a `datasets.Dataset` or a dict of them, a folder of parquet files or one
+        that `save_to_disk` wrote (docs/data.md). Memory does not grow with the size of the images in a folder.
+    size: pixels, or (height, width); without it all images must have one size. fit: `crop` scales the largest centred
+        window of that shape, `squash` the whole image. grey: one channel.
+    classes: how many classes, or their names, where nothing is labelled. skip_corrupt: leave unreadable images out, and
+        list them. follow_links: also read what links point to outside the folder. jobs: threads that decode, with the
+        same bytes. watch: called with (stage, images done, of how many, note).
+    Raises DataError naming the images that cannot be read, WriteError when the disk refuses, UsageError.
     """
-    stacked: NDArray[np.uint8] | None = None
-    for row, image in enumerate(images):
-        if isinstance(image, Unreadable):
-            raise DataError(f"{printable(names[row])}: {image.reason}")
-        if stacked is None:
-            needed = len(names) * image.nbytes
-            if needed > max_bytes:
-                raise DataError(
-                    f"{title}: {len(names)} images of {list(image.shape)} take {size_bytes(needed)} in memory, more "
-                    f"than the {size_bytes(max_bytes)} that are allowed; make them smaller by {remedy}, or allow more "
-                    "by max_bytes= in Python"
-                )
-            shape = shape or image.shape
-            stacked = np.empty((len(names), *shape), np.uint8)
-        assert shape is not None
-        check_shape(image, shape, names[row], remedy)
-        stacked[row] = image
-    if stacked is None:
-        raise DataError(f"{title}: the dataset is empty; it needs at least one image")
-    return torch.from_numpy(stacked)
+    resize, target = Resize.of(size, grey, fit), Path(out)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise UsageError(f"jobs={jobs!r}: expected a whole number of threads, at least 1")
+    if isinstance(source, (str, os.PathLike)):
+        path = _existing_path(source)
+        if is_packed(path):
+            raise UsageError(f"{path}: is packed already: use it as it is")
+        if f"{os.path.realpath(target)}{os.sep}".startswith(os.path.realpath(path) + os.sep):
+            raise UsageError(f"{out}: lies inside the source {path}: choose a folder outside")
+        if path.is_file():
+            content = npz_source(path, max_bytes=None)
+        elif is_saved(path) or parquet_files(path):
+            content = hugging_face_source(path)
+        else:
+            content = folder_source(path.resolve(), follow_links)
+    elif type(source).__module__.split(".")[0] == "datasets":
+        content = hugging_face_source(source)
+    else:
+        raise UsageError(f"a {type(source).__name__} cannot be packed: give a folder, .npz file or datasets.Dataset")
+    names = choose_class_names(content, classes, "--classes 10 or --classes cat,dog")
+    return write_packed(replace(content, class_names=names), target, resize, skip_corrupt, jobs, watch)
 
 
-def check_shape(image: NDArray[np.uint8], shape: tuple[int, ...], name: str, remedy: str) -> None:
-    """Raise DataError naming the image unless it has the shape (C, H, W) of the first."""
-    if image.shape != shape:
-        channels, height, width = image.shape
-        raise DataError(
-            f"{printable(name)}: {height}x{width} (height x width, {channels} channels), but the first image is "
-            f"{shape[1]}x{shape[2]} ({shape[0]} channels); bring them to one size by {remedy}"
-        )
+def _existing_path(source: str | os.PathLike[str], names: Sequence[str] = ()) -> Path:
+    path = Path(source).expanduser()
+    if not os.fspath(source).strip():
+        raise UsageError("the data set's name is empty: give a name, a .npz file or a folder")
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".npz"):
+        return path
+    if os.path.exists(path):
+        raise DataError(f"{path}: neither a folder nor a .npz file; see load_data for what can be read")
+    if names and isinstance(source, str) and path.suffix != ".npz" and len(path.parts) == 1:
+        raise unknown_name("data set", source, [*names, "a .npz file", "a folder"])
+    raise DataError(f"{path}: no such file or folder")
 
 
-def choose_class_names(
-    source: Source, classes: int | Sequence[str] | None, option: str = "--classes 10 or --classes cat,dog"
-) -> tuple[str, ...]:
-    """The source's class names, or those of the `classes` argument where nothing in the source is labelled.
-
-    Raises UsageError when both or neither are there; it names the `option` that sets them.
-    """
+def choose_class_names(source: Source, classes: int | Sequence[str] | None, option: str) -> tuple[str, ...]:
+    """The source's class names, or those of `classes` (set by the `option`) where nothing is labelled."""
     if source.class_names:
         if classes is not None:
             raise UsageError(f"classes={classes!r} has no effect: the source has its own classes; leave it out")
         return source.class_names
     if classes is None:
-        raise UsageError(
-            f"{source.name}: no labels here, so nothing says which classes a teacher will tell apart: give their "
-            f"number or names by {option} (in Python classes=)"
-        )
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(map(str, classes))
+        raise UsageError(f"{source.name}: no labels here: give the number of classes, or their names, by {option}")
+    names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
     if isinstance(classes, bool) or len(names) < 2 or len(set(names)) < len(names) or len(names) > MAX_CLASSES:
         raise UsageError(f"classes={classes!r}: expected a number of two or more, or different names")
     return names
 
 
-def check_labels(labels: NDArray[Any], rows: int, description: str, classes: int | None = None) -> NDArray[np.int64]:
-    """Labels as int64 `[N]` from integers `[N]` or `[N, 1]`. Raises DataError that begins with the description."""
-    limit = MAX_CLASSES if classes is None else classes
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{description} is {labels.dtype}; expected integers, the class numbers from 0")
-    if labels.shape not in ((rows,), (rows, 1)):
-        raise DataError(f"{description} has shape {list(labels.shape)}; there are {rows} images, expected [{rows}]")
-    flat = labels.reshape(-1)
-    wrong = np.flatnonzero((flat < 0) | (flat >= limit))
-    if len(wrong):
-        raise DataError(
-            f"{description}: label {flat[wrong[0]]} of row {wrong[0]} is out of range 0..{limit - 1}; "
-            f"{len(wrong)} label(s) of {rows} are"
-        )
-    return flat.astype(np.int64)
-
-
-def numbered_classes(parts: Iterable[Part]) -> tuple[str, ...]:
-    """Class names "0", "1", ... up to the highest label; none where nothing is labelled."""
+def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...]) -> Source:
+    """The source of these parts; without names, classes are numbered up to the highest label."""
     highest = max((int(part.labels.max()) for part in parts if part.labels is not None), default=-1)
-    return tuple(map(str, range(highest + 1)))
+    return Source(kind, name, tuple(parts), class_names or tuple(map(str, range(highest + 1))))
+
+
+SAME_SIZE = Resize()
+
+
+def _read(source: Source, resize: Resize = SAME_SIZE, *, seed: int, max_bytes: int = MAX_BYTES) -> Splits:
+    content: dict[str, tuple[Tensor, Tensor | None]] = {}
+    shape: tuple[int, ...] | None = None
+    for part in source.parts:
+        images = part.images
+        if not isinstance(images, np.ndarray):
+            title, remedy = f"{source.name} ({part.role})", "--set data.size=32 (in Python size=32)"
+            images = stack_images(decode_all(images, resize), part.names, title, max_bytes, remedy, shape)
+            shape = images.shape[1:]
+            max_bytes -= images.nbytes
+        content[part.role] = torch.from_numpy(images), part.labels
+    return replace(make_splits(source.name, content, source.class_names, seed), note=source.note)
 
 
 # --- .npz -----------------------------------------------------------------------------------------------------------
@@ -214,262 +219,287 @@ def npz_source(path: Path, max_bytes: int | None = MAX_BYTES) -> Source:
     """The source in a `.npz` of `x_train, y_train, x_test, y_test` (optional `x_val, y_val`), or of `x, y` alone.
 
     Images are uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`; labels are integers `[N]` or `[N, 1]`; `classes`
-    may hold the K class names. Any part may be unlabelled.
-    Raises DataError naming the file and the array: unknown, missing, of the wrong dtype or shape, larger than
-    `max_bytes` altogether, truncated or damaged, labels out of range.
+    may hold the K class names. Any part may be unlabelled. Raises DataError naming the file and the array.
     """
-    arrays = read_npz(path, NPZ_ARRAYS, max_bytes)
-    names = ", ".join(arrays) or "nothing"
-    alone = "x" in arrays or "y" in arrays
-    if alone and (any(key.startswith(("x_", "y_")) for key in arrays) or "x" not in arrays):
-        raise DataError(f"{path}: holds {names}: expected x and y alone, or x_train and the rest")
-    if not alone and "x_train" not in arrays:
-        raise DataError(f"{path}: no array 'x_train' in it (it has {names}); see load_data for the names")
-    class_names = _npz_class_names(arrays["classes"], path) if "classes" in arrays else ()
+    arrays = read_npz(path, max_bytes)
+    class_names: tuple[str, ...] = ()
+    if "classes" in arrays:
+        array = arrays["classes"]
+        if array.ndim != 1 or array.dtype.kind not in "US":
+            raise DataError(f"{path}: array 'classes' is {array.dtype} {list(array.shape)}; expected K strings")
+        try:
+            class_names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in array)
+        except (SystemError, ValueError) as error:  # numpy stores four bytes a letter, and not all of them are one
+            raise DataError(f"{path}: array 'classes' has names that are not text ({error})") from error
     parts = []
-    for role, suffix in [("all", "")] if alone else [(role, f"_{role}") for role in ROLES]:
-        labels, description = arrays.get(f"y{suffix}"), f"{path}: array 'y{suffix}'"
-        if f"x{suffix}" not in arrays:
-            if labels is not None:
-                raise DataError(f"{description} has no images beside it: no array 'x{suffix}' (it has {names})")
-            continue
-        pixels = channels_first(arrays[f"x{suffix}"], f"{path}: array 'x{suffix}'")
-        numbers = None
-        if labels is not None:
-            numbers = check_labels(labels, len(pixels), description, len(class_names) or None)
-        parts.append(Part(role, Numbers(len(pixels)), numbers, pixels.__iter__, pixels))
-    return Source("npz", path.stem, tuple(parts), class_names or numbered_classes(parts))
+    for role, suffix in [("all", ""), *((role, f"_{role}") for role in ROLES)]:
+        pixels, labels, title = arrays.get(f"x{suffix}"), arrays.get(f"y{suffix}"), f"{path}: array 'y{suffix}'"
+        if pixels is None and labels is not None:
+            raise DataError(f"{title} has no images beside it: no array 'x{suffix}' (it has {', '.join(arrays)})")
+        if pixels is not None:
+            pixels = channels_first(pixels, f"{path}: array 'x{suffix}'")
+            limit = len(class_names) or MAX_CLASSES
+            numbers = None if labels is None else class_numbers(labels, len(pixels), title, limit)
+            parts.append(Part(role, list(map(str, range(len(pixels)))), numbers, pixels))
+    roles = [part.role for part in parts]
+    if roles != ["all"] and roles[:1] != ["train"]:
+        raise DataError(f"{path}: no array 'x_train', or more than x and y (it has {', '.join(arrays) or 'nothing'})")
+    return _source("npz", path.stem, parts, class_names)
 
 
-def check_npz_labels(source: Source, path: Path) -> None:
-    """Raise DataError unless every part is labelled, or only train is not and there is a val (a transfer set)."""
-    has_val = any(part.role == "val" for part in source.parts)
-    for part in source.parts:
-        if part.labels is None and not (part.role == "train" and has_val and source.class_names):
-            array = "y" if part.role == "all" else f"y_{part.role}"
-            raise DataError(f"{path}: no array {array!r} in it; expected the labels, integers [N]")
-
-
-def read_npz(path: Path, names: Sequence[str], max_bytes: int | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of a `.npz` by name, in the order of `names`; nothing is unpickled.
-
-    The sizes that its members declare are checked before anything is decompressed. Raises DataError naming file and
-    array.
-    """
+def read_npz(path: Path, max_bytes: int | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of a `.npz` by name; their sizes are checked first, nothing is unpickled. Raises DataError."""
+    total = 0
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            total = 0
-            for name, info in members.items():
-                if name not in names:
-                    close = nearest(name, names)
-                    hint = f", did you mean {close!r}?" if close else "."
-                    raise DataError(
-                        f"{path}: unknown array {name!r}{hint} Known are {', '.join(names)}; write the file again "
-                        "without others"
-                    )
-                total += _declared_bytes(archive, info, f"{path}: array {name!r}")
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                if name not in NPZ_ARRAYS:
+                    raise DataError(f"{path}: {unknown_name('array', name, NPZ_ARRAYS)}")
+                with archive.open(info) as stream:
+                    version = npy_format.read_magic(stream)
+                    header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+                    shape, _, dtype = header(stream)
+                    rest = info.file_size - stream.tell()
+                if dtype.hasobject or dtype.names is not None:
+                    raise DataError(f"{path}: array {name!r} holds Python objects or records, which are not read")
+                size = math.prod(shape) * dtype.itemsize
+                if size != rest:
+                    raise DataError(f"{path}: array {name!r} declares {list(shape)}, {size} bytes, but holds {rest}")
+                total += size
                 if max_bytes is not None and total > max_bytes:
-                    raise DataError(
-                        f"{path}: its arrays take {size_bytes(total)}, more than the {size_bytes(max_bytes)} that are "
-                        "allowed; in Python a larger max_bytes= allows it"
-                    )
+                    raise DataError(f"{path}: more than {size_bytes(max_bytes)} of arrays: raise max_bytes= in Python")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in members}
+            return {name: arrays[name] for name in arrays.files}
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
     except Exception as error:  # zipfile, its decompressors and numpy raise a dozen kinds for damaged bytes
-        raise DataError(
-            f"{path}: not a readable .npz file ({error!s:.200}): it is truncated, damaged or of another kind"
-        ) from error
+        raise DataError(f"{path}: not a readable .npz file, truncated or damaged ({error!s:.200})") from error
 
 
-def _declared_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, description: str) -> int:
-    """The bytes that a .npy member takes by its header. Raises DataError where that is more than it can hold."""
-    with archive.open(info) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-            length = info.file_size - stream.tell()
-        except (zipfile.BadZipFile, zlib.error):
-            raise
-        except Exception as error:  # numpy tokenizes and evaluates the header: ValueError, TokenError, ...
-            raise DataError(f"{description} is not in numpy's .npy format: {error!s:.200}") from error
-    if dtype.hasobject or dtype.names is not None:
-        raise DataError(f"{description} holds Python objects or records ({dtype}), which are not read")
-    declared = math.prod(shape) * dtype.itemsize
-    archive_bytes = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
-    possible = min(length, _DEFLATE_RATIO * min(info.compress_size, archive_bytes))
-    if min(shape, default=0) < 0 or declared != length or declared > possible:
-        raise DataError(
-            f"{description} declares shape {list(shape)} of {dtype}, {declared} bytes, but holds {possible}: the file "
-            "is truncated or damaged, or compressed in a way that numpy does not use"
-        )
-    return int(declared)
-
-
-def _npz_class_names(array: NDArray[Any], path: Path) -> tuple[str, ...]:
-    if array.ndim != 1 or array.dtype.kind not in "US":
-        raise DataError(f"{path}: array 'classes' is {array.dtype} {list(array.shape)}; expected K strings")
-    try:
-        return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in array)
-    except (SystemError, ValueError) as error:  # numpy stores four bytes a letter, and not all of them are one
-        raise DataError(f"{path}: array 'classes' has names that are not text ({error})") from error
-
-
-def channels_first(array: NDArray[Any], description: str) -> NDArray[np.uint8]:
-    """uint8 images as `[N, C, H, W]` from `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`; C is 1 to 4.
-
-    Raises DataError that begins with the description for other dtypes and shapes, and where the shape is ambiguous.
-    """
+def channels_first(array: NDArray[Any], title: str) -> NDArray[np.uint8]:
+    """uint8 images as `[N, C, H, W]` from `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`; C is 1 to 4."""
     if array.dtype != np.uint8:
-        raise DataError(
-            f"{description} is {array.dtype}; expected uint8 with values 0..255: scale and convert before saving"
-        )
+        raise DataError(f"{title} is {array.dtype}; expected uint8 with values 0..255: scale and convert before saving")
     if 0 in array.shape or array.ndim not in (3, 4):
-        raise DataError(
-            f"{description} has shape {list(array.shape)}; expected [N, H, W], [N, H, W, C] or [N, C, H, W], not empty"
-        )
+        raise DataError(f"{title} has shape {list(array.shape)}; expected [N, H, W] or [N, H, W, C], not empty")
     if array.ndim == 3:
         return np.ascontiguousarray(array[:, None])
-    first, last = array.shape[1] <= 4, array.shape[3] <= 4
-    if first == last:
-        raise DataError(
-            f"{description} has shape {list(array.shape)}: cannot tell which axis is the channels (1 to 4 of them); "
-            "expected [N, H, W, C] or [N, C, H, W]"
-        )
-    return np.ascontiguousarray(array.transpose(0, 3, 1, 2) if last else array)
-
-
-class Numbers(Sequence[str]):
-    """Names of images that are known by their number: `Numbers(3)[2] == "2"`."""
-
-    def __init__(self, count: int, prefix: str = "") -> None:
-        self._rows, self._prefix = range(count), prefix
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: Any) -> Any:
-        """The name of the row, or a list of names for a slice."""
-        if isinstance(row, slice):
-            return [f"{self._prefix}{number}" for number in self._rows[row]]
-        return f"{self._prefix}{self._rows[row]}"
+    if (array.shape[1] <= 4) == (array.shape[3] <= 4):
+        raise DataError(f"{title} has shape {list(array.shape)}: cannot tell which axis is the channels (1 to 4)")
+    return np.ascontiguousarray(array.transpose(0, 3, 1, 2) if array.shape[3] <= 4 else array)
 
 
 # --- dataset objects ------------------------------------------------------------------------------------------------
 
 
-def load_object(source: Any, *, seed: int = 0, max_bytes: int = MAX_BYTES) -> Splits:
-    """The splits of one map-style dataset (cut 80/10/10), of a dict of `train`, `val`, `test`, or of a tuple of three.
+def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
+    """One map-style dataset (to be cut 80/10/10), a dict of `train`, `val`, `test`, or a tuple of the three.
 
     Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
-    one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1 (times
-    255, rounded). Each item is read once: a random transform is frozen as it fell. Class names come from `.classes`.
-    Raises UsageError for an unsupported object, DataError naming the item.
+    one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1. Each
+    item is read once, and a random transform is frozen. Class names come from `.classes`. Raises UsageError, DataError.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
             raise UsageError(f"a tuple of {len(source)}: expected (train, val, test), or a dict with these names")
         source = dict(zip(ROLES, source, strict=True))
-    if isinstance(source, Mapping) and ("train" not in source or any(key not in ROLES for key in source)):
+    if not isinstance(source, Mapping):
+        source = {"all": source}
+    elif "train" not in source or not {*source} <= {*ROLES}:
         raise UsageError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
-    datasets = dict(source) if isinstance(source, Mapping) else {"all": source}
-    content: dict[str, tuple[Tensor, Tensor | None]] = {}
-    highest, shape = 0, None
-    for role, dataset in datasets.items():
+    parts: list[Part] = []
+    class_names: tuple[str, ...] = ()
+    for role, dataset in source.items():
         title = "dataset" if role == "all" else role
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise UsageError(
-                f"{title}: unsupported data source: {type(dataset).__name__}; expected a name, a path, or a dataset "
-                "with a length and items (image, label)"
-            )
-        labels: list[int] = []
-        names = Numbers(len(dataset), f"{title}: item ")
-        remedy = "resizing them in the dataset"
-        images = stack_images(_object_images(dataset, title, labels), names, title, shape, max_bytes, remedy)
-        max_bytes, shape = max_bytes - images.nbytes, tuple(images.shape[1:])
-        highest = max(highest, *labels)
-        content[role] = images, torch.tensor(labels)
-    class_names = _object_classes(datasets.values()) or tuple(map(str, range(highest + 1)))
-    return make_splits("dataset", content, class_names, seed=seed)
+            kind = type(dataset).__name__
+            raise UsageError(f"{title}: unsupported data source: {kind}; expected a name, a path, or a sized dataset")
+        names, labels = [f"item {row}" for row in range(len(dataset))], list[int]()
+        items = _items(dataset, title, labels)
+        pixels = stack_images(items, names, title, max_bytes, "resizing them in the dataset")
+        max_bytes -= pixels.nbytes
+        parts.append(Part(role, names, torch.tensor(labels), pixels))
+        while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):  # a Subset
+            dataset = dataset.dataset
+        class_names = class_names or tuple(map(str, getattr(dataset, "classes", ())))
+    return _source("objects", "dataset", parts, class_names)
 
 
-def _object_images(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.uint8]]:
-    """The images of the dataset's items; the label of each is appended to `labels`."""
+def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.uint8]]:
+    """The images of the dataset's items, uint8 `[C, H, W]`; the label of each is appended to `labels`."""
     for row in range(len(dataset)):
-        description = f"{title}: item {row}"
+        name = f"{title}: item {row}"
         try:
             item = dataset[row]
         except Exception as error:
-            raise DataError(f"{description} cannot be read ({type(error).__name__}: {error})") from error
-        image, label = _image_and_label(item, description)
-        labels.append(label)
-        yield _object_pixels(image, description)
-
-
-def _image_and_label(item: Any, description: str) -> tuple[Any, int]:
-    if isinstance(item, Mapping):
-        image, label = item["image"] if "image" in item else item.get("img"), item.get("label")
-    elif isinstance(item, (tuple, list)) and len(item) >= 2:
-        image, label = item[0], item[1]
-    else:
-        raise DataError(f"{description} is a {type(item).__name__}; expected (image, label)")
-    if isinstance(label, Tensor) and label.ndim == 0 and not label.dtype.is_floating_point:
-        label = label.item()
-    if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < MAX_CLASSES:
-        raise DataError(f"{description}: label {label!r:.60} is not a class number; expected an integer 0..K-1")
-    return image, int(label)
-
-
-def _object_pixels(image: Any, description: str) -> NDArray[np.uint8]:
-    """uint8 `[C, H, W]` of any image that an item may have."""
-    if isinstance(image, Tensor):
-        return _tensor_pixels(image, description)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] > 4):
-            raise DataError(
-                f"{description}: array {image.dtype} {list(image.shape)}; expected uint8 [H, W] or [H, W, C]"
-            )
-        return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
-    if hasattr(image, "convert") and hasattr(image, "mode"):
+            raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+        if isinstance(item, Mapping):
+            item = item.get("image", item.get("img")), item.get("label")
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise DataError(f"{name} is a {type(item).__name__}; expected (image, label)")
+        image, label = item[:2]
+        if isinstance(label, Tensor) and label.ndim == 0 and not label.dtype.is_floating_point:
+            label = label.item()
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < MAX_CLASSES:
+            raise DataError(f"{name}: label {label!r:.60} is not a class number; expected an integer 0..K-1")
+        labels.append(int(label))
         try:
-            return pixels_of(image, grey=image.mode in ("1", "L", "LA"))
+            yield _object_pixels(image)
         except (DataError, OSError) as error:
-            raise DataError(f"{description}: the image cannot be decoded: {error}") from error
-    raise DataError(
-        f"{description}: a {type(image).__name__} is not an image; expected a Pillow image, an array or a tensor"
-    )
+            raise DataError(f"{name}: {error}") from error
 
 
-def _tensor_pixels(image: Tensor, description: str) -> NDArray[np.uint8]:
-    pixels = image.detach().cpu()
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    if pixels.ndim != 3 or not (pixels.dtype == torch.uint8 or pixels.dtype.is_floating_point):
-        raise DataError(
-            f"{description}: tensor {image.dtype} {list(image.shape)}; expected [C, H, W], uint8 or float in 0..1"
-        )
-    if pixels.dtype != torch.uint8:
-        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise DataError(
-                f"{description}: float tensor with values {float(pixels.min()):.4g}..{float(pixels.max()):.4g}; "
-                "expected 0..1: leave normalisation out of the transform, models have their own"
-            )
-        pixels = (pixels.double() * 255).round().to(torch.uint8)
-    array: NDArray[np.uint8] = pixels.contiguous().numpy()
-    return array
+def _object_pixels(image: Any) -> NDArray[np.uint8]:
+    """uint8 `[C, H, W]` of any image that an item may have. Raises DataError, OSError for a damaged Pillow image."""
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        return pixels_of(image, grey=image.mode in ("1", "L", "LA"))
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu()
+        if pixels.dtype.is_floating_point:
+            if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+                values = f"{float(pixels.min()):.4g}..{float(pixels.max()):.4g}"
+                raise DataError(f"float tensor with values {values}; expected 0..1, without normalisation")
+            pixels = (pixels.double() * 255).round().to(torch.uint8)
+        array = pixels.numpy() if pixels.ndim == 3 else pixels[None].numpy()
+    elif isinstance(image, np.ndarray) and image.ndim == 2:
+        array = image[None]
+    elif isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] <= 4:
+        array = image.transpose(2, 0, 1)
+    else:
+        raise DataError(f"a {type(image).__name__} is not an image; expected a Pillow image, an array or a tensor")
+    if array.dtype != np.uint8 or array.ndim != 3:
+        kind = f"{type(image).__name__} {image.dtype} {list(image.shape)}"
+        raise DataError(f"{kind}; expected an array uint8 [H, W] or [H, W, C], or a tensor [C, H, W]")
+    return np.ascontiguousarray(array)
 
 
-def _object_classes(datasets: Iterable[Any]) -> tuple[str, ...]:
-    """The class names of the first dataset that has some; a Subset's are those of what it is a subset of."""
-    for dataset in datasets:
-        while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        classes = getattr(dataset, "classes", None)
-        if isinstance(classes, (list, tuple)) and classes:
-            return tuple(map(str, classes))
-    return ()
+# --- Hugging Face ---------------------------------------------------------------------------------------------------
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved something in this folder (`save_to_disk`)."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files in a folder, or in its `data` folder as the Hub has it."""
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+
+
+def hugging_face_source(source: Any) -> Source:
+    """A `datasets.Dataset` or a dict of them, a folder that `save_to_disk` wrote, or a folder of parquet files.
+
+    Parts are `train`, `validation` (also `val`, `valid`, `dev`) and `test`, or all in one. Images are taken as they are
+    stored, encoded; no code of a data set runs, and nothing is fetched. Raises UsageError, DataError.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(f"{source}: reading it needs datasets: pip install 'noisyteacher[data]'") from error
+    kind, name, content = "datasets", "dataset", source
+    if isinstance(source, Path):
+        name, kind = source.name, "datasets" if is_saved(source) else "parquet"
+        if kind == "datasets":
+            try:
+                content = datasets.load_from_disk(os.fspath(source))
+            except Exception as error:  # arrow, json, and whatever a damaged folder leads to
+                raise DataError(f"{source}: not a data set that `datasets` can load: {error}") from error
+        else:
+            content = {}
+            for path in parquet_files(source):
+                content.setdefault(re.split(r"[-_.]", path.name)[0], []).append(path)
+            if not any(map(role_of, content)):
+                content = parquet_files(source)
+    by_role = {"all": content}
+    if isinstance(content, Mapping):
+        by_role = {role: part for role in ROLES for key, part in content.items() if role_of(str(key)) == role}
+        if "train" not in by_role or len(by_role) < len(content):
+            keys = few(list(map(str, content)))
+            raise UsageError(f"{name}: has the parts {keys}; expected train, at most one validation, at most one test")
+    read = _read_dataset if kind == "datasets" else _read_parquet
+    parts: list[Part] = []
+    class_names: tuple[str, ...] = ()
+    for role, part_content in by_role.items():
+        title = f"{name}, {role}"
+        rows, numbers, cells, names = read(part_content, title)
+        if class_names and names and class_names != names:
+            raise DataError(f"{title}: classes {few(names)}, but the first part has {few(class_names)}")
+        class_names = class_names or names
+        if numbers is not None and len(numbers) and bool((numbers == -1).all()):  # test splits of competitions
+            numbers = None
+        labels = None if numbers is None else class_numbers(numbers, rows, f"{title}: the column of labels")
+        parts.append(Part(role, list(map(str, range(rows))), labels, map(_encoded_image, cells)))
+    return _source(kind, name, parts, class_names)
+
+
+_Column = tuple[int, NDArray[Any] | None, Iterable[Any], tuple[str, ...]]
+"""The number of rows, class numbers or None, the cells of the images, and class names where there are some."""
+
+
+def _read_dataset(dataset: Any, title: str) -> _Column:
+    import datasets
+
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "features"):
+        raise UsageError(f"{title}: a {type(dataset).__name__} cannot be indexed: load it without streaming")
+    image, label, names = _columns(dataset.features, title)
+    numbers = None
+    if label is not None:
+        numbers = dataset.select_columns([label]).with_format("arrow")[:][label].to_numpy()
+    encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+    starts = range(0, len(dataset), _READ_AHEAD)
+    cells = (cell for start in starts for cell in encoded[start : start + _READ_AHEAD][image])
+    return len(dataset), numbers, cells, names
+
+
+def _read_parquet(paths: list[Path], title: str) -> _Column:
+    import datasets
+    import pyarrow.parquet as pq
+
+    @contextmanager
+    def readable() -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:  # what pyarrow's errors derive from
+            names = few([path.name for path in paths], 3)
+            raise DataError(f"{title}: not a readable parquet file ({names}): {error}") from error
+
+    def cells() -> Iterator[Any]:
+        with readable():
+            for path in paths:
+                for batch in pq.ParquetFile(path).iter_batches(_READ_AHEAD, columns=[image]):
+                    yield from batch[image].to_pylist()
+
+    with readable():
+        image, label, names = _columns(datasets.Features.from_arrow_schema(pq.read_schema(paths[0])), title)
+        rows = sum(pq.read_metadata(path).num_rows for path in paths)
+        numbers = None
+        if label is not None:
+            numbers = np.concatenate([pq.read_table(path, columns=[label])[label].to_numpy() for path in paths])
+    return rows, numbers, cells(), names
+
+
+def _encoded_image(cell: Any) -> str | bytes | Unreadable:
+    """The image of one cell: its bytes, or the local file it names."""
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+    if isinstance(data, bytes):
+        return data
+    if isinstance(path, str) and os.path.isfile(path):
+        return path
+    return Unreadable("no image in this row" if path is None else f"the file it names is not here: {path}")
+
+
+def _columns(features: Mapping[str, object], title: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """The column of images, the column of labels or None, and the class names where the column has them."""
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    # Files that were not written by `datasets` have columns of bytes.
+    images = images or [name for name, feature in features.items() if "binary" in str(getattr(feature, "dtype", ""))]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    labels = labels or [name for name in ("label", "labels") if name in features]
+    if len(images) != 1 or len(labels) > 1:
+        columns = f"{few(images) or 'none'} of images, {few(labels) or 'none'} of labels, among {few(list(features))}"
+        raise DataError(f"{title}: columns: {columns}: expected one of images and at most one of labels")
+    if not labels:
+        return images[0], None, ()
+    return images[0], labels[0], tuple(map(str, getattr(features[labels[0]], "names", None) or ()))

@@ -1,31 +1,40 @@
-"""A split of a data set: uint8 images, an index that says which of them are its rows, and a label for every row."""
+"""Splits of a data set (uint8 images, an index of their rows, a label for every row) and the batches of an epoch.
+
+Which rows a batch has, in which order and under which views, is a function of (seed, epoch).
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyteacher.data.augment import augmented
 from noisyteacher.data.views import apply_view, apply_views, expand_views
 from noisyteacher.device import sent
 from noisyteacher.errors import DataError, MismatchError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
+from noisyteacher.rng import generator
 from noisyteacher.text import few
 
 ROLES = ("train", "val", "test")
+MAX_CLASSES = 100_000
 _CHUNK, _CHUNK_BYTES = 4096, 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Rows of a data set with a role. Raises DataError when images, labels and index do not make one.
+    """Rows of a data set with a role. Raises DataError when images, labels and index do not fit together.
 
     images: uint8 `[M, C, H, W]`, in memory or memory-mapped, shared between the splits that are cut from it: they are
         not in the order of the rows, `images_at` is.
@@ -42,26 +51,28 @@ class Split:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        what = f"{self.name} ({self.role})"
+        title = f"{self.name} ({self.role})"
         if self.role not in ROLES:
             raise DataError(f"{self.name}: role {self.role!r} is none of {', '.join(ROLES)}")
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise DataError(
-                f"{what}: images are {_describe(self.images)}; expected uint8 [M, C, H, W] with values 0..255"
-            )
-        if 0 in self.images.shape:
-            raise DataError(f"{what}: images have shape {list(self.images.shape)}: there is nothing in them")
+        for name, tensor, dtype, shape in (
+            ("images", self.images, torch.uint8, "[M, C, H, W]"),
+            ("index", self.index, torch.int64, "[N]"),
+            ("labels", self.labels, torch.int64, "[N]"),
+        ):
+            if tensor is not None and (
+                tensor.dtype != dtype or tensor.ndim != len(shape.split(",")) or not tensor.numel()
+            ):
+                kind = f"{tensor.dtype} {list(tensor.shape)}"
+                raise DataError(f"{title}: {name}: {kind}; expected {dtype} {shape}, not empty")
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
-            raise DataError(f"{what}: class names {list(self.class_names)}: expected two or more, all different")
-        if self.index.dtype != torch.int64 or self.index.ndim != 1:
-            raise DataError(f"{what}: index is {_describe(self.index)}; expected int64 [N]")
-        if not len(self.index):
-            raise DataError(f"{what}: the split is empty; it needs at least one row")
-        low, high = int(self.index.min()), int(self.index.max())
+            raise DataError(f"{title}: class names {list(self.class_names)}: expected two or more, all different")
+        low, high = map(int, self.index.aminmax())
         if low < 0 or high >= len(self.images):
-            raise DataError(f"{what}: index holds {low}..{high}, but there are {len(self.images)} images")
+            raise DataError(f"{title}: index holds {low}..{high}, but there are {len(self.images)} images")
         if self.labels is not None:
-            _check_labels(self.labels, len(self.index), len(self.class_names), what)
+            if len(self.labels) != len(self):
+                raise DataError(f"{title}: {len(self)} rows but {len(self.labels)} labels; expected one label per row")
+            _check_range(self.labels, self.classes, title)
 
     def __repr__(self) -> str:
         """One line without the pixels: `Split(mnist-5k, train, 4000 x [1, 28, 28], 10 classes)`."""
@@ -79,28 +90,27 @@ class Split:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     def images_at(self, rows: Tensor, views: Sequence[str] | str = "clean", which: Tensor | None = None) -> Tensor:
         """The images of the rows `[B]`, uint8 `[B, C, H, W]`, each under its view.
 
-        views: one name for all rows, or a table of names with `which` `[B]` saying which of them each row takes.
-        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, UsageError for a
-        table without `which`, or `which` without a table.
+        views: a name for all rows, or a table of names with `which` `[B]` saying which of them each row takes.
+        Raises MismatchError for rows or `which` out of range, UnknownNameError for a view, UsageError.
         """
         images = self.images.index_select(0, sent(self._image_rows(rows), self.images.device))
-        if isinstance(views, str):
-            if which is not None:
-                raise UsageError(f"views is the one name {views!r}: `which` says nothing beside it, leave it out")
-            return apply_view(images, views)
-        if which is None and len(views) != 1:
-            raise UsageError(f"a table of {len(views)} views needs `which`, one number per row")
-        return apply_view(images, views[0]) if which is None else apply_views(images, views, which)
+        if which is not None:
+            if isinstance(views, str):
+                raise UsageError(f"views is the name {views!r}: `which` has no effect beside it, leave it out")
+            return apply_views(images, views, which)
+        if not isinstance(views, str) and len(views) != 1:
+            raise UsageError(f"a table of {len(views)} views needs `which`, a number for each row")
+        return apply_view(images, views if isinstance(views, str) else views[0])
 
     def first_images(self, most: int, view: str = "clean") -> Tensor:
-        """The images of the first rows, at most so many, under one view: uint8 `[min(most, N), C, H, W]`."""
+        """The images of the first rows, at most so many, under a view: uint8 `[min(most, N), C, H, W]`."""
         return self.images_at(torch.arange(min(most, len(self))), view)
 
     def labels_at(self, rows: Tensor) -> Tensor:
@@ -118,20 +128,18 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) over the shape `N x C x H x W` and the image bytes in row order; labels stay out."""
+        """SHA-256 (64 hex digits) over the shape `N x C x H x W` and the image bytes in row order, without labels."""
         shape = "x".join(map(str, (len(self), *self.input_shape)))
         parts = (tensor_bytes(self.images_at(rows)) for rows in self.chunks())
         return sha256(chain([f"uint8 {shape}\n".encode()], parts))
 
     def chunks(self) -> Iterator[Tensor]:
         """All rows in order, int64 `[n]`, in pieces whose images take about 16 MB at most (and 4,096 rows)."""
-        channels, height, width = self.input_shape
-        return iter(
-            torch.split(torch.arange(len(self)), max(1, min(_CHUNK, _CHUNK_BYTES // (channels * height * width))))
-        )
+        size = max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(self.input_shape)))
+        return iter(torch.split(torch.arange(len(self)), size))
 
     def subset(self, rows: Tensor, role: str | None = None) -> Split:
-        """The split of these rows `[B]` of this one, in this order. Raises DataError when there are none."""
+        """The split of these rows `[B]`, in this order. Raises DataError when there are none."""
         labels = None if self.labels is None else self.labels_at(rows)
         return replace(self, index=self._image_rows(rows), labels=labels, role=role or self.role)
 
@@ -144,7 +152,7 @@ class Split:
     def _image_rows(self, rows: Tensor) -> Tensor:
         """The images of the rows. Negative rows are refused: they would silently count from the end."""
         if rows.numel():
-            low, high = (int(bound) for bound in rows.aminmax())
+            low, high = map(int, rows.aminmax())
             if not 0 <= low <= high < len(self):
                 raise MismatchError(f"{self.name} ({self.role}): rows {low}..{high} requested, it has {len(self)}")
         return self.index[rows.to(self.index.device)]
@@ -154,7 +162,7 @@ class Split:
 class Splits:
     """A data set: what to train on, what to choose on, what to report on. Raises DataError when they do not fit.
 
-    test: None when there is none. preprocess: the name of the preprocessing that models take for it by default.
+    test: None when there is none. preprocess: the name of the preprocessing that models use for it by default.
     views: the training views the paper uses for it. note: a sentence reports should repeat, or "".
     """
 
@@ -171,15 +179,18 @@ class Splits:
             if split.role != role:
                 raise DataError(f"{self.name}: the split for {role} has the role {split.role!r}")
             if split.class_names != self.class_names:
-                raise DataError(
-                    f"{self.name}: train has the classes {few(self.class_names, 5)}, "
-                    f"{role} has {few(split.class_names, 5)}"
-                )
+                classes = f"{few(self.class_names, 5)}, {role} has {few(split.class_names, 5)}"
+                raise DataError(f"{self.name}: train has the classes {classes}")
             if split.input_shape != self.input_shape:
-                raise DataError(
-                    f"{self.name}: train images are {list(self.input_shape)}, {role} images {list(split.input_shape)}"
-                )
-        _check_disjoint(self.name, list(self.parts.values()))
+                shapes = f"{list(self.input_shape)}, {role} images {list(split.input_shape)}"
+                raise DataError(f"{self.name}: train images are {shapes}")
+        for first, second in combinations(self.parts.values(), 2):
+            if first.images.data_ptr() == second.images.data_ptr():
+                in_first = torch.zeros(len(first.images), dtype=torch.bool)
+                in_first[first.index.cpu()] = True
+                shared = int(in_first[second.index.cpu()].sum())
+                if shared:
+                    raise DataError(f"{self.name}: {first.role} and {second.role} share {shared} image(s)")
         object.__setattr__(self, "views", expand_views(self.views))
 
     def __repr__(self) -> str:
@@ -189,7 +200,7 @@ class Splits:
 
     @property
     def parts(self) -> dict[str, Split]:
-        """The splits there are, by role: train, val and, where there is one, test."""
+        """The splits by role: train, val and, where there is one, test."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         return {role: split for role, split in splits.items() if split is not None}
 
@@ -205,7 +216,7 @@ class Splits:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """(C, H, W) of an image."""
         return self.train.input_shape
 
 
@@ -217,7 +228,7 @@ class Batch:
     split, so that a table of logits joins by indexing. views: the table of view names; which: int64 `[B]` into it.
     step: the step of the whole training, from 0. seed: the run's seed. total_rows: the rows N of the split.
     total_steps: the steps of the whole training, 0 outside a training. blend: with mixup, the labels of the blended-in
-    images, int64 `[B]`, and the share `[B]` of the image's own label. whole: with several processes, the samples of the
+    images, int64 `[B]`, and the share `[B]` of the image's label. whole: with several processes, the samples of the
     whole batch, of which these are the slice `share`; 0: the batch is whole.
     """
 
@@ -245,35 +256,71 @@ class Batch:
         return f"Batch({shape[0]} x {shape[1:]}, {len(self.views)} view(s), step {self.step})"
 
 
-def _check_labels(labels: Tensor, rows: int, classes: int, what: str) -> None:
-    if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise DataError(f"{what}: labels are {_describe(labels)}; expected int64 [N]")
-    if len(labels) != rows:
-        raise DataError(
-            f"{what}: {rows} rows but {len(labels)} labels; there must be one label per row, in the order of the index"
+def samples_of(split: Split, views: tuple[str, ...], every_view: bool) -> int:
+    """The number of samples in an epoch: each row once, or once per view."""
+    return len(split) * (len(views) if every_view else 1)
+
+
+def epoch_batches(
+    split: Split,
+    views: tuple[str, ...],
+    *,
+    seed: int,
+    epoch: int,
+    first: int,
+    batches: int,
+    batch_size: int,
+    every_view: bool,
+    total_steps: int,
+    device: torch.device,
+    augment: str = "none",
+    share: Callable[[int], slice] = lambda rows: slice(0, rows),
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Iterator[Batch]:
+    """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
+
+    Every row once under a random view, or, with `every_view`, once under each view; then augmented. `share`: which
+    rows of a batch of this many are this process's.
+    """
+    rows_total, samples = len(split), samples_of(split, views, every_view)
+    order = torch.randperm(samples, generator=generator(seed, "order", epoch))
+    rows_of, which_of = order % rows_total, order // rows_total
+    if not every_view:
+        which_of = torch.randint(len(views), (samples,), generator=generator(seed, "view", epoch))
+    labels_of = sent(split.labels_at(rows_of), device) if split.labels is not None else None
+    for number in range(first, batches):
+        part, step, blend = slice(number * batch_size, (number + 1) * batch_size), epoch * batches + number, None
+        rows, which, labels = rows_of[part], which_of[part], None if labels_of is None else labels_of[part]
+        size, local = len(rows), share(len(rows))
+        picked = local if augment == "none" else slice(None)  # mixup may blend in an image of another process
+        images = sent(split.images_at(rows[picked], views, which[picked]), device).to(memory_format=layout)
+        if augment != "none":
+            images, partners = augmented(images, augment, seed, step)
+            images = images[local]
+            if partners is not None and labels is not None:
+                blend = labels[partners[0]][local], partners[1][local]
+        labels = None if labels is None else labels[local]
+        yield Batch(
+            images, labels, rows[local], views, which[local], step, seed, rows_total, total_steps, blend, size, local
         )
+
+
+def class_numbers(labels: NDArray[Any], rows: int, title: str, classes: int = MAX_CLASSES) -> Tensor:
+    """Labels as int64 `[N]` from integers `[N]` or `[N, 1]`. Raises DataError that begins with the title."""
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{title} is {labels.dtype}; expected integers, the class numbers from 0")
+    if labels.shape not in ((rows,), (rows, 1)):
+        raise DataError(f"{title} has shape {list(labels.shape)}; there are {rows} images, expected [{rows}]")
+    numbers = torch.from_numpy(labels.reshape(-1).astype(np.int64))
+    _check_range(numbers, classes, title)
+    return numbers
+
+
+def _check_range(labels: Tensor, classes: int, title: str) -> None:
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{what}: label {int(labels[row])} of row {row} is out of range 0..{classes - 1} "
-            f"({classes} classes); {len(wrong)} label(s) are"
-        )
-
-
-def _check_disjoint(name: str, splits: list[Split]) -> None:
-    """Raise DataError where splits of the same tensor share an image: what is reported on the second is worthless."""
-    for first, second in combinations(splits, 2):
-        if first.images.data_ptr() == second.images.data_ptr():
-            in_first = torch.zeros(len(first.images), dtype=torch.bool)
-            in_first[first.index.cpu()] = True
-            shared = int(in_first[second.index.cpu()].sum())
-            if shared:
-                raise DataError(f"{name}: {first.role} and {second.role} share {shared} image(s); draw them apart")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        row, limit = int(wrong[0]), classes - 1
+        raise DataError(f"{title}: label {int(labels[row])} of row {row} is out of range 0..{limit} ({len(wrong)} are)")
 
 
 def data_summary(splits: Splits) -> dict[str, Any]:
@@ -296,24 +343,16 @@ def data_summary(splits: Splits) -> dict[str, Any]:
 
 
 def _split_summary(split: Split) -> dict[str, Any]:
-    channels, height, width = split.input_shape
-    total, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
+    total = squares = torch.zeros(split.input_shape[0], dtype=torch.int64)
     for rows in split.chunks():
         images = split.images_at(rows).cpu().long()
         # Whole numbers: no rounding before the last division, so equal images give equal digits.
-        total += images.sum(dim=(0, 2, 3))
-        squares += (images * images).sum(dim=(0, 2, 3))
-    pixels = len(split) * height * width
+        total, squares = total + images.sum(dim=(0, 2, 3)), squares + (images * images).sum(dim=(0, 2, 3))
+    pixels = len(split) * math.prod(split.input_shape[1:])
     mean = total.double() / pixels
-    variance = (squares.double() / pixels - mean * mean).clamp(min=0)
+    std = (squares.double() / pixels - mean * mean).clamp(min=0).sqrt()
     per_class = None
     if split.labels is not None:
-        counts = split.labels.bincount(minlength=split.classes).tolist()
-        per_class = dict(zip(split.class_names, counts, strict=True))
-    return {
-        "n": len(split),
-        "per_class": per_class,
-        "fingerprint": split.fingerprint,
-        "mean": (mean / 255).tolist(),
-        "std": (variance.sqrt() / 255).tolist(),
-    }
+        per_class = dict(zip(split.class_names, split.labels.bincount(minlength=split.classes).tolist(), strict=True))
+    statistics = {"mean": (mean / 255).tolist(), "std": (std / 255).tolist()}
+    return {"n": len(split), "per_class": per_class, "fingerprint": split.fingerprint, **statistics}

@@ -1,9 +1,8 @@
 """Views: named deterministic augmentations, finite in number, so that every view can have exact teacher logits.
 
 A view is `clean`, `mirror` (left and right exchanged), `crop-yA-xB` (four zero pixels added on every side, then a
-window of the image's own size cut A pixels from the top and B from the left, both in 0..8) or `mirror-crop-yA-xB` (the
-same crop of the mirrored image). The window in the middle changes nothing: `crop-y4-x4` is `clean`, and
-`mirror-crop-y4-x4` is `mirror`.
+window of the image's size cut A pixels from the top and B from the left, both in 0..8) or `mirror-crop-yA-xB` (the same
+crop of the mirrored image). The window in the middle changes nothing: `crop-y4-x4` is `clean`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from noisyteacher.text import unknown_name
 
 PAD = 4
 OFFSETS = 2 * PAD + 1
-FAMILIES: dict[str, int] = {"clean": 1, "mirror": 1, "crop": OFFSETS**2, "mirror*crop": OFFSETS**2}
 _PATTERN = re.compile(r"(mirror-)?crop-y([0-8])-x([0-8])")
-_SPECS = (*FAMILIES, "crop-yA-xB", "mirror-crop-yA-xB (A and B in 0..8)")
+_SPECS = ("clean", "mirror", "crop", "mirror*crop", "crop-yA-xB", "mirror-crop-yA-xB (A and B in 0..8)")
 
 
 def view_name(mirrored: bool, top: int, left: int) -> str:
@@ -48,46 +46,40 @@ def parse_view(name: str) -> tuple[bool, int, int]:
 def expand_views(spec: str | Sequence[str]) -> tuple[str, ...]:
     """The canonical view names of a spec, in order, each once.
 
-    A spec is a view, a family (`clean`, `mirror`, `crop` with 81 views, `mirror*crop` with the 81 crops of the mirrored
-    image), several of them separated by commas (`"clean,mirror"`), or a sequence of these. Crops come row by row.
-    Raises UnknownNameError with the nearest name, UsageError when nothing is left.
+    A spec is a view, a family (`crop` or `mirror*crop`: 81 views, row by row), several of them separated by commas, or
+    a sequence of these. Raises UnknownNameError with the nearest name, UsageError for an empty spec.
     """
-    parts = [spec] if isinstance(spec, str) else list(spec)
-    words = [word.strip() for part in parts for word in part.split(",") if word.strip()]
-    names: dict[str, None] = {}
-    for word in words:
+    words = ",".join([spec] if isinstance(spec, str) else spec).split(",")
+    names: list[str] = []
+    for word in filter(None, map(str.strip, words)):
         if word in ("crop", "mirror*crop"):
-            for top, left in product(range(OFFSETS), repeat=2):
-                names[view_name(word != "crop", top, left)] = None
+            names += [view_name(word != "crop", top, left) for top, left in product(range(OFFSETS), repeat=2)]
         else:
-            names[view_name(*parse_view(word))] = None
+            names.append(view_name(*parse_view(word)))
     if not names:
         raise UsageError(f"no view in {spec!r}: name at least one, such as 'clean'")
-    return tuple(names)
+    return tuple(dict.fromkeys(names))
 
 
 @lru_cache(maxsize=256)
 def _table(views: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Mirrored [V] bool, top [V] and left [V] int64 of the named views."""
-    parsed = [parse_view(name) for name in views]
-    mirrored, top, left = zip(*parsed, strict=True)
+    mirrored, top, left = zip(*map(parse_view, views), strict=True)
     return torch.tensor(mirrored), torch.tensor(top), torch.tensor(left)
 
 
 def apply_views(images: Tensor, views: Sequence[str], which: Tensor) -> Tensor:
-    """Each image under its own view: images `[B, C, H, W]`, `views` a table of names, `which` `[B]` int64 into it.
+    """Each image under its view: images `[B, C, H, W]`, `views` a table of names, `which` `[B]` int64 into it.
 
-    The result has the shape, dtype and device of the images. It takes one batched gather, whatever the number of views.
+    The result has the shape, dtype and device of the images; it takes one gather, whatever the number of views.
     Raises UnknownNameError for a name, MismatchError when `which` does not match the images or the table.
     """
     if images.ndim != 4 or which.shape != images.shape[:1]:
-        raise MismatchError(
-            f"images {list(images.shape)} and which {list(which.shape)} do not match: expected [B, C, H, W] and [B]"
-        )
+        raise MismatchError(f"images {list(images.shape)}, which {list(which.shape)}: expected [B, C, H, W] and [B]")
     if not views:
         raise MismatchError("no view to apply: give a table with at least one name, such as ('clean',)")
     if which.numel():
-        low, high = (int(bound) for bound in which.aminmax())
+        low, high = map(int, which.aminmax())
         if not 0 <= low <= high < len(views):
             raise MismatchError(f"which holds {low}..{high}, the table has {len(views)} views")
     if all(view == "clean" for view in views):

@@ -1,25 +1,16 @@
 """Models as files that run elsewhere: ONNX, torch.export, ExecuTorch, a folder for the Hugging Face hub.
 
-Every file is run by its own runtime on the validation split and compared with torch before it reaches the disk
+Every file is run by its own runtime on the validation split and compared with torch before it is written
 (docs/export.md, docs/formats.md).
 """
 
-from noisyteacher.export.exporting import export, export_all
-from noisyteacher.export.formats import FORMATS, Format, refuse_formats, refuse_names
-from noisyteacher.export.hub import from_pretrained
-from noisyteacher.export.outcome import Exported
-from noisyteacher.export.table import notes, table, verdict
-
-__all__ = [
-    "FORMATS",
-    "Exported",
-    "Format",
-    "export",
-    "export_all",
-    "from_pretrained",
-    "notes",
-    "refuse_formats",
-    "refuse_names",
-    "table",
-    "verdict",
-]
+from noisyteacher.export.exporting import FORMATS as FORMATS
+from noisyteacher.export.exporting import Exported as Exported
+from noisyteacher.export.exporting import check_format_names as check_format_names
+from noisyteacher.export.exporting import check_formats as check_formats
+from noisyteacher.export.exporting import export as export
+from noisyteacher.export.exporting import export_all as export_all
+from noisyteacher.export.exporting import notes as notes
+from noisyteacher.export.exporting import table as table
+from noisyteacher.export.exporting import verdict as verdict
+from noisyteacher.export.hub import from_pretrained as from_pretrained

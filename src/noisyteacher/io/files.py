@@ -1,63 +1,59 @@
-"""Durable writes, and checksums that detect a flipped bit. Every file this package writes is written here.
+"""Durable writes, checksums, and locks on folders. Every file this package writes is written here.
 
 A write goes to a temporary file in the same folder, is flushed to disk and renamed over the target; then the folder is
-flushed too. After a crash the old file is there or the new one, never a mixture.
-
-A *sealed* file contains its own CRC-32C: the eight hex digits after the first `crc32c=`, which count as zeros while the
-checksum is computed over the whole file. Sealed JSON and safetensors files stay readable by any JSON or safetensors
-reader (docs/formats.md).
+flushed too. A *sealed* file contains its CRC-32C: the eight hex digits after the first `crc32c=`, which count as zeros
+in the checksum (docs/formats.md). A lock is the folder's own (flock): it leaves no file and ends with its process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
-import math
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c
 
-from noisyteacher.errors import FileFormatError, WriteError
-from noisyteacher.io.locks import missing_folder
+from noisyteacher.errors import FileFormatError, UsageError, WriteError
 
-SEAL = b"crc32c="
-BLANK = b"00000000"
+Json = dict[str, Any]
+"""A JSON object whose keys belong to the caller: a record, a config, a result, the metrics of an epoch."""
+StrPath = str | os.PathLike[str]
+SEAL, BLANK = b"crc32c=", b"00000000"
 MAX_TEXT = 2**30
 """Bytes of a text file that are read at most."""
-_CHUNK = 2**20
+REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another output folder",
+    errno.EROFS: "the file system is read-only: choose another output folder",
+    errno.EEXIST: "a file of that name is in the way: choose another output folder",
+    errno.ENOTDIR: "a parent of it is a file: choose another output folder",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+extend_crc32c: Callable[[int, bytes], int] = google_crc32c.extend
+"""The CRC-32C of bytes whose checksum is the number (0: none) followed by these bytes."""
 
 
-def crc32c(*parts: bytes | memoryview) -> str:
+def crc32c(*parts: bytes) -> str:
     """The CRC-32C of the parts in order, as eight lower-case hex digits. `crc32c(b"123456789") == "e3069283"`."""
     value = 0
     for part in parts:
-        view = memoryview(part).cast("B")
-        for start in range(0, len(view), _CHUNK):  # google_crc32c takes bytes only: copy piece by piece
-            value = extend_crc32c(value, bytes(view[start : start + _CHUNK]))
+        value = extend_crc32c(value, part)
     return f"{value:08x}"
 
 
-def extend_crc32c(value: int, data: bytes) -> int:
-    """The CRC-32C of bytes whose checksum is `value` (0: none) followed by these."""
-    return int(google_crc32c.extend(value, data))
-
-
-def file_crc32c(path: str | os.PathLike[str]) -> str:
+def file_crc32c(path: StrPath) -> str:
     """The CRC-32C of a file's bytes, read piece by piece, as hex. Raises FileFormatError."""
     value = 0
-    try:
-        with open(path, "rb") as stream:
-            while data := stream.read(_CHUNK):
-                value = extend_crc32c(value, data)
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with _read_errors(path), open(path, "rb") as stream:
+        while data := stream.read(2**20):
+            value = extend_crc32c(value, data)
     return f"{value:08x}"
 
 
@@ -69,17 +65,30 @@ def sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def make_folder(folder: Path, within: Path | None = None) -> None:
-    """Create the folder and its parents. Raises WriteError with the reason when that fails.
-
-    `within` is a folder that must exist already; it is not created again when somebody has removed it.
-    """
-    if within is not None and not os.path.isdir(within):
-        raise missing_folder(within)
+@contextlib.contextmanager
+def write_errors(path: Path, action: str = "written") -> Iterator[None]:
+    """Raise an OSError of the block as WriteError that names the path and the reason."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise _write_error(folder, error) from error
+        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise WriteError(f"{path}: cannot be {action}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _read_errors(path: StrPath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path, within: Path | None = None) -> None:
+    """Create the folder and its parents, but not again `within`, when somebody has removed it. Raises WriteError."""
+    if within is not None and not os.path.isdir(within):
+        raise WriteError(f"{within}: the folder is gone, removed or moved while in use: start again")
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -96,19 +105,17 @@ def remove_new_folders_on_error(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replace_file(path: str | os.PathLike[str], within: Path | None = None) -> Iterator[BinaryIO]:
+def replace_file(path: StrPath, within: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a stream for the file's new content, which replaces the file, durably, when the block ends.
 
-    When the block fails the old file stays as it was. The parent folder is created if missing (`within`: see
-    `make_folder`). Raises WriteError.
+    When the block fails the old file stays. The folder is created if missing (`make_folder`). Raises WriteError.
     """
     target = Path(path)
     make_folder(target.parent, within)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with write_errors(target):
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            with open(temporary, "xb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -117,101 +124,87 @@ def replace_file(path: str | os.PathLike[str], within: Path | None = None) -> It
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        sync_folder(target.parent)
-    except OSError as error:
-        raise _write_error(target, error) from error
+    sync_folder(target.parent)
 
 
-def write_bytes(
-    path: str | os.PathLike[str], data: bytes | Sequence[bytes | memoryview], within: Path | None = None
-) -> None:
-    """Replace the file by these bytes, or by these parts in order, durably (`replace_file`). Raises WriteError."""
+def write_bytes(path: StrPath, data: bytes, within: Path | None = None) -> None:
+    """Replace the file by these bytes, durably (`replace_file`). Raises WriteError."""
     with replace_file(path, within) as stream:
-        for part in (data,) if isinstance(data, bytes) else data:
-            stream.write(part)
+        stream.write(data)
+
+
+def remove_files(folder: Path, files: Iterable[Path]) -> None:
+    """Remove these files of the folder as far as they exist, durably. Raises WriteError."""
+    for file in files:
+        with write_errors(file, "removed"):
+            file.unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it survives a power cut. Raises WriteError."""
-    try:
+    with write_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise _write_error(folder, error) from error
 
 
 def seal(data: bytes) -> bytes:
     """The bytes with the blank after the first `crc32c=` replaced by the checksum of all of them."""
-    return b"".join(sealed(data))
+    start = data.index(SEAL + BLANK) + len(SEAL)
+    return b"".join((data[:start], crc32c(data).encode(), memoryview(data)[start + len(BLANK) :]))
 
 
-def sealed(data: bytes) -> tuple[memoryview, bytes, memoryview]:
-    """What `seal` returns, in three parts of which the first and last are views, not copies."""
-    start = data.find(SEAL + BLANK)
-    if start < 0 or data.find(SEAL) != start:
-        raise ValueError("data to seal must contain 'crc32c=00000000' at its first mention of 'crc32c='")
-    start += len(SEAL)
-    view = memoryview(data)
-    return view[:start], crc32c(data).encode(), view[start + len(BLANK) :]
-
-
-def check_seal(data: bytes, path: str | os.PathLike[str]) -> None:
+def check_seal(data: bytes, path: StrPath) -> None:
     """Raise FileFormatError naming the file unless the bytes match the checksum they carry."""
     start = data.find(SEAL) + len(SEAL)
-    stated = data[start : start + len(BLANK)]
-    if start < len(SEAL) or len(stated) < len(BLANK):
-        raise FileFormatError(
-            f"{path}: no checksum in bytes 0 to {len(data) - 1}: truncated, or not written by noisyteacher"
-        )
-    view = memoryview(data)
-    computed = crc32c(view[:start], BLANK, view[start + len(BLANK) :]).encode()
-    if stated != computed:
-        raise FileFormatError(
-            f"{path}: checksum {computed.decode()}, expected {stated.decode(errors='replace')}: bytes 0 to "
-            f"{len(data) - 1} are truncated or damaged; restore the file from a copy or create it again"
-        )
+    end = start + len(BLANK)
+    span = f"bytes 0 to {len(data)}"
+    if start < len(SEAL) or end > len(data):
+        raise FileFormatError(f"{path}: no checksum in {span}: truncated, or not a file of noisyteacher")
+    if data[start:end] != crc32c(data[:start], BLANK, data[end:]).encode():
+        raise FileFormatError(f"{path}: {span} do not match their checksum: truncated or damaged; restore a copy")
 
 
-def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """The file's bytes. Raises FileFormatError naming it when it is missing, unreadable, no regular file, or larger
-    than `most`.
-    """
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FileFormatError(f"{path}: cannot be read: a folder, pipe or device, not a file")
-            if most is not None and status.st_size > most:
-                raise FileFormatError(f"{path}: has {status.st_size} bytes; at most {most} are read of such a file")
-            return stream.read()
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+def read_bytes(path: StrPath, most: int | None = None) -> bytes:
+    """The file's bytes. Raises FileFormatError when it cannot be read, is no regular file, or is over `most` bytes."""
+    # O_NONBLOCK: opening a pipe must not wait for a writer.
+    nonblocking = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)  # noqa: E731
+    with _read_errors(path), open(path, "rb", opener=nonblocking) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FileFormatError(f"{path}: cannot be read: a folder, pipe or device, not a file")
+        if most is not None and status.st_size > most:
+            raise FileFormatError(f"{path}: has {status.st_size} bytes; at most {most} are read of such a file")
+        return stream.read()
 
 
 def parse_json(text: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, including NaN and numbers that overflow."""
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    return value
 
 
-def write_json(
-    path: str | os.PathLike[str], kind: str, schema: int, content: dict[str, Any], within: Path | None = None
-) -> None:
+def header(kind: str, schema: int) -> Json:
+    """The three fields that begin every sealed record."""
+    return {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema}
+
+
+def write_json(path: StrPath, kind: str, schema: int, content: Json, within: Path | None = None) -> None:
     """Write a sealed JSON file of one kind and schema number: `{"checksum", "kind", "schema", **content}`."""
-    record = {"checksum": (SEAL + BLANK).decode(), "kind": kind, "schema": schema, **content}
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**header(kind, schema), **content}, indent=1, ensure_ascii=False, allow_nan=False)
     # A path may hold bytes that are not UTF-8; Python keeps them as lone surrogates, which JSON can escape.
     write_bytes(path, seal(text.encode(errors="backslashreplace") + b"\n"), within)
 
 
-def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
-    """The content of a sealed JSON file, without its checksum, kind and schema.
+def read_json(path: StrPath, kind: str, schema: int) -> Json:
+    """The content of a sealed JSON file, without its `header`.
 
     Raises FileFormatError naming the file when it is missing, damaged, or of another kind or schema.
     """
@@ -224,35 +217,42 @@ def read_json(path: str | os.PathLike[str], kind: str, schema: int) -> dict[str,
     return unwrap(record, path, kind, schema)
 
 
-def unwrap(record: Any, path: str | os.PathLike[str], kind: str, schema: int) -> dict[str, Any]:
-    """The record without its three leading fields. Raises FileFormatError unless kind and schema are the expected."""
-    if not isinstance(record, dict):
-        raise FileFormatError(f"{path}: holds a {type(record).__name__}, expected a {kind!r}")
-    if record.get("kind") != kind:
-        raise FileFormatError(f"{path}: holds a {record.get('kind')!r}, expected a {kind!r}")
-    if record.get("schema") != schema:
+def unwrap(record: object, path: StrPath, kind: str, schema: int) -> Json:
+    """The record without its `header`. Raises FileFormatError unless kind and schema are the expected."""
+    fields = record if isinstance(record, dict) else {"kind": type(record).__name__}
+    if fields.get("kind") != kind:
+        raise FileFormatError(f"{path}: holds a {fields.get('kind')!r}, expected a {kind!r}")
+    if fields.get("schema") != schema:
         raise FileFormatError(
-            f"{path}: {kind} schema {record.get('schema')}, this version of noisyteacher reads {schema}"
+            f"{path}: {kind} schema {fields.get('schema')}, this version of noisyteacher reads {schema}"
         )
-    return {key: value for key, value in record.items() if key not in ("checksum", "kind", "schema")}
+    return {key: value for key, value in fields.items() if key not in header(kind, schema)}
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text:.40} is no finite number")
-    return number
+@contextlib.contextmanager
+def exclusive_lock(folder: Path, wait: bool = True, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on the folder, which no other process then has; any number may have a `shared` one.
+
+    Waits for processes that hold one, or, with `wait=False`, raises UsageError. Raises WriteError for a missing folder.
+    """
+    with write_errors(folder, "opened"):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise UsageError(f"{folder}: a process is working on it: stop that process, or wait for it") from error
+        make_folder(folder, within=folder)  # it may have been removed meanwhile
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError) -> WriteError:
-    advice = {
-        errno.ENOSPC: "the disk is full: free some space or choose another output folder",
-        errno.EDQUOT: "the disk quota is used up: free some space or choose another output folder",
-        errno.EROFS: "the file system is read-only: choose another output folder",
-        errno.EACCES: "permission denied: choose an output folder you may write to",
-        errno.EPERM: "permission denied: choose an output folder you may write to",
-        errno.ENOTDIR: "a parent of it is a file: choose another output folder",
-        errno.EEXIST: "a file of that name is in the way: choose another output folder",
-        errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return WriteError(f"{path}: cannot be written: {advice}")
+@contextlib.contextmanager
+def shared_lock(*folders: Path) -> Iterator[None]:
+    """Hold shared locks on the folders: `exclusive_lock` waits for all of them."""
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(exclusive_lock(folder, shared=True))
+        yield

@@ -1,92 +1,51 @@
 """Networks with their preprocessing in front: built by name, wrapped, saved and fingerprinted."""
 
-from noisyteacher.models.build import MODELS, OWN, PREFIX, ZOO, build_model, training_images
-from noisyteacher.models.checkpoints import ENDINGS, begins_as_torch_file, load_foreign
-from noisyteacher.models.classifier import Classifier, Reordered, as_classifier, logits_of, reordered
-from noisyteacher.models.compact import COMPACT, compact_network, without_width
-from noisyteacher.models.external import WHOLE, nearest_networks, unknown_network
-from noisyteacher.models.huggingface import class_names_of
-from noisyteacher.models.narrow import SHRINK, narrowed, origin_of, ratio_of
-from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork, is_onnx_file, load_onnx
-from noisyteacher.models.paper import PAPER, paper_network, paper_options
-from noisyteacher.models.preprocess import (
-    PREPROCESS,
-    LocalContrast,
-    PixelMean,
-    Resized,
-    Scale,
-    Standardize,
-    Untouched,
-    blank_preprocess,
-    build_preprocess,
-    is_preprocess,
-)
-from noisyteacher.models.weights import (
-    HUB_WEIGHTS,
-    code_fingerprint,
-    load_model,
-    load_weights,
-    model_record,
-    preprocess_fingerprint,
-    pretrained,
-    save_model,
-    saved_bytes,
-    weights_file,
-    weights_fingerprint,
-)
-
-__all__ = [
-    "COMPACT",
-    "ENDINGS",
-    "HUB_WEIGHTS",
-    "MODELS",
-    "ONNX",
-    "OWN",
-    "PAPER",
-    "PREFIX",
-    "PREPROCESS",
-    "SHRINK",
-    "WHOLE",
-    "ZOO",
-    "Classifier",
-    "LocalContrast",
-    "OnnxNetwork",
-    "PixelMean",
-    "Reordered",
-    "Resized",
-    "Scale",
-    "Standardize",
-    "Untouched",
-    "as_classifier",
-    "begins_as_torch_file",
-    "blank_preprocess",
-    "build_model",
-    "build_preprocess",
-    "class_names_of",
-    "code_fingerprint",
-    "compact_network",
-    "is_onnx_file",
-    "is_preprocess",
-    "load_foreign",
-    "load_model",
-    "load_onnx",
-    "load_weights",
-    "logits_of",
-    "model_record",
-    "narrowed",
-    "nearest_networks",
-    "origin_of",
-    "paper_network",
-    "paper_options",
-    "preprocess_fingerprint",
-    "pretrained",
-    "ratio_of",
-    "reordered",
-    "save_model",
-    "saved_bytes",
-    "training_images",
-    "unknown_network",
-    "weights_file",
-    "weights_fingerprint",
-    "without_width",
-]
+from noisyteacher.models.build import MODELS as MODELS
+from noisyteacher.models.build import OWN as OWN
+from noisyteacher.models.build import PREFIX as PREFIX
+from noisyteacher.models.build import build_model as build_model
+from noisyteacher.models.build import training_images as training_images
+from noisyteacher.models.classifier import Architecture as Architecture
+from noisyteacher.models.classifier import Classifier as Classifier
+from noisyteacher.models.classifier import Reordered as Reordered
+from noisyteacher.models.classifier import as_classifier as as_classifier
+from noisyteacher.models.classifier import logits_of as logits_of
+from noisyteacher.models.classifier import reordered as reordered
+from noisyteacher.models.external import WHOLE as WHOLE
+from noisyteacher.models.external import ZOO as ZOO
+from noisyteacher.models.external import class_names_of as class_names_of
+from noisyteacher.models.external import nearest_networks as nearest_networks
+from noisyteacher.models.external import unknown_network as unknown_network
+from noisyteacher.models.narrow import SHRINK as SHRINK
+from noisyteacher.models.narrow import origin_of as origin_of
+from noisyteacher.models.narrow import ratio_of as ratio_of
+from noisyteacher.models.networks import COMPACT as COMPACT
+from noisyteacher.models.networks import PAPER as PAPER
+from noisyteacher.models.networks import without_width as without_width
+from noisyteacher.models.onnx_teacher import ONNX as ONNX
+from noisyteacher.models.onnx_teacher import OnnxNetwork as OnnxNetwork
+from noisyteacher.models.onnx_teacher import is_onnx_file as is_onnx_file
+from noisyteacher.models.onnx_teacher import load_onnx as load_onnx
+from noisyteacher.models.preprocess import PREPROCESS as PREPROCESS
+from noisyteacher.models.preprocess import LocalContrast as LocalContrast
+from noisyteacher.models.preprocess import PixelMean as PixelMean
+from noisyteacher.models.preprocess import Resized as Resized
+from noisyteacher.models.preprocess import Scale as Scale
+from noisyteacher.models.preprocess import Standardize as Standardize
+from noisyteacher.models.preprocess import blank_preprocess as blank_preprocess
+from noisyteacher.models.preprocess import build_preprocess as build_preprocess
+from noisyteacher.models.preprocess import is_preprocess as is_preprocess
+from noisyteacher.models.weights import ENDINGS as ENDINGS
+from noisyteacher.models.weights import HUB_WEIGHTS as HUB_WEIGHTS
+from noisyteacher.models.weights import begins_as_torch_file as begins_as_torch_file
+from noisyteacher.models.weights import code_fingerprint as code_fingerprint
+from noisyteacher.models.weights import load_foreign as load_foreign
+from noisyteacher.models.weights import load_model as load_model
+from noisyteacher.models.weights import load_weights as load_weights
+from noisyteacher.models.weights import model_record as model_record
+from noisyteacher.models.weights import preprocess_fingerprint as preprocess_fingerprint
+from noisyteacher.models.weights import pretrained as pretrained
+from noisyteacher.models.weights import save_model as save_model
+from noisyteacher.models.weights import saved_bytes as saved_bytes
+from noisyteacher.models.weights import weights_file as weights_file
+from noisyteacher.models.weights import weights_fingerprint as weights_fingerprint

@@ -3,54 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.device import full_precision, in_autocast
+from noisyteacher.device import full_precision, in_autocast, inference
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.inference import inference
-from noisyteacher.models.preprocess import Scale, preprocess_name
+from noisyteacher.models.preprocess import Scale, Shape, preprocess_name
 from noisyteacher.rng import kept_draws
+
+Options = dict[str, Any]
+"""Keyword arguments of a network's builder; JSON-able where they are recorded."""
+
+
+class Architecture(TypedDict):
+    """What a model is built from, as it stands in every file of weights."""
+
+    name: str
+    """The name that `build_model` takes, or `module:pkg.Class` for a user's module."""
+    classes: int | None
+    input_shape: list[int] | None
+    """[C, H, W]; it and the classes are None only for a user's module that was wrapped without stating them."""
+    options: Options
+    preprocess: str
 
 
 def logits_of(output: Any) -> Tensor:
     """The logits `[B, K]` in a network's output: a tensor, its `.logits`, its "logits", or the first item of a tuple.
 
-    Raises MismatchError when there are none, or when they are not a floating-point tensor of two dimensions.
+    Raises MismatchError when there is no such floating-point tensor.
     """
     logits = output
-    if not isinstance(output, Tensor):
-        if isinstance(getattr(output, "logits", None), Tensor):
-            logits = output.logits
-        elif isinstance(output, Mapping):
-            logits = output.get("logits")
-        elif isinstance(output, (tuple, list)) and output:
-            logits = output[0]
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        logits = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        logits = output[0]
     if not isinstance(logits, Tensor):
         keys = f" with keys {sorted(map(str, output))}" if isinstance(output, Mapping) else ""
-        raise MismatchError(
-            f"the network returned a {type(output).__name__}{keys}: expected logits [B, K] as a tensor, as a tuple's "
-            "first item, as .logits or as ['logits']; wrap it in a module that returns them"
-        )
+        raise MismatchError(f"the network returned a {type(output).__name__}{keys}: expected logits [B, K]")
     if logits.dim() != 2 or not logits.is_floating_point():
-        raise MismatchError(
-            f"the network returned {logits.dtype} of shape {tuple(logits.shape)}: expected floating-point logits "
-            "[B, K], one row per image and one column per class"
-        )
+        returned = f"{logits.dtype} {tuple(logits.shape)}"
+        raise MismatchError(f"the network returned {returned}: expected floating-point logits [B, K]")
     return logits
 
 
 class Classifier(nn.Module):
-    """Preprocessing, a network, and the record that describes them; uint8 `[B, C, H, W]` in, logits `[B, K]` out.
+    """Preprocessing and a network, with the architecture that describes both: uint8 images in, logits `[B, K]` out."""
 
-    `architecture` is JSON-able: name, classes, input_shape, options, preprocess. Classes and input_shape are None only
-    for a user's module that was wrapped without stating them.
-    """
-
-    def __init__(self, preprocess: nn.Module, network: nn.Module, architecture: dict[str, Any]) -> None:
-        """`build_model` and `as_classifier` write the `architecture`."""
+    def __init__(self, preprocess: nn.Module, network: nn.Module, architecture: Architecture) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.network = network
@@ -59,49 +62,50 @@ class Classifier(nn.Module):
     @property
     def classes(self) -> int | None:
         """K, the number of classes."""
-        classes: int | None = self.architecture["classes"]
-        return classes
+        return self.architecture["classes"]
 
     @property
     def name(self) -> str:
         """The name it was built by, or `module:pkg.Class`."""
-        return str(self.architecture["name"])
+        return self.architecture["name"]
 
     @property
-    def input_shape(self) -> tuple[int, int, int] | None:
+    def input_shape(self) -> Shape | None:
         """(C, H, W) of the images."""
         shape = self.architecture["input_shape"]
         return None if shape is None else (shape[0], shape[1], shape[2])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[B, K]` of uint8 images `[B, C, H, W]`. Raises MismatchError for another shape."""
-        expected = self.input_shape
-        if expected is not None and tuple(images.shape[1:]) != expected:
-            raise MismatchError(
-                f"images of shape {tuple(images.shape)} were given to {self.name!r}, which takes [B, "
-                f"{', '.join(map(str, expected))}]: resize them, or build the model for their shape"
-            )
+        """The logits `[B, K]` of images `[B, C, H, W]`.
+
+        Raises MismatchError for images of another shape, and when the network returns other logits.
+        """
+        if self.input_shape is not None and tuple(images.shape[1:]) != self.input_shape:
+            expected = f"[B, {', '.join(map(str, self.input_shape))}]"
+            raise MismatchError(f"images of shape {tuple(images.shape)}: {self.name!r} takes {expected}")
         with full_precision(images.device):  # the same normalisation in training as wherever the model is used
             ready = self.preprocess(images)
         logits = logits_of(self.network(ready))
-        if logits.shape[0] != images.shape[0] or self.classes not in (None, logits.shape[1]):
-            raise MismatchError(
-                f"{self.name!r} returned logits {tuple(logits.shape)} for {images.shape[0]} images and {self.classes} "
-                "classes: expected one row per image and one column per class, since a single column would broadcast "
-                "against all classes"
-            )
+        self.check_logits(logits, images.shape[0])
         return logits
+
+    def check_logits(self, logits: Tensor, images: int) -> None:
+        """Raises MismatchError unless they are `[images, classes]`: a single column would broadcast against classes."""
+        if logits.shape[0] != images or self.classes not in (None, logits.shape[1]):
+            expected = (images, self.classes or "classes")
+            raise MismatchError(
+                f"{self.name!r} returned logits {tuple(logits.shape)} for {images} images, expected {expected}: one "
+                "for each class"
+            )
 
 
 class Head(nn.Linear):
     """A linear layer that computes in fp32 where autocast runs the rest in bf16, `[B, in]` to `[B, out]`.
 
-    Logits rounded to eight bits teach a student worse (docs/performance.md), and this layer is small. It prints as the
-    linear layer that it is.
+    Logits rounded to eight bits teach a student worse (docs/performance.md). It prints as the linear layer that it is.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as torch names it
-        """The logits, fp32 inside autocast."""
         device = self.weight.device
         if not in_autocast(device):
             return super().forward(input)
@@ -123,7 +127,6 @@ class Reordered(nn.Module):
         self.register_buffer("class_order", torch.as_tensor(order, dtype=torch.int64).clone())
 
     def forward(self, ready: Tensor) -> Tensor:
-        """Logits `[B, K]`."""
         return logits_of(self.network(ready)).index_select(1, self.class_order)
 
 
@@ -140,7 +143,7 @@ def reordered(model: Classifier, order: Sequence[int]) -> Classifier:
     if isinstance(network, Reordered):
         first_order = network.class_order.tolist()
         network, total_order = network.network, [first_order[output] for output in order]
-    classifier = Classifier(model.preprocess, Reordered(network, total_order), dict(model.architecture))
+    classifier = Classifier(model.preprocess, Reordered(network, total_order), model.architecture.copy())
     return classifier.train(model.training)
 
 
@@ -151,69 +154,56 @@ def as_classifier(
     input_shape: Sequence[int] | None = None,
     preprocess: nn.Module | None = None,
     name: str | None = None,
+    options: Options | None = None,
+    probe: bool = True,
 ) -> Classifier:
     """The module as a Classifier: itself if it is one, else wrapped behind `preprocess` (default: `Scale`, x / 255).
 
-    The module is shared, not copied. With an `input_shape` (C, H, W) it runs once, in eval mode, on two blank images,
-    so that its number of classes is known before the first batch. Raises MismatchError when that is not `classes`, and
-    UsageError for something that is not a module.
+    The module is shared, not copied. With an `input_shape` (C, H, W) and `probe`, it runs once, in eval mode, on two
+    blank images, so that its number of classes is known before the first batch. Raises MismatchError when that is not
+    `classes`, and UsageError for something that is not a module.
     """
     if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"a {type(module).__name__} is not a model: pass an nn.Module that returns logits, or a model's name"
-        )
+        raise UsageError(f"a {type(module).__name__} is not a model: expected an nn.Module that returns logits")
     shape = None if input_shape is None else [int(size) for size in input_shape]
     if isinstance(module, Classifier):
         if preprocess is not None:
             raise UsageError("this model already has its preprocessing: leave preprocess= out")
-        model_shape = None if module.input_shape is None else list(module.input_shape)
-        for field, expected, actual in (("classes", classes, module.classes), ("input_shape", shape, model_shape)):
-            if expected is not None and actual is not None and expected != actual:
+        stated = module.architecture
+        for field, expected, actual in (
+            ("classes", classes, module.classes),
+            ("input_shape", shape, stated["input_shape"]),
+        ):
+            if None not in (expected, actual) and expected != actual:
                 raise MismatchError(f"the model has {field} {actual}, and {expected} was expected: build one that fits")
-        if (shape is None or model_shape is not None) and (classes is None or module.classes is not None):
+        classes, shape = stated["classes"] or classes, stated["input_shape"] or shape
+        if (classes, shape) == (stated["classes"], stated["input_shape"]):
             return module
-        return as_classifier(
-            module.network,
-            classes=module.classes or classes,
-            input_shape=model_shape or shape,
-            preprocess=module.preprocess,
-            name=module.name,
-        )
+        preprocess, name, options, module = module.preprocess, module.name, stated["options"], module.network
     preprocess = Scale() if preprocess is None else preprocess
-    architecture: dict[str, Any] = {
-        "name": name or f"module:{type(module).__module__}.{type(module).__qualname__}",
-        "classes": classes,
-        "input_shape": shape,
-        "options": {},
-        "preprocess": preprocess_name(preprocess),
-    }
+    if (parameter := next(module.parameters(), None)) is not None:
+        preprocess.to(parameter.device)
+    name = name or f"module:{type(module).__module__}.{type(module).__qualname__}"
+    architecture = Architecture(
+        name=name, classes=classes, input_shape=shape, options=options or {}, preprocess=preprocess_name(preprocess)
+    )
     model = Classifier(preprocess, module, architecture)
-    device = next((parameter.device for parameter in module.parameters()), None)
-    if device is not None:
-        preprocess.to(device)
-    if shape is not None:
-        architecture["classes"] = _count_classes(model, classes)
+    if shape is not None and probe:
+        architecture["classes"] = _count_classes(model, shape)
     return model
 
 
-def _count_classes(model: Classifier, expected: int | None) -> int:
-    """The number of logits for two blank images; the model's mode and the random state are restored afterwards."""
-    shape = model.input_shape
-    assert shape is not None
+def _count_classes(model: Classifier, shape: Sequence[int]) -> int:
+    """The number of logits for two blank images, without a trace in the model's mode or the random state."""
     try:
         with inference(model) as device, kept_draws(device):
             blank = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
             logits = logits_of(model.network(model.preprocess(blank)))
+    except MismatchError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, MismatchError):
-            raise
         raise MismatchError(
-            f"{model.name!r} failed on images of shape {shape}: {error}; check input_shape, and whether it takes "
-            "float32 in [0, 1] (give preprocess= otherwise)"
+            f"{model.name!r} failed on images of shape {tuple(shape)}: {error}; check input_shape and preprocess="
         ) from error
-    if logits.shape[0] != 2 or expected not in (None, logits.shape[1]):
-        raise MismatchError(
-            f"{model.name!r} returned logits {tuple(logits.shape)} for 2 images, expected (2, {expected or 'classes'}):"
-            " one row per image and one column per class"
-        )
+    model.check_logits(logits, 2)
     return int(logits.shape[1])

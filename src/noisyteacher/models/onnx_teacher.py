@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from math import prod
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.errors import FileFormatError, MismatchError, UsageError
+from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import read_bytes
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
 from noisyteacher.models.preprocess import Resized, Scale, Shape, Untouched
@@ -19,11 +20,11 @@ from noisyteacher.models.preprocess import Resized, Scale, Shape, Untouched
 ONNX = "onnx"
 """Ending of such a file, and prefix of the network's name in an architecture."""
 INPUT_TYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(double)": torch.float64,
-    "tensor(uint8)": torch.uint8,
-}
+    "tensor(float)": torch.float32, "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64, "tensor(uint8)": torch.uint8,
+}  # fmt: skip
+FLOATS_AND_BYTES = (1, 2, 3, 10, 11, 16)
+"""TensorProto's numbers of the types that weights have."""
 WEIGHT_INPUT = {
     "Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3,
     "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
@@ -48,24 +49,29 @@ def load_onnx(
     """The Classifier around a `.onnx` file; it has no parameters to train.
 
     A network that takes uint8 has its preprocessing inside; one that takes floats gets `preprocess`, by default
-    x / 255, and images of another size than it takes are scaled. `input_shape` (C, H, W) may be left out where the
-    network states it. Raises UsageError without the extra `export`, FileFormatError naming the file when it is damaged
-    or refers to files outside its folder, MismatchError when it does not take such images or has other classes.
+    x / 255, and images of another size than it takes are scaled. `input_shape` (C, H, W) may be omitted where the
+    network states it. Raises UsageError, FileFormatError when the file is damaged or refers to files outside its
+    folder, MismatchError when it does not take such images or has other classes.
     """
     data = read_bytes(path)
     try:
-        data = _with_tensors_beside(data, os.path.dirname(os.path.abspath(path)))
+        model = _parse(data)
+        from onnx import external_data_helper
+
+        with _errors(FileFormatError, "its tensors cannot be read"):  # onnx refuses files outside the folder
+            external_data_helper.load_external_data_for_model(model, os.path.dirname(os.path.abspath(path)))
+            data = model.SerializeToString(deterministic=True)
         network = OnnxNetwork(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from error
     stated = network.image_shape
     shape = input_shape or tuple(size for size in stated if size is not None)
     if len(shape) != 3:
-        raise UsageError(f"{path}: takes images of any size: give the data, or input_shape=(C, H, W)")
+        raise UsageError(f"{path}: takes images of any size: pass the data, or input_shape=(C, H, W)")
     front: nn.Module = Scale() if preprocess is None else preprocess
     if network.dtype == torch.uint8:
         if preprocess is not None:
-            raise UsageError(f"{path}: takes uint8 images, so its preprocessing is inside: leave preprocess out")
+            raise UsageError(f"{path}: takes uint8 images, its preprocessing is inside: leave preprocess out")
         front = Untouched()
     elif stated[1] and stated[2] and stated[1:] != shape[1:] and not isinstance(front, Resized):
         front = Resized(front, (stated[1], stated[2]), "bilinear")
@@ -74,10 +80,7 @@ def load_onnx(
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX model whose whole state is the bytes of its file, in the buffer `file` (uint8).
-
-    So it is saved and fingerprinted like any other network.
-    """
+    """An ONNX model whose whole state is the bytes of its file (buffer `file`), saved like that of any network."""
 
     file: Tensor
 
@@ -85,21 +88,20 @@ class OnnxNetwork(nn.Module):
         """Raises UsageError without onnxruntime, FileFormatError for a model that it cannot run."""
         super().__init__()
         self.register_buffer("file", file.detach().to("cpu", torch.uint8).reshape(-1).clone())
-        _check_self_contained(_parse(self._bytes()))
+        for message in _messages(_parse(self._bytes())):
+            if message.DESCRIPTOR.name == "TensorProto" and message.data_location == 1:
+                raise FileFormatError("the ONNX model refers to other files, which are not read here")
         self._sessions: dict[int, Any] = {}
-        session = self._session()
-        inputs = session.get_inputs()
+        inputs, outputs = self._session().get_inputs(), self._session().get_outputs()
         if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) != 4:
             signature = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
-            raise FileFormatError(
-                f"the ONNX model has the inputs {signature}: expected images alone, float or uint8 of rank 4"
-            )
+            raise FileFormatError(f"ONNX inputs {signature}: expected images alone, float or uint8 of rank 4")
         self.dtype = INPUT_TYPES[inputs[0].type]
         self.sizes = tuple(size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape)
         """As the network states them, [B, C, H, W] or [B, H, W, C]; None where it takes any."""
         self.channels_last = self.sizes[3] in (1, 3, 4) and self.sizes[1] not in (1, 3, 4)
-        names = [entry.name for entry in session.get_outputs()]
-        matrices = [entry.name for entry in session.get_outputs() if len(entry.shape) == 2 and "float" in entry.type]
+        names = [entry.name for entry in outputs]
+        matrices = [entry.name for entry in outputs if len(entry.shape) == 2 and "float" in entry.type]
         self.output = "logits" if "logits" in names else (matrices or names)[0]
 
     @property
@@ -112,12 +114,13 @@ class OnnxNetwork(nn.Module):
         """Float32 logits `[B, K]` of images `[B, C, H, W]`, in batches of the size that the network takes."""
         x = images.detach().cpu().to(self.dtype)
         x = (x.permute(0, 2, 3, 1) if self.channels_last else x).contiguous()
-        batch = self.sizes[0] or max(len(x), 1)
-        logits = []
-        for part in torch.split(x, batch):
+        session, logits = self._session(), []
+        for part in torch.split(x, self.sizes[0] or max(len(x), 1)):
             missing = (self.sizes[0] or len(part)) - len(part)
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            logits.append(self._run(padded)[: len(part)])
+            with _errors(MismatchError, f"the ONNX model failed on images {list(padded.shape)}"):
+                (output,) = session.run([self.output], {session.get_inputs()[0].name: padded.numpy()})
+            logits.append(logits_of(torch.from_numpy(output))[: len(part)])
         return torch.cat(logits).float().to(images.device)
 
     def costs(self, shape: Shape) -> tuple[int, int, tuple[str, ...]]:
@@ -125,8 +128,7 @@ class OnnxNetwork(nn.Module):
         from onnx import inliner, shape_inference
 
         model = _parse(self._bytes())
-        floats_and_bytes = (1, 2, 3, 10, 11, 16)
-        weights = sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats_and_bytes)
+        weights = sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS_AND_BYTES)
         dims = model.graph.input[0].type.tensor_type.shape.dim
         batch = dims[0].dim_value or 1
         sizes = (shape[1], shape[2], shape[0]) if self.channels_last else shape
@@ -141,34 +143,25 @@ class OnnxNetwork(nn.Module):
             shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         macs, unsupported = 0, dict[str, None]()
         for node in model.graph.node:
-            if node.op_type not in WEIGHT_INPUT:
-                if node.op_type in NO_FORMULA or node.domain == "com.microsoft":
-                    unsupported[node.op_type] = None
+            kind = node.op_type
+            if kind not in WEIGHT_INPUT:
+                if kind in NO_FORMULA or node.domain == "com.microsoft":
+                    unsupported[kind] = None
                 continue
-            factors = (node.input[0], node.input[WEIGHT_INPUT[node.op_type]], node.output[0])
-            left, right, out = (shapes.get(name, ()) for name in factors)
-            if not (left and right and out) or 0 in (*left, *right, *out):
-                unsupported[node.op_type] = None
-            elif "Conv" in node.op_type:
-                macs += prod(left if node.op_type == "ConvTranspose" else out) * prod(right[1:])
+            names = (node.input[0], node.input[WEIGHT_INPUT[kind]], node.output[0])
+            first, second, out = (shapes.get(name, ()) for name in names)
+            if not (first and second and out) or 0 in (*first, *second, *out):
+                unsupported[kind] = None
+            elif "Conv" in kind:
+                macs += prod(first if kind == "ConvTranspose" else out) * prod(second[1:])
             else:
-                transposed = node.op_type == "Gemm" and any(
-                    entry.name == "transA" and entry.i for entry in node.attribute
-                )
-                macs += prod(out) * (left[0] if transposed else left[-1])
+                transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
+                macs += prod(out) * (first[0] if transposed else first[-1])
         return weights, macs // batch, tuple(unsupported)
 
     def __reduce__(self) -> tuple[type[OnnxNetwork], tuple[Tensor]]:
         """A copy opens a session of its own."""
         return type(self), (self.file,)
-
-    def _run(self, images: Tensor) -> Tensor:
-        session = self._session()
-        try:
-            (output,) = session.run([self.output], {session.get_inputs()[0].name: images.numpy()})
-        except Exception as error:  # onnxruntime's own classes have no common base
-            raise MismatchError(f"the ONNX model failed on images {list(images.shape)}: {_one_line(error)}") from error
-        return logits_of(torch.from_numpy(output))
 
     def _bytes(self) -> bytes:
         return bytes(self.file.cpu().numpy().tobytes())
@@ -177,51 +170,24 @@ class OnnxNetwork(nn.Module):
         """The session for as many threads as torch uses now."""
         threads = torch.get_num_threads()
         if threads not in self._sessions:
-            try:
+            with _errors(FileFormatError, "onnxruntime cannot run this ONNX model"):
                 import onnxruntime
-            except ImportError as error:
-                raise UsageError("onnxruntime is not installed: pip install 'noisyteacher[export]'") from error
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-            try:
+
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
                 session = onnxruntime.InferenceSession(self._bytes(), options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime's own classes have no common base
-                raise FileFormatError(f"onnxruntime cannot run this ONNX model: {_one_line(error)}") from error
             self._sessions = {threads: session}
         return self._sessions[threads]
 
 
-def _with_tensors_beside(data: bytes, folder: str) -> bytes:
-    """The model as one block of bytes, with tensors from files in its folder; onnx refuses files outside it."""
-    model = _parse(data)
-    from onnx import external_data_helper
-
-    try:
-        external_data_helper.load_external_data_for_model(model, folder)
-        return bytes(model.SerializeToString(deterministic=True))
-    except Exception as error:  # onnx's own classes, OSError, ValueError
-        raise FileFormatError(f"its tensors cannot be read: {_one_line(error)}") from error
-
-
 def _parse(data: bytes) -> Any:
-    try:
+    with _errors(FileFormatError, "not an ONNX model"):
         import onnx
-    except ImportError as error:
-        raise UsageError("onnx is not installed: pip install 'noisyteacher[export]'") from error
-    try:
+
         model = onnx.ModelProto.FromString(data)
-    except Exception as error:  # protobuf's DecodeError, which its implementations keep in different modules
-        raise FileFormatError(f"not an ONNX model: {error}") from error
     if not model.graph.node:
         raise FileFormatError("not an ONNX model: it contains no operation")
     return model
-
-
-def _check_self_contained(model: Any) -> None:
-    """Raises FileFormatError for tensors that are in other files, which onnxruntime would look for."""
-    for message in _messages(model):
-        if message.DESCRIPTOR.name == "TensorProto" and message.data_location == 1:
-            raise FileFormatError("the ONNX model refers to other files, which are not read here")
 
 
 def _messages(message: Any) -> Iterator[Any]:
@@ -233,5 +199,12 @@ def _messages(message: Any) -> Iterator[Any]:
                 yield from _messages(inner)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextlib.contextmanager
+def _errors(kind: type[NoisyTeacherError], problem: str) -> Iterator[None]:
+    """Raise `kind` for any error inside (onnx, onnxruntime and protobuf share no base class) but a missing package."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'noisyteacher[export]'") from error
+    except Exception as error:
+        raise kind(f"{problem}: {' '.join(str(error).split())[:300]}") from error

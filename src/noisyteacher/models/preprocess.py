@@ -1,8 +1,7 @@
-"""Preprocessing as modules in front of the network: images enter as uint8, statistics travel as buffers.
+"""Preprocessing as modules in front of the network: uint8 `[B, C, H, W]` in, float32 `[B, C, H, W]` out.
 
-Each module takes uint8 `[B, C, H, W]`, else it raises MismatchError, and returns float32 of that shape. It is saved,
-fingerprinted and exported with the network behind it, so a model cannot be deployed with another normalisation than it
-was trained with.
+It is saved, fingerprinted and exported with the network, so a model is deployed with the normalisation it was trained
+with. Everything but uint8 images raises MismatchError: a float image may be in any range.
 """
 
 from __future__ import annotations
@@ -12,33 +11,43 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from noisyteacher.errors import DataError, MismatchError, UsageError
 from noisyteacher.text import unknown_name
 
 Shape = tuple[int, int, int]
+Images = Tensor | Iterable[Tensor]
+"""uint8 images `[N, C, H, W]`, in one tensor or in chunks."""
 CHUNK = 4096
+"""Images whose float64 copy is in memory at a time while statistics are computed."""
+MODES = ("nearest", "bilinear", "bicubic")
+"""Interpolation modes of `Resized`."""
 
 
 def unit_range(images: Tensor) -> Tensor:
-    """The images as float32 in [0, 1], same shape `[B, C, H, W]`: x / 255.
-
-    Raises MismatchError unless they are uint8: a float image may be in any range, and guessing it wrong would go
-    unnoticed.
-    """
+    """Float32 in [0, 1] from uint8 images `[B, C, H, W]`: x / 255."""
     if images.dtype != torch.uint8 or images.dim() != 4:
         raise MismatchError(
-            f"images of dtype {images.dtype} and shape {tuple(images.shape)}: expected uint8 [B, C, H, W]; pass the "
-            "raw 0..255 pixels, preprocessing is part of the model"
+            f"images of {images.dtype} {tuple(images.shape)}: expected raw pixels, uint8 [B, C, H, W]; preprocessing "
+            "is part of the model"
         )
     return images.to(torch.float32) / 255.0
+
+
+class Untouched(nn.Module):
+    """uint8 images as they are, for a network that does its own preprocessing."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            unit_range(images)
+        return images
 
 
 class Scale(nn.Module):
     """x / 255: the MNIST networks of the paper see their pixels like this ("no preprocessing")."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]` in [0, 1] from uint8 `[B, C, H, W]`."""
         return unit_range(images)
 
 
@@ -53,22 +62,15 @@ class Standardize(nn.Module):
         super().__init__()
         mean, std = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(std, dtype=torch.float32)
         if mean.dim() != 1 or mean.shape != std.shape:
-            raise UsageError(
-                f"mean of shape {tuple(mean.shape)} and std of shape {tuple(std.shape)}: expected [C] for both, one "
-                "value per channel"
-            )
+            raise UsageError(f"mean of shape {tuple(mean.shape)}, std of {tuple(std.shape)}: expected [C] for both")
         if not std.is_meta and not bool((std > 0).all()):
             raise UsageError(f"std {std.tolist()}: expected standard deviations above 0")
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def fit(self, images: Tensor | Iterable[Tensor]) -> None:
-        """Set mean and std from uint8 images `[N, C, H, W]`, summed in float64.
-
-        A channel that never varies gets std 1, so that it becomes 0 rather than infinite.
-        """
-        pixels = 0
-        total, squares = torch.zeros((2, len(self.mean)), dtype=torch.float64)
+    def fit(self, images: Images) -> None:
+        """Set mean and std from training images; a channel that never varies gets std 1."""
+        pixels, (total, squares) = 0, torch.zeros((2, len(self.mean)), dtype=torch.float64)
         for chunk in _chunks(images, len(self.mean)):
             values = chunk.to("cpu", torch.float64) / 255.0
             pixels += values[:, 0].numel()
@@ -80,11 +82,9 @@ class Standardize(nn.Module):
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]`, about 0 mean and 1 deviation per channel."""
         return (unit_range(images) - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
-        """The number of channels; the values are weights, not code."""
         return f"channels={len(self.mean)}"
 
 
@@ -100,8 +100,8 @@ class PixelMean(nn.Module):
             raise UsageError(f"a mean image of shape {tuple(mean.shape)}: expected [C, H, W]")
         self.register_buffer("mean", mean.to(torch.float32))
 
-    def fit(self, images: Tensor | Iterable[Tensor]) -> None:
-        """Set the mean image from uint8 images `[N, C, H, W]`, summed in float64."""
+    def fit(self, images: Images) -> None:
+        """Set the mean image from training images, summed in float64."""
         count, total = 0, torch.zeros(self.mean.shape, dtype=torch.float64)
         for chunk in _chunks(images, self.mean.shape[0]):
             count += len(chunk)
@@ -109,11 +109,9 @@ class PixelMean(nn.Module):
         self.mean.copy_(total / count)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]` with zero mean per pixel."""
         return unit_range(images) - self.mean / 255.0
 
     def extra_repr(self) -> str:
-        """The shape of the mean image, for the printed model."""
         return f"shape={tuple(self.mean.shape)}"
 
 
@@ -121,9 +119,8 @@ class LocalContrast(nn.Module):
     """Local contrast normalisation of Jarrett et al. 2009 (section 3.1): subtractive, then divisive.
 
     v = x - sum_ipq w_pq x_i,j+p,k+q; y = v / max(sigma, mean(sigma)), sigma^2 = sum_ipq w_pq v^2_i,j+p,k+q. The
-    Gaussian window w sums to 1 over its pixels and all channels i together, as in that paper. The paper does not state
-    two details: here the Gaussian's deviation is window / 4, and at the border w is rescaled to its part inside the
-    image.
+    Gaussian window w sums to 1 over its pixels and all channels i together. That paper does not state two details:
+    here the Gaussian's deviation is window / 4, and at the border w is rescaled to its part inside the image.
     """
 
     kernel: Tensor
@@ -136,73 +133,43 @@ class LocalContrast(nn.Module):
         self.window, self.deviation, self.eps = window, window / 4 if deviation is None else deviation, eps
         offsets = torch.arange(window, dtype=torch.float64) - window // 2
         gaussian = torch.exp(-0.5 * (offsets / self.deviation).square())
-        # A Gaussian is separable: two passes of 9 instead of a window of 81.
         self.register_buffer("kernel", (gaussian / gaussian.sum()).to(torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, H, W]`: each pixel relative to its surroundings."""
         x = unit_range(images)
         inside = self._blur(torch.ones_like(x[:1, :1]))
         v = x - self._blur(x.mean(1, keepdim=True)) / inside
         sigma = torch.sqrt(self._blur(v.square().mean(1, keepdim=True)) / inside)
-        divisor = torch.maximum(sigma, sigma.mean((2, 3), keepdim=True)).clamp(min=self.eps)
-        return v / divisor
+        return v / torch.maximum(sigma, sigma.mean((2, 3), keepdim=True)).clamp(min=self.eps)
 
     def _blur(self, plane: Tensor) -> Tensor:
-        half = self.window // 2
-        rows = nn.functional.conv2d(plane, self.kernel.view(1, 1, -1, 1), padding=(half, 0))
-        return nn.functional.conv2d(rows, self.kernel.view(1, 1, 1, -1), padding=(0, half))
+        rows = F.conv2d(plane, self.kernel.view(1, 1, -1, 1), padding=(self.window // 2, 0))
+        return F.conv2d(rows, self.kernel.view(1, 1, 1, -1), padding=(0, self.window // 2))
 
     def extra_repr(self) -> str:
-        """Window, deviation and floor, for the printed model and the code fingerprint."""
         return f"window={self.window}, deviation={self.deviation}, eps={self.eps}"
 
 
 class Resized(nn.Module):
-    """Another preprocessing, followed by scaling to the size (H, W) that a network takes.
-
-    The whole image is scaled, not cropped, without keeping its proportions; antialiased where it shrinks. Where the
-    other preprocessing is an affine map of each pixel's value, scaling before or behind it is the same.
-    """
+    """Another preprocessing, followed by scaling the whole image to the size (H, W): float32 `[B, C, *size]`."""
 
     def __init__(self, inner: nn.Module, size: Sequence[int], mode: str = "bicubic") -> None:
         """`mode` is one of MODES. Raises UsageError for another, and for sides outside 1..4096 pixels."""
         super().__init__()
         if mode not in MODES or len(size) != 2 or not all(1 <= side <= 4096 for side in size):
-            raise UsageError(
-                f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1 to 4096 pixels and a mode of "
-                f"{', '.join(MODES)}"
-            )
+            raise UsageError(f"resizing to {tuple(size)} by {mode!r}: expected two sides of 1..4096 and one of {MODES}")
         self.inner, self.size, self.mode = inner, (int(size[0]), int(size[1])), mode
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float32 `[B, C, *size]` from uint8 `[B, C, H, W]`."""
         x: Tensor = self.inner(images)
         if self.mode == "nearest":
-            return nn.functional.interpolate(x, self.size, mode=self.mode)
+            return F.interpolate(x, self.size, mode=self.mode)
         shrinks = x.shape[2] > self.size[0] or x.shape[3] > self.size[1]
-        return nn.functional.interpolate(x, self.size, mode=self.mode, align_corners=False, antialias=shrinks)
+        return F.interpolate(x, self.size, mode=self.mode, align_corners=False, antialias=shrinks)
 
     def extra_repr(self) -> str:
-        """Size and mode, for the printed model and the code fingerprint."""
         return f"size={self.size}, mode={self.mode}"
 
-
-class Untouched(nn.Module):
-    """uint8 images as they are, for a network that does its own preprocessing."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The images themselves, uint8 `[B, C, H, W]`."""
-        if images.dtype != torch.uint8:
-            unit_range(images)
-        return images
-
-
-MODES = ("nearest", "bilinear", "bicubic")
-"""Interpolation modes of `Resized`."""
-_RESIZED = re.compile(
-    rf"(?P<inner>[a-z-]+)@(?P<height>[0-9]{{1,4}})x(?P<width>[0-9]{{1,4}})-(?P<mode>{'|'.join(MODES)})"
-)
 
 PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
     "scale": lambda shape: Scale(),
@@ -211,12 +178,8 @@ PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
     "local-contrast": lambda shape: LocalContrast(),
 }
 """Name -> builder of a module for images of a shape; statistics start with mean 0 and deviation 1."""
-
-
-_NAMES: dict[type[nn.Module], str] = {
-    Untouched: "none",
-    **{type(build((1, 1, 1))): name for name, build in PREPROCESS.items()},
-}
+_NAMES = {Untouched: "none", Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean"}
+_RESIZED = re.compile(rf"({'|'.join(PREPROCESS)})@([0-9]{{1,4}})x([0-9]{{1,4}})-({'|'.join(MODES)})")
 
 
 def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
@@ -226,29 +189,23 @@ def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
     """
     if name == "none":
         return Untouched()
-    resized = _RESIZED.fullmatch(name)
-    if resized is not None and resized["inner"] in PREPROCESS:
-        inner = blank_preprocess(resized["inner"], input_shape)
-        return Resized(inner, (int(resized["height"]), int(resized["width"])), resized["mode"])
+    if resized := _RESIZED.fullmatch(name):
+        return Resized(PREPROCESS[resized[1]](input_shape), (int(resized[2]), int(resized[3])), resized[4])
     if name not in PREPROCESS:
         raise unknown_name("preprocessing", name, PREPROCESS)
     return PREPROCESS[name](input_shape)
 
 
-def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_shape: Shape) -> nn.Module:
-    """The named module with the statistics of the training images (uint8 `[N, C, H, W]`, or an iterable of such).
+def build_preprocess(name: str, images: Images | None, input_shape: Shape) -> nn.Module:
+    """The named module with the statistics of the training images; None for modules without statistics.
 
-    `images` may be None for modules without statistics. Raises UnknownNameError; UsageError when statistics are
-    needed and `images` is None; DataError when there are no images or they have another shape.
+    Raises UnknownNameError; UsageError when images are missing; DataError when there are none or of another shape.
     """
     module = blank_preprocess(name, input_shape)
     statistics = module.inner if isinstance(module, Resized) else module
     if isinstance(statistics, (Standardize, PixelMean)):
         if images is None:
-            raise UsageError(
-                f"preprocessing {name!r} needs training images for its statistics: pass data=, or choose 'scale' or "
-                "'local-contrast'"
-            )
+            raise UsageError(f"preprocessing {name!r} needs training images: pass data=, or 'scale', 'local-contrast'")
         statistics.fit(images)
     return module
 
@@ -256,33 +213,28 @@ def build_preprocess(name: str, images: Tensor | Iterable[Tensor] | None, input_
 def is_preprocess(name: str) -> bool:
     """Whether `blank_preprocess` can build it. `is_preprocess("standardize@64x64-bilinear")` is True."""
     try:
-        blank_preprocess(name, (1, 1, 1))
+        return blank_preprocess(name, (1, 1, 1)) is not None
     except UsageError:
         return False
-    return True
 
 
 def preprocess_name(module: nn.Module) -> str:
     """The name that rebuilds this module, or `module:pkg.Class` for one that only its user can build again."""
     kind = type(module)
-    if isinstance(module, Resized) and kind is Resized:
+    if isinstance(module, Resized):
         name = f"{preprocess_name(module.inner)}@{module.size[0]}x{module.size[1]}-{module.mode}"
         if _RESIZED.fullmatch(name):
             return name
-    elif kind in _NAMES and (kind is not LocalContrast or module.extra_repr() == LocalContrast().extra_repr()):
-        return _NAMES[kind]
-    return f"module:{kind.__module__}.{kind.__qualname__}"
+    if kind is LocalContrast and module.extra_repr() == LocalContrast().extra_repr():
+        return "local-contrast"
+    return _NAMES.get(kind, f"module:{kind.__module__}.{kind.__qualname__}")
 
 
-def _chunks(images: Tensor | Iterable[Tensor], channels: int) -> Iterator[Tensor]:
-    """The images in chunks of a few thousand, since float64 copies of a whole data set would not fit into memory."""
+def _chunks(images: Images, channels: int) -> Iterator[Tensor]:
     count = 0
     for part in [images] if isinstance(images, Tensor) else images:
         if part.dtype != torch.uint8 or part.dim() != 4 or part.shape[1] != channels:
-            raise DataError(
-                f"training images of dtype {part.dtype} and shape {tuple(part.shape)}: expected uint8 [N, {channels}, "
-                "H, W]"
-            )
+            raise DataError(f"images of {part.dtype} {tuple(part.shape)}: expected uint8 [N, {channels}, H, W]")
         count += len(part)
         yield from part.split(CHUNK)
     if not count:

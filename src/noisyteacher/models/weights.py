@@ -1,309 +1,381 @@
-"""Weights on disk in one sealed file with the architecture beside them, the package's trained models, and fingerprints.
+"""Weights on disk: sealed files with their architecture, checkpoints of other training programs, and fingerprints.
 
-A flipped bit and a missing or additional tensor are noticed; nothing is unpickled; a file that names a factory cannot
-make `load_model` import it unless the caller allows it.
+A flipped bit and a missing or additional tensor are noticed. No code in a file is run, and a file that names a factory
+cannot make `load_model` import it unless the caller allows it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import pathlib
 import re
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.io.files import BLANK, SEAL, sha256
+from noisyteacher.io.files import BLANK, SEAL, read_bytes, sha256
 from noisyteacher.io.tensors import KEY, read_tensors, tensor_bytes, write_tensors
-from noisyteacher.models.build import MODELS, PREFIX, ZOO, build_model
-from noisyteacher.models.classifier import Classifier, as_classifier, reordered
-from noisyteacher.models.narrow import SHRINK, original_architecture
+from noisyteacher.models.build import MODELS, PREFIX, build_model
+from noisyteacher.models.classifier import Classifier, Options, as_classifier, reordered
+from noisyteacher.models.external import ZOO
+from noisyteacher.models.narrow import SHRINK, first_origin
 from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.rng import seeded
-from noisyteacher.text import unknown_name
+from noisyteacher.text import few, unknown_name
 
 KIND = "model"
 SCHEMA = 1
 SHIPPED = Path(__file__).with_name("shipped")
 HUB_WEIGHTS = "model.safetensors"
-"""The weights in a folder that was made for the Hugging Face hub."""
+"""The weights in a folder that was written for the Hugging Face hub."""
+FIELDS: dict[str, Any] = {
+    "name": str, "classes": int | None, "input_shape": list | None, "options": dict, "preprocess": str,
+}  # fmt: skip
+"""The types in an Architecture."""
 AnyPath = str | os.PathLike[str]
+Record = dict[str, Any]
+"""JSON-able content of a file beside its tensors: epochs, scores, data."""
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
+    "state_dict_ema", "ema_state_dict", "model_ema", "ema",
+)  # fmt: skip
+"""Keys under which training programs keep a model's state dict, in the order in which they are tried."""
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".pickle")
+"""Usual endings of torch.save's files, in any case; the first bytes decide whether a file is one."""
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((getattr(pathlib, name), f"{module}.{name}")
+      for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")),
+    *((getattr(multiarray, name), f"{module}.{name}")
+      for module in ("numpy._core.multiarray", "numpy.core.multiarray") for name in ("scalar", "_reconstruct")),
+    np.dtype, np.ndarray, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgSU"),
+]  # fmt: skip
+"""Classes that training programs save beside the weights (settings, paths, numpy scalars) and that run no code."""
 
 
-def save_model(
-    model: nn.Module, path: AnyPath, record: dict[str, Any] | None = None, *, within: Path | None = None
-) -> None:
+def save_model(model: nn.Module, path: AnyPath, record: Record | None = None, *, within: Path | None = None) -> None:
     """Write the model's tensors, its architecture and a JSON-able `record` (epochs, scores, ...) as one sealed file.
 
-    Parameters and buffers, those of the preprocessing included. Missing folders are created, but not `within`, which
-    must exist. Raises WriteError when the disk refuses, and UsageError when the record uses the name "architecture" or
-    the model has state that is not a tensor.
+    Missing folders are created, but not `within`, which must exist. Raises WriteError when the disk refuses, and
+    UsageError when the record uses the name "architecture" or the model has state that is not a tensor.
     """
-    classifier = as_classifier(model)
-    write_tensors(path, KIND, SCHEMA, _state(classifier), _content(classifier, record), within)
+    state, content = _state_and_content(model, record)
+    write_tensors(path, KIND, SCHEMA, state, content, within)
 
 
-def saved_bytes(model: nn.Module, record: dict[str, Any] | None = None) -> int:
+def saved_bytes(model: nn.Module, record: Record | None = None) -> int:
     """The length in bytes of the file that `save_model(model, path, record)` writes."""
+    state, content = _state_and_content(model, record)
+    header = {"checksum": (SEAL + BLANK).decode(), "kind": KIND, "schema": SCHEMA, **content}
+    copies = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(state.items())}
+    return len(safetensors.torch.save(copies, {KEY: json.dumps(header, allow_nan=False)}))
+
+
+def _state_and_content(model: nn.Module, record: Record | None) -> tuple[dict[str, Tensor], Record]:
     classifier = as_classifier(model)
-    header = {"checksum": (SEAL + BLANK).decode(), "kind": KIND, "schema": SCHEMA, **_content(classifier, record)}
-    # The header depends on names, dtypes and shapes only; the data is the sum of the tensors.
-    state = {
-        name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(_state(classifier).items())
-    }
-    return len(safetensors.torch.save(state, {KEY: json.dumps(header, allow_nan=False)}))
+    state = dict(classifier.state_dict())
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
+    if reserved := sorted({"architecture", "checksum", "kind", "schema"} & (record or {}).keys()):
+        raise UsageError(f"the record may not use the names {reserved}: the file needs them itself")
+    return state, {"architecture": classifier.architecture, **(record or {})}
 
 
 def load_model(path: AnyPath, *, allow_import: bool = False) -> Classifier:
     """The Classifier in a file, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
     `path` is a weights file, or `pretrained:NAME` for a model that comes with the package (`pretrained()` lists them).
-    A model from `"pkg.module:factory"` is rebuilt by importing and calling that, only with `allow_import=True`.
-    Networks of timm, torchvision and transformers are rebuilt by those libraries without downloads. Raises
-    FileFormatError naming the file when it is damaged or does not fit its architecture, and UsageError when the model
-    cannot be rebuilt from a name; then build it and call `load_weights`.
+    A model from `"pkg.module:factory"` is rebuilt by importing and calling that, only with `allow_import=True`. Nothing
+    is downloaded. Raises FileFormatError naming the file when it is damaged or does not fit its architecture, and
+    UsageError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
     order = tensors.pop("network.class_order", None)
     if order is not None:  # of a Reordered network: the network in it is rebuilt, then reordered
-        tensors = {
-            f"network.{name.removeprefix('network.network.')}" if name.startswith("network.network.") else name: tensor
-            for name, tensor in tensors.items()
-        }
-    model = _rebuild(path, tensors, record, allow_import).eval()
-    if order is None:
-        return model
+        tensors = {re.sub(r"^network\.network\.", "network.", name): tensor for name, tensor in tensors.items()}
+    model = _rebuild(path, tensors, record.get("architecture"), allow_import).eval()
     try:
-        return reordered(model, order.tolist())
+        return model if order is None else reordered(model, order.tolist())
     except (MismatchError, TypeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: AnyPath) -> None:
-    """Replace the model's tensors by those of the file, all or none.
-
-    Raises FileFormatError with the missing, the unexpected and the misshapen tensors.
-    """
+    """Replace the model's tensors by those of the file, all or none. Raises FileFormatError with what does not fit."""
     tensors, _ = read_tensors(path, KIND, SCHEMA)
     _fill(as_classifier(model), tensors, path)
 
 
-def model_record(path: AnyPath) -> dict[str, Any]:
-    """The record beside the weights: "architecture" and what `save_model` was given. Raises FileFormatError."""
+def model_record(path: AnyPath) -> Record:
+    """The record beside the weights: "architecture" and what `save_model` was passed. Raises FileFormatError."""
     _, record = read_tensors(path, KIND, SCHEMA)
     return record
 
 
-def pretrained() -> dict[str, dict[str, Any]]:
-    """The cards of the package's trained models: model, data, recipe, seed, scores with n, versions, SHA-256, licence.
-
-    `pretrained()["lenet-mnist"]["scores"]["test"]["error"]`.
-    """
+def pretrained() -> dict[str, Record]:
+    """The cards of the package's trained models: `pretrained()["lenet-mnist"]["scores"]["test"]["error"]`."""
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(SHIPPED.glob("*.json"))}
 
 
 def weights_file(path: AnyPath) -> Path:
-    """The file of `pretrained:NAME`, the weights in a folder that was made for the hub, or the path itself.
-
-    Raises UnknownNameError for a name that the package does not have.
-    """
+    """The file of `pretrained:NAME` (or UnknownNameError), the weights in a folder for the hub, or the path itself."""
     text = os.fspath(path)
     if not text.startswith(PREFIX):
         inside = os.path.join(text, HUB_WEIGHTS)
         return Path(inside if os.path.isfile(inside) else text)
-    name = text.removeprefix(PREFIX)
-    names = [file.stem for file in SHIPPED.glob("*.json")]
+    name, names = text.removeprefix(PREFIX), [file.stem for file in SHIPPED.glob("*.json")]
     if name not in names:
         raise unknown_name("pretrained model", name, names)
     return SHIPPED / f"{name}.safetensors"
 
 
-# -------------------------------------------------------------------------------------------------- rebuilding
-
-
-def _rebuild(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], allow_import: bool) -> Classifier:
+def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_import: bool) -> Classifier:
     """The Classifier that a file's architecture describes, filled with its tensors."""
-    architecture = _check_architecture(record.get("architecture"), path)
-    name, preprocess, options = architecture["name"], architecture["preprocess"], architecture["options"]
+    for key, kind in FIELDS.items():
+        if not isinstance(architecture, dict) or key not in architecture or not isinstance(architecture[key], kind):
+            raise FileFormatError(
+                f"{path}: the record's architecture lacks a valid {key!r}: not a model of noisyteacher"
+            )
+    name, options = architecture["name"], architecture["options"]
     classes, shape = architecture["classes"], tuple(architecture["input_shape"] or ())
     try:
-        origin = original_architecture(architecture)
+        origin = first_origin(architecture)
     except UsageError as error:
         raise FileFormatError(f"{path}: {error}") from error
-    if origin["name"].startswith("module:") or not is_preprocess(preprocess) or len(shape) != 3:
-        narrowed = "" if origin is architecture else f" of {origin['name']!r}"
-        raise UsageError(
-            f"{path}: the model {name!r}{narrowed} with preprocessing {preprocess!r} cannot be rebuilt from its name: "
-            "build the module yourself and call load_weights(model, path)"
-        )
-    kind, _, rest = name.partition(":")
-    arguments = {"teacher": options["of"]} if name.startswith(SHRINK) else options
-    if _is_imported(path, origin, origin is not architecture, allow_import):
-        front = blank_preprocess(preprocess, shape)
-        model = build_model(name, classes=classes, input_shape=shape, preprocess=front, **arguments)
-        return _fill(model, tensors, path)
+    if origin["name"].startswith("module:") or not is_preprocess(architecture["preprocess"]) or len(shape) != 3:
+        described = f"{name!r} of {origin['name']!r} with preprocessing {architecture['preprocess']!r}"
+        raise UsageError(f"{path}: {described} cannot be rebuilt from its name: use load_weights(model, path)")
+    library, _, rest = name.partition(":")
+    imports = _check_origin(path, origin["name"], origin["options"], name.startswith(SHRINK), allow_import)
 
     def build() -> Classifier:
-        front = blank_preprocess(preprocess, shape)
-        if kind == ONNX:
-            file = tensors.get("network.file")
-            if file is None or file.dtype != torch.uint8:
+        front = blank_preprocess(architecture["preprocess"], shape)
+        if library == ONNX:
+            file = tensors.get("network.file", torch.empty(0))
+            if file.dtype != torch.uint8:
                 raise FileFormatError(f"the file of the network {name!r} is missing")
             return Classifier(front, OnnxNetwork(file), architecture)
-        if kind in ZOO:
+        if library in ZOO:
             with seeded(0, "init", rest):
-                return Classifier(front, ZOO[kind](rest, classes, shape, options).network, architecture)
+                return Classifier(front, ZOO[library](rest, classes, shape, options).network, architecture)
+        arguments = {"teacher": options["of"]} if name.startswith(SHRINK) else options
         return build_model(name, classes=classes, input_shape=shape, preprocess=front, **arguments)
 
+    if imports:
+        return _fill(build(), tensors, path)
     try:
         # On the meta device nothing is allocated before names and shapes are known to fit the file.
-        with torch.device("cpu" if kind == ONNX else "meta"):
+        with torch.device("cpu" if library == ONNX else "meta"):
             model = build()
-        if kind in ZOO:  # has tensors that are not in its state dict, so it is built again on the CPU
-            _check_fit(model, tensors, path)
+        differences = _differences(model.state_dict(), tensors)
+        if library in ZOO and not differences:  # has tensors that are not in its state dict: build it on the CPU
             model = build()
     except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}".replace(f"{path}: {path}", str(path))) from error
+        raise FileFormatError(f"{path}: {error}") from error
     except (NoisyTeacherError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
-    return _fill(model, tensors, path, assign=kind not in (*ZOO, ONNX))
+    return _fill(model, tensors, path, assign=library not in (*ZOO, ONNX))
 
 
-def _is_imported(path: Path, origin: Mapping[str, Any], narrowed: bool, allow_import: bool) -> bool:
-    """Whether the architecture is that of a factory, which may be imported; checks that any other is known."""
-    name, library = origin["name"], origin["name"].partition(":")[0]
+def _check_origin(path: Path, name: str, options: Options, narrowed: bool, allow_import: bool) -> bool:
+    """Whether the network is a factory's, which may be imported. Raises for what is unknown or might be downloaded."""
+    library = name.partition(":")[0]
     if library in ZOO:
-        if "pretrained" in origin["options"] or (library == "hf" and set(origin["options"]) != {"config"}):
-            raise FileFormatError(
-                f"{path}: the options {sorted(origin['options'])} do not describe a network of {library} alone"
-            )
+        if "pretrained" in options or (library == "hf" and set(options) != {"config"}):
+            raise FileFormatError(f"{path}: the options {sorted(options)} do not describe a network of {library} alone")
     elif library == "pt2":
         raise UsageError(f"{path}: holds a torch.export program, which cannot be loaded: export the model to ONNX")
     elif library == ONNX:
-        if narrowed:  # never written, and by its name onnx would be imported as if it were a user's module
+        if narrowed:  # by its name onnx would be imported as if it were a user's module
             raise FileFormatError(f"{path}: an ONNX model cannot be narrowed")
     elif ":" in name:
         if not allow_import:
-            raise UsageError(
-                f"{path}: rebuilding this model means importing and calling {name!r}: if you trust the file, pass "
-                "--allow-import (in Python allow_import=True)"
-            )
+            advice = "if you trust the file, pass --allow-import (in Python allow_import=True)"
+            raise UsageError(f"{path}: rebuilding this model means importing and calling {name!r}: {advice}")
         return True
     elif name not in MODELS:
         raise FileFormatError(f"{path}: this version does not know the model {name!r}")
     return False
 
 
-def _check_architecture(architecture: Any, path: Path) -> dict[str, Any]:
-    """The architecture, once its five fields are there and of the right types."""
-    types = {
-        "name": str,
-        "classes": (int, type(None)),
-        "input_shape": (list, type(None)),
-        "options": dict,
-        "preprocess": str,
-    }
-    for key, expected in types.items():
-        present = isinstance(architecture, dict) and key in architecture
-        if not present or not isinstance(architecture[key], expected):  # type: ignore[arg-type]
-            raise FileFormatError(
-                f"{path}: the record's architecture lacks a valid {key!r}: not a model of noisyteacher"
-            )
-    checked: dict[str, Any] = architecture
-    return checked
-
-
 def _fill(model: Classifier, tensors: dict[str, Tensor], path: AnyPath, assign: bool = False) -> Classifier:
-    _check_fit(model, tensors, path)
+    if differences := _differences(model.state_dict(), tensors):
+        raise FileFormatError(f"{path}: its tensors do not fit the model {model.name!r} ({differences})")
     # Clones: tensors of a file share one buffer that must not be written through.
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=assign)
     return model
 
 
-def _check_fit(model: Classifier, tensors: dict[str, Tensor], path: AnyPath) -> None:
+def _differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """The names that are missing, unexpected, and of another shape or dtype, in words; empty when all fit."""
+
     def describe(tensor: Tensor) -> str:
         return f"{tensor.dtype} {tuple(tensor.shape)}"
 
-    expected = model.state_dict()
-    shared = expected.keys() & tensors.keys()
     problems = {
-        "missing": sorted(expected.keys() - shared),
-        "unexpected": sorted(tensors.keys() - shared),
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
         "of another shape or dtype": [
             f"{name} {describe(tensors[name])} instead of {describe(expected[name])}"
-            for name in sorted(shared)
+            for name in sorted(expected.keys() & tensors.keys())
             if describe(tensors[name]) != describe(expected[name])
         ],
     }
-    if any(problems.values()):
-        differences = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
+    return "; ".join(f"{problem}: {few(names, 4)}" for problem, names in problems.items() if names)
+
+
+def load_foreign(model: Classifier, path: AnyPath, *, new_head: bool = False) -> int | None:
+    """Replace the network's tensors by those of a checkpoint, all or none; returns the file's classes if they differ.
+
+    With `new_head`, a file for other classes gives all tensors but the head, which stays as built. The state dict may
+    be under one of WRAPPERS, and its names may have one prefix (`module.`, `model.`); entries with another prefix, an
+    optimizer's state for instance, are ignored. Floating-point tensors are converted to the network's dtype. Raises
+    FileFormatError when the file is damaged, would run code or has values that are not finite; MismatchError with the
+    tensors that do not fit.
+    """
+    expected = model.network.state_dict()
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+    state = counters | _strip_prefix(read_state_dict(path), expected, path)  # older files have no counters
+    head = _classes_of_other_head(expected, state, model.classes) if state.keys() == expected.keys() else None
+    if head is not None and not new_head:
+        classes = f"its head has {head} classes, {model.name!r} here {model.classes}"
+        raise MismatchError(f"{path}: {classes}: train it with a new head, as train and compress do")
+    for name in state.keys() & expected.keys():
+        ours, theirs = expected[name], state[name]
+        if theirs.shape == ours.shape and theirs.is_floating_point() == ours.is_floating_point():
+            state[name] = theirs.to(ours.dtype)
+        elif head is not None:
+            state[name] = ours
+    if differences := _differences(expected, state):
+        network = f"{model.name!r} with {model.classes} classes"
+        raise MismatchError(f"{path}: its tensors are not those of {network} ({differences}): name their network")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise FileFormatError(f"{path}: its tensor {name} has values that are not finite")
+    model.network.load_state_dict(state)
+    return head
+
+
+def begins_as_torch_file(path: AnyPath) -> bool:
+    """Whether it is a file of torch.save, an archive, whatever its name is."""
+    return os.path.isfile(path) and zipfile.is_zipfile(path)
+
+
+def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
+    """The tensors by name in a file of torch.save or safetensors. Raises FileFormatError naming the file."""
+    if begins_as_torch_file(path):
+        return _unwrap(_read_torch_file(path), path)
+    try:
+        return dict(safetensors.torch.load(read_bytes(path)))
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise FileFormatError(
-            f"{path}: its tensors do not fit the model {model.name!r} ({differences}): load it into the model it was "
-            "saved from"
-        )
+            f"{path}: neither an archive of torch.save nor a file of safetensors ({error})"
+        ) from error
 
 
-def _state(model: Classifier) -> dict[str, Tensor]:
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UsageError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
-    return dict(state)
+def _read_torch_file(path: AnyPath) -> Any:
+    """What torch.save wrote, its tensors mapped from the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise zipfile.BadZipFile("compressed, which torch.save never does")  # mapped, it would be misread
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged archive or pickle raises whatever it meets
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        whole = ", a whole module instead of its state dict" if refused and refused[1].startswith("torch.nn") else ""
+        reason = f"it needs {refused[1]:.80}{whole}" if refused else f"{type(error).__name__}: {error}".split("\n")[0]
+        problem = f"{path}: not a file of tensors that torch reads without running code ({reason:.200})"
+        raise FileFormatError(
+            f"{problem}; if you trust it, save its tensors by torch.save(model.state_dict())"
+        ) from error
 
 
-def _content(model: Classifier, record: dict[str, Any] | None) -> dict[str, Any]:
-    extra = dict(record or {})
-    reserved = sorted({"architecture", "checksum", "kind", "schema"} & extra.keys())
-    if reserved:
-        raise UsageError(f"the record may not use the names {reserved}: the file needs them itself")
-    return {"architecture": model.architecture, **extra}
+def _unwrap(record: Any, path: AnyPath) -> dict[str, Tensor]:
+    """The state dict in what a training program saved."""
+    inner = record
+    for _ in range(4):
+        if not isinstance(inner, dict):
+            break
+        record = inner
+        inner = next((record[key] for key in WRAPPERS if isinstance(record.get(key), dict) and record[key]), None)
+    entries = record.items() if isinstance(record, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        keys = f" with the keys {few([str(key)[:40] for key, _ in entries])}" if entries else ""
+        actual = f"a {type(record).__name__}{keys}"
+        raise FileFormatError(f"{path}: no state dict in it, but {actual}; expected one alone or under {WRAPPERS}")
+    return tensors
 
 
-# ------------------------------------------------------------------------------------------------ fingerprints
+def _strip_prefix(state: Mapping[str, Tensor], expected: Collection[str], path: AnyPath) -> dict[str, Tensor]:
+    """The entries with the prefix that fits most of the network's names, without it."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    prefixes = {""}
+    for last in [name for name in expected if not name.endswith("num_batches_tracked")][-3:]:
+        prefixes |= {name.removesuffix(last) for name in state if name.endswith(f".{last}")}
+    matches = {prefix: sum(f"{prefix}{name}" in state for name in expected) for prefix in prefixes}
+    most = max(matches.values())
+    best = sorted(prefix for prefix, number in matches.items() if number == most) if most else [""]
+    if len(best) > 1:
+        raise MismatchError(f"{path}: holds several sets of weights that fit, under {best}: save a single one")
+    return {name.removeprefix(best[0]): tensor for name, tensor in state.items() if name.startswith(best[0])}
+
+
+def _classes_of_other_head(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], classes: int | None
+) -> int | None:
+    """The file's number of classes where nothing but layers of one output per class has other shapes, else None."""
+    pairs = [(expected[name].shape, tensor.shape) for name, tensor in tensors.items()]
+    differing = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
+    outputs = {shape[:1] for _, shape in differing}
+    is_head = all(ours[:1] == (classes,) and ours[1:] == theirs[1:] for ours, theirs in differing)
+    has_weight = any(len(shape) > 1 for _, shape in differing)
+    return outputs.pop()[0] if is_head and has_weight and len(outputs) == 1 and len(differing) < len(pairs) else None
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over the network's tensors in order of name: name, dtype, shape and bytes of each.
-
-    The preprocessing's buffers have a fingerprint of their own, so that an error can say which of the two differs.
-    """
-    return _fingerprint(as_classifier(model).network.state_dict())
+    """SHA-256 (hex) over the network's tensors in order of name: name, dtype, shape and bytes of each."""
+    return _fingerprint(as_classifier(model).network)
 
 
 def preprocess_fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over the preprocessing: its printed form (kind and settings) and its buffers."""
     preprocess = as_classifier(model).preprocess
-    return sha256([_printed(preprocess).encode(), _fingerprint(preprocess.state_dict()).encode()])
+    return sha256([_printed(preprocess), _fingerprint(preprocess).encode()])
 
 
 def code_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over the printed module tree, the architecture and the names in PREPROCESS.
-
-    It changes with a layer, an order or an option, not with a weight. What a module computes beyond what it prints is
-    not covered.
-    """
+    """SHA-256 (hex) over the printed module tree, the architecture and the names in PREPROCESS, not over weights."""
     classifier = as_classifier(model)
     record = json.dumps([classifier.architecture, sorted(PREPROCESS)], sort_keys=True)
-    return sha256([_printed(classifier).encode(), record.encode()])
+    return sha256([_printed(classifier), record.encode()])
 
 
-def _printed(module: nn.Module) -> str:
+def _printed(module: nn.Module) -> bytes:
     """The module tree as text without memory addresses, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(module))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(module)).encode()
 
 
-def _fingerprint(state: dict[str, Any]) -> str:
+def _fingerprint(module: nn.Module) -> str:
     parts: list[bytes] = []
-    for name, tensor in sorted(state.items()):
-        if isinstance(tensor, Tensor):
-            parts += [f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode(), tensor_bytes(tensor)]
-        else:
-            parts.append(f"{name}\x1f{tensor!r}\x1f".encode())
+    for name, value in sorted(module.state_dict().items()):
+        is_tensor = isinstance(value, Tensor)
+        described = f"{value.dtype}\x1f{tuple(value.shape)}" if is_tensor else f"{value!r}"
+        parts += [f"{name}\x1f{described}\x1f".encode(), tensor_bytes(value) if is_tensor else b""]
     return sha256(parts)

@@ -1,7 +1,6 @@
-"""The paper's tables and figures, ours beside theirs."""
+"""The paper's tables and figures, ours beside them."""
 
 from noisyteacher.paper.experiments import BUDGETS, EXPERIMENTS, varies_sigma
-from noisyteacher.paper.result import PaperResult
-from noisyteacher.paper.run import run_paper
+from noisyteacher.paper.run import PaperResult, run_paper
 
 __all__ = ["BUDGETS", "EXPERIMENTS", "PaperResult", "run_paper", "varies_sigma"]

@@ -1,28 +1,65 @@
-"""Run an experiment of the paper as sweeps."""
+"""Run an experiment of the paper as sweeps, and set its numbers beside the paper's."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, build_config, completed, describe, put
+from noisyteacher.config import build_config, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
-from noisyteacher.errors import ConfigError, UsageError
+from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
-from noisyteacher.io.locks import shared_lock
-from noisyteacher.paper.experiments import SAME, Budget, Experiment, Part, budget_of, experiment, varies_sigma
-from noisyteacher.paper.result import PaperResult, record_of
-from noisyteacher.pipeline import Watch, load_config_data, load_teacher, names_a_file, settled, train_config
-from noisyteacher.runs import Run, is_run, list_runs, new_run, plain
-from noisyteacher.sweep import sweep
+from noisyteacher.io.files import Json, shared_lock
+from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
+from noisyteacher.paper.reference import curve, value
+from noisyteacher.pipeline import (
+    Condition,
+    PaperRow,
+    RunResult,
+    Verdict,
+    Watch,
+    is_model_path,
+    load_config_data,
+    load_teacher,
+    resolve_auto,
+    train_config,
+)
+from noisyteacher.runs import Run, as_json, is_run, list_runs, new_run
+from noisyteacher.sweep import SweepResult, sweep
+from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
-STATED = ("data.name", "teacher.name", "student.name", "student.options", "noise.sigma", "noise.alpha", "noise.kind",
-          "noise.distribution", "noise.target", "noise.schedule")  # fmt: skip
-"""Settings that the paper states: its numbers do not belong beside others."""
+NOISE = ("noise.sigma", "noise.alpha", "noise.kind", "noise.distribution", "noise.target", "noise.schedule")
+STATED = ("data.name", "teacher.name", "student.name", "student.options", *NOISE)
+"""Settings that the paper states: its numbers do not belong beside those of other settings."""
+OF_FILES = ("class_order", "logits_precision", "preprocess", "mean", "std")
+"""Settings of a teacher that apply to one that is trained already."""
+SECTION54 = {
+    "drawn-sigma": ("noisy", "section5.4-sigma-range"),
+    "teacher2": ("clean", "section5.4-from-teacher2"),
+    "two-teachers": ("clean", "section5.4-from-both"),
+}
+"""Part -> the kind of condition that a number of section 5.4 (reference.json) stands beside, and its id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperResult(RunResult):
+    """An experiment: its rows with the paper's number and ours side by side, the verdicts of its sweeps."""
+
+    def table(self) -> Table:
+        """A row per number."""
+        rows = []
+        for row in self.paper:
+            gap, paper = row.against_clean, "" if row.paper is None else f"{row.paper:.2f}"
+            p = "" if gap is None or gap.p_holm is None else f"{gap.p_holm:.2g}"
+            seeds = "" if row.ours is None else str(row.ours.n)
+            rows.append((row.label, paper, str(row.ours or "-"), seeds, "" if gap is None else str(gap), p))
+        headers = ("condition", "paper %", "ours % (test)", "seeds", "ours - clean", "p (Holm)")
+        return Table(headers, tuple(rows), notes=self.remarks)
 
 
 def run_paper(
@@ -41,7 +78,7 @@ def run_paper(
     scheduler: str | None = None,
     output_dir: str | os.PathLike[str] = "runs",
     device: str = "auto",
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Json | None = None,
     command: str | None = None,
     begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
@@ -50,212 +87,148 @@ def run_paper(
 
     budget: `quick`, `standard` or `full`. teacher: a trained one (run folder, weights file or pretrained:NAME) for the
     experiment's first teacher; otherwise it is trained once and kept for the other experiments in the same
-    `output_dir`. The same question asked again goes on with the run folder it left there, or reads it. parts: only
-    these of the experiment (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings
-    for every sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in
-    `sweep`. Raises UnknownNameError, UsageError for a teacher or sigmas that change nothing, and whatever
-    `sweep` raises.
+    `output_dir`. The same call again resumes or reads the run folder that it left there. parts: only these of the
+    experiment (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings for every
+    sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in `sweep`.
+    Raises UnknownNameError, UsageError for a teacher or sigmas without effect, and whatever `sweep` raises.
     """
-    asked, size = experiment(SAME.get(name, name)), _budget(budget, sigmas, seeds)
+    chosen = experiment(SAME.get(name, name))
+    if budget not in BUDGETS:
+        raise unknown_name("budget", budget, BUDGETS)
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"seeds={seeds}: expected 1 or more")
     if sigmas and not varies_sigma(name):
-        raise UsageError(f"sigmas: {asked.name} has sigmas of its own, whatever is given: leave them out")
-    chosen = [
-        _with(part, data_root, verify, extra, device, overrides)
-        for part in _chosen(asked.parts(size), parts, asked.name)
-    ]
+        raise UsageError(f"sigmas: {chosen.name} has sigmas of its own: leave them out")
+    size = BUDGETS[budget]
+    size = replace(size, sigmas=tuple(sigmas) or size.sigmas, seeds=seeds or size.seeds)
+    machine: Json = {"data.root": data_root, "run.device": None if device == "auto" else device}
+    machine["data.verify"] = None if verify else False
+    available = chosen.parts(size)
+    names = [part.name for part in available]
+    for part_name in parts:
+        if part_name not in names:
+            raise unknown_name(f"part of {chosen.name}", part_name, names)
+    selected = []
+    for part in available:
+        if part.name in parts or not parts:
+            machine["data.extra"] = False if not extra and part.base["data"]["name"] == "svhn" else None
+            selected.append(adapted(part, machine, overrides or {}))
     if teacher is not None:
-        chosen = _taught_by(teacher, asked, chosen)
-    settings = plain(
-        {
-            "experiment": asked.name,
-            "budget": size.name,
-            "seeds": size.seeds,
-            "parts": {one.name: {"base": one.base, "grids": one.grids} for one in chosen},
-        },
-        "config",
-    )
-    run = _same(output_dir, "paper", settings) or new_run(
-        output_dir, "paper", f"{asked.name}-{size.name}", settings, command=command
-    )
+        selected = with_teacher(teacher, chosen, selected)
+    described = {part.name: {"base": part.base, "grids": part.grids} for part in selected}
+    content = {"experiment": chosen.name, "budget": size.name, "seeds": size.seeds, "parts": described}
+    settings = as_json(content, "config")
+    run = _find_run(output_dir, "paper", settings)
+    if run is None:
+        run = new_run(output_dir, "paper", f"{chosen.name}-{size.name}", settings, command=command)
     if begun is not None:
         begun(run)
     with shared_lock(run.path):
-        found = []
-        for part in chosen:
-            tell = None if watch is None else _titled(watch, part.name)
-            base, grids = _begun(run, part) or _prepared(part, output_dir, tell)
-            found.append(
-                sweep(
-                    base,
-                    grids,
-                    seeds=size.seeds,
-                    jobs=jobs,
-                    stack=stack,
-                    scheduler=scheduler,
-                    name=part.name,
-                    parent=run,
-                    progress=tell,
-                )
+        results = []
+        for part in selected:
+            progress = None if watch is None else _prefixed(watch, part.name)
+            if is_run(folder := run.path / part.name):  # its settings, with precisions measured then, stay
+                base, grids = (Run.open(folder).config[key] for key in ("base", "grids"))
+            else:
+                base = _train_teachers(part.base, output_dir, progress)
+                grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
+            result = sweep(
+                base,
+                grids,
+                seeds=size.seeds,
+                jobs=jobs,
+                stack=stack,
+                scheduler=scheduler,
+                name=part.name,
+                parent=run,
+                progress=progress,
             )
-        record = record_of(asked, size, chosen, found)
-        run.write_result(record)
-    return PaperResult(run.path, plain(record, "result"), tuple(found))
+            results.append(result)
+        outcome = _paper_result(run.path, chosen, size, selected, results)
+        run.write_result(outcome.describe())
+    return outcome
 
 
-def _begun(run: Run, part: Part) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Sequence[Any]]]] | None:
-    """What a part's sweep was begun with, None where it was not: who teaches, and what `auto` came to, stays."""
-    folder = run.path / part.name
-    if not is_run(folder):
-        return None
-    config = Run.open(folder).config
-    return config["base"], config["grids"]
-
-
-def _prepared(
-    part: Part, output_dir: str | os.PathLike[str], watch: Watch | None
-) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Sequence[Any]]]]:
-    """The settings and grids of a part's sweep, with its teachers trained."""
-    base = _taught(part.base, output_dir, watch)
-    return base, [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
-
-
-def _budget(name: str, sigmas: Sequence[float], seeds: int | None) -> Budget:
-    """The budget with what is named instead of its own."""
-    named: dict[str, Any] = {"sigmas": tuple(sigmas)} if sigmas else {}
-    if seeds is not None:
-        if seeds < 1:
-            raise UsageError(f"seeds={seeds}: expected 1 or more")
-        named["seeds"] = seeds
-    return replace(budget_of(name), **named)
-
-
-def _chosen(parts: list[Part], names: Sequence[str], experiment: str) -> list[Part]:
-    """The parts of these names, all where none is named."""
-    known = [one.name for one in parts]
-    for name in names:
-        if name not in known:
-            raise unknown_name(f"part of {experiment}", name, known)
-    return [one for one in parts if not names or one.name in names]
-
-
-def _with(
-    part: Part,
-    data_root: str | None,
-    verify: bool,
-    extra: bool,
-    device: str,
-    overrides: Mapping[str, Any] | None,
-) -> Part:
-    """The part with what the user's machine brings, where the data lie and the device, and what the user changes."""
-    base = copy.deepcopy(dict(part.base))
-    place = {"data.root": data_root, "run.device": None if device == "auto" else device}
-    if not verify:
-        place["data.verify"] = False  # type: ignore[assignment]
-    if not extra and base["data"]["name"] == "svhn":
-        place["data.extra"] = False  # type: ignore[assignment]
+def adapted(part: Part, machine: Json, overrides: Json) -> Part:
+    """The part with the settings of the user's machine (None: unchanged) and those that the user overrides."""
+    base = copy.deepcopy(part.base)
     stated = flat(describe(build_config(base, unused_noise=True)))
-    for key, value in {**place, **(overrides or {})}.items():
-        if value is not None:
-            put(base, key, value)
-    given = (overrides or {}).items()
-    changed = tuple(key for key, value in given if key.startswith(STATED) and stated.get(key) != value)
+    for key, setting in {**machine, **overrides}.items():
+        if setting is not None:
+            put(base, key, setting)
+    changed = tuple(key for key, setting in overrides.items() if key.startswith(STATED) and stated.get(key) != setting)
     return replace(part, base=base, changed=changed)
 
 
-def _taught_by(name: str, asked: Experiment, parts: list[Part]) -> list[Part]:
+def with_teacher(name: str, experiment: Experiment, parts: list[Part]) -> list[Part]:
     """The parts with this trained model in place of the experiment's first teacher. Raises UsageError."""
-    if not names_a_file(name):
+    if not is_model_path(name):
         raise UsageError(
             f"teacher {name!r}: expected a trained one, by its run folder, its weights file or pretrained:NAME; "
             "without it the paper's is trained"
         )
-    first = asked.parts(budget_of("quick"))[0].base["teacher"]["name"]
-    if all(part.base["teacher"]["name"] != first for part in parts):
-        others = ", ".join(one.name for one in parts)
-        raise UsageError(f"teacher {name!r}: it would stand for {first}, which does not teach in {others}")
-    return [
+    first = experiment.parts(BUDGETS["quick"])[0].base["teacher"]["name"]
+    replaced = [
         replace(part, base={**part.base, "teacher": {**part.base["teacher"], "name": name}})
         if part.base["teacher"]["name"] == first
         else part
         for part in parts
     ]
+    if replaced == parts:
+        names = ", ".join(part.name for part in parts)
+        raise UsageError(f"teacher {name!r}: it would replace {first}, which is no teacher in {names}")
+    return replaced
 
 
-def _same(output_dir: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -> Run | None:
-    """The run folder that the same question left here, the newest if there are several."""
+def _find_run(output_dir: str | os.PathLike[str], kind: str, settings: Json) -> Run | None:
+    """The newest run of these settings in the folder; of a training on labels, whatever its student and noise are."""
     for run in list_runs(output_dir, 1):
         if run.state == "damaged" or run.info["kind"] != kind:
             continue
         config = run.config
-        if "config" in config:  # resolved settings, perhaps of an older version
-            config = {**config, "config": completed(config["config"])}
-            if kind == "train":  # on labels: whatever student and noise are
-                config["config"] |= {
-                    part: settings["config"][part] for part in ("student", "noise", "choice", "target")
-                }
-        if config == settings or (kind == "paper" and _resolved(config) == _resolved(settings)):
+        if kind == "train" and "config" in config:
+            unused = {part: settings["config"][part] for part in ("student", "noise", "choice", "target")}
+            config = {**config, "config": config["config"] | unused}
+        if config == settings:
             return run
     return None
 
 
-def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a paper run with every base spelled out; bases without a preset had the paper's alone."""
-    parts = {}
-    for name, part in settings.get("parts", {}).items():
-        base = dict(part["base"])
-        for role in ("teacher", "student"):
-            base[role] = {"preset": "paper", **base.get(role, {})}
-        try:
-            base = describe(build_config(base, unused_noise=True))
-        except ConfigError:  # settings that this version does not know: another question
-            base = {"unknown": part["base"]}
-        parts[name] = {**part, "base": base}
-    return {**settings, "parts": parts}
-
-
-def _taught(base: Mapping[str, Any], output_dir: str | os.PathLike[str], watch: Watch | None) -> dict[str, Any]:
+def _train_teachers(base: Json, output_dir: str | os.PathLike[str], watch: Watch | None) -> Json:
     """The settings with teachers replaced by run folders, where each is trained once for all experiments."""
+    settings = base["teacher"]
+    recipe = {key: setting for key, setting in settings.items() if key not in ("name", "also", "logits_precision")}
+    run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
+    # The teacher sees all images, also where its students see few.
+    data = {key: setting for key, setting in base["data"].items() if key != "train_limit"}
 
     def trained(name: str) -> str:
-        if names_a_file(name):
+        if is_model_path(name):
             return name
-        own = {key: value for key, value in base["teacher"].items() if key not in ("name", "also", "logits_precision")}
-        run = {**base.get("run", {}), "output_dir": os.fspath(output_dir)}
-        data = {key: value for key, value in base["data"].items() if key != "train_limit"}  # it has seen all there is
-        asked = build_config(
-            {"data": data, "teacher": {**own, "name": name}, "student": {"preset": "paper"}, "run": run}
-        )
-        now = settled(asked)
-        ways = [now]
-        if asked.teacher.precision == AUTO:  # one that was begun where it came to another precision is as good
-            ways += [_in(now, other) for other in PRECISIONS if other != now.teacher.precision]
-        begun = (
-            (one, _same(output_dir, "train", plain({"config": describe(one), "seed": 0}, "config"))) for one in ways
-        )
-        config, found = next((pair for pair in begun if pair[1] is not None), (now, None))
-        if found is None or found.state != "done":
-            found = train_config(config, run=found, watch=watch).run
-        return str(found.path)
+        parts = {"data": data, "teacher": {**recipe, "name": name}, "student": {"preset": "paper"}, "run": run}
+        config = build_config(parts)
+        candidates = [resolved := resolve_auto(config)]
+        if config.teacher.precision == AUTO:  # measured: another precision may have been the fastest before
+            precisions: Sequence[Any] = PRECISIONS
+            for precision in precisions:
+                teacher = replace(resolved.teacher, precision=precision)
+                student = replace(resolved.student, precision=precision)
+                candidates.append(replace(resolved, teacher=teacher, student=student))
+        for candidate in candidates:
+            existing = _find_run(output_dir, "train", as_json({"config": describe(candidate), "seed": 0}, "config"))
+            if existing is not None and existing.state == "done":
+                return str(existing.path)
+            if existing is not None:
+                return str(train_config(candidate, run=existing, on_progress=watch).run.path)
+        return str(train_config(resolved, on_progress=watch).run.path)
 
-    given = names_a_file(base["teacher"]["name"])
-    kept = ("class_order", "logits_precision", "preprocess", "mean", "std") if given else ()
-    teacher: dict[str, Any] = {
-        "name": trained(base["teacher"]["name"]),
-        **{key: base["teacher"][key] for key in kept if key in base["teacher"]},
-    }
-    if base["teacher"].get("also"):
-        teacher["also"] = [trained(one) for one in base["teacher"]["also"]]
-    return {**base, "teacher": teacher}
+    names = OF_FILES if is_model_path(settings["name"]) else ()
+    kept = {key: settings[key] for key in names if key in settings}
+    also = {"also": [trained(name) for name in settings["also"]]} if settings.get("also") else {}
+    return {**base, "teacher": {**kept, "name": trained(settings["name"]), **also}}
 
 
-def _in(config: Config, precision: Any) -> Config:
-    """The settings of a training in this precision."""
-    recipes = {"teacher": config.teacher, "student": config.student}
-    changed: dict[str, Any] = {name: replace(one, precision=precision) for name, one in recipes.items()}
-    return replace(config, **changed)
-
-
-def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+def _scaled(grid: Grid, base: Json) -> Grid:
     """The grid with its sigmas in units of logits: multiplied by the root mean square of the teacher's on validation.
 
     alpha sigma^2 z^2 is the variance that multiplicative noise brings into the gradient of a logit z; additive noise of
@@ -268,8 +241,59 @@ def _scaled(grid: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> dict[
     return {**grid, "noise.sigma": [round(size * sigma, 4) for sigma in grid["noise.sigma"]]}
 
 
-def _titled(watch: Watch, name: str) -> Watch:
-    def tell(stage: str, done: int, total: int, note: str) -> None:
-        watch(f"{name}: {stage}", done, total, note)
+def _prefixed(watch: Watch, name: str) -> Watch:
+    return lambda stage, done, total, note: watch(f"{name}: {stage}", done, total, note)
 
-    return tell
+
+def _paper_result(
+    path: Path, experiment: Experiment, budget: Budget, parts: Sequence[Part], sweeps: Sequence[SweepResult]
+) -> PaperResult:
+    """The result of an experiment from those of its sweeps: a row per number, the paper's and ours."""
+    rows: list[PaperRow] = []
+    verdicts: list[Verdict] = []
+    failed: dict[str, str] = {}
+    for part, result in zip(parts, sweeps, strict=True):
+        for row in (result.teachers[0], *result.conditions):
+            title = f"{part.title}: teacher" if row.kind == "teacher" else row.title
+            number, gap = paper_number(part, row), row.against_clean.get("test")
+            rows.append(PaperRow(part.name, title, row.kind, number, row.score("test"), gap))
+        verdicts += [replace(verdict, sentence=f"{part.title}: {verdict}") for verdict in result.verdicts]
+        failed |= {f"{part.name}/{run}": error for run, error in result.failed.items()}
+    changed = ", ".join(dict.fromkeys(key for part in parts for key in part.changed))
+    remark = f"The paper's numbers are left out: {changed} not as it states."
+    return PaperResult(
+        path=path,
+        kind="paper",
+        data=sweeps[0].data,
+        title=experiment.title,
+        budget=budget.name,
+        sweeps=tuple(part.name for part in parts),
+        paper=tuple(rows),
+        verdicts=tuple(verdicts),
+        failed=failed,
+        remarks=(*experiment.notes, *([remark] if changed else [])),
+    )
+
+
+def paper_number(part: Part, row: Condition) -> float | None:
+    """The paper's test error (%) for a condition of ours, where the paper has one.
+
+    The paper does not say whether noise is drawn per batch or per row, so its number stands beside both.
+    """
+    settings = row.settings
+    if part.changed:
+        return None
+    if part.curve is None:
+        kind, name = SECTION54.get(part.name, ("", ""))
+        return value(name).error if row.kind == kind else None
+    paper = curve(part.curve)
+    if row.kind == "teacher":
+        return paper.teacher_error
+    if settings.get("student.loss", "logit_regression") != "logit_regression" or row.kind == "labels":
+        return None
+    if paper.axis == "dropout":
+        dropout = settings.get("student.options.dropout")
+        return None if dropout is None else paper.error_at(1 - dropout)
+    if row.kind == "clean":
+        return paper.clean_error
+    return paper.error_at(settings[f"noise.{paper.axis}"]) if settings["noise.target"] == paper.target else None

@@ -1,81 +1,53 @@
 """The whole way from a teacher to a measured student, and its single steps, each leaving a run folder."""
 
-from noisyteacher.pipeline.candidates import SHOWN
-from noisyteacher.pipeline.card import Story, story_of
-from noisyteacher.pipeline.checking import CHECKING_TEACHER, checked_teacher
-from noisyteacher.pipeline.choosing import explain_choice
-from noisyteacher.pipeline.compression import compress, compress_config, resume_compress
-from noisyteacher.pipeline.conditions import further_answers, its_answers, its_training, the_teacher
-from noisyteacher.pipeline.given import is_given, names_a_file
-from noisyteacher.pipeline.names import wrong_names
-from noisyteacher.pipeline.origin import data_settings_of, other_data
-from noisyteacher.pipeline.overlap import seen_before, trained_on
-from noisyteacher.pipeline.plan import (
-    Plan,
-    network_name,
-    refuse_auto,
-    refuse_early,
-    run_title,
-    settled,
-    with_papers_student,
-)
-from noisyteacher.pipeline.profiling import profile_notes, profile_table
-from noisyteacher.pipeline.result import Result, Row
-from noisyteacher.pipeline.shipping import ship
-from noisyteacher.pipeline.single import distil_config, extract_config, resume_single, train_config
-from noisyteacher.pipeline.steps import load_config_data, load_teacher, options_of
-from noisyteacher.pipeline.summary import REPORT, closing_lines, compression_verdict
-from noisyteacher.pipeline.training import Trained, Training, train_run, train_runs
-from noisyteacher.pipeline.tried import student_table
-from noisyteacher.progress import Watch
-
-__all__ = [
-    "CHECKING_TEACHER",
-    "REPORT",
-    "SHOWN",
-    "Plan",
-    "Result",
-    "Row",
-    "Story",
-    "Trained",
-    "Training",
-    "Watch",
-    "checked_teacher",
-    "closing_lines",
-    "compress",
-    "compress_config",
-    "compression_verdict",
-    "data_settings_of",
-    "distil_config",
-    "explain_choice",
-    "extract_config",
-    "further_answers",
-    "is_given",
-    "its_answers",
-    "its_training",
-    "load_config_data",
-    "load_teacher",
-    "names_a_file",
-    "network_name",
-    "options_of",
-    "other_data",
-    "profile_notes",
-    "profile_table",
-    "refuse_auto",
-    "refuse_early",
-    "resume_compress",
-    "resume_single",
-    "run_title",
-    "seen_before",
-    "settled",
-    "ship",
-    "story_of",
-    "student_table",
-    "the_teacher",
-    "train_config",
-    "train_run",
-    "train_runs",
-    "trained_on",
-    "with_papers_student",
-    "wrong_names",
-]
+from noisyteacher.pipeline.compression import build_models as build_models
+from noisyteacher.pipeline.compression import compress as compress
+from noisyteacher.pipeline.compression import compress_config as compress_config
+from noisyteacher.pipeline.compression import resume_compress as resume_compress
+from noisyteacher.pipeline.experiment import Experiment as Experiment
+from noisyteacher.pipeline.experiment import TrainedModel as TrainedModel
+from noisyteacher.pipeline.experiment import TrainingSpec as TrainingSpec
+from noisyteacher.pipeline.experiment import extract_logits as extract_logits
+from noisyteacher.pipeline.experiment import extract_more_teachers as extract_more_teachers
+from noisyteacher.pipeline.experiment import prepare_teacher as prepare_teacher
+from noisyteacher.pipeline.experiment import student_spec as student_spec
+from noisyteacher.pipeline.experiment import train_run as train_run
+from noisyteacher.pipeline.experiment import train_runs as train_runs
+from noisyteacher.pipeline.handover import provenance_of as provenance_of
+from noisyteacher.pipeline.handover import ship as ship
+from noisyteacher.pipeline.preflight import CHECKING_TEACHER as CHECKING_TEACHER
+from noisyteacher.pipeline.preflight import check_teacher as check_teacher
+from noisyteacher.pipeline.preflight import wrong_names as wrong_names
+from noisyteacher.pipeline.pretrained import data_settings_of as data_settings_of
+from noisyteacher.pipeline.pretrained import is_model_path as is_model_path
+from noisyteacher.pipeline.pretrained import is_pretrained as is_pretrained
+from noisyteacher.pipeline.pretrained import load_teacher as load_teacher
+from noisyteacher.pipeline.pretrained import network_name as network_name
+from noisyteacher.pipeline.pretrained import other_data as other_data
+from noisyteacher.pipeline.pretrained import run_title as run_title
+from noisyteacher.pipeline.pretrained import seen_before as seen_before
+from noisyteacher.pipeline.pretrained import trained_on as trained_on
+from noisyteacher.pipeline.resolve import load_config_data as load_config_data
+from noisyteacher.pipeline.resolve import require_student as require_student
+from noisyteacher.pipeline.resolve import resolve_auto as resolve_auto
+from noisyteacher.pipeline.resolve import with_papers_student as with_papers_student
+from noisyteacher.pipeline.results import COSTS as COSTS
+from noisyteacher.pipeline.results import HANDED_OVER as HANDED_OVER
+from noisyteacher.pipeline.results import REPORT as REPORT
+from noisyteacher.pipeline.results import Condition as Condition
+from noisyteacher.pipeline.results import Difference as Difference
+from noisyteacher.pipeline.results import Estimate as Estimate
+from noisyteacher.pipeline.results import Family as Family
+from noisyteacher.pipeline.results import PaperRow as PaperRow
+from noisyteacher.pipeline.results import Result as Result
+from noisyteacher.pipeline.results import RunResult as RunResult
+from noisyteacher.pipeline.results import Verdict as Verdict
+from noisyteacher.pipeline.results import condition_of as condition_of
+from noisyteacher.pipeline.results import differences as differences
+from noisyteacher.pipeline.results import search_table as search_table
+from noisyteacher.pipeline.single_step import distil_config as distil_config
+from noisyteacher.pipeline.single_step import extract_config as extract_config
+from noisyteacher.pipeline.single_step import resume_single as resume_single
+from noisyteacher.pipeline.single_step import train_config as train_config
+from noisyteacher.progress import Watch as Watch
+from noisyteacher.train.history import profile_table as profile_table

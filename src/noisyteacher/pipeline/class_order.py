@@ -1,115 +1,177 @@
-"""Checks of the order of classes: by their names, and by which outputs a teacher has for labelled images."""
+"""Whether a teacher's classes are in the order of the data's: by their names, and by its answers to labelled images.
+
+By answers: the best one-to-one assignment of outputs to classes is fitted on one half of the images and tested on the
+other. It is the order if, on the classes that it moves, it is right more often than the order as it stands (exact sign
+test, p < 1e-3), twice as often at least, and for half of the images. Natural sorting (2 before 10), by which other
+programs sort class folders, is tried first: it is not fitted, so all images test it, and it need not be right for half
+of them, because an untrained teacher answers with few classes. With a teacher that is right for all images less than
+half as often as for the moved classes, the normalisation is wrong and not the order.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import bdtr
 from torch import Tensor
 
 from noisyteacher.data import Split
-from noisyteacher.pipeline.class_matching import MOST_CLASSES, find_reorder, natural_order
-from noisyteacher.text import few
 
-SHOWN = 3
-REORDER = "put them in order by {setting} (in Python teacher_training=dict(class_order=...))"
-REORDER_FURTHER = (
-    "only the first teacher is put in order, by {setting}: compress with this one as the first, then name that run's "
-    "teacher/ here"
-)
-REORDER_STORE = "store the answers again by extract with {setting}"
+SIGNIFICANT, SHARE = 1e-3, 0.5
+NEARLY = 0.9  # the natural order must be right this often, relative to the order that fits all images best
+MOST_CLASSES = 4096  # beyond, the confusion matrix and the assignment take too long
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check before the first step; `passed` is None where it could not be made."""
 
-    check: str
-    held: bool | None
-    """None where it could not be looked at; `told` says why."""
-    told: str
-    """A sentence with the numbers, and n where there is one."""
+    name: str
+    passed: bool | None
+    message: str
+
+    def describe(self) -> dict[str, str | bool | None]:
+        """The JSON-able form."""
+        return {"check": self.name, "held": self.passed, "told": self.message}
 
 
-def class_order(
-    theirs: Sequence[str] | None, ours: Sequence[str], who: str, order: Sequence[int] | None = None
+def check_class_names(
+    theirs: Sequence[str] | None, ours: Sequence[str], who: str, present: Sequence[int] | None = None
 ) -> Check:
-    """Whether names of classes that both sides know stand at the same places on both.
+    """Whether class names that both sides know have the same number on both.
 
-    order: what `teacher.class_order` says already; None where that setting has no effect.
+    present: the setting `teacher.class_order`; None where it has no effect.
     """
     name = "class order"
     if theirs is None:
         return Check(name, None, f"nothing says how {who} calls its classes")
     if len(theirs) != len(ours):
         return Check(name, False, f"{who} has {len(theirs)} classes, the data {len(ours)}")
-    places = {_word(one): number for number, one in enumerate(theirs)}
-    moved = [
-        f"{ours[number]!r} is class {number} of the data and {places[_word(one)]} of {who}"
-        for number, one in enumerate(ours)
-        if places.get(_word(one), number) != number
-    ]
-    if moved:
-        more = "" if len(moved) <= SHOWN else f", and {len(moved) - SHOWN} more"
-        outputs = [places[_word(own)] for own in ours if _word(own) in places]
-        remedy = ""
-        if order is not None and sorted(outputs) == list(range(len(ours))):
-            new = [order[output] for output in outputs] if order else outputs
-            remedy = f"; {REORDER.format(setting=class_order_setting(new))}"
-        return Check(name, False, f"the classes stand in another order: {', '.join(moved[:SHOWN])}{more}{remedy}")
-    known = sum(_word(one) in places for one in ours)
-    if not known:
+    numbers = {_key(text): number for number, text in enumerate(theirs)}
+    outputs = [numbers.get(text) for text in map(_key, ours)]
+    matched = [output for output in outputs if output is not None]
+    if moved := _moved(outputs, ours, who):
+        complete = present is not None and sorted(matched) == list(range(len(ours)))
+        remedy = f"; {_remedy(matched, present)}" if complete else ""
+        return Check(name, False, f"the classes stand in another order: {moved}{remedy}")
+    if not matched:
         return Check(name, None, f"{who} calls its classes {theirs[0]!r}, ..., the data theirs {ours[0]!r}, ...")
-    return Check(name, True, f"{known} of {len(ours)} classes are named alike, each at the same place")
+    return Check(name, True, f"{len(matched)} of {len(ours)} classes have the same name and number")
 
 
-def class_assignment(
-    predicted: Tensor, split: Split, who: str, order: Sequence[int] = (), remedy: str = REORDER
-) -> Check:
+def check_class_assignment(predicted: Tensor, split: Split, who: str, present: Sequence[int] = ()) -> Check:
     """Whether no other order of the teacher's outputs fits the labels significantly better (`find_reorder`).
 
-    predicted: int64 `[N]`, the teacher's class for every row. order: what `teacher.class_order` says already. remedy:
-    what to do, with `{setting}` where the setting that puts the outputs in order is to stand.
+    predicted: int64 `[N]`, the teacher's class for every row. present: the setting `teacher.class_order`.
     """
-    name = "class assignment"
+    name, n = "class assignment", len(split)
     if split.labels is None:
         return Check(name, None, f"{split.role} has no labels")
     if split.classes > MOST_CLASSES:
-        return Check(name, None, f"more than {MOST_CLASSES:,} classes are not compared one by one")
-    better = find_reorder(predicted, split.labels, split.class_names)
-    if better is None:
-        return Check(name, True, f"no other order of the classes fits {split.role} better (n = {len(split):,})")
-    moved = [
-        f"{split.class_names[number]!r} is class {number} of the data and output {better.order[number]} of {who}"
-        for number in better.moved[:SHOWN]
-    ]
-    more = "" if len(better.moved) <= SHOWN else f", and {len(better.moved) - SHOWN} more"
-    new = better.order if not order else [order[output] for output in better.order]
-    return Check(
-        name, False,
-        f"{who}'s classes stand in another order: {100 * better.as_it_stands / better.n:.2f} % of {split.role} are "
-        f"right as they stand and {100 * better.reordered / better.n:.2f} % in the order that fits (n = {better.n:,}); "
-        f"{', '.join(moved)}{more}{natural_hint(split.class_names) if better.natural else ''}; "
-        f"{remedy.format(setting=class_order_setting(new))}",
-    )  # fmt: skip
-
-
-def class_order_setting(order: Sequence[int]) -> str:
-    """The order as an option of the command line, to be pasted."""
-    return f"--set 'teacher.class_order=[{','.join(map(str, order))}]'"
-
-
-def natural_hint(class_names: Sequence[str]) -> str:
-    """A clause on natural sorting, where it would sort these classes otherwise; else empty."""
-    order = natural_order(class_names)
-    if list(order) == list(range(len(class_names))):
-        return ""
-    natural = sorted(range(len(class_names)), key=order.__getitem__)
-    return (
-        f"; the data's classes are sorted as text ({few(class_names, 4)}), while timm and others sort folders "
-        f"naturally ({few([class_names[number] for number in natural], 4)})"
+        return Check(name, None, f"more than {MOST_CLASSES:,} classes are not compared")
+    predicted, labels = predicted.cpu(), split.labels.cpu()
+    order = find_reorder(predicted, labels, split.class_names)
+    if order is None:
+        return Check(name, True, f"no other order of the classes fits {split.role} better (n = {n:,})")
+    hits = [100 * int((predicted == expected).sum()) / n for expected in (labels, labels.new_tensor(order)[labels])]
+    message = (
+        f"{who}'s classes stand in another order: {hits[0]:.2f} % of {split.role} are right as they stand and "
+        f"{hits[1]:.2f} % in the order that fits (n = {n:,}); {_moved(order, split.class_names, who)}; "
+        f"{_remedy(order, present)}"
     )
+    return Check(name, False, message)
 
 
-def _word(name: str) -> str:
-    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+def _moved(outputs: Sequence[int | None], class_names: Sequence[str], who: str) -> str:
+    """`'10' is class 2 of the data and 10 of the teacher, ...` for the classes with the output of another."""
+    moved = [
+        f"{class_names[number]!r} is class {number} of the data and {output} of {who}"
+        for number, output in enumerate(outputs)
+        if output not in (None, number)
+    ]
+    return ", ".join(moved[:3]) + (f", and {len(moved) - 3} more" if len(moved) > 3 else "")
+
+
+def _remedy(order: Sequence[int], present: Sequence[int] | None) -> str:
+    """The setting that puts outputs in this order, on top of the present one."""
+    combined = [present[output] for output in order] if present else order
+    setting = f"--set 'teacher.class_order=[{','.join(map(str, combined))}]'"
+    return f"a first teacher is put in order by {setting} (in Python class_order in teacher_training)"
+
+
+def _key(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", str(name).lower())).strip()
+
+
+def natural_order(class_names: Sequence[str]) -> list[int]:
+    """Entry k is where class k comes in natural sorting, letters in lower case: `("0", "10", "2")` gives [0, 2, 1]."""
+
+    def key(number: int) -> list[tuple[int, int, str]]:
+        parts = re.split(r"([0-9]+)", class_names[number].lower())
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+    return list(np.argsort(sorted(range(len(class_names)), key=key)).tolist())
+
+
+def find_reorder(predicted: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[int] | None:
+    """The order of the teacher's outputs (entry k is the output for class k); None where it seems to be the data's.
+
+    predicted, labels: int64 `[N]`, the teacher's class and the true class of every image.
+    """
+    outputs, truth, classes = predicted.cpu().numpy(), labels.cpu().numpy(), len(class_names)
+    everything = np.ones(len(truth), dtype=bool)
+    table, same = _confusion(outputs, truth, classes), np.arange(classes)
+
+    def explains(order: Ints) -> bool:
+        """Whether the order makes the teacher right for all images half as often as for the classes it moves."""
+        moved, hits = order != same, table[same, order]
+        return bool(moved.any() and 2 * hits.sum() * table[moved].sum() >= hits[moved].sum() * table.sum())
+
+    def is_better(order: Ints, rows: NDArray[np.bool_], level: float, share: float) -> bool:
+        """Whether the order is significantly better for the rows of the classes that it moves (exact sign test)."""
+        moved = rows & (order[truth] != truth)
+        hits, before = ((outputs == expected)[moved].sum() for expected in (order[truth], truth))
+        return bool(_convincing(hits, before, moved.sum(), share) and bdtr(before, hits + before, 0.5) < level)
+
+    best, fitted = _fitted(table)
+    natural = np.array(natural_order(class_names))
+    nearly = table[same, natural].sum() >= NEARLY * table[same, best].sum()
+    if nearly and explains(natural) and is_better(natural, everything, SIGNIFICANT, share=0.0):
+        return list(natural.tolist())
+    if explains(fitted):
+        half = np.zeros(len(truth), dtype=bool)
+        half[np.argsort(truth, kind="stable")[::2]] = True  # every class is in both halves
+        for fit in (half, ~half):  # two tests, so each at half the level
+            _, order = _fitted(_confusion(outputs[fit], truth[fit], classes))
+            if is_better(order, ~fit, SIGNIFICANT / 2, SHARE):
+                return list(fitted.tolist())
+    return None
+
+
+def _confusion(outputs: Ints, truth: Ints, classes: int) -> Ints:
+    """Images by true class and chosen output, `[K, K]`."""
+    return np.bincount(truth * classes + outputs, minlength=classes * classes).reshape(classes, classes)
+
+
+def _fitted(table: Ints) -> tuple[Ints, Ints]:
+    """The order with the most hits, and the same without its cycles that are not convincing: those of few images."""
+    same = np.arange(len(table))
+    bonus = np.eye(len(table)) / (2 * len(table))  # of equals, one that moves few classes
+    best = np.asarray(linear_sum_assignment(table + bonus, maximize=True)[1], dtype=np.int64)
+    _, cycle = connected_components(csr_array((np.ones(len(table)), (same, best))))
+    hits, before, n = (np.bincount(cycle, counts) for counts in (table[same, best], table[same, same], table.sum(1)))
+    return best, np.where(_convincing(hits, before, n, SHARE)[cycle], best, same)
+
+
+def _convincing(hits: Any, before: Any, n: Any, share: float) -> Any:
+    """Whether an order is right for this share of n images, and twice as often as before; numbers or arrays."""
+    return (n > 0) & (hits >= share * n) & (hits >= 2 * before)

@@ -1,71 +1,57 @@
-"""Config -> teacher, logits, students, measurements: the only module that knows the whole way."""
+"""The whole way: a teacher, its logits, students, their costs and errors, and the best student as files."""
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from noisyteacher.config import Config, NoiseSettings, build_config, describe
-from noisyteacher.data import load_data
-from noisyteacher.errors import UsageError
-from noisyteacher.io.locks import shared_lock
+from noisyteacher.config import Config, NoiseSettings, Recipe, Teacher, Values, build_config, describe
+from noisyteacher.data import Splits, expand_views, load_data
+from noisyteacher.device import cpu_threads, resolve_device
+from noisyteacher.distributed import world
+from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.export import check_formats
+from noisyteacher.io.files import shared_lock
+from noisyteacher.models import Classifier, is_onnx_file
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.best import best_student, write_best
-from noisyteacher.pipeline.budget import short
-from noisyteacher.pipeline.checking import CHECKING_STUDENT, CHECKING_TEACHER, checked_lesson, checked_teacher
-from noisyteacher.pipeline.choosing import choose_noise, planned
-from noisyteacher.pipeline.conditions import (
-    a_student,
-    conditions_of,
-    controls,
-    further_answers,
-    its_answers,
-    taught_by,
-    the_teacher,
-    titles_of,
+from noisyteacher.objectives import distil
+from noisyteacher.pipeline import experiment as steps
+from noisyteacher.pipeline import preflight, pretrained, resolve
+from noisyteacher.pipeline.class_order import Check
+from noisyteacher.pipeline.experiment import Experiment, Record, TrainedModel
+from noisyteacher.pipeline.handover import choose_best, write_best
+from noisyteacher.pipeline.pretrained import build_network, display_name
+from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
+from noisyteacher.pipeline.results import Result, condition_of, judged
+from noisyteacher.pipeline.search import (
+    StudentSearch,
+    choose_noise,
+    choose_student,
+    costs_of,
+    larger_than_teacher,
+    noise_runs,
+    price_candidates,
 )
-from noisyteacher.pipeline.labels_alone import (
-    comparable,
-    short_student,
-    takes_short_run,
-    warned_of_teacher,
-    with_label_weight,
-)
-from noisyteacher.pipeline.outline import outline
-from noisyteacher.pipeline.overlap import seen_before
-from noisyteacher.pipeline.pacing import Pace
-from noisyteacher.pipeline.plan import (
-    Networks,
-    Plan,
-    called,
-    considered,
-    data_record,
-    folder_for,
-    lasting,
-    module_record,
-    network_name,
-    noise_of,
-    refuse_early,
-    run_title,
-    settled,
-    to_choose,
-)
-from noisyteacher.pipeline.result import Result
-from noisyteacher.pipeline.rows import measured, row_of
-from noisyteacher.pipeline.searching import choose_student
-from noisyteacher.pipeline.steps import hash_images, load_config_data
-from noisyteacher.pipeline.summary import warnings_of
-from noisyteacher.pipeline.training import Trained, errors_kept
-from noisyteacher.progress import Watch, message, reported, stage, whole_watch
-from noisyteacher.runs import Run
+from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work, seconds_per_answer, training_seconds
+from noisyteacher.progress import Watch, message, reported, stage
+from noisyteacher.runs import Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
+from noisyteacher.text import plural
 
 CLOCK = time.monotonic
+EXPORT_S = 5.0
+"""Seconds that writing and checking an exported file is assumed to need."""
+SHORT_RUN = "labels-short"
+"""The child run of a short student on labels, which the teacher is compared with."""
 
 
 def compress(
@@ -93,80 +79,51 @@ def compress(
 ) -> Result:
     """The whole way in one call: teacher, stored logits, students over `seeds`, costs, a table, a run folder.
 
-    teacher: a trained nn.Module, a run folder, a weights file, an ONNX model or a torch.export program, `hf:NAME` with
-    its weights, or the name of another network, which is trained first (with the options `teacher_training` of `fit`;
-    `weights` there, a file with its trained weights, stands for training, unless it is for other classes: all but its
-    head is then where the training starts).
+    teacher: a trained nn.Module, a run folder, a weights file, an ONNX model, `hf:NAME` with its weights, or the name
+    of another network, which is trained first with the options `teacher_training` of `fit` (`weights` there: a file
+    with its trained weights, or, for other classes, with those of all but the head to start from).
     student: a name, `pkg.module:factory`, or an nn.Module (every seed then starts from its weights). data: anything
-    `load_data` takes. noise: the noise on the logits; None distils without noise; "auto" chooses sigma
-    and alpha on validation, no noise among the candidates.
-    baselines: also train the same students on labels and without noise, with the same seeds, so that the
-    verdict can be paired. training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"),
-    which decides what is not named here, `loss` and `label_weight` included.
-    target: with student "auto", what it may cost, as settings of `[target]`: `{"macs": "4x", "bytes": "8x"}`; the
-    student is then chosen on validation. export: formats to write of the student that is best on validation ("onnx",
-    "onnx-int8", "pte", "pte-int8", "pt2", "hub"), into the run's folder `best`, where its weights and its model card
-    lie in any case. A format that fails is told in the result (`failed`) and costs no other.
-    run: the folder of an interrupted call with the same arguments, to go on with it. allow_import: a teacher's file may
-    name a factory, which is then imported and called, or be a torch.export program. checks: whether a check before the
-    first step that does not hold ends the run; else it is noted in `.checks`. progress: True shows on stderr what is
-    being done (a live line in a terminal, elsewhere a few plain ones), False shows nothing, a callable is told (stage,
-    done, in all, note), where the stages `plan` and `warning` are sentences.
+    `load_data` takes. noise: None distils without; "auto" chooses sigma and alpha, or no noise, on validation.
+    baselines: also train the same students, with the same seeds, on labels and without noise, for a paired verdict.
+    training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"), which decides what is
+    not named here, `loss` and `label_weight` included.
+    target: what a student "auto", chosen on validation, may cost, as in `[target]`: `{"macs": "4x", "bytes": "8x"}`.
+    export: formats to write of the student that is best on validation ("onnx", "onnx-int8", "pte", "pte-int8", "pt2",
+    "hub") into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
+    run: the folder of an interrupted call with the same arguments, to resume it. allow_import: a teacher's file may
+    name a factory, which is then imported and called. checks: whether a failed check before the first step ends the
+    run; else it is recorded in `.checks`. progress: True shows progress on stderr, False shows nothing, a callable
+    receives (stage, done, total, note), where the stages `plan` and `warning` are sentences.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
-    if not (noise is None or isinstance(noise, Noise) or noise == "auto"):
+    if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
         raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
-    named_by_user = {"loss": loss, "label_weight": label_weight}
     started = CLOCK()
-    asked = build_config(
-        {
-            "noise": {"sigma": "auto", "alpha": "auto"},
-            "teacher": {"name": called(teacher), **_listed(teacher_training or {})},
-            "student": {
-                "name": called(student), "temperature": temperature, **_listed(training),
-                **{name: value for name, value in named_by_user.items() if value is not None},
-            },
-            "run": {
-                "seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device,
-                "tensorboard": tensorboard, "export": list(export), "checks": checks,
-            },
-            "target": dict(target or {}),
-        }
-    )  # fmt: skip
-    with reported(progress, whole_watch, delay_s=0.0) as watch:
-        return _from_python(asked, teacher, student, data, noise, run, allow_import, watch, started)
-
-
-def _from_python(
-    asked: Config, teacher: str | nn.Module, student: str | nn.Module, data: Any, noise: Noise | str | None,
-    run: str | os.PathLike[str] | None, allow_import: bool, watch: Watch | None, started: float,
-) -> Result:  # fmt: skip
-    """What `compress` does once its settings are checked."""
-    with stage(watch, "reading the data"):
-        splits = load_data(data)
-    hash_images(splits, watch)
-    config = settled(to_choose(asked), splits, label_weight=False)
-    settings = describe(config) | {
-        "call": "python",
-        "data": data_record(splits),
-        "noise": noise.describe() if isinstance(noise, Noise) else noise,
+    loss_settings = {"temperature": temperature, "loss": loss, "label_weight": label_weight}
+    settings: Values = {
+        "teacher": {"name": display_name(teacher), **(teacher_training or {})},
+        "student": {"name": display_name(student), **training},
+        "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
+        "target": dict(target or {}),
     }
-    modules = {"teacher": teacher, "student": student}
-    settings |= {f"{role}_module": module_record(one) for role, one in modules.items() if isinstance(one, nn.Module)}
-    candidates = noise_of(config.noise, config.choice)[1] if noise == "auto" else ()
-    named = noise_of(NoiseSettings(**asdict(noise)), config.choice)[0] if isinstance(noise, Noise) else None
-    networks = refuse_early(teacher, student, splits, config, allow_import)
-    search, warnings = considered(networks, student, splits, config, watch)
-    _warn(watch, warnings)
-    title = run_title(called(student), network_name(teacher), splits.name)
-    folder = folder_for(run, config.run.output_dir, called(student), settings, None, title)
-    return _compress(
-        Plan(
-            config, splits, teacher, student, named, candidates, settings, folder, watch, allow_import, search, warnings
-        ),
-        networks,
-        started,
-    )  # fmt: skip
+    settings["student"] |= {name: value for name, value in loss_settings.items() if value is not None}
+    settings["run"] |= {"tensorboard": tensorboard, "export": list(export), "checks": checks}
+    for part in ("teacher", "student"):
+        if isinstance(views := settings[part].get("views"), str):
+            settings[part]["views"] = views.split(",")
+    noise_settings = NoiseSettings(**asdict(noise)) if isinstance(noise, Noise) else NoiseSettings()
+    if noise == AUTO:
+        noise_settings = NoiseSettings(sigma="auto", alpha="auto")
+    config = replace(build_config(settings), noise=noise_settings)
+    with reported(progress, delay_s=0.0) as on_progress:
+        with stage(on_progress, "reading the data"):
+            splits = load_data(data)
+            record: Record = {"call": "python", "data": steps.data_record(splits)}
+        record["noise"] = noise.describe() if isinstance(noise, Noise) else noise
+        for role, model in (("teacher", teacher), ("student", student)):
+            if isinstance(model, nn.Module):
+                record[f"{role}_module"] = steps.module_record(model)
+        return _compress(config, splits, teacher, student, record, started, run, None, None, on_progress, allow_import)
 
 
 def compress_config(
@@ -174,163 +131,402 @@ def compress_config(
     *,
     command: str | None = None,
     run: Run | None = None,
-    begun: Callable[[Run], None] | None = None,
-    watch: Watch | None = None,
+    on_run_created: Callable[[Run], None] | None = None,
+    on_progress: Watch | None = None,
     allow_import: bool = False,
 ) -> Result:
-    """The same as `compress`, asked by a Config. `run` is an interrupted one to go on with; `begun` is told the run."""
-    started, data = CLOCK(), load_config_data(config, watch)
-    config = settled(to_choose(config), data, label_weight=False)
-    noise, candidates = noise_of(config.noise, config.choice)
-    settings = describe(config)
-    teacher, student = config.teacher.name, config.student.name
-    networks = refuse_early(teacher, student, data, config, allow_import)
-    search, warnings = considered(networks, student, data, config, watch)
-    _warn(watch, warnings)
-    title = run_title(student, network_name(teacher), data.name)
-    folder = folder_for(run, config.run.output_dir, student, settings, command, title)
-    if begun is not None:
-        begun(folder)
-    return _compress(
-        Plan(
-            config, data, teacher, student, noise, candidates, settings, folder, watch, allow_import, search, warnings
-        ),
-        networks,
-        started,
-    )  # fmt: skip
+    """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run."""
+    started = CLOCK()
+    with cpu_threads(config.run.threads):
+        data = resolve.load_config_data(config, on_progress)
+        teacher, student, folder = config.teacher.name, config.student.name, None if run is None else run.path
+        return _compress(
+            config, data, teacher, student, {}, started, folder, command, on_run_created, on_progress, allow_import
+        )
 
 
 def resume_compress(
     run: Run,
-    begun: Callable[[Run], None] | None = None,
-    watch: Watch | None = None,
+    on_run_created: Callable[[Run], None] | None = None,
+    on_progress: Watch | None = None,
     allow_import: bool = False,
 ) -> Result:
-    """Go on with an interrupted compression from its own config.json; one that is done is only read."""
+    """Resume an interrupted compression with the settings of its own config.json; a finished run is only read."""
     if run.info["kind"] != "compress":
         raise UsageError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
     if run.config.get("call") == "python":
         raise UsageError(f"{run.path}: was started in Python: call compress(..., run={str(run.path)!r}) there again")
-    done = run.result()
-    if done is not None:
-        return Result.read(run.path, done)
+    if (result := run.result()) is not None:
+        return Result.read(run.path, result)
+    config = build_config(run.config, unused_noise=True)
     return compress_config(
-        build_config(run.config, unused_noise=True), run=run, begun=begun, watch=watch, allow_import=allow_import
+        config, run=run, on_run_created=on_run_created, on_progress=on_progress, allow_import=allow_import
     )
 
 
-def _compress(plan: Plan, networks: Networks, started: float) -> Result:
-    with shared_lock(*plan.run.around, plan.run.path), errors_kept(plan.run):
-        pace = Pace(plan, networks, started, CLOCK)
-        result = _steps(pace.begin(), pace)
-        plan.run.write_result(result.describe())
+def _compress(
+    config: Config,
+    data: Splits,
+    teacher: str | nn.Module,
+    student: str | nn.Module,
+    record: Record,
+    started: float,
+    folder: str | os.PathLike[str] | None,
+    command: str | None,
+    on_run_created: Callable[[Run], None] | None,
+    on_progress: Watch | None,
+    allow_import: bool,
+) -> Result:
+    """Everything once the data are read. `record`: content of config.json beside or in place of the settings."""
+    config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, label_weight=False)
+    student = config.student.name if student == "" else student
+    record = describe(config) | record
+    noise, candidates = resolve.resolve_noise(config.noise, config.choice)
+    teacher_network, network = build_models(teacher, student, data, config, allow_import)
+    search, warning, name = None, None, display_name(student)
+    if network is None:
+        with stage(on_progress, "pricing candidate networks"):
+            search = price_candidates(config, teacher_network, data)
+    else:
+        with suppress(UsageError):  # a network that cannot be measured
+            warning = larger_than_teacher(name, costs_of(network, data), costs_of(teacher_network, data))
+    if folder is None:
+        title = pretrained.run_title(name, pretrained.network_name(teacher), data.name)
+        run = new_run(config.run.output_dir, "compress", name, record, command=command, title=title)
+    else:
+        run = _started_run(Path(folder), record)
+    if on_run_created is not None:
+        on_run_created(run)
+    experiment = Experiment(
+        config=config, data=data, teacher=teacher, student=student, run=run, on_progress=on_progress
+    )
+    experiment = replace(experiment, allow_import=allow_import, noise=noise, noise_candidates=candidates)
+    with shared_lock(*run.around, run.path), steps.errors_recorded(run):
+        compression = Compression(experiment, search, teacher_network, started)
+        compression.warn(warning)
+        result = compression.compress()
+        run.write_result(result.describe())
     return result
 
 
-def _warn(watch: Watch | None, sentences: Sequence[str]) -> None:
-    """Show warnings at once, besides keeping them in the result."""
-    for sentence in sentences:
-        message(watch, "warning", sentence)
+def build_models(
+    teacher: str | nn.Module, student: str | nn.Module, data: Splits, config: Config, allow_import: bool = False
+) -> tuple[Classifier, Classifier | None]:
+    """The teacher, with its weights where it is trained already, and the student, None where it is to be chosen.
+
+    Raises what a wrong name would raise later, before a folder is made or a teacher trained.
+    """
+    resolve_device(config.run.device)
+    check_formats(config.run.export)
+    for recipe in (config.teacher, config.student):
+        expand_views(recipe.views)
+    weight, unlabelled = config.student.label_weight, ", ".join(resolve.unlabelled_roles(data))
+    if unlabelled and weight not in (0.0, AUTO):
+        raise UsageError(f"student.label_weight: {data.name!r} has no labels in {unlabelled}: leave {weight} out")
+    teachers = pretrained.teachers_of(teacher, config)
+    first, *_ = [_build_teacher(model, settings, data, allow_import) for model, settings in teachers]
+    if student == AUTO:
+        return first, None
+    if isinstance(student, nn.Module) and any(isinstance(part, torch.jit.ScriptModule) for part in student.modules()):
+        raise UsageError("the student has a torch.jit module, which cannot be copied for every seed: pass it as Python")
+    network = build_network(config.student, student, data, teacher=first)
+    check_formats(config.run.export, network)
+    return first, network
 
 
-def _steps(plan: Plan, pace: Pace) -> Result:
-    for line in outline(plan):
-        message(plan.watch, "plan", line)
-    tries, formats, watch = pace.whole.tries, plan.config.run.export, plan.watch
-    titles = titles_of(plan.config.student)
-    total = 2 + tries + planned(plan) + len(conditions_of(plan)) * plan.config.run.seeds + bool(formats)
-    total += takes_short_run(plan)
-    teacher = the_teacher(plan, f"[1/{total}] teacher {called(plan.teacher)}")
-    started = time.monotonic()
-    answers = its_answers(plan, teacher.model, f"[2/{total}] teacher's logits")
-    answers |= further_answers(plan, "teacher")
-    extraction_s = time.monotonic() - started
-    number, noise, choice, search = 2, plan.noise, None, None
-    with stage(watch, CHECKING_TEACHER):
-        checks = checked_teacher(plan, teacher, answers)
-    warning: str | None = None
-    if takes_short_run(plan):
-        number += 1
-        epochs = short(pace.decided.student_epochs, pace.decided.try_epochs)
-        brief = short_student(plan, answers, epochs, f"[{number}/{total}] {titles['labels']}, short")
-        warning = warned_of_teacher(plan, answers, brief)
-        plan = with_label_weight(plan, answers, brief)
-    if plan.search is not None:
-        plan, search = choose_student(plan, answers, (number, total), pace)
-        _warn(watch, plan.warnings)
-        number += tries
-    else:
-        work = pace.again("student", replace(pace.whole, teacher_epochs=0, comparisons=0))
-        plan = replace(plan, config=replace(plan.config, student=lasting(plan.config.student, work.student_epochs)))
-    first = plan.candidates[-1] if plan.candidates else plan.noise
-    with stage(watch, CHECKING_STUDENT):
-        checks += checked_lesson(
-            plan.config, plan.data, plan.student, first, taught_by(plan, answers)[0], teacher.model
+def _build_teacher(model: str | nn.Module, settings: Teacher, data: Splits, allow_import: bool) -> Classifier:
+    """A teacher, with its weights where it is trained already. Raises UsageError for settings without effect."""
+    if isinstance(model, nn.Module):
+        if settings.weights:
+            raise UsageError("teacher.weights: has no effect on a module that is passed in: leave it out")
+        return pretrained.in_order(build_network(settings, model, data), settings)
+    if pretrained.is_pretrained(model, settings, data):
+        names = ("options",) if is_onnx_file(model) else ("options", "preprocess", "mean", "std")
+        unused = next((name for name in names if getattr(settings, name)), None)
+        if unused is not None and pretrained.is_model_path(model):
+            raise UsageError(f"teacher.{unused}: has no effect on {model}, which is built already: leave it out")
+        return pretrained.load_teacher(model, data, allow_import, settings)[0]
+    if settings.class_order:
+        raise UsageError(f"teacher.class_order: has no effect on {model!r}, which is trained here: leave it out")
+    if data.train.labels is None:
+        raise UsageError(f"teacher {model!r}: {data.name!r} has no labels to train it on: give a trained teacher")
+    return build_network(settings, model, data)
+
+
+def _started_run(path: Path, record: Values) -> Run:
+    """The run in this folder, to be resumed. Raises where it is none, or was started with another record."""
+    if not is_run(path):
+        raise UsageError(f"{path}: not a run folder: leave run= out to start a new run")
+    run = Run.open(path)
+    differences = [key for key, _, _ in compare(run.config, as_json(record, "config")) if key != "run.output_dir"]
+    if differences:  # where the folder was made does not matter: it may have been moved since
+        keys = ", ".join(differences[:4])
+        raise MismatchError(
+            f"{path}: was started with other arguments ({keys}): see its config.json, or start a new run"
         )
-    on_labels: Trained | None = None
-    if "labels" in controls(plan):
-        number += 1
-        title = f"[{number}/{total}] {titles['labels']}, seed 0"
-        on_labels = a_student(plan, "labels-seed0", "labels", None, 0, answers, title)
-        if comparable(plan):
-            warning = warned_of_teacher(plan, answers, on_labels) or warning
-            plan = with_label_weight(plan, answers, on_labels)
-    if plan.candidates:
-        if pace.decided.noise_epochs is not None:  # as many as the time allows
-            trials = replace(plan.config.choice, epochs=pace.decided.noise_epochs)
-            plan = replace(plan, config=replace(plan.config, choice=trials))
-        noise, choice = choose_noise(plan, answers, (number, total))
-        number += planned(plan)
-    students = {**dict.fromkeys(controls(plan)), "noisy" if noise is not None else "clean": noise}
-    trained: dict[str, list[Trained]] = {name: [] for name in students}
-    for seed in range(plan.config.run.seeds):
-        for name, its_noise in students.items():
-            if name == "labels" and seed == 0 and on_labels is not None:
-                trained[name].append(on_labels)
-                continue
-            number += 1
-            title = f"[{number}/{total}] {titles[name]}, seed {seed}"
-            trained[name].append(a_student(plan, f"{name}-seed{seed}", name, its_noise, seed, answers, title))
-    best, record = best_student(plan, teacher, trained)
-    overlap = seen_before(teacher.result.get("trained_on"), plan.data)
-    warnings = [*plan.warnings, *(one for one in (warning, overlap) if one is not None)]
-    record |= write_best(plan, best, f"[{total}/{total}] export", caveats=[overlap] if overlap else [])
-    role = "val" if plan.data.test is None else "test"
-    with stage(watch, "measuring costs"):
-        costs = {
-            name: measured(plan, name, model, warnings)
-            for name, model in (("teacher", teacher.model), ("student", best.model))
-        }
-    rows = [row_of("teacher", f"teacher {called(plan.teacher)}", [teacher], costs["teacher"], role, plan.run)]
-    rows += [row_of(name, titles[name], found, costs["student"], role, plan.run) for name, found in trained.items()]
-    n = len(plan.data.val if plan.data.test is None else plan.data.test)
-    noise_record = None if noise is None else noise.describe()
-    stores = [one.path for one in (answers.get("train"), answers.get(role)) if isinstance(one, LogitStore)]
-    place = os.path.relpath(stores[0], plan.run.path)
-    scored = "error" if plan.data.parts[role].labels is not None else "disagreement"
-    result = Result(
-        plan.run.path,
-        plan.data.name,
-        role,
-        n,
-        tuple(rows),
-        noise_record,
-        extraction_s,
-        place,
-        choice,
-        search=search,
-        best=record,
-        checks=tuple(checks),
-        scored=scored,
-        warnings=tuple(warnings),
-        time=pace.record(plan.config.student, None if search is None else len(search["tried"])),
-    )
-    return replace(result, warnings=(*result.warnings, *warnings_of(result)))
+    return run
 
 
-def _listed(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `fit` as settings hold them: views as a list."""
-    if "views" not in training:
-        return dict(training)
-    views = training["views"]
-    return {**training, "views": views.split(",") if isinstance(views, str) else list(views)}
+class Compression:
+    """A compression under way: its steps in order, and what they leave for the next."""
+
+    def __init__(
+        self, experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier, started: float
+    ) -> None:
+        config, data = experiment.config, experiment.data
+        self.experiment, self.search, self.titles = experiment, search, experiment.titles
+        self.comparable = data.train.labels is not None and data.val.labels is not None
+        self.short_run = self.comparable and (search is not None or not config.run.baselines)
+        self.pace = self._pace(teacher_network, started)
+        trainings = noise_runs(experiment) + len(experiment.conditions) * config.run.seeds + self.short_run
+        self.stages = StageTitles(2 + self.pace.whole.tries + trainings + bool(config.run.export))
+        self.trained: dict[str, list[TrainedModel]] = {name: [] for name in experiment.controls}
+        self.checks: list[Check] = []
+        self.warnings: list[str] = []
+        self.search_record: Record | None = None
+        self.choice: Record | None = None
+
+    def compress(self) -> Result:
+        """All steps, from the plan to the result."""
+        self.plan()
+        self.prepare_teacher()
+        self.choose_student()
+        self.check_first_step()
+        self.train_on_labels()
+        self.choose_noise()
+        self.train_students()
+        self.hand_over()
+        return self.result()
+
+    def plan(self) -> None:
+        """Fit the teacher's epochs into the time, and say what is about to be done."""
+        experiment, config = self.experiment, self.experiment.config
+        epochs = self.pace.begin().teacher_epochs or config.teacher.epochs
+        for line in outline(experiment, self.search, self.short_run):
+            message(experiment.on_progress, "plan", line)
+        config = replace(config, teacher=with_epochs(config.teacher, epochs))
+        self.experiment = replace(experiment, config=config, on_progress=self.pace.forecast)
+
+    def prepare_teacher(self) -> None:
+        """Load or train the teacher, store its logits, check both."""
+        experiment = self.experiment
+        self.teacher = steps.prepare_teacher(
+            experiment, self.stages.next(f"teacher {display_name(experiment.teacher)}")
+        )
+        started = time.monotonic()
+        self.logits = steps.extract_logits(experiment, self.teacher.model, self.stages.next("teacher's logits"))
+        self.logits |= steps.extract_more_teachers(experiment, "teacher")
+        self.extraction_s = time.monotonic() - started
+        with stage(experiment.on_progress, preflight.CHECKING_TEACHER):
+            self.checks += preflight.check_teacher(experiment, self.teacher, self.logits)
+
+    def choose_student(self) -> None:
+        """Choose the student where it is not named, and fit its epochs into the time.
+
+        A short student on labels goes first where the choice, or training without baselines, depends on the teacher.
+        """
+        recipe, work = self.experiment.config.student, self.pace.decided
+        if self.short_run:
+            recipe = with_epochs(recipe, short_epochs(work.student_epochs, work.try_epochs))
+            short = self.experiment.with_recipe(recipe)
+            if self.search is not None:
+                short = self.experiment.with_student(self.search.fitting[0].name, recipe)
+            title = self.stages.next(f"{self.titles['labels']}, short")
+            self._compare(steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title), short=True)
+        if self.search is None:
+            recipe, epochs = self.experiment.config.student, self.pace.again("student").student_epochs
+            self.experiment = self.experiment.with_recipe(with_epochs(recipe, epochs))
+            return
+        outcome = choose_student(self.experiment, self.search, self.logits, self.stages, self.pace)
+        self.experiment, self.search_record = outcome
+        chosen = next(network for network in self.search.candidates if network.name == self.experiment.student)
+        self.warn(larger_than_teacher(chosen.name, vars(chosen), self.search.teacher))
+
+    def check_first_step(self) -> None:
+        """Check what the student would learn in its first step."""
+        experiment = self.experiment
+        noise = experiment.noise_candidates[-1] if experiment.noise_candidates else experiment.noise
+        with stage(experiment.on_progress, preflight.CHECKING_STUDENT):
+            source, options = (
+                steps.distillation_source(experiment, self.logits),
+                resolve.distill_options(experiment.config),
+            )
+            student = steps.first_student(experiment, self.logits)
+            objective = distil(source, noise=noise, **options)
+            self.checks += preflight.check_first_step(experiment.config, experiment.data, objective, student)
+
+    def train_on_labels(self) -> None:
+        """Train the first student on labels, before anything is distilled, to see whether the teacher is better."""
+        if "labels" in self.trained:
+            self._train("labels", 0)
+            if self.comparable:
+                self._compare(self.trained["labels"][0], short=False)
+
+    def choose_noise(self) -> None:
+        """Choose the noise on validation where it is not named."""
+        if self.experiment.noise_candidates:
+            config, epochs = self.experiment.config, self.pace.decided.noise_epochs
+            config = replace(config, choice=replace(config.choice, epochs=epochs or config.choice.epochs))
+            experiment = replace(self.experiment, config=config)
+            noise, self.choice = choose_noise(experiment, self.logits, self.stages)
+            self.experiment = replace(experiment, noise=noise)
+
+    def train_students(self) -> None:
+        """Train the students of all conditions, seed by seed."""
+        self.trained.setdefault("clean" if self.experiment.noise is None else "noisy", [])
+        for seed in range(self.experiment.config.run.seeds):
+            for condition, models in self.trained.items():
+                if len(models) == seed:
+                    self._train(condition, seed)
+
+    def hand_over(self) -> None:
+        """Choose the best student on validation and write it as files."""
+        self.best, self.best_record = choose_best(self.experiment, self.teacher, self.trained)
+        overlap = pretrained.seen_before(self.teacher.result.get("trained_on"), self.experiment.data)
+        self.warnings += [overlap] if overlap else []
+        self.stages.number = self.stages.total - 1
+        caveats, title = [overlap] if overlap else [], self.stages.next("export")
+        self.best_record["files"], self.failed = write_best(self.experiment, self.best, title, caveats)
+
+    def result(self) -> Result:
+        """Measure the costs, and judge the noise."""
+        experiment, data, noise = self.experiment, self.experiment.data, self.experiment.noise
+        teacher, student = display_name(experiment.teacher), display_name(experiment.student)
+        role = "val" if data.test is None else "test"
+        stores = [source.path for source in map(self.logits.get, ("train", role)) if isinstance(source, LogitStore)]
+        costs, conditions = [], []
+        with stage(experiment.on_progress, "measuring costs"):
+            for name, model in (("teacher", self.teacher.model), ("student", self.best.model)):
+                measured, warning = steps.measure_costs(model, data, experiment.config.run.device, name)
+                costs.append(measured)
+                self.warnings += [warning] if warning else []
+        noise_record = None if noise is None else noise.describe()
+        for kind, models in {"teacher": [self.teacher], **self.trained}.items():
+            settings = noise_record if noise_record and kind == "noisy" else {}
+            condition = condition_of(
+                kind,
+                self.titles.get(kind, f"teacher {teacher}"),
+                kind,
+                {seed: model.result for seed, model in enumerate(models)},
+                [os.path.relpath(model.run.path, experiment.run.path) for model in models],
+                model=teacher if kind == "teacher" else student,
+                settings={f"noise.{key}": value for key, value in settings.items()},
+                data=data.name,
+                costs=costs[kind != "teacher"],
+            )
+            conditions.append(condition)
+        tried = None if self.search_record is None else len(self.search_record["tried"])
+        result = Result(
+            kind="compress",
+            path=experiment.run.path,
+            data=data.name,
+            n={role: len(split) for role, split in data.parts.items()},
+            role=role,
+            teachers=(conditions[0],),
+            conditions=tuple(conditions[1:]),
+            noise=noise_record,
+            choice=self.choice,
+            search=self.search_record,
+            best=self.best_record,
+            failed=self.failed,
+            checks=tuple(check.describe() for check in self.checks),
+            warnings=tuple(self.warnings),
+            time=self.pace.describe(experiment.config.student.epochs, tried),
+            store=os.path.relpath(stores[0], experiment.run.path),
+            extraction_s=self.extraction_s,
+        )
+        return judged(result)
+
+    def warn(self, warning: str | None) -> None:
+        """Show a warning at once and keep it for the result."""
+        if warning is not None:
+            self.warnings.append(warning)
+            message(self.experiment.on_progress, "warning", warning)
+
+    def _train(self, condition: str, seed: int) -> None:
+        name, title = f"{condition}-seed{seed}", self.stages.next(f"{self.titles[condition]}, seed {seed}")
+        noise = self.experiment.noise if condition == "noisy" else None
+        model = steps.train_student(self.experiment, name, condition, noise, seed, self.logits, title)
+        self.trained[condition].append(model)
+
+    def _compare(self, student: TrainedModel, short: bool) -> None:
+        """Warn where the teacher is worse than a student on labels, and decide the label weight that `auto` means."""
+        comparison = preflight.compare_teacher(self.experiment, self.logits, student, short)
+        self.warn(comparison.warning())
+        recipe = self.experiment.config.student
+        if recipe.label_weight == AUTO:
+            weight = WEAK_TEACHER_LABEL_WEIGHT if comparison.weak else LABEL_WEIGHT
+            self.experiment = self.experiment.with_recipe(replace(recipe, label_weight=weight))
+            if comparison.weak:
+                n, counts = comparison.n, (comparison.teacher_errors, comparison.student_errors)
+                teacher_error, student_error = (f"{100 * count / n:.2f} %" for count in counts)
+                reason = f"the teacher's validation error ({teacher_error}, n = {n:,}) is not below "
+                reason += f"{preflight.GOOD_TEACHER:.0%} of that of a student on labels ({student_error})"
+                words = f"label weight: {weight:g} instead of {LABEL_WEIGHT:g}, because {reason}"
+                message(self.experiment.on_progress, "plan", words)
+
+    def _pace(self, teacher_network: Classifier, started: float) -> Pace:
+        """The pace of the compression. Speeds are measured where time is limited or progress is shown."""
+        experiment, search, config = self.experiment, self.search, self.experiment.config
+        minutes, several_processes = config.target.minutes, world().size > 1
+        if minutes is not None and (several_processes or config.teacher.also):
+            what = "a group of processes" if several_processes else "several teachers"
+            raise UsageError(f"target.minutes: the time of {what} cannot be planned: leave it out")
+        work = Work(
+            teacher_epochs=0 if experiment.teacher_is_trained else config.teacher.epochs,
+            student_epochs=config.student.epochs,
+            students=len(experiment.conditions) * config.run.seeds,
+            tries=0 if search is None else min(config.target.search, len(search.fitting)),
+            try_epochs=None if search is None else config.target.epochs,
+            noise_runs=noise_runs(experiment),
+            noise_epochs=config.choice.epochs,
+            comparisons=int(self.short_run),
+        )
+
+        def measure() -> Speeds | None:
+            timed = not several_processes and (experiment.on_progress is not None or minutes is not None)
+            return measure_speeds(experiment, search, teacher_network) if timed else None
+
+        labels_first = "labels" in experiment.controls
+        return Pace(experiment.run, work, measure, minutes, experiment.on_progress, CLOCK, started, labels_first)
+
+
+def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier) -> Speeds | None:
+    """The speeds of this machine for an experiment; None where a network cannot be timed."""
+    config, data, device = experiment.config, experiment.data, experiment.config.run.device
+    answer_s = seconds_per_answer(teacher_network, data.train, device, CLOCK)
+    students: list[str | nn.Module] = [copy.deepcopy(experiment.student)]
+    if search is not None:
+        students = [network.name for network in search.fitting[: config.target.search]]
+    networks = [build_network(config.student, student, data, teacher=teacher_network) for student in students]
+    trainings: list[tuple[Recipe, Classifier]] = [(config.student, network) for network in networks]
+    if not experiment.teacher_is_trained:
+        trainings.append((config.teacher, teacher_network))
+    seconds = []
+    for recipe, network in trainings:
+        epoch_s = training_seconds(network, data, resolve.fit_options(recipe, network, data), device, CLOCK)
+        if epoch_s is None:
+            return None
+        seconds.append(epoch_s)
+    teacher_s = 0.0 if experiment.teacher_is_trained else seconds.pop()
+    live_s = answer_s * len(data.train) if experiment.live else 0.0
+    views = 0 if experiment.live else len(expand_views(config.student.views))
+    logits_s = answer_s * sum(len(split) * (views if role == "train" else 1) for role, split in data.parts.items())
+    export_s = EXPORT_S * len(config.run.export)
+    return Speeds(teacher_s, logits_s, tuple(epoch_s + live_s for epoch_s in seconds), export_s)
+
+
+def outline(experiment: Experiment, search: StudentSearch | None, short_run: bool) -> list[str]:
+    """What is about to be done: the teacher, the short runs, the students."""
+    config, data = experiment.config, experiment.data
+    names = ", ".join(display_name(name) for name, _ in pretrained.teachers_of(experiment.teacher, config))
+    how = f"trained for {plural(config.teacher.epochs, 'epoch')} on {len(data.train):,} images of {data.name}"
+    lines = [f"teacher: {names}, {'already trained' if experiment.teacher_is_trained else how}"]
+    tries = 0 if search is None else min(config.target.search, len(search.fitting))
+    short_runs = {"a student on labels": int(short_run), "the student": tries, "the noise": noise_runs(experiment)}
+    words = ", ".join(f"{number} for {what}" for what, number in short_runs.items() if number)
+    lines += [f"short runs: {words}"] if words else []
+    titles = [experiment.titles[name].removeprefix("student, ") for name in experiment.conditions]
+    seeds, trainings = plural(config.run.seeds, "seed"), plural(len(titles) * config.run.seeds, "training")
+    conditions, epochs = plural(len(titles), "condition"), plural(config.student.epochs, "epoch")
+    return [*lines, f"students: {conditions} ({', '.join(titles)}) x {seeds} = {trainings}; {epochs} each"]

@@ -1,31 +1,256 @@
-"""How fast this machine trains and asks networks: a few steps of each, on a copy, before the work begins."""
+"""How long a compression takes: speeds of this machine, epochs that fit into `target.minutes`, the remaining time.
+
+Decisions are kept in the run's folder: a resumed run must not decide again by the speeds of another machine.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split, Splits, expand_views, samples_of
-from noisyteacher.device import resolve_device
-from noisyteacher.errors import NoisyTeacherError
-from noisyteacher.inference import inference
+from noisyteacher.device import inference, resolve_device
+from noisyteacher.errors import FileFormatError, NoisyTeacherError
+from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.objectives import supervised
+from noisyteacher.pipeline.resolve import short_epochs
+from noisyteacher.progress import Watch, message
+from noisyteacher.runs import Run
+from noisyteacher.text import duration, rough_duration
 from noisyteacher.train import fit
 from noisyteacher.train.history import Tick
 
-STEPS, LONG_ENOUGH_S = 6, 0.5
-"""A training is timed for so many steps after the first, or until they have taken so long."""
-IMAGES = 32
-"""Images that a network is asked when its answers are timed."""
-
+FILE, KIND, SCHEMA = "plan.json", "compression-plan", 2
+RESERVE = 0.05  # share of the remaining time that is not planned with: measured speeds vary
+HALF = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
+STEPS, LONG_ENOUGH_S = 6, 0.5  # a training is timed for so many steps after the first, or until they took so long
+IMAGES = 32  # in the batch by which the teacher's answers are timed
 Clock = Callable[[], float]
+
+
+@dataclass
+class StageTitles:
+    """Numbers the stages of a run. `StageTitles(9).next("teacher") == "[1/9] teacher"`."""
+
+    total: int
+    number: int = 0
+
+    def next(self, title: str) -> str:
+        """The title of the next stage, with its number before it."""
+        self.number += 1
+        return f"[{self.number}/{self.total}] {title}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What remains to be done. Epochs of short runs are a quarter of the student's where they are None."""
+
+    teacher_epochs: int  # 0: the teacher is trained already
+    student_epochs: int
+    students: int  # trainings of all conditions and seeds
+    tries: int = 0  # networks tried in short runs; 0: the student is named
+    try_epochs: int | None = None
+    noise_runs: int = 0  # short runs that choose the noise
+    noise_epochs: int | None = None
+    comparisons: int = 0  # short runs on labels alone, which the teacher is compared with; as long as a try
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Measured on this machine, in seconds. An epoch includes its validation."""
+
+    teacher: float  # an epoch
+    logits: float  # storing all the teacher's logits
+    students: tuple[float, ...]  # an epoch of each network that may be tried, or of the one that is named
+    end: float = 0.0  # measuring and exporting
+
+
+def estimate(work: Work, speeds: Speeds) -> dict[str, list[float]]:
+    """Seconds of every stage, by what it is for. A student yet to be chosen is as slow as the slowest that is tried."""
+    tried = speeds.students[: work.tries]
+    slowest = max(tried or speeds.students)
+    try_epochs = short_epochs(work.student_epochs, work.try_epochs)
+    return {
+        "teacher": [work.teacher_epochs * speeds.teacher],
+        "logits": [speeds.logits],
+        "comparison": [try_epochs * speeds.students[0]] * work.comparisons,
+        "search": [try_epochs * seconds for seconds in tried],
+        "noise": [short_epochs(work.student_epochs, work.noise_epochs) * slowest] * work.noise_runs,
+        "students": [work.student_epochs * slowest] * work.students,
+        "export": [speeds.end],
+    }
+
+
+def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
+    """The work that can be done in so many seconds, at least one epoch of everything and one try, however few they are.
+
+    All epochs are cut by one factor; fewer networks are tried before less than half of the epochs would remain.
+    """
+    cut, full = work, {name: value for name, value in asdict(work).items() if name.endswith("epochs") and value}
+    for tries in range(work.tries, min(1, work.tries) - 1, -1):
+        fewest = 1 if tries <= 1 else math.ceil(HALF * work.student_epochs)
+        for epochs in range(work.student_epochs, fewest - 1, -1):
+            share = epochs / work.student_epochs
+            cut = replace(work, tries=tries, **{name: max(1, int(n * share + 1e-9)) for name, n in full.items()})
+            if sum(map(sum, estimate(cut, speeds).values())) <= seconds:
+                return cut
+    return cut
+
+
+@dataclass
+class Decision:
+    """What was decided at a stage, and by what."""
+
+    requested: Work
+    work: Work
+    speeds: Speeds
+    remaining_s: float
+
+
+@dataclass
+class PlanRecord:
+    """The content of plan.json: decisions by stage (`begin`, `search`, `student`), networks there was time to try."""
+
+    spent_s: float = 0.0
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    tried: list[str] | None = None
+
+
+@dataclass
+class Pace:
+    """How many epochs the stages of one compression have, and what is reported of the time."""
+
+    run: Run
+    whole: Work  # without a limit
+    measure: Callable[[], Speeds | None]  # where speeds are needed that are not recorded
+    minutes: float | None = None
+    on_progress: Watch | None = None
+    clock: Clock = time.monotonic
+    started: float | None = None  # the clock's value when the run was started
+    labels_first: bool = False  # whether a student on labels is trained before the noise is chosen
+
+    def __post_init__(self) -> None:
+        self.started = self.clock() if self.started is None else self.started
+        self.record, self.decided, file = PlanRecord(), self.whole, self.run.path / FILE
+        if self.minutes is not None and file.exists():
+            try:
+                self.record = TypeAdapter(PlanRecord).validate_python(read_json(file, KIND, SCHEMA))
+            except ValidationError as error:
+                raise FileFormatError(f"{file}: not the plan of a compression: {error}") from error
+        self.spent_before, begin = self.record.spent_s, self.record.decisions.get("begin")
+        self.speeds = self.measure() if begin is None else begin.speeds
+        self.stage, self.stage_started, self.stage_seconds = "", self.started, list[float]()
+
+    @property
+    def forecast(self) -> Watch | None:
+        """A Watch that passes everything on, and adds to the note how long the whole run still takes."""
+        return None if self.on_progress is None else self._forecast
+
+    def _forecast(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage != self.stage:
+            self.stage, self.stage_started = stage, self.clock()
+        match = re.match(r"\[(\d+)/\d+\]", stage)
+        if match is not None and int(match[1]) <= len(self.stage_seconds):
+            here, *later = self.stage_seconds[int(match[1]) - 1 :]
+            share = done / max(1, total)
+            if share >= 0.1:  # from here on the stage's own speed counts, no longer what was measured before
+                here = (self.clock() - self.stage_started) / share
+            note += f", about {rough_duration(here * (1 - share) + sum(later))} left in all"
+        if self.on_progress is not None:
+            self.on_progress(stage, done, total, note)
+
+    def begin(self) -> Work:
+        """The work that fits into the minutes; the estimate of its time is shown."""
+        work = self._decide("begin", self.whole, self.speeds)
+        if self.speeds is not None:
+            times = {name: sum(seconds) for name, seconds in estimate(work, self.speeds).items()}
+            shares = ", ".join(f"{name} {rough_duration(seconds)}" for name, seconds in times.items() if seconds)
+            message(self.on_progress, "plan", f"time: about {rough_duration(sum(times.values()))}: {shares}")
+        return work
+
+    def again(self, stage: str, students: tuple[float, ...] = (), tries: int | None = None) -> Work:
+        """The work after the teacher's as it fits into the remaining time, decided once.
+
+        students: newer speeds of them; tries: networks still to be tried (by default as planned).
+        """
+        work = replace(self.whole, teacher_epochs=0, comparisons=0, tries=self.whole.tries if tries is None else tries)
+        speeds = self.speeds
+        if speeds is not None:
+            speeds = replace(speeds, teacher=0.0, logits=0.0, students=students or speeds.students)
+        return self._decide(stage, work, speeds)
+
+    def _decide(self, stage: str, work: Work, speeds: Speeds | None) -> Work:
+        """The work as it was decided before at this stage, or as it fits now; unchanged where time is not limited."""
+        if speeds is not None:
+            if self.minutes is not None and stage not in self.record.decisions:
+                seconds = self.remaining()
+                self.record.decisions[stage] = Decision(work, fit_into(work, speeds, seconds), speeds, seconds)
+                self._write()
+            if stage in self.record.decisions:
+                work = self.record.decisions[stage].work
+            times = estimate(work, speeds)
+            for name, stages in (("comparison", self.whole.comparisons), ("search", self.whole.tries)):
+                times[name] += [0.0] * (stages - len(times[name]))  # over, or without the time for it
+            if self.labels_first:
+                times["noise"].insert(0, times["students"].pop())
+            self.stage_seconds = [seconds for stages in times.values() for seconds in stages]
+        self.decided = work
+        return work
+
+    def time_for_try(self, index: int, epochs: int, epoch_seconds: float) -> bool:
+        """Whether a try leaves the time for half of the students' epochs, at the speed of the best network so far."""
+        if self.record.tried is not None or self.speeds is None:
+            return self.record.tried is None or index < len(self.record.tried)
+        students = self.whole.students * max(1, int(HALF * self.decided.student_epochs)) * epoch_seconds
+        return epochs * self.speeds.students[index] + students <= self.remaining()
+
+    def keep_tried(self, names: list[str]) -> None:
+        """Record which networks there was time to try."""
+        if self.minutes is not None and self.record.tried is None:
+            self.record.tried = names
+            self._write()
+
+    def _write(self) -> None:
+        self.record.spent_s = self.spent
+        write_json(self.run.path / FILE, KIND, SCHEMA, asdict(self.record), self.run.path)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the run was started, as far as they are recorded."""
+        return self.spent_before + self.clock() - (self.started or 0.0)
+
+    def remaining(self) -> float:
+        """Seconds that may be planned with; infinite where the time is not limited."""
+        return math.inf if self.minutes is None else (1 - RESERVE) * max(0.0, 60 * self.minutes - self.spent)
+
+    def describe(self, student_epochs: int, tried: int | None) -> Json | None:
+        """How the minutes were spent, JSON-able; None where the time was not limited."""
+        if self.minutes is None:
+            return None
+        begin, whole = self.record.decisions.get("begin"), self.whole
+        epochs = {"teacher": (begin.work if begin else whole).teacher_epochs, "student": student_epochs}
+        requested = {"teacher": whole.teacher_epochs, "student": whole.student_epochs}
+        counts = {f"epochs of the {role}": (epochs[role], requested[role]) for role in epochs}
+        counts["networks to try"] = (whole.tries if tried is None else tried, whole.tries)
+        cut = ", ".join(f"{done} of {planned} {what}" for what, (done, planned) in counts.items() if done < planned)
+        over = "MORE than" if self.spent > 60 * self.minutes else "of"
+        took = f"the whole run took {duration(self.spent)}, {over} {self.minutes:.3g} min"
+        return {
+            "minutes": self.minutes, "spent_s": self.spent, "epochs": epochs, "epochs_asked": requested, "tries": tried,
+            "tries_asked": None if tried is None else whole.tries,
+            "told": [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took],
+        }  # fmt: skip
 
 
 class _EnoughError(Exception):
@@ -35,51 +260,41 @@ class _EnoughError(Exception):
 def training_seconds(
     model: nn.Module, data: Splits, recipe: Mapping[str, Any], device: str, clock: Clock = time.monotonic
 ) -> float | None:
-    """Seconds that an epoch of training this model by these options of `fit` takes, validation included.
+    """Seconds of an epoch of training this model by these options of `fit`, validation included; None if it fails.
 
-    A few steps are done, which change the model: pass a copy. None where it cannot be trained so: the training itself
-    will say why.
+    A few steps are done, which change the model: pass a copy.
     """
     options = {key: value for key, value in recipe.items() if key not in ("augment", "patience", "keep")}
-    marks = [clock()]
+    times = [clock()]
 
-    def mark(tick: Tick) -> None:
-        marks.append(clock())
-        if len(marks) - 2 >= STEPS or marks[-1] - marks[1] >= LONG_ENOUGH_S:
+    def on_step(tick: Tick) -> None:
+        times.append(clock())
+        if len(times) - 2 >= STEPS or times[-1] - times[1] >= LONG_ENOUGH_S:
             raise _EnoughError
 
-    objective = _nothing_learned if data.train.labels is None else supervised()
+    def any_loss(logits: Tensor, batch: Batch) -> Tensor:
+        return torch.square(logits).mean()
+
+    objective = any_loss if data.train.labels is None else supervised()  # as fast as distilling, also as a CUDA graph
     try:
         with suppress(_EnoughError):
-            fit(model, data.train, objective, **options, keep="last", device=device, progress=mark)
+            fit(model, data.train, objective, **options, keep="last", device=device, progress=on_step)
     except NoisyTeacherError:
         return None
-    return epoch_seconds([after - before for before, after in pairwise(marks)], data, options)
+    steps = [after - before for before, after in pairwise(times)]
+    batch_size = int(options["batch_size"])
+    samples = samples_of(data.train, expand_views(options["views"]), options["every_view"])
+    batches = max(1.0, samples / batch_size) + len(data.val) / batch_size / 3  # validation has no backward pass
+    return median(steps[1:] or steps) * batches  # the first step sets things up
 
 
-def epoch_seconds(steps: list[float], data: Splits, recipe: Mapping[str, Any]) -> float:
-    """Seconds of an epoch whose first steps took these: the median of those after the first, which sets things up.
-
-    Validation counts as a third of a training step for each batch: it has no backward pass.
-    """
-    step = median(steps[1:] or steps)
-    batch = int(recipe["batch_size"])
-    samples = samples_of(data.train, expand_views(recipe["views"]), bool(recipe["every_view"]))
-    return step * (max(1.0, samples / batch) + len(data.val) / batch / 3)
-
-
-def answer_seconds(model: nn.Module, split: Split, device: str, clock: Clock = time.monotonic) -> float:
-    """Seconds that this model takes to answer one image of the split, asked many at once."""
+def seconds_per_answer(model: nn.Module, split: Split, device: str, clock: Clock = time.monotonic) -> float:
+    """Seconds of a forward pass per image of the split, in a batch of many."""
     images = split.first_images(min(IMAGES, len(split)))
-    with inference(model, resolve_device(device)) as place:
-        images = images.to(place)
+    with inference(model, resolve_device(device)) as target:
+        images = images.to(target)
         model(images[:1])
-        begun = clock()
-        answers: Tensor = model(images)
-        float(answers.sum())  # a GPU has answered once a number is there
-        return (clock() - begun) / len(images)
-
-
-def _nothing_learned(logits: Tensor, batch: Batch) -> Tensor:
-    """A loss of as much work as any, for images without labels."""
-    return torch.square(logits).mean()
+        start = clock()
+        logits: Tensor = model(images)
+        float(logits.sum())  # a GPU has answered once a number is there
+        return (clock() - start) / len(images)

@@ -2,223 +2,211 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from noisyteacher.report import tables
-from noisyteacher.report.answers import confusion, reliability, shared_role
-from noisyteacher.report.cards import cards_of, overview, subtitle
-from noisyteacher.report.costs import networks, trade_offs
-from noisyteacher.report.figures import Figure, along, beside_paper, differences, epochs
-from noisyteacher.report.handed import files, searched, told
-from noisyteacher.report.noising import picture
-from noisyteacher.report.series import charts, choice_charts
-from noisyteacher.report.study import Line, Study
-from noisyteacher.report.tables import Cell, Table
-from noisyteacher.text import plural, shown
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from noisyteacher.pipeline import HANDED_OVER, Condition, Verdict
+from noisyteacher.report import figures, tables
+from noisyteacher.report.figures import Figure
+from noisyteacher.report.load import Study, heading, tagged, verdict_text
+from noisyteacher.tables import Table
+from noisyteacher.text import SPLIT_NAMES, plural, printable, sentence
 
 TEMPLATES = Path(__file__).with_name("templates")
-MOST = 6
-"""Lines in one figure of epochs or calibration: more cannot be told apart."""
+HEADINGS = {
+    "": "Measured",
+    "helps": "The noise helped",
+    "hurts": "The noise hurt",
+    "no evidence": "No evidence either way",
+    "unfinished": "Not finished",
+    "failed": "Failed",
+}
 
 
-@dataclass
+class Card(NamedTuple):
+    """A verdict as the first screen shows it."""
+
+    word: str
+    heading: str
+    title: str
+    sentence: str
+    facts: Sequence[tuple[str, str, str]]
+    """Numbers with their name and a line below, such as the interval."""
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page. `level` 2, or 3 for the parts of one run among several."""
+    """A part of the page: sentences, then figures, then tables. `level` 3: of one run among several."""
 
     title: str
-    anchor: str
+    texts: Sequence[str] = ()
+    figures: Sequence[Figure | None] = ()
+    tables: Sequence[Table | None] = ()
     level: int = 2
-    texts: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    below: list[Table] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.texts or self.tables or self.figures or self.below)
+        return any((*self.texts, *self.figures, *self.tables))
 
 
 def page(studies: Sequence[Study]) -> str:
     """The studies as one HTML page, UTF-8 text; equal studies give equal text."""
-    whole = [one for study in studies for one in study.with_parts()]
-    several = len(whole) > 1
-    tags = tagged(whole)
-    cards = [card for study, tag in zip(whole, tags, strict=True) for card in cards_of(study, tag if several else "")]
+    every = [inner for study in studies for inner in study.with_parts()]
+    several = len(every) > 1
+    tags = tagged(every) if several else [""]
     sections: list[Section] = []
     if several:
-        sections.append(Section("Runs", "runs", tables=[overview(whole, tags)]))
-        sections.append(_along(whole, "along", tags))
-        sections.append(_trade_offs(whole, "cost"))
-        for number, (study, tag) in enumerate(zip(whole, tags, strict=True)):
-            parts = [replace(one, level=3) for one in _parts(study, f"r{number}", alone=False) if one]
-            sections += [Section(f"{tag}: {study.of_models}", f"r{number}", texts=[f"{study.kind} {study.id}"]), *parts]
-    else:
-        sections += _parts(whole[0], "r0", alone=True)
-    known = whole if several else whole[:1]
-    title = "Settings that differ" if several else "Settings"
-    sections.append(Section(title, "settings", tables=[tables.settings(known, tags)]))
-    sections.append(Section("Versions and hosts", "origins", tables=[tables.origins(known, tags)]))
-    return _template().render(
-        title=heading(studies),
-        subtitle=subtitle(studies),
-        cards=cards,
-        sections=[section for section in sections if section],
-        style=_style(),
-    )
-
-
-def heading(studies: Sequence[Study]) -> str:
-    """What stands above it all: the models of one run, the name of one with runs in it, or how many runs there are."""
-    if len(studies) > 1:
-        return plural(len(studies), "run")
-    return studies[0].name if studies[0].parts else studies[0].of_models
-
-
-def tagged(studies: Sequence[Study]) -> list[str]:
-    """A short name per study: A, B, ..., Z, 27, 28, ..."""
-    return [chr(65 + place) if place < 26 else str(place + 1) for place in range(len(studies))]
-
-
-def picks(study: Study) -> list[Line]:
-    """The lines that a figure of epochs or calibration shows: all of them, or of a sweep those that matter."""
-    if len(study.lines) <= MOST:
-        return list(study.lines)
-    controls = [line for line in study.lines if line.kind != "noisy"]
-    noisy = [
-        (error.mean, line.name, line) for line in study.lines if line.kind == "noisy" and (error := line.error("val"))
-    ]
-    return [*controls, *(line for _, _, line in sorted(noisy, key=lambda one: one[:2]))][:MOST]
-
-
-def _parts(study: Study, name: str, *, alone: bool) -> Iterable[Section]:
-    """What there is to say of one study, in order of interest."""
-    lines = picks(study)
-    found = Section("Results", f"{name}-results", texts=list(study.notes))
-    found.figures += [one for one in [beside_paper(f"{name}-paper", study.rows)] if one]
-    found.tables += [one for one in [tables.beside_table(study), tables.results(study)] if one]
-    if study.state != "done" and not study.lines and not study.parts:
-        found.texts.append("No part of this run is done yet.")
-    found.figures += [one for one in [differences(f"{name}-differences", study)] if one]
-    found.below += [_failed(study)] if study.failed else []
-    yield found
-    if alone:
-        yield _along([study], f"{name}-along")
-    student = Section("How the student was chosen", f"{name}-search")
-    student.texts += told(study.search)
-    student.tables += [one for one in [searched(study.search)] if one]
-    yield student
-    choice = Section("How the noise was chosen", f"{name}-choice")
-    choice.tables += [one for one in [tables.candidates(study)] if one]
-    choice.figures += [along(f"{name}-choice{place}", one) for place, one in enumerate(choice_charts(study))]
-    yield choice
-    learning = Section("Learning", f"{name}-learning")
-    taught = [line for line in lines if line.kind in ("clean", "noisy")]
-    perturbed = [line for line in lines if line.kind == "noisy"]
-    asked = [
-        (lines, "val/error", "validation error (%)", False),
-        (taught or lines, "train/loss", "training loss", True),
-        (perturbed, "noise/flipped_%", "answers changed by the noise (%)", False),
-        (perturbed, "noise/gradient_ratio", "noise in the gradient (ratio)", False),
-    ]
-    made = [epochs(f"{name}-epochs{place}", study, *one) for place, one in enumerate(asked)]
-    learning.figures += [one for one in made if one]
-    yield learning
-    yield from _answers(study, lines, name)
-    costs = Section("Costs", f"{name}-costs")
-    costs.tables += [one for one in [tables.costs(study)] if one]
-    costs.figures += trade_offs(f"{name}-cost", [study]) if alone else []
-    costs.below += [one for title, line in networks(study) if (one := tables.layers(title, line))]
-    yield costs
-    handed = Section("What is handed over", f"{name}-handed", texts=told(study.best))
-    handed.tables += [one for one in [files(study.best)] if one]
-    yield handed
-    if study.of_noise:
-        drawn = picture(f"{name}-noise", study)
-        noise = Section("The noise", f"{name}-noise-shown")
-        if isinstance(drawn, Figure):
-            noise.figures.append(drawn)
-        else:
-            noise.texts.append(drawn)
-        yield noise
-
-
-def _answers(study: Study, lines: Sequence[Line], name: str) -> Iterable[Section]:
-    """Calibration, and confusion of the teacher and of the student that the verdict is about."""
-    calibration, found = Section("Calibration", f"{name}-calibration"), Section("Confusion", f"{name}-confusion")
-    if study.handed_over is not None:
-        lines = [study.handed_over if line.handed_over else line for line in lines]
-    about = [verdict.line for verdict in study.verdicts if verdict.line is not None]
-    student = about[0] if about else next((line for line in reversed(lines) if line.kind != "teacher"), None)
-    teacher = study.teacher_of(student)
-    role = shared_role({role: one for line in lines for role, one in line.details.items()}, study.role)
-    if role is None:
-        if any(line.scores for line in lines):
-            calibration.texts.append("Calibration and confusion are not shown: the run's results do not have them.")
-        yield calibration
-        return
-    one = reliability(f"{name}-reliability", study, lines, role)
-    calibration.figures += [one] if one else []
-    yield calibration
-    pair = _unique(teacher, student)
-    for place, line in enumerate(pair):
-        drawn = confusion(f"{name}-matrix{place}", study, line, role)
-        found.figures += [drawn] if drawn else []
-    table = tables.mistakes(study, pair, role)
-    found.below += [table] if table else []
-    yield found
-
-
-def _unique(*lines: Line | None) -> list[Line]:
-    found: list[Line] = []
-    for line in lines:
-        if line is not None and not any(line is one for one in found):
-            found.append(line)
-    return found
-
-
-def _along(studies: Sequence[Study], name: str, tags: Sequence[str] = ("",)) -> Section:
-    found = Section("Error against sigma and alpha", name)
-    for axis in ("sigma", "alpha"):
-        for role in ("test", "val"):
-            for place, chart in enumerate(charts(studies, axis, role, tags)):
-                found.figures.append(along(f"{name}-{axis}-{role}{place}", chart))
-    return found
-
-
-def _trade_offs(studies: Sequence[Study], name: str) -> Section:
-    """Error against cost of all runs together, a set of figures per data set and split."""
-    return Section("Error against cost", name, figures=trade_offs(name, studies))
-
-
-def _failed(study: Study) -> Table:
-    rows = tuple((Cell(what), Cell(why)) for what, why in study.failed)
-    return Table(("part that failed", "why"), rows)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
+        sections.append(Section("Runs", tables=[tables.overview(every, tags)]))
+        sections.append(_along(every, tags))
+        sections.append(Section("Error against cost", figures=figures.trade_offs(every)))
+    for study, tag in zip(every, tags, strict=True):
+        parts = list(_parts(study, alone=not several))
+        if several:
+            sections.append(Section(f"{tag}: {study.models}", [f"{study.kind} {study.run.id}"]))
+            parts = [replace(part, level=3) for part in parts]
+        sections += parts
+    sections.append(Section("Settings that differ" if several else "Settings", tables=[tables.settings(every, tags)]))
+    sections.append(Section("Versions and hosts", tables=[tables.origins(every, tags)]))
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: shown(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    return made.get_template("page.html")
+    numbers = itertools.count()
+    return environment.get_template("page.html").render(
+        title=heading(studies),
+        subtitle=_subtitle(studies),
+        cards=[card for study, tag in zip(every, tags, strict=True) for card in _cards(study, tag)],
+        sections=list(filter(None, sections)),
+        draw=lambda figure: figure.svg(f"figure {next(numbers)}"),
+        style=re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL),
+    )
 
 
-@cache
-def _style() -> str:
-    """The style sheet without its comments."""
-    return re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL)
+def _subtitle(studies: Sequence[Study]) -> str:
+    """The line below the heading: kind, seeds, time and id of one run, or how many runs are in which state."""
+    if len(studies) > 1:
+        states = [study.state for study in studies]
+        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    study = studies[0]
+    seeds = max((len(row.seeds) for row in study.rows), default=0)
+    parts = [study.kind, plural(seeds, "seed") if seeds else "", tables.moment(study.run.started)[:16], study.run.id]
+    return " · ".join(filter(None, parts))
+
+
+def _cards(study: Study, tag: str) -> Iterable[Card]:
+    """A card per verdict; `tag` is the short name of the run among several, "" for one alone."""
+    for verdict in study.verdicts or (() if study.parts else (_lowest_error(study),)):
+        about = study.verdict_condition(verdict)
+        name = HEADINGS.get(verdict.word, verdict.word)
+        if verdict.word == HANDED_OVER and about is not None:
+            name = f"Handed over: {about.title}"
+        title = f"{tag}: {study.models}" if tag else ""
+        yield Card(verdict.word, name, title, verdict_text(verdict), list(_facts(study, about)))
+
+
+def _lowest_error(study: Study) -> Verdict:
+    """For a run without a verdict: the lowest error of its students on each data set."""
+    lowest: dict[tuple[str, int | None], tuple[float, str]] = {}
+    for row in study.result.conditions:
+        if (error := row.score(study.role)) is not None:
+            best = (error.mean, f"{row.title} (on {study.data_of(row)})")
+            lowest[study.split_of(row)] = min(best, lowest.get(study.split_of(row), best))
+    words = [f"{error:.2f} %, {title}" for error, title in lowest.values()]
+    text = f"the lowest {SPLIT_NAMES[study.role]} error of students: {'; '.join(words)}"
+    return Verdict("", text if words else "nothing was measured")
+
+
+def _facts(study: Study, about: Condition | None) -> Iterable[tuple[str, str, str]]:
+    """The few numbers behind a verdict."""
+    role, split = study.role, SPLIT_NAMES[study.role]
+    if about is None or about.score(role) is None:
+        return
+    teacher, clean = study.result.teacher_of(about), study.result.clean_of(about)
+    if about is study.handed_over:
+        compared = {"teacher, ": teacher, "student, ": about}
+    elif about.kind == "noisy":
+        compared = {"teacher, ": teacher, "clean student, ": clean, "noisy student, ": about}
+    else:
+        compared = {"teacher, ": teacher, "clean student, ": clean, "": about}
+        compared = {name: row for name, row in compared.items() if row is not about or name == ""}
+    for name, row in compared.items():
+        if row is not None and (error := row.score(role)) is not None:
+            yield (f"{name}{split} error", f"{error.mean:.2f} %", row.interval_text(role))
+    if (gap := about.against_clean.get(role)) is not None:
+        value, bounds = tables.difference_lines(gap)
+        yield ("noisy \u2212 clean, points", value, ", ".join(filter(None, (bounds, plural(gap.n, "pair")))))
+    if teacher is not None and teacher is not about:
+        names = {"macs": "MACs", "parameters": "parameters", "latency_ms": "latency"}
+        costs = [(about.cost(key), teacher.cost(key), name) for key, name in names.items()]
+        ratios = [f"{cost / reference:.2f}× {name}" for cost, reference, name in costs if cost and reference]
+        if ratios:
+            yield ("student / teacher", ratios[0], ", ".join(ratios[1:]))
+
+
+def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
+    """What there is to say of one study, in order of interest."""
+    result, rows, notes = study.result, study.picks(), list(study.notes)
+    if study.state != "done" and not study.rows and not study.parts:
+        notes.append("No part of this run is done yet.")
+    compared: list[Figure | None] = [figures.beside_paper(result.paper), figures.differences(study)]
+    results = [tables.beside_paper(study), tables.results(study), tables.failures(study)]
+    yield Section("Results", notes, compared, results)
+    if alone:
+        yield _along([study], [""])
+    words = [sentence(text) for text in (result.search or {}).get("told", ())]
+    yield Section("How the student was chosen", words, tables=[tables.searched(study)])
+    candidates = figures.Group("choice of the noise", study, study.candidates)
+    choice = [figures.along(candidates, axis, "val") for axis in ("sigma", "alpha")]
+    yield Section("How the noise was chosen", [], choice, [tables.candidates(study)])
+    distilled = [row for row in rows if row.kind in ("clean", "noisy")]
+    noisy = [row for row in rows if row.kind == "noisy"]
+    learning = [
+        figures.epochs(study, rows, "val/error", "validation error (%)"),
+        figures.epochs(study, distilled or rows, "train/loss", "training loss", log=True),
+        figures.epochs(study, noisy, "noise/flipped_%", "answers changed by the noise (%)"),
+        figures.epochs(study, noisy, "noise/gradient_ratio", "noise in the gradient (ratio)"),
+    ]
+    yield Section("Learning", figures=learning)
+    yield from _answers(study, rows)
+    layers = [tables.layers(title, row) for title, row in tables.networks(study)]
+    drawn = figures.trade_offs([study]) if alone else []
+    yield Section("Costs", [], drawn, [tables.costs(study), *layers])
+    best = [sentence(result.best["told"])] if result.best else []
+    yield Section("What is handed over", best, tables=[tables.exported(study)])
+
+
+def _answers(study: Study, rows: Sequence[Condition]) -> Iterable[Section]:
+    """Calibration, and confusion of the teacher and of the student that the verdict is about."""
+    roles = {role for row in rows for role in study.details.get(row.name, {})}
+    if not roles:
+        missing = "Calibration and confusion are not shown: the run's results do not have them."
+        yield Section("Calibration", [missing] if any(row.scores for row in rows) else [])
+        return
+    if study.handed_over is not None:
+        rows = [study.handed_over if study.is_handed_over(row) else row for row in rows]
+    about = [row for verdict in study.verdicts if (row := study.verdict_condition(verdict)) is not None]
+    student = about[0] if about else next((row for row in reversed(rows) if row.kind != "teacher"), None)
+    pair = [row for row in (study.result.teacher_of(student), student) if row is not None]
+    pair = pair[: 1 if len(pair) == 2 and pair[0] is pair[1] else 2]
+    role = study.role if study.role in roles else min(roles)
+    yield Section("Calibration", figures=[figures.reliability(study, rows, role)])
+    matrices = [figures.confusion(study, row, role) for row in pair]
+    yield Section("Confusion", [], matrices, [tables.mistakes(study, pair, role)])
+
+
+def _along(studies: Sequence[Study], tags: Sequence[str]) -> Section:
+    groups = figures.groups(studies, tags)
+    drawn = [
+        figures.along(group, axis, role) for axis in ("sigma", "alpha") for role in ("test", "val") for group in groups
+    ]
+    return Section("Error against sigma and alpha", figures=drawn)

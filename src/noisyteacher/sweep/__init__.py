@@ -1,22 +1,10 @@
-"""Grids over the pipeline: every condition with every seed, resumable, on one machine or many, judged at the end."""
+"""Grids of settings: every condition trained with every seed, resumable, on one machine or many, then analysed."""
 
-from noisyteacher.sweep.grid import Condition, Family, base_config, expand
-from noisyteacher.sweep.judging import judge_sweep, summary
-from noisyteacher.sweep.partway import so_far
-from noisyteacher.sweep.result import SweepResult, difference, spread
-from noisyteacher.sweep.run import resume_sweep, sweep
-
-__all__ = [
-    "Condition",
-    "Family",
-    "SweepResult",
-    "base_config",
-    "difference",
-    "expand",
-    "judge_sweep",
-    "resume_sweep",
-    "so_far",
-    "spread",
-    "summary",
-    "sweep",
-]
+from noisyteacher.sweep.analysis import SweepResult as SweepResult
+from noisyteacher.sweep.analysis import analyse as analyse
+from noisyteacher.sweep.run import partial_result as partial_result
+from noisyteacher.sweep.run import resume_sweep as resume_sweep
+from noisyteacher.sweep.run import sweep as sweep
+from noisyteacher.sweep.spec import ConditionSpec as ConditionSpec
+from noisyteacher.sweep.spec import base_config as base_config
+from noisyteacher.sweep.spec import expand as expand

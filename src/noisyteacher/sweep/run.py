@@ -1,44 +1,58 @@
-"""The sweep itself: one teacher and its answers for all, then every cell, wherever it is trained; judged at the end."""
+"""A sweep: one teacher and its logits for all, then every cell, wherever it is trained, analysed at the end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, completed
+from noisyteacher.config import Values
+from noisyteacher.device import cpu_threads
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.io.files import write_json
-from noisyteacher.io.locks import shared_lock
-from noisyteacher.measure import measure
-from noisyteacher.models import load_model
+from noisyteacher.io.files import shared_lock, write_json
+from noisyteacher.measure import Costs, measure
+from noisyteacher.models import load_model, model_record
 from noisyteacher.pipeline import (
     CHECKING_TEACHER,
-    Plan,
+    Condition,
+    Experiment,
     Watch,
-    checked_teacher,
-    further_answers,
-    its_answers,
+    check_teacher,
+    condition_of,
+    extract_logits,
+    extract_more_teachers,
     load_config_data,
-    options_of,
-    settled,
-    the_teacher,
+    prepare_teacher,
+    resolve_auto,
 )
-from noisyteacher.progress import reported, stage, whole_watch
-from noisyteacher.runs import Run, is_run, new_run, plain
+from noisyteacher.progress import reported, stage
+from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.sweep.cells import Cell, cell_of, progress_of, teacher_record
-from noisyteacher.sweep.executors import Make, cluster, local, share_of_threads, train_all
-from noisyteacher.sweep.grid import Grid
-from noisyteacher.sweep.judging import judge_sweep, preferences
-from noisyteacher.sweep.question import Question, asked
-from noisyteacher.sweep.result import SweepResult
+from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
+from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec
+from noisyteacher.sweep.workers import Cell, MakeExecutor, cell_of, cluster, local, run_name, threads_per_job, train_all
 from noisyteacher.text import plural
 
-CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 1
+CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 2
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of a sweep whose training is done, and the conditions that learn from it."""
+
+    run: Run
+    result: Values
+    members: list[ConditionSpec]
+    data: str
+    n: dict[str, int] = field(default_factory=dict)
+    """Images by role."""
+    input_shape: tuple[int, ...] = ()
+    stores: Mapping[str, str] = field(default_factory=dict)
+    """Folders of its logits by role, relative to the sweep's."""
+    checks: Sequence[Values] = ()
 
 
 def sweep(
@@ -49,7 +63,7 @@ def sweep(
     jobs: int = 1,
     stack: int = 1,
     scheduler: str | None = None,
-    executor: Make | None = None,
+    executor: MakeExecutor | None = None,
     name: str | None = None,
     command: str | None = None,
     run: Run | str | os.PathLike[str] | None = None,
@@ -58,206 +72,258 @@ def sweep(
     begun: Callable[[Run], None] | None = None,
     progress: bool | Watch | None = True,
 ) -> SweepResult:
-    """Train every condition of the grids with every seed, and judge them: a SweepResult and a run folder.
+    """Train every condition of the grids with every seed, and analyse them: a SweepResult and a run folder.
 
     base: nested settings as in a config file. grids: dotted keys of settings with the values to try, one grid or
-    several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. A label-only and a clean student of every
-    family are always among the conditions. seeds: 0 .. seeds-1 (default: base's run.seeds).
+    several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. Every family also has a clean student and
+    one on labels alone. seeds: 0 .. seeds-1 (default: base's run.seeds).
     jobs: processes on this machine. stack: students of one architecture that this process trains at once, in common
-    steps (`fit_many`), for a GPU that one does not fill. scheduler: address of a dask scheduler instead. executor: or
-    what makes any `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
-    run: an interrupted sweep, or its folder, to go on with: cells that are done are not run again. parent, name: make
-    it a child run.
-    allow_import: a teacher's file may name a factory to import, as in `load_model`. progress: True shows on stderr what
-    is being done, False shows nothing, a callable is told (stage, done, in all, note).
-    A cell that fails is listed in `.failed`; the others go on. Raises NoisyTeacherError before anything is trained.
+    steps (`fit_many`), for a GPU that one does not fill. scheduler: address of a dask scheduler. executor: a function
+    that makes a `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
+    run: an interrupted sweep, or its folder, to resume: finished cells are not trained again. parent, name: make it a
+    child run. allow_import: as in `load_model`. progress: True shows progress on stderr, False shows nothing, a
+    function is called with (stage, done, total, note).
+    A cell that fails is listed in `.failed`; the rest is trained. Raises NoisyTeacherError before any training.
     """
     if jobs < 1 or stack < 1:
         raise UsageError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
-        raise UsageError("jobs, stack, scheduler and executor each say who trains the cells: give one of them")
-    with reported(progress, whole_watch, delay_s=0.0) as watch:
-        question = asked(base, grids, seeds, allow_import)
-        config = question.base
-        if stack > 1 and config.run.profile:
+        raise UsageError("jobs, stack, scheduler, executor: use only one of them")
+    with reported(progress, delay_s=0.0) as watch:
+        spec = build_spec(base, grids, seeds, allow_import)
+        settings = spec.base.run
+        if stack > 1 and settings.profile:
             raise UsageError("run.profile measures the steps of one student: leave it or stack out")
         with stage(watch, "checking the conditions"):
-            question.check()
-        title, settings = name or config.student.name or "students", dict(question.settings)
+            spec.check()
         if run is not None and not isinstance(run, Run):
             run = Run.open(run)
-        place: AbstractContextManager[Make | None] = nullcontext(None if jobs == 1 else local(jobs))
+        if executor is None and jobs > 1:
+            executor = local(jobs)
+        workers: AbstractContextManager[MakeExecutor | None] = nullcontext(executor)
         if scheduler is not None:
-            place = cluster(scheduler)
-        elif executor is not None:
-            place = nullcontext(executor)
-        with place as make:  # nobody there? then no folder is made
-            if run is None and parent is not None:
-                run = parent.child(title, "sweep", _as_begun(parent.path / title, settings))
-            elif run is None:
-                run = new_run(
-                    config.run.output_dir, "sweep", title, settings, command=command, title=name or question.title
-                )
-            elif run.config != _as_begun(run.path, settings):
-                raise MismatchError(
-                    f"{run.path}: was started with other settings: see its config.json, or start a new one"
-                )
+            workers = cluster(scheduler)
+        with workers as make_executor:  # before the folder is made: there may be no scheduler
+            run = _open_run(spec, run, parent, name, command)
             if begun is not None:
                 begun(run)
             done = run.result()
-            if done is not None and not done["failed"]:
-                return SweepResult(run.path, done)
-            threads = config.run.threads
-            if threads is None and jobs > 1:  # other machines' workers know their own cores
-                threads = share_of_threads(jobs)
-            with shared_lock(run.path):
-                return _run(question, run, threads, make, stack, watch)
+            if done is not None and not done.get("failed"):
+                return SweepResult.read(run.path, done)
+            threads = settings.threads
+            if threads is None and jobs > 1:  # workers on other machines know their own cores
+                threads = threads_per_job(jobs)
+            with shared_lock(run.path), cpu_threads(settings.threads):
+                return _run(spec, run, threads, make_executor, stack, watch)
 
 
-def _as_begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as the folder has them where it was begun with the same ones by a version that knew fewer."""
-    if not is_run(folder):
-        return settings
-    found = Run.open(folder).config
-    if not isinstance(found.get("base"), dict):
-        return settings
-    base = completed(found["base"])
-    if base["noise"]["sigma"] == "auto" and all("noise.sigma" in grid for grid in settings["grids"]):
-        base["noise"]["sigma"] = settings["base"]["noise"]["sigma"]  # once the default; the grids decide it
-    return found if {**found, "base": base} == settings else settings
+def resume_sweep(run: Run, **options: Any) -> SweepResult:
+    """Resume an interrupted sweep, or one with failed cells, from its own config.json; options: as those of `sweep`."""
+    return sweep(run=run, **_settings(run), **options)
+
+
+def partial_result(run: Run) -> SweepResult:
+    """The result of the finished cells of a sweep, without costs; nothing is trained or written.
+
+    Conditions may have different seeds; differences are taken over the seeds that both sides have.
+    Raises UsageError for another kind of run, or when no cell is done.
+    """
+    spec = build_spec(**_settings(run))
+    children = {child.path.name: child for child in run.children()}
+    results = {name: child.result() or {} for name, child in children.items() if child.state == "done"}
+    cells = [run_name(condition, seed) for condition in spec.conditions for seed in range(spec.seeds)]
+    failed = {
+        name: " ".join((children[name].error() or "").split())
+        for name in cells
+        if name in children and children[name].state == "failed"
+    }
+    teachers = [
+        Teacher(children[name], results[name], members, children[name].config["data"]["name"])
+        for name, members in spec.by_teacher().items()
+        if name in results
+    ]
+    done = sum(name in results for name in cells)
+    if not done or not teachers:
+        raise UsageError(f"{run.path}: no cell of this sweep is done yet")
+    return replace(_analysed(spec, run, teachers, results, failed), cells=(done, len(cells)))
+
+
+def _settings(run: Run) -> Values:
+    """base, grids and seeds of a sweep's run folder. Raises UsageError for another kind of run."""
+    if run.info["kind"] != "sweep":
+        raise UsageError(f"{run.path}: a {run.info['kind']} run, not a sweep: name the folder of a sweep")
+    return run.config
+
+
+def _open_run(spec: SweepSpec, run: Run | None, parent: Run | None, name: str | None, command: str | None) -> Run:
+    """The run folder of a new sweep, or the one to resume. Raises MismatchError if that has other settings."""
+    title = name or spec.base.student.name or "students"
+    if run is not None:
+        if run.config != spec.settings:
+            raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
+        return run
+    if parent is not None:
+        return parent.child(title, "sweep", spec.settings)
+    output_dir = spec.base.run.output_dir
+    return new_run(output_dir, "sweep", title, spec.settings, command=command, title=name or spec.title)
 
 
 def _run(
-    question: Question, run: Run, threads: int | None, make: Make | None, stack: int, watch: Watch | None
+    spec: SweepSpec, run: Run, threads: int | None, make_executor: MakeExecutor | None, stack: int, watch: Watch | None
 ) -> SweepResult:
-    """Everything from the first teacher to the result, in a run folder that is there."""
+    """Everything from the first teacher to the result, in an existing run folder."""
     run.clear_error()
-    cells, teachers = _prepare(question, run, threads, watch)
-    failures = train_all([one for one in cells if Run(one.path).state != "done"], make, _teller(cells, watch), stack)
-    results = {
-        (one.condition, one.seed): found
-        for one in cells
-        if one.run not in failures and (found := Run(one.path).result()) is not None
-    }
-    judged, families = judge_sweep(question.conditions, question.families, results)
-    failed = [
-        {"condition": one.condition, "seed": one.seed, "run": one.run, "error": failures[one.run]}
-        for one in cells
-        if one.run in failures
+    teachers = list(_prepare(spec, run, watch))
+    cells = [
+        cell_of(condition, seed, run, teacher.stores, threads)
+        for seed in range(spec.seeds)
+        for teacher in teachers
+        for condition in teacher.members
     ]
-    content = {"conditions": judged, "families": families, "failed": failed}
-    write_json(run.path / CONDITIONS, KIND, SCHEMA, content, within=run.path)
-    seconds = {key: one["training"]["seconds"] for key, one in results.items()}  # no second run has the same
-    networks = _networks(question, teachers)
-    timed = [
-        {**one, "training_s": [seconds[one["name"], seed] for seed in one["seeds"]], "network": networks[one["name"]]}
-        for one in judged
-    ]
+
+    def report(waiting: Sequence[Cell], failures: Mapping[str, str]) -> None:
+        if watch is not None:
+            done = len(cells) - len(waiting)
+            note = f"{done} of {plural(len(cells), 'cell')} done" + (f", {len(failures)} failed" if failures else "")
+            watch("sweep", round(100 * (done + sum(cell.progress for cell in waiting))), 100 * len(cells), note)
+
+    failures = train_all([cell for cell in cells if not cell.done], make_executor, report, stack)
+    results = {cell.run: Run(cell.path).result() or {} for cell in cells if cell.run not in failures}
+    failed = {cell.run: failures[cell.run] for cell in cells if cell.run in failures}
+    result = _analysed(spec, run, teachers, results, failed)
+    # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one.
+    timeless = replace(result, conditions=tuple(replace(condition, seconds=()) for condition in result.conditions))
+    analysis = {key: timeless.describe()[key] for key in ("conditions", "families", "failed")}
+    write_json(run.path / CONDITIONS, KIND, SCHEMA, analysis, within=run.path)
     with stage(watch, "measuring costs"):
-        costs = _costs(question, run, teachers, timed)
-    record = {
-        "data": teachers[0]["data"],
-        "n": teachers[0]["n"],
-        "teacher": teachers[0],
-        "teachers": teachers,
-        "axes": list(question.axes),
-        "conditions": timed,
-        "families": families,
-        "preferred": preferences(judged, teachers, question.axes),
-        "failed": failed,
-        "costs": costs,
-    }
-    run.write_result(record)
-    return SweepResult(run.path, plain(record, "result"))
+        result = _with_costs(result, spec, teachers)
+    run.write_result(result.describe())
+    return result
 
 
-def resume_sweep(
-    run: Run,
-    *,
-    jobs: int = 1,
-    stack: int = 1,
-    scheduler: str | None = None,
-    allow_import: bool = False,
-    begun: Callable[[Run], None] | None = None,
-    progress: bool | Watch | None = True,
-) -> SweepResult:
-    """Go on with an interrupted sweep, or one with failed cells, from its own config.json; `progress` as in `sweep`."""
-    if run.info["kind"] != "sweep":
-        raise UsageError(f"{run.path}: a {run.info['kind']} run, not a sweep: nothing to resume here")
-    settings = run.config
-    return sweep(
-        settings["base"], settings["grids"], seeds=settings["seeds"], jobs=jobs, stack=stack,
-        scheduler=scheduler, run=run, allow_import=allow_import, begun=begun, progress=progress,
-    )  # fmt: skip
-
-
-def _prepare(
-    question: Question, run: Run, threads: int | None, watch: Watch | None
-) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """Train or load every teacher, store its answers; returns all cells, seed by seed, and a record per teacher."""
-    cells: list[Cell] = []
-    teachers: list[dict[str, Any]] = []
-    taught = question.taught()
-    for number, (name, members) in enumerate(taught.items()):
+def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher]:
+    """Every teacher, trained or loaded, with its logits stored."""
+    groups = spec.by_teacher()
+    for number, (name, members) in enumerate(groups.items(), 1):
         data = load_config_data(members[0].config, watch)
-        configs = [settled(member.config, data) for member in members]
-        config = configs[0]
-        views = list(dict.fromkeys(view for each in configs for view in each.student.views))
-        shared: Config = replace(config, student=replace(config.student, views=views))
-        names = config.teacher.name, config.student.name
-        plan = Plan(shared, data, *names, None, (), {}, run, watch, question.allow_import)
-        label = name if len(taught) == 1 else f"teacher {number + 1}/{len(taught)}"
-        teacher = the_teacher(plan, label, name)
-        answers = its_answers(plan, teacher.model, f"{label}'s logits") | further_answers(plan, label)
+        configs = [resolve_auto(member.config, data) for member in members]
+        views = list(dict.fromkeys(view for config in configs for view in config.student.views))
+        config = replace(configs[0], student=replace(configs[0].student, views=views))
+        experiment = Experiment(
+            config=config,
+            data=data,
+            teacher=config.teacher.name,
+            student=config.student.name,
+            run=run,
+            on_progress=watch,
+            allow_import=spec.allow_import,
+        )
+        label = name if len(groups) == 1 else f"teacher {number}/{len(groups)}"
+        teacher = prepare_teacher(experiment, label, name)
+        logits = extract_logits(experiment, teacher.model, f"{label}'s logits")
+        logits |= extract_more_teachers(experiment, label)
         with stage(watch, CHECKING_TEACHER):
-            checks = checked_teacher(plan, teacher, answers)
-        paths = {role: store.path for role, store in answers.items() if isinstance(store, LogitStore)}
-        stores = {role: str(Path(path).relative_to(run.path)) for role, path in paths.items()}
-        n = {role: len(split) for role, split in data.parts.items()}
-        record = teacher_record(teacher.run, teacher.result, members, data.name, n)
-        teachers.append({**record, "input_shape": list(data.input_shape), "checks": checks})
-        cells += [cell_of(one, seed, run, stores, threads) for seed in range(question.seeds) for one in members]
-    return sorted(cells, key=lambda one: one.seed), teachers
+            checks = [check.describe() for check in check_teacher(experiment, teacher, logits)]
+        yield Teacher(
+            teacher.run,
+            teacher.result,
+            members,
+            data.name,
+            n={role: len(split) for role, split in data.parts.items()},
+            input_shape=tuple(data.input_shape),
+            stores={
+                role: str(Path(store.path).relative_to(run.path))
+                for role, store in logits.items()
+                if isinstance(store, LogitStore)
+            },
+            checks=checks,
+        )
 
 
-def _teller(cells: Sequence[Cell], watch: Watch | None) -> Callable[[Sequence[Cell], dict[str, str]], None]:
-    """Relays how far the cells are, by looking at their metrics, to whoever watches."""
+def _analysed(
+    spec: SweepSpec, run: Run, teachers: Sequence[Teacher], results: Mapping[str, Values], failed: dict[str, str]
+) -> SweepResult:
+    """The result of a sweep, without costs, from the results of its cells by run."""
+    conditions = []
+    teacher_of = {member.name: teacher for teacher in teachers for member in teacher.members}
+    for condition in spec.conditions:
+        runs = {seed: run_name(condition, seed) for seed in range(spec.seeds)}
+        runs = {seed: name for seed, name in runs.items() if name in results}
+        teacher = teacher_of.get(condition.name)
+        conditions.append(
+            condition_of(
+                condition.name,
+                condition.title,
+                condition.kind,
+                {seed: results[name] for seed, name in runs.items()},
+                list(runs.values()),
+                model=condition.config.student.name,
+                settings=condition.settings,
+                family=condition.family,
+                teacher=teacher.run.path.name if teacher and len(teachers) > 1 else "",
+                data=teacher.data if teacher else "",
+            )
+        )
+    judged, families, verdicts = analyse(conditions, spec.families, spec.axes)
+    rows = _teacher_conditions(teachers)
+    return SweepResult(
+        path=run.path,
+        kind="sweep",
+        data=rows[0].data,
+        n=rows[0].n,
+        role="test" if any(condition.score("test") for condition in (*judged, *rows)) else "val",
+        teachers=rows,
+        conditions=judged,
+        families=families,
+        verdicts=verdicts,
+        failed=failed,
+        checks=tuple(check for teacher in teachers for check in teacher.checks),
+        axes=spec.axes,
+    )
 
-    def tell(waiting: Sequence[Cell], failures: dict[str, str]) -> None:
-        if watch is None:
-            return
-        done = len(cells) - len(waiting)
-        part = sum(progress_of(cell) for cell in waiting)
-        note = f"{done} of {plural(len(cells), 'cell')} done" + (f", {len(failures)} failed" if failures else "")
-        watch("sweep", round(100 * (done + part)), 100 * len(cells), note)
 
-    return tell
+def _network(run: Run) -> str:
+    """The name of a run's network; of one that was trained elsewhere, that of its weights file."""
+    weights = run.path / "weights.safetensors"
+    return str(run.config.get("model") or model_record(weights)["architecture"]["name"])
 
 
-def _networks(question: Question, teachers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of every condition its network in words, with the size of the images where that is not the same for all."""
-    shapes = {name: "x".join(map(str, one["input_shape"])) for one in teachers for name in one["conditions"]}
-    several = len(set(shapes.values())) > 1
-    found = {}
-    for one in question.conditions:
-        words = [one.config.student.name]
-        words += [f"{key} {value}" for key, value in options_of(one.config.student).items()]
-        words += [f"images {shapes[one.name]}"] if several else []
-        found[one.name] = ", ".join(words)
-    return found
+def _teacher_conditions(teachers: Sequence[Teacher]) -> tuple[Condition, ...]:
+    """A condition per teacher; the titles of those of one network say what distinguishes them."""
+    models = [_network(teacher.run) for teacher in teachers]
+    rows = []
+    for teacher, model in zip(teachers, models, strict=True):
+        settings = {
+            key: value
+            for key, value in teacher.members[0].settings.items()
+            if key.startswith(("teacher.", "data.")) and not key.endswith(".name")
+        }
+        words = settings_words({key.split(".")[-1]: value for key, value in settings.items()})
+        title = f"teacher {model}" + (f" ({words or teacher.data})" if models.count(model) > 1 else "")
+        name, result = teacher.run.path.name, {0: teacher.result}
+        row = condition_of(name, title, "teacher", result, [name], model=model, settings=settings, data=teacher.data)
+        rows.append(replace(row, n=teacher.n or row.n))
+    return tuple(rows)
 
 
-def _costs(
-    question: Question, run: Run, teachers: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What every teacher and one student of each kind cost, measured on the CPU."""
-    students: dict[str, Any] = {}
-    for one in judged:
-        if one["network"] not in students and one["runs"]:
-            model = load_model(run.path / one["runs"][0] / "weights.safetensors", allow_import=True)  # our own
-            students[one["network"]] = asdict(measure(model, device="cpu"))
-    found = {}
-    for teacher in teachers:
-        body = load_model(run.path / teacher["run"] / "weights.safetensors", allow_import=question.allow_import)
-        found[str(teacher["run"])] = asdict(measure(body, device="cpu"))
-    return {"teacher": found[str(teachers[0]["run"])], "teachers": found, "students": students}
+def _with_costs(result: SweepResult, spec: SweepSpec, teachers: Sequence[Teacher]) -> SweepResult:
+    """The result with what every teacher and one student of each network cost, measured on the CPU."""
+
+    def measured(run: str, allow_import: bool) -> Costs:
+        return measure(load_model(result.path / run / "weights.safetensors", allow_import=allow_import), device="cpu")
+
+    shapes = {member.name: teacher.input_shape for teacher in teachers for member in teacher.members}
+    networks = {
+        condition.name: (condition.config.student.name, str(condition.config.student.options), shapes[condition.name])
+        for condition in spec.conditions
+    }
+    costs: dict[tuple[str, str, tuple[int, ...]], Costs] = {}
+    for condition in result.conditions:
+        network = networks[condition.name]
+        if condition.runs and network not in costs:
+            costs[network] = measured(condition.runs[0], True)  # trained by this sweep
+    return replace(
+        result,
+        teachers=tuple(replace(row, costs=measured(row.name, spec.allow_import)) for row in result.teachers),
+        conditions=tuple(replace(row, costs=costs.get(networks[row.name])) for row in result.conditions),
+    )

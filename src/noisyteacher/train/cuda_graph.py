@@ -21,8 +21,9 @@ from noisyteacher.data import Batch, Split
 from noisyteacher.device import full_precision, precision_context
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.models import Classifier, logits_of
-from noisyteacher.objectives import LossGroup, Metrics, Objective, group_losses
+from noisyteacher.objectives import LossGroup, Objective, group_losses
 from noisyteacher.train.state import (
+    GroupMetrics,
     StepReport,
     Student,
     TrainingPlan,
@@ -30,6 +31,7 @@ from noisyteacher.train.state import (
     loss_error,
     seed_step,
     seeds_of,
+    sum_groups,
 )
 
 VARIABLE, OFF = "NOISYTEACHER_GRAPHS", ("off", "0", "false", "no")
@@ -140,22 +142,14 @@ class GraphEngine:
             return
         self.pool, step.graph = graph.pool(), graph
 
-    def _compute(self, step: CapturedStep) -> tuple[Tensor, list[tuple[list[int], Metrics]]]:
+    def _compute(self, step: CapturedStep) -> tuple[Tensor, GroupMetrics]:
         """One update of every model that has not failed. Numbers: losses `[M]`, the largest element of every gradient
         `[M * P]`, then the metrics.
         """
         with full_precision(self.device):
             images = [self.preprocess(part) for part in step.images]
         logits = torch.stack(self._for_each(lambda row, s: self._logits(s, images[self.seed_index[row]]))).float()
-        losses: dict[int, Tensor] = {}
-        metrics = []
-        for group in step.groups:
-            values, group_metrics = group.losses(logits)
-            losses |= dict(zip(group.students, values.unbind(), strict=True))
-            metrics.append((group.students, group_metrics))
-        for row in range(len(self.students)):  # a failed student has the same kernels, and a zero loss
-            losses.setdefault(row, logits[row].sum() * 0)
-        loss = torch.stack([losses[row] for row in range(len(self.students))])
+        loss, metrics = sum_groups(logits, step.groups, {})
         for student in self.students:
             for _, parameter in student.parameters:
                 parameter.grad = None
@@ -238,7 +232,7 @@ class CapturedStep:
         self.learned: list[str] = []
         """Names of the parameters that have a gradient, the same for every model."""
         self.numbers: Tensor | None = None
-        self.metrics: list[tuple[list[int], Metrics]] = []
+        self.metrics: GroupMetrics = []
         self.images = [torch.empty_like(part) for part in images]
         tensors = distinct_inputs(groups)
         staged = [tensor for tensor in tensors if _is_staged(tensor)]
@@ -251,10 +245,7 @@ class CapturedStep:
         ]
         static = {id(tensor): buffer for tensor, buffer in zip(tensors, self.inputs, strict=True)}
         self.groups = [
-            replace(
-                group,
-                inputs={name: [static[id(value)] for value in values] for name, values in group.inputs.items()},
-            )
+            replace(group, inputs={name: [static[id(v)] for v in values] for name, values in group.inputs.items()})
             for group in groups
         ]
         self.fill(images, groups)

@@ -13,10 +13,11 @@ from noisyteacher.data import Batch
 from noisyteacher.device import precision_context
 from noisyteacher.distributed import World, gather_objects
 from noisyteacher.errors import NoisyTeacherError, TrainingError
-from noisyteacher.objectives import Metrics, Objective, group_losses, loss_and_metrics
+from noisyteacher.objectives import Objective, group_losses, loss_and_metrics
 from noisyteacher.train.optim import build_optimizer
 from noisyteacher.train.stack import Stack
 from noisyteacher.train.state import (
+    GroupMetrics,
     StepReport,
     Student,
     TrainingPlan,
@@ -24,26 +25,24 @@ from noisyteacher.train.state import (
     loss_error,
     seed_step,
     seeds_of,
+    sum_groups,
 )
 
 Mark = Callable[[str], None]
 """Called with the name of a phase of the step when it ends."""
 
 
-def check_gradients(parameters: Sequence[tuple[str, nn.Parameter]], step: int) -> None:
+def check_gradients(gradients: Sequence[tuple[str, Tensor | None]], step: int) -> None:
     """Raises TrainingError naming a parameter unless all gradients are finite.
 
     The sum over all of them is checked first, which costs a hundredth of a step; single gradients only if that sum is
     not finite, as that of very large numbers is not either.
     """
-    gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    present = [(name, gradient) for name, gradient in gradients if gradient is not None]
+    sums = [gradient.sum(dtype=torch.float32).to(present[0][1].device) for _, gradient in present]
+    if not sums or math.isfinite(float(torch.stack(sums).sum())):
         return
-    device = gradients[0][1].device
-    sums = [gradient.sum(dtype=torch.float32).to(device) for _, gradient in gradients]
-    if math.isfinite(float(torch.stack(sums).sum())):
-        return
-    for name, gradient in gradients:
+    for name, gradient in present:
         if not bool(torch.isfinite(gradient).all()):
             raise gradient_error(name, step)
 
@@ -105,7 +104,7 @@ class EagerEngine:
             student.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.mark("backward")
-            check_gradients(student.parameters, batch.step)
+            check_gradients([(name, value.grad) for name, value in student.parameters], batch.step)
             self.mark("checks")
         except NoisyTeacherError as error:
             report.errors[0] = error
@@ -141,31 +140,23 @@ class EagerEngine:
         stack.update(self.failed)
         return report
 
-    def _losses(
-        self, logits: Tensor, batches: Sequence[Batch], report: StepReport
-    ) -> tuple[Tensor, list[tuple[list[int], Metrics]]]:
+    def _losses(self, logits: Tensor, batches: Sequence[Batch], report: StepReport) -> tuple[Tensor, GroupMetrics]:
         """Losses `[M]`, zero for failed students, and metrics of groups of students."""
         losses: dict[int, Tensor] = {}
-        metrics: list[tuple[list[int], Metrics]] = []
         grouped: dict[int, Objective] = {}
-        for student in self._running(report):
-            objective = self.students[student].objective
+        for row in self._running(report):
+            objective, batch = self.students[row].objective, batches[row]
             if isinstance(objective, Objective):
-                grouped[student] = objective
+                grouped[row] = objective
                 continue
             try:
-                seed_step(batches[student].seed, batches[student].step, self.plan)
-                loss, report.metrics[student] = loss_and_metrics(objective(logits[student], batches[student]))
-                losses[student] = loss.reshape(()).to(logits.device)
+                seed_step(batch.seed, batch.step, self.plan)
+                loss, report.metrics[row] = loss_and_metrics(objective(logits[row], batch))
+                losses[row] = loss.reshape(()).to(logits.device)
             except NoisyTeacherError as error:
-                report.errors[student] = error
-        for group in group_losses(grouped, batches, report.errors):
-            values, group_metrics = group.to(logits.device).losses(logits)
-            losses |= dict(zip(group.students, values.unbind(), strict=True))
-            metrics.append((group.students, group_metrics))
-        for student in range(len(logits)):
-            losses.setdefault(student, logits[student].sum() * 0)
-        return torch.stack([losses[student] for student in range(len(logits))]), metrics
+                report.errors[row] = error
+        groups = [group.to(logits.device) for group in group_losses(grouped, batches, report.errors)]
+        return sum_groups(logits, groups, losses)
 
     def _running(self, report: StepReport) -> list[int]:
         return [n for n in range(len(self.students)) if n not in self.failed and n not in report.errors]
@@ -195,24 +186,16 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def average_over_processes(
     value: float, metrics: dict[str, float], rows: int, world: World
 ) -> tuple[float, dict[str, float]]:
-    """The loss (already weighted) and the means of the metrics over the whole batch, from every process's rows."""
-    weight = world.weight(rows)
-    gathered = gather_objects((value, weight, metrics))
-    means = {
-        name: root_mean_square([(weight, numbers[name]) for _, weight, numbers in gathered])
-        if name.endswith("_rms")
-        else sum(weight * numbers[name] for _, weight, numbers in gathered) / world.size
-        for name in metrics
-    }
+    """The loss (already weighted) and the metrics of the whole batch, from those of every process's rows."""
+    gathered = gather_objects((value, world.weight(rows), metrics))
+    means = {}
+    for name in metrics:
+        power = 2 if name.endswith("_rms") else 1
+        means[name] = (sum(w * numbers[name] ** power for _, w, numbers in gathered) / world.size) ** (1 / power)
     return sum(loss for loss, _, _ in gathered) / world.size, means
 
 
-def root_mean_square(weighted: Sequence[tuple[float, float]]) -> float:
-    """The root of the mean square of (weight, value) pairs, whose weights have mean 1."""
-    return math.sqrt(sum(weight * value**2 for weight, value in weighted) / len(weighted))
-
-
-def read_batched_metrics(groups: Sequence[tuple[Sequence[int], Metrics]]) -> dict[int, dict[str, float]]:
+def read_batched_metrics(groups: GroupMetrics) -> dict[int, dict[str, float]]:
     """Metrics by student, of groups of students with metrics `[n]` by name: one transfer from the device."""
     tensors = [value for _, metrics in groups for value in metrics.values()]
     numbers = iter(torch.cat(tensors).tolist()) if tensors else iter(())

@@ -12,13 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noisyteacher.config.training import TrainSettings
-from noisyteacher.config.validation import config_error, validated
+from noisyteacher.config import config_error, validated
+from noisyteacher.config.schema import TrainSettings
 from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.io.files import make_folder
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.objectives import Objective, describe_objective
 from noisyteacher.progress import counted, reported
@@ -105,26 +104,9 @@ def fit(
     plan = make_plan(classifier, split, settings, val, val_teacher, device)
     student = make_student(classifier, objective, seed, plan)
     check_equal(student.identity)
-    if folder is not None and (history := _finished(student, plan, folder, resume)):
-        return history
-    shows = progress if progress is not True else plan.world.leads
-    with ExitStack() as stack:
-        on_step = stack.enter_context(reported(shows, lambda watch: ticked(watch, "training")))
-        if folder is not None:
-            make_folder(folder)
-        signals = stack.enter_context(nullcontext() if folder is None else signals_deferred())
-        stack.callback(restore_memory_format, classifier)
-        start(student, plan, folder, resume)
-        trainer = Trainer(
-            [student],
-            plan,
-            checkpoint_every_s=checkpoint_every_s,
-            signals=signals,
-            on_step=on_step,
-            profiler=PhaseTimer(plan.device) if profile else None,
-            tensorboard=tensorboard,
-        )
-        outcome = trainer.run()[0]
+    with reported(plan.world.leads if progress is True else progress, lambda watch: ticked(watch, "training")) as tick:
+        profiler = PhaseTimer(plan.device) if profile else None
+        [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, tensorboard, tick, profiler)
     if isinstance(outcome, NoisyTeacherError):
         raise outcome
     return outcome
@@ -159,16 +141,16 @@ def fit_many(
     """
     if world().size > 1:
         raise UsageError(
-            "fit_many trains in one process: with several processes use fit, which trains one model on all"
+            "fit_many trains in one process: under torchrun use fit, which trains one model on all processes"
         )
-    folders: list[Path | None] = [None] * len(models) if runs is None else [Path(run) for run in runs]
-    if not len(models) == len(objectives) == len(seeds) == len(folders) or not models:
+    if not models or not len(models) == len(objectives) == len(seeds) == len(models if runs is None else runs):
         raise UsageError(
-            f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and {len(folders)} runs: expected "
-            "as many of each, at least one"
+            f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and "
+            f"{'no' if runs is None else len(runs)} runs: expected as many of each, at least one"
         )
     if runs is not None and len({os.path.realpath(run) for run in runs}) < len(models):
         raise UsageError("two of the runs are one folder: give each training its own")
+    folders = [None] * len(models) if runs is None else [Path(run) for run in runs]
     checked = _settings(seeds, folders[0], {"resume": resume, "tensorboard": tensorboard}, **settings)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
     plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
@@ -176,41 +158,55 @@ def fit_many(
         make_student(classifier, objective, seed, plan)
         for classifier, objective, seed in zip(classifiers, objectives, seeds, strict=True)
     ]
-    check_stackable([student.model for student in students])
+    check_stackable(classifiers)
+    with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
+        tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
+        return _train(students, plan, folders, resume, checkpoint_every_s, tensorboard, tick)
+
+
+def _train(
+    students: Sequence[Student],
+    plan: TrainingPlan,
+    folders: Sequence[Path | None],
+    resume: bool,
+    checkpoint_every_s: float,
+    tensorboard: bool,
+    on_step: Callable[[Tick], None] | None,
+    profiler: PhaseTimer | None = None,
+) -> list[Outcome]:
+    """Every student's outcome, in order: of a run folder that holds the end of its training, or trained."""
     outcomes: dict[int, Outcome] = {}
+    groups: dict[tuple[int, int], list[int]] = {}  # students whose checkpoints stand at one step train together
     with ExitStack() as stack:
-        title = f"training {len(models)} models"
-        on_step = stack.enter_context(reported(progress, lambda watch: counted(watch, title, "steps")))
-        signals = stack.enter_context(nullcontext() if runs is None else signals_deferred())
-        for student in students:
-            stack.callback(restore_memory_format, student.model)
+        signals = stack.enter_context(nullcontext() if folders[0] is None else signals_deferred())
         for number, (student, folder) in enumerate(zip(students, folders, strict=True)):
+            stack.callback(restore_memory_format, student.model)
             try:
-                if folder is not None and (history := _finished(student, plan, folder, resume)):
-                    outcomes[number] = history
+                finished = None if folder is None else _finished(student, plan, folder, resume)
+                if finished is not None:
+                    outcomes[number] = finished
                     continue
-                if folder is not None:
-                    make_folder(folder)
                 start(student, plan, folder, resume)
+                groups.setdefault((student.progress.step, len(student.progress.epochs)), []).append(number)
             except NoisyTeacherError as error:
                 if not resume:
                     raise
                 outcomes[number] = error
-        groups: dict[tuple[int, int], list[int]] = {}
-        for number, student in enumerate(students):
-            if number not in outcomes:  # those whose checkpoints are of one step continue together
-                groups.setdefault((student.progress.step, len(student.progress.epochs)), []).append(number)
-        for step in sorted(groups):
+        for numbers in (groups[key] for key in sorted(groups)):
             trainer = Trainer(
-                [students[number] for number in groups[step]],
-                plan,
-                checkpoint_every_s=checkpoint_every_s,
-                signals=signals,
-                on_step=None if on_step is None else lambda tick: on_step(tick.step, tick.total_steps),
-                tensorboard=tensorboard,
-            )
-            outcomes |= dict(zip(groups[step], trainer.run(), strict=True))
-    return [outcomes[number] for number in range(len(models))]
+                [students[number] for number in numbers], plan, checkpoint_every_s=checkpoint_every_s,
+                signals=signals, on_step=on_step, profiler=profiler, tensorboard=tensorboard,
+            )  # fmt: skip
+            outcomes |= dict(zip(numbers, trainer.run(), strict=True))
+    return [outcomes[number] for number in range(len(students))]
+
+
+def _finished(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
+    """The History of a training that the folder holds the end of; None if it is to be started or resumed."""
+    finished = (folder / WEIGHTS).exists()
+    if not resume and (finished or (folder / CHECKPOINT).exists()):
+        raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
+    return load_finished(student, plan, folder) if finished else None
 
 
 def make_plan(
@@ -328,15 +324,3 @@ def _check_val(split: Split, val: Split | None, classes: int, teacher: object) -
             )
     if classes != val.classes:
         raise MismatchError(f"the model has {classes} classes, val {val.classes}: build the model for these data")
-
-
-def _finished(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
-    """The History of a training that the run folder holds the end of; None if it is to be started or resumed.
-
-    Raises UsageError for a folder with a training that is not to be resumed.
-    """
-    if not (folder / WEIGHTS).exists() and not (folder / CHECKPOINT).exists():
-        return None
-    if not resume:
-        raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
-    return load_finished(student, plan, folder) if (folder / WEIGHTS).exists() else None

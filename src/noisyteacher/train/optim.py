@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config.training import TrainSettings
+from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import ConfigError
 
 MUON_SHARE = 0.5

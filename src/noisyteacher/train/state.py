@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config.training import TrainSettings
+from noisyteacher.config.schema import TrainSettings
 from noisyteacher.data import Batch, Split
 from noisyteacher.distributed import World
 from noisyteacher.errors import NoisyTeacherError, TrainingError
 from noisyteacher.models import Classifier
-from noisyteacher.rng import derive, seed_draws
+from noisyteacher.objectives import LossGroup, Metrics
+from noisyteacher.rng import derive_seed, seed_draws
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -26,6 +27,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
 """Schedule -> factor on the base learning rate after a share `done` (0..1) of the steps behind the warm-up."""
+GroupMetrics = list[tuple[list[int], Metrics]]
+"""Groups of students, each with metrics `[n]` by name."""
 
 
 class Judge(Protocol):
@@ -86,6 +89,19 @@ class Progress:
     best_epoch: int = 0
     best_key: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    def add(self, numbers: dict[str, float], samples: int) -> None:
+        """Count a step: add its numbers to the epoch's sums, those named `_rms` by their squares.
+
+        Raises TrainingError for a number that is not finite.
+        """
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise TrainingError(f"the objective's number {name!r} is {number} at step {self.step + 1}")
+            value = number**2 if name.endswith("_rms") else number
+            self.sums[name] = self.sums.get(name, 0.0) + value * samples
+        self.sums["samples"] = self.sums.get("samples", 0.0) + samples
+        self.step += 1
 
 
 @dataclass(eq=False)
@@ -192,4 +208,18 @@ def gradient_error(name: str, step: int) -> TrainingError:
 def seed_step(seed: int, step: int, plan: TrainingPlan) -> None:
     """Seed torch's global generators for what network and objective draw at this step, such as dropout."""
     rank = (plan.world.rank,) if plan.world.rank else ()  # each process drops units of its own rows
-    seed_draws(derive(seed, "dropout", step, *rank), plan.device)
+    seed_draws(derive_seed(seed, "dropout", step, *rank), plan.device)
+
+
+def sum_groups(logits: Tensor, groups: Sequence[LossGroup], losses: dict[int, Tensor]) -> tuple[Tensor, GroupMetrics]:
+    """Losses `[M]`: those given by student, those of the groups, zero for students in neither; and the groups' metrics.
+
+    A student without a loss has the same kernels as the others.
+    """
+    metrics: GroupMetrics = []
+    for group in groups:
+        values, group_metrics = group.losses(logits)
+        losses |= dict(zip(group.students, values.unbind(), strict=True))
+        metrics.append((group.students, group_metrics))
+    rows = range(len(logits))
+    return torch.stack([losses[row] if row in losses else logits[row].sum() * 0 for row in rows]), metrics

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, epoch_batches
-from noisyteacher.device import precise
+from noisyteacher.device import PROBE_BATCH, choose_memory_format, precise
 from noisyteacher.distributed import broadcast, gather_objects, on_rank_zero
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, TrainingError
-from noisyteacher.inference import PROBE_BATCH
+from noisyteacher.io.files import make_folder
 from noisyteacher.io.tensors import read_tensors
 from noisyteacher.models import save_model
 from noisyteacher.rng import kept_draws
@@ -27,7 +28,6 @@ from noisyteacher.train.checkpoint import Signals, check_identity, drop_checkpoi
 from noisyteacher.train.cuda_graph import GraphEngine, can_replay
 from noisyteacher.train.engines import EagerEngine
 from noisyteacher.train.history import Events, History, PhaseTimer, Tick
-from noisyteacher.train.memory_format import choose_memory_format
 from noisyteacher.train.state import Engine, StepReport, Student, TrainingPlan, seed_step, seeds_of
 from noisyteacher.train.validation import reestimate_batch_norms
 
@@ -54,7 +54,7 @@ class Trainer:
         self.students, self.plan = list(students), plan
         self.checkpoint_every_s, self.signals = checkpoint_every_s, signals or Signals()
         self.on_step, self.profiler = on_step, profiler
-        self.mark: Callable[[str], None] = (lambda phase: None) if profiler is None else profiler.mark
+        self.mark = (lambda phase: None) if profiler is None else profiler.mark
         self.pending: deque[Callable[[], StepReport]] = deque()
         """Steps that were started and not recorded, the oldest first."""
         self.consistent = True
@@ -93,7 +93,11 @@ class Trainer:
             cudnn.benchmark = benchmark
 
     def _run_until_one_is_over(self, students: Sequence[Student]) -> None:
-        engine = self._engine(students)
+        engine: Engine
+        if self.profiler is None and can_replay(students, self.plan):
+            engine = GraphEngine(students, self.plan)
+        else:
+            engine = EagerEngine(students, self.plan, self.mark)
         try:
             while not any(student.is_over(self.plan) for student in students):
                 self._epoch(engine, students)
@@ -106,11 +110,6 @@ class Trainer:
             engine.release()
             self.replayed |= getattr(engine, "replayed", False)
 
-    def _engine(self, students: Sequence[Student]) -> Engine:
-        if self.profiler is None and can_replay(students, self.plan):
-            return GraphEngine(students, self.plan)
-        return EagerEngine(students, self.plan, self.mark)
-
     def _epoch(self, engine: Engine, students: Sequence[Student]) -> None:
         """Train one epoch, or what is left of it, validate and record it; stop early if all students have failed."""
         self.clock = time.monotonic()
@@ -122,7 +121,7 @@ class Trainer:
             self.pending.append(engine.step(batches))
             self.consistent = True
             self._record_pending(students, keep=engine.lookahead)
-            if self._checkpoint_is_due(students):
+            if time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s:
                 self._record_pending(students)
                 engine.sync_optimizers()
                 self._checkpoint(students)
@@ -138,7 +137,7 @@ class Trainer:
                     self._close_epoch(student)
                 except NoisyTeacherError as error:
                     student.error = error
-        if self._checkpoint_is_due(students):
+        if time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s:
             self._checkpoint(students)
         self.mark("checkpoint")
         self._handle_signals(students)
@@ -147,26 +146,14 @@ class Trainer:
         """The batches that the epoch still lacks, at every step one for each seed."""
         plan, progress = self.plan, students[0].progress
         epoch = len(progress.epochs)
+        batches_of = partial(
+            epoch_batches, plan.split, plan.views, epoch=epoch, first=progress.step - epoch * plan.batches,
+            batches=plan.batches, batch_size=plan.settings.batch_size, every_view=plan.settings.every_view,
+            total_steps=plan.total_steps, device=plan.device, augment=plan.settings.augment, share=plan.world.share,
+            layout=plan.memory_format,
+        )  # fmt: skip
         seeds, _ = seeds_of(students)
-        each = [
-            epoch_batches(
-                plan.split,
-                plan.views,
-                seed=seed,
-                epoch=epoch,
-                first=progress.step - epoch * plan.batches,
-                batches=plan.batches,
-                batch_size=plan.settings.batch_size,
-                every_view=plan.settings.every_view,
-                total_steps=plan.total_steps,
-                device=plan.device,
-                augment=plan.settings.augment,
-                share=plan.world.share,
-                layout=plan.memory_format,
-            )
-            for seed in seeds
-        ]
-        return zip(*each, strict=True)
+        return zip(*(batches_of(seed=seed) for seed in seeds), strict=True)
 
     def _record_pending(self, students: Sequence[Student], keep: int = 0) -> None:
         """Record the pending steps but the last `keep`."""
@@ -177,7 +164,12 @@ class Trainer:
             self.pending.popleft()
             self.consistent = True
             if self.on_step is not None and not all(student.error for student in students):
-                self.on_step(self._tick(report, students[0]))
+                epochs = students[0].progress.epochs
+                val_error = epochs[-1].get("val/error") if epochs else None
+                epoch, total = report.step // self.plan.batches + 1, self.plan.total_steps
+                self.on_step(
+                    Tick(epoch, self.plan.settings.epochs, report.step + 1, total, report.losses[0], val_error)
+                )
             self.mark("logging")
             if self.profiler is not None:
                 self.profiler.step_done(report.samples)
@@ -190,29 +182,19 @@ class Trainer:
             student.error = student.error or report.errors.get(row)
             if student.error is None:
                 try:
-                    add_to_sums(student, {"train/loss": report.losses[row], **report.metrics[row]}, report)
-                    student.progress.step += 1
+                    student.progress.add({"train/loss": report.losses[row], **report.metrics[row]}, report.samples)
                     student.progress.seconds += seconds
                 except TrainingError as error:
                     student.error = error
-
-    def _tick(self, report: StepReport, student: Student) -> Tick:
-        plan, step, epochs = self.plan, report.step + 1, student.progress.epochs
-        val_error = epochs[-1].get("val/error") if epochs else None
-        epoch = report.step // plan.batches + 1
-        return Tick(epoch, plan.settings.epochs, step, plan.total_steps, report.losses[0], val_error)
 
     def _close_epoch(self, student: Student) -> None:
         """End the epoch of a student: means, validation, whether it is the best so far, its line of metrics."""
         plan, progress = self.plan, student.progress
         if self.profiler is not None:
             self.profiler.start()
-        samples = progress.sums["samples"]
+        means = {name: total / progress.sums["samples"] for name, total in progress.sums.items() if name != "samples"}
         line: dict[str, Any] = {"epoch": len(progress.epochs) + 1, "step": progress.step}
-        for name, total in progress.sums.items():
-            if name != "samples":
-                mean = total / samples
-                line[name] = math.sqrt(mean) if name.endswith("_rms") else mean
+        line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
         line["lr"] = plan.learning_rate(progress.step - 1)
         key: list[float] = []
         if student.reestimate_batch_norms:
@@ -235,10 +217,6 @@ class Trainer:
             self.events[student].write(line)
         if student.folder is not None:
             Run(student.folder).write_metrics(progress.epochs)
-
-    def _checkpoint_is_due(self, students: Sequence[Student]) -> bool:
-        late = time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s
-        return late and any(student.folder is not None for student in students)
 
     def _checkpoint(self, students: Sequence[Student]) -> None:
         for student in students:
@@ -297,9 +275,12 @@ def start(student: Student, plan: TrainingPlan, folder: Path | None, resume: boo
     with kept_draws(plan.device), precise(plan.precision, plan.device):
         plan.memory_format = choose_memory_format(student.model, plan.split.first_images(PROBE_BATCH))
     student.model.to(memory_format=plan.memory_format)  # type: ignore[call-overload]
-    if folder is not None and resume:
+    if folder is None:
+        return
+    make_folder(folder)
+    if resume:
         read_checkpoint(folder, student)
-    if folder is not None and plan.world.leads:
+    if plan.world.leads:
         student.folder = folder
 
 
@@ -340,19 +321,6 @@ def history_of(student: Student, plan: TrainingPlan, weights: dict[str, dict[str
         best=weights.get("best", {}),
         last=weights["last"],
     )
-
-
-def add_to_sums(student: Student, numbers: dict[str, float], report: StepReport) -> None:
-    """Add a step's numbers to the running epoch's sums; those named `_rms` by their squares. Raises TrainingError for a
-    number that is not finite.
-    """
-    sums = student.progress.sums
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise TrainingError(f"the objective's number {name!r} is {number} at step {report.step + 1}")
-        value = number**2 if name.endswith("_rms") else number
-        sums[name] = sums.get(name, 0.0) + value * report.samples
-    sums["samples"] = sums.get("samples", 0.0) + report.samples
 
 
 def restore_memory_format(model: nn.Module) -> None:

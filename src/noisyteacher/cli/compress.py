@@ -1,0 +1,247 @@
+"""The commands that make a student of a teacher: demo and compress; or one step of that: train, extract, distil."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.output import (
+    command_line,
+    print_exported,
+    print_json,
+    print_scores,
+    resumable,
+    say,
+    show_table,
+    write,
+)
+from noisyteacher.progress import stage
+
+if TYPE_CHECKING:
+    from noisyteacher.config import Values
+    from noisyteacher.pipeline import Result
+
+
+@o.options("run.output_dir as_json quiet")
+def demo(
+    request: o.Request,
+    seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per student.")] = 12,
+) -> None:
+    """Compress a teacher of 5,000 embedded digits, in a few minutes.
+
+    Trains the paper's MNIST teacher, stores its logits, trains students on labels, by logit regression and by the noisy
+    teacher, and prints the result.
+
+    Example: noisyteacher demo
+    """
+    settings: Values = {
+        "teacher": {"preset": "paper", "epochs": 8},
+        "student": {"preset": "paper", "name": "mlp800", "epochs": epochs},
+        "noise": {"sigma": 0.8, "alpha": 0.15},
+        "run": {"seeds": seeds, "output_dir": request.output_dir},
+    }
+    _compress(settings, request)
+
+
+@o.options(
+    f"config {o.DATA} teacher.name teacher.weights teacher.epochs student.name target.macs target.bytes "
+    f"target.parameters target.max_drop target.search target.minutes run.export {o.NOISE} {o.RECIPE} "
+    f"run.seeds run.baselines {o.MACHINE} overrides allow_import resume as_json quiet"
+)
+def compress(request: o.Request) -> None:
+    """Compress a teacher into a student and measure what was saved.
+
+    The students learn from the teacher's logits as they are. With --sigma they are also trained under noise on the
+    logits, with --noise under one that is chosen on validation, and the verdict says what the noise did. Without
+    --student the student is chosen too, among the networks that keep within the targets (default: --target-macs 4x): 4x
+    is at most a quarter of the teacher's, a plain number is at most that many. The folder best in the run folder has
+    the student that is best on validation, with its exported files; a run that chose its student or has --export also
+    gets a report.html.
+
+    Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
+
+    Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-macs 4x --max-drop 1 --export onnx
+    """
+    if request.resume is None:
+        _compress(request.with_teacher_preset().settings(), request)
+        return
+    request.refuse_beside("--resume")
+    with resumable("compress") as begun, request.progress() as watch:
+        from noisyteacher.pipeline import resume_compress
+
+        result = resume_compress(request.run(request.resume), begun, watch, request.allow_import)
+    _report(result, request)
+
+
+def _compress(settings: Values, request: o.Request) -> None:
+    from noisyteacher.config import LIMITS, build_config
+
+    config = build_config(settings)
+    if config.student.name in ("", "auto") and all(getattr(config.target, name) is None for name in LIMITS):
+        say(
+            "note: no student and no target: a student of at most a quarter of the teacher's multiplications is chosen "
+            "(--target-macs 4x); --student NAME takes another",
+            err=True,
+        )
+    with resumable("compress") as begun, request.progress() as watch:
+        from noisyteacher.pipeline import compress_config
+
+        result = compress_config(
+            config, command=command_line(), on_run_created=begun, on_progress=watch, allow_import=request.allow_import
+        )
+    _report(result, request)
+
+
+def _report(result: Result, request: o.Request) -> None:
+    """Print the result, after a report.html where files or a choice are to be shown; exit with 3 if a check fails."""
+    best = result.best or {}
+    if result.search is not None or best.get("files") or best.get("failed"):
+        from noisyteacher.errors import NoisyTeacherError
+        from noisyteacher.io.files import write_bytes
+        from noisyteacher.pipeline import REPORT
+        from noisyteacher.report import build_report
+
+        try:
+            with request.progress() as watch, stage(watch, "writing the report"):
+                page = build_report([result.path], "html").encode()
+                write_bytes(result.path / REPORT, page, within=result.path)
+        except NoisyTeacherError as error:  # the table is worth more than the page
+            say(f"no report: {error}", err=True)
+    print_result(result, request.as_json)
+    if not result.holds:
+        raise typer.Exit(3)
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    """A compression's table, notes and exported files, then its verdicts, paths and next commands; or all as JSON."""
+    if as_json:
+        print_json({"run": str(result.path), **result.describe(), "summary": result.summary()})
+        return
+    for table in (result.table(), result.search_table()):
+        if table is not None:
+            show_table(table)
+            write("")
+    if result.files or result.failed:
+        print_exported(result.files, result.failed, "Files")
+        write("")
+    for line in result.closing_lines():
+        if line.startswith((" ", "Run folder")):
+            say(line)  # paths and commands are not wrapped, so that they can be copied
+        else:
+            write(line, "bold" if line.startswith(("Verdict", "WARNING")) else None)
+
+
+@o.options(
+    f"config teacher.name {o.DATA} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet",
+    teacher_name=("--model", "A network's name, or pkg.module:factory."),
+)
+def train(request: o.Request) -> None:
+    """Train a network on labels: a teacher, or a student to compare with.
+
+    Example: noisyteacher train --model lenet --data mnist-5k --epochs 10
+    """
+    flags = {key.replace("student.", "teacher."): value for key, value in request.flags.items()}
+    _train("train", replace(request, flags=flags))
+
+
+@o.options(f"student.name {o.DATA} {o.NOISE} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet")
+def distil(
+    request: o.Request,
+    store: Annotated[str | None, typer.Argument(help="A logit store's folder (see: extract).")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A TOML file (see: config init).")] = None,
+) -> None:
+    """Train a student from stored logits; with --sigma or --noise under noise on them.
+
+    Example: noisyteacher distil runs/logits/lenet-mnist-5k-train-2b7e11 --student mlp800 --sigma 0.8 --alpha 0.15
+    """
+    if (store is None) == (request.resume is None):
+        raise typer.BadParameter("give a store's folder, or --resume RUN")
+    _train("distil", replace(request, config=config), store or "")
+
+
+def _train(kind: str, request: o.Request, store: str = "") -> None:
+    """One training run of a kind, new or resumed, and its scores."""
+    from noisyteacher.config import build_config
+    from noisyteacher.distributed import process_group, rank
+    from noisyteacher.text import duration, plural
+
+    with resumable(kind) as begun, replace(request, quiet=request.quiet or rank() > 0).progress() as watch:
+        from noisyteacher.pipeline import distil_config, profile_table, resume_single, train_config
+
+        if request.resume is not None:
+            request.refuse_beside("--resume")
+            run = request.run(request.resume)
+            device = str(run.config.get("config", {}).get("run", {}).get("device", "auto"))
+            start = partial(resume_single, run, kind, begun, watch)
+        else:
+            config = build_config(request.settings())
+            device = config.run.device
+            create = train_config if kind == "train" else partial(distil_config, store=store)
+            start = partial(create, config, seed=request.seed or 0, command=command_line())
+            start = partial(start, on_run_created=begun, on_progress=watch)
+        with process_group(device) as group:
+            trained = start()
+    if not group.leads:
+        return
+    result = trained.result
+    if request.as_json:
+        print_json({"run": str(trained.run.path), **result})
+        return
+    print_scores(result["scores"])
+    if result.get("choice"):
+        say(f"\nNoise: {result['choice']['told']}.")
+    if result.get("profile"):
+        say("")
+        show_table(profile_table(result["profile"]))
+    training = result["training"]
+    machine = [training["device"], plural(training["threads"], "thread"), training.get("precision")]
+    machine += [f"memory {training['memory']}"] if "memory" in training else []
+    say(f"\nTrained in {duration(training['seconds'])} on {', '.join(word for word in machine if word)}")
+    say(f"Run folder: {trained.run.path}")
+
+
+@o.options(f"teacher.weights {o.DATA} student.views {o.MACHINE} overrides allow_import as_json quiet")
+def extract(
+    request: o.Request,
+    teacher: Annotated[
+        str, typer.Argument(help="A trained model: a run, its folder, a weights file, hf:NAME or an .onnx file.")
+    ],
+    to: Annotated[str | None, typer.Option(help="Folder of the store (default: OUTPUT_DIR/logits/...).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+) -> None:
+    """Store a teacher's raw logits for a training split, one for every image and view.
+
+    Of the data that the teacher's run was trained on, unless --data names others.
+
+    Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
+    """
+    with request.progress() as watch:
+        from noisyteacher.pipeline import extract_config, load_config_data
+
+        path = teacher if "teacher.weights" in request.flags else o.model_path(teacher, request.output_dir)
+        config = replace(request, flags=request.flags | {"teacher.name": path}).config_for(path)
+        splits = load_config_data(config, watch)
+        store = extract_config(config, to, watch, data=splits, allow_import=request.allow_import, overwrite=overwrite)
+    o.note_other_data(path, splits)
+    record: Values = {
+        "store": str(store.path),
+        "model": path,
+        "data": {"name": splits.name, "split": "train", "fingerprint": splits.train.fingerprint},
+        "views": len(store.views),
+        "rows": store.rows,
+        "classes": store.classes,
+        "bytes": sum(shard.bytes for shard in store.shards),
+        "digest": store.digest,
+    }
+    if request.as_json:
+        print_json(record)
+        return
+    shape = f"{len(store.views)} view(s) x {store.rows:,} rows x {store.classes} classes"
+    say(f"{store.path}: {shape}, {record['bytes']:,} bytes")
+    say(f"{path} on {splits.name}, train, fingerprint {splits.train.fingerprint[:12]}")

@@ -1,0 +1,208 @@
+"""The commands for a trained model: evaluate, measure, export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisyteacher.cli import options as o
+from noisyteacher.cli.output import print_exported, print_json, print_scores, print_table, say
+from noisyteacher.progress import PATIENCE_S, counted, stage
+
+
+@o.options(f"{o.DATA} run.output_dir run.device overrides allow_import as_json quiet")
+def evaluate(
+    request: o.Request,
+    model: o.Model,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    teacher: Annotated[str | None, typer.Option(help="A second model: how often do the two agree?")] = None,
+) -> None:
+    """Say how good a model is: error, NLL, calibration, agreement with a teacher, each with n.
+
+    On the data that the model's run was trained on, unless --data names others.
+
+    Example: noisyteacher evaluate runs/20261122T1246Z-distil-mlp800-7f3a9c --split val
+    """
+    from noisyteacher.errors import DataError
+    from noisyteacher.text import unknown_name
+
+    if split not in ("train", "val", "test"):
+        raise unknown_name("split", split, ("train", "val", "test"))
+    with request.progress(PATIENCE_S) as watch:
+        from noisyteacher.evaluate import evaluate as score
+        from noisyteacher.pipeline import load_config_data, load_teacher
+
+        path = o.model_path(model, request.output_dir)
+        config = request.config_for(path)
+        splits = load_config_data(config, watch)
+        part = splits.parts.get(split)
+        if part is None:
+            raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
+        classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
+        second = None
+        if teacher is not None:
+            second, _ = load_teacher(o.model_path(teacher, request.output_dir), splits, request.allow_import)
+        report = False if watch is None else counted(watch, f"evaluating on {split}", "images")
+        scores = score(classifier, part, teacher=second, device=config.run.device, progress=report).describe()
+    o.note_other_data(path, splits)
+    if request.as_json:
+        record = {"name": splits.name, "split": split, "n": len(part), "fingerprint": part.fingerprint}
+        print_json({"model": path, "data": record, **scores})
+        return
+    print_scores({split: scores})
+    say(f"\nModel: {path}")
+    say(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
+
+
+@o.options("run.threads run.output_dir allow_import as_json quiet")
+def measure(
+    request: o.Request,
+    model: Annotated[str, typer.Argument(help="A run, a weights file, a network's name or pkg.module:factory.")],
+    classes: Annotated[int, typer.Option(help="Classes of a network given by name.")] = 10,
+    input_shape: Annotated[str, typer.Option(help="C,H,W of a network given by name.")] = "1,28,28",
+    layers: Annotated[bool, typer.Option("--layers", help="A line per layer.")] = False,
+    batch: Annotated[int, typer.Option(help="Images per call.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    runs: Annotated[int, typer.Option(help="Timed calls.")] = 50,
+) -> None:
+    """Say what a model costs: parameters, bytes, multiplications, latency, memory.
+
+    Example: noisyteacher measure nin --input-shape 3,32,32 --layers
+    """
+    from noisyteacher.text import count, size_bytes
+
+    threads = request.flags.get("run.threads")
+    with request.progress(PATIENCE_S) as watch:
+        from noisyteacher.device import check_threads
+        from noisyteacher.errors import UsageError
+        from noisyteacher.measure import measure as measure_costs
+        from noisyteacher.models import MODELS, ZOO, build_model
+        from noisyteacher.pipeline import load_teacher
+
+        if threads is not None:
+            check_threads(threads)
+        if model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model):
+            try:
+                shape = tuple(int(size) for size in input_shape.split(","))
+            except ValueError as error:
+                raise UsageError(f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32") from error
+            classifier = build_model(model, classes=classes, input_shape=shape)
+        else:
+            path = o.model_path(model, request.output_dir, MODELS)
+            classifier, _ = load_teacher(path, allow_import=request.allow_import)
+        with stage(watch, "measuring costs"):
+            costs = measure_costs(classifier, batch=batch, threads=threads, device=device, runs=runs)
+    if request.as_json:
+        print_json({"architecture": classifier.architecture, **asdict(costs)})
+        return
+    latency = costs.latency_ms
+    assert latency is not None
+    machine = f"batch {latency.batch}, {latency.threads} thread(s), {latency.device}, {latency.runs} runs"
+    at_least = ">= " if costs.unsupported else ""
+    print_table(
+        ("cost", "value", "exactly"),
+        [
+            ("parameters", count(costs.parameters), f"{costs.parameters:,}"),
+            ("weights file", size_bytes(costs.bytes), f"{costs.bytes:,} bytes"),
+            ("MACs per image", at_least + count(costs.macs), f"{costs.macs:,} multiplications, biases not counted"),
+            ("MACs of preprocessing", count(costs.preprocess_macs), f"{costs.preprocess_macs:,}"),
+            ("latency", f"{latency.median:.3f} ms", f"median; p95 {latency.p95:.3f} ms; {machine}"),
+            ("peak memory", size_bytes(costs.peak_memory_bytes), f"{costs.peak_memory_bytes:,} bytes, batch {batch}"),
+        ],
+    )
+    for name in costs.unsupported:
+        say(f"not counted: {name}")
+    if layers:
+        say("")
+        rows = [
+            (layer.name, layer.kind, "x".join(map(str, layer.output_shape)), f"{layer.parameters:,}", f"{layer.macs:,}")
+            for layer in costs.layers
+        ]
+        print_table(("layer", "kind", "output", "parameters", "MACs"), rows, "lllrr")
+
+
+@o.options(f"{o.DATA} run.threads overrides allow_import as_json quiet")
+def export(
+    request: o.Request,
+    model: o.Model,
+    formats: Annotated[
+        str, typer.Option("--format", help="onnx, onnx-int8, pt2, pte, pte-int8, hub; comma-separated.")
+    ] = "onnx,onnx-int8,pt2",
+    output_dir: Annotated[
+        str | None,
+        typer.Option("--output-dir", help="Folder for the files (default: exports/MODEL).", callback=o.not_empty),
+    ] = None,
+    max_drop: Annotated[float, typer.Option(min=0, help="Points of accuracy that int8 may lose.")] = 1.0,
+    max_difference: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest difference of an fp32 logit (default: 1e-4 of the largest logit)."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="For the model card of hub.", callback=o.not_empty)
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each file.")] = 50,
+) -> None:
+    """Write a model for other runtimes, run each file there on the validation split, and compare it with torch.
+
+    On the data that the model's run was trained on, unless --data names others; int8 is calibrated on its training
+    images. Exits with 3 when a file is over its tolerance, or one of several formats cannot be written.
+
+    Example: noisyteacher export runs/20261122T1246Z-distil-mlp800-7f3a9c --format onnx,onnx-int8,hub
+    """
+    with request.progress() as watch:
+        from noisyteacher.device import cpu_threads
+        from noisyteacher.errors import NoisyTeacherError
+        from noisyteacher.export import check_format_names, check_formats, verdict
+        from noisyteacher.pipeline import load_config_data, load_teacher, provenance_of, seen_before, ship, trained_on
+
+        names = [name.strip() for name in formats.split(",")]
+        (check_formats if len(names) == 1 else check_format_names)(names)
+        path = o.model_path(model, request.output_dir)
+        config = request.config_for(path)
+        splits = load_config_data(config, watch)
+        classifier, _ = load_teacher(path, splits, request.allow_import)
+        folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)
+        overlap = seen_before(trained_on(path), splits, "this model")
+        failed: dict[str, NoisyTeacherError] = {}
+        with cpu_threads(config.run.threads):
+            files = ship(
+                classifier,
+                splits,
+                folder,
+                names,
+                on_progress=watch,
+                provenance=provenance_of(path),
+                licence=licence,
+                max_difference=max_difference,
+                max_drop=max_drop,
+                runs=runs,
+                on_failure=failed.__setitem__,
+                caveats=[overlap] if overlap else [],
+            )
+    if not files:
+        raise next(iter(failed.values()))
+    reasons = {name: str(error) for name, error in failed.items()}
+    o.note_other_data(path, splits)
+    if request.as_json:
+        described = [file.describe() for file in files]
+        print_json(
+            {"model": path, "folder": str(folder), "verdict": verdict(files), "files": described, "failed": reasons}
+        )
+    else:
+        print_exported(files, reasons, "Verdict")
+        say(f"\nFolder: {folder}")
+    if failed or not all(file.holds for file in files):
+        raise typer.Exit(3)
+
+
+def _export_name(model: str) -> str:
+    """The folder's name for a model: the id of its run, or the name of a weights file or shipped model."""
+    from noisyteacher.runs import BEST, Run, is_run
+
+    path = Path(model)
+    if path.suffix == ".safetensors" or (path.name == BEST and is_run(path.parent)):
+        path = path.parent if is_run(path.parent) else path
+    return Run(path).id.replace("/", "-") if is_run(path) else path.name.partition(":")[2] or path.stem

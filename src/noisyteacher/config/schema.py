@@ -1,0 +1,393 @@
+"""The settings as dataclasses: one per part, a docstring per field, the defaults of every command.
+
+Without torch, so that a wrong setting is reported before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from noisyteacher.errors import ConfigError
+
+FOLDER = Path(__file__).parent
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Views = Annotated[list[str], Field(min_length=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
+
+Draw = Literal["batch", "row", "scalar"]
+Kind = Literal["multiplicative", "additive"]
+Distribution = Literal["gaussian", "uniform", "laplace"]
+PerturbedLogits = Literal["teacher", "student"]
+SigmaSchedule = Literal["constant", "linear", "cosine", "early", "late"]
+WITH_MOMENTUM = ("sgd", "muon")
+LIMITS = ("macs", "bytes", "parameters")
+"""The settings of `target` that limit a cost."""
+FEWEST = 100
+"""No classifier of images has fewer multiplications, bytes or parameters: a smaller limit was meant as a ratio."""
+RESERVED_OPTIONS = {"model", "data", "classes", "input_shape", "seed"}
+
+
+class Settings:
+    """Base of all settings: unknown names are refused, the docstring of a field is its description."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """Settings that are each possible but contradict each other, or have no effect: (name, what is wrong)."""
+        yield from ()
+
+
+@dataclass(kw_only=True)
+class TrainSettings(Settings):
+    """A training, but for its network, data, objective and files. The defaults are the paper's."""
+
+    epochs: Count = 20
+    """Passes over the training split."""
+    batch_size: Count = 64
+    """Samples per update."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """Update rule: adam; adamw (decoupled weight decay); sgd with momentum; muon (orthogonalized momentum)."""
+    lr: Positive = 1e-3
+    """Base learning rate."""
+    momentum: Momentum | None = None
+    """Momentum of sgd and muon (default 0.9); refused elsewhere, where it has no effect."""
+    weight_decay: NotNegative = 0.0
+    """L2 term of the update (decoupled with adamw and muon; with muon only on parameters of two or more dimensions)."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs over which the learning rate rises linearly to its base."""
+    views: Views = field(default_factory=lambda: ["clean"])
+    """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
+    every_view: bool = False
+    """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
+    augment: Literal["none", "mixup", "randaugment"] = "none"
+    """Images that change at every step, for a teacher that runs live: mixup or randaugment; none: views alone."""
+    batch_norm: Literal["running", "reestimate"] = "running"
+    """Statistics of batch norms: averaged in training, or, in short epochs, re-estimated before each validation."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """fp32, bf16 (autocast, weights in fp32), or auto: bf16 where its matrix products are 1.5 times as fast here."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better validation error; empty: never."""
+    keep: Literal["best", "last"] | None = None
+    """Weights of the epoch with the best validation error, or of the last (empty: best with a validation split)."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.momentum is not None and self.optimizer not in WITH_MOMENTUM:
+            yield "momentum", f"{self.momentum} has no effect with optimizer {self.optimizer!r}: leave it out"
+        if self.every_view and len(self.views) == 1 and self.views[0] in ("clean", "mirror"):
+            yield "every_view", f"has no effect with the single view {self.views[0]!r}: leave it out"
+        if self.warmup_epochs > self.epochs:
+            yield "warmup_epochs", f"{self.warmup_epochs} of {self.epochs} epochs: the rate would never reach lr"
+
+
+@dataclass(kw_only=True)
+class Data(Settings):
+    """Which images."""
+
+    name: Name = "mnist-5k"
+    """A data set by name (mnist-5k, mnist, cifar10, svhn), an .npz file, or a folder of images by class."""
+    root: Name | None = None
+    """Where the official files of mnist, cifar10 and svhn lie or are downloaded to (default: the user's cache)."""
+    verify: bool = True
+    """Compare official files with their published MD5 sums and packed images with their checksums; false: do not."""
+    size: Count | None = None
+    """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
+    grey: bool = False
+    """Read the images of a folder as one channel."""
+    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    """Number or names of the classes, for a folder of images without class folders: as many as the teacher knows."""
+    extra: bool = True
+    """SVHN: train on its 531,131 extra images too, as the paper does."""
+    limit: Count | None = None
+    """At most so many rows of each split, every class in proportion: for trying things out."""
+    train_limit: Count | None = None
+    """At most so many rows of the training split alone, every class in proportion: what little data would do."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.name == "mnist-5k" and self.root is not None:
+            yield "root", "has no effect with mnist-5k, which comes with the package: leave it out"
+
+
+@dataclass(kw_only=True)
+class Network(Settings):
+    """A network and its preprocessing."""
+
+    name: str = ""
+    """Which network."""
+    options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
+    """Arguments of the network, as in options.dropout = 0.5."""
+    preset: Literal["standard", "paper", "modern"] = "standard"
+    """Defaults of this part: standard; paper, as published; modern, adamw and many views (docs/models.md)."""
+    preprocess: str = ""
+    """One of scale, standardize, pixel-mean, local-contrast, with @HxW-bicubic resized; or model (empty: what fits)."""
+    mean: list[Finite] = field(default_factory=list)
+    """With std: per-channel statistics in 0..1 for standardize, instead of the data's own."""
+    std: list[Positive] = field(default_factory=list)
+    """See mean."""
+
+
+@dataclass(kw_only=True)
+class Recipe(TrainSettings, Network):
+    """A network and how it is trained, by default with the preset `standard`."""
+
+    batch_size: Count = 32
+    optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"  # type: ignore[assignment]
+    """Adam, adamw, sgd (with momentum), muon, or auto: muon, but adamw where muon would cost half a step more."""
+    lr: Positive = 1e-2
+    weight_decay: NotNegative = 0.05
+    schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
+    warmup_epochs: NotNegative = 0.5
+    views: Views = field(default_factory=lambda: ["auto"])
+    """Augmentations: clean, mirror, crop, mirror*crop, single views, or auto: four shifts by 2 pixels, mirrored if in
+    colour and not of digits. A random one per image and epoch."""
+    batch_norm: Literal["running", "reestimate"] = "reestimate"
+    keep: Literal["best", "last"] = "best"
+    """Weights of the epoch with the best validation error, or of the last."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        yield from super().contradictions()
+        for name in sorted(RESERVED_OPTIONS & self.options.keys()):
+            yield f"options.{name}", "comes from the data and the run, not from here: leave it out"
+        if len(self.mean) != len(self.std):
+            yield "mean", f"{len(self.mean)} values, and {len(self.std)} in std: give one of each for every channel"
+        if self.mean and self.preprocess.partition("@")[0] not in ("", "standardize"):
+            yield "mean", f"has no effect with preprocess {self.preprocess!r}: leave it out"
+
+
+@dataclass(kw_only=True)
+class Teacher(Recipe):
+    """The network that is compressed, and how it is trained when it is not given."""
+
+    name: str = "lenet"
+    """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file or .onnx."""
+    lr: Positive = 1e-3
+    weights: str = ""
+    """Its weights, of torch.save or safetensors; for other classes all but the head is loaded, and it is trained."""
+    logits_precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the stored logits; bf16 rounds them to about three digits. No auto: stores suit any machine."""
+    class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    """Entry k is the trained teacher's output for class k of the data (empty: they have the same order)."""
+    also: list[str] = field(default_factory=list)
+    """Further teachers, each given or trained like the first; student.combine puts their logits together."""
+
+
+@dataclass(kw_only=True)
+class Student(Recipe):
+    """The small network, and how it learns."""
+
+    name: str = ""
+    """A network by name (compact-s:0.75: 0.75 of its width), timm:, torchvision: or hf:NAME, pkg.module:factory,
+    shrink:RATIO (a narrower teacher), or auto: chosen within target. Empty: auto in compress, else mlp800 on MNIST."""
+    loss: Literal["logit_regression", "soft_targets"] = "soft_targets"
+    """The paper's regression on logits, or Hinton's soft targets."""
+    temperature: Positive | None = None
+    """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
+    label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Weight of the cross-entropy on labels; the rest is the teacher's. auto: 0.3, without labels 0; in compress 0.7 if
+    the teacher has more than 75 % of the errors of a student on labels alone."""
+    combine: Literal["mean", "geometric", "pick"] = "mean"
+    """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        yield from super().contradictions()
+        if self.temperature is not None and self.loss != "soft_targets":
+            yield "temperature", f"has no effect with loss {self.loss!r}: leave it out"
+        if self.name == "auto" and self.options:
+            yield "options", "have no effect where the student is chosen: leave them out, or name the student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSettings(Settings):
+    """The noise on logits: z' = (1 + xi) z with xi ~ N(0, sigma^2) for a share alpha of the samples. Off by default."""
+
+    sigma: NotNegative | tuple[NotNegative, NotNegative] | Literal["auto"] = 0.0
+    """Standard deviation of xi (0: no noise), a range [low, high] drawn per batch, or auto: chosen on validation."""
+    alpha: Share | Literal["auto"] = 0.15
+    """Probability that a sample is perturbed, or auto: chosen on validation."""
+    draw: Draw = "batch"
+    """One xi per mini-batch (the paper's Algorithm 1 read literally), per sample, or one number per sample."""
+    kind: Kind = "multiplicative"
+    """The paper's factor 1 + xi, or xi added to the logits."""
+    distribution: Distribution = "gaussian"
+    """Shape of xi; its standard deviation is sigma in each case."""
+    target: PerturbedLogits = "teacher"
+    """Whose logits are perturbed."""
+    frozen: Annotated[bool, Field(strict=True)] = False
+    """True: one draw per sample for the whole run instead of a new one at every step."""
+    schedule: SigmaSchedule = "constant"
+    """How sigma changes over the run: linear or cosine to 0, early or late: in one half only."""
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is perturbed: sigma or alpha is 0."""
+        return self.sigma in (0, (0, 0)) or self.alpha == 0
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        if isinstance(self.sigma, tuple) and self.sigma[0] > self.sigma[1]:
+            yield "sigma", f"given {list(self.sigma)}; a range is [low, high] with low <= high"
+        if isinstance(self.sigma, tuple) and self.frozen:
+            yield "frozen", "a range of sigma is drawn per batch, frozen noise only once: give one number"
+
+    def unused(self) -> list[str]:
+        """The settings that are named and have no effect, because sigma is 0; alpha = 0 says "no noise" as well."""
+        if self.sigma not in (0, (0, 0)) or self.alpha == 0:
+            return []
+        return [part.name for part in fields(self) if part.name != "sigma" and getattr(self, part.name) != part.default]
+
+
+@dataclass(kw_only=True)
+class Choice(Settings):
+    """How sigma and alpha are chosen where they are auto: short runs of every candidate, judged on validation."""
+
+    sigmas: Annotated[list[NotNegative], Field(min_length=1)] = field(default_factory=lambda: [0.1, 0.3, 0.6, 0.9])
+    """Candidates for sigma; no noise (sigma 0) is always one more."""
+    alphas: Annotated[list[Share], Field(min_length=1)] = field(default_factory=lambda: [0.15, 0.5])
+    """Candidates for alpha."""
+    epochs: Count | None = None
+    """Length of each short run (empty: a quarter of the student's epochs)."""
+    seeds: Count = 2
+    """Short runs per candidate."""
+
+
+@dataclass(kw_only=True)
+class Target(Settings):
+    """What the student may cost, for student.name = "auto"; without any limit macs is "4x". It is never larger than its
+    teacher unless named in students."""
+
+    macs: str | Positive | None = None
+    """At most so many multiplications per image, or "4x": at most a quarter of the teacher's."""
+    bytes: str | Positive | None = None
+    """At most so many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
+    parameters: str | Positive | None = None
+    """At most so many parameters, or "8x": at most an eighth of the teacher's."""
+    max_drop: NotNegative | None = None
+    """Points of validation accuracy the student may lose against its teacher; more is exit code 3."""
+    students: list[str] = field(default_factory=list)
+    """Networks to choose from (empty: compact ones, timm's mobile ones, the paper's, narrower teachers)."""
+    search: Count = 4
+    """How many of those within the limits are tried, in short runs judged on validation."""
+    epochs: Count | None = None
+    """Length of each short run (empty: a quarter of the student's epochs)."""
+    minutes: Positive | None = None
+    """Minutes that the whole run may take, the teacher's training included; fewer epochs and tries if it is short."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        for name in LIMITS:
+            value = getattr(self, name)
+            try:
+                most = math.inf if value is None else limit(value, 1.0)
+            except ConfigError as error:
+                yield name, str(error)
+                continue
+            if most < FEWEST and not str(value).strip().endswith("x"):
+                ratio = max(most, 1 / most)
+                yield name, f"given {most:g}, fewer {name} than any network has: did you mean '{ratio:g}x'?"
+
+
+@dataclass(kw_only=True)
+class RunSettings(Settings):
+    """How often, where and on what."""
+
+    seeds: Count = 1
+    """Students per condition, with seeds 0, 1, ...; intervals need at least 2, claims more."""
+    baselines: bool = True
+    """Also train students on labels alone and by clean logits, as any claim needs; a sweep always does the latter."""
+    output_dir: Name = "runs"
+    """Folder in which the run's folder is made."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    threads: Count | None = None
+    """CPU threads for torch (default: torch's own choice)."""
+    export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "pt2", "hub"]] = field(default_factory=list)
+    """Files to write of the student that is best on validation, each checked against torch."""
+    checks: bool = True
+    """End the run when a check before the first step does not hold; false: note it in the result and go on."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
+    profile: bool = False
+    """Measure where the time of a training's steps goes, and how near they come to the machine's matrix products."""
+    checkpoint_every_s: NotNegative = 30.0
+    """Seconds between two checkpoints of a training: what a killed run loses at most; 0 writes one at every step."""
+
+
+@dataclass(kw_only=True)
+class Config(Settings):
+    """Everything `noisyteacher compress` needs to know."""
+
+    data: Data = field(default_factory=Data)
+    """Which images."""
+    teacher: Teacher = field(default_factory=Teacher)
+    """The network that is compressed."""
+    student: Student = field(default_factory=Student)
+    """The small network."""
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    """The noise on the logits."""
+    choice: Choice = field(default_factory=Choice)
+    """How sigma and alpha are chosen where they are auto."""
+    target: Target = field(default_factory=Target)
+    """What the student may cost where it is chosen."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """How often, where and on what."""
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        for table in fields(self):
+            for name, problem in getattr(self, table.name).contradictions():
+                yield f"{table.name}.{name}", problem
+        for part, recipe in (("teacher", self.teacher), ("student", self.student)):
+            decided = PRESETS[recipe.preset][part]
+            if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
+                yield f"{part}.preset", f"{recipe.preset} has no effect: all that it decides is named; leave it out"
+        student, noise = self.student, self.noise
+        if student.combine != "mean" and not self.teacher.also:
+            yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
+        if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():
+            yield "target", "has no effect where student.name is not auto: leave it out, or let the student be chosen"
+        if "auto" not in (noise.sigma, noise.alpha) and self.choice != Choice():
+            yield "choice", 'has no effect where the noise is not chosen: leave it out, or set noise.sigma = "auto"'
+
+
+def limit(value: str | float, teachers: float) -> float:
+    """The most that a limit of `target` allows, of a cost that is `teachers` of the teacher. `limit("4x", 200) == 50`.
+
+    Raises ConfigError for text that is neither a number nor a ratio of 1 or more followed by x.
+    """
+    if not isinstance(value, str):
+        return value
+    is_ratio = value.strip().endswith("x")
+    try:
+        number = float(value.strip().removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and (number >= 1 if is_ratio else number > 0)):
+        raise ConfigError(f"given {value!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
+    return teachers / number if is_ratio else number
+
+
+Values = dict[str, Any]
+"""Settings by name, as TOML or JSON hold them: numbers, text, lists and tables."""
+PRESETS: dict[str, dict[str, Values]] = tomllib.loads((FOLDER / "presets.toml").read_text())
+"""Preset -> part -> the settings it has instead of the defaults above, which are those of `standard`."""
+
+
+class Flag(NamedTuple):
+    """How a setting is named and explained on the command line; empty: by `--FIELD`, by its docstring."""
+
+    name: str = ""
+    help: str = ""
+
+
+FLAGS = {key: Flag(**flag) for key, flag in tomllib.loads((FOLDER / "flags.toml").read_text()).items()}
+"""Settings whose flags differ from their names, or have shorter words than their docstrings."""

@@ -1,0 +1,128 @@
+"""The paper's own numbers, frozen: every table and figure with its networks, sigma and alpha (reference.json).
+
+Source of all of them: Sau & Balasubramanian 2016, arXiv 1610.09650 v2. Test errors in percent, single runs without
+repeats, sigma chosen on the test set. Numbers read off a figure are marked `digitised` (within 0.04 points).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from noisyteacher.text import unknown_name
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A row of a table or a line of a figure: the paper's test error (%) along one setting."""
+
+    id: str
+    """`table1`, `figure3-student2`, ..."""
+    where: str
+    """As the paper calls it: "Table 1"."""
+    data: str
+    teacher: str
+    student: str
+    """The networks by this package's names."""
+    axis: str
+    """What `x` is: `sigma`, `alpha` or `dropout`."""
+    x: tuple[float, ...]
+    errors: tuple[float, ...]
+    """Test error in percent, one per x."""
+    sigma: float | None
+    alpha: float | None
+    """The fixed setting; None for the one that `x` is, and for alpha where there is no noise."""
+    target: str
+    """Whose logits are perturbed: `teacher` or `student`."""
+    digitised: bool
+    """Read off a figure, within 0.04 points."""
+    teacher_error: float
+    clean_error: float
+    """Test error (%) of the teacher, and of the same student by logit regression without noise."""
+    note: str | None
+
+    def error_at(self, x: float) -> float | None:
+        """The paper's test error (%) at this x; None where it has none."""
+        return next((error for at, error in zip(self.x, self.errors, strict=True) if _equal(at, x)), None)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A single test error (%) that the paper states."""
+
+    id: str
+    where: str
+    data: str
+    teacher: str
+    student: str | None
+    """None where the number is the teacher's own."""
+    what: str
+    """In words: "logit regression", "best noisy teacher, chosen on test", ..."""
+    error: float
+    sigma: tuple[float | tuple[float, float], ...] | None
+    """The sigmas that gave it (two when tied; a pair is a range); None where not stated or without a student."""
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """All numbers of the paper."""
+
+    curves: tuple[Curve, ...]
+    values: tuple[Value, ...]
+    """Numbers that are not points of a curve, and each curve's teacher, clean and best."""
+
+
+@cache
+def reference() -> Reference:
+    """All numbers of the paper, as reference.json has them."""
+    return TypeAdapter(Reference).validate_json(Path(__file__).with_name("reference.json").read_bytes())
+
+
+def curve(name: str) -> Curve:
+    """The curve of this id. `curve("table1").errors[0] == 0.96`. Raises UnknownNameError."""
+    return _entry("curve", {curve.id: curve for curve in reference().curves}, name)
+
+
+def value(name: str) -> Value:
+    """The single number of this id. `value("table1-clean").error == 0.97`. Raises UnknownNameError."""
+    return _entry("number", {value.id: value for value in reference().values}, name)
+
+
+def _entry(what: str, entries: Mapping[str, T], name: str) -> T:
+    if name not in entries:
+        raise unknown_name(f"{what} of the paper", name, entries)
+    return entries[name]
+
+
+def matching_curves(
+    data: str,
+    teacher: str,
+    student: str,
+    axis: str,
+    *,
+    sigma: object = None,
+    alpha: object = None,
+    target: str = "teacher",
+) -> list[Curve]:
+    """The paper's curves along `axis` for these data, networks and target at the fixed setting (sigma or alpha)."""
+    setup = (data, teacher, student, axis, target)
+    curves = [row for row in reference().curves if (row.data, row.teacher, row.student, row.axis, row.target) == setup]
+    if axis not in ("sigma", "alpha"):
+        return curves
+    return [row for row in curves if _equal(row.alpha, alpha) or _equal(row.sigma, sigma)]
+
+
+def _equal(first: object, second: object) -> bool:
+    """Whether two settings are the same number; a range or None equals nothing."""
+    if not isinstance(first, (int, float)) or not isinstance(second, (int, float)):
+        return False
+    return math.isclose(first, second, abs_tol=1e-9)

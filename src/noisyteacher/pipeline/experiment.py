@@ -1,0 +1,458 @@
+"""What a compression works on, and its steps: the teacher, its stored logits, a network trained in a run folder."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher import metrics, models
+from noisyteacher.config import Config, Recipe, Student
+from noisyteacher.data import Split, Splits, expand_views
+from noisyteacher.device import resolve_device
+from noisyteacher.distributed import on_rank_zero, peer_failure_as_error, world
+from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.evaluate import judge
+from noisyteacher.extract import extract
+from noisyteacher.io.files import Json, exclusive_lock, make_folder, sha256, shared_lock
+from noisyteacher.measure import Costs, measure
+from noisyteacher.noise import Noise
+from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.pipeline import pretrained
+from noisyteacher.pipeline.pretrained import build_network, display_name
+from noisyteacher.pipeline.resolve import distill_options, fit_options
+from noisyteacher.progress import Watch, counted, counted_if_slow, message, stage
+from noisyteacher.runs import Run, as_json
+from noisyteacher.store import LogitStore
+from noisyteacher.train import WEIGHTS, History, fit, fit_many
+from noisyteacher.train.history import profiled, ticked
+
+MANY_CLASSES = 100
+"""Up to so many classes a result keeps the whole confusion matrix."""
+Record = Json
+Logits = Mapping[str, LogitStore | nn.Module]
+"""Where a teacher's logits come from: `train`, `val`, `test` are stores; `live` is the teacher itself, where images are
+augmented. Of a second teacher `train-2` or `live-2`, and so on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A compression: its resolved settings, data and models, and the run folder that it writes to."""
+
+    config: Config
+    data: Splits
+    teacher: str | nn.Module
+    student: str | nn.Module
+    run: Run
+    on_progress: Watch | None = None
+    allow_import: bool = False
+    """Whether a teacher's file may name a factory that is imported and called."""
+    noise: Noise | None = None
+    noise_candidates: tuple[Noise, ...] = ()
+    """The noises to choose from on validation; empty where the noise was named."""
+
+    @property
+    def teacher_is_trained(self) -> bool:
+        """Whether the teacher is trained already."""
+        name = self.teacher
+        return not isinstance(name, str) or pretrained.is_pretrained(name, self.config.teacher, self.data)
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher runs at every step, because images are augmented."""
+        return self.config.student.augment != "none"
+
+    @property
+    def controls(self) -> list[str]:
+        """The conditions that noise is compared with: labels alone, where there are labels, and clean logits."""
+        if not self.config.run.baselines:
+            return []
+        return ["clean"] if self.data.train.labels is None else ["labels", "clean"]
+
+    @property
+    def conditions(self) -> list[str]:
+        """All conditions; where the noise is yet to be chosen, as if some noise were."""
+        distilled = "clean" if self.noise is None and not self.noise_candidates else "noisy"
+        return list(dict.fromkeys([*self.controls, distilled]))
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The title of each condition."""
+        papers_loss = (self.config.student.loss, self.config.student.label_weight) == ("logit_regression", 0)
+        clean = "student, logit regression" if papers_loss else "student, distilled"
+        return {"labels": "student, labels alone", "clean": clean, "noisy": "student, noisy teacher"}
+
+    def with_student(self, name: str, recipe: Student) -> Experiment:
+        """The experiment with the student of this name, trained by this recipe."""
+        return replace(self.with_recipe(replace(recipe, name=name)), student=name)
+
+    def with_recipe(self, recipe: Student) -> Experiment:
+        """The experiment with its student trained by this recipe."""
+        return replace(self, config=replace(self.config, student=recipe))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model with its run and the content of its result.json."""
+
+    model: nn.Module
+    run: Run
+    result: Record
+
+    @property
+    def val_error(self) -> float:
+        """The validation error (%), or, without labels, the share (%) that disagrees with the teacher: its own is 0."""
+        scores = self.result["scores"].get("val", {})
+        if "error" in scores:
+            return float(scores["error"]["value"])
+        return 100 - float(scores["agreement"]["value"]) if scores else 0.0
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """A model to be trained in this run's folder, evaluated on validation and test, its result written last."""
+
+    experiment: Experiment
+    run: Run
+    model: nn.Module
+    objective: Objective
+    recipe: Record
+    """Options of `fit`."""
+    seed: int = 0
+    title: str = "training"
+    teachers: Mapping[str, object] = field(default_factory=dict)
+    """By role (`val`, `test`) a teacher to agree with there; validation without labels is judged by it."""
+    extra: Record = field(default_factory=dict)
+    """Goes into the result as it is."""
+    with_costs: bool = False
+    """Whether the result has what the model costs: for a run on its own, which nothing else measures."""
+
+    def options(self) -> Record:
+        """The options that `fit` and `fit_many` share."""
+        config, val = self.experiment.config.run, self.experiment.data.val
+        options = {**self.recipe, "val": val, "device": config.device, "resume": True}
+        options |= {name: getattr(config, name) for name in ("tensorboard", "checkpoint_every_s")}
+        if val.labels is not None:
+            return options
+        if val.role in self.teachers:
+            return options | {"val_teacher": self.teachers[val.role]}
+        return options | {"val": None, "keep": "last"}
+
+
+def train_run(spec: TrainingSpec) -> TrainedModel:
+    """The trained model; where the run is done already, as it was.
+
+    An interrupted run continues from its checkpoint; one that another process works on is waited for. In a group of
+    processes all of them train it together, the leading one evaluates and writes, and the result is the same on all.
+    An error of this package is written to error.txt and raised.
+    """
+    leads, train = world().leads, spec.experiment.data.train
+    with _locked(spec.run) if leads else nullcontext():
+        if (finished := _finished(spec)) is not None:
+            return finished
+        watch = spec.experiment.on_progress if leads else None
+        options = spec.options() | {"profile": spec.experiment.config.run.profile, "seed": spec.seed}
+        options |= {"run": spec.run.path, "progress": False if watch is None else ticked(watch, spec.title)}
+        with errors_recorded(spec.run), peer_failure_as_error():
+            return _evaluated(spec, fit(spec.model, train, spec.objective, **options))
+
+
+def train_runs(
+    specs: Sequence[TrainingSpec], progress: Callable[[int, int], None] | None = None
+) -> list[TrainedModel | NoisyTeacherError]:
+    """Train all that are not done in common steps (`fit_many`): in order, the trained model or the error that ended
+    this training, which is in its error.txt too.
+
+    They differ in models' weights, objectives and seeds alone. Raises UsageError where they cannot be trained together.
+    """
+    with ExitStack() as locks:
+        for spec in specs:
+            locks.enter_context(_locked(spec.run))
+        outcomes: list[TrainedModel | NoisyTeacherError | None] = [_finished(spec) for spec in specs]
+        todo = {number: spec for number, spec in enumerate(specs) if outcomes[number] is None}
+        for spec in todo.values():
+            spec.run.clear_error()
+        histories: list[History | NoisyTeacherError] = []
+        if todo:
+            first, rest = specs[min(todo)], todo.values()
+            options = first.options() | {"seeds": [spec.seed for spec in rest], "progress": progress or False}
+            options["runs"] = [spec.run.path for spec in rest]
+            options.pop("augment", None)
+            networks, objectives = [spec.model for spec in rest], [spec.objective for spec in rest]
+            histories = fit_many(networks, first.experiment.data.train, objectives, **options)
+        for (number, spec), history in zip(todo.items(), histories, strict=True):
+            try:
+                with errors_recorded(spec.run):
+                    if isinstance(history, NoisyTeacherError):
+                        raise history
+                    outcomes[number] = _evaluated(spec, history, len(todo))
+            except NoisyTeacherError as error:
+                outcomes[number] = error
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[None]:
+    """Keep other processes out of this run's folder."""
+    with shared_lock(*run.around), exclusive_lock(run.path):
+        yield
+
+
+@contextmanager
+def errors_recorded(run: Run) -> Iterator[None]:
+    """Write an error of this package also to the run's error.txt; clear an old error first."""
+    if not world().leads:
+        yield
+        return
+    run.clear_error()
+    try:
+        yield
+    except NoisyTeacherError as error:
+        with suppress(NoisyTeacherError):  # a full disk must not hide what went wrong
+            run.write_error(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _finished(spec: TrainingSpec) -> TrainedModel | None:
+    result = on_rank_zero(lambda: spec.run.result() if spec.run.state == "done" else None)
+    if result is None:
+        return None
+    models.load_weights(spec.model, spec.run.path / WEIGHTS)
+    return TrainedModel(spec.model, spec.run, result)
+
+
+def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> TrainedModel:
+    """Evaluate the trained model and write the run's result; `together`: models that were trained in common steps."""
+    experiment, model, size = spec.experiment, spec.model, world().size
+    device = experiment.config.run.device
+    training = {
+        "seconds": history.seconds,
+        "epochs": len(history.epochs),
+        "best_epoch": history.best_epoch,
+        "kept": history.kept,
+        "stopped_early": history.stopped_early,
+        "device": str(resolve_device(device)),
+        "threads": torch.get_num_threads(),
+        "precision": spec.recipe["precision"],
+        **({"processes": size} if size > 1 else {}),
+        **({"together": together} if together > 1 else {}),
+        **({"steps": "replayed"} if history.replayed else {}),
+    }
+    scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
+    result: Record = {**scores, "classes": list(experiment.data.class_names), "training": training}
+    if history.profile is not None:
+        result["profile"] = profiled(model, history.profile, spec.recipe)
+    if spec.with_costs:
+        with stage(experiment.on_progress, "measuring costs"):
+            costs, warning = on_rank_zero(lambda: measure_costs(model, experiment.data, device, "model"))
+        result["costs"] = as_json(costs, "costs")
+        if warning is not None:
+            message(experiment.on_progress, "warning", warning)
+            result["warnings"] = [warning]
+    result |= spec.extra
+    if world().leads:
+        spec.run.write_result(result)
+    return TrainedModel(model.to("cpu"), spec.run, result)  # a GPU keeps no finished students
+
+
+def measure_costs(
+    model: nn.Module, data: Splits, device: str, name: str, latency: bool = True
+) -> tuple[Costs | None, str | None]:
+    """What a model costs; or None and why it cannot be measured: some networks refuse single images or tracing."""
+    try:
+        return measure(model, data.input_shape, device=device, latency=latency), None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return None, f"the costs of the {name} are unknown, as it cannot be measured ({reason})"
+
+
+def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mapping[str, object]) -> Record:
+    """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able.
+
+    A split without labels is left out unless there is a teacher to agree with.
+    """
+    scores, details = {}, {}
+    for role, split in experiment.data.parts.items():
+        if role == "train" or (split.labels is None and role not in teachers):
+            continue
+        progress = counted_if_slow(experiment.on_progress, f"evaluating on {role}", "images")
+        device, teacher = experiment.config.run.device, teachers.get(role)
+        measured, logits = judge(model, split, teacher=teacher, device=device, progress=progress)
+        scores[role] = measured.describe()
+        if split.labels is not None:
+            details[role] = _details(logits, split.labels)
+    return {"scores": scores, "details": details}
+
+
+def _details(logits: Tensor, labels: Tensor) -> Record:
+    count, confidence, hits = metrics.reliability(logits, labels)
+    reliability: Record = {"count": count.long().tolist()}
+    for name, sums in (("confidence_%", confidence), ("accuracy_%", hits)):
+        pairs = zip(sums.tolist(), reliability["count"], strict=True)
+        reliability[name] = [100 * total / n if n else None for total, n in pairs]
+    confusion = metrics.confusion(logits, labels).tolist() if logits.shape[1] <= MANY_CLASSES else None
+    return {"confusion": confusion, "reliability": reliability}
+
+
+def data_record(data: Splits) -> Record:
+    """The data set's name, its classes and the fingerprint of each split."""
+    fingerprints = {role: split.fingerprint for role, split in data.parts.items()}
+    return {"name": data.name, "classes": list(data.class_names), **fingerprints}
+
+
+def module_record(model: nn.Module) -> Record:
+    """What identifies a module that was passed in: its architecture, its weights, its printed form."""
+    return {
+        "architecture": dict(models.as_classifier(model).architecture),
+        "weights": models.weights_fingerprint(model),
+        "preprocessing": models.preprocess_fingerprint(model),
+        "code": models.code_fingerprint(model),
+    }
+
+
+def _network_record(model: str, network: Recipe, recipe: Record, data: Splits, seed: int) -> Record:
+    """The settings of a child run that trains this network."""
+    preprocessing = {name: value for name in ("preprocess", "mean", "std") if (value := getattr(network, name))}
+    record = {"data": data_record(data), "model": model, "options": dict(network.options)}
+    return {**record, "recipe": as_json(recipe, "recipe"), "seed": seed, **preprocessing}
+
+
+def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -> TrainedModel:
+    """The teacher: the module, loaded from its file, or trained; kept in the child run `name`."""
+    teacher, data, settings = experiment.teacher, experiment.data, experiment.config.teacher
+    source: Run | None = None
+    if isinstance(teacher, nn.Module):
+        model = pretrained.in_order(models.build_model(teacher, data), settings)
+    elif experiment.teacher_is_trained:
+        model, source = pretrained.load_teacher(teacher, data, experiment.allow_import, settings)
+    else:
+        return _train_teacher(experiment, teacher, title, name)
+    record = {"data": data_record(data), "given": display_name(teacher), "weights": models.weights_fingerprint(model)}
+    run = experiment.run.child(name, "given", record, parents=None if source is None else {"run": source.id})
+    with stage(experiment.on_progress, title), _locked(run), errors_recorded(run):
+        models.save_model(model, run.path / WEIGHTS, within=run.path)
+        from_file = isinstance(teacher, str) and pretrained.is_model_path(teacher)
+        result = scores_and_details(experiment, model, {}) | {
+            "classes": pretrained.stated_class_names(model, source, settings.class_order),
+            "training": None if source is None else (source.result() or {}).get("training"),
+            "trained_on": pretrained.trained_on(str(teacher)) if from_file else None,
+        }
+        run.write_result(result)
+    return TrainedModel(model, run, result)
+
+
+def _train_teacher(experiment: Experiment, teacher: str, title: str, name: str) -> TrainedModel:
+    data, settings = experiment.data, experiment.config.teacher
+    model = build_network(settings, teacher, data)
+    recipe = fit_options(settings, model, data)
+    record = _network_record(teacher, settings, recipe, data, 0)
+    if settings.weights:
+        record["weights"] = models.weights_fingerprint(model)
+        title = f"{title}: {os.path.basename(settings.weights)} with a new head of {data.classes} classes"
+    run = experiment.run.child(name, "train", record, seed=0)
+    return train_run(TrainingSpec(experiment, run, model, supervised(), recipe, 0, title))
+
+
+def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:
+    """The teacher's stored logits by role, in the run's folder `logits`.
+
+    For the views the students train on, and of clean images for the splits on which they are compared with it. Where
+    students see augmented images no store can serve: `live` is then the teacher itself, in place of `train`.
+    """
+    config, watch, folder = experiment.config, experiment.on_progress, experiment.run.path
+    precision, views = config.teacher.logits_precision, expand_views(config.student.views)
+    logits: dict[str, LogitStore | nn.Module] = {"live": teacher} if experiment.live else {}
+    with shared_lock(*experiment.run.around, folder):
+        make_folder(folder / "logits", folder)
+        for role, split in experiment.data.parts.items():
+            if role == "train" and experiment.live:
+                continue
+            path = folder / "logits" / store_name(display_name(experiment.teacher), split, teacher, precision)
+            progress = False if watch is None else counted(watch, f"{title} ({role})", "answers")
+            options: Json = {"views": views if role == "train" else "clean", "device": config.run.device}
+            logits[role] = extract(teacher, split, path, precision=precision, progress=progress, **options)
+    return logits
+
+
+def extract_more_teachers(experiment: Experiment, title: str) -> dict[str, LogitStore | nn.Module]:
+    """The logits of `teacher.also` for the training split, called train-2, train-3, ...; empty with one teacher.
+
+    Live teachers are called live-2, live-3, ...
+    """
+    logits: dict[str, LogitStore | nn.Module] = {}
+    _, *more = pretrained.teachers_of(experiment.teacher, experiment.config)
+    for number, (name, settings) in enumerate(more, 2):
+        further = replace(experiment, teacher=name, config=replace(experiment.config, teacher=settings))
+        trained = prepare_teacher(further, f"{title} {number}", f"teacher-{number}")
+        if experiment.live:
+            logits[f"live-{number}"] = trained.model
+        else:
+            further = replace(further, data=replace(experiment.data, test=None))
+            logits[f"train-{number}"] = extract_logits(further, trained.model, f"{title} {number}'s logits")["train"]
+    return logits
+
+
+def store_name(teacher: str, split: Split, model: nn.Module, precision: str = "fp32") -> str:
+    """The name of a store's folder, by the weights and the images: `lenet-mnist-5k-train-2b7e11`; `-bf16` behind it
+    where the logits were computed in that.
+    """
+    digest = sha256((models.weights_fingerprint(model).encode(), split.fingerprint.encode()))
+    return f"{teacher}-{split.name}-{split.role}-{digest[:6]}" + ("" if precision == "fp32" else f"-{precision}")
+
+
+def distillation_source(experiment: Experiment, logits: Logits) -> object:
+    """The teacher argument of `distil`: a store or a network, or a list of them where there are several teachers."""
+    name = "live" if experiment.live else "train"
+    sources = [source for role, source in logits.items() if role.partition("-")[0] == name]
+    return sources if len(sources) > 1 else logits[name]
+
+
+def first_student(experiment: Experiment, logits: Logits, seed: int = 0) -> models.Classifier:
+    """The student before training, with the weights of this seed."""
+    source = logits["live" if experiment.live else "train"]
+    teacher = source.meta.get("teacher", {}) if isinstance(source, LogitStore) else source
+    if isinstance(experiment.teacher, nn.Module):
+        teacher = experiment.teacher
+    student = copy.deepcopy(experiment.student)
+    return build_network(experiment.config.student, student, experiment.data, seed, teacher)
+
+
+def student_spec(
+    experiment: Experiment, run: str, condition: str, noise: Noise | None, seed: int, logits: Logits, title: str
+) -> TrainingSpec:
+    """How one student is trained with one seed in the child run `run`: on labels alone where the condition is `labels`,
+    else distilled from the teacher's logits under the noise.
+    """
+    config, data = experiment.config, experiment.data
+    source = logits["live" if experiment.live else "train"]
+    if isinstance(source, LogitStore):
+        parents = {"teacher": source.fingerprints["teacher"]}
+    else:
+        parents = {"teacher": models.weights_fingerprint(source)}
+    kind = "train"
+    objective: Objective = supervised()
+    if condition != "labels":
+        kind = "distil"
+        parents |= {"store": source.digest} if isinstance(source, LogitStore) else {}
+        objective = distil(distillation_source(experiment, logits), noise=noise, **distill_options(config))
+    model = first_student(experiment, logits, seed)
+    recipe = fit_options(config.student, model, data)
+    record = _network_record(display_name(experiment.student), config.student, recipe, data, seed)
+    record["objective"] = objective.describe()
+    if isinstance(experiment.student, nn.Module):
+        record["module"] = module_record(experiment.student)
+    child = on_rank_zero(lambda: experiment.run.child(run, kind, record, parents=parents, seed=seed))
+    teachers = {role: source for role, source in logits.items() if role in ("val", "test") and role in data.parts}
+    return TrainingSpec(experiment, child, model, objective, recipe, seed, title, teachers)
+
+
+def train_student(
+    experiment: Experiment, run: str, condition: str, noise: Noise | None, seed: int, logits: Logits, title: str
+) -> TrainedModel:
+    """One student, trained as `student_spec` says."""
+    return train_run(student_spec(experiment, run, condition, noise, seed, logits, title))

@@ -1,0 +1,185 @@
+"""The best student handed over: chosen on validation, compared with its teacher, written as files for elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from noisyteacher.data import Splits
+from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
+from noisyteacher.export import FORMATS, Exported, check_format_names, export_all
+from noisyteacher.export.card import PREDICT, Provenance, card, predict_script, way_to_load
+from noisyteacher.export.hub import CARD
+from noisyteacher.io.files import make_folder, read_json, write_bytes
+from noisyteacher.models import HUB_WEIGHTS, PREFIX, as_classifier, model_record, pretrained, save_model, weights_file
+from noisyteacher.pipeline.experiment import Experiment, Record, TrainedModel, data_record, measure_costs
+from noisyteacher.pipeline.pretrained import run_of, weights_of
+from noisyteacher.progress import Watch
+from noisyteacher.runs import BEST, Run
+from noisyteacher.store import INDEX, KIND, SCHEMA
+from noisyteacher.text import escaped
+from noisyteacher.train import WEIGHTS
+
+HUB = "hub"
+
+
+def choose_best(
+    experiment: Experiment, teacher: TrainedModel, trained: Mapping[str, Sequence[TrainedModel]]
+) -> tuple[TrainedModel, Record]:
+    """The student to hand over, and why: the condition, then the seed, with the lowest validation error.
+
+    Of equals the first: labels alone, then clean logits, then noise. `drop` is what the condition's mean loses compared
+    with the teacher, in points of validation accuracy. Test data are not looked at.
+    """
+    val, allowed = experiment.data.val, experiment.config.target.max_drop
+    means = {name: sum(model.val_error for model in models) / len(models) for name, models in trained.items()}
+    condition = min(means, key=lambda name: means[name])
+    best = min(trained[condition], key=lambda model: model.val_error)
+    mean, run = means[condition], os.path.relpath(best.run.path, experiment.run.path)
+    drop = mean - teacher.val_error
+    within = allowed is None or drop <= allowed
+    scored = "error" if val.labels is not None else "disagreement"
+    limit = "" if allowed is None else f", {'within' if within else 'OVER'} the {allowed:g} allowed"
+    return best, {
+        "by": f"validation {scored}",
+        "n": len(val),
+        "condition": condition,
+        "run": run,
+        "folder": BEST,
+        "loads": way_to_load(as_classifier(best.model).architecture),
+        "val_error_%": best.val_error,
+        "mean_val_error_%": mean,
+        "teacher_val_error_%": teacher.val_error,
+        "drop": drop,
+        "max_drop": allowed,
+        "holds": within,
+        "told": (
+            f"best on validation (n = {len(val):,}): {experiment.titles[condition]}, {mean:.2f} % {scored}, "
+            f"{abs(drop):.2f} points {'more' if drop >= 0 else 'less'} than the teacher's{limit}; handed over is {run} "
+            f"({best.val_error:.2f} %)"
+        ),
+    }
+
+
+def write_best(
+    experiment: Experiment, best: TrainedModel, title: str, caveats: Sequence[str] = ()
+) -> tuple[list[Record], dict[str, str]]:
+    """Write the run's folder `best`: the weights, the exported files, a script that runs the ONNX file where there is
+    one, and a model card. Returns the records of the files, and by format why it could not be written.
+
+    `title` is that of the stage, `caveats` are sentences for the card. Raises WriteError when the disk refuses.
+    """
+    run, data, watch = experiment.run, experiment.data, experiment.on_progress
+    folder = run.path / BEST
+    make_folder(folder, run.path)
+    training = model_record(best.run.path / WEIGHTS).get("training", {})
+    record = {"training": training, "data": data_record(data), "run": best.run.path.name}
+    save_model(best.model, folder / HUB_WEIGHTS, record, within=run.path)
+    formats = experiment.config.run.export
+    files: list[Exported] = []
+    failed: dict[str, NoisyTeacherError] = {}
+    try:
+        if formats:
+            on_progress = None if watch is None else lambda _, done, total, note: watch(title, done, total, note)
+            files = ship(best.model, data, folder, formats, best.run, on_progress, on_failure=failed.__setitem__)
+    except WriteError:
+        raise
+    except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
+        failed = dict.fromkeys(formats, error) | failed
+    if any(file.format == "onnx" for file in files):
+        write_bytes(folder / PREDICT, predict_script(data.class_names, data.input_shape).encode(), within=folder)
+    _write_card(folder, best.model, data, files, provenance_of(best.run), loader="load_model", caveats=caveats)
+    records = [file.describe() | {"path": os.path.relpath(file.path, run.path)} for file in files]
+    return records, {name: str(error) for name, error in failed.items()}
+
+
+def ship(
+    model: nn.Module,
+    data: Splits,
+    folder: str | os.PathLike[str],
+    formats: Sequence[str],
+    run: Run | None = None,
+    on_progress: Watch | None = None,
+    *,
+    provenance: Provenance | None = None,
+    licence: str | None = None,
+    caveats: Sequence[str] = (),
+    **options: Any,
+) -> list[Exported]:
+    """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
+
+    formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx`, `model.pt2`, `model.pte`,
+    `model-int8.pte` and `hub`, a folder with weights, config and a model card. run: the run that trained the model; the
+    card has its numbers (`provenance` where there is no run). licence, caveats (sentences): for the card. options:
+    `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with (format, error) for
+    each format that cannot be written, which is left out. Without it this raises what `nt.export` raises; then no file
+    of any format has been written.
+    """
+    if not formats:
+        raise UsageError(f"no format was named: choose from {', '.join(FORMATS)}")
+    check_format_names(formats)
+    target, paths = Path(folder), {}
+    for name in formats:
+        suffix = "" if FORMATS[name].precision == "fp32" else f"-{FORMATS[name].precision}"
+        paths[name] = target / (HUB if name == HUB else f"model{suffix}.{FORMATS[name].kind}")
+    if on_progress is not None:
+        options["progress"] = partial(on_progress, "export")
+    files = export_all(model, paths, data=data, **options)
+    if any(file.format == HUB for file in files):
+        provenance = provenance or (provenance_of(run) if run is not None else None)
+        _write_card(target / HUB, model, data, files, provenance, licence=licence, caveats=caveats)
+    return files
+
+
+def _write_card(
+    folder: Path,
+    model: nn.Module,
+    data: Splits,
+    files: Sequence[Exported],
+    provenance: Provenance | None,
+    **options: Any,
+) -> None:
+    """Write the model card, with the model's costs where they can be measured; options: of `card`."""
+    classifier = as_classifier(model, classes=data.classes, input_shape=data.input_shape)
+    costs, _ = measure_costs(classifier, data, "cpu", "model", latency=False)
+    text = card(classifier, data, files, costs, provenance, **options)
+    write_bytes(folder / CARD, text.encode(), within=folder)
+
+
+def provenance_of(where: str | Path | Run) -> Provenance:
+    """What the files of a trained model state: its run, its weights file, or the card of a `pretrained:` model.
+
+    Raises FileFormatError for a damaged file; what is missing is left empty.
+    """
+    path = where.path if isinstance(where, Run) else weights_file(where)
+    settings = model_record(weights_of(path)).get("training", {}).get("settings", {})
+    if isinstance(where, str) and where.startswith(PREFIX):
+        entry = pretrained()[where.removeprefix(PREFIX)]
+        return Provenance(settings, entry["scores"], entry["training"], licence=entry["licence"].lower())
+    run = run_of(path)
+    if run is None:
+        return Provenance(settings)
+    result = run.result() or {}
+    scores, training = result.get("scores") or {}, result.get("training") or {}
+    return Provenance(settings, scores, training, _teacher_words(run), run=run.id)
+
+
+def _teacher_words(run: Run) -> str:
+    """The teacher of a distilled run: its name where its files are near, and its fingerprint."""
+    digest = run.info["parents"].get("teacher")
+    if not digest:
+        return ""
+    weights = f"teacher with weights {str(digest)[:12]}"
+    try:
+        if run.around:
+            name = (Run(run.around[-1]).config.get("teacher") or {}).get("name")
+        else:
+            name = read_json(Path(run.config["store"]) / INDEX, KIND, SCHEMA)["meta"]["teacher"]["name"]
+    except (NoisyTeacherError, KeyError, TypeError):  # moved or removed since: the fingerprint still identifies it
+        name = None
+    return f"a {weights}" if name is None else f"{escaped(str(name))} ({weights})"

@@ -1,0 +1,321 @@
+"""Networks as settings name them: built untrained, or trained already and loaded from a run, a file or a library."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+from noisyteacher import models
+from noisyteacher.config import Config, Recipe, Teacher, Values
+from noisyteacher.data import Splits
+from noisyteacher.errors import DataError, FileFormatError, MismatchError, UsageError
+from noisyteacher.io.files import Json
+from noisyteacher.models import ONNX, OWN, PREFIX, SHRINK, WHOLE, ZOO, Classifier, is_onnx_file, model_record
+from noisyteacher.runs import BEST, Run, by_name, folder_name, is_run
+from noisyteacher.text import SPLIT_NAMES
+from noisyteacher.train import WEIGHTS
+
+SHARED = {("mnist", "mnist-5k"): ("val", "test"), ("mnist-5k", "mnist"): ("val",)}
+"""(data trained on, data judged on): the splits of the latter that hold training images of the former: the embedded
+mnist-5k is a part of MNIST's training set, from which mnist's own validation images are taken, too."""
+StrPath = str | os.PathLike[str]
+
+
+class TrainedOn(TypedDict):
+    """A saved model's training data: the name of the data set and the fingerprint of its training split."""
+
+    name: str | None
+    train: str | None
+
+
+def is_model_path(name: str) -> bool:
+    """Whether a model's name means a trained one in a file: a path, what looks like one, `pretrained:NAME`.
+
+    Raises UsageError for a file that holds weights and no architecture.
+    """
+    if name.endswith(".pt2"):
+        raise UsageError(f"{name}: a torch.export program cannot be a teacher: export the model to ONNX and give that")
+    if name.lower().endswith(models.ENDINGS) or (not is_onnx_file(name) and models.begins_as_torch_file(name)):
+        raise UsageError(
+            f"{name}: such a file has weights and does not say of which network: name that, for example --teacher "
+            "timm:resnet18, and the file beside it by --teacher-weights (teacher.weights)"
+        )
+    if name.partition(":")[0] in ZOO:
+        return False
+    path_like = name.endswith(".safetensors") or is_onnx_file(name) or os.sep in name or os.path.isdir(name)
+    return name.startswith(PREFIX) or path_like
+
+
+def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
+    """Whether a teacher's name, with its settings, means one that is trained already.
+
+    That is a file, a network with a file of weights (with `data`: for as many classes, else a training starts from it),
+    `hf:NAME` without the option `pretrained`, and any other name with `pretrained = "whole"`.
+    """
+    settings = settings or Teacher()
+    if is_model_path(name):
+        return True
+    if settings.weights:
+        if data is None:
+            return True
+        return models.load_foreign(_without_weights(name, data, settings), settings.weights, new_head=True) is None
+    default = WHOLE if name.startswith("hf:") else ""
+    return name.partition(":")[0] in ZOO and settings.options.get("pretrained", default) == WHOLE
+
+
+def display_name(model: str | nn.Module) -> str:
+    """The name of a model in run folders, stores and messages."""
+    if isinstance(model, nn.Module) and not isinstance(model, Classifier):
+        return type(model).__name__
+    name = model.rstrip("/") if isinstance(model, str) else str(model.architecture["name"])
+    library, _, rest = name.partition(":")
+    if library in (*ZOO, ONNX) and rest:
+        return rest.rstrip("/").split("/")[-1]
+    return name.split("/")[-1].removeprefix(PREFIX) if isinstance(model, str) else re.split("[.:]", name)[-1]
+
+
+def network_name(model: str | nn.Module) -> str:
+    """The network's name, for the name of a run folder: of a run or a file that of the network in it."""
+    if isinstance(model, nn.Module) or model.startswith(PREFIX) or not is_model_path(model):
+        return display_name(model)
+    path = Path(model)
+    run = Run(path if path.is_dir() else path.parent)
+    if not is_run(run.path):
+        return path.stem
+    return display_name(str(run.config.get("model") or run.config.get("given") or run.info["name"]))
+
+
+def run_title(student: str, teacher: str | None, data: str) -> str:
+    """What a run folder is called after its kind, as `mlp800-from-lenet-mnist-5k`; every part is cut by itself."""
+    source = "" if teacher is None else f"from-{folder_name(teacher, 30)}-"
+    return f"{folder_name(student, 30)}-{source}{folder_name(data, 24)}"
+
+
+def build_network(
+    recipe: Recipe,
+    model: str | nn.Module,
+    data: Splits,
+    seed: int = 0,
+    teacher: nn.Module | models.Architecture | None = None,
+) -> Classifier:
+    """The untrained network of a recipe: `build_model` with its options and preprocessing.
+
+    `shrink:RATIO` makes a narrower copy of `teacher`, a model or the architecture of one. A Teacher's file of weights
+    for other classes gives all but the head.
+    """
+    if isinstance(model, str) and isinstance(recipe, Teacher) and recipe.weights:
+        network = _without_weights(model, data, recipe, seed)
+        models.load_foreign(network, recipe.weights, new_head=True)
+        return network
+    narrowed = teacher if isinstance(model, str) and model.startswith(SHRINK) else None
+    front, options = preprocessing_of(recipe, data), Values(recipe.options)
+    return models.build_model(model, data, preprocess=front, seed=seed, teacher=narrowed, **options)
+
+
+def preprocessing_of(recipe: Recipe, data: Splits) -> str | nn.Module | None:
+    """The `preprocess` of `build_model` for a recipe: None for the default, a module where it gives statistics."""
+    if not recipe.mean:
+        return recipe.preprocess or None
+    module = models.blank_preprocess(recipe.preprocess or "standardize", data.input_shape)
+    inner = module.inner if isinstance(module, models.Resized) else module
+    if not isinstance(inner, models.Standardize) or len(recipe.mean) != len(inner.mean):
+        raise UsageError(
+            f"preprocess {recipe.preprocess!r} with mean of {len(recipe.mean)} values: mean and std belong to "
+            f"standardize, a value for each of the {data.input_shape[0]} channels of {data.name}"
+        )
+    with torch.no_grad():
+        inner.mean.copy_(torch.tensor(recipe.mean))
+        inner.std.copy_(torch.tensor(recipe.std))
+    return module
+
+
+def _without_weights(name: str, data: Splits, settings: Teacher, seed: int = 0) -> Classifier:
+    """The network that a file of weights is for, untrained, behind what its library says of its images."""
+    library, front, options = name.partition(":")[0], preprocessing_of(settings, data), Values(settings.options)
+    if library in ZOO:
+        if options.get("pretrained"):
+            raise UsageError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
+        options["pretrained"] = False
+        front = front or (OWN if library != "hf" else None)
+    return models.build_model(name, data, preprocess=front, seed=seed, **options)
+
+
+def load_teacher(
+    where: StrPath, data: Splits | None = None, allow_import: bool = False, settings: Teacher | None = None
+) -> tuple[Classifier, Run | None]:
+    """The trained model of a run folder, a weights file, an ONNX file or `pretrained:NAME`, and its run if it has one.
+
+    With data also a network by name that `is_pretrained`. `allow_import` as in `load_model`. Raises MismatchError when
+    it does not fit the data, FileFormatError when the file is damaged, DataError when there is none.
+    """
+    name, settings = os.fspath(where), settings or Teacher()
+    if settings.weights and is_model_path(name):
+        raise UsageError(f"teacher.weights: has no effect on {name}, which has its own: leave one of them out")
+    if not is_model_path(name) and data is not None and is_pretrained(name, settings):
+        return in_order(_load_named(name, data, settings), settings), None
+    path, file = models.weights_file(name), weights_of(name)
+    if not file.exists():
+        state = f"the run is {Run(path).state}" if is_run(path) else "no such file"
+        raise DataError(f"{file}: no weights there ({state}): give a finished run, or a .safetensors or .onnx file")
+    try:
+        model = (
+            _load_onnx(file, data, settings)
+            if is_onnx_file(file)
+            else models.load_model(file, allow_import=allow_import)
+        )
+    except FileFormatError as error:
+        hint = f"; weights of another program need their network named too: --teacher NAME --teacher-weights {file}"
+        raise FileFormatError(f"{error}{hint if 'no checksum in' in str(error) else ''}") from error
+    if data is not None and (model.classes, model.input_shape) != (data.classes, data.input_shape):
+        theirs = f"{model.classes} classes and input_shape {model.input_shape}"
+        ours = f"{data.classes} and {data.input_shape}"
+        raise MismatchError(f"{file}: the model has {theirs}, the data {data.name!r} have {ours}")
+    run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) else None
+    return in_order(model, settings), run
+
+
+def _load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
+    """A network by name with the weights of a file, or with those that it comes with."""
+    if not settings.weights:
+        options = Values({"pretrained": WHOLE, **settings.options})
+        return models.build_model(name, data, preprocess=preprocessing_of(settings, data), **options).eval()
+    model, ours = _without_weights(name, data, settings), False
+    with suppress(FileFormatError):
+        ours = not models.begins_as_torch_file(settings.weights) and bool(model_record(settings.weights))
+    (models.load_weights if ours else models.load_foreign)(model, settings.weights)
+    return model.eval()
+
+
+def _load_onnx(path: Path, data: Splits | None, settings: Teacher) -> Classifier:
+    if data is None:
+        return models.load_onnx(path).eval()
+    front = preprocessing_of(settings, data)
+    if front == OWN:
+        raise UsageError(f"teacher.preprocess: {path} does not say what it was trained on: name another")
+    if isinstance(front, str):
+        front = models.build_preprocess(front, models.training_images(data), data.input_shape)
+    return models.load_onnx(path, classes=data.classes, input_shape=data.input_shape, preprocess=front).eval()
+
+
+def in_order(model: Classifier, settings: Teacher | None) -> Classifier:
+    """The teacher with its outputs in the order of `teacher.class_order`; itself where that is empty."""
+    return models.reordered(model, settings.class_order) if settings is not None and settings.class_order else model
+
+
+def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str | nn.Module, Teacher]]:
+    """Every teacher with its settings: weights and class order are those of the first alone."""
+    yield teacher, config.teacher
+    for name in config.teacher.also:
+        yield name, replace(config.teacher, weights="", class_order=[])
+
+
+def weights_of(where: StrPath) -> Path:
+    """The weights file of a trained model's path or `pretrained:` name; of a compression that of its best student."""
+    path = models.weights_file(where)
+    if not path.is_dir():
+        return path
+    best = path / BEST / models.HUB_WEIGHTS
+    return best if not (path / WEIGHTS).exists() and best.is_file() else path / WEIGHTS
+
+
+def _folder_run(where: StrPath) -> Run | None:
+    path = models.weights_file(where)
+    folder = path if path.is_dir() else path.parent
+    folder = folder.parent if folder.name == BEST else folder
+    return Run.open(folder) if is_run(folder) else None
+
+
+def run_of(where: StrPath) -> Run | None:
+    """The run that trained the model in this run folder (of a compression: its best student) or file; else None."""
+    run = _folder_run(where)
+    if run is None or run.info["kind"] != "compress":
+        return run
+    best = (run.result() or {}).get("best") or {}
+    return next((child for child in run.children() if child.path.name == best.get("run")), None)
+
+
+def stated_class_names(model: Classifier, run: Run | None, order: Sequence[int] = ()) -> list[str] | None:
+    """The class names in the order of a trained model's outputs, by its run (reordered since) or its architecture."""
+    if run is None:
+        names = models.class_names_of(model.architecture)
+        order = model.network.class_order.tolist() if isinstance(model.network, models.Reordered) else ()
+    else:
+        data = run.config.get("data")
+        names = (run.result() or {}).get("classes") or (data.get("classes") if isinstance(data, dict) else None)
+    if not isinstance(names, (list, tuple)):
+        return None
+    return [str(names[output]) for output in (order if len(names) == len(order) else range(len(names)))]
+
+
+def _training_settings(where: StrPath) -> Json | None:
+    """The settings of its training that a weights file records; None for another library's file, which has none."""
+    file = weights_of(where)
+    if file.suffix != ".safetensors" or not file.exists():
+        return None
+    record = model_record(file)
+    return {**record.get("training", {}).get("settings", {}), "data": (record.get("data") or {}).get("name")}
+
+
+def trained_on(where: StrPath) -> TrainedOn | None:
+    """The data a saved model was trained on; None where its files do not say. Raises FileFormatError."""
+    settings = _training_settings(where)
+    if settings is None:
+        return None
+    name, train, run, text = settings["data"], settings.get("train"), run_of(where), os.fspath(where)
+    if text.startswith(PREFIX):
+        name = models.pretrained()[text.removeprefix(PREFIX)]["data"]["name"]
+    elif run is not None and run.info["kind"] == "given":
+        earlier = (run.result() or {}).get("trained_on") or {}
+        name, train = earlier.get("name") or name, earlier.get("train") or train
+    elif run is not None and isinstance(data := by_name(run.config).get("data"), dict):
+        name = data.get("name")
+    return TrainedOn(name=name, train=train) if name or train else None
+
+
+def seen_before(source: TrainedOn | None, data: Splits, who: str = "the teacher") -> str | None:
+    """A sentence without its full stop where a model trained on `source` has seen images on which it is judged here."""
+    if not source:
+        return None
+    judged = {role: split for role, split in data.parts.items() if role != "train"}
+    roles = [role for role in SHARED.get((source["name"] or "", data.name), ()) if role in judged]
+    roles = roles or [role for role, split in judged.items() if split.fingerprint == source["train"]]
+    images = f"{' and '.join(SPLIT_NAMES[role] for role in roles)} images of {data.name}"
+    words = (
+        f"{who} was trained on {source['name'] or 'a training set'}, which contains {images}: it has seen them, so its "
+        "errors on them say nothing of new images"
+    )
+    return words if roles else None
+
+
+def data_settings_of(where: StrPath) -> Json | None:
+    """The settings `data` of a trained model's run or the run around it; None for a call from Python, for instance."""
+    innermost = _folder_run(where)
+    for run in () if innermost is None else (innermost, *map(Run, reversed(innermost.around))):
+        config = run.config
+        if "base" in config or "config" in config or run.info["kind"] == "compress":
+            over_data = any(key.startswith("data.") for grid in config.get("grids", ()) for key in grid)
+            data = None if over_data or config.get("call") == "python" else by_name(config).get("data")
+            return dict(data) if isinstance(data, dict) else None
+    return None
+
+
+def other_data(where: StrPath, data: Splits) -> str | None:
+    """A sentence when a model was trained on other data than these, or on images that these judge it by; else None."""
+    settings = _training_settings(where)
+    if settings is None:
+        return None
+    role = "val" if settings.get("val") else "train"  # the first is the same where a training had fewer rows
+    theirs, ours = settings.get(role), data.parts[role].fingerprint
+    overlap = seen_before(trained_on(where), data, str(where))
+    if overlap is not None or theirs is None or theirs == ours:
+        return overlap
+    fingerprints = f"its {role} split has the fingerprint {theirs[:12]}, {data.name}'s has {ours[:12]}"
+    return f"{where} was not trained on these data: {fingerprints}"

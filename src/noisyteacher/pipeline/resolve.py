@@ -1,0 +1,148 @@
+"""Settings resolved: what `auto` means on this machine and for these data, the noise, the options of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Literal, TypeVar, cast
+
+import torch
+from torch import nn
+
+from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, TrainSettings, Values
+from noisyteacher.data import Splits, load_data
+from noisyteacher.device import resolve_device, resolve_precision
+from noisyteacher.distributed import on_rank_zero
+from noisyteacher.errors import UsageError
+from noisyteacher.measure import measure
+from noisyteacher.noise import Noise
+from noisyteacher.progress import Watch, stage
+from noisyteacher.train.optim import preferred_optimizer
+
+AUTO = "auto"
+DEFAULT_LIMIT = "4x"
+"""The limit on a chosen student's multiplications where nothing limits its costs."""
+PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
+"""Data set -> the student of the paper, which a sweep and `distil` take where none is named."""
+LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT = 0.3, 0.7
+"""The label weight that `auto` means; the second where the teacher is hardly better than a student on labels."""
+SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
+"""An image and its shifts by 2 pixels along the diagonals."""
+MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shift, f"mirror-{shift}")))
+R = TypeVar("R", bound=Recipe)
+
+
+def resolve_auto(config: Config, data: Splits | None = None, *, label_weight: bool = True) -> Config:
+    """The Config with what `auto` means: the precisions on this machine, and with data the views and label weight.
+
+    label_weight False: `auto` stays where there are labels, because a compression decides by its teacher's errors.
+    A run keeps the result: all its trainings have one precision, and pairs of students differ in the noise alone.
+    """
+    device = resolve_device(config.run.device)
+    teacher, student = _resolve_recipe(config.teacher, device, data), _resolve_recipe(config.student, device, data)
+    if data is not None and student.label_weight == AUTO:
+        if unlabelled_roles(data):
+            student = replace(student, label_weight=0.0)
+        elif label_weight:
+            student = replace(student, label_weight=LABEL_WEIGHT)
+    return replace(config, teacher=teacher, student=student)
+
+
+def _resolve_recipe(recipe: R, device: torch.device, data: Splits | None) -> R:
+    precision = on_rank_zero(lambda: resolve_precision(recipe.precision, device))
+    recipe = replace(recipe, precision=cast("Literal['fp32', 'bf16']", precision))
+    if data is None or recipe.views != [AUTO]:
+        return recipe
+    views = default_views(data, recipe.epochs)
+    return replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
+
+
+def default_views(data: Splits, epochs: int) -> tuple[str, ...]:
+    """The views that `auto` means: the image and four shifts of it by 2 pixels, those of colour images mirrored too.
+
+    At most as many as epochs: storing answers for all of them then costs no more than running the teacher during one
+    training. A mirrored digit is not a digit, so grey images and SVHN are not mirrored.
+    """
+    mirrored = data.input_shape[0] == 3 and data.name != "svhn"
+    return (MIRRORED if mirrored else SHIFTED)[:epochs]
+
+
+def unlabelled_roles(data: Splits) -> list[str]:
+    """The roles of the splits without labels."""
+    return [role for role, split in data.parts.items() if split.labels is None]
+
+
+def resolve_noise(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
+    """The noise that settings name, None where it is off; and the candidates where validation is to choose."""
+    if settings.off:
+        return None, ()
+    options = asdict(settings)
+    if AUTO not in (settings.sigma, settings.alpha):
+        return Noise(**options), ()
+    sigmas = choice.sigmas if settings.sigma == AUTO else [settings.sigma]
+    alphas = choice.alphas if settings.alpha == AUTO else [settings.alpha]
+    noises = [Noise(**{**options, "sigma": sigma, "alpha": alpha}) for sigma in sigmas for alpha in alphas]
+    return None, tuple(noise for noise in noises if noise.alpha and noise.sigma)
+
+
+def with_student_to_choose(config: Config) -> Config:
+    """The Config of a compression: a student that is not named is chosen, and where nothing limits its costs, among
+    networks of at most a quarter of the teacher's multiplications.
+    """
+    student, target = config.student, config.target
+    if not student.name and student.options:
+        raise UsageError("student.options: no effect where the student is chosen: leave them out, or name the student")
+    student = replace(student, name=student.name or AUTO)
+    if student.name == AUTO and all(getattr(target, name) is None for name in LIMITS):
+        target = replace(target, macs=DEFAULT_LIMIT)
+    return replace(config, student=student, target=target)
+
+
+def with_papers_student(config: Config) -> Config:
+    """The Config with the paper's student for these data where none is named; unchanged where the paper has none."""
+    name = config.student.name or PAPERS_STUDENT.get(config.data.name, "")
+    return replace(config, student=replace(config.student, name=name))
+
+
+def require_student(config: Config) -> None:
+    """Raises UsageError where the student is not named: only a compression chooses one."""
+    if config.student.name in ("", AUTO):
+        problem = "auto chooses a student by its costs" if config.student.name else "no student is named"
+        raise UsageError(f"student.name: {problem}, and only compress chooses one: name the student (--student NAME)")
+
+
+def with_epochs(recipe: R, epochs: int) -> R:
+    """The recipe with so many epochs; if they are fewer than before, a warm-up takes a quarter of them at most."""
+    warmup = recipe.warmup_epochs if epochs >= recipe.epochs else min(recipe.warmup_epochs, epochs / 4)
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup)
+
+
+def short_epochs(epochs: int, named: int | None) -> int:
+    """Epochs of a short run: as many as are named, else a quarter of the student's, at least one."""
+    return named or max(1, round(epochs / 4))
+
+
+def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
+    """The options of `fit` in a Recipe; `optimizer = "auto"` is decided by the network that is to be trained."""
+    options: Values = {name: getattr(recipe, name) for name in TrainSettings.__dataclass_fields__}
+    for name, default in (("augment", "none"), ("batch_norm", "running")):
+        if options[name] == default:  # recorded only where it differs
+            del options[name]
+    if recipe.optimizer == AUTO:
+        macs = measure(model, data.input_shape, latency=False).macs
+        options["optimizer"] = preferred_optimizer(model, macs, recipe.batch_size)
+    return {**options, "views": tuple(recipe.views)}
+
+
+def distill_options(config: Config) -> Values:
+    """The options of `distil` in a Config, without the noise."""
+    options: Values = {name: getattr(config.student, name) for name in ("loss", "temperature", "combine")}
+    weight = config.student.label_weight
+    return options | {"label_weight": LABEL_WEIGHT if weight == AUTO else weight}
+
+
+def load_config_data(config: Config, on_progress: Watch | None = None) -> Splits:
+    """The data set a Config names."""
+    settings = asdict(config.data)
+    with stage(on_progress, f"reading the data {config.data.name}"):
+        return load_data(settings.pop("name"), **settings)

@@ -1,0 +1,379 @@
+"""What is chosen on validation by short runs: the student, among networks within the limits, and the noise."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+
+from torch import nn
+
+from noisyteacher.config import LIMITS, Config, limit
+from noisyteacher.data import Splits
+from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.io.files import Json
+from noisyteacher.measure import measure
+from noisyteacher.models import COMPACT, PAPER, SHRINK, build_model
+from noisyteacher.noise import Noise
+from noisyteacher.pipeline.experiment import Experiment, Logits, train_student
+from noisyteacher.pipeline.pretrained import build_network
+from noisyteacher.pipeline.resolve import short_epochs, with_epochs
+from noisyteacher.pipeline.timing import Pace, StageTitles
+from noisyteacher.runs import folder_name
+from noisyteacher.text import few, plural, sigma_words
+
+RATIOS = tuple(number / 16 for number in range(15, 0, -1))  # narrower copies of a teacher, the widest first
+WIDTHS = tuple(number / 32 for number in range(1, 129))  # of a compact network
+NARROWER = (0.75, 0.5)  # parts of the largest width within the limits that are candidates too
+GREY = ("lenet", "mlp800")
+MEANT_FOR = {(1, 28, 28): GREY, (3, 32, 32): tuple(name for name in PAPER if name not in GREY)}
+"""The paper's networks by the only images for which they are candidates."""
+SMALL = "mobilenetv3_small_050 mobilenetv3_small_075 mobilenetv3_small_100 mobilenetv4_conv_small_050"
+MOBILE = tuple(
+    f"timm:{name}" for name in f"{SMALL} mobilenetv4_conv_small lcnet_050 lcnet_100 efficientnet_lite0".split()
+)
+"""Untrained candidates where timm is installed and images are not smaller than SMALLEST_MOBILE pixels."""
+SMALLEST_MOBILE = 32  # they divide an image's sides by 32
+LITTLE = 0.25  # a candidate that uses less than this share of every limit is tried after those that use more
+MOST_ROWS = 12  # of the table of networks, unless more were tried; the nearest over a limit is one more
+COSTS = {"macs": "MACs", "bytes": "bytes", "parameters": "parameters"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that could be the student, what it costs, and the limits it breaks."""
+
+    name: str
+    macs: int
+    bytes: int
+    parameters: int
+    over: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        """`paper`, `compact`, `shrink`, `timm`, or what stands before the colon of any other name."""
+        return "paper" if self.name in PAPER else re.split("[:-]", self.name)[0]
+
+    @property
+    def design(self) -> str:
+        """Its name without the width: `compact-s`, `shrink`, `timm:mobilenetv3_small`."""
+        return re.sub(r"[:_][\d.]+$", "", self.name)
+
+
+@dataclass(frozen=True)
+class StudentSearch:
+    """The limits in absolute numbers, the teacher's own costs, and the candidates, most multiplications first."""
+
+    limits: Mapping[str, float]
+    teacher: Mapping[str, int]
+    candidates: tuple[Candidate, ...] = ()
+    named: bool = False  # in the settings: they may then be larger than the teacher where no limit is set
+    notes: tuple[str, ...] = ()  # sentences on networks that are no candidates and why
+
+    @property
+    def allowed(self) -> dict[str, float]:
+        """The most that a candidate may cost: its limits, and in all else what the teacher has."""
+        return {**{name: most for name, most in self.teacher.items() if most and not self.named}, **self.limits}
+
+    @property
+    def fitting(self) -> tuple[Candidate, ...]:
+        """The candidates within all limits, in the order in which they are tried.
+
+        The largest of each family comes first, then the second, of another design where there is one: the largest is
+        not always what learns best. Those that use little of what they may cost come last.
+        """
+        ranked = sorted((candidate for candidate in self.candidates if not candidate.over), key=self.use, reverse=True)
+        for group in ("design", "family"):  # the first of each group, then the second of each, and so on
+            turns: dict[Candidate, int] = {}
+            counter: Counter[str] = Counter()
+            for candidate in ranked:
+                turns[candidate] = counter[getattr(candidate, group)]
+                counter[getattr(candidate, group)] += 1
+            ranked = sorted(turns, key=turns.__getitem__)
+        return tuple(sorted(ranked, key=lambda candidate: self.use(candidate) < LITTLE))
+
+    def use(self, candidate: Candidate) -> float:
+        """The share that a network uses of the limit that is tightest for it; above 1 it breaks that limit."""
+        return max(float(getattr(candidate, name)) / most for name, most in self.allowed.items())
+
+    def binding(self, chosen: Candidate) -> tuple[str, ...]:
+        """The limits that kept out the next larger network; empty where there is none."""
+        over = [candidate for candidate in self.candidates if candidate.over]
+        larger = [candidate for candidate in over if candidate.macs >= chosen.macs] or over
+        return min(larger, key=self.use).over if larger else ()
+
+    def excess(self, candidate: Candidate) -> str:
+        """By how much a network breaks its limits. `1.08 times target.macs, 2.96 times the teacher's bytes`."""
+        ratios = {key: getattr(candidate, key) / self.allowed[key] for key in candidate.over}
+        return ", ".join(f"{ratio:,.2f} times {self.limit_name(key)}" for key, ratio in ratios.items())
+
+    def limit_name(self, key: str) -> str:
+        """`target.macs`, or `the teacher's MACs` where the settings do not limit them."""
+        return f"target.{key}" if key in self.limits else f"the teacher's {COSTS[key]}"
+
+
+def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> StudentSearch:
+    """Every candidate with its costs. Raises UsageError where none keeps within the limits, with the nearest.
+
+    Networks that are not named keep below the teacher, which need not be trained yet, in every cost, limited or not.
+    """
+    target, costs = config.target, costs_of(teacher, data)
+    limits = {name: limit(most, costs[name]) for name in LIMITS if (most := getattr(target, name)) is not None}
+    search = StudentSearch(limits, costs, named=bool(target.students))
+    # not for named ones, which have preprocessing of their own; its statistics are taken once
+    front = None if target.students else build_network(config.student, "compact-xs", data).preprocess
+
+    def price(name: str) -> Candidate:
+        if front is None:
+            model = build_network(config.student, name, data, teacher=teacher)
+        else:
+            narrowed = teacher if name.startswith(SHRINK) else None
+            model = build_model(name, data, preprocess=front, teacher=narrowed)
+        costs = costs_of(model, data)
+        return Candidate(name, **costs, over=tuple(key for key, most in search.allowed.items() if costs[key] > most))
+
+    if target.students:
+        candidates, notes = list(map(price, target.students)), list[str]()
+    else:
+        candidates, notes = all_candidates(price, data.input_shape, target.search)
+    candidates = sorted(set(candidates), key=lambda network: (-network.macs, network.bytes, network.name))
+    search = replace(search, candidates=tuple(candidates), notes=tuple(notes))
+    if not search.fitting:
+        nearest = min(candidates, key=search.use)
+        raise UsageError(
+            f"target: none of {len(candidates)} networks ({few([network.name for network in candidates])}) keeps "
+            f"within the limits; the nearest, {nearest.name!r}, has {search.excess(nearest)}: allow more, or name a "
+            "smaller network in target.students"
+        )
+    return search
+
+
+def costs_of(model: nn.Module, data: Splits) -> dict[str, int]:
+    """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits.
+
+    Raises UsageError for a model that cannot be measured, such as a torch.jit module.
+    """
+    try:
+        costs = measure(model, data.input_shape, device="auto", latency=False)
+    except Exception as error:  # whatever a user's network raises
+        problem = f"{type(model).__name__} cannot be measured ({error}), so no limit can be compared with its costs"
+        raise UsageError(f"{problem}: name the student, and set no target") from error
+    return {name: int(getattr(costs, name)) for name in LIMITS}
+
+
+def larger_than_teacher(name: str, student: Mapping[str, float], teacher: Mapping[str, float]) -> str | None:
+    """A sentence where the student costs more than its teacher in multiplications, bytes or parameters; else None."""
+    ratios = {noun: student[key] / teacher[key] for key, noun in COSTS.items() if teacher[key]}
+    more = [f"{ratio:.2f} times its {noun}" for noun, ratio in ratios.items() if ratio > 1]
+    return f"the student {name} is LARGER than its teacher: {', '.join(more)}" if more else None
+
+
+def all_candidates(
+    price: Callable[[str], Candidate], shape: tuple[int, int, int], tries: int
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates for images of this shape where none are named, and sentences on those that could not be."""
+    candidates, notes = [candidate for member in COMPACT for candidate in _compact_candidates(member, price)], []
+
+    def add(names: Sequence[str]) -> None:
+        for name in names:
+            with suppress(MismatchError, UsageError):  # a network that does not take the images
+                candidates.append(price(name))
+
+    add(MEANT_FOR.get(shape, ()))
+    if min(shape[1:]) < SMALLEST_MOBILE:
+        notes.append(f"timm's mobile networks are no candidates for images below {SMALLEST_MOBILE} pixels")
+    elif find_spec("timm") is None:
+        notes.append("timm is not installed (pip install 'noisyteacher[zoo]'): its mobile networks are no candidates")
+    else:
+        add(MOBILE)
+    for ratio in RATIOS:  # until as many are within the limits as may be tried
+        add([f"{SHRINK}{ratio:g}"])
+        if sum(candidate.family == "shrink" and not candidate.over for candidate in candidates) == tries:
+            break
+    return candidates, notes
+
+
+def _compact_candidates(member: str, price: Callable[[str], Candidate]) -> list[Candidate]:
+    """A compact network as it is named, at the largest width within the limits, parts of that, and the next width."""
+
+    @cache
+    def at(width: float) -> Candidate:
+        return price(member if width == 1 else f"{member}:{width:g}")
+
+    index = bisect_left(WIDTHS, True, key=lambda width: bool(at(width).over))  # costs grow with the width
+    widths = {1.0, *WIDTHS[index : index + 1]}
+    if index:
+        widths |= {WIDTHS[index - 1], *(max(WIDTHS[0], int(32 * part * WIDTHS[index - 1]) / 32) for part in NARROWER)}
+    last_wins = map(at, sorted(widths, key=lambda width: width == 1))
+    return list({(candidate.macs, candidate.parameters): candidate for candidate in last_wins}.values())
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """A candidate after its short runs, and the mean of their validation errors (%; `error_rate`)."""
+
+    runs: tuple[str, ...]
+    errors: tuple[float, ...]
+    seconds: float  # of all runs
+    epochs: int
+
+    @property
+    def mean(self) -> float:
+        return sum(self.errors) / len(self.errors)
+
+    @property
+    def epoch_seconds(self) -> float:
+        return self.seconds / max(1, self.epochs)
+
+
+def run_trial(
+    experiment: Experiment, logits: Logits, runs: Mapping[str, str], stages: StageTitles, noise: Noise | None = None
+) -> SearchTrial:
+    """Train the experiment's student in the runs of these names, with seeds 0, 1, ...; `runs` maps names to titles."""
+    condition = "clean" if noise is None else "noisy"
+    trained = [
+        train_student(experiment, run, condition, noise, seed, logits, stages.next(title))
+        for seed, (run, title) in enumerate(runs.items())
+    ]
+    trainings = [model.result["training"] for model in trained]
+    seconds, epochs = (sum(training[key] for training in trainings) for key in ("seconds", "epochs"))
+    return SearchTrial(tuple(runs), tuple(model.val_error for model in trained), seconds, epochs)
+
+
+def noise_runs(experiment: Experiment) -> int:
+    """How many short runs a choice of the noise takes; 0 where the noise was named."""
+    candidates = experiment.noise_candidates
+    return (1 + len(candidates)) * experiment.config.choice.seeds if candidates else 0
+
+
+def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles) -> tuple[Noise | None, Json]:
+    """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
+
+    Of equals, no noise wins, then the earlier candidate. Test data are not looked at.
+    """
+    choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
+    epochs, seeds = short_epochs(student.epochs, choice.epochs), range(choice.seeds)
+    experiment = experiment.with_recipe(with_epochs(student, epochs))
+    trials: dict[Noise | None, SearchTrial] = {}
+    for noise in (None, *experiment.noise_candidates):
+        words = _noise_words(noise)
+        name = "clean" if noise is None else words.replace(", ", "-").replace(" ", "")
+        runs = {f"choice-{name}-seed{seed}": f"choosing the noise: {words}, seed {seed}" for seed in seeds}
+        trials[noise] = run_trial(experiment, logits, runs, stages, noise)
+    chosen = min(trials, key=lambda noise: trials[noise].mean)
+    scored = "error" if val.labels is not None else "disagreement"
+    record: Json = {"by": f"validation {scored}", "n": len(val), "epochs": epochs, "seeds": list(seeds)}
+    record["chosen"] = _strength(chosen)
+    record["candidates"] = [
+        {**_strength(noise), "val_error_%": list(trial.errors), "mean": trial.mean, "runs": list(trial.runs)}
+        for noise, trial in trials.items()
+    ]
+    record["told"] = (
+        f"{_noise_words(chosen)} was chosen on validation (n = {len(val):,}): {scored} {trials[chosen].mean:.2f} % "
+        f"against {trials[None].mean:.2f} % without noise, the lowest of {len(trials)} candidates after "
+        f"{plural(epochs, 'epoch')} x {plural(choice.seeds, 'seed')}"
+    )
+    return chosen, record
+
+
+def _noise_words(noise: Noise | None) -> str:
+    return "no noise (sigma 0)" if noise is None else f"sigma {sigma_words(noise.sigma)}, alpha {noise.alpha:g}"
+
+
+def _strength(noise: Noise | None) -> Json:
+    return {name: 0.0 if noise is None else noise.describe()[name] for name in ("sigma", "alpha")}
+
+
+def choose_student(
+    experiment: Experiment, search: StudentSearch, logits: Logits, stages: StageTitles, pace: Pace
+) -> tuple[Experiment, Json]:
+    """The experiment with its student named and its epochs fitted to the time there is, and the evidence.
+
+    Every candidate is distilled without noise, with seed 0, for a few epochs; the lowest validation error wins, and
+    of equals the network with fewer multiplications. Test data are not looked at.
+    """
+    work, student, n = pace.again("search"), experiment.config.student, len(experiment.data.val)
+    epochs = short_epochs(work.student_epochs, work.try_epochs)
+    end = stages.number + pace.whole.tries
+    trials: dict[Candidate, SearchTrial] = {}
+
+    def best() -> Candidate:
+        return min(trials, key=lambda candidate: (trials[candidate].mean, candidate.macs))
+
+    for index, candidate in enumerate(search.fitting[: work.tries]):
+        if trials and not pace.time_for_try(index, epochs, trials[best()].epoch_seconds):
+            break
+        runs = {folder_name(f"search-{candidate.name}", 120): f"trying {candidate.name}"}
+        short = experiment.with_student(candidate.name, with_epochs(student, epochs))
+        trials[candidate] = run_trial(short, logits, runs, stages)
+    stages.number, chosen = end, best()
+    pace.keep_tried([candidate.name for candidate in trials])
+    measured = 0.0 if pace.speeds is None else pace.speeds.students[list(trials).index(chosen)]
+    work = pace.again("student", (max(trials[chosen].epoch_seconds, measured),), tries=0)
+    errors = {candidate.name: trial.mean for candidate, trial in trials.items()}
+    record: Json = {
+        "by": "validation error",
+        "n": n,
+        "epochs": epochs,
+        "seed": 0,
+        "chosen": chosen.name,
+        "bound": list(search.binding(chosen)),
+        "limits": dict(search.limits),
+        "teacher": dict(search.teacher),
+        "known": len(search.candidates),
+        "within": len(search.fitting),
+        "table": search_rows(search, errors, experiment.config.target.search),
+        "tried": [
+            {"name": candidate.name, "val_error_%": trial.mean, "training_s": trial.seconds, "run": trial.runs[0]}
+            for candidate, trial in trials.items()
+        ],
+        "told": explain_search(search, errors, chosen, n, epochs),
+    }
+    return experiment.with_student(chosen.name, with_epochs(student, work.student_epochs)), record
+
+
+def explain_search(
+    search: StudentSearch, errors: Mapping[str, float], chosen: Candidate, n: int, epochs: int
+) -> list[str]:
+    """Sentences on the choice: its validation error (%), how sure that is, which limit kept larger networks out."""
+    lowest, limits = errors[chosen.name], search.binding(chosen)
+    share = min(max(lowest / 100, 1 / (n + 2)), (n + 1) / (n + 2))
+    uncertainty = 100 * math.sqrt(2 * share * (1 - share) / n)  # of the difference of two errors of n images each
+    near = [name for name, error in errors.items() if name != chosen.name and error - lowest <= uncertainty]
+    bound = " and ".join(map(search.limit_name, limits))
+    sentences = [
+        f"chosen on validation (n = {n:,}) was {chosen.name}: error {lowest:.2f} %, the lowest of {len(errors)} tried "
+        f"for {plural(epochs, 'epoch')} each, of {len(search.fitting)} within the limits"
+    ]
+    if near:
+        sentences.append(f"{', '.join(near)} came within one standard error of it ({uncertainty:.2f} points)")
+    sentences.append(f"the limit that bound was {bound}" if bound else "no limit bound: there is nothing larger")
+    return [*sentences, *search.notes]
+
+
+def search_rows(search: StudentSearch, errors: Mapping[str, float], tries: int) -> list[Json]:
+    """The rows of the table of networks: those tried by their error, others within the limits, the nearest over one.
+
+    errors: validation error (%) by name of those that were tried. tries: how many were to be tried.
+    """
+    tried = [candidate for candidate in search.fitting if candidate.name in errors]
+    tried.sort(key=lambda candidate: (errors[candidate.name], candidate.macs))
+    lowest = errors[tried[0].name]
+    outcomes = {candidate: f"error {errors[candidate.name] - lowest:.2f} points higher" for candidate in tried}
+    outcomes[tried[0]] = "chosen"
+    for index, candidate in enumerate(search.fitting[:MOST_ROWS]):
+        outcomes.setdefault(candidate, f"not tried: {'time' if index < tries else f'search = {tries}'}")
+    over = [candidate for candidate in search.candidates if candidate.over]
+    outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.use)[:1]}
+    rows = []
+    for candidate, outcome in outcomes.items():
+        costs = {key: getattr(candidate, key) for key in COSTS}
+        row = {"student": candidate.name, **costs, "val_error_%": errors.get(candidate.name), "outcome": outcome}
+        rows.append(row)
+    return rows
