@@ -167,6 +167,8 @@ def test_all_wrong_settings_are_reported_together() -> None:
     [
         *[({"sigma": s}, "sigma") for s in ((0.5, 0.1), (1.0,), math.nan, math.inf, "0.5", True, (-1.0, 1.0), "auto")],
         *[({"alpha": alpha}, "alpha") for alpha in (-0.1, math.nan, "auto", True)],
+        *[({"sigma": s}, "sigma: given a") for s in (torch.tensor(0.5), torch.tensor([0.1, 0.5]), {0.9, 0.1}, None)],
+        ({"alpha": torch.tensor(0.5)}, "alpha: given a Tensor"),
         *[({"frozen": frozen}, f"frozen: given {frozen!r}; expected true") for frozen in ("no", 1, None)],
         ({"sigma": (0.1, 0.5), "frozen": True}, "a range of sigma is drawn per batch"),
         ({"schedule": "linaer"}, "did you mean 'linear'"),

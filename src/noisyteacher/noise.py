@@ -58,6 +58,14 @@ class Noise(NoiseSettings):
     """Probability that a sample of the batch is perturbed, 0..1. Not a loss weight."""
 
     def __post_init__(self) -> None:
+        # Tensors and sets would be converted: the one would be cut from its graph, the other has no order.
+        wrong = [
+            f"noise.{name}: given a {type(vars(self)[name]).__name__}; expected a number"
+            for name in ("sigma", "alpha")
+            if not isinstance(vars(self)[name], (int, float, str, list, tuple))
+        ]
+        if wrong:
+            raise config_error(wrong)
         settings = validated(NoiseSettings, vars(self), part="noise")
         problems = [*settings.contradictions()]
         problems += [
