@@ -13,10 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Print the paths, separated by spaces."""
-    changed = subprocess.run(
-        ["git", "ls-files", "--modified", "--others", "--exclude-standard"],
-        check=True, capture_output=True, text=True, cwd=ROOT,
-    ).stdout.split()  # fmt: skip
+    commands = (["git", "diff", "--name-only", "HEAD"], ["git", "ls-files", "--others", "--exclude-standard"])
+    outputs = [subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout for words in commands]
+    changed = [path for output in outputs for path in output.split()]
     modules = {
         ".".join(Path(path).with_suffix("").parts[1:]).removesuffix(".__init__")
         for path in changed

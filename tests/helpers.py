@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import noisyteacher as nt
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.noise import UnitNoise, sample_unit_noise
-from noisyteacher.store import Plan, Shard, write_store
+from noisyteacher.store import Plan, Shard, StoreMeta, write_store
 from noisyteacher.train import History
 from noisyteacher.train.state import Student
 
@@ -125,7 +125,7 @@ def student_with(
     return Student(model, optimizer, nt.supervised(), 0, identity, folder=folder, **state)  # type: ignore[arg-type]
 
 
-def write_logits(folder: Path, plan: Plan, logits: Tensor, meta: dict[str, Any] | None = None) -> nt.LogitStore:
+def write_logits(folder: Path, plan: Plan, logits: Tensor, meta: StoreMeta | None = None) -> nt.LogitStore:
     """A store of these logits `[V, N, K]`."""
 
     def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:

@@ -11,7 +11,7 @@ from helpers import write_logits
 from noisyteacher.measure import Costs, Latency, LayerCost
 from noisyteacher.paper import PaperResult
 from noisyteacher.pipeline import Condition, Estimate, Family, PaperRow, Result, Verdict, condition_of
-from noisyteacher.pipeline.results import judged
+from noisyteacher.pipeline.compression_result import judged
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import Plan
 from noisyteacher.sweep import SweepResult, analyse

@@ -22,7 +22,7 @@ from noisyteacher.export import FORMATS
 from noisyteacher.export.card import predict_script
 from noisyteacher.models import model_record
 from noisyteacher.pipeline import Result, data_settings_of, load_teacher, provenance_of, seen_before, trained_on
-from noisyteacher.pipeline.results import loss_warnings
+from noisyteacher.pipeline.compression_result import loss_warnings
 from noisyteacher.report import build_report
 from noisyteacher.report.load import read_study
 from noisyteacher.report.page import page

@@ -42,6 +42,10 @@ class FileFormatError(NoisyTeacherError):
     """A file is truncated, corrupt, of another kind or of an unknown schema; the message names the file."""
 
 
+class NoChecksumError(FileFormatError):
+    """A file does not hold the checksum of this package's files: it is another program's, or truncated."""
+
+
 class StoreError(FileFormatError):
     """A logit store is missing, unfinished or damaged."""
 

@@ -15,7 +15,7 @@ from noisyteacher.errors import StoreError, UsageError
 from noisyteacher.io.files import remove_new_folders_on_error
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.progress import counted, reported
-from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, check_finite, write_store
+from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, StoreMeta, check_finite, write_store
 from noisyteacher.text import unknown_name
 
 BATCH_SIZES = {"cpu": 128, "cuda": 512}
@@ -63,7 +63,7 @@ def extract(
     }
     teacher = as_classifier(model, classes=split.classes, input_shape=split.input_shape)
     plan = Plan(len(split), split.classes, names, fingerprints, dtype, precision, rows_per_shard)  # type: ignore[arg-type]
-    meta = {
+    meta: StoreMeta = {
         "teacher": dict(teacher.architecture),
         "data": split.name,
         "role": split.role,

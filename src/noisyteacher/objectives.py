@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.io.files import Json
 from noisyteacher.losses import check_temperature, cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
 from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks
@@ -32,8 +33,6 @@ Metrics = dict[str, Tensor]
 """Numbers for the metrics of a step, scalars by name."""
 Cache = dict[Hashable, Any]
 """Look-ups and draws of one step that students share."""
-Record = dict[str, Any]
-"""A JSON-able description."""
 
 
 class Objective(ABC):
@@ -48,7 +47,7 @@ class Objective(ABC):
         """The loss of logits `[B, K]`, a scalar, and numbers for the metrics. No look-ups, no draws."""
 
     @abstractmethod
-    def describe(self) -> Record:
+    def describe(self) -> Json:
         """A JSON-able record: a resumed run must have the same."""
 
     @property
@@ -84,7 +83,7 @@ class Supervised(Objective):
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
         return label_term(logits, inputs), {}
 
-    def describe(self) -> Record:
+    def describe(self) -> Json:
         return {"objective": "supervised"}
 
     @property
@@ -170,11 +169,11 @@ class Distillation(Objective):
         return loss, metrics
 
     @property
-    def constants(self) -> Record:
+    def constants(self) -> Json:
         """The fields that the subclass adds, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)[len(fields(Distillation)) :]}
 
-    def describe(self) -> Record:
+    def describe(self) -> Json:
         """Loss, teacher, weight of the labels, noise and constants."""
         name = next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
         noise = {} if self.noise is None else {"noise": self.noise.describe()}
@@ -362,7 +361,7 @@ def group_losses(
     return list(groups.values())
 
 
-def describe_objective(objective: object) -> Record:
+def describe_objective(objective: object) -> Json:
     """What a resumed run must have in common with the saved one: an objective's record, or a callable's name.
 
     Raises UsageError for what cannot be called.

@@ -138,17 +138,25 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
+def outcome(difference: PairedDifference) -> str:
+    """`helps`, `hurts` or `no evidence`, by the interval of a difference (smaller is better)."""
+    low, high = difference.low, difference.high
+    if low is None or high is None or low <= 0 <= high:
+        return "no evidence"
+    return "helps" if high < 0 else "hurts"
+
+
 def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "points of test error") -> str:
     """One sentence on a difference (smaller is better): helped, hurt or no evidence, with n and interval."""
     d = difference
-    outcome, size = f"no evidence that {what} helped or hurt here", f"{d.mean:+.2f} {unit}"
+    words = {"helps": f"{what} helped here", "hurts": f"{what} hurt here"}
+    claim = words.get(outcome(d), f"no evidence that {what} helped or hurt here")
+    size = f"{d.mean:+.2f} {unit}"
     if d.low is None or d.high is None:
         why = f"{d.n} paired seeds: {missing_interval(d.n, d.mean, d.sd)}; run more seeds or a larger test set"
-        return f"{outcome} ({size}; {'one seed has no interval; run at least 3 seeds' if d.n == 1 else why})"
-    if not d.low <= 0 <= d.high:
-        outcome = f"{what} {'helped' if d.high < 0 else 'hurt'} here"
+        return f"{claim} ({size}; {'one seed has no interval; run at least 3 seeds' if d.n == 1 else why})"
     interval = f"{d.confidence:.0%} interval {d.low:+.2f} to {d.high:+.2f}"
-    return f"{outcome} ({size}, {interval}, p = {d.p:.2g}, {d.n} paired seeds)"
+    return f"{claim} ({size}, {interval}, p = {d.p:.2g}, {d.n} paired seeds)"
 
 
 def discordant_p(first: int, second: int) -> float:

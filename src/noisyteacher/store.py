@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import torch
 from pydantic import Field
@@ -114,6 +114,17 @@ class Plan:
         return None
 
 
+class StoreMeta(TypedDict, total=False):
+    """Where a store's logits come from, for people and for a student narrowed from their teacher."""
+
+    teacher: Any
+    """The teacher's architecture."""
+    data: str
+    role: str
+    input_shape: list[int]
+    class_names: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class VerifyReport:
     """What `LogitStore.verify` looked at. Differences are absolute, in logits; NaN without a model."""
@@ -128,7 +139,7 @@ class VerifyReport:
 class LogitStore:
     """A finished store of raw teacher logits. `open` one; `noisyteacher.extract` writes them."""
 
-    def __init__(self, path: Path, plan: Plan, shards: Sequence[Shard], meta: files.Json, digest: str) -> None:
+    def __init__(self, path: Path, plan: Plan, shards: Sequence[Shard], meta: StoreMeta, digest: str) -> None:
         self.path, self.plan, self.shards, self.meta = path, plan, shards, meta
         self.views, self.rows, self.classes, self.dtype = plan.views, plan.rows, plan.classes, plan.dtype
         self.fingerprints = dict(plan.fingerprints)
@@ -158,7 +169,8 @@ class LogitStore:
                 raise StoreError(
                     f"{index}: its shards are not those of rows 0 to {plan.rows - 1} in order: extract again"
                 )
-            store = cls(folder, plan, shards, dict(content["meta"]), files.sha256([files.read_bytes(index)]))
+            meta = cast("StoreMeta", dict(content["meta"]))
+            store = cls(folder, plan, shards, meta, files.sha256([files.read_bytes(index)]))
             store._blocks = [store._map_shard(shard, verify) for shard in shards]
         except FileFormatError as error:
             raise StoreError(str(error)) from error
@@ -304,7 +316,7 @@ def check_finite(logits: Tensor, view: str, first_row: int) -> None:
 
 
 def write_store(
-    path: files.StrPath, plan: Plan, blocks_of: BlocksOf, meta: files.Json | None = None, *, overwrite: bool = False
+    path: files.StrPath, plan: Plan, blocks_of: BlocksOf, meta: StoreMeta | None = None, *, overwrite: bool = False
 ) -> LogitStore:
     """Write the shards of a plan that are missing or damaged, then store.json; one process at a time, others wait.
 

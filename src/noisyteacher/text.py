@@ -17,9 +17,9 @@ _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The name most like `name`, or None when none is close. `nearest("lenett", ["lenet", "nin"]) == "lenet"`."""
-    return next(iter(get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> UnknownNameError:

@@ -201,7 +201,6 @@ def _train(kind: str, request: o.Request, store: str = "") -> None:
         show_table(profile_table(result["profile"]))
     training = result["training"]
     machine = [training["device"], plural(training["threads"], "thread"), training.get("precision")]
-    machine += [f"memory {training['memory']}"] if "memory" in training else []
     say(f"\nTrained in {duration(training['seconds'])} on {', '.join(word for word in machine if word)}")
     say(f"Run folder: {trained.run.path}")
 

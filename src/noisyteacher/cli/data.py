@@ -133,22 +133,21 @@ def data_pack(
             jobs=jobs or cores(),
             watch=watch,
         )
-    record = packed.record
     image_bytes = packed.total_bytes // sum(packed.rows.values())
     parts = [
         {
             "part": part.role,
             "images": len(part.files),
             "labelled": part.labels is not None,
-            "left_out": sum(image["part"] == part.role for image in record.left_out),
+            "left_out": sum(image["part"] == part.role for image in packed.left_out),
             "bytes": len(part.files) * image_bytes,
         }
-        for part in record.parts
+        for part in packed.parts
     ]
     if request.as_json:
         keys = ("name", "input_shape", "class_names", "note", "fit", "grey")
-        settings = {key: getattr(record, key) for key in keys}
-        print_json({"packed": str(packed.path), **settings, "parts": parts, "left_out": record.left_out})
+        settings = {key: getattr(packed, key) for key in keys}
+        print_json({"packed": str(packed.path), **settings, "parts": parts, "left_out": packed.left_out})
         return
     rows = []
     for part in parts:

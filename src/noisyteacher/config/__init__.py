@@ -12,6 +12,7 @@ from noisyteacher.config.load import parse_value as parse_value
 from noisyteacher.config.load import put as put
 from noisyteacher.config.load import read_config as read_config
 from noisyteacher.config.load import template as template
+from noisyteacher.config.load import type_adapter as type_adapter
 from noisyteacher.config.load import validated as validated
 from noisyteacher.config.schema import LIMITS as LIMITS
 from noisyteacher.config.schema import PRESETS as PRESETS

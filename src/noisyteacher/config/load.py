@@ -64,7 +64,7 @@ def validated(kind: type[S], values: Mapping[str, Any], other_problems: Iterable
     """
     problems = list(other_problems)
     try:
-        settings: S = _adapter(kind).validate_python(dict(values))  # type: ignore[arg-type]
+        settings: S = type_adapter(kind).validate_python(dict(values))  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = [f"{part}.{sentence}" if part else sentence for sentence in _sentences(kind, error)]
         raise config_error([*wrong, *problems]) from error
@@ -74,7 +74,8 @@ def validated(kind: type[S], values: Mapping[str, Any], other_problems: Iterable
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def type_adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's adapter of a type, made once: making one takes longer than using it."""
     return TypeAdapter(kind)
 
 
@@ -247,7 +248,7 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field of a settings dataclass; of a field without one, that of the base class."""
     docs: dict[str, str] = {}
     for base in reversed([base for base in kind.__mro__ if is_dataclass(base)]):
-        for name, schema in TypeAdapter(base).json_schema()["properties"].items():
+        for name, schema in type_adapter(base).json_schema()["properties"].items():
             if "description" in schema:
                 docs[name] = " ".join(schema["description"].split())
     return docs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -23,10 +22,10 @@ from noisyteacher.data.split import ROLES, Splits, class_numbers
 from noisyteacher.errors import DataError, FileFormatError, UsageError, WriteError
 from noisyteacher.io import files
 from noisyteacher.io.files import exclusive_lock
+from noisyteacher.progress import Watch
 from noisyteacher.text import plural, printable, size_bytes
 
 RECORD, IMAGES, KIND, SCHEMA = "packed.json", "images.u8", "packed-data", 2
-Watch = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import google_crc32c
 
-from noisyteacher.errors import FileFormatError, UsageError, WriteError
+from noisyteacher.errors import FileFormatError, NoChecksumError, UsageError, WriteError
 
 Json = dict[str, Any]
 """A JSON object whose keys belong to the caller: a record, a config, a result, the metrics of an epoch."""
@@ -163,7 +163,7 @@ def check_seal(data: bytes, path: StrPath) -> None:
     end = start + len(BLANK)
     span = f"bytes 0 to {len(data)}"
     if start < len(SEAL) or end > len(data):
-        raise FileFormatError(f"{path}: no checksum in {span}: truncated, or not a file of noisyteacher")
+        raise NoChecksumError(f"{path}: no checksum in {span}: truncated, or not a file of noisyteacher")
     if data[start:end] != crc32c(data[:start], BLANK, data[end:]).encode():
         raise FileFormatError(f"{path}: {span} do not match their checksum: truncated or damaged; restore a copy")
 

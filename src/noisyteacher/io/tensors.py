@@ -36,6 +36,11 @@ def write_tensors(
 
     `within` is a folder that must exist (`make_folder`). Raises WriteError.
     """
+    write_bytes(path, sealed_tensors(kind, schema, tensors, content), within)
+
+
+def sealed_tensors(kind: str, schema: int, tensors: Tensors, content: Json) -> bytes:
+    """The bytes of the file that `write_tensors` writes."""
     separate: Tensors = {}
     used: set[int] = set()
     for name, tensor in sorted(tensors.items()):
@@ -47,7 +52,7 @@ def write_tensors(
         used.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
     record = json.dumps({**header(kind, schema), **content}, allow_nan=False)
-    write_bytes(path, seal(safetensors.torch.save(separate, {KEY: record})), within)
+    return seal(safetensors.torch.save(separate, {KEY: record}))
 
 
 def read_tensors(path: StrPath, kind: str, schema: int) -> tuple[Tensors, Json]:

@@ -11,18 +11,18 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+from torch.library import Library
 
 from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.models.classifier import Architecture, Options
 from noisyteacher.models.preprocess import MODES, Resized, Shape, Standardize
+from noisyteacher.text import nearest
 
 WHOLE = "whole"
 """The option `pretrained` that means: with the pretrained head too, so that the network works without training."""
@@ -37,7 +37,7 @@ DROPPED = (
 )  # fmt: skip
 """Keys of a config that could download or run something, or do not describe the network."""
 NOT_BUILT = {True: ": its pretrained weights could not be loaded (or use teacher.weights)", False: " cannot be built"}
-_OPERATORS: list[torch.library.Library] = []
+_OPERATORS: list[Library] = []
 """Operators that were declared for torchvision; they exist as long as this list holds them."""
 
 
@@ -211,7 +211,7 @@ def import_torchvision() -> Any:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        operators = Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             operators.define(signature)  # type: ignore[no-untyped-call]
@@ -255,8 +255,8 @@ def _split_options(
 
 def _check_name(library: str, name: str, names: Collection[str]) -> None:
     if name not in names:
-        close = get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {library}:{close[0]}? " if close else ""
+        close = nearest(name, names)
+        hint = f"did you mean {library}:{close}? " if close else ""
         raise UnknownNameError(f"{library}:{name}: no such network; {hint}see {library}'s list_models()")
 
 
@@ -379,8 +379,8 @@ def nearest_networks(name: str, names: Collection[str]) -> list[str]:
         for short in network_names(library):
             full_names.setdefault(short, []).append(f"{library}:{short}")
     # Among over a thousand names something is always half alike: a library's must be closer than one of ours.
-    close = get_close_matches(name, full_names, n=1, cutoff=0.75) or get_close_matches(name, names, n=1, cutoff=0.5)
-    return full_names[close[0]] if close else []
+    close = nearest(name, full_names, cutoff=0.75) or nearest(name, names)
+    return full_names[close] if close else []
 
 
 def unknown_network(name: str, names: Collection[str]) -> UnknownNameError:

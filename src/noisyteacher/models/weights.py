@@ -24,8 +24,8 @@ from numpy._core import multiarray
 from torch import Tensor, nn
 
 from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.io.files import BLANK, SEAL, read_bytes, sha256
-from noisyteacher.io.tensors import KEY, read_tensors, tensor_bytes, write_tensors
+from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
+from noisyteacher.io.tensors import read_tensors, sealed_tensors, tensor_bytes, write_tensors
 from noisyteacher.models.build import MODELS, PREFIX, build_model
 from noisyteacher.models.classifier import Classifier, Options, as_classifier, reordered
 from noisyteacher.models.external import ZOO
@@ -44,9 +44,6 @@ FIELDS: dict[str, Any] = {
     "name": str, "classes": int | None, "input_shape": list | None, "options": dict, "preprocess": str,
 }  # fmt: skip
 """The types in an Architecture."""
-AnyPath = str | os.PathLike[str]
-Record = dict[str, Any]
-"""JSON-able content of a file beside its tensors: epochs, scores, data."""
 WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
@@ -65,7 +62,7 @@ _HARMLESS: list[Any] = [
 """Classes that training programs save beside the weights (settings, paths, numpy scalars) and that run no code."""
 
 
-def save_model(model: nn.Module, path: AnyPath, record: Record | None = None, *, within: Path | None = None) -> None:
+def save_model(model: nn.Module, path: StrPath, record: Json | None = None, *, within: Path | None = None) -> None:
     """Write the model's tensors, its architecture and a JSON-able `record` (epochs, scores, ...) as one sealed file.
 
     Missing folders are created, but not `within`, which must exist. Raises WriteError when the disk refuses, and
@@ -75,15 +72,12 @@ def save_model(model: nn.Module, path: AnyPath, record: Record | None = None, *,
     write_tensors(path, KIND, SCHEMA, state, content, within)
 
 
-def saved_bytes(model: nn.Module, record: Record | None = None) -> int:
+def saved_bytes(model: nn.Module, record: Json | None = None) -> int:
     """The length in bytes of the file that `save_model(model, path, record)` writes."""
-    state, content = _state_and_content(model, record)
-    header = {"checksum": (SEAL + BLANK).decode(), "kind": KIND, "schema": SCHEMA, **content}
-    copies = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(state.items())}
-    return len(safetensors.torch.save(copies, {KEY: json.dumps(header, allow_nan=False)}))
+    return len(sealed_tensors(KIND, SCHEMA, *_state_and_content(model, record)))
 
 
-def _state_and_content(model: nn.Module, record: Record | None) -> tuple[dict[str, Tensor], Record]:
+def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str, Tensor], Json]:
     classifier = as_classifier(model)
     state = dict(classifier.state_dict())
     for name, value in state.items():
@@ -94,7 +88,7 @@ def _state_and_content(model: nn.Module, record: Record | None) -> tuple[dict[st
     return state, {"architecture": classifier.architecture, **(record or {})}
 
 
-def load_model(path: AnyPath, *, allow_import: bool = False) -> Classifier:
+def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """The Classifier in a file, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
     `path` is a weights file, or `pretrained:NAME` for a model that comes with the package (`pretrained()` lists them).
@@ -114,24 +108,24 @@ def load_model(path: AnyPath, *, allow_import: bool = False) -> Classifier:
         raise FileFormatError(f"{path}: {error}") from error
 
 
-def load_weights(model: nn.Module, path: AnyPath) -> None:
+def load_weights(model: nn.Module, path: StrPath) -> None:
     """Replace the model's tensors by those of the file, all or none. Raises FileFormatError with what does not fit."""
     tensors, _ = read_tensors(path, KIND, SCHEMA)
     _fill(as_classifier(model), tensors, path)
 
 
-def model_record(path: AnyPath) -> Record:
+def model_record(path: StrPath) -> Json:
     """The record beside the weights: "architecture" and what `save_model` was passed. Raises FileFormatError."""
     _, record = read_tensors(path, KIND, SCHEMA)
     return record
 
 
-def pretrained() -> dict[str, Record]:
+def pretrained() -> dict[str, Json]:
     """The cards of the package's trained models: `pretrained()["lenet-mnist"]["scores"]["test"]["error"]`."""
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(SHIPPED.glob("*.json"))}
 
 
-def weights_file(path: AnyPath) -> Path:
+def weights_file(path: StrPath) -> Path:
     """The file of `pretrained:NAME` (or UnknownNameError), the weights in a folder for the hub, or the path itself."""
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -212,7 +206,7 @@ def _check_origin(path: Path, name: str, options: Options, narrowed: bool, allow
     return False
 
 
-def _fill(model: Classifier, tensors: dict[str, Tensor], path: AnyPath, assign: bool = False) -> Classifier:
+def _fill(model: Classifier, tensors: dict[str, Tensor], path: StrPath, assign: bool = False) -> Classifier:
     if differences := _differences(model.state_dict(), tensors):
         raise FileFormatError(f"{path}: its tensors do not fit the model {model.name!r} ({differences})")
     # Clones: tensors of a file share one buffer that must not be written through.
@@ -238,7 +232,7 @@ def _differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
     return "; ".join(f"{problem}: {few(names, 4)}" for problem, names in problems.items() if names)
 
 
-def load_foreign(model: Classifier, path: AnyPath, *, new_head: bool = False) -> int | None:
+def load_foreign(model: Classifier, path: StrPath, *, new_head: bool = False) -> int | None:
     """Replace the network's tensors by those of a checkpoint, all or none; returns the file's classes if they differ.
 
     With `new_head`, a file for other classes gives all tensors but the head, which stays as built. The state dict may
@@ -270,12 +264,12 @@ def load_foreign(model: Classifier, path: AnyPath, *, new_head: bool = False) ->
     return head
 
 
-def begins_as_torch_file(path: AnyPath) -> bool:
+def begins_as_torch_file(path: StrPath) -> bool:
     """Whether it is a file of torch.save, an archive, whatever its name is."""
     return os.path.isfile(path) and zipfile.is_zipfile(path)
 
 
-def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
+def read_state_dict(path: StrPath) -> dict[str, Tensor]:
     """The tensors by name in a file of torch.save or safetensors. Raises FileFormatError naming the file."""
     if begins_as_torch_file(path):
         return _unwrap(_read_torch_file(path), path)
@@ -287,7 +281,7 @@ def read_state_dict(path: AnyPath) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch_file(path: AnyPath) -> Any:
+def _read_torch_file(path: StrPath) -> Any:
     """What torch.save wrote, its tensors mapped from the file."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -306,7 +300,7 @@ def _read_torch_file(path: AnyPath) -> Any:
         ) from error
 
 
-def _unwrap(record: Any, path: AnyPath) -> dict[str, Tensor]:
+def _unwrap(record: Any, path: StrPath) -> dict[str, Tensor]:
     """The state dict in what a training program saved."""
     inner = record
     for _ in range(4):
@@ -323,7 +317,7 @@ def _unwrap(record: Any, path: AnyPath) -> dict[str, Tensor]:
     return tensors
 
 
-def _strip_prefix(state: Mapping[str, Tensor], expected: Collection[str], path: AnyPath) -> dict[str, Tensor]:
+def _strip_prefix(state: Mapping[str, Tensor], expected: Collection[str], path: StrPath) -> dict[str, Tensor]:
     """The entries with the prefix that fits most of the network's names, without it."""
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     prefixes = {""}

@@ -20,18 +20,19 @@ from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.export import check_formats
-from noisyteacher.io.files import shared_lock
+from noisyteacher.io.files import Json, shared_lock
 from noisyteacher.models import Classifier, is_onnx_file
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline import experiment as steps
 from noisyteacher.pipeline import preflight, pretrained, resolve
 from noisyteacher.pipeline.class_order import Check
-from noisyteacher.pipeline.experiment import Experiment, Record, TrainedModel
+from noisyteacher.pipeline.compression_result import Result, judged
+from noisyteacher.pipeline.experiment import Experiment, TrainedModel
 from noisyteacher.pipeline.handover import choose_best, write_best
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
-from noisyteacher.pipeline.results import Result, condition_of, judged
+from noisyteacher.pipeline.results import condition_of
 from noisyteacher.pipeline.search import (
     StudentSearch,
     choose_noise,
@@ -118,7 +119,7 @@ def compress(
     with reported(progress, delay_s=0.0) as on_progress:
         with stage(on_progress, "reading the data"):
             splits = load_data(data)
-            record: Record = {"call": "python", "data": steps.data_record(splits)}
+            record: Json = {"call": "python", "data": steps.data_record(splits)}
         record["noise"] = noise.describe() if isinstance(noise, Noise) else noise
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):
@@ -169,7 +170,7 @@ def _compress(
     data: Splits,
     teacher: str | nn.Module,
     student: str | nn.Module,
-    record: Record,
+    record: Json,
     started: float,
     folder: str | os.PathLike[str] | None,
     command: str | None,
@@ -283,8 +284,8 @@ class Compression:
         self.trained: dict[str, list[TrainedModel]] = {name: [] for name in experiment.controls}
         self.checks: list[Check] = []
         self.warnings: list[str] = []
-        self.search_record: Record | None = None
-        self.choice: Record | None = None
+        self.search_record: Json | None = None
+        self.choice: Json | None = None
 
     def compress(self) -> Result:
         """All steps, from the plan to the result."""
@@ -347,12 +348,9 @@ class Compression:
         experiment = self.experiment
         noise = experiment.noise_candidates[-1] if experiment.noise_candidates else experiment.noise
         with stage(experiment.on_progress, preflight.CHECKING_STUDENT):
-            source, options = (
-                steps.distillation_source(experiment, self.logits),
-                resolve.distill_options(experiment.config),
-            )
+            source = steps.distillation_source(experiment, self.logits)
             student = steps.first_student(experiment, self.logits)
-            objective = distil(source, noise=noise, **options)
+            objective = distil(source, noise=noise, **resolve.distill_options(experiment.config))
             self.checks += preflight.check_first_step(experiment.config, experiment.data, objective, student)
 
     def train_on_labels(self) -> None:
@@ -458,9 +456,8 @@ class Compression:
             weight = WEAK_TEACHER_LABEL_WEIGHT if comparison.weak else LABEL_WEIGHT
             self.experiment = self.experiment.with_recipe(replace(recipe, label_weight=weight))
             if comparison.weak:
-                n, counts = comparison.n, (comparison.teacher_errors, comparison.student_errors)
-                teacher_error, student_error = (f"{100 * count / n:.2f} %" for count in counts)
-                reason = f"the teacher's validation error ({teacher_error}, n = {n:,}) is not below "
+                teacher_error, student_error = comparison.percentages
+                reason = f"the teacher's validation error ({teacher_error}, n = {comparison.n:,}) is not below "
                 reason += f"{preflight.GOOD_TEACHER:.0%} of that of a student on labels ({student_error})"
                 words = f"label weight: {weight:g} instead of {LABEL_WEIGHT:g}, because {reason}"
                 message(self.experiment.on_progress, "plan", words)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,6 @@ from noisyteacher.train.history import profiled, ticked
 
 MANY_CLASSES = 100
 """Up to so many classes a result keeps the whole confusion matrix."""
-Record = Json
 Logits = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's logits come from: `train`, `val`, `test` are stores; `live` is the teacher itself, where images are
 augmented. Of a second teacher `train-2` or `live-2`, and so on."""
@@ -66,6 +66,11 @@ class Experiment:
     def live(self) -> bool:
         """Whether the teacher runs at every step, because images are augmented."""
         return self.config.student.augment != "none"
+
+    @property
+    def source(self) -> str:
+        """The role of the logits that students learn from: `live`, or those of the split `train`."""
+        return "live" if self.live else "train"
 
     @property
     def controls(self) -> list[str]:
@@ -102,7 +107,7 @@ class TrainedModel:
 
     model: nn.Module
     run: Run
-    result: Record
+    result: Json
 
     @property
     def val_error(self) -> float:
@@ -121,18 +126,18 @@ class TrainingSpec:
     run: Run
     model: nn.Module
     objective: Objective
-    recipe: Record
+    recipe: Json
     """Options of `fit`."""
     seed: int = 0
     title: str = "training"
     teachers: Mapping[str, object] = field(default_factory=dict)
     """By role (`val`, `test`) a teacher to agree with there; validation without labels is judged by it."""
-    extra: Record = field(default_factory=dict)
+    extra: Json = field(default_factory=dict)
     """Goes into the result as it is."""
     with_costs: bool = False
     """Whether the result has what the model costs: for a run on its own, which nothing else measures."""
 
-    def options(self) -> Record:
+    def options(self) -> Json:
         """The options that `fit` and `fit_many` share."""
         config, val = self.experiment.config.run, self.experiment.data.val
         options = {**self.recipe, "val": val, "device": config.device, "resume": True}
@@ -244,7 +249,7 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         **({"steps": "replayed"} if history.replayed else {}),
     }
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
-    result: Record = {**scores, "classes": list(experiment.data.class_names), "training": training}
+    result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
     if history.profile is not None:
         result["profile"] = profiled(model, history.profile, spec.recipe)
     if spec.with_costs:
@@ -271,7 +276,7 @@ def measure_costs(
         return None, f"the costs of the {name} are unknown, as it cannot be measured ({reason})"
 
 
-def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mapping[str, object]) -> Record:
+def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mapping[str, object]) -> Json:
     """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able.
 
     A split without labels is left out unless there is a teacher to agree with.
@@ -289,9 +294,9 @@ def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mappi
     return {"scores": scores, "details": details}
 
 
-def _details(logits: Tensor, labels: Tensor) -> Record:
+def _details(logits: Tensor, labels: Tensor) -> Json:
     count, confidence, hits = metrics.reliability(logits, labels)
-    reliability: Record = {"count": count.long().tolist()}
+    reliability: Json = {"count": count.long().tolist()}
     for name, sums in (("confidence_%", confidence), ("accuracy_%", hits)):
         pairs = zip(sums.tolist(), reliability["count"], strict=True)
         reliability[name] = [100 * total / n if n else None for total, n in pairs]
@@ -299,13 +304,13 @@ def _details(logits: Tensor, labels: Tensor) -> Record:
     return {"confusion": confusion, "reliability": reliability}
 
 
-def data_record(data: Splits) -> Record:
+def data_record(data: Splits) -> Json:
     """The data set's name, its classes and the fingerprint of each split."""
     fingerprints = {role: split.fingerprint for role, split in data.parts.items()}
     return {"name": data.name, "classes": list(data.class_names), **fingerprints}
 
 
-def module_record(model: nn.Module) -> Record:
+def module_record(model: nn.Module) -> Json:
     """What identifies a module that was passed in: its architecture, its weights, its printed form."""
     return {
         "architecture": dict(models.as_classifier(model).architecture),
@@ -315,7 +320,7 @@ def module_record(model: nn.Module) -> Record:
     }
 
 
-def _network_record(model: str, network: Recipe, recipe: Record, data: Splits, seed: int) -> Record:
+def _network_record(model: str, network: Recipe, recipe: Json, data: Splits, seed: int) -> Json:
     """The settings of a child run that trains this network."""
     preprocessing = {name: value for name in ("preprocess", "mean", "std") if (value := getattr(network, name))}
     record = {"data": data_record(data), "model": model, "options": dict(network.options)}
@@ -407,17 +412,17 @@ def store_name(teacher: str, split: Split, model: nn.Module, precision: str = "f
 
 def distillation_source(experiment: Experiment, logits: Logits) -> object:
     """The teacher argument of `distil`: a store or a network, or a list of them where there are several teachers."""
-    name = "live" if experiment.live else "train"
-    sources = [source for role, source in logits.items() if role.partition("-")[0] == name]
-    return sources if len(sources) > 1 else logits[name]
+    sources = [source for role, source in logits.items() if role.partition("-")[0] == experiment.source]
+    return sources if len(sources) > 1 else logits[experiment.source]
 
 
 def first_student(experiment: Experiment, logits: Logits, seed: int = 0) -> models.Classifier:
     """The student before training, with the weights of this seed."""
-    source = logits["live" if experiment.live else "train"]
-    teacher = source.meta.get("teacher", {}) if isinstance(source, LogitStore) else source
+    source = logits[experiment.source]
     if isinstance(experiment.teacher, nn.Module):
-        teacher = experiment.teacher
+        teacher: Any = experiment.teacher
+    else:
+        teacher = source.meta.get("teacher", {}) if isinstance(source, LogitStore) else source
     student = copy.deepcopy(experiment.student)
     return build_network(experiment.config.student, student, experiment.data, seed, teacher)
 
@@ -429,7 +434,7 @@ def student_spec(
     else distilled from the teacher's logits under the noise.
     """
     config, data = experiment.config, experiment.data
-    source = logits["live" if experiment.live else "train"]
+    source = logits[experiment.source]
     if isinstance(source, LogitStore):
         parents = {"teacher": source.fingerprints["teacher"]}
     else:

@@ -15,9 +15,9 @@ from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
 from noisyteacher.export import FORMATS, Exported, check_format_names, export_all
 from noisyteacher.export.card import PREDICT, Provenance, card, predict_script, way_to_load
 from noisyteacher.export.hub import CARD
-from noisyteacher.io.files import make_folder, read_json, write_bytes
+from noisyteacher.io.files import Json, make_folder, read_json, write_bytes
 from noisyteacher.models import HUB_WEIGHTS, PREFIX, as_classifier, model_record, pretrained, save_model, weights_file
-from noisyteacher.pipeline.experiment import Experiment, Record, TrainedModel, data_record, measure_costs
+from noisyteacher.pipeline.experiment import Experiment, TrainedModel, data_record, measure_costs
 from noisyteacher.pipeline.pretrained import run_of, weights_of
 from noisyteacher.progress import Watch
 from noisyteacher.runs import BEST, Run
@@ -30,7 +30,7 @@ HUB = "hub"
 
 def choose_best(
     experiment: Experiment, teacher: TrainedModel, trained: Mapping[str, Sequence[TrainedModel]]
-) -> tuple[TrainedModel, Record]:
+) -> tuple[TrainedModel, Json]:
     """The student to hand over, and why: the condition, then the seed, with the lowest validation error.
 
     Of equals the first: labels alone, then clean logits, then noise. `drop` is what the condition's mean loses compared
@@ -68,7 +68,7 @@ def choose_best(
 
 def write_best(
     experiment: Experiment, best: TrainedModel, title: str, caveats: Sequence[str] = ()
-) -> tuple[list[Record], dict[str, str]]:
+) -> tuple[list[Json], dict[str, str]]:
     """Write the run's folder `best`: the weights, the exported files, a script that runs the ONNX file where there is
     one, and a model card. Returns the records of the files, and by format why it could not be written.
 

@@ -220,11 +220,16 @@ class TeacherComparison:
     p: float
     student: str  # `a student trained on labels alone`, and how long
 
+    @property
+    def percentages(self) -> tuple[str, str]:
+        """The errors of teacher and student as text. `("2.81 %", "1.90 %")`."""
+        return f"{100 * self.teacher_errors / self.n:.2f} %", f"{100 * self.student_errors / self.n:.2f} %"
+
     def warning(self) -> str | None:
         """A sentence without its full stop where the teacher has more errors; None where it is as good or better."""
         if self.teacher_errors <= self.student_errors:
             return None
-        teacher, student = (f"{100 * errors / self.n:.2f} %" for errors in (self.teacher_errors, self.student_errors))
+        teacher, student = self.percentages
         worse = "significantly worse" if self.p < LEVEL else "not better"
         return (
             f"the teacher has {teacher} error on validation (n = {self.n:,}), {self.student} {student}: it is {worse} "

@@ -16,8 +16,8 @@ from torch import nn
 from noisyteacher import models
 from noisyteacher.config import Config, Recipe, Teacher, Values
 from noisyteacher.data import Splits
-from noisyteacher.errors import DataError, FileFormatError, MismatchError, UsageError
-from noisyteacher.io.files import Json
+from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
+from noisyteacher.io.files import Json, StrPath
 from noisyteacher.models import ONNX, OWN, PREFIX, SHRINK, WHOLE, ZOO, Classifier, is_onnx_file, model_record
 from noisyteacher.runs import BEST, Run, by_name, folder_name, is_run
 from noisyteacher.text import SPLIT_NAMES
@@ -26,7 +26,6 @@ from noisyteacher.train import WEIGHTS
 SHARED = {("mnist", "mnist-5k"): ("val", "test"), ("mnist-5k", "mnist"): ("val",)}
 """(data trained on, data judged on): the splits of the latter that hold training images of the former: the embedded
 mnist-5k is a part of MNIST's training set, from which mnist's own validation images are taken, too."""
-StrPath = str | os.PathLike[str]
 
 
 class TrainedOn(TypedDict):
@@ -171,9 +170,9 @@ def load_teacher(
             if is_onnx_file(file)
             else models.load_model(file, allow_import=allow_import)
         )
-    except FileFormatError as error:
-        hint = f"; weights of another program need their network named too: --teacher NAME --teacher-weights {file}"
-        raise FileFormatError(f"{error}{hint if 'no checksum in' in str(error) else ''}") from error
+    except NoChecksumError as error:
+        hint = f"weights of another program need their network named too: --teacher NAME --teacher-weights {file}"
+        raise FileFormatError(f"{error}; {hint}") from error
     if data is not None and (model.classes, model.input_shape) != (data.classes, data.input_shape):
         theirs = f"{model.classes} classes and input_shape {model.input_shape}"
         ours = f"{data.classes} and {data.input_shape}"

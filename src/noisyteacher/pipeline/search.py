@@ -24,6 +24,7 @@ from noisyteacher.noise import Noise
 from noisyteacher.pipeline.experiment import Experiment, Logits, train_student
 from noisyteacher.pipeline.pretrained import build_network
 from noisyteacher.pipeline.resolve import short_epochs, with_epochs
+from noisyteacher.pipeline.results import COSTS
 from noisyteacher.pipeline.timing import Pace, StageTitles
 from noisyteacher.runs import folder_name
 from noisyteacher.text import few, plural, sigma_words
@@ -42,7 +43,6 @@ MOBILE = tuple(
 SMALLEST_MOBILE = 32  # they divide an image's sides by 32
 LITTLE = 0.25  # a candidate that uses less than this share of every limit is tried after those that use more
 MOST_ROWS = 12  # of the table of networks, unless more were tried; the nearest over a limit is one more
-COSTS = {"macs": "MACs", "bytes": "bytes", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class StudentSearch:
 
     def limit_name(self, key: str) -> str:
         """`target.macs`, or `the teacher's MACs` where the settings do not limit them."""
-        return f"target.{key}" if key in self.limits else f"the teacher's {COSTS[key]}"
+        return f"target.{key}" if key in self.limits else f"the teacher's {COSTS[key][0]}"
 
 
 def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> StudentSearch:
@@ -169,7 +169,7 @@ def costs_of(model: nn.Module, data: Splits) -> dict[str, int]:
 
 def larger_than_teacher(name: str, student: Mapping[str, float], teacher: Mapping[str, float]) -> str | None:
     """A sentence where the student costs more than its teacher in multiplications, bytes or parameters; else None."""
-    ratios = {noun: student[key] / teacher[key] for key, noun in COSTS.items() if teacher[key]}
+    ratios = {COSTS[key][0]: student[key] / teacher[key] for key in LIMITS if teacher[key]}
     more = [f"{ratio:.2f} times its {noun}" for noun, ratio in ratios.items() if ratio > 1]
     return f"the student {name} is LARGER than its teacher: {', '.join(more)}" if more else None
 
@@ -373,7 +373,7 @@ def search_rows(search: StudentSearch, errors: Mapping[str, float], tries: int) 
     outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.use)[:1]}
     rows = []
     for candidate, outcome in outcomes.items():
-        costs = {key: getattr(candidate, key) for key in COSTS}
+        costs = {key: getattr(candidate, key) for key in LIMITS}
         row = {"student": candidate.name, **costs, "val_error_%": errors.get(candidate.name), "outcome": outcome}
         rows.append(row)
     return rows

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from noisyteacher.config import Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
@@ -13,13 +14,12 @@ from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import on_rank_zero, restarts
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
-from noisyteacher.io.files import shared_lock
+from noisyteacher.io.files import Json, shared_lock
 from noisyteacher.models import SHRINK, ZOO, Architecture, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline import preflight, pretrained, resolve
 from noisyteacher.pipeline.experiment import (
     Experiment,
-    Record,
     TrainedModel,
     TrainingSpec,
     errors_recorded,
@@ -151,7 +151,7 @@ def distil_config(
         experiment = replace(experiment, on_progress=on_progress, noise_candidates=candidates)
         if on_run_created is not None:
             on_run_created(run)
-        extra: Record = {"checks": [check.describe() for check in checks]}
+        extra: Json = {"checks": [check.describe() for check in checks]}
         if candidates and run.state != "done":
             with shared_lock(run.path), errors_recorded(run):
                 titles = StageTitles(noise_runs(experiment))
@@ -177,7 +177,7 @@ def resume_single(
 
 
 def _train(
-    experiment: Experiment, model: Classifier, objective: Objective, recipe: Recipe, seed: int, extra: Record
+    experiment: Experiment, model: Classifier, objective: Objective, recipe: Recipe, seed: int, extra: Json
 ) -> TrainedModel:
     options, title = resolve.fit_options(recipe, model, experiment.data), f"{recipe.name}, seed {seed}"
     spec = TrainingSpec(
@@ -186,7 +186,7 @@ def _train(
     return train_run(spec)
 
 
-def _new_run(config: Config, recipe: Recipe, title: str, settings: Record, parents: Record, command: str | None) -> Run:
+def _new_run(config: Config, recipe: Recipe, title: str, settings: Json, parents: Json, command: str | None) -> Run:
     """A new run's folder, made by the leading process of a group.
 
     When torchrun starts the same command again because a process had died, it is the folder of the first start.
@@ -211,7 +211,7 @@ def _stored_teacher(store: LogitStore, student: str) -> Architecture:
 
     Raises UsageError where a student narrowed from it would have something imported because a file says so.
     """
-    architecture: Architecture = store.meta.get("teacher", {})
+    architecture = cast("Architecture", store.meta.get("teacher", {}))
     origin = origin_of(architecture) if student.startswith(SHRINK) else ""
     if ":" in origin and origin.partition(":")[0] not in ZOO:
         raise UsageError(f"{store.path}: {student} would import and call {origin!r}, which a file names: use compress")

@@ -16,9 +16,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from noisyteacher.config import type_adapter
 from noisyteacher.data import Batch, Split, Splits, expand_views, samples_of
 from noisyteacher.device import inference, resolve_device
 from noisyteacher.errors import FileFormatError, NoisyTeacherError
@@ -145,7 +146,7 @@ class Pace:
         self.record, self.decided, file = PlanRecord(), self.whole, self.run.path / FILE
         if self.minutes is not None and file.exists():
             try:
-                self.record = TypeAdapter(PlanRecord).validate_python(read_json(file, KIND, SCHEMA))
+                self.record = type_adapter(PlanRecord).validate_python(read_json(file, KIND, SCHEMA))
             except ValidationError as error:
                 raise FileFormatError(f"{file}: not the plan of a compression: {error}") from error
         self.spent_before, begin = self.record.spent_s, self.record.decisions.get("begin")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
+from noisyteacher.config import type_adapter
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
@@ -344,7 +344,7 @@ def _condition(trainings: Mapping[str, Training], names: Sequence[str], kind: st
         condition,
         settings={f"noise.{key}": value for key, value in noise.items()} if chosen else {},
         data=str(_table(settings, "data").get("name") or ""),
-        costs=None if costs is None else TypeAdapter(Costs).validate_python(costs),
+        costs=None if costs is None else type_adapter(Costs).validate_python(costs),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyteacher.config import LIMITS
 from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, search_table
 from noisyteacher.report.load import Study, latency_conditions
 from noisyteacher.runs import by_name
@@ -169,7 +170,7 @@ def searched(study: Study) -> Table | None:
     if search is None or table is None:
         return None
     limits = search["limits"]
-    words = [COSTS[name][1](limits[name]) if name in limits else NOTHING for name in ("macs", "bytes", "parameters")]
+    words = [COSTS[name][1](limits[name]) if name in limits else NOTHING for name in LIMITS]
     rows = (("limit", *words, NOTHING, ""), *table.rows)
     note = f"Validation, n = {search['n']:,} images, after {search['epochs']} epoch(s) with seed {search['seed']}."
     return Table(table.headers, rows, table.align, (note,), frozenset({0, *(number + 1 for number in table.strong)}))

@@ -79,7 +79,8 @@ class SweepResult(RunResult):
 
     def __str__(self) -> str:
         verdicts = (f"Verdict: {verdict}." for verdict in self.verdicts)
-        return "\n".join([self.table().text(), "", *self.notes(), "", *verdicts])
+        table = self.table()
+        return "\n".join([table.text(), "", *table.notes, "", *verdicts])
 
 
 def _compared_on(condition: Condition) -> str:

@@ -35,6 +35,7 @@ from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
 from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec
 from noisyteacher.sweep.workers import Cell, MakeExecutor, cell_of, cluster, local, run_name, threads_per_job, train_all
 from noisyteacher.text import plural
+from noisyteacher.train import WEIGHTS
 
 CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 2
 
@@ -284,7 +285,7 @@ def _analysed(
 
 def _network(run: Run) -> str:
     """The name of a run's network; of one that was trained elsewhere, that of its weights file."""
-    weights = run.path / "weights.safetensors"
+    weights = run.path / WEIGHTS
     return str(run.config.get("model") or model_record(weights)["architecture"]["name"])
 
 
@@ -310,7 +311,7 @@ def _with_costs(result: SweepResult, spec: SweepSpec, teachers: Sequence[Teacher
     """The result with what every teacher and one student of each network cost, measured on the CPU."""
 
     def measured(run: str, allow_import: bool) -> Costs:
-        return measure(load_model(result.path / run / "weights.safetensors", allow_import=allow_import), device="cpu")
+        return measure(load_model(result.path / run / WEIGHTS, allow_import=allow_import), device="cpu")
 
     shapes = {member.name: teacher.input_shape for teacher in teachers for member in teacher.members}
     networks = {

@@ -213,7 +213,7 @@ def train_cell(cell: Cell) -> str | None:
 
 
 def train_in_worker(cell: Cell) -> str | None:
-    """`train_cell` in a process of `workers.processes`: on SIGTERM it saves a checkpoint and exits."""
+    """`train_cell` in a process of `process.processes`: on SIGTERM it saves a checkpoint and exits."""
     try:
         return train_cell(cell)
     except SystemExit:

@@ -1,0 +1,286 @@
+"""The result of a compression: its table and notes, what was saved, verdict and warnings, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from noisyteacher import stats
+from noisyteacher.config import LIMITS
+from noisyteacher.errors import FileFormatError
+from noisyteacher.export import Exported
+from noisyteacher.export import table as export_table
+from noisyteacher.export.card import PREDICT
+from noisyteacher.export.hub import CARD
+from noisyteacher.io.files import Json
+from noisyteacher.models import HUB_WEIGHTS
+from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences
+from noisyteacher.runs import Run
+from noisyteacher.tables import Table
+from noisyteacher.text import SPLIT_NAMES, duration, sentence, sigma_words, size_bytes
+
+REPORT = "report.html"
+HANDED_OVER = "handed over"
+RATIO_WORDS = {
+    "macs": ("fewer MACs", "MORE MACs", "as many MACs"),
+    "bytes": ("smaller", "LARGER", "as large"),
+    "latency_ms": ("faster", "SLOWER", "as fast"),
+}
+"""Cost -> words for a student with less of it than the teacher, with more, and with as much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(RunResult):
+    """The outcome of `compress`; `str()` of it is the table. `rows`: the teacher, the controls, the student."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each student was trained with."""
+        return len(self.conditions[-1].errors)
+
+    @property
+    def scored(self) -> str:
+        """What `errors` of the rows are: `error`, or, without labels, `disagreement` with the teacher."""
+        return "disagreement" if any("disagreement" in row.scores.get(self.role, {}) for row in self.rows) else "error"
+
+    @property
+    def verdict(self) -> str | None:
+        """One sentence on what the noise changed against the clean student; None where no noise was named."""
+        return next((verdict.sentence for verdict in self.verdicts if verdict.word != HANDED_OVER), None)
+
+    @property
+    def handed_over(self) -> tuple[Condition, int]:
+        """The condition of the student that is handed over, and the number of its seed."""
+        run = (self.best or {}).get("run")
+        rows = ((row, row.runs.index(run)) for row in self.conditions if run in row.runs)
+        return next(rows, (self.conditions[-1], 0))
+
+    @property
+    def best_student(self) -> Path | None:
+        """The folder of the student that is handed over, for `nt.load_model`: weights, exported files, model card."""
+        folder = (self.best or {}).get("folder")
+        return None if folder is None else self.path / folder
+
+    @property
+    def files(self) -> list[Exported]:
+        """The files written of the student that is handed over, in `best_student`."""
+        return [Exported.read(record) for record in (self.best or {}).get("files", ())]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was checked holds: the loss of accuracy, and a file in every format."""
+        within = self.best is None or bool(self.best["holds"])
+        return within and not self.failed and all(file.holds for file in self.files)
+
+    def table(self) -> Table:
+        """A row per model; a cell's second line is the ratio student / teacher (below 1: smaller, faster)."""
+        headers = ("model", f"{self.role} {self.scored} %", *(name for name, _ in COSTS.values()), "training")
+        return Table(headers, tuple(self._cells(row) for row in self.rows), notes=tuple(self.notes()))
+
+    def search_table(self) -> Table | None:
+        """Which networks were considered for a student and why each was not chosen; None without a search."""
+        return search_table(self.search)
+
+    def _cells(self, row: Condition) -> tuple[str, ...]:
+        teacher = self.teachers[0]
+
+        def with_ratio(text: str, value: float, reference: float | None) -> str:
+            return text if row is teacher or not reference else f"{text}\n{value / reference:.2f}x"
+
+        chosen, seed = self.handed_over
+        title = row.title
+        if self.best is not None and row is chosen:
+            title += f"\n{HANDED_OVER}" + (f": seed {seed}, {row.errors[seed]:.2f} %" if len(row.errors) > 1 else "")
+        cells = [title, "-" if row.error is None else f"{row.error.mean:.2f}\n{row.interval_text(self.role)}".strip()]
+        for name, (_, written) in COSTS.items():
+            value = row.cost(name)
+            bound = ">= " if name == "macs" and row.costs is not None and row.costs.unsupported else ""
+            cells.append("-" if value is None else with_ratio(bound + written(value), value, teacher.cost(name)))
+        if not row.seconds:
+            return (*cells, "given")
+        mean = sum(row.seconds) / len(row.seconds)
+        return (*cells, with_ratio(duration(mean), mean, teacher.seconds[0] if teacher.seconds else None))
+
+    def notes(self) -> list[str]:
+        """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
+        what, seeds = "Errors" if self.scored == "error" else "Disagreement with the teacher", ""
+        if self.seeds > 1:
+            missing = any(row.error is not None and row.error.n > 1 and row.error.low is None for row in self.rows)
+            hint = " (no interval: it would be wider than 0 to 100 %; run more seeds)" if missing else ""
+            seeds = f"[ ] = 95 % Student-t interval over {self.seeds} seeds{hint}; "
+        notes = [
+            f"{what}: {self.data}, {self.role}, n = {self.n[self.role]:,} images; {seeds}( ) = 95 % Wilson interval of "
+            "one run.",
+            "Second lines: ratio to the teacher (below 1: smaller, faster). MACs: multiplications of convolution and "
+            "linear layers per image. Bytes: the weights file.",
+        ]
+        if self.scored != "error":
+            notes.append("No labels: nothing is said of errors, and there is no student on labels to compare with.")
+        records = {"Time": self.time, "Student": self.search, "Noise": self.noise and self.choice}
+        for name, record in records.items():
+            if record:
+                words = [record["told"]] if isinstance(record["told"], str) else record["told"]
+                notes.append(f"{name}: {'; '.join(words)}.")
+        if self.best is not None:
+            notes.append(sentence(self.best["told"]))
+        costs = self.conditions[-1].costs
+        if costs is not None and (latency := costs.latency_ms) is not None:
+            notes.append(
+                f"Latency: median of {latency.runs} forward passes, batch {latency.batch}, {latency.threads} "
+                f"thread(s), {latency.device}. Training: mean over seeds, validation left out; storing the teacher's "
+                f"logits took {duration(self.extraction_s)} once."
+            )
+        return notes
+
+    def gains(self) -> dict[str, float | None]:
+        """Teacher over student for each cost, above 1 where the student is cheaper; None where either is not exact."""
+        gains: dict[str, float | None] = {}
+        pair = self.teachers[0], self.handed_over[0]
+        for name in COSTS:
+            before, after = (row.cost(name) for row in pair)
+            bound = name == "macs" and any(row.costs is not None and row.costs.unsupported for row in pair)
+            gains[name] = before / after if before and after and not bound else None
+        return gains
+
+    def compression_verdict(self) -> str:
+        """One sentence: how much cheaper than its teacher the student that is handed over is, and what it loses.
+
+        `4.5x fewer MACs, 5.2x smaller, 3.0x faster; test error 4.10 % against the teacher's 3.20 % (n = 600)`.
+        """
+        row, seed = self.handed_over
+        gains, words = self.gains(), []
+        for name, (cheaper, dearer, equal) in RATIO_WORDS.items():
+            if (ratio := gains[name]) is not None:
+                size = f"{max(ratio, 1 / ratio):.1f}"
+                words.append(equal if size == "1.0" else f"{size}x {cheaper if ratio > 1 else dearer}")
+        if gains["macs"] is None and gains["bytes"] is not None:
+            words.append("MACs not comparable")
+        loss = f"disagreement with the teacher {row.errors[seed]:.2f} %"
+        if self.scored == "error":
+            loss = f"error {row.errors[seed]:.2f} % against the teacher's {self.teachers[0].errors[0]:.2f} %"
+        saved = ", ".join(words) or "costs unknown"
+        return f"{saved}; {SPLIT_NAMES[self.role]} {loss} (n = {self.n[self.role]:,})"
+
+    def paths(self) -> Json:
+        """Where things are: `run`, `best` (the student's folder), `weights`, `card`, `predict`, `report`, `files`.
+
+        `files` has a `path` and `bytes` per exported file. A path is None where there is no such file.
+        """
+        best, inside = self.best_student, {"best": "", "weights": HUB_WEIGHTS, "predict": PREDICT, "card": CARD}
+        paths = {name: None if best is None else best / file for name, file in inside.items()}
+        paths["report"] = self.path / REPORT
+        files = [{"path": str(self.path / file.path), "bytes": file.bytes} for file in self.files]
+        existing = {name: str(path) if path is not None and path.exists() else None for name, path in paths.items()}
+        return {"run": str(self.path), **existing, "files": files}
+
+    def next_commands(self) -> list[str]:
+        """What to run next with the student that is handed over, as a shell or Python takes it."""
+        paths, loads = self.paths(), (self.best or {}).get("loads", "name")
+        folder, script = paths["best"], paths["predict"]
+        if folder is None:
+            return []
+        commands = [] if script is None else [f"python {shlex.quote(script)} IMAGE"]
+        in_python = True  # with data that no command line can name
+        with suppress(FileFormatError):
+            in_python = Run(self.path).config.get("call") == "python"
+        if loads != "module":
+            imports = loads == "import"
+            python = f"nt.load_model({folder!r}{', allow_import=True' if imports else ''})  # in Python"
+            shell = f"noisyteacher evaluate {shlex.quote(folder)}{' --allow-import' if imports else ''}"
+            commands.insert(0, python if in_python else shell)
+        return commands
+
+    def summary(self) -> Json:
+        """The last lines as JSON-able fields: verdicts, `gains` (teacher over student), warnings, paths, `next`."""
+        return {
+            "compression": self.compression_verdict(),
+            "gains": self.gains(),
+            "noise": self.verdict,
+            "warnings": [sentence(warning) for warning in self.warnings],
+            "paths": self.paths(),
+            "next": self.next_commands(),
+        }
+
+    def closing_lines(self) -> list[str]:
+        """The last lines as text: verdicts, warnings, paths with sizes, the next commands."""
+        paths, commands = self.paths(), self.next_commands()
+        files = [(file["path"], size_bytes(file["bytes"])) for file in paths["files"]]
+        if paths["weights"]:
+            files.insert(0, (paths["weights"], size_bytes(Path(paths["weights"]).stat().st_size)))
+        files.append((paths["predict"], "runs the ONNX file without noisyteacher"))
+        files += [(paths["card"], "model card"), (paths["report"], "report")]
+        return [
+            f"Verdict: {self.compression_verdict()}.",
+            *([f"Noise: {self.verdict}."] if self.verdict else []),
+            *(f"WARNING: {warning}." for warning in self.warnings),
+            "",
+            f"Run folder: {self.path}",
+            *(f"  {path} ({what})" for path, what in files if path),
+            *(["", "Next:", *(f"  {command}" for command in commands)] if commands else []),
+        ]
+
+    def __str__(self) -> str:
+        table, searched, files = self.table(), self.search_table(), self.files
+        lines = [table.text(), "", *([searched.text(), ""] if searched is not None else []), *table.notes, ""]
+        if files or self.failed:
+            exported = export_table(files, self.failed)
+            lines += [exported.text(), "", *exported.notes, ""]
+        return "\n".join([*lines, *self.closing_lines()])
+
+
+def judged(result: Result) -> Result:
+    """The result with differences to the clean student, the verdict on the noise, and warnings."""
+    rows, teacher = list(result.conditions), result.teachers[0]
+    clean = next((row for row in rows if row.kind == "clean"), None)
+    if clean is not None:
+        rows = [row if row is clean else replace(row, against_clean=differences(row, clean)) for row in rows]
+    zero = Estimate.of([0.0])
+    if result.role not in teacher.scores and zero is not None:  # without labels: it agrees with itself
+        teacher = replace(teacher, scores={result.role: {"disagreement": zero}}, n=result.n)
+    result = replace(result, teachers=(teacher,), conditions=tuple(rows))
+    result = replace(result, verdicts=_verdicts(result))
+    return replace(result, warnings=(*result.warnings, *loss_warnings(result)))
+
+
+def _verdicts(result: Result) -> tuple[Verdict, ...]:
+    """The verdict on the noise; nothing where no noise was named."""
+    noisy = next((row for row in result.conditions if row.kind == "noisy"), None)
+    if result.noise is None or noisy is None:
+        return () if result.choice is None else (Verdict("", result.choice["told"], result.conditions[-1].name),)
+    difference = noisy.against_clean.get(result.role)
+    if difference is None:
+        words = "nothing can be said of the noise: no clean student was trained beside the noisy student"
+        return (Verdict("no evidence", words, noisy.name),)
+    what = f"noise of sigma {sigma_words(result.noise['sigma'])}, alpha {result.noise['alpha']:g}"
+    unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
+    return (Verdict(stats.outcome(difference), stats.verdict(difference, what, unit), noisy.name),)
+
+
+def loss_warnings(result: Result) -> tuple[str, ...]:
+    """What a reader must not miss, as the result itself shows it: sentences without their full stop."""
+    best, warnings = result.best, []
+    if best is not None and not best["holds"]:
+        drop, allowed = f"{best['drop']:.2f} points", f"{best['max_drop']:g}"
+        warnings.append(f"validation lost {drop} against the teacher, {allowed} are allowed")
+    warnings += [f"{file.name} does not hold: {file.reason}" for file in result.files if not file.holds]
+    warnings += [f"{name} was not written: {reason}" for name, reason in result.failed.items()]
+    for check in result.checks:
+        if check["held"] is False:
+            warnings.append(f"Did not hold before the first step ({check['check']}): {check['told'].rstrip('.')}")
+    return tuple(warnings)
+
+
+def search_table(search: Json | None) -> Table | None:
+    """A row per network that was considered for a student, by the record of the search; None without a search."""
+    if not search or not search["table"]:
+        return None
+    rows = []
+    for row in search["table"]:
+        costs = ("" if row[name] is None else COSTS[name][1](row[name]) for name in LIMITS)
+        error = row["val_error_%"]
+        rows.append((row["student"], *costs, "" if error is None else f"{error:.2f}", row["outcome"]))
+    headers = ("student", *(COSTS[name][0] for name in LIMITS), "validation error %", "outcome")
+    strong = frozenset(number for number, row in enumerate(rows) if row[0] == search["chosen"])
+    return Table(headers, tuple(rows), "lrrrrl", strong=strong)
