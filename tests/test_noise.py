@@ -254,7 +254,6 @@ SCALES = {
     "constant": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
     "linear": [1.0, 0.75, 0.5, 0.25, 0.0, 0.0],
     "cosine": [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0.0, 0.0],
-    "early": [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
     "late": [0.0, 0.0, 1.0, 1.0, 1.0, 1.0],
 }
 """Schedule -> what sigma is multiplied by at steps 0 to 5 of 4: the last two are past the end."""

@@ -631,16 +631,17 @@ def test_resuming_with_another_callable_is_refused(tmp_path: Path) -> None:
         nt.fit(small(), blobs(), objective, epochs=3, run=tmp_path / name, resume=True)
 
 
-def test_settings_of_an_ordinary_run_stay_as_they_are(tmp_path: Path) -> None:
-    """A run is gone on with only under equal settings: those of a run saved long ago must still be what is made now."""
+def test_the_settings_that_a_resumed_training_must_share_are_recorded(tmp_path: Path) -> None:
+    """As docs/formats.md lists them."""
     noise = nt.Noise(sigma=0.9, alpha=0.5)
     nt.fit(small(), blobs(), nt.distil(torch.zeros(96, 3), noise=noise), val=blobs(30, "val"), epochs=1, run=tmp_path)
     settings = model_record(tmp_path / "weights.safetensors")["training"]["settings"]
     assert list(settings) == [
-        "epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup_epochs", "views",
-        "every_view", "precision", "patience", "keep", "seed", "train", "val", "labels", "objective", "architecture",
+        "epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "decay_biases", "schedule", "hold",
+        "warmup_epochs", "views", "every_view", "augment", "batch_norm", "precision", "patience", "keep", "seed",
+        "train", "val", "labels", "objective", "architecture",
     ]  # fmt: skip
-    assert list(settings["objective"]) == ["objective", "loss", "teacher", "label_weight", "noise"]
+    assert list(settings["objective"]) == ["objective", "loss", "teacher", "scale", "label_weight", "noise"]
     assert nt.supervised().describe() == {"objective": "supervised"}
     nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "labels")
     settings = model_record(tmp_path / "labels" / "weights.safetensors")["training"]["settings"]
@@ -660,11 +661,12 @@ def test_a_root_mean_square_stays_one_over_an_epoch() -> None:
 
 
 def test_a_schedule_of_noise_runs_over_the_whole_training() -> None:
-    """96 rows are 2 steps an epoch, so `early` is all of epochs 1 and 2 of 4, and `late` all of 3 and 4."""
+    """96 rows are 2 steps an epoch, so `until` 0.5 is all of epochs 1 and 2 of 4, and `late` all of 3 and 4."""
     seen: list[int] = []
 
     def told(schedule: str) -> list[float]:
-        noise = nt.Noise(sigma=0.9, alpha=0.5, schedule=schedule)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"until": 0.5} if schedule == "until" else {"schedule": schedule}
+        noise = nt.Noise(sigma=0.9, alpha=0.5, **options)
         inner = nt.distil(torch.zeros(96, 3) + torch.arange(3.0), noise=noise)
 
         def objective(logits: torch.Tensor, batch: nt.Batch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -673,10 +675,10 @@ def test_a_schedule_of_noise_runs_over_the_whole_training() -> None:
 
         return [line["noise/xi_rms"] for line in nt.fit(small(), blobs(), objective, epochs=4).epochs]
 
-    found = {name: told(name) for name in ("constant", "early", "late", "linear")}
+    found = {name: told(name) for name in ("constant", "until", "late", "linear")}
     constant = found["constant"]
     assert min(constant) > 0
-    assert found["early"] == [*constant[:2], 0.0, 0.0]
+    assert found["until"] == [*constant[:2], 0.0, 0.0]
     assert found["late"] == [0.0, 0.0, *constant[2:]]
     assert all(less < full for less, full in zip(found["linear"], constant, strict=True))
     assert set(seen) == {8}

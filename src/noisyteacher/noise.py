@@ -36,7 +36,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    "early": lambda progress: float(progress < 0.5),
     "late": lambda progress: float(progress >= 0.5),
 }
 """Schedule -> factor on sigma after a share `progress` (0..1) of the run's steps."""
@@ -58,7 +57,7 @@ class Noise(NoiseSettings):
     """Probability that a sample of the batch is perturbed, 0..1. Not a loss weight."""
 
     def __post_init__(self) -> None:
-        # Tensors and sets would be converted: the one would be cut from its graph, the other has no order.
+        # pydantic would detach tensors from their graph and reorder sets.
         wrong = [
             f"noise.{name}: given a {type(vars(self)[name]).__name__}; expected a number"
             for name in ("sigma", "alpha")
@@ -82,21 +81,26 @@ class Noise(NoiseSettings):
     def sigma_at(self, step: int, total_steps: int | None) -> tuple[float, float]:
         """The range (low, high) of sigma at a step (from 0), after the schedule's factor; low == high without a range.
 
-        Raises MismatchError for a schedule other than `constant` without the run's length.
+        The noise is off from the share `until` of the steps on. Raises MismatchError where sigma changes over the run
+        and the run's length is missing.
         """
         low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
-        if self.schedule == "constant":
+        if self.schedule == "constant" and self.until == 1:
             return low, high
         if total_steps is None:
-            raise MismatchError(f"noise with schedule {self.schedule!r} needs the length of the run: give total_steps")
-        factor = SCHEDULES[self.schedule](min(1.0, step / total_steps))
+            setting = f"schedule {self.schedule!r}" if self.until == 1 else f"until={self.until:g}"
+            raise MismatchError(f"noise with {setting} needs the length of the run: give total_steps")
+        progress = min(1.0, step / total_steps)
+        is_on = self.until == 1 or progress < self.until
+        factor = SCHEDULES[self.schedule](progress) if is_on else 0.0
         return low * factor, high * factor
 
 
 class UnitNoise(NamedTuple):
     """Draws for B samples that do not depend on sigma or alpha; conditions that share them form a pair.
 
-    chance `[B, 1]` uniform on 0..1, compared with alpha; position `[]`, uniform on 0..1, of sigma within its range;
+    chance `[B, 1]`: uniform on 0..1, compared with alpha. position `[]`: uniform on 0..1, where in its range (low,
+    high) this batch's sigma lies.
     unit `[B or 1, K or 1]`, noise of standard deviation 1.
     """
 
@@ -193,8 +197,8 @@ def perturb(
     Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
     CPU generator gives the same noise on every device. Gradients flow through to `logits`. Rows that are not selected,
     and all rows at sigma 0, are returned bit for bit. Half-precision logits are perturbed in float32 and rounded once.
-    With `unit_noise` nothing is drawn and nothing is checked: this is what training steps use, with sigma and alpha as
-    tensors where many students are trained together.
+    With `unit_noise` nothing is drawn and nothing is checked, and `draw`, `distribution` and `generator` are ignored:
+    this is what training steps use, with sigma and alpha as tensors where many students are trained together.
     Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
     when they are not finite or overflow half precision, UsageError for a generator of another type.
     Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.

@@ -4,14 +4,16 @@ An objective is a frozen dataclass with two methods. `inputs` looks up and draws
 logits, as named tensors, once per step and on the CPU. `loss` is pure arithmetic on those tensors. Because the inputs
 have names, those of many students are stacked, mapped over and copied into a CUDA graph's buffers by name.
 
-To add a loss on a teacher's logits: subclass `Distillation` with a `term`, and name it in `LOSSES`.
+To add a loss on a teacher's logits: a function in `losses`, a subclass of `Distillation` with it as its `term`, a name
+for it in `LOSSES` and in `config.schema.Loss`. A `term` is a mean over the rows of the batch, because processes share a
+batch by its rows; it is 0 where student and teacher agree, and `torch.func.vmap` and `grad` go through it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisyteacher.config.schema import Loss
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.losses import check_temperature, cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
-from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks
+from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks, logit_rms
 from noisyteacher.text import unknown_name
 
 Inputs = dict[str, Tensor]
@@ -52,9 +55,9 @@ class Objective(ABC):
 
     @property
     def arithmetic(self) -> Hashable:
-        """Equal for objectives whose `loss` differs in nothing but its inputs: their students are computed at once.
+        """Students whose objectives have equal values here share one vmapped `loss`; the default equals itself alone.
 
-        The default is equal to itself alone.
+        `loss` may then differ between them in its inputs only.
         """
         return id(self)
 
@@ -98,28 +101,32 @@ class Supervised(Objective):
 class Distillation(Objective):
     """(1 - label_weight) * term(student, teacher) + label_weight * cross-entropy, with noise on either side's logits.
 
-    Fields that a subclass adds are constants of its term: JSON-able and hashable.
+    scale: `rms` divides the logits of both by the root mean square of the teacher's, `unit`, before noise and term see
+    them; `prepared` measures it. Fields that a subclass adds are constants of its term: JSON-able and hashable.
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1.
     """
 
     teacher: Teacher
     noise: Noise | None = None
     label_weight: float = 0.0
+    scale: str = "none"
+    unit: float = 1.0
 
     @abstractmethod
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The teacher's term of the loss for logits `[B, K]` each, a scalar: a mean over the batch."""
 
     def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """B times the gradient of `term` in the student's logits, `[B, K]`."""
+        """The gradient of `term` in the student's logits times B, `[B, K]`: for the metrics alone."""
         gradient: Tensor = torch.func.grad(self.term)(student, teacher)
         return gradient * len(student)
 
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
         """`teacher` `[B, K]`; with labels `label_inputs`; with noise `sigma` `[2]`, `alpha` `[]` and the unit noise."""
-        key: Hashable = (self.teacher.key, batch.seed)
+        key: Hashable = (self.teacher.key, self.unit, batch.seed)
         if key not in cache:
-            cache[key] = self.teacher.logits(batch).float()
+            logits = self.teacher.logits(batch).float()
+            cache[key] = logits if self.unit == 1 else logits / self.unit
         teacher: Tensor = cache[key]
         inputs = {"teacher": teacher}
         if self.label_weight:
@@ -135,21 +142,23 @@ class Distillation(Objective):
         return inputs
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """The weighted sum. Metrics: of the noise its realised share, flipped classes, its size and
-        ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits; with labels both terms.
+        """The weighted sum. Metrics: of the noise its realised share, flipped classes, its size,
+        ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits, and the term without noise;
+        with labels both terms.
         """
-        student, teacher = logits, inputs["teacher"]
+        clean_student = logits if self.unit == 1 else logits / self.unit
+        student, teacher = clean_student, inputs["teacher"]
         metrics: Metrics = {}
         if self.noise is not None:
             unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
             sigma, alpha, kind = inputs["sigma"], inputs["alpha"], self.noise.kind
             on_teacher = self.noise.target == "teacher"
-            before = teacher if on_teacher else logits.float()
+            before = teacher if on_teacher else student.float()
             after = perturb(before, sigma=sigma, alpha=alpha, kind=kind, unit_noise=unit_noise)
             student, teacher = (student, after) if on_teacher else (after, teacher)
             with torch.no_grad():
                 selected, xi = unit_noise.selected(alpha), unit_noise.xi(sigma)
-                clean_gradient = self.term_gradient(logits.float(), inputs["teacher"])
+                clean_gradient = self.term_gradient(clean_student.float(), inputs["teacher"])
                 gradient = self.term_gradient(student.float(), teacher)
                 if not on_teacher and kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
                     gradient = torch.where(selected, gradient * (1 + xi), gradient)
@@ -160,6 +169,7 @@ class Distillation(Objective):
                     "noise/flipped_%": 100 * (before.argmax(1) != after.argmax(1)).float().mean(),
                     "noise/xi_rms": xi.square().mean().sqrt(),
                     "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
+                    "train/clean_loss": self.term(clean_student.float(), inputs["teacher"]),
                 }
         loss = self.term(student, teacher)
         if self.label_weight:
@@ -174,21 +184,25 @@ class Distillation(Objective):
         return {field.name: getattr(self, field.name) for field in fields(self)[len(fields(Distillation)) :]}
 
     def describe(self) -> Json:
-        """Loss, teacher, weight of the labels, noise and constants."""
+        """Loss, teacher, weight of the labels, scale, noise and constants."""
         name = next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
         noise = {} if self.noise is None else {"noise": self.noise.describe()}
-        record = {"objective": "distil", "loss": name, "teacher": self.teacher.describe()}
+        record = {"objective": "distil", "loss": name, "teacher": self.teacher.describe(), "scale": self.scale}
         return {**record, "label_weight": self.label_weight, **noise, **self.constants}
 
     @property
     def arithmetic(self) -> Hashable:
         """The loss with its constants, the weight of the labels, and how the noise enters."""
         noise = self.noise and (self.noise.draw, self.noise.kind, self.noise.target)
-        return type(self), self.label_weight, noise, *self.constants.values()
+        return type(self), self.label_weight, self.unit, noise, *self.constants.values()
 
     @property
     def live_networks(self) -> tuple[nn.Module, ...]:
         return live_networks(self.teacher)
+
+    def prepared(self, split: Split, views: Sequence[str]) -> Distillation:
+        """The objective with the unit of its scale, measured on the split under the first of the views."""
+        return self if self.scale == "none" else replace(self, unit=logit_rms(self.teacher, split, views[0]))
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         """Raises DataError for missing labels, MismatchError when the teacher cannot serve the split or its views."""
@@ -224,7 +238,7 @@ class SoftTargets(Distillation):
         return t * ((student / t).softmax(1) - (teacher / t).softmax(1))
 
 
-LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
+LOSSES: dict[Loss, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
 """Name of a loss in `distil` and in settings -> its objective."""
 
 
@@ -240,16 +254,19 @@ def distil(
     teacher: object,
     *,
     noise: Noise | None = None,
-    loss: str = "logit_regression",
+    loss: Loss = "logit_regression",
     temperature: float | None = None,
     label_weight: float = 0.0,
     combine: str = "mean",
+    scale: str = "none",
 ) -> Distillation:
     """Learning from a teacher's logits, perturbed by `noise` if given.
 
     `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, merged by
     `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets` (Hinton;
     `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
+    `scale`: `rms` lets noise and loss see the logits of both divided by the root mean square of the teacher's; `fit`
+    then multiplies the outputs of the student's network by it, so that its logits have the teacher's units.
     Raises ConfigError for settings without effect, UnknownNameError, UsageError.
     Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
     """
@@ -261,12 +278,14 @@ def distil(
         check_temperature(temperature)
     if isinstance(label_weight, (bool, str)) or not 0 <= label_weight < 1:
         raise ConfigError(f"label_weight={label_weight!r}: expected 0 <= w < 1 (for labels alone use supervised())")
+    if scale not in ("none", "rms"):
+        raise unknown_name("scale", str(scale), ("none", "rms"))
     if combine != "mean" and not isinstance(teacher, (list, tuple)):
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
     if noise is not None and not isinstance(noise, Noise):
         raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     constants = {} if temperature is None else {"temperature": temperature}
-    return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, **constants)
+    return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, scale, **constants)
 
 
 def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:

@@ -202,8 +202,13 @@ class LogitStore:
         view: a name, or int64 `[B]` of indices into `.views`. Raises MismatchError for a view or row not in the store.
         """
         rows = self._indices("row", rows, self.rows)
-        view_index = self.view_indices(view).expand(len(rows)) if isinstance(view, str) else view
-        view_index = self._indices("view", view_index, len(self.views))
+        if isinstance(view, str):
+            index = int(self.view_indices(view))
+            if len(self._blocks) == 1:
+                return self._blocks[0][index][rows].float()
+            view_index = torch.full_like(rows, index)
+        else:
+            view_index = self._indices("view", view, len(self.views))
         if view_index.shape != rows.shape:
             raise MismatchError(f"{len(view_index)} views for {len(rows)} rows: pass one view per row, or one name")
         if len(self._blocks) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
@@ -48,7 +49,9 @@ class StoredTeacher:
         return "store", self.store.digest
 
     def logits(self, batch: Batch) -> Tensor:
-        return self.store.logits(self.store.view_indices(batch.views)[batch.which.cpu()], batch.rows.cpu())
+        if len(batch.views) == 1:
+            return self.store.logits(batch.views[0], batch.rows)
+        return self.store.logits(self.store.view_indices(batch.views)[batch.which.cpu()], batch.rows)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         self.store.view_indices(views)
@@ -187,6 +190,21 @@ def _members(teacher: Teacher) -> list[Teacher]:
     if not isinstance(teacher, SeveralTeachers):
         return [teacher]
     return [leaf for member in teacher.teachers for leaf in _members(member)]
+
+
+def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
+    """The root mean square of the teacher's logits for all rows of the split under this view. Raises TrainingError for
+    logits that are all 0.
+    """
+    total, count = 0.0, 0
+    for rows in torch.split(torch.arange(len(split)), 512):
+        which = torch.zeros(len(rows), dtype=torch.int64)
+        logits = teacher.logits(Batch(split.images_at(rows, view), None, rows, (view,), which, 0, 0, len(split)))
+        total += float(logits.double().square().sum())
+        count += logits.numel()
+    if not total:
+        raise TrainingError("the teacher's logits are all 0: there is no scale to divide them by")
+    return math.sqrt(total / count)
 
 
 def live_networks(teacher: Teacher) -> tuple[nn.Module, ...]:

@@ -30,7 +30,11 @@ Draw = Literal["batch", "row", "scalar"]
 Kind = Literal["multiplicative", "additive"]
 Distribution = Literal["gaussian", "uniform", "laplace"]
 PerturbedLogits = Literal["teacher", "student"]
-SigmaSchedule = Literal["constant", "linear", "cosine", "early", "late"]
+SigmaSchedule = Literal["constant", "linear", "cosine", "late"]
+Loss = Literal["logit_regression", "soft_targets"]
+Schedule = Literal["constant", "hold", "linear", "cosine", "step"]
+HOLD = 0.6
+"""The share of the steps for which the schedule `hold` stays at the base rate where nothing else is said."""
 WITH_MOMENTUM = ("sgd", "muon")
 LIMITS = ("macs", "bytes", "parameters")
 """The settings of `target` that limit a cost."""
@@ -55,6 +59,8 @@ class TrainSettings(Settings):
 
     epochs: Count = 20
     """Passes over the training split."""
+    steps: Count | None = None
+    """Length in updates instead of epochs: as many whole epochs as are needed for so many."""
     batch_size: Count = 64
     """Samples per update."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
@@ -65,8 +71,12 @@ class TrainSettings(Settings):
     """Momentum of sgd and muon (default 0.9); refused elsewhere, where it has no effect."""
     weight_decay: NotNegative = 0.0
     """L2 term of the update (decoupled with adamw and muon; with muon only on parameters of two or more dimensions)."""
-    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    decay_biases: bool = True
+    """False: no weight decay on biases and the other parameters of fewer than two dimensions."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up; hold: constant for a share of the steps, then linear to 0."""
+    hold: Share | None = None
+    """Share of the steps for which schedule hold stays at the base rate (default 0.6); refused elsewhere."""
     warmup_epochs: NotNegative = 0.0
     """Epochs over which the learning rate rises linearly to its base."""
     views: Views = field(default_factory=lambda: ["clean"])
@@ -89,7 +99,12 @@ class TrainSettings(Settings):
             yield "momentum", f"{self.momentum} has no effect with optimizer {self.optimizer!r}: leave it out"
         if self.every_view and len(self.views) == 1 and self.views[0] in ("clean", "mirror"):
             yield "every_view", f"has no effect with the single view {self.views[0]!r}: leave it out"
-        if self.warmup_epochs > self.epochs:
+        if self.hold is not None and self.schedule != "hold":
+            yield "hold", f"{self.hold:g} has no effect with schedule {self.schedule!r}: leave it out"
+        if not self.decay_biases and (self.optimizer == "muon" or not self.weight_decay):
+            why = "muon, which never decays biases" if self.optimizer == "muon" else "weight_decay 0"
+            yield "decay_biases", f"false has no effect with {why}: leave it out"
+        if self.warmup_epochs > self.epochs and self.steps is None:
             yield "warmup_epochs", f"{self.warmup_epochs} of {self.epochs} epochs: the rate would never reach lr"
 
 
@@ -129,8 +144,9 @@ class Network(Settings):
     """Which network."""
     options: dict[str, bool | int | Finite | str] = field(default_factory=dict)
     """Arguments of the network, as in options.dropout = 0.5."""
-    preset: Literal["standard", "paper", "modern"] = "standard"
-    """Defaults of this part: standard; paper, as published; modern, adamw and many views (docs/models.md)."""
+    preset: Literal["standard", "paper", "modern", "patient"] = "standard"
+    """Defaults of this part: standard; paper, as published; modern, adamw and many views; patient, a long training at
+    a constant rate, where noise acts as a regulariser (docs/models.md)."""
     preprocess: str = ""
     """One of scale, standardize, pixel-mean, local-contrast, with @HxW-bicubic resized; or model (empty: what fits)."""
     mean: list[Finite] = field(default_factory=list)
@@ -148,7 +164,7 @@ class Recipe(TrainSettings, Network):
     """Adam, adamw, sgd (with momentum), muon, or auto: muon, but adamw where muon would cost half a step more."""
     lr: Positive = 1e-2
     weight_decay: NotNegative = 0.05
-    schedule: Literal["constant", "linear", "cosine", "step"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_epochs: NotNegative = 0.5
     views: Views = field(default_factory=lambda: ["auto"])
     """Augmentations: clean, mirror, crop, mirror*crop, single views, or auto: four shifts by 2 pixels, mirrored if in
@@ -191,8 +207,11 @@ class Student(Recipe):
     name: str = ""
     """A network by name (compact-s:0.75: 0.75 of its width), timm:, torchvision: or hf:NAME, pkg.module:factory,
     shrink:RATIO (a narrower teacher), or auto: chosen within target. Empty: auto in compress, else mlp800 on MNIST."""
-    loss: Literal["logit_regression", "soft_targets"] = "soft_targets"
+    loss: Loss = "soft_targets"
     """The paper's regression on logits, or Hinton's soft targets."""
+    scale: Literal["none", "rms"] = "none"
+    """What noise and loss divide all logits by: nothing, or (rms) the root mean square of the teacher's. The student's
+    outputs stay in the teacher's units."""
     temperature: Positive | None = None
     """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
     label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
@@ -228,7 +247,9 @@ class NoiseSettings(Settings):
     frozen: Annotated[bool, Field(strict=True)] = False
     """True: one draw per sample for the whole run instead of a new one at every step."""
     schedule: SigmaSchedule = "constant"
-    """How sigma changes over the run: linear or cosine to 0, early or late: in one half only."""
+    """How sigma changes over the run: linear or cosine to 0, or late: in the second half only."""
+    until: Share = 1.0
+    """Share of the steps after which the noise is off."""
 
     @property
     def off(self) -> bool:
@@ -236,6 +257,8 @@ class NoiseSettings(Settings):
         return self.sigma in (0, (0, 0)) or self.alpha == 0
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.until == 0:
+            yield "until", "given 0, which is no noise at all: say sigma = 0"
         if isinstance(self.sigma, tuple) and self.sigma[0] > self.sigma[1]:
             yield "sigma", f"given {list(self.sigma)}; a range is [low, high] with low <= high"
         if isinstance(self.sigma, tuple) and self.frozen:
@@ -317,6 +340,8 @@ class RunSettings(Settings):
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
+    trace: bool = False
+    """Compute the trace of every student's Gauss-Newton matrix at the end of its training, which noise makes small."""
     profile: bool = False
     """Measure where the time of a training's steps goes, and how near they come to the machine's matrix products."""
     checkpoint_every_s: NotNegative = 30.0

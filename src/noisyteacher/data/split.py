@@ -256,7 +256,7 @@ class Batch:
         return f"Batch({shape[0]} x {shape[1:]}, {len(self.views)} view(s), step {self.step})"
 
 
-def samples_of(split: Split, views: tuple[str, ...], every_view: bool) -> int:
+def samples_of(split: Split, views: Sequence[str], every_view: bool) -> int:
     """The number of samples in an epoch: each row once, or once per view."""
     return len(split) * (len(views) if every_view else 1)
 

@@ -8,9 +8,11 @@ from noisyteacher.models.build import training_images as training_images
 from noisyteacher.models.classifier import Architecture as Architecture
 from noisyteacher.models.classifier import Classifier as Classifier
 from noisyteacher.models.classifier import Reordered as Reordered
+from noisyteacher.models.classifier import Rescaled as Rescaled
 from noisyteacher.models.classifier import as_classifier as as_classifier
 from noisyteacher.models.classifier import logits_of as logits_of
 from noisyteacher.models.classifier import reordered as reordered
+from noisyteacher.models.classifier import rescale as rescale
 from noisyteacher.models.external import WHOLE as WHOLE
 from noisyteacher.models.external import ZOO as ZOO
 from noisyteacher.models.external import class_names_of as class_names_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models.classifier import Architecture, Classifier, Options, Reordered, as_classifier
+from noisyteacher.models.classifier import Architecture, Classifier, Options, as_classifier, bare_network
 from noisyteacher.models.external import ZOO, BuiltNetwork, unknown_network
 from noisyteacher.models.narrow import SHRINK, Origin, narrow_network, origin_of, ratio_of
 from noisyteacher.models.networks import COMPACT, PAPER, compact_network, default_options, paper_network, without_width
@@ -143,8 +143,7 @@ def _to_narrow(
         raise UsageError(f"model {name!r} is a narrower copy of a teacher: pass teacher=, or name it as a student")
     if isinstance(teacher, nn.Module):
         model = as_classifier(teacher, classes=classes, input_shape=shape)
-        body = model.network.network if isinstance(model.network, Reordered) else model.network
-        return body, {"of": Origin(name=model.name, options=model.architecture["options"])}
+        return bare_network(model), {"of": Origin(name=model.name, options=model.architecture["options"])}
     first = origin_of(teacher)
     for field, expected in (("classes", classes), ("input_shape", list(shape))):
         if teacher.get(field) not in (None, expected):

@@ -147,6 +147,39 @@ def reordered(model: Classifier, order: Sequence[int]) -> Classifier:
     return classifier.train(model.training)
 
 
+class Rescaled(nn.Module):
+    """A network whose outputs are multiplied by a constant: it learns numbers of size 1 and gives logits of size c."""
+
+    output_scale: Tensor
+
+    def __init__(self, network: nn.Module, output_scale: float | Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("output_scale", torch.as_tensor(output_scale, dtype=torch.float32).clone())
+
+    def forward(self, ready: Tensor) -> Tensor:
+        return logits_of(self.network(ready)) * self.output_scale
+
+
+def rescale(model: Classifier, output_scale: float) -> Classifier:
+    """The model itself, its network's outputs multiplied by this constant from now on, instead of by an earlier one."""
+    if isinstance(model.network, Rescaled):
+        model.network.output_scale.fill_(output_scale)
+    else:
+        training = model.network.training
+        device = next(model.network.parameters()).device
+        model.network = Rescaled(model.network, output_scale).to(device).train(training)
+    return model
+
+
+def bare_network(model: Classifier) -> nn.Module:
+    """The network in a Classifier without what changes its outputs."""
+    network = model.network
+    while isinstance(network, (Reordered, Rescaled)):
+        network = network.network
+    return network
+
+
 def as_classifier(
     module: nn.Module,
     *,

@@ -27,7 +27,7 @@ from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherErro
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
 from noisyteacher.io.tensors import read_tensors, sealed_tensors, tensor_bytes, write_tensors
 from noisyteacher.models.build import MODELS, PREFIX, build_model
-from noisyteacher.models.classifier import Classifier, Options, as_classifier, reordered
+from noisyteacher.models.classifier import Classifier, Options, as_classifier, reordered, rescale
 from noisyteacher.models.external import ZOO
 from noisyteacher.models.narrow import SHRINK, first_origin
 from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork
@@ -98,20 +98,32 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
-    order = tensors.pop("network.class_order", None)
-    if order is not None:  # of a Reordered network: the network in it is rebuilt, then reordered
-        tensors = {re.sub(r"^network\.network\.", "network.", name): tensor for name, tensor in tensors.items()}
+    order, tensors = _unwrapped(tensors, "class_order")
+    scale, tensors = _unwrapped(tensors, "output_scale")
     model = _rebuild(path, tensors, record.get("architecture"), allow_import).eval()
     try:
+        model = model if scale is None else rescale(model, float(scale))
         return model if order is None else reordered(model, order.tolist())
-    except (MismatchError, TypeError) as error:
+    except (MismatchError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: StrPath) -> None:
     """Replace the model's tensors by those of the file, all or none. Raises FileFormatError with what does not fit."""
     tensors, _ = read_tensors(path, KIND, SCHEMA)
-    _fill(as_classifier(model), tensors, path)
+    classifier = as_classifier(model)
+    if "network.output_scale" in tensors and classifier is model:
+        rescale(classifier, 1.0)
+    _fill(classifier, tensors, path)
+
+
+def _unwrapped(tensors: dict[str, Tensor], name: str) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The tensor by which a Reordered or Rescaled network changes outputs, and the tensors of the network in it."""
+    value = tensors.get(f"network.{name}")
+    if value is None:
+        return None, tensors
+    rest = {key: tensor for key, tensor in tensors.items() if key != f"network.{name}"}
+    return value, {re.sub(r"^network\.network\.", "network.", key): tensor for key, tensor in rest.items()}
 
 
 def model_record(path: StrPath) -> Json:

@@ -177,7 +177,8 @@ def _why(budget: Budget) -> list[Part]:
     most: Grid = {"noise.sigma": [0.9]}
     variants: tuple[Grid, ...] = (
         {**few, "noise.draw": ["batch", "row", "scalar"]},
-        {**both, "noise.schedule": ["linear", "early", "late"]},
+        {**both, "noise.schedule": ["linear", "late"]},
+        {**both, "noise.until": [0.5]},
         {**row, "noise.distribution": ["uniform", "laplace"]},
         {**row, "noise.frozen": [True]},
         {**both, "noise.target": ["student"]},

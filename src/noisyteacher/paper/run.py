@@ -33,7 +33,15 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
-NOISE = ("noise.sigma", "noise.alpha", "noise.kind", "noise.distribution", "noise.target", "noise.schedule")
+NOISE = (
+    "noise.sigma",
+    "noise.alpha",
+    "noise.kind",
+    "noise.distribution",
+    "noise.target",
+    "noise.schedule",
+    "noise.until",
+)
 STATED = ("data.name", "teacher.name", "student.name", "student.options", *NOISE)
 """Settings that the paper states: its numbers do not belong beside those of other settings."""
 OF_FILES = ("class_order", "logits_precision", "preprocess", "mean", "std")

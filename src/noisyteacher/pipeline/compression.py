@@ -66,6 +66,7 @@ def compress(
     loss: str | None = None,
     temperature: float | None = None,
     label_weight: float | str | None = None,
+    scale: str | None = None,
     target: Mapping[str, Any] | None = None,
     export: Sequence[str] = (),
     teacher_training: Mapping[str, Any] | None = None,
@@ -100,7 +101,7 @@ def compress(
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
         raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     started = CLOCK()
-    loss_settings = {"temperature": temperature, "loss": loss, "label_weight": label_weight}
+    loss_settings = {"temperature": temperature, "loss": loss, "label_weight": label_weight, "scale": scale}
     settings: Values = {
         "teacher": {"name": display_name(teacher), **(teacher_training or {})},
         "student": {"name": display_name(student), **training},

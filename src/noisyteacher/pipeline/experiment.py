@@ -23,7 +23,7 @@ from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, exclusive_lock, make_folder, sha256, shared_lock
 from noisyteacher.measure import Costs, measure
 from noisyteacher.noise import Noise
-from noisyteacher.objectives import Objective, distil, supervised
+from noisyteacher.objectives import Distillation, Objective, distil, supervised
 from noisyteacher.pipeline import pretrained
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import distill_options, fit_options
@@ -31,6 +31,7 @@ from noisyteacher.progress import Watch, counted, counted_if_slow, message, stag
 from noisyteacher.runs import Run, as_json
 from noisyteacher.store import LogitStore
 from noisyteacher.train import WEIGHTS, History, fit, fit_many
+from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
 
 MANY_CLASSES = 100
@@ -248,6 +249,13 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         **({"together": together} if together > 1 else {}),
         **({"steps": "replayed"} if history.replayed else {}),
     }
+    if experiment.config.run.trace:
+        objective = spec.objective
+        if isinstance(objective, Distillation):
+            objective = objective.prepared(experiment.data.train, spec.recipe["views"])
+        training["trace"] = on_rank_zero(
+            lambda: trace_record(model, experiment.data.train, objective, spec.recipe["views"][0])
+        )
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
     result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
     if history.profile is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, TrainSettings, Values
-from noisyteacher.data import Splits, load_data
+from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
 from noisyteacher.errors import UsageError
@@ -18,6 +18,7 @@ from noisyteacher.measure import measure
 from noisyteacher.noise import Noise
 from noisyteacher.progress import Watch, stage
 from noisyteacher.train.optim import preferred_optimizer
+from noisyteacher.train.state import length_in_epochs
 
 AUTO = "auto"
 DEFAULT_LIMIT = "4x"
@@ -51,10 +52,13 @@ def resolve_auto(config: Config, data: Splits | None = None, *, label_weight: bo
 def _resolve_recipe(recipe: R, device: torch.device, data: Splits | None) -> R:
     precision = on_rank_zero(lambda: resolve_precision(recipe.precision, device))
     recipe = replace(recipe, precision=cast("Literal['fp32', 'bf16']", precision))
-    if data is None or recipe.views != [AUTO]:
+    if data is None:
         return recipe
-    views = default_views(data, recipe.epochs)
-    return replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
+    if recipe.views == [AUTO]:
+        views = default_views(data, recipe.epochs)
+        recipe = replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
+    epochs = length_in_epochs(recipe, data.train, expand_views(recipe.views))
+    return replace(recipe, epochs=epochs, steps=None)
 
 
 def default_views(data: Splits, epochs: int) -> tuple[str, ...]:
@@ -125,9 +129,6 @@ def short_epochs(epochs: int, named: int | None) -> int:
 def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
     """The options of `fit` in a Recipe; `optimizer = "auto"` is decided by the network that is to be trained."""
     options: Values = {name: getattr(recipe, name) for name in TrainSettings.__dataclass_fields__}
-    for name, default in (("augment", "none"), ("batch_norm", "running")):
-        if options[name] == default:  # recorded only where it differs
-            del options[name]
     if recipe.optimizer == AUTO:
         macs = measure(model, data.input_shape, latency=False).macs
         options["optimizer"] = preferred_optimizer(model, macs, recipe.batch_size)
@@ -136,7 +137,7 @@ def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
 
 def distill_options(config: Config) -> Values:
     """The options of `distil` in a Config, without the noise."""
-    options: Values = {name: getattr(config.student, name) for name in ("loss", "temperature", "combine")}
+    options: Values = {name: getattr(config.student, name) for name in ("loss", "temperature", "combine", "scale")}
     weight = config.student.label_weight
     return options | {"label_weight": LABEL_WEIGHT if weight == AUTO else weight}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models import Classifier, as_classifier
-from noisyteacher.objectives import Objective, describe_objective
+from noisyteacher.models import Classifier, as_classifier, rescale
+from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import counted, reported
 from noisyteacher.train.checkpoint import NAME as CHECKPOINT
 from noisyteacher.train.checkpoint import frozen_parameters, labels_fingerprint, signals_deferred
 from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
 from noisyteacher.train.optim import build_optimizer
 from noisyteacher.train.stack import check_stackable
-from noisyteacher.train.state import Student, TrainingPlan
+from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
 from noisyteacher.train.trainer import WEIGHTS, Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
 
@@ -41,12 +41,15 @@ def fit(
     val: Split | None = None,
     val_teacher: object = None,
     epochs: int = 20,
+    steps: int | None = None,
     batch_size: int = 64,
     optimizer: str = "adam",
     lr: float = 1e-3,
     momentum: float | None = None,
     weight_decay: float = 0.0,
+    decay_biases: bool = True,
     schedule: str = "linear",
+    hold: float | None = None,
     warmup_epochs: float = 0.0,
     views: str | Sequence[str] = "clean",
     every_view: bool = False,
@@ -96,11 +99,13 @@ def fit(
     folder = None if run is None else Path(run)
     settings = _settings(
         [seed], folder, {"resume": resume, "tensorboard": tensorboard},
-        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay,
-        schedule=schedule, warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment,
+        epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum,
+        weight_decay=weight_decay, decay_biases=decay_biases, schedule=schedule, hold=hold,
+        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment,
         batch_norm=batch_norm, precision=precision, patience=patience, keep=keep,
     )  # fmt: skip
     classifier = as_classifier(model, input_shape=split.input_shape)
+    _check_scale([model], [classifier], [objective])
     plan = make_plan(classifier, split, settings, val, val_teacher, device)
     student = make_student(classifier, objective, seed, plan)
     check_equal(student.identity)
@@ -153,6 +158,7 @@ def fit_many(
     folders = [None] * len(models) if runs is None else [Path(run) for run in runs]
     checked = _settings(seeds, folders[0], {"resume": resume, "tensorboard": tensorboard}, **settings)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
+    _check_scale(models, classifiers, objectives)
     plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
     students = [
         make_student(classifier, objective, seed, plan)
@@ -219,6 +225,7 @@ def make_plan(
     device = resolve_device(device_name)
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
     validation = None if val is None else Validation(val, val_teacher, classes, str(device), precision)
+    settings = replace(settings, epochs=length_in_epochs(settings, split, settings.views), steps=None)
     problems = list(_problems(settings, model, split, val))
     if problems:
         raise config_error(problems)
@@ -229,7 +236,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
     """A model on the plan's device with its optimizer, its objective checked against the split."""
     settings, split, validation = plan.settings, plan.split, plan.validation
     identity: dict[str, Any] = {
-        **asdict(settings),
+        **{name: value for name, value in asdict(settings).items() if name != "steps"},  # epochs say it
         "views": list(plan.views),
         "precision": plan.precision,
         "keep": plan.keep,
@@ -242,9 +249,10 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         **frozen_parameters(model),
         **({} if validation is None else validation.identity),
     }
-    for name in ("augment", "batch_norm"):  # recorded where they differ from the default, as runs always did
-        if identity[name] == getattr(TrainSettings(), name):
-            del identity[name]
+    if isinstance(objective, Distillation):
+        objective = objective.prepared(split, plan.views)
+        if objective.scale != "none":
+            rescale(model, objective.unit)
     optimizer = build_optimizer(settings, model.parameters())
     if isinstance(objective, Objective):
         classes = int(model.architecture.get("classes") or split.classes)
@@ -286,6 +294,18 @@ def _problems(settings: TrainSettings, model: Classifier, split: Split, val: Spl
             f"{split.role}; {norms[0]}): give batches of two or more"
         )
     return problems
+
+
+def _check_scale(
+    models: Sequence[nn.Module], classifiers: Sequence[Classifier], objectives: Sequence[ObjectiveFunction]
+) -> None:
+    """Raises UsageError for a model whose outputs an objective's scale would multiply behind its owner's back."""
+    for model, classifier, objective in zip(models, classifiers, objectives, strict=True):
+        if isinstance(objective, Distillation) and objective.scale != "none" and classifier is not model:
+            raise UsageError(
+                f"scale={objective.scale!r} multiplies the outputs of the model, which a {type(model).__name__} cannot "
+                "record: wrap it by nt.build_model(model, data), and train that"
+            )
 
 
 def _check_roles(split: Split, val: Split | None) -> None:

@@ -36,7 +36,8 @@ def build_optimizer(
     settings: TrainSettings, parameters: Iterable[nn.Parameter], *, stacked: bool = False
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd`
-    (momentum 0.9 unless set), `muon` (momentum 0.9 unless set; decoupled decay).
+    (momentum 0.9 unless set; its L2 term is a decoupled decay without momentum), `muon` (momentum 0.9 unless set;
+    decoupled decay).
 
     stacked: the first dimension of every parameter numbers networks. Raises ConfigError if no parameter requires
     gradients, or muon gets complex numbers.
@@ -51,10 +52,15 @@ def build_optimizer(
             raise ConfigError("optimizer 'muon' works on real numbers only, and a parameter is complex: give adam")
         return Muon(learned, momentum=momentum, stacked=stacked, **rule)
     rule["fused"] = all(parameter.is_floating_point() for parameter in learned)
+    groups: list[dict[str, Any]] = [{"params": learned}]
+    if not settings.decay_biases:
+        weights = [parameter for parameter in learned if parameter.ndim - stacked > 1]
+        biases = [parameter for parameter in learned if parameter.ndim - stacked <= 1]
+        groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(learned, momentum=momentum, **rule)
+        return torch.optim.SGD(groups, momentum=momentum, **rule)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(learned, **rule)
+    return kind(groups, **rule)
 
 
 QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -51,7 +51,7 @@ class Stack:
         self.saved_rows: dict[int, list[Tensor]] = {}
         """Parameters and buffers, by row, of models that are not to be updated any more."""
         self.optimizer = make_optimizer(self.parameters.values())
-        self.learned = [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+        self.learned = _learned(self.optimizer)
         for index, parameter in enumerate(self.learned):
             slots = [optimizer.state.get(_learned(optimizer)[index], {}) for _, optimizer in members]
             for name in slots[0]:
@@ -193,7 +193,7 @@ def _equal_states(first: nn.Module, second: nn.Module) -> bool:
     )
 
 
-def _learned(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _learned(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -12,21 +12,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config.schema import TrainSettings
-from noisyteacher.data import Batch, Split
+from noisyteacher.config.schema import HOLD, TrainSettings
+from noisyteacher.data import Batch, Split, samples_of
 from noisyteacher.distributed import World
 from noisyteacher.errors import NoisyTeacherError, TrainingError
 from noisyteacher.models import Classifier
 from noisyteacher.objectives import LossGroup, Metrics
 from noisyteacher.rng import derive_seed, seed_draws
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
-    "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda done, hold: 1.0,
+    "hold": lambda done, hold: 1.0 if done <= hold else (1.0 - done) / (1.0 - hold),
+    "linear": lambda done, hold: 1.0 - done,
+    "cosine": lambda done, hold: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "step": lambda done, hold: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
-"""Schedule -> factor on the base learning rate after a share `done` (0..1) of the steps behind the warm-up."""
+"""Schedule -> factor on the base learning rate after a share `done` (0..1) of the steps behind the warm-up; `hold` is
+the share for which the schedule of that name does not fall."""
 GroupMetrics = list[tuple[list[int], Metrics]]
 """Groups of students, each with metrics `[n]` by name."""
 
@@ -63,9 +65,8 @@ class TrainingPlan:
 
     @cached_property
     def batches(self) -> int:
-        """Batches per epoch: a last batch of a single sample is left out, because batch norm cannot learn from it."""
-        samples = len(self.split) * (len(self.views) if self.settings.every_view else 1)
-        return max(1, samples // self.settings.batch_size + (samples % self.settings.batch_size > 1))
+        """Batches per epoch."""
+        return batches_per_epoch(self.split, self.views, self.settings)
 
     @property
     def total_steps(self) -> int:
@@ -76,7 +77,8 @@ class TrainingPlan:
         """The learning rate of a step, from 0."""
         settings = self.settings
         warmup = round(settings.warmup_epochs * self.batches)
-        return settings.lr * rate_factor(settings.schedule, step, self.total_steps, warmup)
+        hold = HOLD if settings.hold is None else settings.hold
+        return settings.lr * rate_factor(settings.schedule, step, self.total_steps, warmup, hold)
 
 
 @dataclass
@@ -175,16 +177,30 @@ def seeds_of(students: Sequence[Student]) -> tuple[list[int], list[int]]:
     return seeds, [seeds.index(student.seed) for student in students]
 
 
-def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
+def batches_per_epoch(split: Split, views: Sequence[str], settings: TrainSettings) -> int:
+    """Batches per epoch: a last batch of a single sample is left out, because batch norm cannot learn from it."""
+    samples = samples_of(split, views, settings.every_view)
+    return max(1, samples // settings.batch_size + (samples % settings.batch_size > 1))
+
+
+def length_in_epochs(settings: TrainSettings, split: Split, views: Sequence[str]) -> int:
+    """The epochs of a training: as many as `settings.steps` need, where it is given."""
+    if settings.steps is None:
+        return settings.epochs
+    return math.ceil(settings.steps / batches_per_epoch(split, views, settings))
+
+
+def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 0, hold: float = HOLD) -> float:
     """The factor on the base learning rate at `step` (from 0), a number in (0, 1].
 
-    The first `warmup_steps` rise linearly to 1; after them `constant` stays, `linear` falls to 0, `cosine` falls along
-    half a cosine, `step` is divided by 10 at half and at three quarters. The last step is never at 0.
+    The first `warmup_steps` rise linearly to 1; after them `constant` stays, `linear` falls to 0, `hold` stays for the
+    share `hold` of the remaining steps and falls linearly to 0 then, `cosine` falls along half a cosine, `step` is
+    divided by 10 at half and at three quarters. The last step is never at 0.
     `rate_factor("linear", 5, 10) == 0.5`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), hold)
 
 
 def loss_error(value: float, step: int, plan: TrainingPlan) -> TrainingError:

@@ -1,0 +1,110 @@
+"""The trace of a student's Gauss-Newton matrix: what fresh noise on the targets makes small in a long training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from noisyteacher.data import Batch, Split
+from noisyteacher.device import inference
+from noisyteacher.io.files import Json
+from noisyteacher.models import as_classifier
+from noisyteacher.objectives import Distillation
+from noisyteacher.rng import generator
+
+ROWS = 200
+"""Training rows over which the trace is a mean."""
+EXACT_ELEMENTS = 20_000_000
+"""Up to so many elements of one image's Jacobian (classes x parameters) the trace is computed exactly."""
+PROBES = 32
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Mean over rows of sum_k ||grad g_k||^2, and of sum_k z_k^2 ||grad g_k||^2, in units of what the loss sees.
+
+    weighted: None without a teacher. The standard errors are those of Hutchinson's estimator; 0 where it is exact.
+    """
+
+    plain: float
+    weighted: float | None
+    rows: int
+    probes: int = 0
+    """Random vectors of Hutchinson's estimator; 0 where the traces are exact."""
+    plain_error: float = 0.0
+    weighted_error: float = 0.0
+
+
+def gauss_newton_trace(
+    model: nn.Module, images: Tensor, targets: Tensor | None = None, *, unit: float = 1.0, exact: bool | None = None
+) -> Trace:
+    """The trace of J J^T, J the Jacobian of the logits / unit in the learned parameters, in eval mode.
+
+    images: uint8 `[N, C, H, W]`. targets: the teacher's logits `[N, K]` for the weighted trace. exact: by default for
+    networks with a small Jacobian; else Hutchinson's estimator with PROBES random signs per logit. Source: Damian, Ma &
+    Lee 2021 (label noise drives SGD towards a small trace); Hutchinson 1990.
+    """
+    classifier = as_classifier(model)
+    with inference(classifier) as device, torch.enable_grad():
+        learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+        images = images.to(device)
+        weights = None if targets is None else targets.to(device).float() / unit
+        classes = classifier.classes or classifier(images[:1]).shape[1]
+        if exact is None:
+            exact = classes * sum(parameter.numel() for parameter in learned) <= EXACT_ELEMENTS
+        estimate = _exact if exact else _hutchinson
+        plain = estimate(classifier, images, learned, unit, None)
+        weighted = None if weights is None else estimate(classifier, images, learned, unit, weights)
+    return Trace(
+        plain=plain[0],
+        weighted=None if weighted is None else weighted[0],
+        rows=len(images),
+        probes=0 if exact else PROBES,
+        plain_error=plain[1],
+        weighted_error=0.0 if weighted is None else weighted[1],
+    )
+
+
+def trace_record(model: nn.Module, split: Split, objective: object, view: str = "clean") -> Json:
+    """The Trace of a trained student on ROWS of its training split under a view, as JSON; weighted with a teacher."""
+    rows = torch.randperm(len(split), generator=generator(0, "trace"))[:ROWS]
+    images = split.images_at(rows, view)
+    if not isinstance(objective, Distillation):
+        return asdict(gauss_newton_trace(model, images))
+    which = torch.zeros(len(rows), dtype=torch.int64)
+    targets = objective.teacher.logits(Batch(images, None, rows, (view,), which, 0, 0, len(split)))
+    return asdict(gauss_newton_trace(model, images, targets, unit=objective.unit))
+
+
+def _exact(
+    model: nn.Module, images: Tensor, learned: list[nn.Parameter], unit: float, weights: Tensor | None
+) -> tuple[float, float]:
+    total = 0.0
+    for row in range(len(images)):
+        logits = model(images[row : row + 1])[0] / unit
+        directions = torch.eye(len(logits), device=logits.device)
+        if weights is not None:
+            directions = directions * weights[row]
+        for number, direction in enumerate(directions):
+            keep = number < len(logits) - 1
+            gradients = torch.autograd.grad(logits, learned, direction, retain_graph=keep, allow_unused=True)
+            total += sum(float(part.square().sum()) for part in gradients if part is not None)
+    return total / len(images), 0.0
+
+
+def _hutchinson(
+    model: nn.Module, images: Tensor, learned: list[nn.Parameter], unit: float, weights: Tensor | None
+) -> tuple[float, float]:
+    """E ||sum_ik v_ik w_ik grad g_k(x_i)||^2 over random signs v is the sum of the squares: cross terms average out."""
+    draws = generator(0, "trace probes")
+    logits = model(images) / unit
+    values = []
+    for number in range(PROBES):
+        signs = torch.randint(0, 2, logits.shape, generator=draws).to(logits.device).float() * 2 - 1
+        direction = signs if weights is None else signs * weights
+        gradients = torch.autograd.grad(logits, learned, direction, retain_graph=number < PROBES - 1, allow_unused=True)
+        values.append(sum(float(part.square().sum()) for part in gradients if part is not None) / len(images))
+    samples = torch.tensor(values, dtype=torch.float64)
+    return float(samples.mean()), float(samples.std() / PROBES**0.5)
