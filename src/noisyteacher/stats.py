@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noisyteacher.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LEVEL = 0.05
 """A corrected p-value below this counts as evidence."""
@@ -182,8 +185,89 @@ def binomial_interval(wrong: int, n: int, confidence: float = 0.95) -> tuple[flo
     return 100 * max(0.0, centre - half_width), 100 * min(1.0, centre + half_width)
 
 
-def t_quantile(probability: float, degrees_of_freedom: int) -> float:
+def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t distribution. `t_quantile(0.975, 4) == 2.776...`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees_of_freedom, probability))
+
+
+def crossed_difference(first: NDArray[Any], second: NDArray[Any]) -> PairedDifference:
+    """Error of `second` minus error of `first`, in points, with an interval that covers other seeds AND other images.
+
+    Both bool `[S, N]`: whether the student of seed s misclassifies test image i. Seeds and images are crossed random
+    effects: the variance of the mean is (MS seeds + MS images - MS rest) / (S N), at least what seeds alone give;
+    degrees of freedom by Satterthwaite. Raises UsageError unless both have two seeds or more and the same shape.
+    """
+    from scipy.special import stdtr
+
+    if first.ndim != 2 or len(first) < 2 or first.shape != second.shape:
+        raise UsageError(f"{first.shape} and {second.shape}: expected two tables [S, N] of two seeds or more")
+    gaps = 100 * (second.astype(float) - first.astype(float))
+    seeds, images = gaps.shape
+    mean, by_seed, by_image = gaps.mean(), gaps.mean(1), gaps.mean(0)
+    rest = gaps - by_seed[:, None] - by_image[None, :] + mean
+    freedoms = seeds - 1, images - 1, (seeds - 1) * (images - 1)
+    sums = images * ((by_seed - mean) ** 2).sum(), seeds * ((by_image - mean) ** 2).sum(), (rest**2).sum()
+    of_seeds, of_images, of_rest = squares = [float(total) / df for total, df in zip(sums, freedoms, strict=True)]
+    variance = max(of_seeds, of_seeds + of_images - of_rest)
+    if variance <= 0:
+        return PairedDifference(float(mean), None, None, None, seeds)
+    freedom = float(seeds - 1)
+    if variance > of_seeds:
+        freedom = max(1.0, variance**2 / sum(square**2 / df for square, df in zip(squares, freedoms, strict=True)))
+    error = math.sqrt(variance / (seeds * images))
+    half_width = t_quantile(0.975, freedom) * error
+    p = float(2 * stdtr(freedom, -abs(mean) / error))
+    return PairedDifference(float(mean), float(mean - half_width), float(mean + half_width), p, seeds)
+
+
+def dunnett(control: Sequence[float], treatments: Sequence[Sequence[float]]) -> list[PairedDifference]:
+    """Each treatment minus the control, with p and 95 % intervals that hold for all of them at once (Dunnett 1955).
+
+    One value per seed, the same seeds everywhere; the residual of treatment + seed is pooled over the treatments, with
+    k (n - 1) degrees of freedom. Raises UsageError for fewer than two seeds or other numbers of them.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+
+    if {len(row) for row in treatments} != {len(control)} or len(control) < 2:
+        raise UsageError("Dunnett's test needs a control and treatments over the same seeds, at least two")
+    table = np.asarray([control, *treatments], dtype=float)
+    count, n = len(table) - 1, table.shape[1]
+    freedom = count * (n - 1)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    error = math.sqrt(2 * float((rest**2).sum()) / freedom / n)
+    gaps = table[1:].mean(1) - table[0].mean()
+    if error == 0:
+        return [PairedDifference(float(gap), None, None, None, n) for gap in gaps]
+    half_width = error * brentq(lambda t: dunnett_p(t, count, freedom) - 0.05, 0.1, 1000)
+    return [
+        PairedDifference(
+            float(gap), float(gap - half_width), float(gap + half_width), dunnett_p(abs(gap) / error, count, freedom), n
+        )
+        for gap in gaps
+    ]
+
+
+def dunnett_p(t: float, treatments: int, degrees_of_freedom: int) -> float:
+    """The chance that the largest of so many |t|, against one control and without any effect, is `t` or more.
+
+    `dunnett_p(2.57, 2, 10)` is 0.05. The t's are correlated by 1/2, as they share the control.
+    """
+    import numpy as np
+    from scipy.special import gammaln, ndtr
+
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    nodes, node_weights = np.polynomial.legendre.leggauss(200)
+    df = degrees_of_freedom
+    low, high = max(1e-9, 1 - 9 / math.sqrt(2 * df)), 1 + 9 / math.sqrt(2 * df)
+    scale = low + (high - low) * (nodes + 1) / 2  # of the standard deviation, in units of its expectation
+    log_density = (
+        math.log(2) + df / 2 * math.log(df / 2) - gammaln(df / 2) + (df - 1) * np.log(scale) - df * scale**2 / 2
+    )
+    reach = math.sqrt(2) * t * scale[:, None]
+    inside = (ndtr(points + reach) - ndtr(points - reach)) ** treatments @ weights
+    chance = (high - low) / 2 * float(node_weights @ (np.exp(log_density) * inside))
+    return min(1.0, max(0.0, 1 - chance))

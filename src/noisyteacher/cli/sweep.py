@@ -108,7 +108,7 @@ def _print_end(result: SweepResult | PaperResult) -> None:
 @o.options("data.root jobs stack scheduler run.output_dir run.device overrides as_json quiet")
 def paper(
     request: o.Request,
-    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, or all.")],
+    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, regime, or all.")],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,
     part: Annotated[
@@ -126,7 +126,7 @@ def paper(
     with request.progress():  # says that it is loading
         from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
 
-    names = list(EXPERIMENTS) if experiment == "all" else [experiment]
+    names = [*EXPERIMENTS, "regime"] if experiment == "all" else [experiment]
     if sigmas is not None and experiment == "all":
         fixed = ", ".join(name for name in names if not varies_sigma(name))
         raise UsageError(f"--sigmas: {fixed} have sigmas of their own: name an experiment instead of all")

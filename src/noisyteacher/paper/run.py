@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from noisyteacher import stats
 from noisyteacher.config import build_config, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json, shared_lock
+from noisyteacher.paper import regime
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import curve, value
 from noisyteacher.pipeline import (
     Condition,
+    Difference,
+    Estimate,
     PaperRow,
     RunResult,
     Verdict,
@@ -33,6 +37,7 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
+REGIME = "regime"
 NOISE = (
     "noise.sigma",
     "noise.alpha",
@@ -100,11 +105,17 @@ def run_paper(
     sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in `sweep`.
     Raises UnknownNameError, UsageError for a teacher or sigmas without effect, and whatever `sweep` raises.
     """
-    chosen = experiment(SAME.get(name, name))
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
     if seeds is not None and seeds < 1:
         raise UsageError(f"seeds={seeds}: expected 1 or more")
+    if name == REGIME:
+        unused = {"teacher": teacher, "sigmas": sigmas, "scheduler": scheduler, "stack": stack if stack > 1 else None}
+        if wrong := [option for option, value in unused.items() if value]:
+            raise UsageError(f"{', '.join(wrong)}: no effect on {REGIME}: leave it out")
+        data = {"root": data_root, "verify": verify, **(overrides or {})}
+        return _run_regime(budget, data, parts, seeds, jobs, output_dir, command, begun, watch)
+    chosen = experiment(SAME.get(name, name))
     if sigmas and not varies_sigma(name):
         raise UsageError(f"sigmas: {chosen.name} has sigmas of its own: leave them out")
     size = BUDGETS[budget]
@@ -155,6 +166,74 @@ def run_paper(
         outcome = _paper_result(run.path, chosen, size, selected, results)
         run.write_result(outcome.describe())
     return outcome
+
+
+def _run_regime(
+    budget: str,
+    settings: Json,
+    parts: Sequence[str],
+    seeds: int | None,
+    jobs: int,
+    output_dir: str | os.PathLike[str],
+    command: str | None,
+    begun: Callable[[Run], None] | None,
+    watch: Watch | None,
+) -> PaperResult:
+    """Clean and noisy students after long trainings (`paper.regime`); settings: of the data, for all parts."""
+    names, number, epochs = regime.BUDGETS[budget]
+    for part in parts:
+        if part not in regime.CELLS:
+            raise unknown_name(f"part of {REGIME}", part, regime.CELLS)
+    if wrong := [key for key in settings if key not in ("root", "verify") and not key.startswith("data.")]:
+        raise UsageError(f"{wrong[0]}: {REGIME} takes settings of the data alone (data.name=..., data.root=...)")
+    cells = [regime.CELLS[part] for part in parts or names]
+    count = seeds or number
+    if count < 2:
+        raise UsageError(f"seeds={count}: {REGIME} compares over seeds, so it needs two or more")
+    content = {"experiment": REGIME, "budget": budget, "seeds": count, "cells": [asdict(cell) for cell in cells]}
+    config = as_json(content, "config")
+    run = _find_run(output_dir, "paper", config)
+    if run is None:
+        run = new_run(output_dir, "paper", f"{REGIME}-{budget}", config, command=command)
+    if begun is not None:
+        begun(run)
+    named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
+    with shared_lock(run.path):
+        records = []
+        for cell in cells:
+            data = {"name": cell.data, **named}
+            workspace = regime.Workspace(run.path / cell.data, data, regime.TEACHERS[cell.data], epochs)
+            records.append(regime.run_cell(workspace, cell, range(count), jobs, watch))
+        outcome = _regime_result(run.path, budget, records)
+        run.write_result(outcome.describe())
+    return outcome
+
+
+def _regime_result(path: Path, budget: str, records: Sequence[Json]) -> PaperResult:
+    """A row per arm of every cell, a verdict per contrast."""
+    rows, verdicts = list[PaperRow](), list[Verdict]()
+    for record in records:
+        name = record["cell"]["name"]
+        for title, arm in record["arms"].items():
+            gap = record["against_clean_no_decay"].get(title)
+            difference = None if gap is None else Difference(**gap, reference="clean, no decay")
+            kind = "clean" if title.startswith("clean") else "noisy"
+            ours = Estimate.of(arm["test_error_%"]["last"])
+            rows.append(PaperRow(name, f"{name}: {title}", kind, None, ours, difference))
+        for question, contrast in record["contrasts"].items():
+            difference = Difference(**contrast)
+            sentence = f"{name}, {question}: {stats.verdict(difference)}"
+            verdicts.append(Verdict(stats.outcome(difference), sentence))
+    return PaperResult(
+        path=path,
+        kind="paper",
+        data=", ".join(dict.fromkeys(record["cell"]["data"] for record in records)),
+        title=regime.TITLE,
+        budget=budget,
+        paper=tuple(rows),
+        verdicts=tuple(verdicts),
+        remarks=regime.NOTES,
+    )
 
 
 def adapted(part: Part, machine: Json, overrides: Json) -> Part:

@@ -54,9 +54,13 @@ def gauss_newton_trace(
         classes = classifier.classes or classifier(images[:1]).shape[1]
         if exact is None:
             exact = classes * sum(parameter.numel() for parameter in learned) <= EXACT_ELEMENTS
-        estimate = _exact if exact else _hutchinson
-        plain = estimate(classifier, images, learned, unit, None)
-        weighted = None if weights is None else estimate(classifier, images, learned, unit, weights)
+        if exact:
+            squares = _squared_gradients(classifier, images, learned, unit)
+            plain = float(squares.sum(1).mean()), 0.0
+            weighted = None if weights is None else (float((squares * weights.square()).sum(1).mean()), 0.0)
+        else:
+            plain = _hutchinson(classifier, images, learned, unit, None)
+            weighted = None if weights is None else _hutchinson(classifier, images, learned, unit, weights)
     return Trace(
         plain=plain[0],
         weighted=None if weighted is None else weighted[0],
@@ -78,20 +82,15 @@ def trace_record(model: nn.Module, split: Split, objective: object, view: str = 
     return asdict(gauss_newton_trace(model, images, targets, unit=objective.unit))
 
 
-def _exact(
-    model: nn.Module, images: Tensor, learned: list[nn.Parameter], unit: float, weights: Tensor | None
-) -> tuple[float, float]:
-    total = 0.0
+def _squared_gradients(model: nn.Module, images: Tensor, learned: list[nn.Parameter], unit: float) -> Tensor:
+    """||grad g_k(x_i)||^2, `[N, K]`."""
+    squares = []
     for row in range(len(images)):
         logits = model(images[row : row + 1])[0] / unit
         directions = torch.eye(len(logits), device=logits.device)
-        if weights is not None:
-            directions = directions * weights[row]
-        for number, direction in enumerate(directions):
-            keep = number < len(logits) - 1
-            gradients = torch.autograd.grad(logits, learned, direction, retain_graph=keep, allow_unused=True)
-            total += sum(float(part.square().sum()) for part in gradients if part is not None)
-    return total / len(images), 0.0
+        gradients = torch.autograd.grad(logits, learned, directions, is_grads_batched=True, allow_unused=True)
+        squares.append(sum(part.flatten(1).square().sum(1) for part in gradients if part is not None))
+    return torch.stack(squares)  # type: ignore[arg-type]
 
 
 def _hutchinson(

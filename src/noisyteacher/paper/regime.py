@@ -1,0 +1,407 @@
+"""Where the noise helps: clean and noisy students after long trainings, each with settings chosen for it.
+
+A cell is a data set, the size of its training subset, a student, an optimizer and a loss. On a pilot seed clean and
+noisy students have the same number of trials, and the lowest validation error chooses. Then fresh seeds, each with a
+fresh subset, train the chosen settings and their controls; each student is judged once on test, with its last weights
+and with those of its best epoch on validation (early stopping).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noisyteacher.config.schema import Loss
+from noisyteacher.data import Split, Splits, load_data
+from noisyteacher.evaluate import predict
+from noisyteacher.extract import extract
+from noisyteacher.io.files import Json, read_json, write_json
+from noisyteacher.models import Classifier, build_model, load_model
+from noisyteacher.noise import Noise
+from noisyteacher.objectives import distil
+from noisyteacher.process import processes as worker_pool
+from noisyteacher.progress import Watch
+from noisyteacher.rng import generator, seeded
+from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, mean_interval
+from noisyteacher.store import LogitStore
+from noisyteacher.train import fit
+from noisyteacher.train.curvature import trace_record
+from noisyteacher.train.history import Tick
+from noisyteacher.train.state import rate_factor
+
+KIND, SCHEMA = "regime-training", 1
+PILOT_SEED = 100
+BATCH, HOLD = 32, 0.6
+VALIDATION = 2000
+"""Validation images at most: they are looked at after every epoch."""
+TRACES = 8
+"""How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
+TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10-gpu"}
+RATES = {"sgd": (0.01, 0.03, 0.06), "adam": (3e-4, 1e-3, 3e-3)}
+DECAYS = {"sgd": (0.0, 5e-4, 2e-3, 1e-2), "adam": (0.0, 0.01, 0.05, 0.2)}
+"""Optimizer -> learning rates and weight decays of the clean trials, each with each. Decay is decoupled and not on
+biases, so that a step of Adam at 1e-3 decays by what 0.05 and SGD at 0.03 decays by what 0.002 says."""
+GENTLE, STRONG = (
+    {"sigma": 0.3, "alpha": 1.0, "draw": "row", "until": 0.6},
+    {"sigma": 0.9, "alpha": 0.5, "draw": "row", "until": 0.6},
+)
+VARIANTS: dict[str, Json] = {
+    "sigma 0.3, alpha 1": GENTLE,
+    "sigma 0.9, alpha 0.5": STRONG,
+    "sigma 0.9, alpha 1": {**STRONG, "alpha": 1.0},
+    "sigma 0.9, to the end": {**STRONG, "until": 1.0},
+    "sigma 0.9, one xi per batch": {**STRONG, "draw": "batch"},
+    "additive of equal size": {**STRONG, "kind": "additive"},
+}
+"""Noises that are judged beside the chosen one, at its rate and without weight decay. Logits have a mean square of 1,
+so that additive noise of the same sigma has the same variance on average."""
+DROPOUTS = (0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A comparison of clean and noisy students."""
+
+    data: str
+    rows: int
+    student: str
+    optimizer: str = "sgd"
+    loss: Loss = "logit_regression"
+    temperature: float | None = None
+    epochs: int = 300
+
+    @property
+    def name(self) -> str:
+        """`mnist-1000-mlp128-sgd`; other losses than logit regression are named behind it."""
+        loss = "" if self.loss == "logit_regression" else f"-soft{self.temperature:g}"
+        return f"{self.data}-{self.rows}-{self.student}-{self.optimizer}{loss}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a student of a cell is trained."""
+
+    title: str
+    lr: float
+    weight_decay: float = 0.0
+    noise: Json | None = None
+    dropout: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The settings as the name of a file."""
+        words = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", *([f"drop{self.dropout:g}"] if self.dropout else [])]
+        return "-".join([*words, *(f"{key}{value}" for key, value in (self.noise or {}).items())])
+
+
+CELLS = {
+    cell.name: cell
+    for cell in (
+        *(
+            Cell("mnist", rows, student, optimizer, epochs=400 if rows < 5000 else 300)
+            for rows in (500, 1000, 5000)
+            for student in ("mlp128", "mlp800")
+            for optimizer in ("sgd", "adam")
+        ),
+        *(Cell("mnist", 1000, "mlp128", "sgd", "soft_targets", t, 400) for t in (1.0, 4.0)),
+        *(Cell("cifar10", rows, "student3", optimizer) for rows in (1000, 5000) for optimizer in ("sgd", "adam")),
+        Cell("mnist", 50_000, "mlp800", epochs=100),
+        Cell("cifar10", 45_000, "student3", epochs=60),
+    )
+}
+
+
+SMALL = ("mnist-1000-mlp128-sgd", "mnist-500-mlp128-sgd", "mnist-1000-mlp128-adam", "mnist-1000-mlp800-sgd")
+BUDGETS: dict[str, tuple[Sequence[str], int, int | None]] = {
+    "quick": (SMALL[:1], 2, 3),
+    "standard": (SMALL, 8, None),
+    "full": (tuple(CELLS), 8, None),
+}
+"""Budget -> cells, fresh seeds, and epochs where they are not the cell's."""
+TITLE = "Where the noise helps: clean and noisy students after long trainings"
+NOTES = (
+    "Not in the paper. Logits in units of their root mean square, batch 32, a rate that holds for 60 % of the steps "
+    "and then falls linearly to 0. Settings were chosen on a pilot seed by validation, with as many trials for noisy "
+    "as for clean students; every seed has a training subset of its own. Errors are those of the last weights. "
+    "Differences to 'clean, no decay' have simultaneous intervals (Dunnett).",
+)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the trainings of a study read and write: what a worker process needs to know."""
+
+    folder: Path
+    data: Json
+    """Settings of the data, as in the part `data` of a Config."""
+    teacher: str
+    epochs: int | None = None
+    """Instead of the cell's, to try things out."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student's errors (%) on validation and test, with its last weights and with those of its best epoch."""
+
+    arm: Arm
+    seed: int
+    val: dict[str, float]
+    test: dict[str, float]
+    wrong: dict[str, str]
+    """Which test images are misclassified, as bits in hexadecimal, by weights."""
+    clean_loss: float
+    """The loss on the training images without noise, with the last weights."""
+    clock: float
+    """Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) over the steps."""
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    """By epoch `step`, `val_error` and `clean_loss` (of the steps); at a few epochs `trace_step` and `trace`."""
+
+    def misses(self, weights: str, images: int) -> NDArray[np.bool_]:
+        """Which test images are misclassified, bool `[images]`."""
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.wrong[weights]), dtype=np.uint8))
+        return bits[:images].astype(bool)
+
+
+def build_student(name: str, data: Splits, seed: int, dropout: float) -> Classifier:
+    """A student: `mlp128`, a perceptron of two hidden layers of 128, or a network of the package."""
+    if name != "mlp128":
+        return build_model(name, data, seed=seed, dropout=dropout)
+    width = math.prod(data.input_shape)
+    layers: list[nn.Module] = [nn.Flatten()]
+    with seeded(seed, "init", name):
+        for outputs in (128, 128, data.classes):
+            linear = nn.Linear(width, outputs)
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU(), nn.Dropout(dropout)]
+            width = outputs
+    return build_model(nn.Sequential(*layers[:-2]), data, preprocess=data.preprocess)
+
+
+def draw_subset(split: Split, rows: int, seed: int) -> Tensor:
+    """Row numbers of a subset with every class in proportion, another for every seed; at most all rows."""
+    if rows >= len(split):
+        return torch.arange(len(split))
+    order = torch.randperm(len(split), generator=generator(seed, "subset"))
+    labels, ranks = split.labels_at(order), torch.empty(len(order), dtype=torch.float64)
+    for number in range(split.classes):  # a row's rank in its class, as a share of the class
+        of_class = labels == number
+        ranks[of_class] = torch.linspace(0, 1, int(of_class.sum()), dtype=torch.float64)
+    return order[torch.argsort(ranks, stable=True)[:rows]].sort().values
+
+
+@cache
+def load_workspace(data: str, teacher: str, folder: Path) -> tuple[Splits, LogitStore]:
+    """The data, at most VALIDATION images in validation, and the teacher's logits for all training images."""
+    settings = json.loads(data)
+    splits = load_data(settings.pop("name"), **settings)
+    store = extract(load_model(teacher), splits.train, folder / "logits", progress=False)
+    return replace(splits, val=splits.val.take(min(VALIDATION, len(splits.val)))), store
+
+
+def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
+    """The options of `fit`."""
+    decay = {"weight_decay": arm.weight_decay, "decay_biases": False} if arm.weight_decay else {}
+    optimizer = "adamw" if cell.optimizer == "adam" else cell.optimizer  # the same without decay
+    momentum = {"momentum": 0.0} if optimizer == "sgd" else {}
+    return {
+        "epochs": epochs, "batch_size": BATCH, "optimizer": optimizer, "lr": arm.lr, "schedule": "hold", "hold": HOLD,
+        "keep": "last", "precision": "fp32", "device": "cpu", **decay, **momentum,
+    }  # fmt: skip
+
+
+def clock_of(arm: Arm, steps: int) -> float:
+    """Q of a training of so many steps, for logits whose mean square is 1."""
+    if arm.noise is None:
+        return 0.0
+    noise = Noise(**arm.noise)
+    rates = (arm.lr * rate_factor("hold", step, steps, hold=HOLD) for step in range(steps))
+    sigmas = (noise.sigma_at(step, steps)[0] for step in range(steps))
+    return sum((rate * sigma) ** 2 for rate, sigma in zip(rates, sigmas, strict=True)) * noise.alpha / BATCH
+
+
+def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
+    """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint."""
+    file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}.json"
+    if file.exists():
+        record = read_json(file, KIND, SCHEMA)["trained"]
+        return Trained(**{**record, "arm": Arm(**record["arm"])})
+    data = json.dumps(workspace.data, sort_keys=True)
+    splits, store = load_workspace(data, workspace.teacher, workspace.folder)
+    assert splits.test is not None
+    rows = draw_subset(splits.train, cell.rows, seed)
+    train, logits = splits.train.subset(rows), store.logits("clean", rows)
+    student = build_student(cell.student, splits, seed, arm.dropout)
+    noise = None if arm.noise is None else Noise(**arm.noise)
+    objective = distil(logits, noise=noise, loss=cell.loss, temperature=cell.temperature, scale="rms")
+    clean = replace(objective, noise=None).prepared(train, ("clean",))
+    epochs, folder = workspace.epochs or cell.epochs, file.with_suffix("")
+    trace_file, traces = folder / "traces.json", dict[str, float]()
+    if trace_file.exists():
+        traces = read_json(trace_file, KIND, SCHEMA)["traces"]
+    marks = {round(epochs ** (number / (TRACES - 1))) for number in range(TRACES)}
+
+    def on_step(tick: Tick) -> None:
+        epoch, within = divmod(tick.step, tick.total_steps // tick.epochs)
+        if not within and epoch in marks:
+            traces[str(tick.step)] = trace_record(student, train, clean)["plain"]
+            write_json(trace_file, KIND, SCHEMA, {"traces": traces})
+
+    recipe = recipe_of(cell, arm, epochs)
+    history = fit(
+        student, train, objective, val=splits.val, seed=seed, run=folder, resume=True, progress=on_step, **recipe
+    )
+    val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
+    for weights, state in (("best", history.best), ("last", history.last)):
+        student.load_state_dict(state)
+        for split, errors in ((splits.val, val), (splits.test, test)):
+            labels = split.labels_at(torch.arange(len(split)))
+            misses = predict(student, split, progress=False, device="cpu").argmax(1).ne(labels)
+            errors[weights] = 100 * int(misses.sum()) / len(split)
+        wrong[weights] = np.packbits(misses.numpy()).tobytes().hex()
+    last = predict(student, train, progress=False, device="cpu")
+    loss, _ = clean.loss(last, {"teacher": logits / clean.unit})
+    curve: dict[str, list[float]] = {"trace_step": [float(step) for step in traces], "trace": list(traces.values())}
+    for name, key in (("step", "step"), ("val_error", "val/error")):
+        curve[name] = [line[key] for line in history.epochs]
+    curve["clean_loss"] = [line.get("train/clean_loss", line["train/loss"]) for line in history.epochs]
+    trained = Trained(arm, seed, val, test, wrong, float(loss), clock_of(arm, history.epochs[-1]["step"]), curve)
+    write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
+    shutil.rmtree(folder)
+    return trained
+
+
+def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
+    """`train_arm` in a process of its own, with one thread."""
+    torch.set_num_threads(1)
+    return train_arm(workspace, cell, arm, seed)
+
+
+def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
+    """The clean and the noisy trials of the pilot, as many of each, at the same rates."""
+    rates, decays = RATES[cell.optimizer], DECAYS[cell.optimizer]
+    clean = [Arm("clean", rate, decay) for rate in rates for decay in decays]
+    noisy = [
+        Arm("noisy", rate, decay, noise) for rate in rates for decay in (0.0, decays[2]) for noise in (GENTLE, STRONG)
+    ]
+    return clean, noisy
+
+
+def choose_arms(pilot: Sequence[Trained]) -> list[Arm]:
+    """What fresh seeds train: the best clean and noisy arms on validation, with decay and without; then controls."""
+
+    def best(kind: str, weights: str, plain: bool) -> Arm:
+        of_kind = [row for row in pilot if row.arm.title == kind and not (plain and row.arm.weight_decay)]
+        return min(of_kind, key=lambda row: row.val[weights]).arm
+
+    clean, noisy = best("clean", "last", True), best("noisy", "last", True)
+    arms = [
+        replace(best("clean", "last", False), title="clean, decay chosen"),
+        replace(best("noisy", "last", False), title="noisy, decay chosen"),
+        replace(best("clean", "best", False), title="clean, for early stopping"),
+        replace(best("noisy", "best", False), title="noisy, for early stopping"),
+        replace(clean, title="clean, no decay"),
+        replace(noisy, title="noisy, no decay"),
+    ]
+    arms += [replace(noisy, title=title, noise=noise) for title, noise in VARIANTS.items()]
+    return [*arms, *(replace(clean, title=f"clean, dropout {share:g}", dropout=share) for share in DROPOUTS)]
+
+
+def run_cell(workspace: Workspace, cell: Cell, seeds: Sequence[int], jobs: int, watch: Watch | None) -> Json:
+    """Pilot, choice and judgement of a cell: the record that is also in `CELL.json` of the workspace.
+
+    Trainings that are done are read. An interrupted call, made again, continues.
+    """
+    with worker_pool(jobs) as pool:
+
+        def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
+            distinct = {(arm.name, seed): arm for arm, seed in tasks}  # what was chosen may be one of the controls
+            futures = {key: pool.submit(train_in_worker, workspace, cell, arm, key[1]) for key, arm in distinct.items()}
+            for done, _ in enumerate(as_completed(futures.values()), 1):
+                if watch is not None:
+                    watch(f"{cell.name}, {stage}", done, len(futures), f"{done} of {len(futures)} trainings")
+            return [futures[arm.name, seed].result() for arm, seed in tasks]
+
+        clean, noisy = trials(cell)
+        pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
+        arms = choose_arms(pilot)
+        trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
+    by_title = {arm.title: trained[number * len(seeds) : (number + 1) * len(seeds)] for number, arm in enumerate(arms)}
+    record = judge_cell(cell, by_title, pilot)
+    write_json(workspace.folder / f"{cell.name}.json", "regime", SCHEMA, record)
+    return record
+
+
+CONTRASTS = {
+    "each at its best, last weights": ("clean, decay chosen", "noisy, decay chosen", "last"),
+    "each at its best, early stopping": ("clean, for early stopping", "noisy, for early stopping", "best"),
+    "without weight decay, last weights": ("clean, no decay", "noisy, no decay", "last"),
+    "noise in place of weight decay": ("clean, decay chosen", "noisy, no decay", "last"),
+}
+"""Question -> the arm that is the reference, the other, and which weights are judged."""
+
+
+def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained]) -> Json:
+    """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test."""
+    images = 4 * len(next(iter(by_title.values()))[0].wrong["last"])
+    arms = {}
+    for title, rows in by_title.items():
+        errors = {weights: [row.test[weights] for row in rows] for weights in ("last", "best")}
+        arms[title] = {
+            "settings": {key: setting for key, setting in asdict(rows[0].arm).items() if key != "title"},
+            "test_error_%": errors,
+            "mean_%": {weights: mean_interval(values).mean for weights, values in errors.items()},
+            "clean_loss": _mean([row.clean_loss for row in rows]),
+            "trace": _mean([row.curve["trace"][-1] for row in rows]),
+            "clock": rows[0].clock,
+            "steps": rows[0].curve["step"][-1],
+        }
+    contrasts = {}
+    for question, (reference, other, weights) in CONTRASTS.items():
+        tables = [np.stack([row.misses(weights, images) for row in by_title[title]]) for title in (reference, other)]
+        contrasts[question] = _record(crossed_difference(*tables))
+    control = [row.test["last"] for row in by_title["clean, no decay"]]
+    others = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}
+    tests = dunnett(control, [[row.test["last"] for row in rows] for rows in others.values()])
+    return {
+        "cell": {**asdict(cell), "name": cell.name},
+        "seeds": [row.seed for row in next(iter(by_title.values()))],
+        "arms": arms,
+        "contrasts": contrasts,
+        "against_clean_no_decay": {title: _record(test) for title, test in zip(others, tests, strict=True)},
+        "curves": {title: _mean_curve(by_title[title]) for title in ("clean, no decay", "noisy, no decay")},
+        "pilot": [
+            {"arm": row.arm.name, "kind": row.arm.title, "val_%": row.val, "clean_loss": row.clean_loss}
+            for row in pilot
+        ],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _record(difference: PairedDifference) -> Json:
+    return {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n")}
+
+
+def _mean_curve(rows: Sequence[Trained]) -> dict[str, list[float]]:
+    """The mean of the curves over seeds, at about fifty epochs that are evenly spaced in their logarithm."""
+    columns = {key: np.mean([row.curve[key] for row in rows], axis=0) for key in rows[0].curve}
+    epochs = len(columns["step"])
+    picks = sorted({min(epochs - 1, round(epochs ** (number / 49)) - 1) for number in range(50)})
+    by_epoch = {
+        key: [float(f"{columns[key][pick]:.5g}") for pick in picks] for key in ("step", "val_error", "clean_loss")
+    }
+    return by_epoch | {key: [float(f"{number:.5g}") for number in columns[key]] for key in ("trace_step", "trace")}
