@@ -398,10 +398,11 @@ def _record(difference: PairedDifference) -> Json:
 
 def _mean_curve(rows: Sequence[Trained]) -> dict[str, list[float]]:
     """The mean of the curves over seeds, at about fifty epochs that are evenly spaced in their logarithm."""
-    columns = {key: np.mean([row.curve[key] for row in rows], axis=0) for key in rows[0].curve}
+    columns = {key: np.mean([row.curve[key] for row in rows], axis=0) for key in ("step", "val_error", "clean_loss")}
+    traces = [dict(zip(row.curve["trace_step"], row.curve["trace"], strict=True)) for row in rows]
+    steps = [step for step in traces[0] if all(step in trace for trace in traces)]
     epochs = len(columns["step"])
     picks = sorted({min(epochs - 1, round(epochs ** (number / 49)) - 1) for number in range(50)})
-    by_epoch = {
-        key: [float(f"{columns[key][pick]:.5g}") for pick in picks] for key in ("step", "val_error", "clean_loss")
-    }
-    return by_epoch | {key: [float(f"{number:.5g}") for number in columns[key]] for key in ("trace_step", "trace")}
+    curve = {key: [float(column[pick]) for pick in picks] for key, column in columns.items()}
+    curve |= {"trace_step": steps, "trace": [_mean([trace[step] for trace in traces]) for step in steps]}
+    return {key: [float(f"{number:.5g}") for number in column] for key, column in curve.items()}

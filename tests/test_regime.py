@@ -1,0 +1,195 @@
+"""Long trainings compared: subsets, the pilot's choice, an interrupted training, the judgement, and its statistics
+against published tables and simulated studies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import noisyteacher as nt
+from noisyteacher.errors import UsageError
+from noisyteacher.paper import regime, run_paper
+from noisyteacher.paper.regime import Arm, Cell, Trained, Workspace
+from noisyteacher.stats import crossed_difference, dunnett, dunnett_p, paired_difference
+
+CELL = Cell("mnist", 60, "mlp128", epochs=3)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A few embedded digits and the package's teacher of digits."""
+    data = {"name": "mnist-5k", "limit": 200}
+    return Workspace(tmp_path_factory.mktemp("regime"), data, "pretrained:lenet-mnist")
+
+
+def test_a_subset_has_every_class_in_proportion_and_changes_with_the_seed() -> None:
+    split = nt.load_data("mnist-5k").train
+    rows = regime.draw_subset(split, 100, 0)
+    assert len(rows.unique()) == 100
+    assert split.labels_at(rows).bincount().tolist() == [10] * 10
+    assert torch.equal(rows, regime.draw_subset(split, 100, 0))
+    assert len(set(rows.tolist()) & set(regime.draw_subset(split, 100, 1).tolist())) < 20
+    assert torch.equal(regime.draw_subset(split, 10**6, 0), torch.arange(len(split)))
+
+
+def test_as_many_trials_for_noisy_as_for_clean_students_at_the_same_rates() -> None:
+    for cell in regime.CELLS.values():
+        clean, noisy = regime.trials(cell)
+        assert len({arm.name for arm in clean}) == len({arm.name for arm in noisy}) == 12
+        assert {arm.lr for arm in clean} == {arm.lr for arm in noisy}
+
+
+def test_validation_chooses_and_test_errors_play_no_part() -> None:
+    clean, noisy = regime.trials(CELL)
+
+    def pilot(best_clean: int, best_noisy: int) -> list[Trained]:
+        rows = []
+        for arms, best in ((clean, best_clean), (noisy, best_noisy)):
+            for number, arm in enumerate(arms):
+                val = {"last": 5.0 - (number == best), "best": 4.0 + (number == best)}
+                rows.append(Trained(arm, 100, val, {"last": 50.0 * (number == best)}, {}, 0.0, 0.0))
+        return rows
+
+    chosen = {arm.title: arm for arm in regime.choose_arms(pilot(5, 10))}
+    assert chosen["clean, decay chosen"] == replace(clean[5], title="clean, decay chosen")
+    assert chosen["noisy, decay chosen"] == replace(noisy[10], title="noisy, decay chosen")
+    assert chosen["clean, for early stopping"].name == clean[0].name  # by the best epoch, not the last
+    assert chosen["clean, no decay"].weight_decay == 0 == chosen["noisy, no decay"].weight_decay
+    for title, noise in regime.VARIANTS.items():
+        assert chosen[title].noise == noise
+        assert chosen[title].lr == chosen["noisy, no decay"].lr
+
+
+def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = Arm("noisy", 0.03, 0.002, regime.STRONG)
+    unbroken = regime.train_arm(workspace, CELL, arm, 0)
+    assert regime.train_arm(workspace, CELL, arm, 0) == unbroken  # from its file
+    other = replace(workspace, folder=workspace.folder / "again")
+    write = regime.write_json
+    calls = []
+
+    def stop(path: Path, *content: object) -> None:
+        write(path, *content)  # type: ignore[arg-type]
+        calls.append(path)
+        if len(calls) == 2:  # two of three traces are kept
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(regime, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        regime.train_arm(other, CELL, arm, 0)
+    assert list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
+    monkeypatch.setattr(regime, "write_json", write)
+    resumed = regime.train_arm(other, CELL, arm, 0)
+    assert resumed == unbroken
+    assert unbroken.curve["step"] == [2.0, 4.0, 6.0]
+    assert unbroken.curve["trace_step"] == [2.0, 4.0, 6.0]
+    for weights in ("last", "best"):
+        misses = unbroken.misses(weights, 200)
+        assert unbroken.test[weights] == pytest.approx(100 * misses.mean())
+    assert not list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
+
+
+def test_the_clock_counts_the_noise_that_was_drawn() -> None:
+    """Two steps of five at full rate with noise on: Q = 2 (rate sigma)^2 alpha / B."""
+    arm = Arm("noisy", 0.03, noise={"sigma": 0.5, "alpha": 0.5, "draw": "row", "until": 0.4})
+    assert regime.clock_of(arm, 5) == pytest.approx(2 * (0.03 * 0.5) ** 2 * 0.5 / 32)
+    assert regime.clock_of(Arm("clean", 0.03), 5) == 0
+
+
+def made(title: str, wrong: np.ndarray, seed: int) -> Trained:
+    """A student that misclassifies these test images."""
+    bits = np.packbits(wrong).tobytes().hex()
+    error = 100 * float(wrong.mean())
+    curve = {name: [1.0, 2.0] for name in ("step", "val_error", "clean_loss", "trace_step", "trace")}
+    errors = {"last": error, "best": error}
+    return Trained(Arm(title, 0.03), seed, errors, errors, {"last": bits, "best": bits}, 0.1, 0.0, curve)
+
+
+@pytest.mark.parametrize("gain", [0.0, 2.0])
+def test_a_planted_gain_is_found_and_no_gain_is_not(gain: float) -> None:
+    """800 images, 8 seeds, 10 % error: a gain of two points is found in most of 40 studies, and none in few."""
+    draws, detected = np.random.default_rng(0), []
+    titles = [*dict.fromkeys(title for pair in regime.CONTRASTS.values() for title in pair[:2]), *regime.VARIANTS]
+    for _ in range(40):
+        by_title = {}
+        hard = draws.normal(0.1, 0.05, 800)
+        for title in (*titles, "clean, dropout 0.1"):
+            change = -gain / 100 if title.startswith("noisy") else 0.0
+            chances = np.clip(hard + change + draws.normal(0, 0.004, (8, 1)), 0, 1)
+            wrong = draws.random((8, 800)) < chances
+            by_title[title] = [made(title, wrong[seed], seed) for seed in range(8)]
+        record = regime.judge_cell(CELL, by_title, [])
+        contrast = record["contrasts"]["each at its best, last weights"]
+        detected.append(contrast["high"] < 0)
+        assert record["arms"]["clean, no decay"]["mean_%"]["last"] == pytest.approx(10, abs=2)
+    assert (np.mean(detected) >= 0.8) if gain else (np.mean(detected) <= 0.1)
+
+
+def test_dunnett_against_published_tables() -> None:
+    """Two-sided 5 % points for 1 to 4 treatments (Dunnett 1964, table II)."""
+    published = {
+        5: (2.57, 3.03, 3.29, 3.48),
+        10: (2.23, 2.57, 2.76, 2.89),
+        20: (2.09, 2.38, 2.54, 2.65),
+        60: (2.00, 2.27, 2.41, 2.51),
+    }
+    for freedom, points in published.items():
+        for treatments, point in enumerate(points, 1):
+            assert dunnett_p(point, treatments, freedom) == pytest.approx(0.05, abs=0.001)
+    assert dunnett_p(0.0, 3, 8) == pytest.approx(1.0)
+
+
+def test_dunnett_has_its_size_and_finds_a_planted_gain() -> None:
+    """Six treatments, 8 seeds that all share: a false finding in 5 % of studies, and a gain of two sd found."""
+    draws = np.random.default_rng(1)
+    false, power = [], []
+    for _ in range(150):
+        values = draws.normal(5, 1, 8) + draws.normal(0, 0.2, (7, 8))
+        false.append(any(result.p is not None and result.p < 0.05 for result in dunnett(values[0], values[1:])))
+        values[3] -= 0.4
+        power.append(dunnett(values[0], values[1:])[2].high < 0)
+    assert 0.01 <= np.mean(false) <= 0.1
+    assert np.mean(power) >= 0.8
+    single = dunnett([1.0, 2.0, 4.0, 3.0], [[1.5, 2.0, 4.5, 4.0]])[0]
+    paired = paired_difference([1.0, 2.0, 4.0, 3.0], [1.5, 2.0, 4.5, 4.0])
+    assert (single.mean, single.p) == (pytest.approx(paired.mean), pytest.approx(paired.p, rel=1e-4))
+    assert single.low == pytest.approx(paired.low, rel=1e-3)
+    with pytest.raises(UsageError, match="the same seeds"):
+        dunnett([1.0, 2.0], [[1.0, 2.0, 3.0]])
+
+
+def test_an_interval_over_seeds_and_images_covers_both() -> None:
+    """Images differ in what the change does to them: an interval over seeds alone would be far too narrow."""
+    draws, covered, seeds_alone = np.random.default_rng(2), [], []
+    for _ in range(200):
+        base, effect = draws.uniform(0.3, 0.7, 300), draws.normal(0, 0.15, 300)
+        first = draws.random((5, 300)) < base
+        second = draws.random((5, 300)) < np.clip(base + effect, 0, 1)
+        result = crossed_difference(first, second)
+        covered.append(result.low is not None and result.high is not None and result.low <= 0 <= result.high)
+        narrow = paired_difference((100 * first.mean(1)).tolist(), (100 * second.mean(1)).tolist())
+        seeds_alone.append(narrow.low is not None and narrow.high is not None and narrow.low <= 0 <= narrow.high)
+    assert np.mean(covered) >= 0.92
+    assert np.mean(covered) >= np.mean(seeds_alone)
+    same = np.zeros((3, 10), dtype=bool)
+    assert crossed_difference(same, same).low is None
+    with pytest.raises(UsageError, match="two seeds or more"):
+        crossed_difference(same[:1], same[:1])
+
+
+def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:
+    for options, message in (
+        ({"teacher": "pretrained:lenet-mnist"}, "teacher: no effect"),
+        ({"sigmas": [0.3]}, "sigmas: no effect"),
+        ({"parts": ["mnist-7-mlp128-sgd"]}, "unknown part of regime"),
+        ({"overrides": {"student.lr": 0.1}}, "settings of the data alone"),
+        ({"seeds": 1}, "needs two or more"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run_paper("regime", output_dir=tmp_path, **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
