@@ -1,8 +1,9 @@
-"""What the tests share: the folder of full data sets, where there is one, one CPU thread count for all, and no GPU."""
+"""Shared fixtures: the folder of full data sets, the command line in this process; one thread and no GPU for all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# What the tests compare lies on the CPU, and `auto` would be a GPU where there is one: `make test-gpu` asks for it.
+# The device `auto` must be the CPU, except for `make test-gpu`.
 WITH_GPU = "NOISYTEACHER_TEST_GPU" in os.environ
 if not WITH_GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -19,31 +20,41 @@ import torch  # noqa: E402, which GPUs it sees is set above
 
 from helpers import Call  # noqa: E402
 
-# Small tensors on two threads wait for each other more than they compute, all the more beside other processes.
+# With small tensors, several threads mostly wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Whoever starts the tests in the background may have had SIGINT ignored, and what is ignored stays so in children.
+# A shell starts background jobs with SIGINT ignored, which child processes inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = ROOT.parent / "shared" / "data" / "unpack.py"
 
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MNIST/raw, cifar10_q75.npz, cifar-10-batches-py and svhn_1083.npz; skips where it cannot be had."""
-    given = os.environ.get("NOISYTEACHER_TEST_DATA")
-    if given:
-        return Path(given)
+    folder = os.environ.get("NOISYTEACHER_TEST_DATA")
+    if folder:
+        return Path(folder)
     if not BESIDE.exists():
         pytest.skip("full data sets are not here: set NOISYTEACHER_TEST_DATA to a folder that holds them")
-    out = tmp_path_factory.mktemp("real-data")
-    subprocess.run([sys.executable, str(BESIDE), str(out)], check=True, capture_output=True)
-    return out
+    unpacked = ROOT / "build" / "test-data"  # kept for later runs of the tests
+    if not unpacked.exists():
+        out = tmp_path_factory.mktemp("real-data")
+        subprocess.run([sys.executable, str(BESIDE), str(out)], check=True, capture_output=True)
+        unpacked.parent.mkdir(exist_ok=True)
+        copy = unpacked.with_name(f"test-data-{os.getpid()}")
+        shutil.move(out, copy)
+        try:
+            copy.rename(unpacked)
+        except OSError:  # another process has done the same
+            shutil.rmtree(copy)
+    return unpacked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where one is asked for and there, and then alone."""
+    """Run the tests marked `gpu`, and no others, where NOISYTEACHER_TEST_GPU is set and a GPU is present."""
     here = WITH_GPU and torch.cuda.is_available()
     for item in items:
         if (item.get_closest_marker("gpu") is not None) != here:
@@ -52,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Runs the command line in this process and an empty folder: (exit code, stdout, stderr)."""
+    """Run the command line in this process, in an empty folder: (exit code, stdout, stderr)."""
     from noisyteacher import cli
 
     monkeypatch.chdir(tmp_path)
@@ -70,3 +81,17 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return int(end.value.code or 0), output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports are painted but not rendered as SVG, which takes most of the time of a page."""
+    from matplotlib.figure import Figure as Canvas
+
+    from noisyteacher.report.figures import Figure
+
+    def svg(figure: Figure, name: str) -> str:
+        figure.paint(Canvas())
+        return "<svg></svg>"
+
+    monkeypatch.setattr(Figure, "svg", svg)

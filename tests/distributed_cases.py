@@ -1,10 +1,9 @@
-"""Trainings that one process and a group must end alike: python tests/group_cases.py OUT, alone or under torchrun."""
+"""Trainings that one process and a group of two must end alike: `main` runs them all in this process or group."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from noisyteacher.data import Split
 from noisyteacher.distributed import World, on_rank_zero, process_group
 from noisyteacher.errors import MismatchError, NoisyTeacherError
 
-STEPS = {"epochs": 2, "batch_size": 24, "lr": 0.01, "precision": "fp32"}  # shares round as the whole does
+STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 24, "lr": 0.01, "precision": "fp32"}
 
 
 def squares(rows: int, role: str = "train") -> Split:
@@ -40,7 +39,8 @@ def network(*extra: nn.Module, seed: int = 0) -> nn.Module:
 def answers(split: Split) -> torch.Tensor:
     model = nt.build_model(network(seed=9), split).eval()
     with torch.no_grad():
-        return 4 * model(split.images)
+        logits: torch.Tensor = 4 * model(split.images)
+    return logits
 
 
 def labels(**how: Any) -> tuple[nt.History, nn.Module]:
@@ -115,8 +115,8 @@ def all_cases(here: World) -> dict[str, Any]:
     for name, run in (CASES | WITH_BATCH_NORM).items():
         history, model = run()
         state = {key: value.double().flatten().tolist() for key, value in model.state_dict().items()}
-        plain = all("forward" not in vars(part) for part in model.modules())
-        endings[name] = {"epochs": list(history.epochs), "state": state, "given back": plain}
+        unwrapped = all("forward" not in vars(part) for part in model.modules())
+        endings[name] = {"epochs": list(history.epochs), "state": state, "given back": unwrapped}
     if here.size > 1:
         endings["other seeds"], endings["failing"] = other_seeds(here), failing()
     return endings
@@ -125,8 +125,3 @@ def all_cases(here: World) -> dict[str, Any]:
 def main(out: Path) -> None:
     with process_group() as here:
         (out / f"{here.size}-{here.rank}.json").write_text(json.dumps(all_cases(here)))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -1,11 +1,19 @@
-"""What several test modules build on: small splits and networks, noise drawn as a training draws it, comparisons."""
+"""Shared by several test modules: small splits and networks, noise as a training draws it, comparisons, forks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +21,7 @@ import noisyteacher as nt
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.noise import UnitNoise, sample_unit_noise
 from noisyteacher.store import Plan, Shard, StoreMeta, write_store
-from noisyteacher.train import History
+from noisyteacher.train import History, trainer
 from noisyteacher.train.state import Student
 
 Call = Callable[..., tuple[int, str, str]]
@@ -31,7 +39,7 @@ NOISES: list[nt.Noise | None] = [
     nt.Noise(sigma=0.5, alpha=0.5, kind="additive", schedule="cosine"),
     nt.Noise(sigma=0.5, alpha=0.5, frozen=True, draw="row", distribution="laplace"),
 ]
-"""One of every kind."""
+"""A noise of every kind."""
 
 
 def blobs(rows: int = 96, role: str = "train", classes: int = 3, seed: int = 0) -> nt.Split:
@@ -81,6 +89,103 @@ def network(seed: int, norm: bool = True) -> Classifier:
     return as_classifier(nn.Sequential(*layers, nn.Linear(36, 3)), input_shape=SHAPE)
 
 
+SLOWNESS = float(os.environ.get("NOISYTEACHER_TEST_SLOWNESS", "1"))
+"""Multiplies every time limit of the tests, for slow machines."""
+PATIENCE = 240 * SLOWNESS
+"""Seconds that a test waits for another process."""
+
+
+def wait_until(condition: Callable[[], object], pause: float = 0.01) -> None:
+    """Wait until the condition holds; AssertionError when the patience is over."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(pause)
+
+
+class Fork:
+    """An action in a fork of this process, which has torch loaded already, so that nothing is imported again.
+
+    output: a path without a suffix; `.out` and `.err` beside it take stdout and stderr of the fork. environment: added
+    to its variables. It exits with 70 when the action raises anything but SystemExit, and 0 when it returns.
+    """
+
+    def __init__(self, action: Callable[[], object], output: Path, environment: dict[str, str] | None = None) -> None:
+        self.output = output
+        self.code: int | None = None
+        for suffix in ("out", "err"):
+            Path(f"{output}.{suffix}").touch()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(action, environment or {})
+
+    def _run(self, action: Callable[[], object], environment: dict[str, str]) -> None:
+        code = 70
+        try:
+            for number, suffix in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"{self.output}.{suffix}", os.O_WRONLY), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+            os.environ.update(environment)
+            warnings.resetwarnings()
+            torch.set_num_threads(1)
+            action()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(code)
+
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return Path(f"{self.output}.out").read_text()
+
+    @property
+    def err(self) -> str:
+        """What it has written to stderr so far."""
+        return Path(f"{self.output}.err").read_text()
+
+    def ended(self) -> bool:
+        """Whether it has ended; `code` is then its exit code, or minus the signal that ended it."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code is not None
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended; it is killed when the patience is over."""
+        try:
+            wait_until(self.ended, 0.002)
+        finally:
+            if self.code is None:
+                self.kill(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        assert self.code is not None
+        return self.code
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+
+def run_command(*words: object) -> None:
+    """Run the command line in this process, which it ends with SystemExit: for forks."""
+    from noisyteacher import cli
+
+    sys.argv = ["noisyteacher", *map(str, words)]
+    cli.main()
+
+
+def part(model: nn.Module, path: str) -> Any:
+    """The submodule at this path, `network.fc1`; without a type, as the attributes of a layer depend on its class."""
+    return model.get_submodule(path)
+
+
 def difference(first: nn.Module, second: nn.Module) -> float:
     """The largest difference between two models' tensors."""
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
@@ -91,6 +196,27 @@ def lines(history: object) -> list[dict[str, Any]]:
     """The metrics of a History without times."""
     assert isinstance(history, History), history
     return [{name: value for name, value in line.items() if name != "seconds"} for line in history.epochs]
+
+
+def step_by_step(model: Any, *arguments: Any, **options: Any) -> History:
+    """The history of a training without replayed steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "can_replay", lambda students, plan: False)
+        return nt.fit(model, *arguments, **options)
+
+
+class InfiniteSlope(nn.Module):
+    """A root whose slope becomes infinite when a batch holds a white image; the loss stays finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        white = (images.amin(dim=(1, 2, 3)) > 0.99).any()
+        root = (self.inner.bias * torch.where(white, 0.0, 1.0)).abs().sqrt()
+        logits: Tensor = self.inner(images.flatten(1)) + root
+        return logits
 
 
 class Draw(NamedTuple):
@@ -148,3 +274,8 @@ SWEEP_SETTINGS: dict[str, Any] = {
 def sweep_settings(folder: Path, **parts: Any) -> dict[str, Any]:
     """SWEEP_SETTINGS with run folders in this folder."""
     return {**SWEEP_SETTINGS, "run": {**SWEEP_SETTINGS["run"], "output_dir": str(folder)}, **parts}
+
+
+def largest_difference(first: Iterable[nn.Module], second: Iterable[nn.Module]) -> float:
+    """The largest difference between the tensors of two lists of models, pair by pair."""
+    return max(difference(a, b) for a, b in zip(first, second, strict=True))

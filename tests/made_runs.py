@@ -1,4 +1,4 @@
-"""Run folders made by hand for the tests of reports: the shapes of docs/formats.md with small, real numbers."""
+"""Run folders written by hand for the tests of reports: the layout of docs/formats.md with small, real numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from noisyteacher.paper import PaperResult
 from noisyteacher.pipeline import Condition, Estimate, Family, PaperRow, Result, Verdict, condition_of
 from noisyteacher.pipeline.compression_result import judged
 from noisyteacher.runs import Run, new_run
-from noisyteacher.store import Plan
+from noisyteacher.store import FINGERPRINTS, Plan
 from noisyteacher.sweep import SweepResult, analyse
 
 DIGITS = ("zero", "one", "two")
@@ -99,7 +99,7 @@ def training(
 
 def logits(run: Run, classes: tuple[str, ...] = DIGITS, rows: int = 40) -> str:
     """A logit store inside the run; returns its digest."""
-    fingerprints = dict.fromkeys(("teacher", "data", "preprocessing", "code"), "a" * 64)
+    fingerprints: dict[Any, str] = dict.fromkeys(FINGERPRINTS, "a" * 64)
     plan = Plan(rows=rows, classes=len(classes), views=("clean",), fingerprints=fingerprints)
     values = torch.randn(1, rows, len(classes), generator=torch.Generator().manual_seed(3)) * 4
     folder = run.path / "logits" / "lenet-mnist-train-aaaaaa"

@@ -1,8 +1,6 @@
-"""Runs one program with the noisy teachers in it watched: what went in, what came out, as JSON in a file.
+"""Run one program with the noisy teachers in it watched: what went in, what came out, as JSON in a file.
 
-    python tests/run_example.py WATCHED.json PROGRAM [ARGUMENT ...]
-
-A process of its own, so that nothing of the frameworks (seeds, handlers, warnings) stays behind in the tests'.
+For a process of its own, so that nothing of the frameworks (seeds, handlers, warnings) stays behind in the tests'.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from noisyteacher.models import weights_fingerprint
 from noisyteacher.models.external import import_torchvision
 
 
-def make_torchvision_importable(program: str) -> None:
+def make_torchvision_importable(program: Path) -> None:
     """Import torchvision as the package does, for frameworks that import it themselves (all but PyTorch do)."""
-    if any(word in Path(program).read_text(encoding="utf-8") for word in ("lightning", "timm", "transformers")):
+    if any(word in program.read_text(encoding="utf-8") for word in ("lightning", "timm", "transformers")):
         with suppress(ImportError):
             import_torchvision()
 
@@ -33,10 +31,10 @@ def watch(seen: dict[int, dict[str, Any]]) -> None:
     """Let every NoisyTeacher tell what it does, call by call."""
     forward = nt.NoisyTeacher.forward
 
-    def watched(self: nt.NoisyTeacher, images: Tensor, **named: Any) -> Tensor:
-        noisy = forward(self, images, **named)
+    def watched(self: nt.NoisyTeacher, *inputs: Any, **named: Any) -> Tensor:
+        noisy = forward(self, *inputs, **named)
         with torch.no_grad():
-            clean = self.teacher(images)
+            clean = self.teacher(*inputs)
         about = seen.setdefault(
             id(self), {"teacher": self, "sigma": self.noise.sigma, "calls": 0, "rows": 0, "changed": 0, "steady": True}
         )
@@ -50,20 +48,15 @@ def watch(seen: dict[int, dict[str, Any]]) -> None:
     nt.NoisyTeacher.forward = watched  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """The program's own output goes where it always goes; what was watched goes into the file."""
-    told, program, *arguments = sys.argv[1:]
+def run_example(output: Path, program: Path, arguments: list[str]) -> None:
+    """Run the program; what was watched goes into the output file."""
     make_torchvision_importable(program)
     seen: dict[int, dict[str, Any]] = {}
     watch(seen)
-    sys.argv = [program, *arguments]
-    runpy.run_path(program, run_name="__main__")
+    sys.argv = [str(program), *arguments]
+    runpy.run_path(str(program), run_name="__main__")
     for about in seen.values():
         teacher = about.pop("teacher")
         about["unchanged"] = about.pop("before") == weights_fingerprint(teacher.teacher)
         about["counter"] = int(teacher.calls)
-    Path(told).write_text(json.dumps(list(seen.values())))
-
-
-if __name__ == "__main__":
-    main()
+    output.write_text(json.dumps(list(seen.values())))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import noisyteacher as nt
+from helpers import part
 from noisyteacher.errors import ConfigError
 from noisyteacher.models import as_classifier
 from noisyteacher.train.validation import batch_norms_lag, reestimate_batch_norms
@@ -66,9 +68,9 @@ def test_the_statistics_are_those_of_the_training_images() -> None:
     model = as_classifier(layers, input_shape=split.input_shape)
     reestimate_batch_norms(model, split, CPU, "fp32", torch.contiguous_format)
     rows = torch.linspace(0, 2047, 1024).long()
-    outputs = layers[0](model.preprocess(split.images_at(rows)))
-    torch.testing.assert_close(layers[1].running_mean, outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    assert layers[1].momentum == 0.01
+    outputs = part(layers, "0")(model.preprocess(split.images_at(rows)))
+    torch.testing.assert_close(part(layers, "1").running_mean, outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert part(layers, "1").momentum == 0.01
 
 
 def test_fast_statistics_are_left_as_the_training_averaged_them() -> None:
@@ -82,7 +84,8 @@ def test_fast_statistics_are_left_as_the_training_averaged_them() -> None:
 
 def test_interrupted_at_every_step_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     """With dropout, whose draws within the estimate must not depend on where the training was resumed."""
-    options = {"val": ring("val", seed=1), "epochs": 2, "batch_size": 32, "batch_norm": "reestimate", "seed": 3}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 32, "batch_norm": "reestimate", "seed": 3}
+    options["val"] = ring("val", seed=1)
     whole = network(dropout=0.3)
     nt.fit(whole, ring("train"), nt.supervised(), **options)
 

@@ -51,6 +51,11 @@ def result(data: nt.Splits, tmp_path_factory: pytest.TempPathFactory) -> Result:
         )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def html(result: Result) -> str:
+    return page([read_study(result.path)])
+
+
 def best_run(result: Result) -> str:
     assert result.best is not None
     return str(result.best["run"])
@@ -80,7 +85,7 @@ def test_the_folder_holds_the_student_that_validation_prefers(result: Result, da
     exec(code[1].replace('"FOLDER"', repr(str(folder))), {})
 
 
-def test_a_format_that_fails_costs_no_other(result: Result) -> None:
+def test_a_format_that_fails_costs_no_other(result: Result, html: str) -> None:
     assert [file.name for file in result.files] == ["hub"]
     assert result.failed == {"onnx": "onnx: it cannot be written (RuntimeError: an exporter's own error)"}
     assert not result.holds
@@ -88,7 +93,7 @@ def test_a_format_that_fails_costs_no_other(result: Result) -> None:
     text = str(result)
     assert "FAILED" in text
     assert "WARNING: onnx was not written: onnx: it cannot be written (RuntimeError" in text
-    assert "failed" in build_report([result.path], "html")
+    assert "failed" in html
 
 
 def test_the_last_lines(result: Result) -> None:
@@ -128,7 +133,7 @@ def test_the_table_marks_the_row_that_is_handed_over(result: Result) -> None:
     assert marked == [f"{row.title}\nhanded over: seed {seed}, {row.errors[seed]:.2f} %"]
 
 
-def test_the_report_speaks_of_the_student_that_is_handed_over(result: Result) -> None:
+def test_the_report_speaks_of_the_student_that_is_handed_over(result: Result, html: str) -> None:
     study = read_study(result.path)
     row, seed = result.handed_over
     handed = study.handed_over
@@ -137,7 +142,6 @@ def test_the_report_speaks_of_the_student_that_is_handed_over(result: Result) ->
     assert handed.errors == (row.errors[seed],)
     assert study.details[handed.name]["test"].seeds == 1
     assert study.verdict_condition(study.verdicts[0]) is handed
-    html = page([study])
     first = html[html.index('class="card"') : html.index("</article>")]
     assert f"Handed over: {row.title}, seed {seed}" in first
     assert f"{row.errors[seed]:.2f} %" in first
@@ -163,6 +167,7 @@ def test_the_folder_and_the_compression_mean_that_student(result: Result, data: 
 # ------------------------------------------------------------------------------------------------- the command line
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     pytest.importorskip("onnxscript", reason="needs the extra export")

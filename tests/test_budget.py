@@ -31,20 +31,20 @@ SPEEDS = Speeds(5.0, 7.0, (2.0, 4.0, 1.0), 3.0)
 
 
 def total(work: Work, speeds: Speeds = SPEEDS) -> float:
-    return sum(map(sum, estimate(work, speeds).values()))
+    return sum(estimate(work, speeds).values())
 
 
 def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
     # a student yet to be chosen is as slow as the slowest of those that are tried
     assert estimate(WORK, SPEEDS) == {
-        "teacher": [100], "logits": [7], "comparison": [], "search": [10, 20, 5], "noise": [], "students": [80] * 6,
-        "export": [3],
+        "teacher": 100, "logits": 7, "comparison": 0, "search": 10 + 20 + 5, "noise": 0, "students": 6 * 80,
+        "export": 3,
     }  # fmt: skip
     assert total(WORK) == 100 + 7 + 35 + 480 + 3
-    assert estimate(replace(WORK, tries=1), SPEEDS)["students"] == [40] * 6
-    assert estimate(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS)["noise"] == [12] * 10
-    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["search"] == [4, 8, 2]
-    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == [4]
+    assert estimate(replace(WORK, tries=1), SPEEDS)["students"] == 6 * 40
+    assert estimate(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS)["noise"] == 10 * 12
+    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["search"] == 4 + 8 + 2
+    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == 4
 
 
 def test_time_enough_changes_nothing() -> None:
@@ -94,28 +94,6 @@ def test_a_decision_is_kept_for_whoever_resumes_the_run(tmp_path: Path) -> None:
     (run.path / FILE).write_text(text.replace("begin", "start"))
     with pytest.raises(FileFormatError, match=r"plan\.json"):
         pace(5.0, SPEEDS, 0.0)
-
-
-def test_every_step_reports_the_remaining_time(tmp_path: Path) -> None:
-    now, notes = [0.0], []
-    work, speeds, run = Work(12, 10, 1), Speeds(5.0, 30.0, (10.0,)), new_run(tmp_path, "compress", "x", {})
-    pace = Pace(run, work, lambda: speeds, None, lambda *progress: notes.append(progress[-1]), lambda: now[0])
-    pace.begin()  # 60, 30 and 100 s
-    notes.clear()
-    forecast = pace.forecast
-    assert forecast is not None
-    forecast("[1/3] teacher", 0, 100, "epoch 1")
-    now[0] = 2.0
-    forecast("[1/3] teacher", 5, 100, "epoch 1")  # too early to say anything of its speed
-    now[0] = 12.0
-    forecast("[1/3] teacher", 10, 100, "epoch 1")  # a tenth took 12 s: it is twice as slow as was measured
-    now[0] = 100.0
-    forecast("[3/3] student", 0, 9, "")  # the second was done in an earlier run
-    forecast("something else", 0, 9, "as it is")
-    assert [note.partition(", about ")[2] for note in notes] == [
-        "3 min left in all", "3 min left in all", "4 min left in all", "2 min left in all", "",
-    ]  # fmt: skip
-    assert notes[-1] == "as it is"
 
 
 def test_rough_durations() -> None:
@@ -184,7 +162,6 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
         compress_config(config, on_run_created=runs.append, on_progress=stop)
     # 57 s: 80 + 1 + 5 + 20 s do not fit; with 4 of 8, 1 and 2 of 4 epochs 40 + 1 + 5 + 10 = 56 s do
     assert ("plan", "time: about 55 s: teacher 40 s, logits 1 s, comparison 5 s, students 10 s") in lines
-    assert all("left in all" in note for stage, note in lines if stage.startswith("[1/"))
     monkeypatch.setattr(
         compression, "measure_speeds", lambda *_: Speeds(0.01, 0.01, (0.01,))
     )  # resumed on a fast machine

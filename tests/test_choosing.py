@@ -12,11 +12,13 @@ import noisyteacher as nt
 from noisyteacher.cli import main
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import ConfigError, UsageError
-from noisyteacher.pipeline import Result, compress_config, distil_config, resume_compress
+from noisyteacher.pipeline import Result, TrainingSpec, compress_config, distil_config, resume_compress
 from noisyteacher.pipeline.resolve import resolve_noise
 from noisyteacher.pipeline.search import SearchTrial
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.runs import Run
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 SMALL: dict[str, Any] = {
     "data": {"limit": 60},
@@ -90,7 +92,7 @@ def test_the_lowest_validation_error_wins_and_no_noise_wins_a_tie(
     else:
         assert names == ["teacher", "clean"]
         assert result.noise is None
-        assert result.verdict.startswith("no noise (sigma 0) was chosen on validation")
+        assert (result.verdict or "").startswith("no noise (sigma 0) was chosen on validation")
 
 
 def test_distil_chooses_too(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
         "choice-sigma0.5-alpha0.5-seed0",
     }
     chosen = trained.result["choice"]["chosen"]
-    assert "lowest of 2 candidates" in trained.result["choice"]["told"]
+    assert "lowest of 2 candidates" in trained.result["choice"]["summary"]
     assert chosen["sigma"] in (0.0, 0.5)
     (student,) = read_studies([trained.run])[0].result.conditions
     assert student.kind == ("noisy" if chosen["sigma"] else "clean")
@@ -212,3 +214,13 @@ def test_settings_of_a_choice_that_is_not_made_are_refused() -> None:
         build_config({"choice": {"sigmas": []}})
     with pytest.raises(ConfigError, match=r"sigma: given 'atuo'; expected number or .* or auto"):
         build_config({"noise": {"sigma": "atuo"}})
+
+
+def test_distil_with_a_named_sigma_is_a_noisy_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[TrainingSpec] = []
+    monkeypatch.setattr("noisyteacher.pipeline.single_step.train_run", specs.append)
+    data = nt.load_data("mnist-5k", limit=60)
+    store = nt.extract(nt.build_model("lenet", data), data.train, tmp_path / "store")
+    distil_config(settings(tmp_path, {"sigma": 0.9}, choice={}), store.path)
+    assert specs[0].experiment.noise == nt.Noise(sigma=0.9, alpha=0.15)
+    assert specs[0].experiment.conditions == ["noisy"]

@@ -19,13 +19,15 @@ import torch
 from typer import BadParameter
 
 import noisyteacher as nt
-from helpers import Call
+from helpers import Call, Fork, run_command, wait_until
 from noisyteacher import cli
 from noisyteacher import config as config_module
 from noisyteacher.cli.options import Request
 from noisyteacher.config import NoiseSettings
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.runs import list_runs, remove_run
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 COMMON = {"--help"}
 COMMANDS = {
@@ -100,26 +102,26 @@ def test_a_training_flag_reaches_the_settings_of_every_command(monkeypatch: pyte
 
 
 def test_noise_is_requested_by_one_flag_or_named_by_another() -> None:
-    def noise(choose: bool | None, **flags: str) -> Any:
+    def noise(auto: bool | None, **flags: Any) -> Any:
         named = {f"noise.{name}": value for name, value in flags.items()}
-        return Request(named, choose_noise=choose).settings().get("noise")
+        return Request(named, auto_noise=auto).settings().get("noise")
 
     assert noise(True) == noise(False, sigma="auto") == {"sigma": "auto"}
-    assert noise(True, sigma="auto", alpha="0.5", draw="row") == {"sigma": "auto", "alpha": 0.5, "draw": "row"}
-    assert noise(False, sigma="[0.01, 1]") == {"sigma": [0.01, 1]}
+    assert noise(True, sigma="auto", alpha=0.5, draw="row") == {"sigma": "auto", "alpha": 0.5, "draw": "row"}
+    assert noise(False, sigma=[0.01, 1]) == {"sigma": [0.01, 1]}
     assert noise(False) is None
     with pytest.raises(BadParameter, match=r"--noise chooses sigma on validation and --sigma 0\.3 names it"):
-        noise(True, sigma="0.3")
+        noise(True, sigma=0.3)
 
 
 def test_sigma_0_turns_off_the_noise_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "noise.toml"
     file.write_text('[noise]\nsigma = 0.5\nalpha = 0.5\ndraw = "row"\n')
-    request = Request({"noise.sigma": "0"}, file, choose_noise=False)
+    request = Request({"noise.sigma": 0}, file, auto_noise=False)
     assert config_module.build_config(request.settings()).noise == NoiseSettings()
-    assert replace(request, choose_noise=None).settings()["noise"] == {"sigma": 0, "alpha": 0.5, "draw": "row"}  # sweep
+    assert replace(request, auto_noise=None).settings()["noise"] == {"sigma": 0, "alpha": 0.5, "draw": "row"}  # sweep
     with pytest.raises(ConfigError, match=r"noise\.alpha, noise\.draw: no effect without noise"):
-        config_module.build_config(replace(request, flags=request.flags | {"noise.alpha": "0.5"}).settings())
+        config_module.build_config(replace(request, flags=request.flags | {"noise.alpha": 0.5}).settings())
 
 
 def test_every_help_has_an_example() -> None:
@@ -134,17 +136,6 @@ def test_help_and_import_do_not_wait_for_torch() -> None:
         "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-
-
-def test_the_list_of_commands_builds_none_of_them(call: Call) -> None:
-    cli.build_command.cache_clear()
-    code, out, _ = call("--help")
-    assert (code, cli.build_command.cache_info().currsize) == (0, 0)
-    for name in cli.COMMANDS:  # with the first words of its own help
-        line = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
-        assert line.split(maxsplit=1)[1].removesuffix("...").rstrip(".") in " ".join(
-            cli.build_command(name).help.split()
-        )
 
 
 def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
@@ -241,20 +232,22 @@ def test_config_and_data(call: Call, tmp_path: Path) -> None:
     assert [checked["splits"][role]["n"] for role in ("train", "val", "test")] == [4000, 400, 600]
 
 
+def test_options_that_a_run_folder_does_not_record() -> None:
+    assert Request({"student.epochs": 2}, seed=3).options_to_resume() == []
+    words = Request(jobs=8, allow_import=True, as_json=True, scheduler="tcp://host:8786").options_to_resume()
+    assert words == ["--jobs", "8", "--scheduler", "tcp://host:8786", "--allow-import", "--json"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed_to_the_same_bytes(tmp_path: Path, call: Call, number: int, code: int) -> None:
     words = ("train", "--model", "lenet", "--epochs", "4", "--seed", "3", "--threads", "1", *SMALL)
     assert call(*words, "--output-dir", "whole", "-q")[0] == 0
-    command = [sys.executable, "-m", "noisyteacher", *words, "--output-dir", "cut"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while "epoch 1/4" not in process.stderr.readline():
-            assert process.poll() is None
-        process.send_signal(number)
-        errors = process.stderr.read()
-        assert process.wait(60) == code
+    process = Fork(lambda: run_command(*words, "--output-dir", "cut"), tmp_path / "command")
+    wait_until(lambda: process.ended() or "epoch 1/4" in process.err, 0.001)
+    process.kill(number)
+    assert process.wait() == code
     (cut,), (whole,) = list_runs("cut"), list_runs("whole")
-    assert f"resume with: noisyteacher train --resume cut/{cut.id}" in errors
+    assert f"resume with: noisyteacher train --resume cut/{cut.id}" in process.err
     assert cut.state == "unfinished"
     assert (cut.path / "checkpoint" / "state.safetensors").exists()  # long before the first one would have been due
     assert call("train", "--resume", str(cut.path), "-q")[0] == 0
@@ -666,10 +659,17 @@ def test_output_that_nobody_takes(tmp_path: Path, command: str, code: int, messa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_training_whose_output_nobody_takes_is_done_all_the_same(tmp_path: Path) -> None:
-    code, err = piped(tmp_path, "nt train --model mlp800 --epochs 1 --set data.limit=40 -q > /dev/full")
-    assert code == 1
-    assert err.count("\n") == 1
+def test_a_training_whose_output_nobody_takes_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        run_command("train", "--model", "mlp800", "--epochs", "1", "--set", "data.limit=40", "-q")
+
+    monkeypatch.chdir(tmp_path)
+    process = Fork(train, tmp_path / "command")
+    assert process.wait() == 1
+    assert process.err.count("\n") == 1
     assert [run.state for run in list_runs(tmp_path / "runs")] == ["done"]
 
 

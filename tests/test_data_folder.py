@@ -206,11 +206,11 @@ def test_what_is_left_out_is_told_by_the_commands(tmp_path: Path, capfd: pytest.
 def test_a_command_says_a_warning_in_a_sentence(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from noisyteacher.cli.output import plain_warnings
+    from noisyteacher.cli.output import warnings_as_sentences
 
     messages: list[str] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *more, **named: messages.append(str(message)))
-    with plain_warnings():
+    with warnings_as_sentences():
         warnings.simplefilter("always")
         warnings.warn("set: 1 of 21 files\x1b[0m", DataWarning, stacklevel=1)
         warnings.warn("another one", UserWarning, stacklevel=1)

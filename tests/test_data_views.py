@@ -30,9 +30,9 @@ def images() -> torch.Tensor:
 def test_every_view_equals_the_numpy_twin(images: torch.Tensor) -> None:
     views = expand_views("crop,mirror*crop")
     assert len(views) == 162
-    which = torch.randperm(162, generator=torch.Generator().manual_seed(1))
-    seen = apply_views(images, views, which)
-    expected = np.stack([twin(image, views[view]) for image, view in zip(images.numpy(), which.tolist(), strict=True)])
+    chosen = torch.randperm(162, generator=torch.Generator().manual_seed(1))
+    seen = apply_views(images, views, chosen)
+    expected = np.stack([twin(image, views[view]) for image, view in zip(images.numpy(), chosen.tolist(), strict=True)])
     assert seen.dtype == torch.uint8
     assert np.array_equal(seen.numpy(), expected)
 

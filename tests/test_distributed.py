@@ -11,25 +11,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import distributed_cases
 import noisyteacher as nt
-from helpers import Call
+from helpers import Call, Fork, run_command, wait_until
 from noisyteacher.config import build_config
 from noisyteacher.distributed import World, launch_command, process_group, processes
 from noisyteacher.errors import UsageError
 from noisyteacher.pipeline import distil_config
 from noisyteacher.runs import Run, list_runs
 
-HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LIMIT = 1500
 
 
 def alone_environment() -> dict[str, str]:
@@ -37,20 +37,36 @@ def alone_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in launched} | {"OMP_NUM_THREADS": "1"}
 
 
-def group(*words: object, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, *map(str, words)], capture_output=True, text=True, timeout=240, env=alone_environment(), **how
-    )
+def group(action: Callable[[], object], output: Path) -> list[Fork]:
+    """Two processes that train together, as torchrun starts them; their output goes to OUTPUT-RANK.out and .err."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        Fork(
+            action,
+            output.with_name(f"{output.name}-{rank}"),
+            {**address, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+
+
+def join(processes: list[Fork]) -> list[str]:
+    """What each process printed; all of them must end with 0."""
+    codes = [process.wait() for process in processes]
+    assert codes == [0, 0], [process.err for process in processes]
+    return [process.out for process in processes]
 
 
 @pytest.fixture(scope="module")
 def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What one process, and each of a group of two, ended with."""
     out = tmp_path_factory.mktemp("group")
-    done = group(HERE / "distributed_cases.py", out)
-    assert done.returncode == 0, done.stderr
+    join(group(lambda: distributed_cases.main(out), out / "group"))
     distributed_cases.main(out)
-    return {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
 @pytest.mark.parametrize("case", distributed_cases.CASES)
@@ -95,15 +111,15 @@ def test_shares_are_the_batch() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = nt.load_data("mnist-5k")
+    data = nt.load_data("mnist-5k", limit=LIMIT)
     return nt.extract(nt.build_model("lenet", data), data.train, tmp_path_factory.mktemp("a") / "store").path
 
 
-def distil(store: Path, out: Path, *more: object, epochs: int = 2) -> list[object]:
+def distil(store: Path, out: Path, *more: object) -> list[object]:
     return [
-        "-m", "noisyteacher", "distil", store, "--data", "mnist-5k", "--student", "mlp800", "--sigma", "0.5", "--alpha",
-        "0.5", "--batch-size", "250", "--epochs", epochs, "--output-dir", out, "--set", "run.checks=false",
-        "--precision", "fp32", *more,
+        "distil", store, "--data", "mnist-5k", "--student", "mlp800", "--sigma", "0.5", "--alpha", "0.5",
+        "--batch-size", "100", "--epochs", 4, "--precision", "fp32", "--output-dir", out, "--set", "run.checks=false",
+        "--set", f"data.limit={LIMIT}", *more,
     ]  # fmt: skip
 
 
@@ -111,11 +127,12 @@ def distil(store: Path, out: Path, *more: object, epochs: int = 2) -> list[objec
 def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two processes that nothing came between."""
     out = tmp_path_factory.mktemp("unbroken")
-    done = group(*distil(store, out, "--json", epochs=4))
-    assert done.returncode == 0, done.stderr
+    processes = group(lambda: run_command(*distil(store, out, "--json")), out / "group")
+    printed = join(processes)
     (run,) = list_runs(out)
-    assert json.loads(done.stdout)["run"] == str(run.path)  # said once
-    assert done.stderr.count("epoch 1/4") == 1
+    assert json.loads(printed[0])["run"] == str(run.path)
+    assert printed[1] == ""
+    assert sum(process.err.count("epoch 1/4") for process in processes) == 1
     return run
 
 
@@ -123,7 +140,7 @@ def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path:
     result = unbroken.result()
     assert result is not None
     assert result["training"]["processes"] == 2
-    assert call(*map(str, distil(store, tmp_path, "--quiet", epochs=4)[2:]))[0] == 0
+    assert call(*map(str, distil(store, tmp_path, "--quiet")))[0] == 0
     (single,) = list_runs(tmp_path)
     for alone, two in zip(single.metrics(), unbroken.metrics(), strict=True):
         assert two["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-4)
@@ -131,29 +148,6 @@ def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path:
     whole = single.result()
     assert whole is not None
     assert "processes" not in whole["training"]
-
-
-def running(words: list[object], out: Path, at_step: str) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Path]]:
-    """torchrun at work, once its checkpoint is there, with the numbers of its two workers."""
-    errors = out.with_name(f"{out.name}.stderr")  # a pipe would stay open as long as a worker lives
-    with errors.open("wb") as stream:
-        process = subprocess.Popen(
-            [*TORCHRUN, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stream, env=alone_environment()
-        )
-    workers: list[int] = []
-    try:
-        deadline = time.monotonic() + 240
-        while not list(out.glob(at_step)):
-            assert process.poll() is None, errors.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        yield process, workers, errors
-    finally:
-        for pid in [process.pid, *workers]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
 
 
 CHECKPOINT = "*/checkpoint/state.safetensors"
@@ -166,47 +160,62 @@ def same_end(run: Run, unbroken: Run) -> None:
     assert [{**line, "seconds": 0} for line in run.metrics()] == [{**line, "seconds": 0} for line in unbroken.metrics()]
 
 
+def train_or_raise(*words: str) -> None:
+    """A worker of torchrun's agent, which takes SystemExit for a failure whatever its code."""
+    with pytest.raises(SystemExit) as end:
+        run_command(*words)
+    if end.value.code:
+        raise end.value
+
+
 @pytest.mark.parametrize("victim", [0, 1] if os.environ.get("NOISYTEACHER_FAULTS") == "all" else [1])
-def test_a_killed_process_is_started_again_and_the_end_is_the_same(
+def test_torchrun_restarts_after_a_killed_process_and_the_result_is_the_same(
     victim: int, store: Path, unbroken: Run, tmp_path: Path
 ) -> None:
-    words = ["--max-restarts", "2", *distil(store, tmp_path, *OFTEN, epochs=4)]
-    for process, workers, errors in running(words, tmp_path, CHECKPOINT):
+    """The agent is torchrun's; it forks its workers instead of starting Python."""
+    config = LaunchConfig(
+        1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=2, start_method="fork",
+        monitor_interval=0.05,
+    )  # fmt: skip
+    out = tmp_path / "runs"
+    words = tuple(map(str, distil(store, out, *OFTEN)))
+    agent = Fork(lambda: elastic_launch(config, train_or_raise)(*words), tmp_path / "agent")
+    workers: list[int] = []
+    try:
+        wait_until(lambda: agent.ended() or list(out.glob(CHECKPOINT)))
+        assert not agent.ended(), agent.err
+        workers = [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
         assert len(workers) == 2
-        ranks = {pid: rank_of(pid) for pid in workers}
-        os.kill(next(pid for pid, rank in ranks.items() if rank == victim), signal.SIGKILL)
-        assert process.wait(timeout=600) == 0, errors.read_text()[:3000]
-    (run,) = list_runs(tmp_path)  # the one that was begun went on
+        os.kill(workers[victim], signal.SIGKILL)
+        assert agent.wait() == 0, agent.err[:3000]
+        assert agent.err.count("reading the data") == 2
+    finally:
+        for pid in [agent.pid] * (agent.code is None) + workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    (run,) = list_runs(out)  # the run that was begun is continued
     same_end(run, unbroken)
 
 
-def rank_of(pid: int) -> int:
-    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-        if entry.startswith(b"RANK="):
-            return int(entry[5:])
-    raise AssertionError(pid)
-
-
 def test_a_signal_ends_all_after_the_same_step_and_resume_goes_on(store: Path, unbroken: Run, tmp_path: Path) -> None:
-    for process, workers, errors in running(distil(store, tmp_path, *OFTEN, epochs=4), tmp_path, CHECKPOINT):
-        os.kill(workers[-1], signal.SIGTERM)  # one of them only
-        process.wait(timeout=600)
-        stderr_text = errors.read_text()
-    (run,) = list_runs(tmp_path)
+    out = tmp_path / "runs"
+    processes = group(lambda: run_command(*distil(store, out, *OFTEN)), tmp_path / "group")
+    wait_until(lambda: any(process.ended() for process in processes) or list(out.glob(CHECKPOINT)))
+    processes[1].kill(signal.SIGTERM)  # rank 1 alone
+    assert [process.wait() for process in processes] == [143, 143], [process.err for process in processes]
+    (run,) = list_runs(out)
     assert run.state == "unfinished"
-    assert stderr_text.count("interrupted\n") == 1
-    again = f"torchrun --nproc-per-node 2 -m noisyteacher distil --resume {run.path}"
-    assert f"resume with: {again}" in stderr_text
-    assert "exitcode  : 143" in stderr_text.replace("exitcode : 143", "exitcode  : 143")
-    done = group("-m", "noisyteacher", "distil", "--resume", run.path)
-    assert done.returncode == 0, done.stderr
+    errors = [process.err for process in processes]
+    assert [text.count("interrupted\n") for text in errors] == [1, 0]
+    assert f"resume with: torchrun --nproc-per-node 2 -m noisyteacher distil --resume {run.path}" in errors[0]
+    join(group(lambda: run_command("distil", "--resume", run.path), tmp_path / "resumed"))
     same_end(run, unbroken)
 
 
 def test_other_commands_are_not_for_a_group() -> None:
     environment = {**alone_environment(), "WORLD_SIZE": "2", "RANK": "1"}
     words = [sys.executable, "-m", "noisyteacher", "compress", "--data", "mnist-5k"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.startswith("process 1: error: 2 processes were started for compress")
 
@@ -233,7 +242,7 @@ def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.
         raise RuntimeError("enough")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))  # type: ignore[attr-defined]
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -249,37 +258,40 @@ def test_the_group_is_made_for_the_device_that_is_asked_for(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_waits_for_others_can_be_ended(number: int) -> None:
+def test_a_process_that_waits_for_others_can_be_ended(number: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    words = [sys.executable, "-m", "noisyteacher", "train", "--data", "mnist-5k", "--model", "lenet"]
-    process = subprocess.Popen(words, env=alone_environment() | group, stderr=subprocess.DEVNULL)
+    environment = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+    def listening() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+            return True
+        return False
+
+    words = ("train", "--data", "mnist-5k", "--model", "lenet")
+    process = Fork(lambda: run_command(*words), tmp_path / "waiting", environment)
     try:
-        until = time.monotonic() + 60
-        while True:  # it listens once it waits for the other
-            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
-                break
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        time.sleep(0.5)
-        process.send_signal(number)
-        assert process.wait(10) in (-number, 128 + number)
+        wait_until(lambda: process.ended() or listening())  # it listens once it waits for the other
+        time.sleep(0.2)
+        process.kill(number)
+        assert process.wait() in (-number, 128 + number)
     finally:
-        process.kill()
-        process.wait()
+        if process.code is None:
+            process.kill()
 
 
 def test_a_restart_finds_the_run_of_its_own_store_alone(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    data = nt.load_data("mnist-5k")
+    data = nt.load_data("mnist-5k", limit=60)
     store_path = tmp_path / "store"
     run = {"output_dir": str(tmp_path / "runs"), "checks": False}
     student = {"epochs": 1, "name": "mlp800"}
-    requested = build_config({"data": {"name": "mnist-5k"}, "student": student, "noise": {"sigma": 0.5}, "run": run})
+    requested = build_config(
+        {"data": {"name": "mnist-5k", "limit": 60}, "student": student, "noise": {"sigma": 0.5}, "run": run}
+    )
     nt.extract(nt.build_model("lenet", data, seed=1), data.train, store_path)
     first = distil_config(requested, store_path).run
     (tmp_path / "runs" / "0-damaged").mkdir()

@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -37,18 +37,18 @@ def section(heading: str) -> str:
 def reader(name: str) -> Any:
     """The function of this name from the one code block of the page that defines it."""
     (block,) = [block for block in BLOCKS if f"def {name}(" in block]
-    made: dict[str, Any] = {}
-    exec(compile(block, f"{PAGE.name}: {name}", "exec"), made)
-    return made[name]
+    namespace: dict[str, Any] = {}
+    exec(compile(block, f"{PAGE.name}: {name}", "exec"), namespace)
+    return namespace[name]
 
 
 def flipped(data: bytes, bit: int) -> bytes:
     return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
-def fake_store(folder: Path, dtype: str = "float32") -> torch.Tensor:
+def fake_store(folder: Path, dtype: Literal["float32", "float16"] = "float32") -> torch.Tensor:
     """A store of 2 views x 7 rows x 3 classes in shards of 3, 3 and 1 rows; returns its logits `[2, 7, 3]`."""
-    prints = dict.fromkeys(FINGERPRINTS, "0123456789abcdef" * 4)
+    prints: dict[Any, str] = dict.fromkeys(FINGERPRINTS, "0123456789abcdef" * 4)
     plan = Plan(7, 3, ("clean", "mirror"), prints, dtype, "fp32", 3)
     logits = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)) * 5
     write_logits(folder, plan, logits)
@@ -75,9 +75,9 @@ def test_the_seal_of_a_json_file(tmp_path: Path) -> None:
     file = tmp_path / "one.json"
     write_json(file, "run-result", 1, {"note": "crc32c=deadbeef, größer", "value": 1.5})
     read_sealed = reader("read_sealed")
-    found = read_sealed(file)
-    assert list(found) == ["checksum", "kind", "schema", "note", "value"]
-    assert found["note"] == "crc32c=deadbeef, größer"
+    record = read_sealed(file)
+    assert list(record) == ["checksum", "kind", "schema", "note", "value"]
+    assert record["note"] == "crc32c=deadbeef, größer"
     whole = file.read_bytes()
     assert whole.startswith(b'{\n "checksum": "crc32c=')
     assert whole.endswith(b"}\n")
@@ -114,16 +114,16 @@ def test_fingerprints_are_what_the_page_says() -> None:
     linear = torch.nn.Linear(2, 3)
     model = nt.build_model(torch.nn.Sequential(torch.nn.Flatten(), linear), input_shape=(1, 1, 2))
     bias, weight = (tensor.detach().numpy().tobytes() for tensor in (linear.bias, linear.weight))
-    told = b"1.bias\x1ftorch.float32\x1f(3,)\x1f" + bias + b"1.weight\x1ftorch.float32\x1f(3, 2)\x1f" + weight
-    assert weights_fingerprint(model) == hashlib.sha256(told).hexdigest()
+    expected = b"1.bias\x1ftorch.float32\x1f(3,)\x1f" + bias + b"1.weight\x1ftorch.float32\x1f(3, 2)\x1f" + weight
+    assert weights_fingerprint(model) == hashlib.sha256(expected).hexdigest()
     nothing = hashlib.sha256(b"").hexdigest()
     assert preprocess_fingerprint(model) == hashlib.sha256(b"Scale()" + nothing.encode()).hexdigest()
-    known = '["local-contrast", "pixel-mean", "scale", "standardize"]'
+    preprocessings = '["local-contrast", "pixel-mean", "scale", "standardize"]'
     architecture = (
         '{"classes": 3, "input_shape": [1, 1, 2], "name": "module:torch.nn.modules.container.Sequential", '
         '"options": {}, "preprocess": "scale"}'
     )
-    code = f"{model}[{architecture}, {known}]"
+    code = f"{model}[{architecture}, {preprocessings}]"
     assert code_fingerprint(model) == hashlib.sha256(code.encode()).hexdigest()
     images = torch.arange(12, dtype=torch.uint8).view(3, 1, 2, 2)
     split = nt.Split(images, None, torch.tensor([2, 0]), "train", "toy", ("a", "b"))
@@ -132,13 +132,13 @@ def test_fingerprints_are_what_the_page_says() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_reader_of_a_store(tmp_path: Path, dtype: str) -> None:
+def test_the_reader_of_a_store(tmp_path: Path, dtype: Literal["float32", "float16"]) -> None:
     logits = fake_store(tmp_path / "store", dtype)
-    views, found = reader("read_store")(tmp_path / "store")
+    views, values = reader("read_store")(tmp_path / "store")
     assert views == ["clean", "mirror"]
-    assert found.dtype == np.float32
+    assert values.dtype == np.float32
     stored = logits if dtype == "float32" else logits.half().float()
-    assert np.array_equal(found, stored.numpy())
+    assert np.array_equal(values, stored.numpy())
 
 
 def test_the_reader_notices_a_shard_of_another_place_and_a_truncated_one(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_store_json_and_its_digests(tmp_path: Path) -> None:
     store = reader("read_sealed")(folder / "store.json")
     assert list(store) == re.findall(r"^\| `(\w+)` \|", section("### store.json"), re.MULTILINE)
     keys = ("rows", "classes", "views", "fingerprints", "dtype", "precision", "rows_per_shard")
-    asked = json.dumps({key: store[key] for key in keys}, sort_keys=True, separators=(",", ":"))
-    assert store["plan"] == hashlib.sha256(asked.encode()).hexdigest()
+    plan = json.dumps({key: store[key] for key in keys}, sort_keys=True, separators=(",", ":"))
+    assert store["plan"] == hashlib.sha256(plan.encode()).hexdigest()
     assert nt.LogitStore.open(folder).digest == hashlib.sha256((folder / "store.json").read_bytes()).hexdigest()
     for shard in store["shards"]:
         data = (folder / shard["file"]).read_bytes()
@@ -239,7 +239,7 @@ def test_the_embedded_data() -> None:
     assert f"{len(data):,} bytes" in TEXT
     assert hashlib.sha256(data).hexdigest() in TEXT
     with zipfile.ZipFile(EMBEDDED / "mnist-5k.npz") as opened:
-        kinds = [(one.filename, one.compress_type, one.date_time[:3]) for one in opened.infolist()]
+        kinds = [(member.filename, member.compress_type, member.date_time[:3]) for member in opened.infolist()]
     assert kinds == [(f"{name}.npy", zipfile.ZIP_DEFLATED, (1980, 1, 1)) for name in "xy"]
     with np.load(EMBEDDED / "mnist-5k.npz") as arrays:
         assert (arrays["x"].dtype, arrays["x"].shape) == (np.uint8, (5000, 28, 28))

@@ -20,6 +20,7 @@ import pytest
 from torch import nn
 
 import noisyteacher as nt
+from helpers import Fork
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -89,11 +90,11 @@ def test_the_reference_has_every_public_name() -> None:
 def public_callables() -> Iterator[tuple[str, Any]]:
     """Every public function, and every method and property that a public class defines itself."""
     for name in sorted(nt.__all__):
-        found = getattr(nt, name)
-        if not inspect.isclass(found):
-            yield name, found
+        member = getattr(nt, name)
+        if not inspect.isclass(member):
+            yield name, member
             continue
-        for key, value in vars(found).items():
+        for key, value in vars(member).items():
             if isinstance(value, property):
                 value = value.fget
             elif isinstance(value, cached_property):
@@ -112,40 +113,43 @@ def raised(function: Any) -> set[str]:
     """The names of the errors that the function's own body raises."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
-    found = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
     makers = ("unknown_name", "unknown_network")
-    return {"UnknownNameError" if name in makers else name for name in found if name != "StopIteration"}
+    return {"UnknownNameError" if name in makers else name for name in names if name != "StopIteration"}
 
 
 @pytest.mark.parametrize("name", CALLABLES)
 def test_a_public_docstring_says_what_a_caller_needs(name: str) -> None:
     function = CALLABLES[name]
-    told = inspect.getdoc(function) or ""
-    first = told.partition("\n")[0]
+    text = inspect.getdoc(function) or ""
+    first = text.partition("\n")[0]
     assert len(first.split()) >= 3, "no docstring"
     assert first.endswith((".", ":", ",")), "the first line is a sentence"
     annotations = {key: str(value) for key, value in function.__annotations__.items()}
     if any("Tensor" in kind and "dict" not in kind for kind in annotations.values()):
-        assert LOGITS.search(told), "tensors without shapes"
+        assert LOGITS.search(text), "tensors without shapes"
     errors = raised(function)
     if errors:
-        assert "Raises" in told, f"raises {errors} and does not say so"
-    named = set(re.findall(r"\b[A-Z]\w+Error\b", told[told.find("Raises") :] if "Raises" in told else ""))
-    missing = {error for error in errors if not any(issubclass(_error(error), _error(one)) for one in named)}
+        assert "Raises" in text, f"raises {errors} and does not say so"
+    named = set(re.findall(r"\b[A-Z]\w+Error\b", text[text.find("Raises") :] if "Raises" in text else ""))
+    missing = {
+        error for error in errors if not any(issubclass(_error(error), _error(documented)) for documented in named)
+    }
     assert missing == set(), "errors that the docstring does not name"
 
 
 def _error(name: str) -> type:
     from noisyteacher import errors
 
-    return getattr(errors, name, None) or getattr(builtins, name, Exception)
+    error: type = getattr(errors, name, getattr(builtins, name, Exception))
+    return error
 
 
 @pytest.mark.parametrize("name", [name for name in nt.__all__ if inspect.isclass(getattr(nt, name))])
 def test_a_public_class_says_what_it_is(name: str) -> None:
-    told = inspect.getdoc(getattr(nt, name)) or ""
-    assert len(told.split()) >= 8
-    assert told != inspect.getdoc(nn.Module)
+    text = inspect.getdoc(getattr(nt, name)) or ""
+    assert len(text.split()) >= 8
+    assert text != inspect.getdoc(nn.Module)
 
 
 def test_the_paper_is_named_where_its_formulas_are() -> None:
@@ -154,10 +158,10 @@ def test_the_paper_is_named_where_its_formulas_are() -> None:
 
 
 def test_make_docs_takes_warnings_as_errors() -> None:
-    told = subprocess.run(
+    printed = subprocess.run(
         ["make", "--always-make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert re.search(r"sphinx .*--fail-on-warning .*docs build/docs", told)
+    assert re.search(r"sphinx .*--fail-on-warning .*docs build/docs", printed)
 
 
 @pytest.mark.slow
@@ -165,23 +169,25 @@ def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
     """`make docs` in small: no warning, every page there, and nothing that a browser would load from elsewhere."""
     for needed in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(needed, reason=f"{needed} is not installed: make docs installs it")
-    ran = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-d", tmp_path / "trees", DOCS, tmp_path / "site"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    words = ["-W", "-q", "-b", "html", "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")]
+
+    def build() -> None:
+        from sphinx.cmd.build import main
+
+        sys.exit(main(words))
+
+    process = Fork(build, tmp_path / "sphinx")
+    assert process.wait() == 0, process.err
     site = {
         file.relative_to(tmp_path / "site"): file.read_text(encoding="utf-8")
         for file in (tmp_path / "site").rglob("*.html")
     }
     for page in DOCS.rglob("*.md"):
         assert page.relative_to(DOCS).with_suffix(".html") in site
-    for name, text in site.items():
+    for path, text in site.items():
         loaded = re.findall(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"([^\"]+)", text)
         loaded += re.findall(r"<link\b[^>]*\bhref=\"([^\"]+)", text)
-        assert [one for one in loaded if re.match(r"(?:https?:)?//", one)] == [], name
+        assert [url for url in loaded if re.match(r"(?:https?:)?//", url)] == [], path
     styles = [file.read_text(encoding="utf-8") for file in (tmp_path / "site").rglob("*.css")]
     assert [
         line for text in styles for line in re.findall(r"(?:@import|url\()[^;)]*//[^;)]*", text) if "data:" not in line

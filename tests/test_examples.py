@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from helpers import Fork
+from run_example import run_example
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {
@@ -35,31 +35,28 @@ def test_an_example(name: str, tmp_path: Path) -> None:
     for needed in NEEDS[name]:
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
-    told = tmp_path / "watched.json"
+    watched = tmp_path / "watched.json"
     arguments = ["--epochs", EPOCHS, "--limit", LIMIT, "--sigma", 0.9, "--alpha", ALPHA]
-    ran = subprocess.run(
-        [sys.executable, ROOT / "tests" / "run_example.py", told, f"examples/{name}.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    program = ROOT / "examples" / f"{name}.py"
+    process = Fork(
+        lambda: run_example(watched, program, list(map(str, arguments))), tmp_path / name, {"HF_HUB_OFFLINE": "1"}
     )
-    assert ran.returncode == 0, ran.stderr
+    assert process.wait() == 0, process.err
+    printed = process.out
 
     # What it prints: a falling loss for each student, other losses under noise, and two errors with their n.
-    losses = [float(a or b) for a, b in LOSS.findall(ran.stdout)]
+    losses = [float(a or b) for a, b in LOSS.findall(printed)]
     assert len(losses) == 2 * EPOCHS
     clean, noisy = losses[:EPOCHS], losses[EPOCHS:]
     assert clean == sorted(clean, reverse=True)
     assert noisy == sorted(noisy, reverse=True)
     assert all(a < b for a, b in zip(clean, noisy, strict=True))  # noise adds alpha sigma^2 |z|^2 / 2 to the loss
-    errors = LAST.findall(ran.stdout)
-    assert [(one, sigma) for one, sigma, _, _ in errors] == [("clean", "0"), ("noisy", "0.9")]
+    errors = LAST.findall(printed)
+    assert [(student, sigma) for student, sigma, _, _ in errors] == [("clean", "0"), ("noisy", "0.9")]
     assert all(0 <= float(error) <= 100 and int(n) == LIMIT for _, _, error, n in errors)
 
     # What the students were taught: the clean one the teacher's logits, the noisy one others for a share alpha.
-    first, second = json.loads(told.read_text())
+    first, second = json.loads(watched.read_text())
     steps = EPOCHS * LIMIT // BATCH
     for about in (first, second):
         assert (about["calls"], about["counter"], about["rows"]) == (steps, steps, EPOCHS * LIMIT)

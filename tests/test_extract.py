@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import part
 from noisyteacher.data import Split
 from noisyteacher.device import channels_last, inference
 from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
@@ -119,13 +119,17 @@ def test_the_batch_size_changes_no_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrap", ["tuple", "mapping", "object"])
 def test_logits_may_come_in_a_tuple_a_mapping_or_an_object(tmp_path: Path, wrap: str) -> None:
+    class Named(NamedTuple):
+        z: Tensor
+        logits: Tensor
+
     class Wrapped(Counting):
         def forward(self, images: Tensor) -> Any:
             logits = super().forward(images)
             extra = torch.zeros(len(images), 99)
             if wrap == "tuple":
                 return logits, extra
-            return {"logits": logits, "z": extra} if wrap == "mapping" else namedtuple("Out", "z logits")(extra, logits)
+            return {"logits": logits, "z": extra} if wrap == "mapping" else Named(extra, logits)
 
     teacher = Wrapped()
     store = extract(teacher, split(), tmp_path / "s")
@@ -205,7 +209,7 @@ def test_a_model_that_does_work_in_its_own_train_gets_to_undo_it() -> None:
 
         def train(self, mode: bool = True) -> Merging:
             self.merged = not mode
-            return super().train(mode)  # type: ignore[return-value]
+            return super().train(mode)
 
     model = Merging().train()
     with inference(model):
@@ -219,7 +223,9 @@ def test_a_model_that_does_work_in_its_own_train_gets_to_undo_it() -> None:
 
 def test_convolutions_are_lent_channels_last_and_given_back_as_they_were() -> None:
     last = torch.channels_last
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3).to(memory_format=last), nn.Flatten(), nn.Linear(64, 2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    second = part(model, "1")
+    second.weight.data = second.weight.data.contiguous(memory_format=last)
     before = [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()]
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with inference(model):
@@ -228,12 +234,12 @@ def test_convolutions_are_lent_channels_last_and_given_back_as_they_were() -> No
             assert all(
                 parameter.is_contiguous(memory_format=last) for parameter in model.parameters() if parameter.dim() == 4
             )
-            assert not model[0].weight.is_contiguous()
+            assert not part(model, "0").weight.is_contiguous()
             torch.testing.assert_close(model(images), answers)
-            model[0].weight.add_(1)
-            written = model[0].weight.clone()
+            part(model, "0").weight.add_(1)
+            written = part(model, "0").weight.clone()
     assert [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()] == before
-    assert torch.equal(model[0].weight, written)
+    assert torch.equal(part(model, "0").weight, written)
 
 
 class Looking(nn.Conv2d):
@@ -281,13 +287,13 @@ def test_teachers_that_flatten_by_view_are_asked_as_they_are(tmp_path: Path, pre
     teacher = as_classifier(Viewing(), input_shape=(1, 28, 28))
     data = nt.load_data("mnist-5k", limit=100)
     store = extract(teacher, data.train, tmp_path / "s", precision=precision)
-    assert teacher.network.second.seen is False
+    assert part(teacher, "network.second").seen is False
     assert store.verify(teacher, data.train).max_abs_difference == 0
     assert check_stored_logits(teacher, data.train, store).passed
     nt.evaluate(teacher, data.val)
     history = nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=1, precision=precision)
     assert len(history.epochs) == 1
-    assert teacher.network.second.seen is False
+    assert part(teacher, "network.second").seen is False
 
 
 def test_images_are_asked_in_batches_that_fit_the_device(tmp_path: Path) -> None:
@@ -351,7 +357,7 @@ def test_a_finished_store_is_reused_without_asking_the_teacher(tmp_path: Path) -
     teacher = as_classifier(Counting(), classes=CLASSES, input_shape=SHAPE)
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
     before = contents(tmp_path / "s")
-    teacher.network.images_seen = 0
+    part(teacher, "network").images_seen = 0
     store = extract(teacher, split(), tmp_path / "s", batch_size=1)
     assert teacher.network.images_seen == 0
     assert store.rows == ROWS
@@ -427,7 +433,7 @@ def test_a_store_of_another_teacher_data_preprocessing_or_network_is_refused_nam
         extract(teacher(), split(), tmp_path / "s", views=VIEWS)
     with pytest.raises(MismatchError, match="made from precision fp32"):
         extract(teacher(), split(), tmp_path / "s", precision="bf16")
-    other = as_classifier(Renamed(), classes=CLASSES, input_shape=SHAPE, preprocess=teacher().preprocess)
+    other = as_classifier(Renamed(), classes=CLASSES, input_shape=SHAPE, preprocess=part(teacher(), "preprocess"))
     with pytest.raises(MismatchError, match="made from code "):
         extract(other, split(), tmp_path / "s")
     assert contents(tmp_path / "s") == before
@@ -508,20 +514,20 @@ def test_real_digits(real_data: Path, tmp_path: Path) -> None:
     store = extract(teacher, data.val, tmp_path / "s", views="clean,mirror", rows_per_shard=3000)
     rows = torch.tensor([0, 2999, 3000, 9999])
     images = data.val.images_at(rows).numpy()[..., ::-1].reshape(4, 784).astype(np.float64) / 255
-    weight, bias = (t.detach().numpy().astype(np.float64) for t in (teacher[1].weight, teacher[1].bias))
+    weight, bias = (t.detach().numpy().astype(np.float64) for t in (part(teacher, "1").weight, part(teacher, "1").bias))
     np.testing.assert_allclose(store.logits("mirror", rows).numpy(), images @ weight.T + bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", [{"precision": "bf16"}, {"dtype": "float16"}])
 def test_a_store_that_rounds_is_verified_against_its_own_teacher_and_no_other(
-    tmp_path: Path, how: dict[str, str]
+    tmp_path: Path, how: dict[str, Any]
 ) -> None:
     """The teacher is asked in the precision of the store, and what rounding makes is no difference."""
     teacher = as_classifier(Counting())
     with torch.no_grad():
         for parameter in teacher.parameters():
-            parameter *= 50  # logits in the hundreds, where 1e-3 is less than either rounding
-    store = extract(teacher, split(), tmp_path / "s", **how)  # type: ignore[arg-type]
+            parameter.mul_(50)  # logits in the hundreds, where 1e-3 is less than either rounding
+    store = extract(teacher, split(), tmp_path / "s", **how)
     assert store.verify(teacher, split()).rows == ROWS
     assert check_stored_logits(teacher, split(), store).passed
     with torch.no_grad():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from noisyteacher.errors import FileFormatError, UsageError, WriteError
+from noisyteacher.errors import DataWarning, FileFormatError, UsageError, WriteError
 from noisyteacher.io import files, tensors
 
 
@@ -113,11 +115,12 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_removed_folder_is_not_created_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for write in (
+    writes: tuple[Callable[[], object], ...] = (
         lambda: files.write_bytes(folder / "a", b"", folder),
         lambda: files.write_json(folder / "inner" / "a.json", "thing", 1, {}, folder),
         lambda: tensors.write_tensors(folder / "a.safetensors", "thing", 1, {}, {}, folder),
-    ):
+    )
+    for write in writes:
         with pytest.raises(WriteError, match="run: the folder is gone"):
             write()
     assert list(tmp_path.iterdir()) == []
@@ -128,27 +131,37 @@ def test_a_removed_folder_is_not_created_again(tmp_path: Path) -> None:
 
 def refused(folder: Path) -> bool:
     try:
-        with files.exclusive_lock(folder, wait=False):
+        with files.lock(folder, wait=False):
             return False
     except UsageError as error:
         return "working on it" in str(error)
 
 
 def test_locks(tmp_path: Path) -> None:
-    with files.shared_lock(tmp_path), files.shared_lock(tmp_path):
+    with files.lock(tmp_path, shared=True), files.lock(tmp_path, shared=True):
         assert refused(tmp_path)
-    with files.exclusive_lock(tmp_path, wait=False):
+    with files.lock(tmp_path, wait=False):
         assert refused(tmp_path)
     assert not refused(tmp_path)
-    with pytest.raises(WriteError, match="nowhere: cannot be opened"), files.shared_lock(tmp_path / "nowhere"):
+    with pytest.raises(WriteError, match="nowhere: cannot be opened"), files.lock(tmp_path / "nowhere"):
         pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(DataWarning, match="No locks available"), files.lock(tmp_path):
+        files.write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").exists()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     ready, signal_ready = os.pipe()
     child = os.fork()
     if not child:
-        with files.exclusive_lock(tmp_path):
+        with files.lock(tmp_path):
             os.write(signal_ready, b"x")
             time.sleep(60)
         os._exit(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import part
 from noisyteacher.device import channels_last, inference
 
 
@@ -16,7 +17,7 @@ def network() -> nn.Sequential:
 def test_modes_gradients_and_weights_are_restored() -> None:
     model = network()
     model[1].eval()
-    weight = model[0].weight
+    weight = part(model, "0").weight
     images = torch.rand(4, 3, 8, 8)
 
     def fail() -> None:
@@ -24,7 +25,7 @@ def test_modes_gradients_and_weights_are_restored() -> None:
             assert device.type == "cpu"
             assert not any(module.training for module in model.modules())
             assert not torch.is_grad_enabled()
-            assert model[0].weight is weight
+            assert part(model, "0").weight is weight
             assert weight.is_contiguous(memory_format=torch.channels_last)
             raise ZeroDivisionError
 
@@ -38,8 +39,8 @@ def test_modes_gradients_and_weights_are_restored() -> None:
 def test_a_change_of_the_weights_inside_is_kept() -> None:
     model = network()
     with channels_last(model, torch.rand(2, 3, 8, 8)), torch.no_grad():
-        model[0].weight.fill_(2.0)
-    assert bool((model[0].weight == 2.0).all())
+        part(model, "0").weight.fill_(2.0)
+    assert bool((part(model, "0").weight == 2.0).all())
 
 
 def test_a_model_that_fails_in_channels_last_format_is_left_alone() -> None:

@@ -38,8 +38,10 @@ def net(dropout: float = 0.0, seed: int = 0) -> nn.Module:
 
 
 def batch_of(rows: Tensor, step: int = 0, views: tuple[str, ...] = ("clean",)) -> nt.Batch:
-    which = torch.zeros(len(rows), dtype=torch.int64)
-    return nt.Batch(split().images_at(rows, views, which), split().labels_at(rows), rows, views, which, step, 0, ROWS)
+    view_numbers = torch.zeros(len(rows), dtype=torch.int64)
+    return nt.Batch(
+        split().images_at(rows, views, view_numbers), split().labels_at(rows), rows, views, view_numbers, step, 0, ROWS
+    )
 
 
 def table() -> Tensor:
@@ -73,7 +75,7 @@ def test_target_is_one_plus_xi_times_z() -> None:
         objective = nt.distil(table(), noise=nt.Noise(sigma=0.5, alpha=0.5, draw="row"))
         draw = draw_of(nt.Noise(sigma=0.5, alpha=0.5, draw="row"), ROWS, CLASSES, generator(0, "noise", 0))
         student = table().clone().requires_grad_()
-        loss_of(objective, student, batch_of(rows)).backward()
+        torch.autograd.backward(loss_of(objective, student, batch_of(rows)))
         assert student.grad is not None
         assert torch.equal(student.grad[~draw.selected[:, 0]], torch.zeros_like(student.grad[~draw.selected[:, 0]]))
         expected = -(draw.xi * table())[draw.selected[:, 0]] / ROWS
@@ -117,7 +119,7 @@ def test_xi_is_a_vector() -> None:
         for draw in ("batch", "row"):
             noise = nt.Noise(sigma=0.5, alpha=1.0, draw=draw)
             factors = (perturbed(torch.ones(16, CLASSES), noise, generator(0, "v")) - 1)[0]
-            assert factors.unique().numel() == CLASSES
+            assert torch.unique(factors).numel() == CLASSES
 
     def scalar(distribution: str, shape: tuple[int, ...], generator: Any, device: Any) -> Tensor:
         return torch.randn(shape[0], 1, generator=generator).expand(shape)
@@ -149,7 +151,8 @@ def test_sigma_is_not_a_variance() -> None:
         assert float(noisy.std()) == pytest.approx(0.25, rel=0.05)
 
     def root(self: UnitNoise, sigma: Any) -> Tensor:
-        return self.unit * sigma**0.5
+        xi: Tensor = self.unit * sigma**0.5
+        return xi
 
     mistaken(check, (UnitNoise, "xi", root))
 
@@ -181,7 +184,7 @@ def test_the_teacher_is_asked_without_gradients() -> None:
         teacher, student = net(seed=1), net(seed=2)
         objective = nt.distil(teacher)
         images = split().images[:8].float() / 255
-        loss_of(objective, student(images), batch_of(torch.arange(8))).backward()
+        torch.autograd.backward(loss_of(objective, student(images), batch_of(torch.arange(8))))
         assert all(value.grad is None for value in teacher.parameters())
         assert all(value.grad is not None for value in student.parameters())
 
@@ -221,7 +224,7 @@ def test_the_student_is_in_train_mode_in_every_epoch() -> None:
         assert all(modes)
 
     def leaves_eval(classifier: nn.Module, *rest: Any, **named: Any) -> Tensor:
-        logits = right(classifier, *rest, **named)
+        logits: Tensor = right(classifier, *rest, **named)
         classifier.eval()
         return logits
 

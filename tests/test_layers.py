@@ -57,14 +57,14 @@ def floor_of(module: str) -> int:
 
 def violations(module: str, path: Path) -> list[str]:
     """Imports of a module that go up, and of torch where there is to be none."""
-    found = []
+    problems = []
     for line, name in imports(path):
         package, _, inner = name.partition(".")
         if package == "noisyteacher" and inner and floor_of(inner) < floor_of(module):
-            found.append(f"{module}:{line} imports {inner} from a higher floor")
+            problems.append(f"{module}:{line} imports {inner} from a higher floor")
         if package == "torch" and module.split(".")[0] in WITHOUT_TORCH:
-            found.append(f"{module}:{line} imports torch")
-    return found
+            problems.append(f"{module}:{line} imports torch")
+    return problems
 
 
 def graph(prefix: str = "") -> dict[str, set[str]]:
@@ -102,9 +102,9 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in SOURCE.glob("*/__init__.py")))
 def test_a_folder_has_few_floors(folder: str) -> None:
-    found = depth(graph(f"{folder}."))
-    assert found <= DEEPER.get(folder, MAX_DEPTH_OF_A_FOLDER)
-    assert folder not in DEEPER or found > MAX_DEPTH_OF_A_FOLDER, "no exception is needed any more"
+    height = depth(graph(f"{folder}."))
+    assert height <= DEEPER.get(folder, MAX_DEPTH_OF_A_FOLDER)
+    assert folder not in DEEPER or height > MAX_DEPTH_OF_A_FOLDER, "no exception is needed any more"
 
 
 def test_a_violation_is_seen(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def test_tied_weights_are_held_and_counted_once() -> None:
             self.b.weight = self.a.weight
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x.flatten(1)))
+            logits: Tensor = self.b(self.a(x.flatten(1)))
+            return logits
 
     result = measure(Tied(), (1, 8, 8), latency=False)
     assert result.parameters == 64 * 64
@@ -157,12 +158,14 @@ def test_a_training_step_after_measuring_still_works() -> None:
     class Caches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.fc, self.table = nn.Linear(4, 2), None
+            self.fc = nn.Linear(4, 2)
+            self.table: Tensor | None = None
 
         def forward(self, x: Tensor) -> Tensor:
             if self.table is None:
                 self.table = torch.ones(1, 4)
-            return self.fc(x.flatten(1) * self.table)
+            logits: Tensor = self.fc(x.flatten(1) * self.table)
+            return logits
 
     module = Caches()
     measure(module, (1, 2, 2), runs=1)

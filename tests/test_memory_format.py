@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import Fork
 from noisyteacher.data import epoch_batches
 from noisyteacher.device import choose_memory_format, corrupts_memory
 from noisyteacher.errors import UsageError
@@ -50,8 +49,8 @@ class Side(nn.Module):
         return logits / len(self.layers)
 
 
-def child() -> None:
-    """Trains two networks that have all the shapes between them: those that corrupt memory, and the others."""
+def train_all_shapes() -> None:
+    """Train two networks that have all the shapes between them: those that corrupt memory, and the others."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=draw)
     pairs = [(image, number % 2) for number, image in enumerate(images)]
@@ -93,13 +92,10 @@ def test_the_order_is_decided_before_anything_is_computed(monkeypatch: pytest.Mo
     assert choose_memory_format(model, images) is torch.contiguous_format
 
 
-def test_no_shape_of_convolution_ends_a_training_process() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_memory_format; test_memory_format.child()"],
-        cwd=os.path.dirname(__file__), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["91", "trained", "569", "trained"]
+def test_no_shape_of_convolution_ends_a_training_process(tmp_path: Path) -> None:
+    process = Fork(train_all_shapes, tmp_path / "process")
+    assert process.wait() == 0, process.err[-2000:]
+    assert process.out.split() == ["91", "trained", "569", "trained"]
 
 
 def test_batches_are_in_plain_order_unless_asked_otherwise() -> None:

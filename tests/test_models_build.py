@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import part
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import MODELS, Classifier, as_classifier, build_model, external, logits_of, nearest_networks
 
@@ -83,7 +84,7 @@ def not_a_model() -> str:
 def test_logits_are_found_in_every_usual_answer(how: str) -> None:
     model = as_classifier(Answer(how), input_shape=SHAPE)
     images = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
-    expected = model.network.fc(images.float().flatten(1) / 255)
+    expected = part(model, "network.fc")(images.float().flatten(1) / 255)
     torch.testing.assert_close(model(images), expected)
     assert model.classes == 4
 
@@ -165,8 +166,8 @@ def test_one_seed_is_one_initialisation_and_disturbs_nobody() -> None:
     first, again = (build_model("mlp800", classes=4, input_shape=SHAPE, seed=5) for _ in range(2))
     other = build_model("mlp800", classes=4, input_shape=SHAPE, seed=6)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(first.network.fc1.weight, again.network.fc1.weight)
-    assert not torch.equal(first.network.fc1.weight, other.network.fc1.weight)
+    assert torch.equal(part(first, "network.fc1").weight, part(again, "network.fc1").weight)
+    assert not torch.equal(part(first, "network.fc1").weight, part(other, "network.fc1").weight)
 
 
 def test_data_say_classes_shape_and_preprocessing() -> None:
@@ -223,11 +224,11 @@ def test_a_factory_gets_what_it_names() -> None:
     model = build_model(f"{__name__}:linear_factory", Data(), bias=False)
     assert isinstance(model, Classifier)
     assert model.architecture["options"] == {"bias": False}
-    assert model.network[1].bias is None
+    assert part(model, "network.1").bias is None
     again = build_model(f"{__name__}:linear_factory", Data(), bias=False)
-    assert torch.equal(model.network[1].weight, again.network[1].weight)
+    assert torch.equal(part(model, "network.1").weight, part(again, "network.1").weight)
     lazy = build_model(f"{__name__}:torchvision_like", Data())
-    assert lazy.network[1].weight.shape == (4, 36)
+    assert part(lazy, "network.1").weight.shape == (4, 36)
 
 
 def test_factories_that_do_not_fit_are_refused() -> None:

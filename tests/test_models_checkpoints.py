@@ -211,7 +211,7 @@ def test_the_kind_of_a_file_is_decided_by_its_content(state: State, tmp_path: Pa
         load_foreign(classifier, tmp_path / "b.pth")
 
 
-def rezipped(data: bytes, change: Callable[[dict[str, bytes]], None], **how: Any) -> bytes:
+def rezipped(data: bytes, change: Callable[[dict[str, bytes]], object], **how: Any) -> bytes:
     """The archive with its members changed, stored unless said otherwise."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}

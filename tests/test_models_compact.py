@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import noisyteacher as nt
+from helpers import part
 from noisyteacher.errors import UnknownNameError, UsageError
 from noisyteacher.models import COMPACT, Classifier, build_model, load_model, save_model
 from noisyteacher.models.networks import Residual
@@ -20,7 +22,7 @@ NIN_MACS, NIN_PARAMETERS = 222_486_528, 966_986
 PARAMETERS = {"compact-xs": 150_000, "compact-s": 300_000, "compact-m": 900_000}
 
 
-def small(name: str = "compact-xs", **options: float) -> Classifier:
+def small(name: str = "compact-xs", **options: Any) -> Classifier:
     return build_model(name, classes=10, input_shape=COLOUR, **options)
 
 
@@ -69,7 +71,7 @@ def test_answers_for_images_of_any_size(shape: tuple[int, int, int]) -> None:
 def test_large_images_are_halved_before_they_cost_much() -> None:
     """A stem of stride 2 for every halving, until the shorter side is below 96 pixels."""
     strides = {
-        side: [layer[0].stride[0] for name, layer in model.network.named_children() if name.startswith("stem")]
+        side: [part(model.network, name)[0].stride[0] for name, _ in model.network.named_children() if "stem" in name]
         for side in (8, 32, 95, 96, 190, 192, 224)
         for model in [build_model("compact-xs", classes=2, input_shape=(3, side, side + 7))]
     }
@@ -85,11 +87,11 @@ def test_a_block_starts_as_its_shortcut_and_learns_to_be_more(name: str) -> None
     residuals = [module for module in model.modules() if isinstance(module, Residual)]
     assert len(residuals) == sum(blocks for _, blocks in COMPACT[name].stages)
     for module in residuals:
-        x = torch.randn(2, module.first.conv.in_channels, 6, 6)
+        x = torch.randn(2, part(module, "first.conv").in_channels, 6, 6)
         module.eval()
         torch.testing.assert_close(module(x), module.shortcut(x).relu())
         module.train()(x).square().sum().backward()
-        assert module.second.norm.weight.grad.abs().sum() > 0
+        assert part(module, "second.norm").weight.grad.abs().sum() > 0
 
 
 def test_all_is_dense_convolution_batch_norm_and_relu() -> None:
@@ -105,11 +107,12 @@ def test_all_is_dense_convolution_batch_norm_and_relu() -> None:
 
 def test_weights_are_he_normal_inside_blocks_too() -> None:
     model = small("compact-m")
-    for layer, fan_in in ((model.network.stage2_2.first.conv, 9 * 112), (model.network.stage3_1.shortcut.conv, 112)):
-        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.02)
+    for path, fan_in in (("stage2_2.first.conv", 9 * 112), ("stage3_1.shortcut.conv", 112)):
+        weight = part(model, f"network.{path}").weight
+        assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.02)
         # A normal has 4.55 % beyond two deviations, torch's default uniform none.
-        assert (layer.weight.abs() > 2 * layer.weight.std()).float().mean().item() == pytest.approx(0.0455, abs=0.005)
-    assert not model.network.fc.bias.any()
+        assert (weight.abs() > 2 * weight.std()).float().mean().item() == pytest.approx(0.0455, abs=0.005)
+    assert not part(model, "network.fc").bias.any()
 
 
 def test_a_trained_one_comes_back_with_its_running_statistics(tmp_path: Path) -> None:
@@ -122,17 +125,17 @@ def test_a_trained_one_comes_back_with_its_running_statistics(tmp_path: Path) ->
     images = data.test.images_at(torch.arange(20))  # type: ignore[union-attr]
     assert torch.equal(back(images), model.eval()(images))
     assert back.architecture["options"] == {"width": 0.5}
-    assert back.network.stem1.norm.running_var.min() != 1
+    assert part(back, "network.stem1.norm").running_var.min() != 1
 
 
 def test_width_multiplies_the_channels_in_steps_of_eight() -> None:
     assert small().architecture["options"] == {"width": 1.0}
-    assert small(width=0.5).network.fc.in_features == 40
-    assert small(width=2).network.fc.in_features == 160
-    assert small(width=0.01).network.fc.in_features == 8
+    assert part(small(width=0.5), "network.fc").in_features == 40
+    assert part(small(width=2), "network.fc").in_features == 160
+    assert part(small(width=0.01), "network.fc").in_features == 8
     for wrong in (0, -1.0, 17, True, "wide"):
         with pytest.raises(UsageError, match="multiplies the channels"):
-            small(width=wrong)  # type: ignore[arg-type]
+            small(width=wrong)
     with pytest.raises(UnknownNameError, match="did you mean 'width'"):
         small(widht=2)
     with pytest.raises(UnknownNameError, match="did you mean 'compact-xs'"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import part
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import (
@@ -121,10 +122,10 @@ def test_weights_that_come_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp
     model = nt.build_model("torchvision:squeezenet1_1", classes=7, input_shape=(1, 40, 40), pretrained=True)
     assert isinstance(model.preprocess, Resized)
     assert model.architecture["preprocess"] == "standardize@224x224-bilinear"
-    assert model.preprocess.inner.mean.tolist() == pytest.approx([0.449], abs=1e-3)
+    assert part(model, "preprocess.inner").mean.tolist() == pytest.approx([0.449], abs=1e-3)
     stem = source.features[0]
     grey = torch.rand(2, 1, 30, 30)
-    assert torch.allclose(model.network.features[0](grey), stem(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert torch.allclose(part(model, "network.features.0")(grey), stem(grey.expand(-1, 3, -1, -1)), atol=1e-5)
     assert model(images(model)).shape == (3, 7)
     same_after_saving(model, tmp_path / "model.safetensors")
     whole = nt.build_model("torchvision:squeezenet1_1", classes=1000, input_shape=(3, 224, 224), pretrained="whole")
@@ -136,15 +137,11 @@ def test_weights_that_come_with_torchvision(monkeypatch: pytest.MonkeyPatch, tmp
 def test_pretrained_networks_with_auxiliary_heads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside their weights torchvision refuses aux_logits=False: it builds the heads, and they are dropped."""
     models = import_torchvision().models
-    heads = nn.Module()
-    heads.conv, heads.fc, heads.aux_logits, heads.AuxLogits = (
-        nn.Conv2d(3, 4, 3),
-        nn.Linear(4, 1000),
-        True,
-        nn.Identity(),
-    )
+    heads: Any = nn.Module()
+    heads.conv, heads.fc, heads.AuxLogits = nn.Conv2d(3, 4, 3), nn.Linear(4, 1000), nn.Identity()
+    heads.aux_logits = True
 
-    def get_model(requested: str, weights: Any, **arguments: Any) -> nn.Module:
+    def get_model(requested: str, weights: Any, **arguments: Any) -> Any:
         assert (requested, arguments) == (name, {"transform_input": True})
         assert len(weights.meta["categories"]) == 1000
         return heads
@@ -152,7 +149,7 @@ def test_pretrained_networks_with_auxiliary_heads(name: str, monkeypatch: pytest
     monkeypatch.setattr(models, "get_model", get_model)
     built = torchvision_network(name, 7, (3, 299, 299), {"pretrained": True})
     assert built.options == {"aux_logits": False, "transform_input": True}
-    assert built.network.fc.out_features == 7
+    assert part(built.network, "fc").out_features == 7
     assert (heads.AuxLogits is None) == (name == "inception_v3")
 
 
@@ -162,7 +159,7 @@ def test_a_network_of_one_size_has_its_images_scaled(tmp_path: Path) -> None:
     same_after_saving(model, tmp_path / "model.safetensors")
     model = nt.build_model("timm:vit_tiny_patch16_224", classes=7, input_shape=(3, 32, 32), depth=1, preprocess="model")
     assert model.architecture["preprocess"] == "standardize"
-    assert model.preprocess.mean.tolist() == [0.5, 0.5, 0.5]
+    assert part(model, "preprocess").mean.tolist() == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import noisyteacher as nt
+from helpers import part
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, ratio_of, save_model
+from noisyteacher.models.classifier import Architecture
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.models.narrow import narrowed
 
@@ -56,11 +58,11 @@ def test_every_network_of_the_paper_keeps_image_and_classes_and_halves_the_rest(
     model = half(build_model(name, classes=10, input_shape=COLOUR) if name == "nin" else _record(name))
     kinds = (nn.Conv2d, nn.Linear)
     pairs = [
-        (before, after)
+        (part(before, ""), part(after, ""))
         for before, after in zip(whole.modules(), model.network.modules(), strict=True)
         if isinstance(before, kinds)
     ]
-    outs = [tuple(getattr(layer, "out_channels", None) or layer.out_features for layer in pair) for pair in pairs]
+    outs = [tuple(layer.weight.shape[0] for layer in pair) for pair in pairs]
     assert outs[-1] == (10, 10)
     assert all(after == before // 2 for before, after in outs[:-1])
     assert pairs[0][0].weight[0].shape == pairs[0][1].weight[0].shape  # what it reads of the image
@@ -181,8 +183,8 @@ def test_the_copy_is_new_and_the_teacher_as_it_was() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, same.state_dict()[name])
         assert torch.equal(tensor, again.state_dict()[name])
-    assert not torch.equal(model.network.conv2.weight, different.network.conv2.weight)
-    assert model.network.conv2.weight.std().item() == pytest.approx((2 / 96) ** 0.5, rel=0.03)
+    assert not torch.equal(part(model, "network.conv2").weight, part(different, "network.conv2").weight)
+    assert part(model, "network.conv2").weight.std().item() == pytest.approx((2 / 96) ** 0.5, rel=0.03)
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert not teacher.training
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -199,10 +201,10 @@ def test_a_file_rebuilds_it_without_the_teacher(tmp_path: Path) -> None:
     assert torch.equal(back(images), model(images))
     assert back.architecture == model.architecture
     assert back.architecture["options"] == {"of": {"name": "nin", "options": {"dropout": 0.25, "final_relu": False}}}
-    assert back.network.drop1.p == 0.25
+    assert part(back, "network.drop1").p == 0.25
     assert not any(tensor.is_meta for tensor in back.state_dict().values())
     twice = half(back, 0.5)
-    assert twice.network.conv1.out_channels == 24
+    assert part(twice, "network.conv1").out_channels == 24
     save_model(twice, tmp_path / "twice.safetensors")
     assert torch.equal(load_model(tmp_path / "twice.safetensors")(images), twice.eval()(images))
 
@@ -214,11 +216,12 @@ def linear_factory(classes: int, width: int = 40) -> nn.Module:
 def test_a_factory_is_imported_again_only_where_that_is_allowed(tmp_path: Path) -> None:
     teacher = build_model(f"{__name__}:linear_factory", classes=10, input_shape=COLOUR, width=60)
     model = half(teacher)
-    assert model.network[1].out_features == 30
+    assert part(model, "network.1").out_features == 30
     save_model(model, tmp_path / "m.safetensors")
     with pytest.raises(UsageError, match=r"importing and calling '.*:linear_factory'"):
         load_model(tmp_path / "m.safetensors")
-    assert load_model(tmp_path / "m.safetensors", allow_import=True).network[1].out_features == 30
+    again = load_model(tmp_path / "m.safetensors", allow_import=True)
+    assert part(again, "network.1").out_features == 30
 
 
 def test_a_module_is_narrowed_but_not_rebuilt_from_a_file(tmp_path: Path) -> None:
@@ -227,8 +230,8 @@ def test_a_module_is_narrowed_but_not_rebuilt_from_a_file(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"'shrink:0.5'.* of 'module:.*Sequential'.*load_weights"):
         load_model(tmp_path / "m.safetensors")
     other = half(linear_factory(10), seed=3)
-    nt.models.load_weights(other, tmp_path / "m.safetensors")  # type: ignore[attr-defined]
-    assert torch.equal(other.network[1].weight, model.network[1].weight)
+    nt.models.load_weights(other, tmp_path / "m.safetensors")
+    assert torch.equal(part(other, "network.1").weight, part(model, "network.1").weight)
     with pytest.raises(UsageError, match="pass the module itself as teacher="):
         half(model.architecture)
 
@@ -322,8 +325,8 @@ def test_what_is_not_understood_is_refused_by_name(teacher: nn.Module, message: 
 
 def _unasked(module: nn.Module) -> Classifier:
     """The module as a classifier that was not asked for logits first, so that the refusal is the one of narrowing."""
-    record = {"name": "module:x", "classes": 10, "input_shape": list(COLOUR), "options": {}, "preprocess": "scale"}
-    return Classifier(nt.models.Scale(), module, record)  # type: ignore[attr-defined]
+    architecture = Architecture(name="module:x", classes=10, input_shape=list(COLOUR), options={}, preprocess="scale")
+    return Classifier(nt.models.Scale(), module, architecture)
 
 
 def test_usage_errors() -> None:

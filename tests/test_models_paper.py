@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from helpers import part
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import PAPER, build_model
 from noisyteacher.models.networks import default_options, paper_network
@@ -95,7 +98,7 @@ def test_dropout_stands_behind_hidden_fully_connected_layers_only() -> None:
     drops = [module for module in network if isinstance(module, nn.Dropout)]
     assert [drop.p for drop in drops] == [0.4]
     torch.manual_seed(0)
-    share = (network.drop1(torch.ones(100_000)) == 0).float().mean()
+    share = (part(network, "drop1")(torch.ones(100_000)) == 0).float().mean()
     assert abs(share - 0.4) < 0.01  # the probability to DROP
 
 
@@ -120,7 +123,7 @@ def test_dropout_does_not_rename_the_weights() -> None:
 def test_weights_are_he_normal_and_biases_zero() -> None:
     torch.manual_seed(0)
     network = paper_network("lenet-cifar", 10, COLOUR)
-    for layer, fan_in in ((network.conv2, 64 * 25), (network.fc1, 128 * 64)):
+    for layer, fan_in in ((part(network, "conv2"), 64 * 25), (part(network, "fc1"), 128 * 64)):
         weight = layer.weight.detach()
         assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.01)
         # A normal has 4.55 % beyond two deviations, a uniform none.
@@ -135,6 +138,7 @@ def test_wrong_options_are_refused_with_the_nearest_name() -> None:
         paper_network("lenet", 10, GREY, final_relu=True)
     with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
         paper_network("lenett", 10, GREY)
+    wrong: Any
     for wrong in (1.0, -0.1, "half", True):
         with pytest.raises(UsageError, match="probability to drop"):
             paper_network("lenet", 10, GREY, dropout=wrong)
@@ -175,8 +179,6 @@ def test_a_relu_behind_a_max_pooling_gives_the_bits_of_one_before_it(name: str) 
         layers[index], layers[index + 1] = layers[index + 1], layers[index]
     images, results = torch.randn(4, *shape), []
     for model in (network, nn.Sequential(*layers)):
-        network.zero_grad()
         logits = model(images)
-        logits.square().sum().backward()
-        results.append([logits, *(weight.grad.clone() for weight in network.parameters())])
-    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), list(network.parameters()))])
+    assert all(torch.equal(before, after) for before, after in zip(*results, strict=True))

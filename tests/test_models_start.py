@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ SIDE = 8
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Grey images of two classes."""
-    draw, arrays = np.random.default_rng(0), {}
+    draw = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
     for role, count in (("train", 32), ("val", 20), ("test", 20)):
         arrays |= {
             f"x_{role}": draw.integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8),
@@ -126,7 +128,10 @@ def test_a_model_of_the_package_by_its_name() -> None:
     for model in (nt.build_model("pretrained:lenet-mnist"), nt.build_model("pretrained:lenet-mnist", data)):
         assert weights_fingerprint(model) == weights_fingerprint(nt.load_model("pretrained:lenet-mnist"))
         assert model.classes == 10
-    assert nt.evaluate(model, data.test).error < 10  # %
+    assert data.test is not None
+    error = nt.evaluate(model, data.test).error
+    assert error is not None
+    assert error < 10  # %
     with pytest.raises(MismatchError, match="classes 10"):
         nt.build_model("pretrained:lenet-mnist", classes=7)
     with pytest.raises(MismatchError, match=r"input_shape \[1, 28, 28\]"):

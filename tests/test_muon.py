@@ -21,12 +21,12 @@ def quintic(value: float, rounds: int = 5) -> float:
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (9, 9), (2, 5, 12)])
 def test_orthogonal_keeps_directions_and_evens_their_sizes(shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = left.mT @ orthogonal(matrix) @ right.mT  # in the matrix's own directions
+    u, sizes, v = torch.linalg.svd(matrix, full_matrices=False)
+    turned = u.mT @ orthogonal(matrix) @ v.mT  # in the matrix's own directions
     norm = sizes.square().sum(-1, keepdim=True).sqrt()
     expected = torch.diag_embed((sizes / norm).double().apply_(quintic).float())
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert 0.6 < float(found.diagonal(dim1=-2, dim2=-1).min()) <= float(found.max()) < 1.3
+    torch.testing.assert_close(turned, expected, rtol=1e-3, atol=1e-4)
+    assert 0.6 < float(turned.diagonal(dim1=-2, dim2=-1).min()) <= float(turned.max()) < 1.3
 
 
 def test_zeros_stay_zeros() -> None:
@@ -42,8 +42,8 @@ def test_two_steps_of_a_matrix_by_hand() -> None:
         rule.step()
         kept = [0.5 * old + new for old, new in zip(kept, gradient, strict=True)]
         ahead = [new + 0.5 * old for old, new in zip(kept, gradient, strict=True)]
-        norm = sum(one**2 for one in ahead) ** 0.5
-        steps = [quintic(one / norm) * ADAM_SIZE * 2**0.5 for one in ahead]
+        norm = sum(value**2 for value in ahead) ** 0.5
+        steps = [quintic(value / norm) * ADAM_SIZE * 2**0.5 for value in ahead]
         here = [old * (1 - 0.1 * 0.2) - 0.1 * step for old, step in zip(here, steps, strict=True)]
     torch.testing.assert_close(weight.detach(), torch.diag(torch.tensor(here)), rtol=1e-5, atol=1e-6)
 
@@ -53,10 +53,10 @@ def test_a_copy_goes_on_as_the_one_it_was_made_of(stacked: bool) -> None:
     rule = Muon([torch.nn.Parameter(torch.eye(3).expand(2, 3, 3).clone())], lr=0.1, momentum=0.5, weight_decay=0.0,
                 stacked=stacked)  # fmt: skip
     weights = []
-    for one in (rule, copy.deepcopy(rule)):
-        (weight,) = one.param_groups[0]["params"]
+    for optimizer in (rule, copy.deepcopy(rule)):
+        (weight,) = optimizer.param_groups[0]["params"]
         weight.grad = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1))
-        one.step()
+        optimizer.step()
         weights.append(weight.detach())
     assert torch.equal(*weights)
 
@@ -90,22 +90,22 @@ def test_stacked_networks_are_updated_each_by_itself() -> None:
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
 
     def step(row: int | None) -> list[torch.Tensor]:
-        ours = [torch.nn.Parameter(one.clone() if row is None else one[row].clone()) for one in start.values()]
+        ours = [torch.nn.Parameter(tensor.clone() if row is None else tensor[row].clone()) for tensor in start.values()]
         for parameter, gradient in zip(ours, grads.values(), strict=True):
             parameter.grad = gradient if row is None else gradient[row]
         Muon(ours, **options, stacked=row is None).step()
-        return [one.detach() for one in ours]
+        return [tensor.detach() for tensor in ours]
 
     together = step(None)
     for row in range(3):
-        for common, own in zip(together, step(row), strict=True):
-            torch.testing.assert_close(common[row], own)
+        for common, alone in zip(together, step(row), strict=True):
+            torch.testing.assert_close(common[row], alone)
 
 
 def test_what_is_empty_stays_and_what_is_complex_is_refused() -> None:
     learned = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((0, 3), (2, 0), (2,))]
-    for one in learned:
-        one.grad = torch.ones_like(one)
+    for parameter in learned:
+        parameter.grad = torch.ones_like(parameter)
     build_optimizer(TrainSettings(optimizer="muon", lr=0.1), learned).step()
     torch.testing.assert_close(learned[2].detach(), torch.full((2,), -0.1))
     wave = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))

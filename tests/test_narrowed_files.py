@@ -54,9 +54,12 @@ def test_it_is_rebuilt_judged_and_exported_from_its_file_alone(library: str, tmp
     model = load_model(tmp_path / "m.safetensors")
     assert weights_fingerprint(model) == weights_fingerprint(narrow)
     assert torch.equal(model(batch[:4]), narrow(batch[:4]))
-    assert nt.evaluate(model, data.test).error.n == 20
+    assert data.test is not None
+    error = nt.evaluate(model, data.test).error
+    assert error is not None
+    assert error.n == 20
     assert 0 < nt.measure(model, latency=False).macs < nt.measure(teacher, latency=False).macs / 4
-    names = FORMATS if library == "timm" else ("onnx", "pt2", "hub")
+    names = ("onnx", "pt2", "hub") if library == "timm" else ("pt2", "hub")  # the exporters see the same operations
     formats = [name for name in names if all(find_spec(package) for package in FORMATS[name].needs)]
     files = {name: tmp_path / (name if name == "hub" else f"{name}.{FORMATS[name].kind}") for name in formats}
     exported = export_all(model, files, data=data, max_drop=100.0, runs=2)

@@ -44,7 +44,8 @@ def test_a_compression_narrows_the_teacher_it_trains(tmp_path: Path) -> None:
     result = compress_config(build_config(settings(tmp_path)))
     student = nt.load_model(result.path / "noisy-seed0" / "weights.safetensors")
     assert (student.name, student.architecture["options"]) == ("shrink:0.5", OF_LENET)
-    assert (student.network.conv2.out_channels, student.network.fc2.out_features) == (25, 10)
+    conv, linear = student.get_submodule("network.conv2"), student.get_submodule("network.fc2")
+    assert [conv.out_channels, linear.out_features] == [25, 10]
     assert result.rows[-1].cost("parameters") == (10 * 25 + 10) + (25 * 250 + 25) + (25 * 16 * 250 + 250) + (
         250 * 10 + 10
     )
@@ -57,7 +58,7 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
     from_factory = nt.build_model(f"{__name__}:factory", data, hidden=40)
     nt.save_model(from_factory, tmp_path / "f.safetensors")
 
-    def narrowed(teacher: Any, **more: Any) -> tuple[nt.Classifier, Path]:
+    def narrowed(teacher: Any, **more: Any) -> tuple[nt.Result, Path]:
         where = tmp_path / "runs"
         how = {"baselines": False, "epochs": 1, "checks": False, **more}
         result = nt.compress(teacher, "shrink:0.25", data, output_dir=where, **how)
@@ -67,9 +68,9 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
     assert nt.load_model(file).architecture["options"] == OF_LENET
     for teacher in (from_factory, str(tmp_path / "f.safetensors")):
         _, file = narrowed(teacher, allow_import=True)
-        assert nt.load_model(file, allow_import=True).network[1].out_features == 10
+        assert nt.load_model(file, allow_import=True).get_submodule("network.1").out_features == 10
     bare = factory(10)
-    before = bare[1].weight.clone()
+    before = bare.get_parameter("1.weight").clone()
     result, file = narrowed(bare)
     with pytest.raises(UsageError, match="cannot be rebuilt"):
         nt.load_model(file)
@@ -82,9 +83,9 @@ def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Pat
         output_dir=tmp_path / "runs",
         run=result.path,
         checks=False,
-    )  # type: ignore[attr-defined]
-    assert again.rows[1].errors == result.rows[1].errors  # type: ignore[attr-defined]
-    assert torch.equal(bare[1].weight, before)
+    )
+    assert again.rows[1].errors == result.rows[1].errors
+    assert torch.equal(bare.get_parameter("1.weight"), before)
 
 
 def test_a_wrong_ratio_or_teacher_starts_nothing(tmp_path: Path) -> None:

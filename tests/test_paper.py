@@ -131,11 +131,15 @@ def test_the_papers_numbers() -> None:
 def test_every_kind_of_experiment_runs_and_is_read_again(
     tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The experiments' own networks, grids and views, on a few generated images of the data set's shape."""
+    """The experiments' own grids, students and views, on a few generated images of the data set's shape."""
     least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,))
     monkeypatch.setitem(BUDGETS, "quick", least)
-    parts = ["matched", "data"] if name == "why" else []
+    parts = {"why": ["matched", "data"], "section5.4": ["drawn-sigma", "two-teachers"]}.get(name, [])
     overrides = {**SMALL, **tiny[experiment(name).name]}
+    if name not in ("table1", "why"):
+        overrides["teacher.name"] = "lenet-cifar"  # NIN takes long; table 6 runs with it below
+    if name == "section5.4":
+        overrides["teacher.also"] = ["mlp800"]  # instead of AlexNet
     result = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert not result.failed
     assert Run.open(result.path).state == "done"

@@ -103,7 +103,7 @@ def whole(data: nt.Splits, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return compressed(data, tmp_path_factory.mktemp("whole"), **INTERRUPTED)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 40, 80])
+@pytest.mark.parametrize("stop_at", [1, 40, 80])
 def test_interrupted_anywhere_and_resumed_gives_the_same_bytes(
     tmp_path: Path, data: nt.Splits, whole: Result, stop_at: int
 ) -> None:
@@ -299,7 +299,7 @@ def test_a_training_is_kept_where_its_costs_cannot_be_told(
     spec = TrainingSpec(
         experiment=Experiment(config=build_config({}), data=data, teacher="lenet", student="own", run=run), run=run,
         model=as_classifier(layers, input_shape=(1, 28, 28)), objective=nt.supervised(),
-        recipe={"epochs": 1, "precision": "fp32"}, with_costs=True,
+        fit_options={"epochs": 1, "precision": "fp32"}, with_costs=True,
     )  # fmt: skip
     first, again = train_run(spec), train_run(spec)
     assert spec.run.state == "done"

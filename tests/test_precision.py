@@ -95,12 +95,12 @@ def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float],
 
     with pytest.raises(CutError):
         compress_config(config, on_run_created=begun.append, on_progress=cut)
-    assert [begun[0].config[one]["precision"] for one in ("teacher", "student")] == ["bf16", "bf16"]
+    assert [begun[0].config[part]["precision"] for part in ("teacher", "student")] == ["bf16", "bf16"]
     machine["bf16"] = 0.1
     device._faster_precision.cache_clear()
-    found = Run(begun[0].path)
-    compress_config(build_config(found.config), run=found)
-    for child in found.children():
+    run = Run(begun[0].path)
+    compress_config(build_config(run.config), run=run)
+    for child in run.children():
         if child.path.name != "logits":
             result = json.loads((child.path / "result.json").read_text())["result"]
             assert result["training"]["precision"] == "bf16", child.path
@@ -108,13 +108,13 @@ def test_a_run_keeps_its_precision_on_another_machine(machine: dict[str, float],
 
 def test_a_sweep_settles_it_for_all_its_cells(machine: dict[str, float], tmp_path: Path) -> None:
     base = {**SMALL, "run": {**SMALL["run"], "output_dir": str(tmp_path), "baselines": True}}
-    found = nt.sweep(base, {"noise.sigma": [0.5]}, seeds=2)
-    assert Run(found.path).config["base"]["student"]["precision"] == "bf16"
-    cells = [one for one in Run(found.path).children() if "seed" in one.path.name]
+    run = Run(nt.sweep(base, {"noise.sigma": [0.5]}, seeds=2).path)
+    assert run.config["base"]["student"]["precision"] == "bf16"
+    cells = [child for child in run.children() if "seed" in child.path.name]
     assert len(cells) == 6
-    assert {one.config["student"]["precision"] for one in cells if "student" in one.config} <= {"bf16"}
-    for one in cells:
-        result = one.result()
+    assert {cell.config["student"]["precision"] for cell in cells if "student" in cell.config} <= {"bf16"}
+    for cell in cells:
+        result = cell.result()
         assert result is not None
         assert result["training"]["precision"] == "bf16"
 
@@ -125,16 +125,16 @@ def test_preprocessing_is_the_same_in_a_training_in_bf16(many: bool) -> None:
     split = colours(16)
     students = [nt.build_model("lenet-svhn", split, seed=seed, preprocess="local-contrast") for seed in range(2)]
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    students[0].preprocess.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    students[0].preprocess.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     how: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "bf16", "device": "cpu"}
     if many:
         nt.fit_many(students, split, [nt.supervised()] * 2, seeds=[0, 1], **how)
     else:
         nt.fit(students[0], split, nt.supervised(), **how)
     assert len(seen) > 1
-    for images, found in list(seen):
-        assert found.dtype == torch.float32
-        assert torch.equal(found, students[1].preprocess(images))
+    for images, output in list(seen):
+        assert output.dtype == torch.float32
+        assert torch.equal(output, students[1].preprocess(images))
 
 
 def test_fp32_on_a_gpu_is_not_tf32() -> None:
@@ -184,7 +184,7 @@ def test_logits_are_not_rounded_where_all_else_is(name: str) -> None:
     last = list(model.network.modules())[-1]
     assert isinstance(last, torch.nn.Linear)
     seen: list[torch.Tensor] = []
-    last.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    last.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = model(images)

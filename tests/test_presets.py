@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from noisyteacher.train.optim import preferred_optimizer
 
 def images(folder: Path, channels: int, labels: bool = True) -> str:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for role, rows in (("train", 40), ("val", 20), ("test", 20)):
         arrays[f"x_{role}"] = rng.integers(0, 255, (rows, 12, 12, channels), dtype=np.uint8)
         if labels:
@@ -83,7 +84,7 @@ def test_labels_weigh_in_where_every_split_has_them(tmp_path: Path) -> None:
 
 def test_the_steps_one_by_one_agree_on_the_views(tmp_path: Path) -> None:
     """`extract` stores the views that `auto` means, `distil` learns from those that a store has."""
-    settings = {
+    settings: dict[str, Any] = {
         "data": {"name": images(tmp_path, 1)},
         "teacher": {"name": "compact-xs", "epochs": 1},
         "student": {"name": "compact-xs", "epochs": 3},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import matmul_peak
 from noisyteacher.runs import list_runs
@@ -29,15 +28,18 @@ def mlp() -> nt.Classifier:
 
 def slow(logits: Tensor, batch: Batch) -> Tensor:
     time.sleep(0.02)
+    assert batch.labels is not None
     return torch.nn.functional.cross_entropy(logits, batch.labels)
 
 
 def test_a_slow_objective_is_seen_in_its_phase() -> None:
+    start = time.monotonic()
     history = nt.fit(mlp(), images(), slow, epochs=2, batch_size=32, profile=True)
+    elapsed = time.monotonic() - start
     watch = history.profile
     assert watch is not None
     assert (watch.steps, watch.samples) == (5, 160)  # of six, the first is not counted
-    assert 0.1 <= watch.seconds["noise"] < 0.1 + 0.5
+    assert 0.1 <= watch.seconds["noise"] < elapsed - 0.02  # without the first step
     assert all(watch.seconds[phase] > 0 for phase in STEP_PHASES)
     assert sum(watch.seconds[phase] for phase in STEP_PHASES) <= history.seconds
 
@@ -58,14 +60,14 @@ def test_the_arithmetic_of_a_step_and_the_table() -> None:
     watch = PhaseTimer(torch.device("cpu"), dict.fromkeys(("forward", "backward"), 2.0), steps=4, samples=120)
     watch.seconds |= {phase: 0.0 for phase in (*STEP_PHASES, "validation", "checkpoint") if phase not in watch.seconds}
     watch.cpu_seconds = 1.0
-    found = profiled(mlp(), watch, {"precision": "fp32"})
-    assert found is not None
-    first, others = 64 * 800, 800 * 800 + 800 * 4
-    assert found["flop_per_step"] == 2 * (2 * first + 3 * others) * 30  # no gradient of the images
-    assert found["step_ms"] == 1000.0
-    assert found["share_of_peak"] == pytest.approx(found["flop_per_step"] / found["peak_flops"])
-    assert found["cores_idle"] == pytest.approx(1 - 1 / (4 * torch.get_num_threads()))
-    table = profile_table(found)
+    profile = profiled(mlp(), watch, {"precision": "fp32"})
+    assert profile is not None
+    first, rest = 64 * 800, 800 * 800 + 800 * 4
+    assert profile["flop_per_step"] == 2 * (2 * first + 3 * rest) * 30  # no gradient of the images
+    assert profile["step_ms"] == 1000.0
+    assert profile["share_of_peak"] == pytest.approx(profile["flop_per_step"] / profile["peak_flops"])
+    assert profile["cores_idle"] == pytest.approx(1 - 1 / (4 * torch.get_num_threads()))
+    table = profile_table(profile)
     assert table.headers == ("phase", "ms a step", "share %")
     assert ("forward", "500.00", "50.0") in table.rows
     assert ("a step", "1000.00", "100.0") in table.rows
@@ -83,17 +85,13 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
     assert matmul_peak(torch.device("cpu"), "fp32") == 2 * 2048**3 / 3
 
 
-def test_the_command_line_prints_and_keeps_it(tmp_path: Path) -> None:
-    asked = "train --model lenet --data mnist-5k --epochs 1 --profile --quiet --output-dir"
-    done = subprocess.run(
-        [sys.executable, "-m", "noisyteacher", *asked.split(), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "targets, noise, loss" in done.stdout
-    assert "matrix-product peak" in done.stdout
-    (run,) = list_runs(tmp_path)
+def test_the_command_line_prints_and_keeps_it(tmp_path: Path, call: Call) -> None:
+    words = "train --model lenet --data mnist-5k --epochs 1 --batch-size 20 --set data.limit=100 --profile --quiet"
+    code, out, err = call(*words.split(), "--output-dir", str(tmp_path / "runs"))
+    assert code == 0, err
+    assert "targets, noise, loss" in out
+    assert "matrix-product peak" in out
+    (run,) = list_runs(tmp_path / "runs")
     result = run.result()
     assert result is not None
-    assert result["profile"]["steps"] == 124
+    assert result["profile"]["steps"] == 4  # of five, the first is not counted

@@ -225,5 +225,5 @@ def test_compress_says_what_it_will_do_and_then_does_it(tmp_path: Path, capsys: 
     assert starts == sorted(starts)
     assert any(line.startswith("reading the data") for line in lines[: starts[0]])
     assert not any(line.startswith("training:") for line in lines)  # fit inside does not speak for itself
-    nt.compress("compact-xs", "compact-xs", data, output_dir=tmp_path, progress=False, **options)
+    nt.compress("mlp800", "mlp800", data, output_dir=tmp_path, baselines=False, progress=False, **options)
     assert capsys.readouterr() == ("", "")

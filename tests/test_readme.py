@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from noisyteacher.cli import build_command
+from helpers import Call
+from noisyteacher.cli import build_command, compress
+from printed import commands, words
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 SHORT = {
-    # The same command on fewer images: a full run takes minutes and belongs to no test.
+    # The same command with fewer epochs and students: a full run takes minutes and belongs to no test.
     "noisyteacher demo": " --epochs 1 --seeds 2",
-    "noisyteacher sweep": " --epochs 1 --set data.limit=300 --set teacher.epochs=1",
 }
 
 
-def commands(block: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output shown under it."""
-    for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
-        command, _, shown = part.partition("\n")
-        yield command, shown
-
-
-BY_LUCK = ("Verdict:", "Noise:", "Best on validation")
-"""Starts of lines whose words depend on what came out."""
-
-
-def words(text: str) -> list[list[str]]:
-    """The words of each line, without numbers, rules and what depends on them: units, verdicts, folders."""
-    found = []
-    for line in text.splitlines():
-        start = next((start for start in BY_LUCK if line.startswith(start)), None)
-        if start is not None:
-            found.append([start])
-            continue
-        line = re.sub(r"handed over: seed [^\[]*", "", line)  # in the row that validation prefers
-        line = re.sub(r"\[no interval\]| \(no interval:[^)]*\)", "", line)  # where the seeds are far apart
-        kept = re.findall(r"[A-Za-z][A-Za-z.,:%]+", re.sub(r"\S*\d\S*", " ", line))
-        kept = [word for word in kept if word not in ("kB", "MB", "ms", "min")]
-        if kept:
-            found.append(kept)
-    return found
+FEW = {"limit": 400}
+"""Settings of the data under which the demo takes seconds; it has no option for them."""
 
 
 EXACT = {"noisyteacher measure": ("parameters", "weights file", "MACs", "peak memory"), "evaluate": ("Data:",)}
@@ -70,11 +44,11 @@ def test_all_blocks_are_of_a_kind_that_is_executed() -> None:
 
 def test_a_block_that_takes_minutes_has_options_that_are_there() -> None:
     (block,) = (block for kind, block in BLOCKS if kind == "sh")
-    asked = shlex.split(block.replace("\\\n", " "))
-    assert asked[0] == "noisyteacher"
-    command = build_command(asked[1])
-    known = {flag for one in command.params for flag in one.opts}
-    assert {word for word in asked if word.startswith("--")} <= known
+    line = shlex.split(block.replace("\\\n", " "))
+    assert line[0] == "noisyteacher"
+    command = build_command(line[1])
+    options = {flag for parameter in command.params for flag in parameter.opts}
+    assert {word for word in line if word.startswith("--")} <= options
 
 
 def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +59,8 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for kind, block in BLOCKS:
             if kind == "python":
                 exec(compile(block, "README.md", "exec"), space)
-    (shown,) = (block for kind, block in BLOCKS if kind == "text")
-    got, expected = printed.getvalue(), shown
+    (expected,) = (block for kind, block in BLOCKS if kind == "text")
+    got = printed.getvalue()
     assert words(got) == words(expected)
     numbers = [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", got)]
     claimed = [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\.?\d*", expected)]
@@ -100,8 +74,8 @@ def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_make_blocks(target: str) -> None:
     """`make` is dry-run: what it would run is the command the README promises. (`make test` is running right now.)"""
     assert f"$ make {target}\n" in README
-    told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {"demo": "noisyteacher demo", "test": "pytest"}[target] in told
+    recipe = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"demo": "noisyteacher demo", "test": "pytest"}[target] in recipe
     ci = (ROOT / ".ci" / "run").read_text()
     assert "exec make test" in ci
 
@@ -110,14 +84,15 @@ CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ make" not
 
 
 @pytest.mark.parametrize("number", range(len(CONSOLE)))
-def test_console_blocks(number: int, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command, shown in commands(CONSOLE[number]):
+def test_console_blocks(number: int, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = compress._compress_settings
+    monkeypatch.setattr(compress, "_compress_settings", lambda values, request: run({**values, "data": FEW}, request))
+    for command, expected in commands(CONSOLE[number]):
         short = next((more for start, more in SHORT.items() if start in f"{command} "), "")
-        ran = subprocess.run(
-            command + short, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
-        if shown.strip():
-            assert words(ran.stdout) == words(shown), command
-            assert exact(command, ran.stdout) == exact(command, shown), command
+        program, *arguments = shlex.split(command + short)
+        assert program == "noisyteacher"
+        code, output, errors = call(*arguments)
+        assert code == 0, errors
+        if expected.strip():
+            assert words(output) == words(expected), command
+            assert exact(command, output) == exact(command, expected), command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,19 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import noisyteacher as nt
-from helpers import NOISES, SETTINGS, SHAPE, blobs, difference, lines, network, table
+from helpers import (
+    NOISES,
+    SETTINGS,
+    SHAPE,
+    InfiniteSlope,
+    blobs,
+    difference,
+    largest_difference,
+    lines,
+    network,
+    step_by_step,
+    table,
+)
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import TrainingError
 from noisyteacher.models import as_classifier
@@ -88,7 +101,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def taught() -> list[Objective]:
+def every_objective() -> list[Objective]:
     clean = [
         nt.supervised(),
         nt.distil(table(), loss="soft_targets", noise=NOISES[1]),
@@ -106,24 +119,22 @@ def alone(models: list[Any], objectives: list[Objective], seeds: list[int], **op
     ]
 
 
-def step_by_step(model: Any, *given: Any, **options: Any) -> History:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "can_replay", lambda students, plan: False)
-        return nt.fit(model, *given, **options)
+def assert_same_lines(history: History | Exception, expected: History) -> None:
+    for line, expected_line in zip(lines(history), lines(expected), strict=True):
+        assert line == pytest.approx(expected_line, rel=2e-4, abs=2e-5)
 
 
 def test_every_kind_of_noise_and_loss_is_learned_as_alone(launched: list[int]) -> None:
-    objectives = taught() * 2
+    objectives = every_objective() * 2
     seeds = [0] * (len(objectives) // 2) + [1] * (len(objectives) // 2)
     options = {**SETTINGS, "val": blobs(30, "val", seed=1)}
-    one, other = ([network(seed) for seed in seeds] for _ in range(2))
-    single = alone(one, objectives, seeds, **options)
-    many = nt.fit_many(other, blobs(), objectives, seeds=seeds, **options)
+    apart, together = ([network(seed) for seed in seeds] for _ in range(2))
+    single = alone(apart, objectives, seeds, **options)
+    many = nt.fit_many(together, blobs(), objectives, seeds=seeds, **options)
     assert launched == [len(objectives)] * 9
-    for number, (ours, theirs) in enumerate(zip(many, single, strict=True)):
-        for line, expected in zip(lines(ours), lines(theirs), strict=True):
-            assert line == pytest.approx(expected, rel=2e-4, abs=2e-5), number
-    assert max(difference(a, b) for a, b in zip(one, other, strict=True)) < 1e-4
+    for history, expected in zip(many, single, strict=True):
+        assert_same_lines(history, expected)
+    assert largest_difference(apart, together) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -143,21 +154,20 @@ def test_under_other_recipes_one_alone_is_what_it_was(launched: list[int], chang
     objective = nt.supervised() if {"every_view", "augment"} & options.keys() else nt.distil(table(), noise=NOISES[1])
     (expected,) = alone(dropping[:1], [objective], [3], **options)
     ticks: list[Tick] = []
-    found = nt.fit(dropping[1], blobs(), objective, seed=3, progress=ticks.append, **options)
+    history = nt.fit(dropping[1], blobs(), objective, seed=3, progress=ticks.append, **options)
     assert launched
-    assert (found.replayed, expected.replayed) == (True, False)
+    assert (history.replayed, expected.replayed) == (True, False)
     assert [tick.step for tick in ticks] == list(range(1, len(ticks) + 1))
-    assert len(ticks) == found.epochs[-1]["step"]
-    for line, other in zip(lines(found), lines(expected), strict=True):
-        assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
+    assert len(ticks) == history.epochs[-1]["step"]
+    assert_same_lines(history, expected)
     assert difference(*dropping) < 1e-4
 
 
 def spoilt(seed: int) -> Tensor:
     """Targets with which the loss of a training with this seed is not finite at its third step."""
-    found = table()
-    found[int(torch.randperm(96, generator=generator(seed, "order", 0))[70])] = 3e30
-    return found
+    targets = table()
+    targets[int(torch.randperm(96, generator=generator(seed, "order", 0))[70])] = 3e30
+    return targets
 
 
 def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) -> None:
@@ -168,9 +178,9 @@ def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) 
     assert isinstance(outcomes[1], TrainingError)
     assert "the weights were not updated" in str(outcomes[1])
     assert "at step 3 of 9" in str(outcomes[1])
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as caught:
         alone([clean[1]], [bad], [1], **SETTINGS)
-    assert str(told.value) == str(outcomes[1])
+    assert str(caught.value) == str(outcomes[1])
     assert difference(models[1], clean[1]) < 1e-5
     expected = alone([clean[0], clean[2]], [good, good], [0, 2], **SETTINGS)
     for ours, theirs in zip((outcomes[0], outcomes[2]), expected, strict=True):
@@ -185,19 +195,19 @@ def test_one_that_fails_keeps_its_weights_and_stops_nobody(launched: list[int]) 
 
 def test_one_whose_teacher_fails_learns_no_more(launched: list[int]) -> None:
     """Its loss has no gradient from then on, but Adam's momentum would still move it."""
-    asked: list[int] = []
+    calls: list[int] = []
 
     class Failing(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            asked.append(1)
-            return torch.full((len(images), 3), float("nan") if len(asked) > 4 else 1.0)
+            calls.append(1)
+            return torch.full((len(images), 3), float("nan") if len(calls) > 4 else 1.0)
 
     bad = nt.distil(Failing())
     models, clean = [network(0, norm=False), network(1, norm=False)], network(1, norm=False)
     outcomes = nt.fit_many(models, blobs(), [nt.supervised(), bad], seeds=[0, 1], **SETTINGS)
     assert isinstance(outcomes[0], History)
     assert "logits are NaN" in str(outcomes[1])
-    asked.clear()
+    calls.clear()
     with pytest.raises(TrainingError, match="logits are NaN"):
         alone([clean], [bad], [1], **SETTINGS)
     assert difference(clean, network(1, norm=False)) > 0
@@ -212,28 +222,17 @@ class Root(nn.Module):
         self.inner = nn.Linear(64, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.inner(images.flatten(1)) * (images.mean() - images.mean())).sqrt()
+        logits: Tensor = (self.inner(images.flatten(1)) * (images.mean() - images.mean())).sqrt()
+        return logits
 
 
 def test_a_gradient_that_is_not_finite_is_named(launched: list[int]) -> None:
     model = as_classifier(Root(), input_shape=SHAPE)
-    before = [one.detach().clone() for one in model.parameters()]
+    before = [value.detach().clone() for value in model.parameters()]
     with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.weight is not finite at step 1"):
         nt.fit(model, blobs(), nt.supervised(), **SETTINGS)
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    assert all(map(torch.equal, model.parameters(), before))
     assert launched
-
-
-class Late(nn.Module):
-    """A root whose slope becomes infinite when a batch holds a white image; the loss stays finite."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(64, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        white = (images.amin(dim=(1, 2, 3)) > 0.99).any()
-        return self.inner(images.flatten(1)) + (self.inner.bias * torch.where(white, 0.0, 1.0)).abs().sqrt()
 
 
 def test_a_checkpoint_between_replays_changes_nothing(
@@ -241,19 +240,18 @@ def test_a_checkpoint_between_replays_changes_nothing(
 ) -> None:
     """It drops the gradients that Python sees, a replay brings none back; and two steps at once are told one by one."""
     seconds = itertools.count()
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     options = {**SETTINGS, "batch_size": 12, "epochs": 2, "seed": 4, "checkpoint_every_s": 7.0}
     objective = nt.distil(table(), noise=NOISES[4])
     (expected,) = alone([network(4)], [objective], [4], **{**SETTINGS, "batch_size": 12, "epochs": 2})
     ticks: list[Tick] = []
-    found = nt.fit(network(4), blobs(), objective, run=tmp_path / "run", progress=ticks.append, **options)
-    for line, other in zip(lines(found), lines(expected), strict=True):
-        assert line == pytest.approx(other, rel=2e-4, abs=2e-5)
+    history = nt.fit(network(4), blobs(), objective, run=tmp_path / "run", progress=ticks.append, **options)
+    assert_same_lines(history, expected)
     assert [tick.step for tick in ticks] == list(range(1, 17))
     white = blobs()
     white.images[int(torch.randperm(96, generator=generator(4, "order", 0))[75])] = 255
     with pytest.raises(TrainingError, match=r"the gradient of network\.inner\.bias is not finite at step 7"):
-        nt.fit(as_classifier(Late(), input_shape=SHAPE), white, objective, run=tmp_path / "late", **options)
+        nt.fit(as_classifier(InfiniteSlope(), input_shape=SHAPE), white, objective, run=tmp_path / "late", **options)
 
 
 @pytest.mark.parametrize("where", ["launch", "reading"])
@@ -269,11 +267,11 @@ def test_what_breaks_within_a_step_leaves_no_checkpoint_of_two(
         if where == "launch":
             update = torch.optim.Adam.step
 
-            def broken(self: Any, *given: Any) -> Any:
-                found = update(self, *given)
+            def broken(self: Any, *arguments: Any) -> Any:
+                result = update(self, *arguments)
                 if next(count) == 6:
                     raise RuntimeError("out of memory")
-                return found
+                return result
 
             patch.setattr(torch.optim.Adam, "step", broken)
         else:
@@ -295,19 +293,21 @@ def test_what_breaks_within_a_step_leaves_no_checkpoint_of_two(
 def test_teachers_of_unlike_numbers_are_picked_from(launched: list[int]) -> None:
     pair = [table(), table().double() * 2]
     objective = nt.distil(pair, combine="pick", noise=NOISES[1])
-    one, other = network(0), network(0)
-    (expected,) = alone([one], [objective], [0], **SETTINGS)
-    found = nt.fit(other, blobs(), objective, **SETTINGS)
-    for line, theirs in zip(lines(found), lines(expected), strict=True):
-        assert line == pytest.approx(theirs, rel=2e-4, abs=2e-5)
-    assert difference(one, other) < 1e-4
+    apart, replayed = network(0), network(0)
+    (expected,) = alone([apart], [objective], [0], **SETTINGS)
+    assert_same_lines(nt.fit(replayed, blobs(), objective, **SETTINGS), expected)
+    assert difference(apart, replayed) < 1e-4
 
 
-def test_whoever_is_told_may_put_the_model_into_another_mode(launched: list[int]) -> None:
-    one, other = network(0), network(0)
-    alone([one], [nt.supervised()], [0], **SETTINGS)
-    nt.fit(other, blobs(), nt.supervised(), progress=lambda tick: bool(other.eval()), **SETTINGS)  # type: ignore[arg-type]
-    assert difference(one, other) < 1e-4
+def test_a_progress_function_may_change_the_mode_of_the_model(launched: list[int]) -> None:
+    apart, replayed = network(0), network(0)
+    alone([apart], [nt.supervised()], [0], **SETTINGS)
+
+    def evaluating(tick: Tick) -> None:
+        replayed.eval()
+
+    nt.fit(replayed, blobs(), nt.supervised(), progress=evaluating, **SETTINGS)
+    assert difference(apart, replayed) < 1e-4
 
 
 def test_an_empty_parameter_is_no_gradient_to_look_at(launched: list[int]) -> None:
@@ -317,10 +317,11 @@ def test_an_empty_parameter_is_no_gradient_to_look_at(launched: list[int]) -> No
             self.inner, self.none = nn.Linear(64, 3), nn.Parameter(torch.zeros(0))
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.inner(images.flatten(1)) + self.none.sum()
+            logits: Tensor = self.inner(images.flatten(1)) + self.none.sum()
+            return logits
 
-    found = nt.fit(as_classifier(Empty(), input_shape=SHAPE), blobs(), nt.supervised(), **SETTINGS)
-    assert len(found.epochs) == 3
+    history = nt.fit(as_classifier(Empty(), input_shape=SHAPE), blobs(), nt.supervised(), **SETTINGS)
+    assert len(history.epochs) == 3
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
@@ -349,26 +350,26 @@ def test_interrupted_it_goes_on_to_the_same_bits(launched: list[int], tmp_path: 
 def test_checkpoints_are_of_one_step(launched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process leaves that is killed without a word, where checkpoints come due while a step is under way."""
     seconds = itertools.count()
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     options = {**SETTINGS, "checkpoint_every_s": 7.0, "resume": True}
     runs = [tmp_path / str(number) for number in range(2)]
-    told: list[int] = []
+    steps: list[int] = []
 
     def copied(step: int, of: int) -> None:
-        told.append(step)
+        steps.append(step)
         for run in runs:
             shutil.copytree(run, run.with_name(f"{run.name}-{step}"))
 
     whole = [network(0), network(1)]
     nt.fit_many(whole, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=runs, progress=copied, **options)
-    assert told == list(range(1, 10))
+    assert steps == list(range(1, 10))
     within = [step for step in (1, 2, 4, 5, 7, 8) if (tmp_path / f"0-{step}" / "checkpoint").exists()]
     assert within, "no checkpoint within an epoch"
     for step in within:
         again = [network(2), network(3)]
         cut = [run.with_name(f"{run.name}-{step}") for run in runs]
         nt.fit_many(again, blobs(), [nt.supervised()] * 2, seeds=(0, 1), runs=cut, **options)
-        assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) == 0, step
+        assert largest_difference(whole, again) == 0, step
 
 
 def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,19 +377,20 @@ def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.M
         def forward(self, images: Tensor) -> Tensor:
             return images
 
-    plain = network(0)
-    assert is_graph_safe(plain)
-    assert not is_graph_safe(nn.Sequential(plain.network, Counting()))
+    safe = network(0)
+    assert is_graph_safe(safe)
+    assert not is_graph_safe(nn.Sequential(safe.network, Counting()))
     watched, clipped = network(0), network(0)
-    watched.network[0].register_forward_hook(lambda *given: None)
-    next(clipped.parameters()).register_hook(lambda grad: grad.clamp(-1, 1))
+    watched.get_submodule("network.0").register_forward_hook(lambda *arguments: None)
+    parameter: Any = next(clipped.parameters())
+    parameter.register_hook(lambda grad: grad.clamp(-1, 1))
     assert not is_graph_safe(watched)
     assert not is_graph_safe(clipped)
     assert not is_graph_safe(nn.Sequential(nn.BatchNorm2d(3, momentum=None)))
     assert is_graph_safe(nn.Sequential(nn.BatchNorm2d(3)))
-    assert nt.distil([table(), plain]).live_networks == (plain,)
-    plan = fitting.make_plan(plain, blobs(), TrainSettings(epochs=1, precision="fp32"), None, None, "cpu")
-    student = fitting.make_student(plain, nt.supervised(), 0, plan)
+    assert nt.distil([table(), safe]).live_networks == (safe,)
+    plan = fitting.make_plan(safe, blobs(), TrainSettings(epochs=1, precision="fp32"), None, None, "cpu")
+    student = fitting.make_student(safe, nt.supervised(), 0, plan)
     assert not cuda_graph.can_replay([student], plan), "a CPU has no graphs"
     plan.device = torch.device("cuda")
     assert cuda_graph.can_replay([student], plan)

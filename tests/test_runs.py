@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
-from noisyteacher.io.files import exclusive_lock, shared_lock, write_json
+from noisyteacher.io.files import write_json
 from noisyteacher.pipeline import network_name, run_title
 from noisyteacher.runs import ABSENT, Run, as_json, diff_runs, find_run, is_run, list_runs, new_run, remove_run
 
@@ -319,7 +319,7 @@ def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
     child = two.child("seed-1", "cell", {})
     two.child("seed-10", "cell", {})
     beginning = first_run.id[: first_run.id.index("alpha") + 2]
-    for which in (
+    for name in (
         first_run.path,
         str(first_run.path) + "/",
         first_run.id,
@@ -328,9 +328,9 @@ def test_a_run_is_found_by_path_id_beginning_or_end(tmp_path: Path) -> None:
         first_run.id[-6:-1],
         first_run.id[-6:-2],
     ):
-        assert find_run(tmp_path, which).id == first_run.id
-    for which in (child.path, child.id, f"{two.id[-6:]}/seed-1"):
-        assert find_run(tmp_path, which).id == child.id
+        assert find_run(tmp_path, name).id == first_run.id
+    for name in (child.path, child.id, f"{two.id[-6:]}/seed-1"):
+        assert find_run(tmp_path, name).id == child.id
     assert find_run(tmp_path, two.id).id == two.id  # its children's ids begin the same, but it is the one meant
     with pytest.raises(UsageError, match="may mean 2 runs"):
         find_run(tmp_path, first_run.id[:9])
@@ -415,11 +415,11 @@ def test_a_run_with_other_damage_is_removed(tmp_path: Path) -> None:
 def test_a_run_that_is_worked_on_is_not_removed_nor_the_one_around_it(tmp_path: Path) -> None:
     parent = make(tmp_path)
     child, other = parent.child("one", "cell", {}), parent.child("two", "cell", {})
-    with shared_lock(*child.around), exclusive_lock(child.path):
+    with child.lock():
         for run in (child, parent, other):
             with pytest.raises(UsageError, match="a process is working on it"):
                 remove_run(run)
-    assert child.around == [parent.path]
+    assert child.ancestors == [parent.path]
     remove_run(other)
     remove_run(parent)
     assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,15 @@ def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_pat
     run = Run.open(compressed / "noisy-seed0")
     data, model = nt.load_data("mnist-5k", limit=100), nt.load_model(run.path / "weights.safetensors")
     seen: list[tuple[str, int, int, str]] = []
-    files = ship(model, data, tmp_path / "out", ["pt2", "hub"], run, lambda *step: seen.append(step), licence="MIT")
+    files = ship(
+        model,
+        data,
+        tmp_path / "out",
+        ["pt2", "hub"],
+        provenance_of(run),
+        lambda *step: seen.append(step),
+        licence="MIT",
+    )
     assert [file.path.name for file in files] == ["model.pt2", "hub"]
     assert {str(file.relative_to(tmp_path / "out")) for file in tmp_path.rglob("*") if file.is_file()} == {
         "model.pt2", "model.pt2.export.json", "hub.export.json",

@@ -169,10 +169,10 @@ def test_an_interval_of_a_share_stays_on_its_scale() -> None:
     assert (wide.mean, wide.low, wide.high, wide.n) == (58.0, None, None, 2)
     assert wide.sd == pytest.approx(14.142, abs=1e-3)
     cut = mean_interval([1.0, 2.0, 3.0], scale=PERCENT)
-    assert (cut.low, cut.high) == (0.0, pytest.approx(4.484, abs=1e-3))
+    assert (cut.low, cut.high) == pytest.approx((0.0, 4.484), abs=1e-3)
     assert mean_interval([99.0, 98.0, 97.0], scale=PERCENT).high == 100.0
     near = mean_interval([2.0, 2.5], scale=PERCENT)
-    assert (near.low, near.high) == (0.0, pytest.approx(2.25 + 12.706 * 0.25, abs=1e-2))
+    assert (near.low, near.high) == pytest.approx((0.0, 2.25 + 12.706 * 0.25), abs=1e-2)
     assert mean_interval([1.0, 400.0], scale=NONNEGATIVE).low == 0.0
 
 
@@ -181,7 +181,7 @@ def test_a_difference_of_shares_stays_on_its_scale() -> None:
     assert (wide.mean, wide.low, wide.high, wide.n) == (30.0, None, None, 2)
     assert "2 paired seeds: no interval, as it would be wider than the whole scale" in verdict(wide)
     cut = paired_difference([10.0, 20.0, 15.0], [60.0, 30.0, 90.0], scale=PERCENT)
-    assert (cut.low, cut.high) == (pytest.approx(45 - 81.45, abs=0.01), 100.0)
+    assert (cut.low, cut.high) == pytest.approx((45 - 81.45, 100.0), abs=0.01)
     alike = paired_difference([10.0, 20.0], [10.0, 20.0], scale=PERCENT)
     assert "2 paired seeds: no interval, as all of them differ alike" in verdict(alike)
 

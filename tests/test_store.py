@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from helpers import write_logits
 from noisyteacher.errors import MismatchError, StoreError, UnknownNameError, UsageError, WriteError
 from noisyteacher.io.files import crc32c, write_json
-from noisyteacher.store import FINGERPRINTS, LogitStore, Plan, Shard, write_store
+from noisyteacher.store import FINGERPRINTS, LogitStore, Plan, Shard, StoreMeta, write_store
 
 PRINTS = {"teacher": "a1" * 32, "data": "b2" * 32, "preprocessing": "c3" * 32, "code": "d4" * 32}
 VIEWS = ("clean", "mirror", "crop-y0-x8")
 ROWS, CLASSES = 23, 4
-META = {"teacher": "by hand"}
+META: StoreMeta = {"teacher": "by hand"}
 
 
 def plan(**changes: Any) -> Plan:
@@ -78,8 +78,8 @@ def test_logits_are_read_by_row_of_the_split_and_view(tmp_path: Path, memory_byt
     store = LogitStore.open(tmp_path, memory_bytes=memory_bytes)
     assert (store.views, store.rows, store.classes, store.dtype) == (VIEWS, ROWS, CLASSES, "float32")
     assert (store.fingerprints, store.meta) == (PRINTS, META)
-    rows, which = torch.tensor([22, 0, 4, 5, 22, 9, 10]), torch.tensor([0, 2, 1, 1, 2, 0, 0])
-    assert torch.equal(store.logits(which, rows), table()[which, rows])
+    rows, views = torch.tensor([22, 0, 4, 5, 22, 9, 10]), torch.tensor([0, 2, 1, 1, 2, 0, 0])
+    assert torch.equal(store.logits(views, rows), table()[views, rows])
     for number, view in enumerate(VIEWS):
         assert torch.equal(store.logits(view, rows), table()[number, rows])
     assert torch.equal(store.logits("mirror", torch.arange(ROWS)), table()[1])
@@ -354,7 +354,7 @@ def test_overwriting_leaves_the_new_store_alone(tmp_path: Path) -> None:
 
     def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:
         assert not (tmp_path / "store.json").exists()  # from the first moment on it is an unfinished store
-        yield from table(1, 6).split(5, dim=1)
+        yield from torch.split(table(1, 6), 5, dim=1)
 
     store = write_store(tmp_path, plan(rows=6, views=("clean",)), blocks_of, overwrite=True)
     files = {"notes.txt", "shard-00000.safetensors", "shard-00001.safetensors", "store.json"}
@@ -385,12 +385,12 @@ def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
 
     def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:
         thread.start()
-        yield from table().split(5, dim=1)
+        yield from torch.split(table(), 5, dim=1)
         time.sleep(0.05)
         events.append("first")
 
     write_store(tmp_path, plan(), blocks_of)
-    thread.join(10)
+    thread.join()
     assert events == ["first", "second"]
     assert torch.equal(LogitStore.open(tmp_path).logits("clean", torch.arange(ROWS)), table()[0])
 

@@ -38,9 +38,10 @@ def locked(section: str) -> dict[str, str]:
 def licence(name: str) -> str:
     """What a package says of its licence: the expression, else its classifiers, else the free text's first line."""
     about = metadata.metadata(name)
-    classified = [text.split(" :: ")[-1] for text in about.get_all("Classifier") or [] if text.startswith("License")]
-    free = (about.get("License") or "").strip().splitlines()
-    return about.get("License-Expression") or "; ".join(classified) or (free[0] if free else "")
+    classifiers = about.get_all("Classifier") or []
+    classified = "; ".join(text.split(" :: ")[-1] for text in classifiers if text.startswith("License"))
+    free = next(iter((about.get_all("License") or [""])[0].strip().splitlines()), "")
+    return next(iter(about.get_all("License-Expression") or []), "") or classified or free
 
 
 def test_every_package_is_locked_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from noisyteacher.errors import (
     DataError,
     MismatchError,
     NoisyTeacherError,
+    StoreError,
     UnknownNameError,
     UsageError,
 )
@@ -35,6 +37,7 @@ from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, partial_result, resume_sweep, sweep
 from noisyteacher.sweep import workers as workers_module
+from noisyteacher.sweep.spec import expand
 from noisyteacher.sweep.workers import Cell, local, train_all, train_cell
 
 SIGMA: dict[str, list[Any]] = {"noise.sigma": [0.5]}
@@ -89,6 +92,7 @@ def test_a_sweep_and_what_it_leaves(tmp_path: Path) -> None:
     json.dumps(result.describe(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
     settings = base(tmp_path)
     settings["run"] |= {"baselines": False}
@@ -123,6 +127,10 @@ def test_a_done_cell_is_never_run_again(copied: Run, tmp_path: Path, monkeypatch
     before = contents(copied)
     for name in ("result.json", "sigma0.5-seed1/result.json"):
         (copied.path / name).unlink()
+    leftovers = [copied.path / "sigma0.5-seed1" / name for name in (".weights.safetensors.1a.tmp", "checkpoint/state")]
+    for path in leftovers:  # of a process that was killed at the very end
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     trained: list[str] = []
     real = student_spec
 
@@ -133,6 +141,7 @@ def test_a_done_cell_is_never_run_again(copied: Run, tmp_path: Path, monkeypatch
     monkeypatch.setattr(workers_module, "student_spec", counted)
     again = resume_sweep(copied)
     assert trained == ["sigma0.5-seed1"]
+    assert not any(path.exists() for path in (*leftovers, leftovers[1].parent))
     assert contents(Run(again.path)) == before
     settings = copied.config["base"]
     assert sweep(settings, SIGMA, seeds=2, run=str(copied.path)) == again
@@ -173,7 +182,7 @@ def test_the_executor_of_the_docs(finished: SweepResult, tmp_path: Path, monkeyp
 
     class Job:
         def __init__(self, train: Any, cell: Cell) -> None:
-            handed.append(cell.run)
+            handed.append(cell.name)
             self.result = lambda: train(cell)
 
     class Jobs:
@@ -223,17 +232,33 @@ def test_a_failed_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
     assert len(resume_sweep(Run.open(result.path)).failed) == 3  # tried again, and failed again
 
 
-def test_a_defect_in_one_cell_is_a_failure_of_that_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("kind", [RuntimeError, StoreError])
+def test_an_error_in_one_cell_is_a_failure_of_that_cell(
+    kind: type[Exception], stack: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = student_spec
 
-    def broken(plan: Any, run: str, *rest: Any) -> Any:
+    def broken(experiment: Any, run: str, *rest: Any) -> Any:
+        spec = real(experiment, run, *rest)
         if run == "clean-seed0":
-            raise RuntimeError("the disk has melted")
-        return real(plan, run, *rest)
+            raise kind("the disk has melted")
+        return spec
 
     monkeypatch.setattr(workers_module, "student_spec", broken)
-    result = sweep(base(tmp_path), {"noise.sigma": [0.5]})
-    assert result.failed == {"clean-seed0": "RuntimeError: the disk has melted"}
+    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, stack=stack)
+    assert result.failed == {"clean-seed0": f"{kind.__name__}: the disk has melted"}
+    assert Run(result.path / "clean-seed0").error() == f"{kind.__name__}: the disk has melted\n"
+
+
+def test_the_steps_of_a_cell_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.04)
+    monkeypatch.setattr(workers_module, "monotonic", lambda: next(clock))
+    done: list[int] = []
+    watch = lambda stage, count, *_: done.append(count) if stage == "sweep" else None  # noqa: E731
+    sweep(base(tmp_path, student={"epochs": 1, "batch_size": 1}), {"noise.sigma": [0.5]}, progress=watch)
+    assert done == sorted(done)
+    assert any(count % 100 for count in done)
 
 
 def test_teachers_and_data_may_vary_too(tmp_path: Path) -> None:
@@ -255,6 +280,11 @@ def test_one_trained_teacher_on_data_that_vary(tmp_path: Path) -> None:
     rows = {nt.LogitStore.open(store).rows for store in (result.path / "logits").glob("*-train-*")}
     assert rows == {30, 60}
     assert not result.failed
+    weights = {path: path.stat().st_mtime_ns for path in result.path.glob("teacher-*/weights.safetensors")}
+    (result.path / "result.json").unlink()
+    again = resume_sweep(Run.open(result.path))
+    assert [row.scores for row in again.teachers] == [row.scores for row in result.teachers]
+    assert weights == {path: path.stat().st_mtime_ns for path in weights}, "written and evaluated once"
 
 
 def test_answers_of_both_precisions_beside_each_other(tmp_path: Path) -> None:
@@ -290,6 +320,18 @@ def test_several_teachers_by_their_geometric_mean(tmp_path: Path) -> None:
     assert Run.open(result.path / "teacher-2").state == "done"
 
 
+def test_several_teachers_on_data_that_vary(tmp_path: Path) -> None:
+    settings = base(tmp_path, teacher={"epochs": 1, "also": ["mlp800"]})
+    result = sweep(settings, {"data.train_limit": [30, 60]})
+    assert len(list(result.path.glob("teacher-*-2"))) == len(result.teachers) == 2
+    assert not result.failed
+
+
+def test_ways_to_combine_teachers_have_one_student_on_labels(tmp_path: Path) -> None:
+    conditions, *_ = expand(base(tmp_path, teacher={"also": ["mlp800"]}), [{"student.combine": ["mean", "pick"]}])
+    assert [condition.kind for condition in conditions] == ["labels", "clean", "clean"]
+
+
 def test_wrong_questions_start_nothing(copied: Run, tmp_path: Path) -> None:
     for settings, grid, error, part in (
         (BASE, {"noise.sigma": [-1]}, ConfigError, "noise.sigma: given -1"),
@@ -310,65 +352,78 @@ def test_wrong_questions_start_nothing(copied: Run, tmp_path: Path) -> None:
 
 def dying(cell: Cell) -> None:
     """A worker that is killed on the first try of the cell, and always on the cell `cursed`."""
-    mark = cell.path / "tried"
+    mark = cell.run.path / "tried"
     first = not mark.exists()
-    cell.path.mkdir(exist_ok=True)
+    cell.run.path.mkdir(exist_ok=True)
     mark.write_text("x" + (mark.read_text() if not first else ""))
-    if first or cell.run == "cursed":
+    if first or cell.name == "cursed":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_cells_of_a_killed_worker_are_given_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "train_in_worker", dying)
+    monkeypatch.setattr(workers_module, "train_cell", dying)
     monkeypatch.setattr(workers_module, "RETRIES", 2)
-    cells = [
-        Cell(str(tmp_path), name, name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")
-    ]
-    failures = train_all(cells, local(1), lambda waiting, failed: None)
+    cells = [Cell(str(tmp_path), name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in ("a", "cursed")]
+    failures = train_all(cells, local(1), lambda *_: None)
     assert list(failures) == ["cursed"]
     assert "process died" in failures["cursed"]
     assert len((tmp_path / "a" / "tried").read_text()) <= 3
     assert len((tmp_path / "cursed" / "tried").read_text()) == 3
 
 
+def killed_if_cursed(cell: Cell) -> None:
+    if cell.name == "cursed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_that_waited_for_a_killed_worker_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it has a folder already, and even if the worker dies before it has made a folder."""
+    monkeypatch.setattr(workers_module, "train_cell", killed_if_cursed)
+    monkeypatch.setattr(workers_module, "RETRIES", 1)
+    run = new_run(tmp_path, "sweep", "x", {})
+    run.child("waiting", "train", {})
+    names = ("cursed", "waiting")
+    cells = [Cell(str(run.path), name, "clean", 0, {"student": {"epochs": 1}}, {}, None) for name in names]
+    assert list(train_all(cells, local(1), lambda *_: None)) == ["cursed"]
+
+
 COMMAND = [
-    sys.executable, "-m", "noisyteacher", "sweep", "--epochs", "1", "--seeds", "4", "--jobs", "2", "-q",
+    sys.executable, "-m", "noisyteacher", "sweep", "--epochs", "1", "--seeds", "2", "--jobs", "2", "-q",
     "--threads", "1", "--set", "data.limit=60", "--set", "teacher.epochs=1", "--set", "student.batch_size=30",
-    "--grid", "noise.sigma=0,0.5,1", "--grid", "noise.draw=batch,row",
+    "--set", "teacher.preset=paper", "--set", "student.preset=paper", "--grid", "noise.sigma=0.5",
 ]  # fmt: skip
-
-
+"""The sweep of `finished` with two workers."""
 KILLS = int(os.environ.get("NOISYTEACHER_TEST_KILLS", "1"))
 """How often the sweep below is killed; `make test-faults` does it 50 times."""
 
 
 def finished_in_spite_of_kills(cut: Path, dice: random.Random, kills: int) -> int:
     """The sweep in this folder, killed until it was killed KILLS times in all or is done; how often that is."""
-    errors = cut.with_name("stderr")
-    while True:
+    while kills < KILLS:
         runs = list_runs(cut, 1)
         resume = ["--resume", str(runs[0].path)] if runs else []
         command = [*COMMAND[:4], *resume, "--jobs", "2", "-q"] if resume else [*COMMAND, "--output-dir", str(cut)]
-        with open(errors, "wb") as stderr:
+        with open(cut.with_name("stderr"), "wb") as stderr:
             process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr)
-        if kills < KILLS:
-            before = len(list(cut.glob("[!.]*/*/result.json")))
-            deadline = time.monotonic() + 60
-            pause = dice.uniform(0.0, 1.5)
-            # Let a random part of the work pass, whatever the machine's speed: a cell or two more, and a moment.
-            target = before + dice.choice([0, 0, 1, 2])
-            while process.poll() is None and time.monotonic() < deadline:
-                if len(list(cut.glob("[!.]*/*/result.json"))) >= target and list_runs(cut, 1):
-                    break
-                time.sleep(0.05)
-            time.sleep(pause)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                kills += 1
-                process.wait()
-                continue
-        assert process.wait(timeout=200) == 0, errors.read_text()
-        return kills
+        before = len(list(cut.glob("[!.]*/*/result.json")))
+        # Let a random part of the work pass, whatever the machine's speed: a cell or two more, and a moment.
+        target = before + dice.choice([0, 1, 1, 2])
+        while process.poll() is None:
+            if len(list(cut.glob("[!.]*/*/result.json"))) >= target and list_runs(cut, 1):
+                break
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0.0, 1.5))
+        if process.poll() is not None:
+            assert process.returncode == 0, cut.with_name("stderr").read_text()
+            return kills
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    (run,) = list_runs(cut, 1)
+    resume_sweep(run)
+    return kills
 
 
 @pytest.mark.slow
@@ -378,44 +433,37 @@ def test_an_interrupted_sweep_saves_what_its_workers_are_at(tmp_path: Path) -> N
     command = [*long, "--output-dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
-            deadline = time.monotonic() + 240
             # A folder that is being made begins with a dot.
             while len(list(tmp_path.glob("[!.]*/*seed*/metrics.jsonl"))) < 2:
                 assert process.poll() is None
-                assert time.monotonic() < deadline
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate()
         finally:
             process.kill()
     assert process.returncode == 143
-    assert b"--resume" in errors
+    assert b" --jobs 2 --quiet" in errors.partition(b"--resume")[2]
     assert len(list(tmp_path.glob("[!.]*/*seed*/checkpoint/state.safetensors"))) == 2
 
 
 @pytest.mark.slow
 def test_killed_at_random_and_restarted_the_results_are_the_same(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    finished: SweepResult, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """24 short runs; the whole process group is killed with SIGKILL, so nothing can be tidied up."""
-    whole = subprocess.run(
-        [*COMMAND, "--output-dir", str(tmp_path / "whole")], capture_output=True, text=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
-    (reference,) = list_runs(tmp_path / "whole", 1)
-    dice, kills = random.Random(7), 0
+    """The whole process group is killed with SIGKILL, so nothing can be tidied up."""
+    dice, kills, number = random.Random(7), 0, 0
     while kills < KILLS:  # a fast machine is done before it was killed so often: then once more from the start
-        cut = tmp_path / f"cut{kills}"
+        cut, number = tmp_path / f"cut{number}", number + 1
         kills = finished_in_spite_of_kills(cut, dice, kills)
         (run,) = list_runs(cut, 1)
-        assert contents(run) == contents(reference)
-        for path in sorted(reference.path.rglob("weights.safetensors")):
-            assert (run.path / path.relative_to(reference.path)).read_bytes() == path.read_bytes()
+        assert contents(run) == contents(Run(finished.path))
+        for path in sorted(finished.path.rglob("weights.safetensors")):
+            assert (run.path / path.relative_to(finished.path)).read_bytes() == path.read_bytes()
     record_property("faults: kill -9 of sweep", kills)
 
 
 def test_train_cell_says_what_is_wrong_instead_of_raising(tmp_path: Path) -> None:
-    cell = Cell(str(tmp_path), "a-seed0", "a", "clean", 0, {"student": {"epochs": 0}}, {}, None)
+    cell = Cell(str(tmp_path), "a-seed0", "clean", 0, {"student": {"epochs": 0}}, {}, None)
     assert "student.epochs: given 0" in (train_cell(cell) or "")
 
 

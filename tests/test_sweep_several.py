@@ -91,10 +91,8 @@ def test_a_difference_is_of_the_split_that_it_says(tmp_path: Path, first: str) -
         if condition.kind == "noisy":
             assert f"({condition.role})" in line[4]
             assert condition.against_clean[condition.role].mean == pytest.approx(float(line[4].split()[0]), abs=0.006)
-    alone = swept(tmp_path, {"noise.sigma": [0.9]}, data={"name": files["untested"]})
-    assert alone.table().headers[4] == "val - clean"
-    tested = swept(tmp_path, {"noise.sigma": [0.9]}, data={"name": files["tested"]})
-    assert tested.table().headers[4] == "test - clean"
+    alone = swept(tmp_path, {"noise.sigma": [0.9]}, data={"name": files[first]})
+    assert alone.table().headers[4] == {"tested": "test - clean", "untested": "val - clean"}[first]
 
 
 def test_teachers_are_told_apart_from_each_other_and_from_students(tmp_path: Path) -> None:

@@ -14,10 +14,8 @@ import pytest
 from helpers import sweep_settings as base
 from noisyteacher.errors import UsageError
 from noisyteacher.io.tensors import read_tensors
-from noisyteacher.pipeline import student_spec
 from noisyteacher.runs import Run
 from noisyteacher.sweep import resume_sweep, sweep
-from noisyteacher.sweep import workers as workers_module
 from noisyteacher.sweep.workers import Cell, stacks
 
 
@@ -31,8 +29,8 @@ def assert_same_students(first: Path, second: Path, count: int) -> None:
     for run in runs:
         ours, theirs = weights(first / run), weights(second / run)
         assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4, run
-        left, right = [Run.open(where / run).metrics() for where in (first, second)]
-        for line, same in zip(left, right, strict=True):
+        first_lines, second_lines = [Run.open(where / run).metrics() for where in (first, second)]
+        for line, same in zip(first_lines, second_lines, strict=True):
             assert {**line, "seconds": 0} == pytest.approx({**same, "seconds": 0}, rel=1e-3, abs=1e-4), run
 
 
@@ -74,31 +72,19 @@ def test_networks_with_dropout_say_so_and_go_on_one_by_one(tmp_path: Path) -> No
     result = sweep(settings, {"noise.sigma": [0.5]}, stack=3)
     assert len(result.failed) == 3
     assert all("draws random numbers (dropout)" in error for error in result.failed.values())
+    assert all(Run(result.path / name).state == "failed" for name in result.failed)
     assert not resume_sweep(Run.open(result.path)).failed
-
-
-def test_a_defect_in_one_cell_is_a_failure_of_that_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = student_spec
-
-    def broken(plan: Any, run: str, *rest: Any) -> Any:
-        if run == "clean-seed0":
-            raise RuntimeError("the disk has melted")
-        return real(plan, run, *rest)
-
-    monkeypatch.setattr(workers_module, "student_spec", broken)
-    result = sweep(base(tmp_path), {"noise.sigma": [0.5]}, stack=3)
-    assert result.failed == {"clean-seed0": "RuntimeError: the disk has melted"}
 
 
 def cell(run: str, **student: Any) -> Cell:
     config = {"noise": {"sigma": run}, "student": {"name": "mlp800", "loss": "logit_regression", **student}}
-    return Cell("/runs", run, run, "noisy", 0, config, {"train": "store"}, None)
+    return Cell("/runs", run, "noisy", 0, config, {"train": "store"}, None)
 
 
 def test_which_cells_go_together() -> None:
     cells = [cell("a"), cell("b", lr=0.1), cell("c"), cell("d", loss="soft_targets"), cell("e")]
-    assert [[cell.run for cell in some] for some in stacks(cells, 3)] == [["a", "c", "d"], ["e"], ["b"]]
-    assert [[cell.run for cell in some] for some in stacks(cells, 1)] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert [[cell.name for cell in some] for some in stacks(cells, 3)] == [["a", "c", "d"], ["e"], ["b"]]
+    assert [[cell.name for cell in some] for some in stacks(cells, 1)] == [["a"], ["b"], ["c"], ["d"], ["e"]]
 
 
 def test_wrong_questions(tmp_path: Path) -> None:
@@ -117,7 +103,7 @@ def test_wrong_questions(tmp_path: Path) -> None:
 
 
 def test_a_stopped_sweep_goes_on_from_the_checkpoints_of_all(tmp_path: Path) -> None:
-    settings = base(tmp_path / "whole", student={"name": "compact-xs", "epochs": 3})
+    settings = base(tmp_path / "whole", student={"name": "compact-xs", "epochs": 2, "batch_size": 32})
     settings["data"] = {"limit": 96}
     settings["run"] |= {"checkpoint_every_s": 0}
     grid = {"noise.sigma": [0.5, 0.9]}
@@ -128,11 +114,13 @@ def test_a_stopped_sweep_goes_on_from_the_checkpoints_of_all(tmp_path: Path) -> 
     sweep(settings, {grid}, seeds=1, stack=4)
     """
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("cut/[!.]*/*/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            while len(list(tmp_path.glob("cut/[!.]*/*/metrics.jsonl"))) < 3 and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
+        finally:
+            process.kill()
     assert "KeyboardInterrupt" in errors
     (run,) = (tmp_path / "cut").iterdir()
     saved = [child for child in run.glob("*-seed*") if (child / "checkpoint" / "state.safetensors").exists()]

@@ -10,7 +10,9 @@ import pytest
 
 from noisyteacher.tables import Table
 
-COMPRESS = (
+Example = tuple[tuple[str, ...], Sequence[tuple[str, ...]], Sequence[int]]
+"""Headers, rows, and the columns that are aligned right."""
+COMPRESS: Example = (
     ("model", "test error %", "parameters", "bytes", "MACs", "latency ms", "training"),
     [
         ("teacher lenet", "0.71\n(0.56, 0.89)", "431.1 k", "1.725 MB", "2.293 M", "0.619", "4 min 45 s"),
@@ -19,7 +21,7 @@ COMPRESS = (
     ],
     range(1, 7),
 )  # fmt: skip
-SWEEP = (
+SWEEP: Example = (
     ("condition", "seeds", "val error %", "test error %", "test - clean", "p", "p (Holm)"),
     [
         ("labels alone", "3", "4.00 [4.00, 4.00]", "3.17 [2.75, 3.58]", "-0.17 [-0.88, +0.55]", "0.42", ""),
@@ -28,18 +30,18 @@ SWEEP = (
     ],
     range(1, 7),
 )  # fmt: skip
-EXPORT = (
+EXPORT: Example = (
     ("format", "precision", "accuracy %", "agreement %", "logit difference", "size", "latency ms", "holds"),
     [("onnx", "int8", "47.20", "97.00", "3.3e-07", "2.226 MB (0.26x)", "10.212 (0.26x)", "yes")],
     range(2, 7),
 )
-MEASURE = (
+MEASURE: Example = (
     ("cost", "value", "exactly"),
     [("latency", "8.515 ms", "median; p95 10.112 ms; batch 1, 1 thread(s), cpu, 50 runs"),
      ("MACs per image", "222.5 M", "222,486,528 multiplications, biases not counted")],
     (),
 )  # fmt: skip
-RUNS = (
+RUNS: Example = (
     ("run", "state", "started (UTC)", "error %"),
     [("20261128T1952Z-sweep-mlp800-2e98a5/sigma0.9-row-seed1", "unfinished", "2026-11-28T19:53", "81.50")],
     (3,),

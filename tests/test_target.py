@@ -19,10 +19,10 @@ from noisyteacher.pipeline.search import (
     Candidate,
     StudentSearch,
     all_candidates,
-    choose_student,
     explain_search,
     price_candidates,
     search_rows,
+    search_student,
 )
 from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work
 from noisyteacher.runs import Run, new_run
@@ -218,7 +218,7 @@ class Outcome(NamedTuple):
         """What is reported of the time."""
         time = self.pace.describe(self.experiment.config.student.epochs, len(self.tried))
         assert time is not None
-        return list(time["told"])
+        return list(time["summary"])
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | None, slower: float = 1.0) -> Outcome:
@@ -249,7 +249,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | Non
     pace = Pace(run, work, lambda: Speeds(5.0, 0.0, (2.0,) * 3), minutes, None, lambda: now[0], 0.0)
     teacher_epochs = pace.begin().teacher_epochs
     now[0] += 5 * teacher_epochs
-    experiment, record = choose_student(experiment, search, {}, StageTitles(9, 2), pace)
+    experiment, record = search_student(experiment, search, {}, StageTitles(9, 2), pace)
     return Outcome(teacher_epochs, experiment, record, tried, pace)
 
 

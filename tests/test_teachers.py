@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import draw_of, perturbed
+from noisyteacher.config.schema import Kind, PerturbedLogits
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -19,7 +21,6 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
-from noisyteacher.noise import CHOICES
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.teachers import as_teacher, geometric_logits
 
@@ -35,8 +36,8 @@ def split(rows: int = ROWS, labels: bool = True) -> nt.Split:
 
 def batch(step: int = 0, seed: int = 0) -> nt.Batch:
     rows = torch.arange(ROWS)
-    which = torch.zeros(ROWS, dtype=torch.int64)
-    return nt.Batch(split().images, split().labels, rows, ("clean",), which, step, seed, ROWS)
+    numbers = torch.zeros(ROWS, dtype=torch.int64)
+    return nt.Batch(split().images, split().labels, rows, ("clean",), numbers, step, seed, ROWS)
 
 
 def table(seed: int) -> Tensor:
@@ -80,10 +81,10 @@ def test_live_and_stored_teachers_agree(tmp_path: Path) -> None:
     teacher = nt.build_model(net(), split())
     store = nt.extract(teacher, split(), tmp_path / "s", views="clean,mirror")
     rows = torch.arange(ROWS)
-    which = torch.arange(ROWS) % 2
+    numbers = torch.arange(ROWS) % 2
     views = ("mirror", "clean")  # not the store's order: joined by name
-    images = split().images_at(rows, views, which)
-    mixed = nt.Batch(images, None, rows, views, which, 0, 0, ROWS)
+    images = split().images_at(rows, views, numbers)
+    mixed = nt.Batch(images, None, rows, views, numbers, 0, 0, ROWS)
     for source in (store, str(tmp_path / "s")):
         assert torch.allclose(as_teacher(source).logits(mixed), as_teacher(teacher).logits(mixed), atol=1e-6)
 
@@ -288,7 +289,7 @@ def test_noisy_teacher_takes_a_module_a_noise_and_whole_numbers() -> None:
         nt.NoisyTeacher(net(), {"sigma": 0.5, "alpha": 0.5})  # type: ignore[arg-type]
     for option in ({"seed": None}, {"seed": 1.5}, {"total_rows": 0}, {"total_rows": 2.0}, {"total_steps": 0}):
         with pytest.raises(UsageError, match=next(iter(option))):
-            nt.NoisyTeacher(net(), noise, **option)  # type: ignore[arg-type]
+            nt.NoisyTeacher(net(), noise, **option)
 
 
 @pytest.mark.parametrize("rows", [[3], [0, 1, 2, 3, 4, -1], [0, 1, 2, 3, 4, ROWS]])
@@ -313,8 +314,8 @@ def test_noisy_teacher_follows_a_schedule() -> None:
         nt.NoisyTeacher(net(), noise)(images)
 
 
-@pytest.mark.parametrize("kind", CHOICES["kind"])
-@pytest.mark.parametrize("target", CHOICES["target"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("target", get_args(PerturbedLogits))
 @pytest.mark.parametrize("loss", ["logit_regression", "soft_targets"])
 def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> None:
     """The gradient of the teacher's term with and without noise, by autograd of the formulas of docs/method.md."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from helpers import NOISES, SETTINGS, SHAPE, blobs, difference, lines, network, table
+from helpers import NOISES, SETTINGS, SHAPE, blobs, difference, largest_difference, lines, network, table
 from noisyteacher.errors import FileFormatError, TrainingError, UsageError
 from noisyteacher.io.tensors import read_tensors
 from noisyteacher.models import as_classifier, load_weights
@@ -20,7 +20,7 @@ from noisyteacher.train.history import History
 from noisyteacher.train.validation import Validation
 
 
-def objectives() -> list[Any]:
+def every_objective() -> list[Any]:
     """One of every kind: all noises, soft targets, labels alone, labels mixed in, one of the caller's own."""
     return [
         nt.supervised(),
@@ -32,25 +32,24 @@ def objectives() -> list[Any]:
 
 
 def test_equal_to_one_by_one_with_every_objective_and_two_seeds() -> None:
-    taught = objectives() * 2
-    seeds = [0] * (len(taught) // 2) + [1] * (len(taught) // 2)
+    objectives = every_objective() * 2
+    seeds = [0] * (len(objectives) // 2) + [1] * (len(objectives) // 2)
     alone, many = [network(seed) for seed in seeds], [network(seed) for seed in seeds]
     options = {**SETTINGS, "val": blobs(30, "val", seed=1)}
     single = [
         nt.fit(model, blobs(), objective, seed=seed, **options)
-        for model, objective, seed in zip(alone, taught, seeds, strict=True)
+        for model, objective, seed in zip(alone, objectives, seeds, strict=True)
     ]
-    together = nt.fit_many(many, blobs(), taught, seeds=seeds, **options)
-    for number, (one, other) in enumerate(zip(single, together, strict=True)):
-        for ours, theirs in zip(lines(other), lines(one), strict=True):
-            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5), number
-        assert isinstance(other, History)
-        assert other.best_epoch == one.best_epoch
-        assert {name: value.shape for name, value in other.best.items()} == {
-            name: value.shape for name, value in one.best.items()
-        }
-    moved = max(difference(one, network(seed)) for one, seed in zip(alone, seeds, strict=True))
-    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4 < 1e-2 < moved
+    together = nt.fit_many(many, blobs(), objectives, seeds=seeds, **options)
+    for number, (expected, outcome) in enumerate(zip(single, together, strict=True)):
+        for line, expected_line in zip(lines(outcome), lines(expected), strict=True):
+            assert line == pytest.approx(expected_line, rel=2e-4, abs=2e-5), number
+        assert isinstance(outcome, History)
+        assert outcome.best_epoch == expected.best_epoch
+        shapes = [{name: value.shape for name, value in end.best.items()} for end in (outcome, expected)]
+        assert shapes[0] == shapes[1]
+    moved = largest_difference(alone, [network(seed) for seed in seeds])
+    assert largest_difference(alone, many) < 1e-4 < 1e-2 < moved
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_equal_under_other_recipes(changed: dict[str, Any]) -> None:
         nt.fit(model, blobs(), nt.supervised(), seed=seed, **options)
     nt.fit_many(many, blobs(), [nt.supervised()] * 3, seeds=range(3), **options)
     most = 5e-3 if changed.get("precision") == "bf16" else 1e-4
-    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < most
+    assert largest_difference(alone, many) < most
 
 
 @pytest.mark.parametrize("name", ["lenet", "mlp800", "student3", "nin", "compact-xs", "compact-s"])
@@ -78,18 +77,20 @@ def test_networks_by_name(name: str) -> None:
     shape = (1, 28, 28) if grey else (3, 32, 32)
     images = torch.randint(0, 256, (16, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = nt.Split(images, torch.arange(16) % 4, torch.arange(16), "train", "noise", tuple("abcd"))
-    options = {"epochs": 1, "batch_size": 8, "precision": "fp32", "device": "cpu", "lr": 1e-4, "optimizer": "sgd"}
-    own = {"dropout": 0.0} if name == "nin" else {}
-    made = [nt.build_model(name, data=split, seed=seed, **own) for seed in (0, 1)]
-    alone = [copy.deepcopy(one) for one in made]
+    options: dict[str, Any] = {**SETTINGS, "epochs": 1, "batch_size": 8, "lr": 1e-4, "optimizer": "sgd"}
+    dropout: dict[str, Any] = {"dropout": 0.0} if name == "nin" else {}
+    many = [nt.build_model(name, data=split, seed=seed, **dropout) for seed in (0, 1)]
+    alone = copy.deepcopy(many)
     for seed, model in enumerate(alone):
         nt.fit(model, split, nt.supervised(), seed=seed, **options)
-    nt.fit_many(made, split, [nt.supervised()] * 2, seeds=(0, 1), **options)
-    assert max(difference(one, other) for one, other in zip(alone, made, strict=True)) < 1e-5
+    nt.fit_many(many, split, [nt.supervised()] * 2, seeds=(0, 1), **options)
+    assert largest_difference(alone, many) < 1e-5
 
 
 class Odd(nn.Module):
     """A parameter of no dimensions, one not learned, one not used, one that is there twice, and a buffer."""
+
+    seen: Tensor
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -102,8 +103,8 @@ class Odd(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen += 1
-        found: Tensor = self.last(self.second(self.first(images.flatten(1)).relu()).relu() * self.gain + self.fixed)
-        return found
+        logits: Tensor = self.last(self.second(self.first(images.flatten(1)).relu()).relu() * self.gain + self.fixed)
+        return logits
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -121,8 +122,9 @@ def test_odd_parameters_and_buffers(optimizer: str, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         nt.fit_many(many, blobs(), [nt.supervised()] * 3, seeds=range(3), runs=runs, progress=stop, **options)
     nt.fit_many(again, blobs(), [nt.supervised()] * 3, seeds=range(3), runs=runs, **options)
-    assert max(difference(one, other) for one, other in zip(alone, again, strict=True)) < 1e-4
-    assert [int(model.network.seen) for model in many] == [5] * 3  # one when it was made a classifier, four steps
+    assert largest_difference(alone, again) < 1e-4
+    counts = [model.get_buffer("network.seen").item() for model in many]
+    assert counts == [5] * 3  # one of as_classifier, four steps
 
 
 def test_each_model_is_its_own_again() -> None:
@@ -143,7 +145,8 @@ def test_what_fails_holds_still_its_statistics_too() -> None:
     with pytest.raises(TrainingError):
         nt.fit(alone, blobs(), broken(4), seed=0, **SETTINGS)
     assert difference(alone, models[0]) < 1e-5
-    assert int(alone.network[1].num_batches_tracked) == int(models[0].network[1].num_batches_tracked) == 5
+    for model in (alone, models[0]):
+        assert model.get_buffer("network.1.num_batches_tracked").item() == 5
 
 
 def broken(at_step: int) -> Any:
@@ -163,16 +166,16 @@ def root(at_step: int) -> Any:
 
 
 def test_one_that_fails_does_not_take_the_others_with_it() -> None:
-    taught = [nt.supervised(), broken(4), root(2), nt.distil(table(), noise=NOISES[1])]
+    objectives = [nt.supervised(), broken(4), root(2), nt.distil(table(), noise=NOISES[1])]
     models = [network(seed, norm=False) for seed in range(4)]
-    found = nt.fit_many(models, blobs(), taught, seeds=[0] * 4, **SETTINGS)
-    assert [type(one) for one in found] == [History, TrainingError, TrainingError, History]
-    assert "the loss is nan at step 5 of 9" in str(found[1])
-    assert "gradient of network." in str(found[2])
-    assert "at step 3" in str(found[2])
+    outcomes = nt.fit_many(models, blobs(), objectives, seeds=[0] * 4, **SETTINGS)
+    assert [type(outcome) for outcome in outcomes] == [History, TrainingError, TrainingError, History]
+    assert "the loss is nan at step 5 of 9" in str(outcomes[1])
+    assert "gradient of network." in str(outcomes[2])
+    assert "at step 3" in str(outcomes[2])
     for number in (0, 3):
         alone = network(number, norm=False)
-        nt.fit(alone, blobs(), taught[number], seed=0, **SETTINGS)
+        nt.fit(alone, blobs(), objectives[number], seed=0, **SETTINGS)
         assert difference(alone, models[number]) < 1e-4
     for number, epochs in ((1, broken(4)), (2, root(2))):  # neither updated at the step that failed nor after it
         alone = network(number, norm=False)
@@ -184,12 +187,17 @@ def test_one_that_fails_does_not_take_the_others_with_it() -> None:
 def test_each_stops_when_its_own_patience_ends() -> None:
     options = {**SETTINGS, "epochs": 8, "patience": 2, "val": blobs(30, "val", seed=1)}
     alone, many = [network(seed) for seed in range(4)], [network(seed) for seed in range(4)]
-    taught = [nt.supervised(), nt.distil(table()), nt.supervised(), nt.distil(-table())]  # random lessons do not help
-    ends = [nt.fit(model, blobs(), taught[seed], seed=seed, **options) for seed, model in enumerate(alone)]
-    found = nt.fit_many(many, blobs(), taught, seeds=range(4), **options)
-    assert len({len(one.epochs) for one in ends}) > 1
-    assert [len(lines(one)) for one in found] == [len(one.epochs) for one in ends]
-    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-3
+    objectives = [
+        nt.supervised(),
+        nt.distil(table()),
+        nt.supervised(),
+        nt.distil(-table()),
+    ]  # random lessons do not help
+    ends = [nt.fit(model, blobs(), objectives[seed], seed=seed, **options) for seed, model in enumerate(alone)]
+    histories = nt.fit_many(many, blobs(), objectives, seeds=range(4), **options)
+    assert len({len(end.epochs) for end in ends}) > 1
+    assert [len(lines(history)) for history in histories] == [len(end.epochs) for end in ends]
+    assert largest_difference(alone, many) < 1e-3
 
 
 class StoppedError(Exception):
@@ -200,11 +208,11 @@ def test_interrupted_it_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
     """Also when one of the checkpoints is older than the others, and one of the trainings was done."""
     options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0, "val": blobs(30, "val", seed=1)}
     runs = [tmp_path / str(number) for number in range(4)]
-    taught = [nt.distil(table(), noise=noise) for noise in NOISES[:4]]
+    objectives = [nt.distil(table(), noise=noise) for noise in NOISES[:4]]
     whole = [network(seed) for seed in range(4)]
-    ends = [nt.fit(model, blobs(), taught[row], seed=row, **{**options, "resume": False, "checkpoint_every_s": 30.0})
-            for row, model in enumerate(whole)]  # fmt: skip
-    nt.fit_many([network(3)], blobs(), taught[3:], seeds=[3], runs=runs[3:], **options)
+    fresh = {**SETTINGS, "val": options["val"]}
+    ends = [nt.fit(model, blobs(), objectives[row], seed=row, **fresh) for row, model in enumerate(whole)]
+    nt.fit_many([network(3)], blobs(), objectives[3:], seeds=[3], runs=runs[3:], **options)
 
     def stop(at: int) -> Any:
         def tell(step: int, steps: int) -> None:
@@ -215,17 +223,17 @@ def test_interrupted_it_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
         return tell
 
     with pytest.raises(StoppedError):
-        nt.fit_many([network(0)], blobs(), taught[:1], seeds=[0], runs=runs[:1], progress=stop(2), **options)
+        nt.fit_many([network(0)], blobs(), objectives[:1], seeds=[0], runs=runs[:1], progress=stop(2), **options)
     with pytest.raises(StoppedError):
-        nt.fit_many([network(1), network(2)], blobs(), taught[1:3], seeds=[1, 2], runs=runs[1:3], progress=stop(5),
+        nt.fit_many([network(1), network(2)], blobs(), objectives[1:3], seeds=[1, 2], runs=runs[1:3], progress=stop(5),
                  **options)  # fmt: skip
     assert all((run / "checkpoint" / "state.safetensors").exists() for run in runs[:3])
     again = [network(seed + 10) for seed in range(4)]  # their weights are those of the checkpoints
-    found = nt.fit_many(again, blobs(), taught, seeds=range(4), runs=runs, **options)
-    for one, other in zip(found, ends, strict=True):
-        for ours, theirs in zip(lines(one), lines(other), strict=True):
-            assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5)
-    assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) < 1e-4
+    histories = nt.fit_many(again, blobs(), objectives, seeds=range(4), runs=runs, **options)
+    for history, expected in zip(histories, ends, strict=True):
+        for line, expected_line in zip(lines(history), lines(expected), strict=True):
+            assert line == pytest.approx(expected_line, rel=2e-4, abs=2e-5)
+    assert largest_difference(whole, again) < 1e-4
     for run in runs:
         assert not (run / "checkpoint").exists()
         assert (run / "weights.safetensors").exists()
@@ -253,34 +261,36 @@ def test_checkpoints_within_an_epoch_are_those_of_that_step(tmp_path: Path) -> N
         **options,
     )  # fmt: skip
     assert seen == [2, 3, 4, 5, 6, 7, 8, 9]  # the checkpoint of a step comes after its progress
-    assert max(difference(one, other) for one, other in zip(whole, again, strict=True)) < 1e-5
+    assert largest_difference(whole, again) < 1e-5
 
 
 def test_the_store_is_asked_once_for_students_of_one_batch(tmp_path: Path) -> None:
     store = nt.extract(network(9), blobs(), tmp_path / "store", device="cpu")
-    asked: list[int] = []
+    reads: list[int] = []
     inner = store.logits
 
-    def counted(*given: Any) -> Tensor:
-        asked.append(1)
-        return inner(*given)
+    def counted(view: str | Tensor, rows: Tensor) -> Tensor:
+        reads.append(1)
+        return inner(view, rows)
 
     store.logits = counted  # type: ignore[method-assign]
-    taught = [nt.distil(store, noise=noise) for noise in NOISES[:6]]
-    nt.fit_many([network(0) for _ in taught], blobs(), taught, seeds=[0, 0, 0, 1, 1, 1], **{**SETTINGS, "epochs": 1})
-    assert len(asked) == 2 * 3  # two orders, three steps
+    objectives = [nt.distil(store, noise=noise) for noise in NOISES[:6]]
+    nt.fit_many(
+        [network(0) for _ in objectives], blobs(), objectives, seeds=[0, 0, 0, 1, 1, 1], **{**SETTINGS, "epochs": 1}
+    )
+    assert len(reads) == 2 * 3  # two orders, three steps
 
 
 def test_stopped_between_the_ends_of_two_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One has closed its epoch, the other not: both are valid checkpoints, of one step."""
     options = {**SETTINGS, "resume": True, "checkpoint_every_s": 0.0, "val": blobs(30, "val", seed=1)}
-    runs, asked, whole = [tmp_path / "0", tmp_path / "1"], list[int](), [network(0), network(1)]
+    runs, epochs, whole = [tmp_path / "0", tmp_path / "1"], list[int](), [network(2), network(3)]
     nt.fit_many(whole, blobs(), [nt.supervised()] * 2, seeds=(0, 0), **{**options, "resume": False})
     real = Validation.__call__
 
     def second(self: Validation, model: nn.Module, epoch: int) -> Any:
-        asked.append(epoch)
-        if len(asked) == 4:
+        epochs.append(epoch)
+        if len(epochs) == 4:
             raise KeyboardInterrupt
         return real(self, model, epoch)
 
@@ -288,11 +298,12 @@ def test_stopped_between_the_ends_of_two_epochs(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         nt.fit_many([network(2), network(3)], blobs(), [nt.supervised()] * 2, seeds=(0, 0), runs=runs, **options)
     monkeypatch.undo()
-    left = [read_tensors(run / "checkpoint" / "state.safetensors", "checkpoint", 1)[1]["progress"] for run in runs]
-    assert [(one["step"], len(one["epochs"])) for one in left] == [(6, 2), (6, 1)]
+    saved = [read_tensors(run / "checkpoint" / "state.safetensors", "checkpoint", 1)[1]["progress"] for run in runs]
+    assert [(progress["step"], len(progress["epochs"])) for progress in saved] == [(6, 2), (6, 1)]
     again = [network(2), network(3)]
     ends = nt.fit_many(again, blobs(), [nt.supervised()] * 2, seeds=(0, 0), runs=runs, **options)
-    assert [len(lines(one)) for one in ends] == [3, 3]
+    assert [len(lines(end)) for end in ends] == [3, 3]
+    assert largest_difference(whole, again) < 1e-5
 
 
 def test_one_damaged_checkpoint_ends_that_training_alone(tmp_path: Path) -> None:
@@ -303,14 +314,16 @@ def test_one_damaged_checkpoint_ends_that_training_alone(tmp_path: Path) -> None
         if step == 4:
             raise StoppedError
 
-    taught = [nt.supervised()] * 3
+    objectives = [nt.supervised()] * 3
     with pytest.raises(StoppedError):
-        nt.fit_many([network(n) for n in range(3)], blobs(), taught, seeds=[0] * 3, runs=runs, progress=stop, **options)
+        nt.fit_many(
+            [network(n) for n in range(3)], blobs(), objectives, seeds=[0] * 3, runs=runs, progress=stop, **options
+        )
     file = runs[1] / "checkpoint" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    found = nt.fit_many([network(n) for n in range(3)], blobs(), taught, seeds=[0] * 3, runs=runs, **options)
-    assert [type(one) for one in found] == [History, FileFormatError, History]
-    assert str(file) in str(found[1])
+    outcomes = nt.fit_many([network(n) for n in range(3)], blobs(), objectives, seeds=[0] * 3, runs=runs, **options)
+    assert [type(outcome) for outcome in outcomes] == [History, FileFormatError, History]
+    assert str(file) in str(outcomes[1])
 
 
 def drawing(logits: Tensor, batch: nt.Batch) -> Tensor:
@@ -329,25 +342,25 @@ def test_objectives_of_the_callers_own(objective: Any) -> None:
     before = torch.random.get_rng_state()
     nt.fit_many(many, blobs(), [objective] * 2, seeds=(0, 1), **SETTINGS)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4
+    assert largest_difference(alone, many) < 1e-4
 
 
 def test_half_precision_tables() -> None:
-    taught = [nt.distil(table().bfloat16(), noise=noise) for noise in NOISES[1:4]]
-    alone, many = [network(0) for _ in taught], [network(0) for _ in taught]
-    for model, objective in zip(alone, taught, strict=True):
+    objectives = [nt.distil(table().bfloat16(), noise=noise) for noise in NOISES[1:4]]
+    alone, many = [network(0) for _ in objectives], [network(0) for _ in objectives]
+    for model, objective in zip(alone, objectives, strict=True):
         nt.fit(model, blobs(), objective, seed=0, **SETTINGS)
-    nt.fit_many(many, blobs(), taught, seeds=[0] * 3, **SETTINGS)
-    assert max(difference(one, other) for one, other in zip(alone, many, strict=True)) < 1e-4
+    nt.fit_many(many, blobs(), objectives, seeds=[0] * 3, **SETTINGS)
+    assert largest_difference(alone, many) < 1e-4
 
 
 def test_a_bad_teacher_is_named_to_every_student() -> None:
     teacher = network(7)
     with torch.no_grad():
         next(teacher.parameters()).fill_(float("nan"))
-    taught = [nt.distil(teacher), nt.distil(teacher, noise=NOISES[1])]
-    found = nt.fit_many([network(0), network(1)], blobs(), taught, seeds=(0, 0), **SETTINGS)
-    assert all("check the teacher's weights" in str(one) for one in found), found
+    objectives = [nt.distil(teacher), nt.distil(teacher, noise=NOISES[1])]
+    outcomes = nt.fit_many([network(0), network(1)], blobs(), objectives, seeds=(0, 0), **SETTINGS)
+    assert all("check the teacher's weights" in str(outcome) for outcome in outcomes), outcomes
 
 
 class Wide(nn.Module):
@@ -388,9 +401,9 @@ class Replacing(nn.Module):
         self.register_buffer("mean", torch.zeros(3))
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.inner(images.flatten(1))
-        self.mean = 0.9 * self.mean + 0.1 * found.detach().mean(0)
-        return found
+        logits: Tensor = self.inner(images.flatten(1))
+        self.mean = 0.9 * self.mean + 0.1 * logits.detach().mean(0)
+        return logits
 
 
 def frozen(name: str) -> nn.Module:
@@ -411,8 +424,8 @@ class Branching(nn.Module):
         self.inner = nn.Linear(64, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.inner(images.flatten(1))
-        return found if found.sum() > 0 else -found
+        logits: Tensor = self.inner(images.flatten(1))
+        return logits if logits.sum() > 0 else -logits
 
 
 @pytest.mark.parametrize(
@@ -429,16 +442,16 @@ class Branching(nn.Module):
     ],
 )
 def test_models_that_cannot_be_trained_as_one_are_refused(models: list[nn.Module], message: str) -> None:
-    made = [as_classifier(one, input_shape=SHAPE) for one in models]
+    classifiers = [as_classifier(model, input_shape=SHAPE) for model in models]
     with pytest.raises(UsageError, match=message):
-        nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+        nt.fit_many(classifiers, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
 
 
 def test_learned_or_unlike_preprocessing_is_refused() -> None:
     for fronts, message in (((Wide(), Wide()), "learns its preprocessing"), ((None, Wide()), "model 1 differs")):
-        made = [as_classifier(flat(), input_shape=SHAPE, preprocess=front) for front in fronts]
+        classifiers = [as_classifier(flat(), input_shape=SHAPE, preprocess=front) for front in fronts]
         with pytest.raises(UsageError, match=message):
-            nt.fit_many(made, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+            nt.fit_many(classifiers, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
 
 
 def test_as_many_of_everything() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 def test_the_shipped_nin_is_the_trained_one_without_its_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import ship_teacher
-    import train_nin
+    ship_teacher, train_nin = import_module("ship_teacher"), import_module("train_nin")
 
     dice = np.random.default_rng(0)
     data = tmp_path / "seen.npz"

@@ -72,6 +72,7 @@ def test_a_teacher_for_validation_is_needed_or_refused(teacher: nt.Classifier) -
         nt.fit(student, DATA.train, nt.supervised())
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("augment", ["none", "randaugment"])
 def test_a_compression_speaks_of_agreement_alone(teacher: nt.Classifier, tmp_path: Path, augment: str) -> None:
     result = nt.compress(

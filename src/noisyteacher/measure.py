@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -123,19 +123,9 @@ def measure(
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` per cent of the values do not exceed (nearest rank)."""
-    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+    return float(np.percentile(values, percent, method="inverted_cdf"))
 
 
-_aten = torch.ops.aten
-VECTORS = {
-    _aten.mv: lambda matrix, vector, out_shape=None: 2 * math.prod(matrix),
-    _aten.addmv: lambda bias, matrix, vector, out_shape=None, **_: 2 * math.prod(matrix),
-    _aten.dot: lambda first, second, out_shape=None: 2 * math.prod(first),
-    _aten.vdot: lambda first, second, out_shape=None: 2 * math.prod(first),
-    _aten.addbmm: lambda bias, first, second, out_shape=None, **_: 2 * math.prod(first) * second[-1],
-    _aten._int_mm: lambda first, second, out_shape=None: 2 * math.prod(first) * second[-1],
-}
-"""Operation -> formula for its floating-point operations, two per multiplication, that torch's table lacks."""
 COSTLY = re.compile(
     "(^|_)(fft|[cp]?dist|linalg|cholesky|(bi|tri)?linear|lstm|gru|rnn|[a-z]*(mm|mv|qr)|svd|eigh?|solve|lu|conv[a-z]*"
     "|attention|dot|matmul|matrix|inverse|householder)(_|$)"
@@ -157,23 +147,19 @@ class MacCounter(FlopCounterMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(display=False, custom_mapping=VECTORS)
+        super().__init__(display=False)
         self.model = model
         self.macs = Counter[str]()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.unsupported: dict[tuple[str, str], None] = {}
 
     def count(self, images: Tensor) -> None:
-        """Call the model. Attention, LSTMs and encoder layers run as the matrix products they consist of, not fused."""
-        fast_path, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+        """Call the model. Attention and encoder layers run as the matrix products they consist of, not fused."""
         with contextlib.ExitStack() as stack:
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-            stack.callback(setattr, torch.backends.mkldnn, "enabled", mkldnn)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
-            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
             for name, module in self.model.named_modules():
                 stack.callback(module.register_forward_hook(partial(self._note_shape, name)).remove)
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(self)
             self.model(images)
@@ -246,18 +232,19 @@ def _peak_memory(model: Classifier, images: Tensor) -> int:
 
 def _time_calls(model: Classifier, images: Tensor, threads: int | None, runs: int) -> Latency:
     """Wall time of `runs` calls after a warm-up."""
-    on_cuda = images.device.type == "cuda"
-    times = []
+    on_cuda, times = images.device.type == "cuda", []
+
+    def now_ms() -> float:
+        if on_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter_ns() / 1e6
+
     with cpu_threads(threads):
         used_threads = torch.get_num_threads()
         for _ in range(max(3, runs // 10) + runs):
-            if on_cuda:
-                torch.cuda.synchronize(images.device)
-            start = time.perf_counter_ns()
+            start = now_ms()
             model(images)
-            if on_cuda:
-                torch.cuda.synchronize(images.device)
-            times.append((time.perf_counter_ns() - start) / 1e6)
+            times.append(now_ms() - start)
     return Latency(
         median=percentile(times[-runs:], 50),
         p95=percentile(times[-runs:], 95),

@@ -15,23 +15,16 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from noisyteacher.config import NoiseSettings, config_error, validated
-from noisyteacher.config.schema import Distribution, Draw, Kind, PerturbedLogits, SigmaSchedule
+from noisyteacher.config.schema import Distribution, Draw, Kind
 from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.rng import generator as seeded_generator
 
-CHOICES = {
-    "draw": get_args(Draw),
-    "kind": get_args(Kind),
-    "distribution": get_args(Distribution),
-    "target": get_args(PerturbedLogits),
-    "schedule": get_args(SigmaSchedule),
-}
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisyteacher.config.schema import Loss
 from noisyteacher.data import Batch, Split
 from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
@@ -238,7 +237,7 @@ class SoftTargets(Distillation):
         return t * ((student / t).softmax(1) - (teacher / t).softmax(1))
 
 
-LOSSES: dict[Loss, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
+LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
 """Name of a loss in `distil` and in settings -> its objective."""
 
 
@@ -254,7 +253,7 @@ def distil(
     teacher: object,
     *,
     noise: Noise | None = None,
-    loss: Loss = "logit_regression",
+    loss: str = "logit_regression",
     temperature: float | None = None,
     label_weight: float = 0.0,
     combine: str = "mean",

@@ -43,11 +43,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processes(jobs: int, *, unwinding: bool = False) -> concurrent.futures.ProcessPoolExecutor:
+class WorkerTerminated(SystemExit):
+    """SIGTERM in a worker of `worker_pool(unwinding=True)`."""
+
+
+def worker_pool(jobs: int, *, unwinding: bool = False) -> concurrent.futures.ProcessPoolExecutor:
     """An executor of `jobs` spawned processes, which ignore SIGINT and exit with their parent.
 
-    With `unwinding`, SIGTERM raises SystemExit in a worker, so that its function can save its work; the function must
-    then call `leave_now`, or the executor gives it the next task. Without, SIGTERM ends the worker at once.
+    With `unwinding`, SIGTERM raises WorkerTerminated in a worker, so that its function can save its work; the function
+    must then call `exit_terminated`, or the executor gives it the next task. Without, SIGTERM ends the worker at once.
     """
     import multiprocessing
 
@@ -71,11 +75,11 @@ def _exit_with(parent: int) -> None:
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise WorkerTerminated(128 + number)
 
 
-def leave_now() -> NoReturn:
-    """End this process as SIGTERM does."""
+def exit_terminated() -> NoReturn:
+    """End this process at once, with the exit code of SIGTERM."""
     os._exit(128 + signal.SIGTERM)
 
 

@@ -1,6 +1,7 @@
 """Run folders: settings, code versions and machine of a run, and its result (docs/formats.md).
 
 A run's state is read off its files: with `result.json` it is done; with `error.txt`, failed; with neither, unfinished.
+A sweep is done although cells of it failed, which its result lists; resuming it trains these again.
 There is no index: a folder can be copied or deleted without any other change.
 """
 
@@ -14,7 +15,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,16 +25,19 @@ from typing import Any, TypedDict, cast
 from noisyteacher import __version__
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
 from noisyteacher.io import files
-from noisyteacher.io.files import Json, StrPath, exclusive_lock
+from noisyteacher.io.files import Json, StrPath
 from noisyteacher.process import cores
 from noisyteacher.text import flat, nearest
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
-BEST = "best"
-"""The folder in a compression with the student that is handed over."""
-WEIGHTS = ("weights.safetensors", "last.safetensors", "best.safetensors")
-RESERVED = {BEST, "checkpoint", "events", "logits", CONFIG, INFO, RESULT, METRICS, ERROR, *WEIGHTS}
+WEIGHTS = "weights.safetensors"
+"""The weights that a training kept: the file that it writes last."""
+OTHER_WEIGHTS = {"best": "last.safetensors", "last": "best.safetensors"}
+"""Which weights a training kept -> the file of those that it did not keep."""
+CHECKPOINT, EVENTS, LOGITS, BEST = "checkpoint", "events", "logits", "best"
+"""Folders: the state of an unfinished training, TensorBoard's files, stored logits, the student handed over."""
+RESERVED = {BEST, CHECKPOINT, EVENTS, LOGITS, CONFIG, INFO, RESULT, METRICS, ERROR, WEIGHTS, *OTHER_WEIGHTS.values()}
 """Names that a child run cannot have."""
 TITLE_LENGTH = 92
 """Characters of a title in a folder's name, which then has 136 at most: some file systems allow 143."""
@@ -71,15 +75,15 @@ class Run:
         return run
 
     @property
-    def around(self) -> list[Path]:
+    def ancestors(self) -> list[Path]:
         """The folders of the runs that contain this run, the outermost first; none unless it is a child."""
         parent = self.path.absolute().parent
-        return [*Run(parent).around, parent] if is_run(parent) else []
+        return [*Run(parent).ancestors, parent] if is_run(parent) else []
 
     @property
     def id(self) -> str:
         """The folder's name; for a child run the parent's id, a slash, and the child's name."""
-        return "/".join(path.name for path in (*self.around, self.path.absolute()))
+        return "/".join(path.name for path in (*self.ancestors, self.path.absolute()))
 
     @cached_property
     def config(self) -> Json:
@@ -151,6 +155,20 @@ class Run:
     def clear_error(self) -> None:
         """Remove error.txt: the run is resumed."""
         files.remove_files(self.path, [self.path / ERROR])
+
+    @contextlib.contextmanager
+    def lock(self, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+        """Lock the run's folder (`io.files.lock`), and keep the runs that contain it from being removed.
+
+        Without `shared`, temporary files that a killed process left in the folder of an unfinished run are removed.
+        """
+        with contextlib.ExitStack() as locks:
+            for folder in self.ancestors:
+                locks.enter_context(files.lock(folder, shared=True, wait=wait))
+            locks.enter_context(files.lock(self.path, shared=shared, wait=wait))
+            if not shared and not os.path.exists(self.path / RESULT):
+                files.remove_files(self.path, files.temporary_files(self.path))
+            yield
 
     def metrics(self) -> list[Json]:
         """The lines of metrics.jsonl; none without the file. Raises FileFormatError naming file and line."""
@@ -263,21 +281,21 @@ def list_runs(output_dir: StrPath, depth: int = 3) -> list[Run]:
     return sorted(runs, key=lambda run: (run.started, run.id), reverse=True)
 
 
-def find_run(output_dir: StrPath, which: StrPath) -> Run:
+def find_run(output_dir: StrPath, name: StrPath) -> Run:
     """The run with this path or id, or the only one whose id, or hash (three characters or more), starts with it.
 
     A child is `PARENT/NAME`, where both may be shortened. Raises UsageError when no run or several match.
     """
-    text = os.fspath(which).rstrip("/")
+    text = os.fspath(name).rstrip("/")
     if text and is_run(Path(text)):
         return Run(text)
     parent, _, part = text.rpartition("/")
     runs = {run.path.name: run for run in (find_run(output_dir, parent).children() if parent else _runs_in(output_dir))}
     if part in runs:
         return runs[part]
-    matches = [name for name in runs if part and (name.startswith(part) or name.endswith(f"-{part}"))]
+    matches = [run for run in runs if part and (run.startswith(part) or run.endswith(f"-{part}"))]
     if not matches and len(part) >= 3:
-        matches = [name for name in runs if name.rpartition("-")[2].startswith(part)]
+        matches = [run for run in runs if run.rpartition("-")[2].startswith(part)]
     if len(matches) == 1:
         return runs[matches[0]]
     where = parent or Path(output_dir)
@@ -301,10 +319,10 @@ def remove_run(run: Run) -> None:
     except FileFormatError as error:
         raise UsageError(f"{path}: not a run folder, not removed ({error}): delete the folder yourself") from error
     trash = path.with_name(f".removed-{path.name}-{secrets.token_hex(3)}")  # an interruption leaves no half run
-    with contextlib.ExitStack() as stack:
-        for folder in (*run.around, path):
-            stack.enter_context(exclusive_lock(folder, wait=False))
-        stack.enter_context(files.write_errors(path, "removed"))
+    with contextlib.ExitStack() as locks:
+        for folder in (*run.ancestors, path):
+            locks.enter_context(files.lock(folder, wait=False))
+        locks.enter_context(files.write_errors(path, "removed"))
         path.rename(trash)
         shutil.rmtree(trash)
         files.sync_folder(path.parent)

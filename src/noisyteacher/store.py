@@ -331,7 +331,7 @@ def write_store(
     """
     folder, index = Path(path), Path(path) / INDEX
     files.make_folder(folder)
-    with files.exclusive_lock(folder):
+    with files.lock(folder):
         if overwrite:  # store.json first: a store that is being replaced must not pass for a finished one
             files.remove_files(folder, [index])
             files.remove_files(folder, folder.glob(SHARD_FILES))

@@ -1,8 +1,7 @@
-"""Readers of files that nobody trusts, called in a process that may not take much memory or time, or do anything."""
+"""Readers of untrusted files, run in a process with limits on memory and time that may do nothing but read."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import resource
@@ -12,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
 
+from helpers import SLOWNESS
 from noisyteacher.errors import NoisyTeacherError
 
 MEMORY = 256 * 2**20
 """Bytes of memory that reading one file may add to what the process holds."""
 ADDRESSES = 2**30
 """Bytes of address space that it may ask for: memory that is taken and never touched."""
-SECONDS = 5
+SECONDS = 5 * SLOWNESS
 """Of processor time for one file."""
 FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.remove", "os.rename", "os.rmdir",
@@ -40,17 +41,17 @@ class Untrusted:
     """A kind of file: what is fuzzed, and what reads it."""
 
     name: str
-    """Of the file, in a folder that `prepare` has filled."""
+    """The name of the file, in a folder that `prepare` has filled."""
     read: Callable[[Path], object]
     ways: tuple[st.SearchStrategy[bytes], ...]
-    """How inputs are made."""
+    """How inputs are generated."""
     prepare: Callable[[Path], object] = lambda folder: None
     whole: tuple[bytes, ...] = ()
     """Valid ones."""
     named: bool = True
     """Whether an error has to name the file."""
     writes: bool = False
-    """Whether reading goes on to write (a work that is resumed)."""
+    """Whether the reader also writes, as a resumed run does."""
     memory: int = MEMORY
     slow: bool = False
     """Whether one input takes tens of milliseconds: fewer are tried."""
@@ -58,7 +59,7 @@ class Untrusted:
 
 @dataclass(frozen=True)
 class Input:
-    """One file's bytes, told in a few letters."""
+    """The bytes of a file; its repr is their number alone."""
 
     data: bytes
 
@@ -84,50 +85,64 @@ class _Watch:
             self.seen.append(f"{event} {arguments!r:.200}")
 
 
+@cache
+def warm_up() -> None:
+    """Let hypothesis read the constants of all modules in this process, once; else every fork would do so."""
+
+    @settings(max_examples=20, database=None, deadline=None, derandomize=True, phases=(Phase.generate,))
+    @given(st.lists(st.tuples(st.integers(), st.binary(), st.text(), st.floats()), min_size=20, max_size=20))
+    def draw(values: object) -> None:
+        pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HypothesisWarning)
+        draw()
+
+
 def tried(kind: Untrusted, folder: Path, count: int) -> dict[str, int]:
     """{"tried": inputs, "read": those that were read as if nothing were wrong}, all within bounds.
 
     Raises AssertionError with what was found. The process that reads is a fork of this one: one that dies is found too.
     """
-    ear, mouth = os.pipe()
+    warm_up()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        told: dict[str, Any] = {"error": "the process ended without a word"}
+        report: dict[str, Any] = {"error": "the process ended without an answer"}
         try:
-            os.close(ear)
-            told = _all(kind, folder, count)
+            os.close(reader)
+            report = _all(kind, folder, count)
         except BaseException:
             lines = (line[:300] for line in traceback.format_exc().splitlines())
-            told = {"error": "\n".join(lines)[-20_000:]}
+            report = {"error": "\n".join(lines)[-20_000:]}
         finally:
-            os.write(mouth, json.dumps(told).encode()[:60_000])
+            os.write(writer, json.dumps(report).encode()[:60_000])
             os._exit(0)
-    os.close(mouth)
-    with os.fdopen(ear, "rb") as stream:
-        heard = stream.read()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        answer = stream.read()
     _, status = os.waitpid(child, 0)
     last = folder / kind.name
-    assert heard, f"a reader ended its process ({os.waitstatus_to_exitcode(status)}); the last input is {last}"
-    told = json.loads(heard)
-    assert "error" not in told, told["error"]
-    return dict(told)
+    assert answer, f"a reader ended its process ({os.waitstatus_to_exitcode(status)}); the last input is {last}"
+    report = json.loads(answer)
+    assert "error" not in report, report["error"]
+    return dict(report)
 
 
 def _all(kind: Untrusted, folder: Path, count: int) -> dict[str, int]:
-    found = {"tried": 0, "read": 0}
+    counts = {"tried": 0, "read": 0}
     path = folder / kind.name
     kind.prepare(folder)
     for data in kind.whole:
         path.write_bytes(data)
         kind.read(path)
-    gc.collect()
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + ADDRESSES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     base = _peak()
     watch = _Watch(kind.writes)
 
     def slow(*_: object) -> None:
-        raise SlowError(f"more than {SECONDS} s of processor time")
+        raise SlowError(f"more than {SECONDS:g} s of processor time")
 
     signal.signal(signal.SIGPROF, slow)
 
@@ -136,16 +151,16 @@ def _all(kind: Untrusted, folder: Path, count: int) -> dict[str, int]:
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
     @given(st.one_of(*kind.ways).map(Input))
-    def one(given: Input) -> None:
-        path.write_bytes(given.data)
-        found["tried"] += 1
+    def check(example: Input) -> None:
+        path.write_bytes(example.data)
+        counts["tried"] += 1
         watch.seen.clear()
         refused: NoisyTeacherError | None = None
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         watch.on = True
         try:
             kind.read(path)
-            found["read"] += 1
+            counts["read"] += 1
         except NoisyTeacherError as error:
             refused = error
         finally:
@@ -160,9 +175,9 @@ def _all(kind: Untrusted, folder: Path, count: int) -> dict[str, int]:
         assert grown <= kind.memory, f"{grown / 2**20:.0f} MiB of memory"
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HypothesisWarning)  # of the length of what it would tell
-        one()
-    return found
+        warnings.simplefilter("ignore", HypothesisWarning)  # of the length of its output
+        check()
+    return counts
 
 
 def _for_memory(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the tests of this folder tried is told at the end: kinds of faults and how many of each."""
+"""Print at the end which kinds of faults the tests of this folder injected, and how many of each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for what, number in getattr(report, "user_properties", []):
             if what.startswith("faults: "):
                 tried[what.removeprefix("faults: ")] += int(number)
-            elif what == "told":
+            elif what == "summary":
                 terminalreporter.write_line(str(number))
     if tried:
-        told = ", ".join(f"{number:,} {what}" for what, number in sorted(tried.items()))
-        terminalreporter.write_line(f"Faults injected, all survived: {told}")
+        summary = ", ".join(f"{number:,} {what}" for what, number in sorted(tried.items()))
+        terminalreporter.write_line(f"Faults injected, all survived: {summary}")

@@ -42,24 +42,24 @@ class Disk:
         return self._with(len(self.pending))
 
     def _with(self, count: int) -> dict[str, int | None]:
-        found = dict(self.entries)
+        entries = dict(self.entries)
         for what, path, number in self.pending[:count]:
             if what == "put":
-                found[path] = number
+                entries[path] = number
             else:
-                found.pop(path, None)
-        return found
+                entries.pop(path, None)
+        return entries
 
     def states(self) -> Iterator[dict[str, bytes | None]]:
         """Every content of the disk that a crash may leave now."""
         for count in range(len(self.pending) + 1):
             entries = self._with(count)
-            loose = sorted({one for one in entries.values() if one is not None and self._is_loose(one)})
+            loose = sorted({file for file in entries.values() if file is not None and self._is_loose(file)})
             for kept in product((0.0, 0.5, 1.0), repeat=len(loose)):
                 shares = dict(zip(loose, kept, strict=True))
                 yield {
-                    path: None if one is None else self._kept(one, shares.get(one, 1.0))
-                    for path, one in entries.items()
+                    path: None if file is None else self._kept(file, shares.get(file, 1.0))
+                    for path, file in entries.items()
                 }
 
     def _is_loose(self, number: int) -> bool:
@@ -107,17 +107,18 @@ def _apply(disk: Disk, line: str, folder: Path) -> bool:
         return False
     call, rest = matched[1], matched[2]
     names = [
-        bytes(int(one, 16) for one in text.split("\\x")[1:]) for text in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', rest)
+        bytes(int(digits, 16) for digits in text.split("\\x")[1:])
+        for text in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', rest)
     ]
     opened = re.match(r"\d+<((?:\\x[0-9a-f]{2})+|[^>]*)>", rest)
     if call in ("write", "pwrite64", "fsync", "fdatasync", "ftruncate"):
-        place = _inside(_plain(opened[1]) if opened else "", folder)
-        if place is None:
+        name = _inside(_plain(opened[1]) if opened else "", folder)
+        if name is None:
             return False
-        number = disk.current().get(place)
+        number = disk.current().get(name)
         if call in ("fsync", "fdatasync"):
             if number is None:
-                _settle(disk, place)
+                _settle(disk, name)
             else:
                 disk.files[number].safe = disk.files[number].written
         elif number is not None and call == "write":
@@ -127,18 +128,18 @@ def _apply(disk: Disk, line: str, folder: Path) -> bool:
         else:
             raise AssertionError(f"not understood: {line[:200]}")
         return True
-    places = [_inside(os.fsdecode(one), folder) for one in names]
+    places = [_inside(os.fsdecode(name), folder) for name in names]
     if not places or places[0] is None:
         return False
     if call == "openat":
         if "O_CREAT" not in rest and "O_TRUNC" not in rest:
             return False
-        there = disk.current().get(places[0])
-        if there is None:
+        existing = disk.current().get(places[0])
+        if existing is None:
             disk.files[len(disk.files)] = File()
             disk.pending.append(("put", places[0], len(disk.files) - 1))
         elif "O_TRUNC" in rest:
-            disk.files[there].written = b""
+            disk.files[existing].written = b""
     elif call.startswith("rename"):
         assert places[1] is not None
         moved = disk.current()[places[0]]
@@ -154,18 +155,18 @@ def _apply(disk: Disk, line: str, folder: Path) -> bool:
 
 def _settle(disk: Disk, folder: str) -> None:
     """A folder was fsynced: its entries are safe, those of other folders are not."""
-    mine = [one for one in disk.pending if str(Path(one[1]).parent) == folder]
+    mine = [entry for entry in disk.pending if str(Path(entry[1]).parent) == folder]
     for what, path, number in mine:
         if what == "put":
             disk.entries[path] = number
         else:
             disk.entries.pop(path, None)
-    disk.pending = [one for one in disk.pending if one not in mine]
+    disk.pending = [entry for entry in disk.pending if entry not in mine]
 
 
 def _plain(text: str) -> str:
     if text.startswith("\\x"):
-        return os.fsdecode(bytes(int(one, 16) for one in text.split("\\x")[1:]))
+        return os.fsdecode(bytes(int(digits, 16) for digits in text.split("\\x")[1:]))
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -17,21 +18,18 @@ with atheris.instrument_imports(include=["noisyteacher"]):
     from noisyteacher.io.tensors import map_tensors, read_record
     from noisyteacher.models.weights import read_state_dict
 
-PLACE = Path(tempfile.mkdtemp()) / "a.bin"
-
-
-PATHS = (
-    map_tensors, read_record, read_state_dict, lambda path: read_idx(path, 3),
-    lambda path: read_npz(path, ("x", "y")),
+FILE = Path(tempfile.mkdtemp()) / "a.bin"
+READERS: tuple[Callable[[Path], object], ...] = (
+    map_tensors, read_record, read_state_dict, read_npz, lambda path: read_idx(path, 3)
 )  # fmt: skip
 
 
 def read_all(data: bytes) -> None:
     """Every parser on the same bytes: one that another format's bytes are given must refuse them as well."""
-    PLACE.write_bytes(data)
-    for read in PATHS:
+    FILE.write_bytes(data)
+    for read in READERS:
         with contextlib.suppress(NoisyTeacherError):
-            read(PLACE)
+            read(FILE)
     with contextlib.suppress(NoisyTeacherError):
         read_cifar_batch(data, "batch")
     with contextlib.suppress(ValueError):

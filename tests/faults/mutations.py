@@ -39,23 +39,23 @@ def edited(data: bytes, edits: Sequence[Edit]) -> bytes:
     """The bytes with every edit applied."""
     changed = bytearray(data)
     for kind, at, number in edits:
-        place = at % (len(changed) + 1)
+        position = at % (len(changed) + 1)
         length = 1 + number % 40
-        if kind == "flip" and place < len(changed):
-            changed[place] ^= 1 << number % 8
-        elif kind == "byte" and place < len(changed):
-            changed[place] = number % 256
+        if kind == "flip" and position < len(changed):
+            changed[position] ^= 1 << number % 8
+        elif kind == "byte" and position < len(changed):
+            changed[position] = number % 256
         elif kind == "insert":
-            changed[place:place] = number.to_bytes(4, "little")[: 1 + number % 4] * (1 + number % 3)
+            changed[position:position] = number.to_bytes(4, "little")[: 1 + number % 4] * (1 + number % 3)
         elif kind == "cut":
-            del changed[place : place + length]
+            del changed[position : position + length]
         elif kind == "end":
-            del changed[place:]
+            del changed[position:]
         elif kind == "repeat":
-            changed[place:place] = changed[place : place + length]
+            changed[position:position] = changed[position : position + length]
         elif kind[0] in "<>":
             value = EXTREMES[number % len(EXTREMES)] % 2 ** (8 * struct.calcsize(kind))
-            changed[place : place + struct.calcsize(kind)] = struct.pack(kind, value)
+            changed[position : position + struct.calcsize(kind)] = struct.pack(kind, value)
     return bytes(changed)
 
 

@@ -21,7 +21,7 @@ class WorkersLostError(Exception):
 
 
 @dataclass
-class Told:
+class Faults:
     """What happened, in counts and in simulated seconds."""
 
     deaths: int = 0
@@ -51,7 +51,7 @@ class Cluster(Executor):
     life_s: float = 18_000.0
     replaced_s: float = 120.0
     stalls: float = 0.3
-    faults: Told = field(default_factory=Told)
+    faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)

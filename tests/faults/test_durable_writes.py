@@ -8,15 +8,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from crashed_disk import OPTIONS, TRACED, lay_out, states_of
-from traced_calls import MUTATING, Call, calls, chosen, failing_at, killed_at, leave_out, need_strace, traced
 
 import noisyteacher as nt
+from faults.crashed_disk import OPTIONS, TRACED, lay_out, states_of
+from faults.traced_calls import MUTATING, Call, calls, chosen, failing_at, killed_at, leave_out, need_strace, traced
 from helpers import student_with
 from noisyteacher.errors import NoisyTeacherError, WriteError
 from noisyteacher.io.files import read_json, write_json
@@ -36,7 +37,7 @@ class Write:
 
     old: Callable[[Path], object]
     new: Callable[[Path], object]
-    found: Callable[[Path], object]
+    read: Callable[[Path], object]
     """Something that tells old from new; raises where neither is there."""
 
 
@@ -52,7 +53,7 @@ def a_run(folder: Path) -> Run:
     if folder not in RUNS:
         if not any(folder.iterdir()):
             new_run(folder, "train", "lenet", {"seed": 0})
-        (RUNS[folder],) = (one.name for one in folder.iterdir())
+        (RUNS[folder],) = (path.name for path in folder.iterdir())
     return Run.open(folder / RUNS[folder])
 
 
@@ -106,42 +107,49 @@ def _tracing() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """An empty folder; the log of a trace lies beside it."""
     folder = tmp_path / "place"
     folder.mkdir()
     return folder
 
 
-def prepared(write: Write, place: Path) -> tuple[Any, Any]:
+def with_errors(points: list[Call]) -> Iterator[tuple[Call, str]]:
+    """Calls with the errors that they are to fail with: by turns, or, where all faults are tried, each with both."""
+    errors = ("ENOSPC", "EIO")
+    everything = os.environ.get("NOISYTEACHER_FAULTS") == "all"
+    return product(points, errors) if everything else zip(points, cycle(errors), strict=False)
+
+
+def prepared(write: Write, folder: Path) -> tuple[Any, Any]:
     """What is found of the old and of the new; the old is there afterwards."""
-    write.old(place)
-    old = write.found(place)
-    write.new(place)
-    new = write.found(place)
+    write.old(folder)
+    old = write.read(folder)
+    write.new(folder)
+    new = write.read(folder)
     assert old != new
-    write.old(place)
-    assert write.found(place) == old
+    write.old(folder)
+    assert write.read(folder) == old
     return old, new
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_killed_at_every_system_call(kind: str, place: Path, record_property: Tell) -> None:
-    write, log = WRITES[kind], place.parent / "log"
-    old, new = prepared(write, place)
+def test_killed_at_every_system_call(kind: str, folder: Path, record_property: Tell) -> None:
+    write, log = WRITES[kind], folder.parent / "log"
+    old, new = prepared(write, folder)
     seen: list[object] = []
     in_order: list[object] = []
-    for call in chosen(calls(lambda: write.new(place), log), QUICK):
-        write.old(place)
-        outcome = killed_at(lambda: write.new(place), log, call)
-        left = write.found(place)
-        assert left in (old, new), call
+    for call in chosen(calls(lambda: write.new(folder), log), QUICK):
+        write.old(folder)
+        outcome = killed_at(lambda: write.new(folder), log, call)
+        content = write.read(folder)
+        assert content in (old, new), call
         if outcome.code == 0:  # a call of the memory's, say, that was not needed this time
-            assert left == new
+            assert content == new
         else:
-            seen.append(left)
+            seen.append(content)
             if call.name in MUTATING.split(","):  # those of the memory come where they like
-                in_order.append(left)
+                in_order.append(content)
     record_property("faults: kills at a system call", len(seen))
     assert {old, new} == set(seen)  # early ones leave the old, late ones the new
     assert in_order == [old] * in_order.count(old) + [new] * in_order.count(new)  # and nothing goes back
@@ -149,19 +157,19 @@ def test_killed_at_every_system_call(kind: str, place: Path, record_property: Te
 
 @pytest.mark.parametrize("kind", WRITES)
 def test_whatever_the_disk_lost_the_old_is_there_or_the_new(
-    kind: str, place: Path, tmp_path: Path, record_property: Tell
+    kind: str, folder: Path, tmp_path: Path, record_property: Tell
 ) -> None:
     """A replay of the write, with everything lost or torn that was not yet flushed to the disk."""
     write, log = WRITES[kind], tmp_path / "log"
-    old, new = prepared(write, place)
-    before = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    outcome = traced(lambda: write.new(place), log, "-e", f"trace={TRACED}", *OPTIONS)
+    old, new = prepared(write, folder)
+    before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    outcome = traced(lambda: write.new(folder), log, "-e", f"trace={TRACED}", *OPTIONS)
     assert outcome.code == 0
     seen = []
-    for number, state in enumerate(states_of(outcome.trace, place, before)):
+    for number, state in enumerate(states_of(outcome.trace, folder, before)):
         after = tmp_path / f"after{number}"
         lay_out(state, after)
-        seen.append(write.found(after))
+        seen.append(write.read(after))
         assert seen[-1] in (old, new), number
         shutil.rmtree(after)
     record_property("faults: states of a disk after a power cut", len(seen))
@@ -169,44 +177,41 @@ def test_whatever_the_disk_lost_the_old_is_there_or_the_new(
     assert seen[-1] == new  # what was reported as written is safe
 
 
-def test_the_replay_finds_a_write_that_is_not_flushed(place: Path, tmp_path: Path) -> None:
+def test_the_replay_finds_a_write_that_is_not_flushed(folder: Path, tmp_path: Path) -> None:
     """The model of the disk would notice the two classical mistakes."""
 
     def mixture(flush_file: bool) -> set[bytes]:
         def careless() -> None:
-            with open(place / "b.tmp", "wb") as stream:
+            with open(folder / "b.tmp", "wb") as stream:
                 stream.write(b"new" * 100)
                 if flush_file:
                     stream.flush()
                     os.fsync(stream.fileno())
-            os.replace(place / "b.tmp", place / "a")
+            os.replace(folder / "b.tmp", folder / "a")
 
         outcome = traced(careless, tmp_path / "log", "-e", f"trace={TRACED}", *OPTIONS)
-        return {state["a"] or b"" for state in states_of(outcome.trace, place, {"a": b"old"})}
+        return {state["a"] or b"" for state in states_of(outcome.trace, folder, {"a": b"old"})}
 
-    (place / "a").write_bytes(b"old")
+    (folder / "a").write_bytes(b"old")
     assert mixture(flush_file=False) == {b"old", b"", b"new" * 50, b"new" * 100}  # renamed before it was flushed
-    (place / "a").write_bytes(b"old")
+    (folder / "a").write_bytes(b"old")
     assert mixture(flush_file=True) == {b"old", b"new" * 100}
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("kind", WRITES)
-def test_a_failing_call_is_an_error_of_ours_and_the_old_stays(
-    kind: str, error: str, place: Path, record_property: Tell
-) -> None:
-    write, log = WRITES[kind], place.parent / "log"
-    old, new = prepared(write, place)
-    found = chosen(calls(lambda: write.new(place), log, f"openat,{MUTATING}"), QUICK)
+def test_a_failing_call_is_an_error_of_ours_and_the_old_stays(kind: str, folder: Path, record_property: Tell) -> None:
+    write, log = WRITES[kind], folder.parent / "log"
+    old, new = prepared(write, folder)
+    points = chosen(calls(lambda: write.new(folder), log, f"openat,{MUTATING}"), QUICK)
     failed = 0
-    for call in found:
-        write.old(place)
-        outcome = failing_at(lambda: write.new(place), log, call, error)
+    for call, error in with_errors(points):
+        write.old(folder)
+        outcome = failing_at(lambda: write.new(folder), log, call, error)
         assert outcome.code in (0, 1), (call, outcome.code)  # never a bare exception
         failed += outcome.code == 1
-        assert write.found(place) in ((new,) if outcome.code == 0 else (old, new)), call
+        assert write.read(folder) in ((new,) if outcome.code == 0 else (old, new)), call
     assert failed
-    record_property(f"faults: {error} at a system call", failed)
+    record_property("faults: ENOSPC or EIO at a system call", failed)
 
 
 @dataclass
@@ -226,55 +231,54 @@ def extraction() -> Extraction:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(one.relative_to(path)): one.read_bytes() for one in sorted(path.rglob("*")) if one.is_file()}
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def test_a_store_killed_at_every_system_call_is_finished_to_the_same_bytes(
-    extraction: Extraction, place: Path, record_property: Tell
+    extraction: Extraction, folder: Path, record_property: Tell
 ) -> None:
-    whole = contents(extraction(place / "whole").path)
-    log = place / "log"
+    whole = contents(extraction(folder / "whole").path)
+    log = folder / "log"
 
     def again() -> None:
-        extraction(place / "store")
+        extraction(folder / "store")
 
-    found = [one for one in calls(again, log) if one.name in (*MUTATING.split(","), "openat", "close")]
-    shutil.rmtree(place / "store")
-    found = chosen(found, QUICK)
-    record_property("faults: kills at a system call", len(found))
-    for call in found:
+    points = [call for call in calls(again, log) if call.name in (*MUTATING.split(","), "openat", "close")]
+    shutil.rmtree(folder / "store")
+    points = chosen(points, QUICK)
+    record_property("faults: kills at a system call", len(points))
+    for call in points:
         killed_at(again, log, call)
         with suppress(NoisyTeacherError):  # it is not finished, and says so
-            LogitStore.open(place / "store").verify()
-        extraction(place / "store")
-        assert {name: data for name, data in contents(place / "store").items() if not name.endswith(".tmp")} == whole, (
-            call
-        )
-        shutil.rmtree(place / "store")
+            LogitStore.open(folder / "store").verify()
+        extraction(folder / "store")
+        assert {
+            name: data for name, data in contents(folder / "store").items() if not name.endswith(".tmp")
+        } == whole, call
+        shutil.rmtree(folder / "store")
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_a_store_on_a_disk_that_fails_says_so_and_is_finished_later(
-    extraction: Extraction, place: Path, error: str, record_property: Tell
+    extraction: Extraction, folder: Path, record_property: Tell
 ) -> None:
-    whole = contents(extraction(place / "whole").path)
-    log = place / "log"
+    whole = contents(extraction(folder / "whole").path)
+    log = folder / "log"
 
     def again() -> None:
-        extraction(place / "store")
+        extraction(folder / "store")
 
-    found = calls(again, log, MUTATING)
-    shutil.rmtree(place / "store")
-    found = chosen(found, QUICK)
-    record_property(f"faults: {error} at a system call", len(found))
-    for call in found:
+    points = calls(again, log, MUTATING)
+    shutil.rmtree(folder / "store")
+    injected = list(with_errors(chosen(points, QUICK)))
+    record_property("faults: ENOSPC or EIO at a system call", len(injected))
+    for call, error in injected:
         outcome = failing_at(again, log, call, error)
         assert outcome.code in (0, 1), call
-        extraction(place / "store")
-        assert {name: data for name, data in contents(place / "store").items() if not name.endswith(".tmp")} == whole, (
-            call
-        )
-        shutil.rmtree(place / "store")
+        extraction(folder / "store")
+        assert {
+            name: data for name, data in contents(folder / "store").items() if not name.endswith(".tmp")
+        } == whole, call
+        shutil.rmtree(folder / "store")
 
 
 @contextmanager
@@ -310,19 +314,19 @@ def test_a_disk_of_two_megabytes(tmp_path: Path) -> None:
         assert row.errors == other.errors
 
 
-def test_a_call_is_found_by_its_name_and_number(place: Path) -> None:
+def test_a_call_is_found_by_its_name_and_number(folder: Path) -> None:
     """The instrument itself: killed at its second write, a process has done the first."""
 
     def three() -> None:
         for name in "abc":
-            handle = os.open(place / name, os.O_CREAT | os.O_WRONLY)
+            handle = os.open(folder / name, os.O_CREAT | os.O_WRONLY)
             os.write(handle, b"x")
             os.close(handle)
 
-    log = place.parent / "log"
+    log = folder.parent / "log"
     assert calls(three, log, "write") == [Call("write", 1), Call("write", 2), Call("write", 3)]
     for name in "abc":
-        (place / name).unlink()
+        (folder / name).unlink()
     assert killed_at(three, log, Call("write", 2)).code == -9
-    assert [(place / name).exists() and (place / name).stat().st_size for name in "abc"] == [1, 0, False]
+    assert [(folder / name).exists() and (folder / name).stat().st_size for name in "abc"] == [1, 0, False]
     assert failing_at(three, log, Call("write", 3), "ENOSPC").code == 70  # nobody made an error of ours of it

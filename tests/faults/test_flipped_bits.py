@@ -52,7 +52,7 @@ def a_store(folder: Path) -> Kept:
         store = LogitStore.open(path)
         store.verify()
 
-    return Kept(tuple(sorted(one for one in path.rglob("*") if one.is_file())), read)
+    return Kept(tuple(sorted(file for file in path.rglob("*") if file.is_file())), read)
 
 
 def weights(folder: Path) -> Kept:
@@ -94,9 +94,9 @@ def images(folder: Path) -> Path:
     dice = np.random.default_rng(0)
     for name in ("ant", "bee"):
         for number in range(10):
-            place = folder / "pets" / name / f"{number}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(place)
+            path = folder / "pets" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(dice.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
     return folder / "pets"
 
 
@@ -141,10 +141,10 @@ def test_only_the_damaged_shard_is_made_again(tmp_path: Path) -> None:
     damaged = bytearray(whole["shard-00002.safetensors"])
     damaged[-3] ^= 4
     (path / "shard-00002.safetensors").write_bytes(damaged)
-    asked: list[tuple[int, int]] = []
-    nt.extract(teacher, data, path, rows_per_shard=10, progress=lambda done, total: asked.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    nt.extract(teacher, data, path, rows_per_shard=10, progress=lambda done, total: progress.append((done, total)))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
-    assert asked == [(40, 40)]  # thirty of forty answers were there
+    assert progress == [(40, 40)]  # thirty of forty answers were there
 
 
 def test_a_damaged_store_is_refused_and_made_again_on_demand(tmp_path: Path) -> None:

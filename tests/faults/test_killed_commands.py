@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
-from traced_calls import MUTATING, calls, chosen, killed_at, need_strace
 
-from noisyteacher.cli import main
+from faults.traced_calls import MUTATING, calls, chosen, killed_at, need_strace
+from helpers import Fork, run_command
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import resume_sweep, sweep
 
@@ -35,84 +33,58 @@ COMMAND = (
 TIMES = ("seconds", "latency", "started", "finished", "memory", "_s", "_ms", "throughput")
 
 
-def started(*arguments: str) -> int:
-    """The command line in a fork of this process, which has torch loaded already; its process number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        os.setsid()
-        sys.stdout = io.StringIO()
-        sys.argv = ["noisyteacher", *arguments]
-        torch.set_num_threads(1)
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-    finally:
-        os._exit(code)
-
-
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed(child: int, folder: Path, writes: int, pause: float) -> int:
-    """How the process ended: by itself, or killed so long after so many files of the folder were made or replaced."""
+def kill_later(process: Fork, folder: Path, writes: int, pause: float) -> None:
+    """Kill the process so long after so many files of the folder were made or replaced, unless it ends before."""
     seen = before = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
-    made = 0
-    while made < writes:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
+    count = 0
+    while count < writes:
+        if process.ended():
+            return
         with contextlib.suppress(OSError):  # a file that is gone between two looks
             seen = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
-        made += len(seen.items() - before.items())
+        count += len(seen.items() - before.items())
         before = seen
         time.sleep(0.001)
     time.sleep(pause)
-    os.kill(child, signal.SIGKILL)
-    return ended(child)
+    process.kill()
 
 
 def timeless(value: Any) -> Any:
     """A record without what a clock has put there."""
     if isinstance(value, dict):
-        kept = {key: one for key, one in value.items() if not any(part in key for part in TIMES)}
-        return {key: timeless(one) for key, one in kept.items()}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+        kept = {key: entry for key, entry in value.items() if not any(part in key for part in TIMES)}
+        return {key: timeless(entry) for key, entry in kept.items()}
+    return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
 
-def left(run: Run) -> dict[str, Any]:
+def finished(run: Run) -> dict[str, Any]:
     """What a finished run holds, byte by byte where no clock is in it."""
     files = sorted(path for path in run.path.rglob("*") if path.is_file())
     files = [path for path in files if "/." not in str(path.relative_to(run.path.parent))]  # of killed writers
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for path in files:
         name = str(path.relative_to(run.path))
         if path.name == "result.json":
-            found[name] = timeless(json.loads(path.read_bytes())["result"])
+            contents[name] = timeless(json.loads(path.read_bytes())["result"])
         elif path.suffix == ".safetensors" or path.name == "config.json":
-            found[name] = path.read_bytes()
+            contents[name] = path.read_bytes()
         else:
-            found[name] = None
-    return found
+            contents[name] = None
+    return contents
 
 
-def unlike(found: Any, expected: Any, name: str = "") -> Iterator[str]:
+def unlike(actual: Any, expected: Any, name: str = "") -> Iterator[str]:
     """Where two records differ, a line each: a large one is not shown whole when a test fails."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in found.keys() | expected.keys():
-            yield from unlike(found.get(key, "nothing"), expected.get(key, "nothing"), f"{name}/{key}")
-    elif isinstance(found, bytes) and isinstance(expected, bytes) and name.endswith(".safetensors"):
-        if found != expected:
-            both = [safetensors.torch.load(one) for one in (found, expected)]
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        for key in actual.keys() | expected.keys():
+            yield from unlike(actual.get(key, "nothing"), expected.get(key, "nothing"), f"{name}/{key}")
+    elif isinstance(actual, bytes) and isinstance(expected, bytes) and name.endswith(".safetensors"):
+        if actual != expected:
+            both = [safetensors.torch.load(data) for data in (actual, expected)]
             gaps = {key: float((both[0][key].double() - both[1][key].double()).abs().max()) for key in both[0]}
-            yield f"{name}: {len(found)} and {len(expected)} bytes, largest gaps {gaps}"
-    elif found != expected:
-        yield f"{name}: {found!r:.200} and {expected!r:.200}"
+            yield f"{name}: {len(actual)} and {len(expected)} bytes, largest gaps {gaps}"
+    elif actual != expected:
+        yield f"{name}: {actual!r:.200} and {expected!r:.200}"
 
 
 @pytest.mark.slow
@@ -120,24 +92,27 @@ def test_compress_killed_at_random_ends_as_if_it_had_not_been(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder = tmp_path / "runs"  # the same for all, as config.json names it
-    assert ended(started(*COMMAND, "--output-dir", str(folder))) == 0
-    expected, dice, kills = left(list_runs(folder, 1)[0]), random.Random(11), 0
+    assert Fork(lambda: run_command(*COMMAND, "--output-dir", folder), tmp_path / "command").wait() == 0
+    expected, dice, kills = finished(list_runs(folder, 1)[0]), random.Random(11), 0
     while kills < KILLS:
         shutil.rmtree(folder)
         while True:
-            found = list_runs(folder, 1)
-            asked = (
-                ("compress", "--resume", str(found[0].path), "-q") if found else (*COMMAND, "--output-dir", str(folder))
+            unfinished = list_runs(folder, 1)
+            arguments = (
+                ("compress", "--resume", str(unfinished[0].path), "-q")
+                if unfinished
+                else (*COMMAND, "--output-dir", str(folder))
             )
-            child = started(*asked)
-            code = None if kills == KILLS else killed(child, folder, dice.randrange(1, 15), dice.uniform(0, 0.05))
-            code = ended(child) if code is None else code
+            process = Fork(partial(run_command, *arguments), tmp_path / "command")
+            if kills < KILLS:
+                kill_later(process, folder, dice.randrange(1, 15), dice.uniform(0, 0.05))
+            code = process.wait()
             kills += code == -signal.SIGKILL
-            assert code in (0, -signal.SIGKILL), asked
+            assert code in (0, -signal.SIGKILL), arguments
             if code == 0:
                 break
         (run,) = list_runs(folder, 1)
-        assert not list(unlike(left(run), expected))
+        assert not list(unlike(finished(run), expected))
     record_property("faults: kill -9 of compress", kills)
 
 
@@ -166,9 +141,9 @@ def test_a_sweep_killed_at_every_system_call_of_its_end(
             (run.path / name).unlink(missing_ok=True)
 
     unfinished()
-    found = chosen(calls(again, log, f"openat,{MUTATING}") if ALL else calls(again, log, MUTATING), QUICK)
+    points = chosen(calls(again, log, f"openat,{MUTATING}") if ALL else calls(again, log, MUTATING), QUICK)
     killed = 0
-    for call in found:
+    for call in points:
         unfinished()
         killed += killed_at(again, log, call).code == -signal.SIGKILL
         assert Run(run.path).state in ("unfinished", "done"), call

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_cluster import Cluster
 
 import noisyteacher as nt
-from noisyteacher.io.files import exclusive_lock
+from faults.simulated_cluster import Cluster
 from noisyteacher.runs import Run
 from noisyteacher.sweep import workers
 from noisyteacher.sweep.workers import Cell
@@ -41,16 +40,16 @@ class Bench:
 
     def begin(self, cell: Cell) -> Run:
         kind = "train" if cell.kind == "labels" else "distil"
-        return Run(cell.folder).child(cell.run, kind, {"condition": cell.condition, "seed": cell.seed}, seed=cell.seed)
+        return Run(cell.folder).child(cell.name, kind, {"cell": cell.name}, seed=cell.seed)
 
     def train(self, cell: Cell) -> str | None:
         run = self.begin(cell)
-        with exclusive_lock(run.path):
+        with run.lock():
             if run.state == "done":
                 return None
             with self.lock:
-                self.trained[cell.run] += 1
-            error = 3 + random.Random(f"{cell.condition} {cell.seed}").random()
+                self.trained[cell.name] += 1
+            error = 3 + random.Random(cell.name).random()
             scores = {
                 role: {
                     "split": role,
@@ -61,7 +60,7 @@ class Bench:
                 }
                 for role in ("val", "test")
             }
-            if cell.seed == 0 and cell.condition in ("labels-alone", "clean"):
+            if cell.name in ("labels-alone-seed0", "clean-seed0"):
                 assert self.weights is not None
                 shutil.copyfile(self.weights, run.path / "weights.safetensors")
             run.write_result({"scores": scores, "training": {"seconds": 1.0, "best_epoch": 1, "epochs": 1}})
@@ -103,7 +102,7 @@ def test_workers_die_all_the_time_and_nothing_is_lost_or_done_twice(
     assert faults.woke_late > 0
     if given_up:  # what the cluster gave up is asked for again
         again = nt.sweep(base, grid, seeds=SEEDS, executor=cluster, run=Run(result.path))
-        assert again.failed == []
+        assert again.failed == {}
         assert set(bench.trained.values()) == {1}
     assert len(bench.trained) == conditions * SEEDS
     ideal = faults.useful_s / WORKERS

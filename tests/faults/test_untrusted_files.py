@@ -1,4 +1,4 @@
-"""Files that nobody trusts, fuzzed: each is read, or refused by an error that names it; nothing else ever happens."""
+"""Untrusted files, fuzzed: each is read, or refused with an error that names it, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import untrusted_data as data
-import untrusted_models as models
-import untrusted_texts as texts
-from confinement import Untrusted, tried
-from traced_calls import leave_out
+
+from faults import untrusted_data as data
+from faults import untrusted_models as models
+from faults import untrusted_texts as texts
+from faults.confinement import SECONDS, Untrusted, tried
+from faults.traced_calls import leave_out
 
 INPUTS = 1500 if os.environ.get("NOISYTEACHER_FAULTS") == "all" else 25
 """Of each kind of file; a fifth of it, and no fewer than 25, where one takes long."""
@@ -53,9 +54,9 @@ KINDS: dict[str, Callable[[Path], Untrusted]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_read_or_refused(kind: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     untrusted = KINDS[kind](tmp_path)
-    found = tried(untrusted, tmp_path, max(25, INPUTS // 5) if untrusted.slow else INPUTS)
-    assert found["tried"] > found["read"]
-    record_property("faults: inputs fuzzed", found["tried"])
+    counts = tried(untrusted, tmp_path, max(25, INPUTS // 5) if untrusted.slow else INPUTS)
+    assert counts["tried"] > counts["read"]
+    record_property("faults: inputs fuzzed", counts["tried"])
 
 
 RUNS = 60_000 if INPUTS > 25 else 500
@@ -69,18 +70,19 @@ def test_headers_by_coverage(tmp_path: Path, record_property: Callable[[str, obj
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     makers = (models.tensors, models.torch_files, data.cifar_batches, data.npz, data.idx, texts.sealed_json)
-    for place, make in enumerate(makers):
+    for position, make in enumerate(makers):
         for number, whole in enumerate(make(tmp_path).whole):
             if len(whole) < 20_000:
-                (seeds / f"{place}-{number}").write_bytes(whole)
+                (seeds / f"{position}-{number}").write_bytes(whole)
     ran = subprocess.run(
         [
             sys.executable, str(Path(__file__).with_name("fuzz_headers.py")), f"-runs={RUNS}", "-seed=1",
-            "-max_len=20000", "-timeout=5", "-rss_limit_mb=3000", f"-artifact_prefix={tmp_path}/", str(seeds),
+            "-max_len=20000", f"-timeout={SECONDS:.0f}", "-rss_limit_mb=3000",
+            f"-artifact_prefix={tmp_path}/", str(seeds),
         ],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
-    found = re.search(r"Done (\d+) (?:runs|in)", ran.stderr)
-    assert found, ran.stderr[-3000:]
-    record_property("faults: inputs fuzzed", int(found[1]))
+    match = re.search(r"Done (\d+) (?:runs|in)", ran.stderr)
+    assert match, ran.stderr[-3000:]
+    record_property("faults: inputs fuzzed", int(match[1]))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from helpers import Fork, wait_until
 from noisyteacher.runs import Run
 from noisyteacher.sweep import sweep
 from noisyteacher.sweep.spec import expand
@@ -38,32 +37,18 @@ def a_cell(folder: Path) -> Cell:
         if f"-{role}-" in path.name
     }
     cell = cell_of(condition, 7, run, stores, 1)
-    assert not cell.path.exists()
+    assert not cell.run.path.exists()
     return cell
 
 
-def worker(cell: Cell) -> int:
-    """A process that trains the cell; its exit code is 0 when that went well."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        torch.set_num_threads(1)
-        code = 0 if train_cell(cell) is None else 1
-    finally:
-        os._exit(code)
+def worker(cell: Cell, output: Path) -> Fork:
+    """A process that trains the cell."""
 
+    def train() -> None:
+        message = train_cell(cell)
+        assert message is None, message
 
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def until(met: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    return Fork(train, output)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -76,32 +61,32 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_worker_keeps_its_cell_while_it_runs(tmp_path: Path) -> None:
     """The second worker waits, even for a first that stands still, and trains nothing."""
     cell = a_cell(tmp_path)
-    first = worker(cell)
-    until(lambda: (cell.path / "metrics.jsonl").exists())
-    os.kill(first, signal.SIGSTOP)
-    before = contents(cell.path)
-    second = worker(cell)
+    first = worker(cell, tmp_path / "first")
+    wait_until(lambda: first.ended() or (cell.run.path / "metrics.jsonl").exists())
+    first.kill(signal.SIGSTOP)
+    before = contents(cell.run.path)
+    second = worker(cell, tmp_path / "second")
     try:
         time.sleep(4)
-        assert os.waitpid(second, os.WNOHANG) == (0, 0)
-        assert contents(cell.path) == before
-        assert Run(cell.path).state == "unfinished"
+        assert not second.ended()
+        assert contents(cell.run.path) == before
+        assert cell.run.state == "unfinished"
     finally:
-        os.kill(first, signal.SIGCONT)
-    assert ended(first) == 0
-    done = contents(cell.path)
-    assert ended(second) == 0
-    assert contents(cell.path) == done
+        first.kill(signal.SIGCONT)
+    assert first.wait() == 0
+    done = contents(cell.run.path)
+    assert second.wait() == 0
+    assert contents(cell.run.path) == done
 
 
 @pytest.mark.slow
 def test_the_cell_of_a_killed_worker_is_free_at_once(tmp_path: Path) -> None:
     cell = a_cell(tmp_path)
-    first = worker(cell)
-    until(lambda: (cell.path / "metrics.jsonl").exists())
-    os.kill(first, signal.SIGKILL)
-    assert ended(first) == -signal.SIGKILL
-    assert Run(cell.path).state == "unfinished"
-    assert ended(worker(cell)) == 0
-    assert Run(cell.path).state == "done"
-    assert len(Run(cell.path).metrics()) == EPOCHS
+    first = worker(cell, tmp_path / "first")
+    wait_until(lambda: first.ended() or (cell.run.path / "metrics.jsonl").exists())
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert cell.run.state == "unfinished"
+    assert worker(cell, tmp_path / "second").wait() == 0
+    assert cell.run.state == "done"
+    assert len(cell.run.metrics()) == EPOCHS

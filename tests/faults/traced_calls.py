@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typing import NoReturn
 
 import pytest
 
+from helpers import PATIENCE, wait_until
+
 MUTATING = (
     "write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,fchmod,chmod,mkdir,mkdirat,unlink,unlinkat,rmdir,"
     "ftruncate"
 )
 """The calls that change a disk; with `openat` those of them that create."""
 ALL = "all"
-SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ def traced(action: Callable[[], object], log: Path, *options: str) -> Outcome:
     )
     try:
         assert tracer.stderr is not None
-        told = tracer.stderr.readline()  # it says so once the process waits for it: nothing is done untraced
-        assert "attached" in told, told
+        line = tracer.stderr.readline()  # it says so once the process waits for it: nothing is done untraced
+        assert "attached" in line, line
         os.write(go, b"!")
         os.close(go)
         code = _waited(child)
-        tracer.wait(SECONDS)
+        tracer.wait(PATIENCE)
     finally:
         if tracer.poll() is None:
             tracer.kill()
@@ -107,18 +107,18 @@ class Call:
     number: int
 
 
-def calls(action: Callable[[], object], log: Path, which: str = ALL) -> list[Call]:
+def calls(action: Callable[[], object], log: Path, kinds: str = ALL) -> list[Call]:
     """The system calls of these kinds that the action makes, in order, without the one it is started by."""
-    outcome = traced(action, log, "-e", f"trace={which}", "-e", "signal=none")
+    outcome = traced(action, log, "-e", f"trace={kinds}", "-e", "signal=none")
     assert outcome.code == 0, outcome
     counted: dict[str, int] = {}
-    found = []
+    made_calls = []
     for line in outcome.trace.splitlines():
         if matched := re.match(r"\d+ +(\w+)\(", line):
             name = matched[1]
             counted[name] = counted.get(name, 0) + 1
-            found.append(Call(name, counted[name]))
-    return found[1:] if found and found[0].name == "read" else found
+            made_calls.append(Call(name, counted[name]))
+    return made_calls[1:] if made_calls and made_calls[0].name == "read" else made_calls
 
 
 def killed_at(action: Callable[[], object], log: Path, call: Call) -> Outcome:
@@ -131,20 +131,26 @@ def failing_at(action: Callable[[], object], log: Path, call: Call, error: str) 
     return traced(action, log, "-e", f"trace={call.name}", "-e", f"inject={call.name}:error={error}:when={call.number}")
 
 
-def chosen(found: list[Call], quick: int) -> list[Call]:
+def chosen(points: list[Call], quick: int) -> list[Call]:
     """All of the calls, or, unless all faults are asked for, about `quick` of them, both ends included."""
-    if os.environ.get("NOISYTEACHER_FAULTS") == "all" or len(found) <= quick:
-        return found
-    return [found[round(place * (len(found) - 1) / (quick - 1))] for place in range(quick)]
+    if os.environ.get("NOISYTEACHER_FAULTS") == "all" or len(points) <= quick:
+        return points
+    return [points[round(step * (len(points) - 1) / (quick - 1))] for step in range(quick)]
 
 
 def _waited(child: int) -> int:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the traced process did not end")
+    statuses: list[int] = []
+
+    def ended() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            statuses.append(status)
+        return bool(pid)
+
+    try:
+        wait_until(ended, 0.002)
+    finally:
+        if not statuses:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(statuses[0])

@@ -1,4 +1,4 @@
-"""The files of data that somebody else may have made: CIFAR, MNIST, SVHN, .npz, images, packed folders."""
+"""Files of data from untrusted sources: CIFAR, MNIST, SVHN, .npz, images, packed folders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
-from confinement import Untrusted
 from hypothesis import strategies as st
-from mutations import EXTREMES, edited
 from PIL import Image
-from untrusted_models import Evil, raw, resealed, rezipped, sealed_trees, with_edits
 
+from faults.confinement import Untrusted
+from faults.mutations import EXTREMES, edited
+from faults.untrusted_models import Evil, raw, resealed, rezipped, sealed_trees, with_edits
 from noisyteacher.data import Packed, builtin, load_data, pack_data
 from noisyteacher.data.builtin import CIFAR_BATCHES as BATCHES
 from noisyteacher.data.builtin import CIFAR_FOLDER as FOLDER
@@ -95,7 +95,7 @@ def cifar_archives(folder: Path) -> Untrusted:
 
 
 def npz(folder: Path) -> Untrusted:
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": DICE.integers(0, 256, (40, 5, 6), dtype=np.uint8), "y": np.arange(40) % 4,
         "classes": np.array(["a", "b", "=c", "<d>"]),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The files of models that somebody else may have made: ours, safetensors, torch.save, ONNX."""
+"""Files of models from untrusted sources: ours, safetensors, torch.save, ONNX."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from confinement import Untrusted
 from hypothesis import strategies as st
-from mutations import as_text, byte_edits, changed_tree, edited, tree_edits
 
 import noisyteacher as nt
-from helpers import student_with
+from faults.confinement import Untrusted
+from faults.mutations import as_text, byte_edits, changed_tree, edited, tree_edits
+from helpers import part, student_with
 from noisyteacher.io.files import BLANK, SEAL, seal
 from noisyteacher.io.tensors import KEY, map_tensors, read_tensors, write_tensors
 from noisyteacher.models import load_foreign, load_onnx
-from noisyteacher.train.checkpoint import NAME, read_checkpoint, write_checkpoint
+from noisyteacher.train.checkpoint import STATE, read_checkpoint, write_checkpoint
 from noisyteacher.train.state import Progress
 
 Bytes = st.SearchStrategy[bytes]
@@ -116,10 +117,7 @@ def tensors(folder: Path) -> Untrusted:
 def weights(folder: Path) -> Untrusted:
     lenet = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
     narrow = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 16, 16), teacher=lenet)
-    whole = tuple(
-        written(lambda path, model=model: nt.save_model(model, path, {"epochs": 1}), folder)
-        for model in (lenet, narrow)
-    )
+    whole = tuple(written(partial(nt.save_model, model, record={"epochs": 1}), folder) for model in (lenet, narrow))
     return Untrusted(
         "w.safetensors",
         nt.load_model,
@@ -144,14 +142,14 @@ def a_checkpoint(folder: Path) -> Untrusted:
     state = Progress(1, {"samples": 3.0}, [{"epoch": 1}], 1, [0.5])
     identity = {"seed": 0, "views": ["clean"]}
     write_checkpoint(student_with(net, optimizer, folder, identity, progress=state, best=dict(net.state_dict())))
-    data = (folder / NAME).read_bytes()
+    data = (folder / STATE).read_bytes()
 
     def read(path: Path) -> None:
         fresh = torch.nn.Linear(3, 2)
         rule = torch.optim.Adam(fresh.parameters())
         read_checkpoint(folder, student_with(fresh, rule, folder, identity))
 
-    return Untrusted(str(NAME), read, of_ours(data), whole=(data,))
+    return Untrusted(str(STATE), read, of_ours(data), whole=(data,))
 
 
 def foreign_safetensors(folder: Path) -> Untrusted:
@@ -234,6 +232,6 @@ def onnx_models(folder: Path) -> Untrusted:
 
     def read(path: Path) -> None:
         classifier = load_onnx(path, classes=3, input_shape=(1, 8, 8))
-        classifier.network.costs((1, 8, 8))
+        part(classifier, "network").costs((1, 8, 8))
 
     return Untrusted("a.onnx", read, (raw(data),), whole=(data,))

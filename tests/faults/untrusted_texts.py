@@ -1,4 +1,4 @@
-"""Records and settings that somebody else may have made: JSON, run folders, logit stores, TOML."""
+"""Records and settings from untrusted sources: JSON, run folders, logit stores, TOML."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from confinement import Untrusted
 from hypothesis import strategies as st
-from mutations import ODDITIES
-from untrusted_models import Bytes, headers, raw, records, resealed, sealed_trees
 
 import noisyteacher as nt
+from faults.confinement import Untrusted
+from faults.mutations import ODDITIES
+from faults.untrusted_models import Bytes, headers, raw, records, resealed, sealed_trees
 from noisyteacher.config import build_config, read_config, template
 from noisyteacher.errors import ConfigError
 from noisyteacher.io.files import read_json, write_json
@@ -53,8 +53,8 @@ def shards(folder: Path) -> Untrusted:
 def _store(folder: Path) -> dict[str, bytes]:
     data = nt.load_data("mnist-5k", limit=30).train
     teacher = nt.build_model("mlp800", classes=10, input_shape=(1, 28, 28)).eval()
-    made = nt.extract(teacher, data, folder / "store", rows_per_shard=10).path
-    return {file.name: file.read_bytes() for file in made.iterdir()}
+    store = nt.extract(teacher, data, folder / "store", rows_per_shard=10).path
+    return {file.name: file.read_bytes() for file in store.iterdir()}
 
 
 def _opened(path: Path) -> None:
@@ -64,16 +64,16 @@ def _opened(path: Path) -> None:
 def runs(kind: str, file: str) -> Any:
     """A run folder of this kind with this one of its files changed, read by itself, listed, and reported on."""
 
-    def made(folder: Path) -> Untrusted:
+    def prepare(folder: Path) -> Untrusted:
         import made_runs
 
         run = getattr(made_runs, kind)(folder)
         data = (run.path / file).read_bytes()
 
         def read(path: Path) -> None:
-            for one in list_runs(folder):
-                assert one.state in ("done", "failed", "unfinished", "damaged")
-                assert isinstance(one.started, str)
+            for listed in list_runs(folder):
+                assert listed.state in ("done", "failed", "unfinished", "damaged")
+                assert isinstance(listed.started, str)
             opened = Run.open(run.path)
             opened.check()
             Run(path.parent).metrics()
@@ -84,7 +84,7 @@ def runs(kind: str, file: str) -> Any:
         ways = _json(data) if file.endswith(".json") else (raw(data),)
         return Untrusted(str((run.path / file).relative_to(folder)), read, ways, whole=(data,), named=False, slow=True)
 
-    return made
+    return prepare
 
 
 def configs(folder: Path) -> Untrusted:

@@ -16,25 +16,16 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from noisyteacher.cli import compress, data, models, runs, sweep
-from noisyteacher.cli.options import with_options
-from noisyteacher.cli.output import TerminatedError, plain_warnings, safe_streams
+from noisyteacher.cli.options import build_options
+from noisyteacher.cli.output import TerminatedError, safe_streams, warnings_as_sentences
 from noisyteacher.distributed import processes, rank
 from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.process import tune_memory
 from noisyteacher.text import printable_lines
 
 FUNCTIONS = (
-    compress.demo,
-    compress.compress,
-    compress.train,
-    compress.extract,
-    compress.distil,
-    sweep.sweep,
-    sweep.paper,
-    models.evaluate,
-    models.measure,
-    models.export,
-    runs.report,
+    *(compress.demo, compress.compress, compress.train, compress.extract, compress.distil),
+    *(sweep.sweep, sweep.paper, models.evaluate, models.measure, models.export, runs.report),
 )
 GROUPS = (runs.runs, runs.config, data.data, data.logits)
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
@@ -51,15 +42,15 @@ def build_command(name: str) -> Any:
     if isinstance(source, typer.Typer):
         for command in source.registered_commands:
             assert command.callback is not None
-            command.callback = with_options(command.callback)
+            command.callback = build_options(command.callback)
         return typer.main.get_group(source)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
-    single.command(name)(with_options(source))
+    single.command(name)(build_options(source))
     return typer.main.get_command(single)
 
 
 class Root(TyperGroup):
-    """The commands by name, for the help; only the one that is called is built, as typer loads pydantic for that."""
+    """The commands by name, for the help; only the one that is called is built."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -74,7 +65,6 @@ class Root(TyperGroup):
 
 app = typer.Typer(
     name="noisyteacher",
-    help="Small, fast classifiers by distillation from noisy teachers.\n\nStart with: noisyteacher demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -122,7 +112,7 @@ def _run() -> int | str | None:
     """The exit code of the command, after all its output is written."""
     try:
         try:
-            with plain_warnings():
+            with warnings_as_sentences():
                 app()
         finally:
             sys.stdout.flush()

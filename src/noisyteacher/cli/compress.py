@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from noisyteacher.pipeline import Result
 
 
-@o.options("run.output_dir as_json quiet")
+@o.with_options("run.output_dir as_json quiet")
 def demo(
     request: o.Request,
     seeds: Annotated[int, typer.Option(min=1, help="Students per condition.")] = 3,
@@ -46,10 +45,10 @@ def demo(
         "noise": {"sigma": 0.8, "alpha": 0.15},
         "run": {"seeds": seeds, "output_dir": request.output_dir},
     }
-    _compress(settings, request)
+    _compress_settings(settings, request)
 
 
-@o.options(
+@o.with_options(
     f"config {o.DATA} teacher.name teacher.weights teacher.epochs student.name target.macs target.bytes "
     f"target.parameters target.max_drop target.search target.minutes run.export {o.NOISE} {o.RECIPE} "
     f"run.seeds run.baselines {o.MACHINE} overrides allow_import resume as_json quiet"
@@ -69,17 +68,18 @@ def compress(request: o.Request) -> None:
     Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-macs 4x --max-drop 1 --export onnx
     """
     if request.resume is None:
-        _compress(request.with_teacher_preset().settings(), request)
+        _compress_settings(request.with_teacher_preset().settings(), request)
         return
     request.refuse_beside("--resume")
-    with resumable("compress") as begun, request.progress() as watch:
+    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
         from noisyteacher.pipeline import resume_compress
 
         result = resume_compress(request.run(request.resume), begun, watch, request.allow_import)
     _report(result, request)
 
 
-def _compress(settings: Values, request: o.Request) -> None:
+def _compress_settings(settings: Values, request: o.Request) -> None:
+    """Compress as the settings say, and print the result."""
     from noisyteacher.config import LIMITS, build_config
 
     config = build_config(settings)
@@ -89,7 +89,7 @@ def _compress(settings: Values, request: o.Request) -> None:
             "(--target-macs 4x); --student NAME takes another",
             err=True,
         )
-    with resumable("compress") as begun, request.progress() as watch:
+    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
         from noisyteacher.pipeline import compress_config
 
         result = compress_config(
@@ -137,7 +137,7 @@ def print_result(result: Result, as_json: bool) -> None:
             write(line, "bold" if line.startswith(("Verdict", "WARNING")) else None)
 
 
-@o.options(
+@o.with_options(
     f"config teacher.name {o.DATA} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet",
     teacher_name=("--model", "A network's name, or pkg.module:factory."),
 )
@@ -147,14 +147,16 @@ def train(request: o.Request) -> None:
     Example: noisyteacher train --model lenet --data mnist-5k --epochs 10
     """
     flags = {key.replace("student.", "teacher."): value for key, value in request.flags.items()}
-    _train("train", replace(request, flags=flags))
+    _train_or_distil("train", replace(request, flags=flags))
 
 
-@o.options(f"student.name {o.DATA} {o.NOISE} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet")
+@o.with_options(
+    f"config student.name {o.DATA} {o.NOISE} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet",
+    config=("--config", "A TOML file (see: config init)."),
+)
 def distil(
     request: o.Request,
     store: Annotated[str | None, typer.Argument(help="A logit store's folder (see: extract).")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A TOML file (see: config init).")] = None,
 ) -> None:
     """Train a student from stored logits; with --sigma or --noise under noise on them.
 
@@ -162,16 +164,19 @@ def distil(
     """
     if (store is None) == (request.resume is None):
         raise typer.BadParameter("give a store's folder, or --resume RUN")
-    _train("distil", replace(request, config=config), store or "")
+    _train_or_distil("distil", request, store or "")
 
 
-def _train(kind: str, request: o.Request, store: str = "") -> None:
+def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
     """One training run of a kind, new or resumed, and its scores."""
     from noisyteacher.config import build_config
     from noisyteacher.distributed import process_group, rank
     from noisyteacher.text import duration, plural
 
-    with resumable(kind) as begun, replace(request, quiet=request.quiet or rank() > 0).progress() as watch:
+    with (
+        resumable(kind, request.options_to_resume()) as begun,
+        replace(request, quiet=request.quiet or rank() > 0).progress() as watch,
+    ):
         from noisyteacher.pipeline import distil_config, profile_table, resume_single, train_config
 
         if request.resume is not None:
@@ -195,7 +200,7 @@ def _train(kind: str, request: o.Request, store: str = "") -> None:
         return
     print_scores(result["scores"])
     if result.get("choice"):
-        say(f"\nNoise: {result['choice']['told']}.")
+        say(f"\nNoise: {result['choice']['summary']}.")
     if result.get("profile"):
         say("")
         show_table(profile_table(result["profile"]))
@@ -205,7 +210,7 @@ def _train(kind: str, request: o.Request, store: str = "") -> None:
     say(f"Run folder: {trained.run.path}")
 
 
-@o.options(f"teacher.weights {o.DATA} student.views {o.MACHINE} overrides allow_import as_json quiet")
+@o.with_options(f"teacher.weights {o.DATA} student.views {o.MACHINE} overrides allow_import as_json quiet")
 def extract(
     request: o.Request,
     teacher: Annotated[
@@ -221,11 +226,11 @@ def extract(
     Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
     """
     with request.progress() as watch:
-        from noisyteacher.pipeline import extract_config, load_config_data
+        from noisyteacher.pipeline import extract_config
 
         path = teacher if "teacher.weights" in request.flags else o.model_path(teacher, request.output_dir)
-        config = replace(request, flags=request.flags | {"teacher.name": path}).config_for(path)
-        splits = load_config_data(config, watch)
+        named = replace(request, flags=request.flags | {"teacher.name": path})
+        config, splits = named.data_for(path, watch)
         store = extract_config(config, to, watch, data=splits, allow_import=request.allow_import, overwrite=overwrite)
     o.note_other_data(path, splits)
     record: Values = {

@@ -15,15 +15,15 @@ from noisyteacher.progress import PATIENCE_S, stage
 if TYPE_CHECKING:
     from noisyteacher.config import Values
 
-data = typer.Typer(name="data", help="List, check and pack data sets.", no_args_is_help=True, rich_markup_mode=None)
-logits = typer.Typer(name="logits", help="Show and verify logit stores.", no_args_is_help=True, rich_markup_mode=None)
+data = o.group("data", "List, check and pack data sets.")
+logits = o.group("logits", "Show and verify logit stores.")
 Store = Annotated[str, typer.Argument(help="A store's folder.")]
 LISTED = 10
 """The most skipped images that a table names."""
 
 
 @data.command("ls")
-@o.options("data.root as_json")
+@o.with_options("data.root as_json")
 def data_ls(request: o.Request) -> None:
     """List the data sets with a name and whether their files are here.
 
@@ -39,7 +39,7 @@ def data_ls(request: o.Request) -> None:
 
 
 @data.command("check")
-@o.options("data.root overrides as_json quiet")
+@o.with_options("data.root overrides as_json quiet")
 def data_check(
     request: o.Request,
     name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, a folder of images or a packed one.")],
@@ -84,7 +84,7 @@ def data_check(
 
 
 @data.command("pack")
-@o.options("as_json quiet")
+@o.with_options("as_json quiet")
 def data_pack(
     request: o.Request,
     source: Annotated[
@@ -164,7 +164,7 @@ def data_pack(
 
 
 @logits.command("show")
-@o.options("as_json")
+@o.with_options("as_json")
 def logits_show(request: o.Request, store: Store) -> None:
     """Show the contents of a logit store and the teacher and data it belongs to.
 
@@ -195,7 +195,7 @@ def logits_show(request: o.Request, store: Store) -> None:
 
 
 @logits.command("verify")
-@o.options(f"{o.DATA} run.device run.output_dir overrides allow_import as_json quiet")
+@o.with_options(f"{o.DATA} run.device run.output_dir overrides allow_import as_json quiet")
 def logits_verify(
     request: o.Request,
     store: Store,
@@ -211,7 +211,7 @@ def logits_verify(
     record: Values = {}
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.device import resolve_device
-        from noisyteacher.pipeline import load_config_data, load_teacher
+        from noisyteacher.pipeline import load_teacher
         from noisyteacher.store import LogitStore
 
         opened = LogitStore.open(store)
@@ -220,9 +220,8 @@ def logits_verify(
                 report = opened.verify()
         else:
             path = o.model_path(teacher, request.output_dir)
-            config = request.config_for(path)
-            device, splits = resolve_device(config.run.device), load_config_data(config, watch)
-            model = load_teacher(path, splits, request.allow_import)[0].to(device)
+            config, splits = request.data_for(path, watch)
+            model = load_teacher(path, splits, request.allow_import)[0].to(resolve_device(config.run.device))
             opened.check(data=splits.train.fingerprint)
             o.note_other_data(path, splits)
             with stage(watch, "reading the store and recomputing a sample"):

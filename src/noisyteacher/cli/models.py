@@ -13,7 +13,7 @@ from noisyteacher.cli.output import print_exported, print_json, print_scores, pr
 from noisyteacher.progress import PATIENCE_S, counted, stage
 
 
-@o.options(f"{o.DATA} run.output_dir run.device overrides allow_import as_json quiet")
+@o.with_options(f"{o.DATA} run.output_dir run.device overrides allow_import as_json quiet")
 def evaluate(
     request: o.Request,
     model: o.Model,
@@ -33,11 +33,10 @@ def evaluate(
         raise unknown_name("split", split, ("train", "val", "test"))
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.evaluate import evaluate as score
-        from noisyteacher.pipeline import load_config_data, load_teacher
+        from noisyteacher.pipeline import load_teacher
 
         path = o.model_path(model, request.output_dir)
-        config = request.config_for(path)
-        splits = load_config_data(config, watch)
+        config, splits = request.data_for(path, watch)
         part = splits.parts.get(split)
         if part is None:
             raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
@@ -57,7 +56,7 @@ def evaluate(
     say(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
 
 
-@o.options("run.threads run.output_dir allow_import as_json quiet")
+@o.with_options("run.threads run.output_dir allow_import as_json quiet")
 def measure(
     request: o.Request,
     model: Annotated[str, typer.Argument(help="A run, a weights file, a network's name or pkg.module:factory.")],
@@ -124,7 +123,7 @@ def measure(
         print_table(("layer", "kind", "output", "parameters", "MACs"), rows, "lllrr")
 
 
-@o.options(f"{o.DATA} run.threads overrides allow_import as_json quiet")
+@o.with_options(f"{o.DATA} run.threads overrides allow_import as_json quiet")
 def export(
     request: o.Request,
     model: o.Model,
@@ -156,13 +155,12 @@ def export(
         from noisyteacher.device import cpu_threads
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.export import check_format_names, check_formats, verdict
-        from noisyteacher.pipeline import load_config_data, load_teacher, provenance_of, seen_before, ship, trained_on
+        from noisyteacher.pipeline import load_teacher, provenance_of, seen_before, ship, trained_on
 
         names = [name.strip() for name in formats.split(",")]
         (check_formats if len(names) == 1 else check_format_names)(names)
         path = o.model_path(model, request.output_dir)
-        config = request.config_for(path)
-        splits = load_config_data(config, watch)
+        config, splits = request.data_for(path, watch)
         classifier, _ = load_teacher(path, splits, request.allow_import)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)
         overlap = seen_before(trained_on(path), splits, "this model")
@@ -173,8 +171,8 @@ def export(
                 splits,
                 folder,
                 names,
-                on_progress=watch,
-                provenance=provenance_of(path),
+                provenance_of(path),
+                watch,
                 licence=licence,
                 max_difference=max_difference,
                 max_drop=max_drop,

@@ -83,7 +83,7 @@ def safe_streams() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
+def warnings_as_sentences() -> Iterator[None]:
     """Write warnings about data as sentences, without the line of code they come from."""
     with warnings.catch_warnings():
         default = warnings.showwarning
@@ -190,16 +190,17 @@ class TerminatedError(BaseException):
 
 
 @contextlib.contextmanager
-def resumable(command: str | None) -> Iterator[Callable[[Run], None]]:
+def resumable(command: str | None, options: Sequence[str] = ()) -> Iterator[Callable[[Run], None]]:
     """Yield the callback for the run that was created; an interruption then prints the command that resumes it.
 
-    `command` takes `--resume`; None: the same command line again resumes it.
+    `command` takes `--resume`, and the `options` that the run folder does not record; None: the same command line again
+    resumes it.
     """
     runs: list[Run] = []
     try:
         yield runs.append
     except (KeyboardInterrupt, TerminatedError):
         if runs and rank() == 0:
-            resume = [*launch_command(), command, "--resume", str(runs[0].path)] if command else []
+            resume = [*launch_command(), command, "--resume", str(runs[0].path), *options] if command else []
             sys.stderr.write(f"resume with: {shlex.join(resume) or command_line()}\n")
         raise

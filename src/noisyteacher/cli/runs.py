@@ -16,12 +16,8 @@ from noisyteacher.progress import PATIENCE_S, stage
 if TYPE_CHECKING:
     from noisyteacher.runs import Run
 
-runs = typer.Typer(
-    name="runs", help="List, show, compare and remove run folders.", no_args_is_help=True, rich_markup_mode=None
-)
-config = typer.Typer(
-    name="config", help="Write, check and explain settings.", no_args_is_help=True, rich_markup_mode=None
-)
+runs = o.group("runs", "List, show, compare and remove run folders.")
+config = o.group("config", "Write, check and explain settings.")
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its id, or the beginning or end of it.")]
 RunNames = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Runs: folders, ids, or the beginning or end of an id.")
@@ -29,7 +25,7 @@ RunNames = Annotated[
 
 
 @runs.command("ls")
-@o.options("run.output_dir as_json")
+@o.with_options("run.output_dir as_json")
 def runs_ls(
     request: o.Request,
     everything: Annotated[bool, typer.Option("--all", help="Also the runs inside runs.")] = False,
@@ -66,7 +62,7 @@ def _error_of(run: Run) -> str:
 
 
 @runs.command("show")
-@o.options("run.output_dir as_json")
+@o.with_options("run.output_dir as_json")
 def runs_show(request: o.Request, run: RunName) -> None:
     """Show a run's kind, state and result.
 
@@ -100,7 +96,7 @@ def runs_show(request: o.Request, run: RunName) -> None:
 
 
 @runs.command("diff")
-@o.options("run.output_dir as_json")
+@o.with_options("run.output_dir as_json")
 def runs_diff(request: o.Request, first: RunName, second: RunName) -> None:
     """List the settings in which two runs differ.
 
@@ -118,7 +114,7 @@ def runs_diff(request: o.Request, first: RunName, second: RunName) -> None:
 
 
 @runs.command("rm")
-@o.options("run.output_dir")
+@o.with_options("run.output_dir")
 def runs_rm(
     request: o.Request,
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to remove.")],
@@ -159,7 +155,7 @@ def config_init(
 
 
 @config.command("check")
-@o.options("overrides as_json")
+@o.with_options("overrides as_json")
 def config_check(request: o.Request, path: Annotated[Path, typer.Argument(help="A TOML file.")]) -> None:
     """Check a file's settings and report every problem at once; --json prints them resolved.
 
@@ -183,7 +179,7 @@ def config_check(request: o.Request, path: Annotated[Path, typer.Argument(help="
 
 
 @config.command("explain")
-@o.options("as_json")
+@o.with_options("as_json")
 def config_explain(
     request: o.Request,
     key: Annotated[str, typer.Argument(help="A setting or a part of its name; all without.")] = "",
@@ -206,7 +202,7 @@ def config_explain(
         print_table(headers, rows)
 
 
-@o.options("run.output_dir quiet")
+@o.with_options("run.output_dir quiet")
 def report(
     request: o.Request,
     names: RunNames,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from noisyteacher.sweep import SweepResult
 
 
-@o.options(
+@o.with_options(
     f"config {o.DATA} teacher.name student.name noise.sigma noise.alpha noise.draw {o.RECIPE} run.seeds "
     f"{o.MACHINE} jobs stack scheduler overrides resume allow_import as_json quiet",
     noise_sigma=("--sigma", "Standard deviation of the noise where --grid does not vary it; default 0: no noise."),
@@ -63,7 +63,7 @@ def sweep(
             raise ConfigError(
                 "no grid: give --grid KEY=V1,V2 (such as noise.sigma=0.1,0.5) or a table [sweep] in CONFIG"
             )
-    with resumable("sweep") as begun, request.progress() as watch:
+    with resumable("sweep", request.options_to_resume()) as begun, request.progress() as watch:
         from noisyteacher.sweep import resume_sweep
         from noisyteacher.sweep import sweep as run_sweep
 
@@ -105,10 +105,10 @@ def _print_end(result: SweepResult | PaperResult) -> None:
     write(f"\nRun folder: {result.path}")
 
 
-@o.options("data.root jobs stack scheduler run.output_dir run.device overrides as_json quiet")
+@o.with_options("data.root jobs stack scheduler run.output_dir run.device overrides as_json quiet")
 def paper(
     request: o.Request,
-    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, regime, or all.")],
+    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, all of these, or regime.")],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,
     part: Annotated[
@@ -126,7 +126,7 @@ def paper(
     with request.progress():  # says that it is loading
         from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
 
-    names = [*EXPERIMENTS, "regime"] if experiment == "all" else [experiment]
+    names = list(EXPERIMENTS) if experiment == "all" else [experiment]
     if sigmas is not None and experiment == "all":
         fixed = ", ".join(name for name in names if not varies_sigma(name))
         raise UsageError(f"--sigmas: {fixed} have sigmas of their own: name an experiment instead of all")

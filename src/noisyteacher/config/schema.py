@@ -266,7 +266,7 @@ class NoiseSettings(Settings):
 
     def unused(self) -> list[str]:
         """The settings that are named and have no effect, because sigma is 0; alpha = 0 says "no noise" as well."""
-        if self.sigma not in (0, (0, 0)) or self.alpha == 0:
+        if not self.off or self.alpha == 0:
             return []
         return [part.name for part in fields(self) if part.name != "sigma" and getattr(self, part.name) != part.default]
 

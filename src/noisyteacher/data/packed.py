@@ -21,7 +21,6 @@ from noisyteacher.data.images import Resize, Source, Unreadable, check_shape, de
 from noisyteacher.data.split import ROLES, Splits, class_numbers
 from noisyteacher.errors import DataError, FileFormatError, UsageError, WriteError
 from noisyteacher.io import files
-from noisyteacher.io.files import exclusive_lock
 from noisyteacher.progress import Watch
 from noisyteacher.text import plural, printable, size_bytes
 
@@ -144,11 +143,10 @@ def write_packed(
 
     with files.remove_new_folders_on_error(out):
         files.make_folder(out)
-        with exclusive_lock(out, wait=False):
+        with files.lock(out, wait=False):
             if (out / RECORD).exists():
                 raise UsageError(f"{out}: holds a packed data set already: remove it, or name a new folder")
-            for leftover in out.glob(f".{IMAGES}.*.tmp"):  # of a pack that was killed
-                leftover.unlink()
+            files.remove_files(out, files.temporary_files(out))  # of a pack that was killed
             with files.replace_file(out / IMAGES, within=out) as stream:
                 shape, parts, left_out = _write_images(source, stream, out, resize, jobs, watch)
                 if left_out and not skip_corrupt:

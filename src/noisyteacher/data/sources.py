@@ -87,27 +87,21 @@ def load_data(
         splits = load_official(name, base, download=download, verify=verify, seed=seed, extra=extra)
     elif isinstance(source, Splits):
         splits = source
-    elif path is None:
-        splits = _read(object_source(source, max_bytes), seed=seed)
-    elif folder:
-        if is_saved(path) or parquet_files(path):
-            raise UsageError(f"{path}: a data set of Hugging Face: run noisyteacher data pack {path} OUT, then use OUT")
-        content = folder_source(Path(os.path.abspath(path)), follow_links=True)
-        names = choose_class_names(content, classes, "--set data.classes=10 (or a list of names)")
-        splits = _read(replace(content, class_names=names), resize, seed=seed, max_bytes=max_bytes)
-    elif os.path.isdir(path):
+    elif path is not None and is_packed(path):
         packed = Packed.open(path)
         if verify:
             packed.verify()
         splits = packed.splits(seed=seed)
     else:
-        content = npz_source(path, max_bytes)
-        has_val = any(part.role == "val" for part in content.parts)
-        for part in content.parts:
-            if part.labels is None and not (part.role == "train" and has_val and content.class_names):
-                array = "y" if part.role == "all" else f"y_{part.role}"
-                raise DataError(f"{path}: no array {array!r} in it; expected the labels, integers [N]")
-        splits = _read(content, seed=seed)
+        if path is not None and folder and (is_saved(path) or parquet_files(path)):
+            raise UsageError(f"{path}: a data set of Hugging Face: run noisyteacher data pack {path} OUT, then use OUT")
+        content = object_source(source, max_bytes) if path is None else path_source(path, True, max_bytes)
+        if folder:
+            names = choose_class_names(content, classes, "--set data.classes=10 (or a list of names)")
+            content = replace(content, class_names=names)
+        elif path is not None:
+            _check_labelled(content, path)
+        splits = _read(content, resize, seed, max_bytes)
     if path is not None and splits.note:
         warnings.warn(f"{path}: {splits.note}", DataWarning, stacklevel=2)
     if limit is not None:
@@ -149,18 +143,31 @@ def pack_data(
             raise UsageError(f"{path}: is packed already: use it as it is")
         if f"{os.path.realpath(target)}{os.sep}".startswith(os.path.realpath(path) + os.sep):
             raise UsageError(f"{out}: lies inside the source {path}: choose a folder outside")
-        if path.is_file():
-            content = npz_source(path, max_bytes=None)
-        elif is_saved(path) or parquet_files(path):
-            content = hugging_face_source(path)
-        else:
-            content = folder_source(path.resolve(), follow_links)
+        content = path_source(path, follow_links, max_bytes=None)
     elif type(source).__module__.split(".")[0] == "datasets":
         content = hugging_face_source(source)
     else:
         raise UsageError(f"a {type(source).__name__} cannot be packed: give a folder, .npz file or datasets.Dataset")
     names = choose_class_names(content, classes, "--classes 10 or --classes cat,dog")
     return write_packed(replace(content, class_names=names), target, resize, skip_corrupt, jobs, watch)
+
+
+def path_source(path: Path, follow_links: bool, max_bytes: int | None) -> Source:
+    """The source in a `.npz` file, a folder that `datasets` saved, one of parquet files, or one of images."""
+    if path.is_file():
+        return npz_source(path, max_bytes)
+    if is_saved(path) or parquet_files(path):
+        return hugging_face_source(path)
+    return folder_source(Path(os.path.abspath(path)) if follow_links else path.resolve(), follow_links)
+
+
+def _check_labelled(source: Source, path: Path) -> None:
+    """Raises DataError for a `.npz` without labels; those of train may be missing where there are val and classes."""
+    has_val = any(part.role == "val" for part in source.parts)
+    for part in source.parts:
+        if part.labels is None and not (part.role == "train" and has_val and source.class_names):
+            array = "y" if part.role == "all" else f"y_{part.role}"
+            raise DataError(f"{path}: no array {array!r} in it; expected the labels, integers [N]")
 
 
 def _existing_path(source: str | os.PathLike[str], names: Sequence[str] = ()) -> Path:
@@ -196,10 +203,7 @@ def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...
     return Source(kind, name, tuple(parts), class_names or tuple(map(str, range(highest + 1))))
 
 
-SAME_SIZE = Resize()
-
-
-def _read(source: Source, resize: Resize = SAME_SIZE, *, seed: int, max_bytes: int = MAX_BYTES) -> Splits:
+def _read(source: Source, resize: Resize, seed: int, max_bytes: int) -> Splits:
     content: dict[str, tuple[Tensor, Tensor | None]] = {}
     shape: tuple[int, ...] | None = None
     for part in source.parts:

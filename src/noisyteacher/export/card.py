@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from noisyteacher.data import Splits
 from noisyteacher.errors import UsageError
-from noisyteacher.export.exporting import Exported, table
+from noisyteacher.export.outcome import Exported, table
 from noisyteacher.measure import Costs
 from noisyteacher.models import HUB_WEIGHTS, ONNX, ZOO, Classifier, is_preprocess, origin_of
 from noisyteacher.stats import binomial_interval

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher import metrics
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, cpu_threads, inference
-from noisyteacher.errors import ExportError, NoisyTeacherError, TrainingError, UsageError
+from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
 from noisyteacher.export.onnx import run_onnx, write_onnx
+from noisyteacher.export.outcome import Comparison, Exported, compare
 from noisyteacher.export.torch_export import Runner, export_errors, run_pt2, run_pte, write_pt2, write_pte
 from noisyteacher.io.files import read_bytes, sha256, write_bytes, write_json
 from noisyteacher.measure import Latency, percentile
 from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, saved_bytes, weights_fingerprint
 from noisyteacher.rng import generator
 from noisyteacher.runs import host, versions
-from noisyteacher.stats import Quantity
-from noisyteacher.tables import Table
-from noisyteacher.text import size_bytes, unknown_name
+from noisyteacher.text import unknown_name
 
 SIDECAR, KIND, SCHEMA = ".export.json", "export", 1
 CALIBRATION = 512
@@ -65,84 +63,6 @@ FORMATS = {
     "hub": Format("hub", "fp32", write_hub, run_hub),
 }
 """Name -> format. `hub` is a folder, every other a single file."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A file's logits beside torch's, for the same images."""
-
-    agreement: Quantity
-    """Share (%) of these images that get the same class as by torch."""
-    accuracy: Quantity | None
-    """Of the file (%); None without labels."""
-    torch_accuracy: Quantity | None
-    drop: float
-    """Points of accuracy lost against torch, below 0 if the file does better; without labels of agreement."""
-    difference: float
-    """The largest difference to torch's logits, over all images and classes."""
-    logit_scale: float
-    """The largest absolute logit of torch, for comparison with `difference`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported(Comparison):
-    """One exported file as its own runtime ran it, beside the model it was made from as torch runs it."""
-
-    path: Path
-    format: str
-    """`onnx`, `pt2`, `pte` or `hub` (a folder)."""
-    precision: str
-    """`fp32` or `int8`: of weights and activations of the network; images are uint8 either way."""
-    bytes: int
-    """The length of the file; of `hub` that of its model.safetensors."""
-    torch_bytes: int
-    """The length of the file that `save_model` writes of the model, which `bytes` is compared with."""
-    sha256: str
-    """Of the file whose length is `bytes`."""
-    checked_on: str
-    """The images that both ran on: "mnist-5k, val", or "random images" without data."""
-    tolerance: float
-    """fp32: the largest `difference` allowed, in logits. int8: the largest drop of accuracy (without labels: of
-    agreement) allowed, in points."""
-    holds: bool
-    """Whether the file is within the tolerance."""
-    latency_ms: Latency
-    torch_latency_ms: Latency
-    """Both timed in turns, call by call, under the same conditions."""
-    runtime: str
-    """Name and version of the runtime that ran the file."""
-
-    @property
-    def name(self) -> str:
-        """The format's name on the command line: `onnx`, `onnx-int8`, `pte-int8`, ..."""
-        return self.format if self.precision == "fp32" else f"{self.format}-{self.precision}"
-
-    @property
-    def n(self) -> int:
-        """The number of images that both ran on."""
-        return self.agreement.n
-
-    @property
-    def reason(self) -> str:
-        """What was compared with the tolerance, in words."""
-        if self.precision == "fp32":
-            return f"largest logit difference {self.difference:.2g}, allowed {self.tolerance:.2g}"
-        what = "agreement" if self.accuracy is None else "accuracy"
-        return f"{self.drop:.2f} points of {what} lost, allowed {self.tolerance:.2f} (n = {self.n:,})"
-
-    def describe(self) -> dict[str, object]:
-        """All fields for JSON, shares with their unit and n."""
-        shares = {name: value.describe() for name, value in vars(self).items() if isinstance(value, Quantity)}
-        return {**asdict(self), **shares, "path": str(self.path), "n": self.n, "reason": self.reason}
-
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Exported:
-        """The Exported that `describe` made the record of."""
-        values = {field.name: record[field.name] for field in fields(cls)}
-        for name in ("agreement", "accuracy", "torch_accuracy"):
-            values[name] = None if values[name] is None else Quantity(**values[name])
-        latencies = {name: Latency(**values[name]) for name in ("latency_ms", "torch_latency_ms")}
-        return cls(**{**values, **latencies, "path": Path(record["path"])})
 
 
 def check_format_names(names: Sequence[str]) -> None:
@@ -262,8 +182,8 @@ def export_all(
     report, steps = progress or (lambda done, total, note: None), 2 * len(paths) + 1
     runners: dict[str, Runner] = {"torch": classifier}
     drafts: dict[str, tuple[Path, Comparison]] = {}
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        stack.enter_context(inference(classifier, torch.device("cpu")))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
+        running.enter_context(inference(classifier, torch.device("cpu")))
         split = _random_images(classifier) if splits is None else splits.val
         checked_on = split.name if splits is None else f"{splits.name}, {split.role}"
         torch_logits = _logits(classifier, split)
@@ -278,7 +198,7 @@ def export_all(
                     form.write(classifier, draft, class_names, images if form.precision == "int8" else None)
                 report(2 * number + 1, steps, f"running {name}")
                 with export_errors(f"{name}: its own runtime cannot run the file"):
-                    runner = stack.enter_context(form.run(draft, threads))
+                    runner = running.enter_context(form.run(draft, threads))
                     drafts[name] = draft, compare(_logits(runner, split), torch_logits, split.labels)
                     runners[name] = runner
             except NoisyTeacherError as error:
@@ -341,35 +261,15 @@ def _judge(form: Format, file: Comparison, max_difference: float | None, max_dro
     return tolerance, file.difference <= tolerance
 
 
-def calibration_images(data: Splits | Split | None, count: int) -> Tensor:
+def calibration_images(data: Splits | None, count: int) -> Tensor:
     """`count` training images, drawn by the generator (0, "export", "calibration"), uint8 `[n, C, H, W]`.
 
-    All of them if there are fewer. Raises UsageError without data, and for a split that is not for training: the images
-    that an int8 file is judged on must not have set its ranges.
+    All of them if there are fewer. Raises UsageError without data.
     """
     if data is None:
         raise UsageError("int8 sets its ranges on training images and no data were given: pass data=")
-    split = data if isinstance(data, Split) else data.train
-    if split.role != "train":
-        raise UsageError(f"a split for calibration whose role is {split.role!r}: only training images may set ranges")
-    rows = torch.randperm(len(split), generator=generator(0, "export", "calibration"))[:count]
-    return split.images_at(rows.sort().values)
-
-
-def compare(logits: Tensor, torch_logits: Tensor, labels: Tensor | None) -> Comparison:
-    """A file's logits beside torch's, `[N, K]` each. Raises ExportError unless they have one shape and are finite."""
-    if logits.shape != torch_logits.shape or not torch.isfinite(logits).all():
-        raise ExportError(
-            f"the file returns logits {tuple(logits.shape)}, torch {tuple(torch_logits.shape)} finite logits: it was "
-            "not kept"
-        )
-    n, agreement = len(logits), metrics.agreement(logits, torch_logits)
-    difference, scale = float((logits - torch_logits).abs().max()), float(torch_logits.abs().max())
-    if labels is None:
-        return Comparison(Quantity(agreement, "%", n), None, None, 100 - agreement, difference, scale)
-    accuracy, torch_accuracy = (Quantity(metrics.accuracy(each, labels), "%", n) for each in (logits, torch_logits))
-    drop = torch_accuracy - accuracy
-    return Comparison(Quantity(agreement, "%", n), accuracy, torch_accuracy, drop, difference, scale)
+    rows = torch.randperm(len(data.train), generator=generator(0, "export", "calibration"))[:count]
+    return data.train.images_at(rows.sort().values)
 
 
 def _random_images(model: Classifier) -> Split:
@@ -399,74 +299,3 @@ def time_in_turns(runners: Mapping[str, Runner], images: Tensor, threads: int, r
         name: Latency(percentile(measured, 50), percentile(measured, 95), len(images), threads, "cpu", runs)
         for name, measured in times.items()
     }
-
-
-HEADERS = ("format", "precision", "accuracy %", "agreement %", "logit difference", "size", "latency ms", "holds")
-
-
-def table(exported: Sequence[Exported], failed: Mapping[str, str] | None = None) -> Table:
-    """A row per file, torch first; ratios are to torch (below 1: smaller, faster).
-
-    failed: format -> why it could not be written; it has a row without numbers.
-    """
-    rows: list[tuple[str, ...]] = []
-    for file in exported[:1]:
-        size, latency = size_bytes(file.torch_bytes), f"{file.torch_latency_ms.median:.3f}"
-        rows.append(("torch", "fp32", _percent(file.torch_accuracy), "", "", size, latency, ""))
-    for file in exported:
-        size = f"{size_bytes(file.bytes)} ({file.bytes / file.torch_bytes:.2f}x)"
-        median = file.latency_ms.median
-        latency = f"{median:.3f} ({median / file.torch_latency_ms.median:.2f}x)"
-        scores = (_percent(file.accuracy), _percent(file.agreement), f"{file.difference:.2g}")
-        rows.append((file.format, file.precision, *scores, size, latency, "yes" if file.holds else "NO"))
-    for name in failed or ():
-        kind, _, precision = name.partition("-")
-        rows.append((kind, precision or "fp32", *"-----", "FAILED"))
-    return Table(HEADERS, tuple(rows), "llrrrrrl", tuple(notes(exported, failed)))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def notes(exported: Sequence[Exported], failed: Mapping[str, str] | None = None) -> list[str]:
-    """The notes below the table: n, conditions, runtimes, why a file does not hold or was not written."""
-    failures = [f"{name} was not written: {reason}." for name, reason in (failed or {}).items()]
-    if not exported:
-        return failures
-    first, latency = exported[0], exported[0].latency_ms
-    what = "Accuracy, agreement with torch" if first.accuracy is not None else "Agreement with torch"
-    return [
-        f"{what} and largest logit difference to it: {first.checked_on}, n = {first.n:,} images"
-        f"; torch's largest logit is {first.logit_scale:.3g}.",
-        f"Latency: median of {latency.runs} calls, taken in turns, batch {latency.batch}, {latency.threads} thread(s), "
-        f"{latency.device}. Ratios: to torch and its weights file (below 1: smaller, faster).",
-        f"Run by: {', '.join(dict.fromkeys(file.runtime for file in exported))}.",
-        *(f"{file.name} does not hold: {file.reason}." for file in exported if not file.holds),
-        *failures,
-    ]
-
-
-def verdict(exported: Sequence[Exported]) -> str:
-    """One sentence: the fastest and the smallest of the files that hold, and where int8 is not faster."""
-    good = [file for file in exported if file.holds]
-    if not good:
-        return "no file holds: deploy none of these"
-    # The hub's folder is run by torch: a difference in time to torch is noise.
-    fastest = min([file for file in good if file.format != "hub"] or good, key=lambda file: file.latency_ms.median)
-    smallest = min(good, key=lambda file: file.bytes)
-    latency, torch_latency = fastest.latency_ms.median, fastest.torch_latency_ms.median
-    if latency < torch_latency:
-        words = f"fastest that holds: {fastest.name} ({latency:.3f} ms, torch {torch_latency:.3f} ms)"
-    else:
-        words = f"none that holds is faster than torch ({torch_latency:.3f} ms), the fastest is {fastest.name} "
-        words += f"({latency:.3f} ms)"
-    words += f"; smallest that holds: {smallest.name} ({size_bytes(smallest.bytes)})"
-    fp32 = {file.format: file.latency_ms.median for file in exported if file.precision == "fp32"}
-    for file in exported:
-        latency, fp32_latency = file.latency_ms.median, fp32.get(file.format, float("inf"))
-        if file.precision == "int8" and latency >= fp32_latency:
-            words += (
-                f"; int8 is not faster than fp32 in {file.format} here ({latency:.3f} against {fp32_latency:.3f} ms)"
-            )
-    return words

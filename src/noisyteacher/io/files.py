@@ -15,13 +15,14 @@ import json
 import os
 import secrets
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c
 
-from noisyteacher.errors import FileFormatError, NoChecksumError, UsageError, WriteError
+from noisyteacher.errors import DataWarning, FileFormatError, NoChecksumError, UsageError, WriteError
 
 Json = dict[str, Any]
 """A JSON object whose keys belong to the caller: a record, a config, a result, the metrics of an epoch."""
@@ -133,6 +134,11 @@ def write_bytes(path: StrPath, data: bytes, within: Path | None = None) -> None:
         stream.write(data)
 
 
+def temporary_files(folder: Path) -> list[Path]:
+    """The files in the folder that `replace_file` was writing, or that a killed process left."""
+    return list(folder.glob(".*.tmp"))
+
+
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
     """Remove these files of the folder as far as they exist, durably. Raises WriteError."""
     for file in files:
@@ -230,29 +236,26 @@ def unwrap(record: object, path: StrPath, kind: str, schema: int) -> Json:
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path, wait: bool = True, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on the folder, which no other process then has; any number may have a `shared` one.
+def lock(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Lock the folder: for this process alone, or `shared` with any number of processes that lock it so too.
 
-    Waits for processes that hold one, or, with `wait=False`, raises UsageError. Raises WriteError for a missing folder.
+    Waits for other processes, or, with `wait=False`, raises UsageError. Raises WriteError for a missing folder. Warns
+    (DataWarning) on a file system without locks, where nothing keeps two processes out of one folder.
     """
     with write_errors(folder, "opened"):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise UsageError(f"{folder}: a process is working on it: stop that process, or wait for it") from error
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UsageError(f"{folder}: a process is working on it: stop that process, or wait for it") from error
+        except OSError as error:
+            warnings.warn(
+                f"folders cannot be locked on this file system ({error.strerror}): let only one process work on a run",
+                DataWarning,
+                stacklevel=2,
+            )
         make_folder(folder, within=folder)  # it may have been removed meanwhile
         yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def shared_lock(*folders: Path) -> Iterator[None]:
-    """Hold shared locks on the folders: `exclusive_lock` waits for all of them."""
-    with contextlib.ExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(exclusive_lock(folder, shared=True))
-        yield

@@ -30,7 +30,7 @@ from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.models import Classifier, build_model, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
-from noisyteacher.process import processes as worker_pool
+from noisyteacher.process import worker_pool
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator, seeded
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, mean_interval
@@ -48,9 +48,9 @@ VALIDATION = 2000
 TRACES = 8
 """How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
 TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10-gpu"}
-RATES = {"sgd": (0.01, 0.03, 0.06), "adam": (3e-4, 1e-3, 3e-3)}
-DECAYS = {"sgd": (0.0, 5e-4, 2e-3, 1e-2), "adam": (0.0, 0.01, 0.05, 0.2)}
-"""Optimizer -> learning rates and weight decays of the clean trials, each with each. Decay is decoupled and not on
+RATES = {"sgd": (0.03, 0.06, 0.12), "adam": (3e-4, 1e-3, 3e-3)}
+DECAYS = {"sgd": (0.0, 2e-3, 1e-2, 3e-2), "adam": (0.0, 0.05, 0.2, 0.6)}
+"""Optimizer -> learning rates and weight decays that are tried, each with each. Decay is decoupled and not on
 biases, so that a step of Adam at 1e-3 decays by what 0.05 and SGD at 0.03 decays by what 0.002 says."""
 GENTLE, STRONG = (
     {"sigma": 0.3, "alpha": 1.0, "draw": "row", "until": 0.6},
@@ -289,13 +289,9 @@ def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Tr
 
 
 def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
-    """The clean and the noisy trials of the pilot, as many of each, at the same rates."""
-    rates, decays = RATES[cell.optimizer], DECAYS[cell.optimizer]
-    clean = [Arm("clean", rate, decay) for rate in rates for decay in decays]
-    noisy = [
-        Arm("noisy", rate, decay, noise) for rate in rates for decay in (0.0, decays[2]) for noise in (GENTLE, STRONG)
-    ]
-    return clean, noisy
+    """The clean and the noisy trials of the pilot: every rate with every weight decay, the noise being STRONG."""
+    pairs = [(rate, decay) for rate in RATES[cell.optimizer] for decay in DECAYS[cell.optimizer]]
+    return [Arm("clean", *pair) for pair in pairs], [Arm("noisy", *pair, STRONG) for pair in pairs]
 
 
 def choose_arms(pilot: Sequence[Trained]) -> list[Arm]:
@@ -372,14 +368,14 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
         tables = [np.stack([row.misses(weights, images) for row in by_title[title]]) for title in (reference, other)]
         contrasts[question] = _record(crossed_difference(*tables))
     control = [row.test["last"] for row in by_title["clean, no decay"]]
-    others = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}
-    tests = dunnett(control, [[row.test["last"] for row in rows] for rows in others.values()])
+    compared = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}
+    tests = dunnett(control, [[row.test["last"] for row in rows] for rows in compared.values()])
     return {
         "cell": {**asdict(cell), "name": cell.name},
         "seeds": [row.seed for row in next(iter(by_title.values()))],
         "arms": arms,
         "contrasts": contrasts,
-        "against_clean_no_decay": {title: _record(test) for title, test in zip(others, tests, strict=True)},
+        "against_clean_no_decay": {title: _record(test) for title, test in zip(compared, tests, strict=True)},
         "curves": {title: _mean_curve(by_title[title]) for title in ("clean, no decay", "noisy, no decay")},
         "pilot": [
             {"arm": row.arm.name, "kind": row.arm.title, "val_%": row.val, "clean_loss": row.clean_loss}

@@ -14,7 +14,7 @@ from noisyteacher.config import build_config, describe, put
 from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
-from noisyteacher.io.files import Json, shared_lock
+from noisyteacher.io.files import Json
 from noisyteacher.paper import regime
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import curve, value
@@ -142,7 +142,7 @@ def run_paper(
         run = new_run(output_dir, "paper", f"{chosen.name}-{size.name}", settings, command=command)
     if begun is not None:
         begun(run)
-    with shared_lock(run.path):
+    with run.lock(shared=True):
         results = []
         for part in selected:
             progress = None if watch is None else _prefixed(watch, part.name)
@@ -198,7 +198,7 @@ def _run_regime(
     if begun is not None:
         begun(run)
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
-    with shared_lock(run.path):
+    with run.lock(shared=True):
         records = []
         for cell in cells:
             data = {"name": cell.data, **named}

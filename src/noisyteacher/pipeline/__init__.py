@@ -36,6 +36,7 @@ from noisyteacher.pipeline.resolve import require_student as require_student
 from noisyteacher.pipeline.resolve import resolve_auto as resolve_auto
 from noisyteacher.pipeline.resolve import with_papers_student as with_papers_student
 from noisyteacher.pipeline.results import COSTS as COSTS
+from noisyteacher.pipeline.results import KINDS as KINDS
 from noisyteacher.pipeline.results import Condition as Condition
 from noisyteacher.pipeline.results import Difference as Difference
 from noisyteacher.pipeline.results import Estimate as Estimate
@@ -44,7 +45,9 @@ from noisyteacher.pipeline.results import PaperRow as PaperRow
 from noisyteacher.pipeline.results import RunResult as RunResult
 from noisyteacher.pipeline.results import Verdict as Verdict
 from noisyteacher.pipeline.results import condition_of as condition_of
+from noisyteacher.pipeline.results import condition_of_run as condition_of_run
 from noisyteacher.pipeline.results import differences as differences
+from noisyteacher.pipeline.results import run_name as run_name
 from noisyteacher.pipeline.single_step import distil_config as distil_config
 from noisyteacher.pipeline.single_step import extract_config as extract_config
 from noisyteacher.pipeline.single_step import resume_single as resume_single

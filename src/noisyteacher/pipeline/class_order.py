@@ -41,7 +41,7 @@ class Check:
 
     def describe(self) -> dict[str, str | bool | None]:
         """The JSON-able form."""
-        return {"check": self.name, "held": self.passed, "told": self.message}
+        return {"check": self.name, "passed": self.passed, "summary": self.message}
 
 
 def check_class_names(

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from noisyteacher.config import Config, NoiseSettings, Recipe, Teacher, Values, build_config, describe
+from noisyteacher.config import Config, Recipe, Teacher, Values, build_config, describe
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.export import check_formats
-from noisyteacher.io.files import Json, shared_lock
+from noisyteacher.io.files import Json
 from noisyteacher.models import Classifier, is_onnx_file
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
@@ -32,15 +32,15 @@ from noisyteacher.pipeline.experiment import Experiment, TrainedModel
 from noisyteacher.pipeline.handover import choose_best, write_best
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
-from noisyteacher.pipeline.results import condition_of
+from noisyteacher.pipeline.results import condition_of, run_name
 from noisyteacher.pipeline.search import (
     StudentSearch,
-    choose_noise,
-    choose_student,
     costs_of,
     larger_than_teacher,
     noise_runs,
     price_candidates,
+    search_noise,
+    search_student,
 )
 from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work, seconds_per_answer, training_seconds
 from noisyteacher.progress import Watch, message, reported, stage
@@ -100,23 +100,20 @@ def compress(
     """
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
         raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
-    started = CLOCK()
-    loss_settings = {"temperature": temperature, "loss": loss, "label_weight": label_weight, "scale": scale}
+    distillation = {"temperature": temperature, "loss": loss, "label_weight": label_weight, "scale": scale}
     settings: Values = {
         "teacher": {"name": display_name(teacher), **(teacher_training or {})},
         "student": {"name": display_name(student), **training},
-        "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
+        "noise": asdict(noise) if isinstance(noise, Noise) else {"sigma": AUTO, "alpha": AUTO} if noise else {},
         "target": dict(target or {}),
+        "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
     }
-    settings["student"] |= {name: value for name, value in loss_settings.items() if value is not None}
+    settings["student"] |= {name: value for name, value in distillation.items() if value is not None}
     settings["run"] |= {"tensorboard": tensorboard, "export": list(export), "checks": checks}
     for part in ("teacher", "student"):
         if isinstance(views := settings[part].get("views"), str):
             settings[part]["views"] = views.split(",")
-    noise_settings = NoiseSettings(**asdict(noise)) if isinstance(noise, Noise) else NoiseSettings()
-    if noise == AUTO:
-        noise_settings = NoiseSettings(sigma="auto", alpha="auto")
-    config = replace(build_config(settings), noise=noise_settings)
+    config = build_config(settings, unused_noise=True)
     with reported(progress, delay_s=0.0) as on_progress:
         with stage(on_progress, "reading the data"):
             splits = load_data(data)
@@ -125,7 +122,8 @@ def compress(
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):
                 record[f"{role}_module"] = steps.module_record(model)
-        return _compress(config, splits, teacher, student, record, started, run, None, None, on_progress, allow_import)
+        folder = None if run is None else Path(run)
+        return _compress_in_run(config, splits, teacher, student, folder, record, on_progress, allow_import)
 
 
 def compress_config(
@@ -138,12 +136,11 @@ def compress_config(
     allow_import: bool = False,
 ) -> Result:
     """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run."""
-    started = CLOCK()
     with cpu_threads(config.run.threads):
         data = resolve.load_config_data(config, on_progress)
         teacher, student, folder = config.teacher.name, config.student.name, None if run is None else run.path
-        return _compress(
-            config, data, teacher, student, {}, started, folder, command, on_run_created, on_progress, allow_import
+        return _compress_in_run(
+            config, data, teacher, student, folder, {}, on_progress, allow_import, command, on_run_created
         )
 
 
@@ -166,21 +163,24 @@ def resume_compress(
     )
 
 
-def _compress(
+def _compress_in_run(
     config: Config,
     data: Splits,
     teacher: str | nn.Module,
     student: str | nn.Module,
+    folder: Path | None,
     record: Json,
-    started: float,
-    folder: str | os.PathLike[str] | None,
-    command: str | None,
-    on_run_created: Callable[[Run], None] | None,
     on_progress: Watch | None,
     allow_import: bool,
+    command: str | None = None,
+    on_run_created: Callable[[Run], None] | None = None,
 ) -> Result:
-    """Everything once the data are read. `record`: content of config.json beside or in place of the settings."""
-    config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, label_weight=False)
+    """The result of a compression in a new run, or in the interrupted run in `folder`.
+
+    record: what config.json holds beside or in place of the settings.
+    """
+    started = CLOCK()
+    config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
     student = config.student.name if student == "" else student
     record = describe(config) | record
     noise, candidates = resolve.resolve_noise(config.noise, config.choice)
@@ -196,14 +196,21 @@ def _compress(
         title = pretrained.run_title(name, pretrained.network_name(teacher), data.name)
         run = new_run(config.run.output_dir, "compress", name, record, command=command, title=title)
     else:
-        run = _started_run(Path(folder), record)
+        run = _interrupted_run(folder, record)
     if on_run_created is not None:
         on_run_created(run)
     experiment = Experiment(
-        config=config, data=data, teacher=teacher, student=student, run=run, on_progress=on_progress
+        config=config,
+        data=data,
+        teacher=teacher,
+        student=student,
+        run=run,
+        on_progress=on_progress,
+        allow_import=allow_import,
+        noise=noise,
+        noise_candidates=candidates,
     )
-    experiment = replace(experiment, allow_import=allow_import, noise=noise, noise_candidates=candidates)
-    with shared_lock(*run.around, run.path), steps.errors_recorded(run):
+    with run.lock(shared=True), steps.errors_recorded(run):
         compression = Compression(experiment, search, teacher_network, started)
         compression.warn(warning)
         result = compression.compress()
@@ -255,8 +262,8 @@ def _build_teacher(model: str | nn.Module, settings: Teacher, data: Splits, allo
     return build_network(settings, model, data)
 
 
-def _started_run(path: Path, record: Values) -> Run:
-    """The run in this folder, to be resumed. Raises where it is none, or was started with another record."""
+def _interrupted_run(path: Path, record: Values) -> Run:
+    """The run in this folder. Raises UsageError where there is none, MismatchError if it has another record."""
     if not is_run(path):
         raise UsageError(f"{path}: not a run folder: leave run= out to start a new run")
     run = Run.open(path)
@@ -307,7 +314,7 @@ class Compression:
         for line in outline(experiment, self.search, self.short_run):
             message(experiment.on_progress, "plan", line)
         config = replace(config, teacher=with_epochs(config.teacher, epochs))
-        self.experiment = replace(experiment, config=config, on_progress=self.pace.forecast)
+        self.experiment = replace(experiment, config=config)
 
     def prepare_teacher(self) -> None:
         """Load or train the teacher, store its logits, check both."""
@@ -334,12 +341,13 @@ class Compression:
             if self.search is not None:
                 short = self.experiment.with_student(self.search.fitting[0].name, recipe)
             title = self.stages.next(f"{self.titles['labels']}, short")
-            self._compare(steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title), short=True)
+            student = steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title)
+            self._compare_teacher(student, short=True)
         if self.search is None:
             recipe, epochs = self.experiment.config.student, self.pace.again("student").student_epochs
             self.experiment = self.experiment.with_recipe(with_epochs(recipe, epochs))
             return
-        outcome = choose_student(self.experiment, self.search, self.logits, self.stages, self.pace)
+        outcome = search_student(self.experiment, self.search, self.logits, self.stages, self.pace)
         self.experiment, self.search_record = outcome
         chosen = next(network for network in self.search.candidates if network.name == self.experiment.student)
         self.warn(larger_than_teacher(chosen.name, vars(chosen), self.search.teacher))
@@ -347,19 +355,18 @@ class Compression:
     def check_first_step(self) -> None:
         """Check what the student would learn in its first step."""
         experiment = self.experiment
-        noise = experiment.noise_candidates[-1] if experiment.noise_candidates else experiment.noise
         with stage(experiment.on_progress, preflight.CHECKING_STUDENT):
             source = steps.distillation_source(experiment, self.logits)
             student = steps.first_student(experiment, self.logits)
-            objective = distil(source, noise=noise, **resolve.distill_options(experiment.config))
+            objective = distil(source, noise=experiment.noise, **resolve.distill_options(experiment.config))
             self.checks += preflight.check_first_step(experiment.config, experiment.data, objective, student)
 
     def train_on_labels(self) -> None:
         """Train the first student on labels, before anything is distilled, to see whether the teacher is better."""
         if "labels" in self.trained:
-            self._train("labels", 0)
+            self._train_student("labels", 0)
             if self.comparable:
-                self._compare(self.trained["labels"][0], short=False)
+                self._compare_teacher(self.trained["labels"][0], short=False)
 
     def choose_noise(self) -> None:
         """Choose the noise on validation where it is not named."""
@@ -367,7 +374,7 @@ class Compression:
             config, epochs = self.experiment.config, self.pace.decided.noise_epochs
             config = replace(config, choice=replace(config.choice, epochs=epochs or config.choice.epochs))
             experiment = replace(self.experiment, config=config)
-            noise, self.choice = choose_noise(experiment, self.logits, self.stages)
+            noise, self.choice = search_noise(experiment, self.logits, self.stages)
             self.experiment = replace(experiment, noise=noise)
 
     def train_students(self) -> None:
@@ -376,7 +383,7 @@ class Compression:
         for seed in range(self.experiment.config.run.seeds):
             for condition, models in self.trained.items():
                 if len(models) == seed:
-                    self._train(condition, seed)
+                    self._train_student(condition, seed)
 
     def hand_over(self) -> None:
         """Choose the best student on validation and write it as files."""
@@ -442,13 +449,13 @@ class Compression:
             self.warnings.append(warning)
             message(self.experiment.on_progress, "warning", warning)
 
-    def _train(self, condition: str, seed: int) -> None:
-        name, title = f"{condition}-seed{seed}", self.stages.next(f"{self.titles[condition]}, seed {seed}")
+    def _train_student(self, condition: str, seed: int) -> None:
+        name, title = run_name(condition, seed), self.stages.next(f"{self.titles[condition]}, seed {seed}")
         noise = self.experiment.noise if condition == "noisy" else None
         model = steps.train_student(self.experiment, name, condition, noise, seed, self.logits, title)
         self.trained[condition].append(model)
 
-    def _compare(self, student: TrainedModel, short: bool) -> None:
+    def _compare_teacher(self, student: TrainedModel, short: bool) -> None:
         """Warn where the teacher is worse than a student on labels, and decide the label weight that `auto` means."""
         comparison = preflight.compare_teacher(self.experiment, self.logits, student, short)
         self.warn(comparison.warning())
@@ -485,8 +492,7 @@ class Compression:
             timed = not several_processes and (experiment.on_progress is not None or minutes is not None)
             return measure_speeds(experiment, search, teacher_network) if timed else None
 
-        labels_first = "labels" in experiment.controls
-        return Pace(experiment.run, work, measure, minutes, experiment.on_progress, CLOCK, started, labels_first)
+        return Pace(experiment.run, work, measure, minutes, experiment.on_progress, CLOCK, started)
 
 
 def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier) -> Speeds | None:

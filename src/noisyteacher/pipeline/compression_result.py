@@ -121,10 +121,10 @@ class Result(RunResult):
         records = {"Time": self.time, "Student": self.search, "Noise": self.noise and self.choice}
         for name, record in records.items():
             if record:
-                words = [record["told"]] if isinstance(record["told"], str) else record["told"]
+                words = [record["summary"]] if isinstance(record["summary"], str) else record["summary"]
                 notes.append(f"{name}: {'; '.join(words)}.")
         if self.best is not None:
-            notes.append(sentence(self.best["told"]))
+            notes.append(sentence(self.best["summary"]))
         costs = self.conditions[-1].costs
         if costs is not None and (latency := costs.latency_ms) is not None:
             notes.append(
@@ -248,7 +248,7 @@ def _verdicts(result: Result) -> tuple[Verdict, ...]:
     """The verdict on the noise; nothing where no noise was named."""
     noisy = next((row for row in result.conditions if row.kind == "noisy"), None)
     if result.noise is None or noisy is None:
-        return () if result.choice is None else (Verdict("", result.choice["told"], result.conditions[-1].name),)
+        return () if result.choice is None else (Verdict("", result.choice["summary"], result.conditions[-1].name),)
     difference = noisy.against_clean.get(result.role)
     if difference is None:
         words = "nothing can be said of the noise: no clean student was trained beside the noisy student"
@@ -267,8 +267,8 @@ def loss_warnings(result: Result) -> tuple[str, ...]:
     warnings += [f"{file.name} does not hold: {file.reason}" for file in result.files if not file.holds]
     warnings += [f"{name} was not written: {reason}" for name, reason in result.failed.items()]
     for check in result.checks:
-        if check["held"] is False:
-            warnings.append(f"Did not hold before the first step ({check['check']}): {check['told'].rstrip('.')}")
+        if check["passed"] is False:
+            warnings.append(f"Did not hold before the first step ({check['check']}): {check['summary'].rstrip('.')}")
     return tuple(warnings)
 
 

@@ -20,7 +20,7 @@ from noisyteacher.distributed import on_rank_zero, peer_failure_as_error, world
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.evaluate import judge
 from noisyteacher.extract import extract
-from noisyteacher.io.files import Json, exclusive_lock, make_folder, sha256, shared_lock
+from noisyteacher.io.files import Json, make_folder, sha256
 from noisyteacher.measure import Costs, measure
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import Distillation, Objective, distil, supervised
@@ -28,9 +28,9 @@ from noisyteacher.pipeline import pretrained
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import distill_options, fit_options
 from noisyteacher.progress import Watch, counted, counted_if_slow, message, stage
-from noisyteacher.runs import Run, as_json
+from noisyteacher.runs import LOGITS, WEIGHTS, Run, as_json
 from noisyteacher.store import LogitStore
-from noisyteacher.train import WEIGHTS, History, fit, fit_many
+from noisyteacher.train import History, fit, fit_many
 from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
 
@@ -43,7 +43,7 @@ augmented. Of a second teacher `train-2` or `live-2`, and so on."""
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A compression: its resolved settings, data and models, and the run folder that it writes to."""
+    """What a compression, a training or a distillation works on: resolved settings, data, models, its run folder."""
 
     config: Config
     data: Splits
@@ -127,8 +127,7 @@ class TrainingSpec:
     run: Run
     model: nn.Module
     objective: Objective
-    recipe: Json
-    """Options of `fit`."""
+    fit_options: Json
     seed: int = 0
     title: str = "training"
     teachers: Mapping[str, object] = field(default_factory=dict)
@@ -141,7 +140,7 @@ class TrainingSpec:
     def options(self) -> Json:
         """The options that `fit` and `fit_many` share."""
         config, val = self.experiment.config.run, self.experiment.data.val
-        options = {**self.recipe, "val": val, "device": config.device, "resume": True}
+        options = {**self.fit_options, "val": val, "device": config.device, "resume": True}
         options |= {name: getattr(config, name) for name in ("tensorboard", "checkpoint_every_s")}
         if val.labels is not None:
             return options
@@ -150,63 +149,66 @@ class TrainingSpec:
         return options | {"val": None, "keep": "last"}
 
 
-def train_run(spec: TrainingSpec) -> TrainedModel:
+def train_run(spec: TrainingSpec, on_step: Callable[[int, int], None] | None = None) -> TrainedModel:
     """The trained model; where the run is done already, as it was.
 
     An interrupted run continues from its checkpoint; one that another process works on is waited for. In a group of
     processes all of them train it together, the leading one evaluates and writes, and the result is the same on all.
+    `on_step` is called with (step, all steps), instead of the experiment's callback.
     An error of this package is written to error.txt and raised.
     """
     leads, train = world().leads, spec.experiment.data.train
-    with _locked(spec.run) if leads else nullcontext():
-        if (finished := _finished(spec)) is not None:
-            return finished
+    with spec.run.lock() if leads else nullcontext():
+        if (done := _load_if_done(spec)) is not None:
+            return done
         watch = spec.experiment.on_progress if leads else None
         options = spec.options() | {"profile": spec.experiment.config.run.profile, "seed": spec.seed}
         options |= {"run": spec.run.path, "progress": False if watch is None else ticked(watch, spec.title)}
+        if on_step is not None:
+            options["progress"] = lambda tick: on_step(tick.step, tick.total_steps)
         with errors_recorded(spec.run), peer_failure_as_error():
             return _evaluated(spec, fit(spec.model, train, spec.objective, **options))
 
 
 def train_runs(
-    specs: Sequence[TrainingSpec], progress: Callable[[int, int], None] | None = None
+    specs: Sequence[TrainingSpec], on_step: Callable[[int, int], None] | None = None
 ) -> list[TrainedModel | NoisyTeacherError]:
-    """Train all that are not done in common steps (`fit_many`): in order, the trained model or the error that ended
-    this training, which is in its error.txt too.
+    """Train all that are not done in common steps (`fit_many`): in order, the trained model or the error of this
+    package that ended its training, which is in its error.txt too.
 
-    They differ in models' weights, objectives and seeds alone. Raises UsageError where they cannot be trained together.
+    They differ in models' weights, objectives and seeds alone; where they cannot be trained together, each has that
+    error. `on_step` is called with (step, all steps).
     """
     with ExitStack() as locks:
         for spec in specs:
-            locks.enter_context(_locked(spec.run))
-        outcomes: list[TrainedModel | NoisyTeacherError | None] = [_finished(spec) for spec in specs]
+            locks.enter_context(spec.run.lock())
+        outcomes: list[TrainedModel | NoisyTeacherError | None] = [_load_if_done(spec) for spec in specs]
         todo = {number: spec for number, spec in enumerate(specs) if outcomes[number] is None}
         for spec in todo.values():
             spec.run.clear_error()
-        histories: list[History | NoisyTeacherError] = []
-        if todo:
-            first, rest = specs[min(todo)], todo.values()
-            options = first.options() | {"seeds": [spec.seed for spec in rest], "progress": progress or False}
-            options["runs"] = [spec.run.path for spec in rest]
-            options.pop("augment", None)
-            networks, objectives = [spec.model for spec in rest], [spec.objective for spec in rest]
-            histories = fit_many(networks, first.experiment.data.train, objectives, **options)
-        for (number, spec), history in zip(todo.items(), histories, strict=True):
+        for (number, spec), history in zip(todo.items(), _fit_together(list(todo.values()), on_step), strict=True):
             try:
-                with errors_recorded(spec.run):
-                    if isinstance(history, NoisyTeacherError):
-                        raise history
-                    outcomes[number] = _evaluated(spec, history, len(todo))
+                outcomes[number] = history if isinstance(history, Exception) else _evaluated(spec, history, len(todo))
             except NoisyTeacherError as error:
                 outcomes[number] = error
+            if isinstance(outcome := outcomes[number], NoisyTeacherError):
+                _record_error(spec.run, outcome)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-@contextmanager
-def _locked(run: Run) -> Iterator[None]:
-    """Keep other processes out of this run's folder."""
-    with shared_lock(*run.around), exclusive_lock(run.path):
-        yield
+def _fit_together(
+    specs: Sequence[TrainingSpec], on_step: Callable[[int, int], None] | None
+) -> list[History | NoisyTeacherError]:
+    """What `fit_many` returns for these trainings; where it refuses them, its error for each."""
+    if not specs:
+        return []
+    options = specs[0].options() | {"seeds": [spec.seed for spec in specs], "progress": on_step or False}
+    options["runs"] = [spec.run.path for spec in specs]
+    models, objectives = [spec.model for spec in specs], [spec.objective for spec in specs]
+    try:
+        return fit_many(models, specs[0].experiment.data.train, objectives, **options)
+    except NoisyTeacherError as error:
+        return [error] * len(specs)
 
 
 @contextmanager
@@ -219,12 +221,17 @@ def errors_recorded(run: Run) -> Iterator[None]:
     try:
         yield
     except NoisyTeacherError as error:
-        with suppress(NoisyTeacherError):  # a full disk must not hide what went wrong
-            run.write_error(f"{type(error).__name__}: {error}")
+        _record_error(run, error)
         raise
 
 
-def _finished(spec: TrainingSpec) -> TrainedModel | None:
+def _record_error(run: Run, error: NoisyTeacherError) -> None:
+    with suppress(NoisyTeacherError):  # a full disk must not hide what went wrong
+        run.write_error(f"{type(error).__name__}: {error}")
+
+
+def _load_if_done(spec: TrainingSpec) -> TrainedModel | None:
+    """The trained model of a run that has its result, else None."""
     result = on_rank_zero(lambda: spec.run.result() if spec.run.state == "done" else None)
     if result is None:
         return None
@@ -244,7 +251,7 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         "stopped_early": history.stopped_early,
         "device": str(resolve_device(device)),
         "threads": torch.get_num_threads(),
-        "precision": spec.recipe["precision"],
+        "precision": spec.fit_options["precision"],
         **({"processes": size} if size > 1 else {}),
         **({"together": together} if together > 1 else {}),
         **({"steps": "replayed"} if history.replayed else {}),
@@ -252,14 +259,14 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
     if experiment.config.run.trace:
         objective = spec.objective
         if isinstance(objective, Distillation):
-            objective = objective.prepared(experiment.data.train, spec.recipe["views"])
+            objective = objective.prepared(experiment.data.train, spec.fit_options["views"])
         training["trace"] = on_rank_zero(
-            lambda: trace_record(model, experiment.data.train, objective, spec.recipe["views"][0])
+            lambda: trace_record(model, experiment.data.train, objective, spec.fit_options["views"][0])
         )
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
     result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
     if history.profile is not None:
-        result["profile"] = profiled(model, history.profile, spec.recipe)
+        result["profile"] = profiled(model, history.profile, spec.fit_options)
     if spec.with_costs:
         with stage(experiment.on_progress, "measuring costs"):
             costs, warning = on_rank_zero(lambda: measure_costs(model, experiment.data, device, "model"))
@@ -328,11 +335,11 @@ def module_record(model: nn.Module) -> Json:
     }
 
 
-def _network_record(model: str, network: Recipe, recipe: Json, data: Splits, seed: int) -> Json:
+def _network_record(model: str, network: Recipe, options: Json, data: Splits, seed: int) -> Json:
     """The settings of a child run that trains this network."""
     preprocessing = {name: value for name in ("preprocess", "mean", "std") if (value := getattr(network, name))}
     record = {"data": data_record(data), "model": model, "options": dict(network.options)}
-    return {**record, "recipe": as_json(recipe, "recipe"), "seed": seed, **preprocessing}
+    return {**record, "recipe": as_json(options, "recipe"), "seed": seed, **preprocessing}
 
 
 def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -> TrainedModel:
@@ -347,28 +354,30 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
         return _train_teacher(experiment, teacher, title, name)
     record = {"data": data_record(data), "given": display_name(teacher), "weights": models.weights_fingerprint(model)}
     run = experiment.run.child(name, "given", record, parents=None if source is None else {"run": source.id})
-    with stage(experiment.on_progress, title), _locked(run), errors_recorded(run):
-        models.save_model(model, run.path / WEIGHTS, within=run.path)
-        from_file = isinstance(teacher, str) and pretrained.is_model_path(teacher)
-        result = scores_and_details(experiment, model, {}) | {
-            "classes": pretrained.stated_class_names(model, source, settings.class_order),
-            "training": None if source is None else (source.result() or {}).get("training"),
-            "trained_on": pretrained.trained_on(str(teacher)) if from_file else None,
-        }
-        run.write_result(result)
-    return TrainedModel(model, run, result)
+    with stage(experiment.on_progress, title), run.lock():
+        if run.state != "done":
+            from_file = isinstance(teacher, str) and pretrained.is_model_path(teacher)
+            with errors_recorded(run):
+                models.save_model(model, run.path / WEIGHTS, within=run.path)
+                result = scores_and_details(experiment, model, {}) | {
+                    "classes": pretrained.stated_class_names(model, source, settings.class_order),
+                    "training": None if source is None else (source.result() or {}).get("training"),
+                    "trained_on": pretrained.trained_on(str(teacher)) if from_file else None,
+                }
+                run.write_result(result)
+    return TrainedModel(model, run, run.result() or {})
 
 
 def _train_teacher(experiment: Experiment, teacher: str, title: str, name: str) -> TrainedModel:
     data, settings = experiment.data, experiment.config.teacher
     model = build_network(settings, teacher, data)
-    recipe = fit_options(settings, model, data)
-    record = _network_record(teacher, settings, recipe, data, 0)
+    options = fit_options(settings, model, data)
+    record = _network_record(teacher, settings, options, data, 0)
     if settings.weights:
         record["weights"] = models.weights_fingerprint(model)
         title = f"{title}: {os.path.basename(settings.weights)} with a new head of {data.classes} classes"
     run = experiment.run.child(name, "train", record, seed=0)
-    return train_run(TrainingSpec(experiment, run, model, supervised(), recipe, 0, title))
+    return train_run(TrainingSpec(experiment, run, model, supervised(), options, 0, title))
 
 
 def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:
@@ -380,28 +389,30 @@ def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> di
     config, watch, folder = experiment.config, experiment.on_progress, experiment.run.path
     precision, views = config.teacher.logits_precision, expand_views(config.student.views)
     logits: dict[str, LogitStore | nn.Module] = {"live": teacher} if experiment.live else {}
-    with shared_lock(*experiment.run.around, folder):
-        make_folder(folder / "logits", folder)
+    with experiment.run.lock(shared=True):
+        make_folder(folder / LOGITS, folder)
         for role, split in experiment.data.parts.items():
             if role == "train" and experiment.live:
                 continue
-            path = folder / "logits" / store_name(display_name(experiment.teacher), split, teacher, precision)
+            path = folder / LOGITS / store_name(display_name(experiment.teacher), split, teacher, precision)
             progress = False if watch is None else counted(watch, f"{title} ({role})", "answers")
             options: Json = {"views": views if role == "train" else "clean", "device": config.run.device}
             logits[role] = extract(teacher, split, path, precision=precision, progress=progress, **options)
     return logits
 
 
-def extract_more_teachers(experiment: Experiment, title: str) -> dict[str, LogitStore | nn.Module]:
+def extract_more_teachers(
+    experiment: Experiment, title: str, name: str = "teacher"
+) -> dict[str, LogitStore | nn.Module]:
     """The logits of `teacher.also` for the training split, called train-2, train-3, ...; empty with one teacher.
 
-    Live teachers are called live-2, live-3, ...
+    Live teachers are called live-2, live-3, ... Their child runs are NAME-2, NAME-3, ...
     """
     logits: dict[str, LogitStore | nn.Module] = {}
     _, *more = pretrained.teachers_of(experiment.teacher, experiment.config)
-    for number, (name, settings) in enumerate(more, 2):
-        further = replace(experiment, teacher=name, config=replace(experiment.config, teacher=settings))
-        trained = prepare_teacher(further, f"{title} {number}", f"teacher-{number}")
+    for number, (teacher, settings) in enumerate(more, 2):
+        further = replace(experiment, teacher=teacher, config=replace(experiment.config, teacher=settings))
+        trained = prepare_teacher(further, f"{title} {number}", f"{name}-{number}")
         if experiment.live:
             logits[f"live-{number}"] = trained.model
         else:
@@ -454,14 +465,14 @@ def student_spec(
         parents |= {"store": source.digest} if isinstance(source, LogitStore) else {}
         objective = distil(distillation_source(experiment, logits), noise=noise, **distill_options(config))
     model = first_student(experiment, logits, seed)
-    recipe = fit_options(config.student, model, data)
-    record = _network_record(display_name(experiment.student), config.student, recipe, data, seed)
+    options = fit_options(config.student, model, data)
+    record = _network_record(display_name(experiment.student), config.student, options, data, seed)
     record["objective"] = objective.describe()
     if isinstance(experiment.student, nn.Module):
         record["module"] = module_record(experiment.student)
     child = on_rank_zero(lambda: experiment.run.child(run, kind, record, parents=parents, seed=seed))
     teachers = {role: source for role, source in logits.items() if role in ("val", "test") and role in data.parts}
-    return TrainingSpec(experiment, child, model, objective, recipe, seed, title, teachers)
+    return TrainingSpec(experiment, child, model, objective, options, seed, title, teachers)
 
 
 def train_student(

@@ -20,10 +20,9 @@ from noisyteacher.models import HUB_WEIGHTS, PREFIX, as_classifier, model_record
 from noisyteacher.pipeline.experiment import Experiment, TrainedModel, data_record, measure_costs
 from noisyteacher.pipeline.pretrained import run_of, weights_of
 from noisyteacher.progress import Watch
-from noisyteacher.runs import BEST, Run
+from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import escaped
-from noisyteacher.train import WEIGHTS
 
 HUB = "hub"
 
@@ -58,7 +57,7 @@ def choose_best(
         "drop": drop,
         "max_drop": allowed,
         "holds": within,
-        "told": (
+        "summary": (
             f"best on validation (n = {len(val):,}): {experiment.titles[condition]}, {mean:.2f} % {scored}, "
             f"{abs(drop):.2f} points {'more' if drop >= 0 else 'less'} than the teacher's{limit}; handed over is {run} "
             f"({best.val_error:.2f} %)"
@@ -81,19 +80,19 @@ def write_best(
     record = {"training": training, "data": data_record(data), "run": best.run.path.name}
     save_model(best.model, folder / HUB_WEIGHTS, record, within=run.path)
     formats = experiment.config.run.export
-    files: list[Exported] = []
+    provenance, files = provenance_of(best.run), list[Exported]()
     failed: dict[str, NoisyTeacherError] = {}
     try:
         if formats:
             on_progress = None if watch is None else lambda _, done, total, note: watch(title, done, total, note)
-            files = ship(best.model, data, folder, formats, best.run, on_progress, on_failure=failed.__setitem__)
+            files = ship(best.model, data, folder, formats, provenance, on_progress, on_failure=failed.__setitem__)
     except WriteError:
         raise
     except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
         failed = dict.fromkeys(formats, error) | failed
     if any(file.format == "onnx" for file in files):
         write_bytes(folder / PREDICT, predict_script(data.class_names, data.input_shape).encode(), within=folder)
-    _write_card(folder, best.model, data, files, provenance_of(best.run), loader="load_model", caveats=caveats)
+    _write_card(folder, best.model, data, files, provenance, loader="load_model", caveats=caveats)
     records = [file.describe() | {"path": os.path.relpath(file.path, run.path)} for file in files]
     return records, {name: str(error) for name, error in failed.items()}
 
@@ -103,10 +102,9 @@ def ship(
     data: Splits,
     folder: str | os.PathLike[str],
     formats: Sequence[str],
-    run: Run | None = None,
+    provenance: Provenance | None = None,
     on_progress: Watch | None = None,
     *,
-    provenance: Provenance | None = None,
     licence: str | None = None,
     caveats: Sequence[str] = (),
     **options: Any,
@@ -114,11 +112,10 @@ def ship(
     """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
 
     formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx`, `model.pt2`, `model.pte`,
-    `model-int8.pte` and `hub`, a folder with weights, config and a model card. run: the run that trained the model; the
-    card has its numbers (`provenance` where there is no run). licence, caveats (sentences): for the card. options:
-    `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with (format, error) for
-    each format that cannot be written, which is left out. Without it this raises what `nt.export` raises; then no file
-    of any format has been written.
+    `model-int8.pte` and `hub`, a folder with weights, config and a model card. provenance, licence, caveats: for the
+    card. options: `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with
+    (format, error) for each format that cannot be written, which is left out. Without it this raises what `nt.export`
+    raises; then no file of any format has been written.
     """
     if not formats:
         raise UsageError(f"no format was named: choose from {', '.join(FORMATS)}")
@@ -131,7 +128,6 @@ def ship(
         options["progress"] = partial(on_progress, "export")
     files = export_all(model, paths, data=data, **options)
     if any(file.format == HUB for file in files):
-        provenance = provenance or (provenance_of(run) if run is not None else None)
         _write_card(target / HUB, model, data, files, provenance, licence=licence, caveats=caveats)
     return files
 
@@ -176,8 +172,8 @@ def _teacher_words(run: Run) -> str:
         return ""
     weights = f"teacher with weights {str(digest)[:12]}"
     try:
-        if run.around:
-            name = (Run(run.around[-1]).config.get("teacher") or {}).get("name")
+        if run.ancestors:
+            name = (Run(run.ancestors[-1]).config.get("teacher") or {}).get("name")
         else:
             name = read_json(Path(run.config["store"]) / INDEX, KIND, SCHEMA)["meta"]["teacher"]["name"]
     except (NoisyTeacherError, KeyError, TypeError):  # moved or removed since: the fingerprint still identifies it

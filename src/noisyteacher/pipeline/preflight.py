@@ -17,6 +17,7 @@ from noisyteacher.data import DATASETS, Batch, Split, Splits, epoch_batches, exp
 from noisyteacher.device import channels_last, check_threads, inference, precision_context, resolve_device
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.evaluate import answers_of, predict
+from noisyteacher.io.files import Json
 from noisyteacher.objectives import Distillation
 from noisyteacher.pipeline.class_order import Check, check_class_assignment, check_class_names
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel
@@ -70,20 +71,20 @@ def check_first_step(config: Config, data: Splits, objective: Distillation, mode
     student, device = config.student, resolve_device(config.run.device)
     views = expand_views(student.views)
     objective.check(data.train, views, data.classes)
-    batches = epoch_batches(
-        data.train, views, seed=0, epoch=0, first=0, batches=1, batch_size=student.batch_size,
-        every_view=student.every_view, total_steps=max(2, student.epochs), device=device,
-    )  # fmt: skip
-    batch = next(batches)
-    targets = objective.teacher.logits(batch)
-    loss = float(replace(objective, noise=None, label_weight=0.0)(targets, batch)[0])
-    size = float(targets.square().mean())
-    words = f"the loss of a student that answers as the teacher does is {loss:.3g} (mean squared logit {size:.3g})"
-    checks = [
-        Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), words),
-        check_gradient(copy.deepcopy(model).to(device), lambda logits: objective(logits, batch)[0], batch),
-    ]
-    return raise_failed_checks(checks, config.run.checks)
+    first: Json = {"seed": 0, "epoch": 0, "first": 0, "batches": 1, "total_steps": max(2, student.epochs)}
+    sizes: Json = {"batch_size": student.batch_size, "every_view": student.every_view}
+    batch = next(epoch_batches(data.train, views, device=device, **first, **sizes))
+    gradient = check_gradient(copy.deepcopy(model).to(device), lambda logits: objective(logits, batch)[0], batch)
+    return raise_failed_checks([check_no_loss(objective, batch), gradient], config.run.checks)
+
+
+def check_no_loss(objective: Distillation, batch: Batch) -> Check:
+    """Whether the teacher's term of the loss is 0, without noise, for a student with the teacher's own logits."""
+    logits = objective.teacher.logits(batch)
+    loss = float(replace(objective, noise=None, label_weight=0.0)(logits, batch)[0])
+    size = float(logits.square().mean())
+    message = f"the loss of a student that answers as the teacher does is {loss:.3g} (mean squared logit {size:.3g})"
+    return Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), message)
 
 
 def check_store_order(store: LogitStore, data: Splits, strict: bool) -> list[Check]:

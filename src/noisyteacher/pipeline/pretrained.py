@@ -19,9 +19,8 @@ from noisyteacher.data import Splits
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
 from noisyteacher.io.files import Json, StrPath
 from noisyteacher.models import ONNX, OWN, PREFIX, SHRINK, WHOLE, ZOO, Classifier, is_onnx_file, model_record
-from noisyteacher.runs import BEST, Run, by_name, folder_name, is_run
+from noisyteacher.runs import BEST, WEIGHTS, Run, by_name, folder_name, is_run
 from noisyteacher.text import SPLIT_NAMES
-from noisyteacher.train import WEIGHTS
 
 SHARED = {("mnist", "mnist-5k"): ("val", "test"), ("mnist-5k", "mnist"): ("val",)}
 """(data trained on, data judged on): the splits of the latter that hold training images of the former: the embedded
@@ -297,7 +296,7 @@ def seen_before(source: TrainedOn | None, data: Splits, who: str = "the teacher"
 def data_settings_of(where: StrPath) -> Json | None:
     """The settings `data` of a trained model's run or the run around it; None for a call from Python, for instance."""
     innermost = _folder_run(where)
-    for run in () if innermost is None else (innermost, *map(Run, reversed(innermost.around))):
+    for run in () if innermost is None else (innermost, *map(Run, reversed(innermost.ancestors))):
         config = run.config
         if "base" in config or "config" in config or run.info["kind"] == "compress":
             over_data = any(key.startswith("data.") for grid in config.get("grids", ()) for key in grid)

@@ -33,10 +33,11 @@ MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shif
 R = TypeVar("R", bound=Recipe)
 
 
-def resolve_auto(config: Config, data: Splits | None = None, *, label_weight: bool = True) -> Config:
+def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_weight: bool = True) -> Config:
     """The Config with what `auto` means: the precisions on this machine, and with data the views and label weight.
 
-    label_weight False: `auto` stays where there are labels, because a compression decides by its teacher's errors.
+    decide_label_weight False: `auto` stays where there are labels; a compression decides it later, by its teacher's
+    errors (`Compression._compare_teacher`).
     A run keeps the result: all its trainings have one precision, and pairs of students differ in the noise alone.
     """
     device = resolve_device(config.run.device)
@@ -44,7 +45,7 @@ def resolve_auto(config: Config, data: Splits | None = None, *, label_weight: bo
     if data is not None and student.label_weight == AUTO:
         if unlabelled_roles(data):
             student = replace(student, label_weight=0.0)
-        elif label_weight:
+        elif decide_label_weight:
             student = replace(student, label_weight=LABEL_WEIGHT)
     return replace(config, teacher=teacher, student=student)
 
@@ -80,13 +81,12 @@ def resolve_noise(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None
     """The noise that settings name, None where it is off; and the candidates where validation is to choose."""
     if settings.off:
         return None, ()
-    options = asdict(settings)
     if AUTO not in (settings.sigma, settings.alpha):
-        return Noise(**options), ()
+        return Noise(**asdict(settings)), ()
     sigmas = choice.sigmas if settings.sigma == AUTO else [settings.sigma]
     alphas = choice.alphas if settings.alpha == AUTO else [settings.alpha]
-    noises = [Noise(**{**options, "sigma": sigma, "alpha": alpha}) for sigma in sigmas for alpha in alphas]
-    return None, tuple(noise for noise in noises if noise.alpha and noise.sigma)
+    candidates = [replace(settings, sigma=sigma, alpha=alpha) for sigma in sigmas for alpha in alphas]
+    return None, tuple(Noise(**asdict(candidate)) for candidate in candidates if not candidate.off)
 
 
 def with_student_to_choose(config: Config) -> Config:

@@ -17,7 +17,7 @@ from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
 from noisyteacher.text import count, signed, size_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 """The number of the form of `result` in result.json."""
 UNITS = {"error": "%", "disagreement": "%", "nll": "nats", "ece": "%", "agreement": "%"}
 """Score -> unit. `disagreement` (with the teacher) stands for the error where there are no labels."""
@@ -28,6 +28,20 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "latency_ms": ("latency ms", "{:.3f}".format),
 }
 """Cost -> its name in a table, and how it is written."""
+
+
+KINDS = ("teacher", "labels", "clean", "noisy")
+"""Kinds of conditions in a run of several; in a compression also their names."""
+
+
+def run_name(condition: str, seed: int) -> str:
+    """The name of the child run that trains a condition with a seed."""
+    return f"{condition}-seed{seed}"
+
+
+def condition_of_run(name: str) -> str:
+    """The condition in the name of a child run; of a teacher's its whole name."""
+    return name.partition("-seed")[0]
 
 
 @dataclass(frozen=True)
@@ -211,7 +225,7 @@ class RunResult:
     """What failed, each with the reason: formats of an export, or cells of a sweep by run."""
     remarks: tuple[str, ...] = ()
     checks: tuple[Json, ...] = ()
-    """Checks before the first step: `check`, whether it `held` (None: not known), and `told`, a sentence."""
+    """Checks before the first step: `check`, whether it `passed` (None: not known), and `summary`, a sentence."""
     axes: tuple[str, ...] = ()
     cells: tuple[int, int] | None = None
     """Of an unfinished sweep: how many trainings are done, and how many there are."""

@@ -252,7 +252,7 @@ def noise_runs(experiment: Experiment) -> int:
     return (1 + len(candidates)) * experiment.config.choice.seeds if candidates else 0
 
 
-def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles) -> tuple[Noise | None, Json]:
+def search_noise(experiment: Experiment, logits: Logits, stages: StageTitles) -> tuple[Noise | None, Json]:
     """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
 
     Of equals, no noise wins, then the earlier candidate. Test data are not looked at.
@@ -274,7 +274,7 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles) ->
         {**_strength(noise), "val_error_%": list(trial.errors), "mean": trial.mean, "runs": list(trial.runs)}
         for noise, trial in trials.items()
     ]
-    record["told"] = (
+    record["summary"] = (
         f"{_noise_words(chosen)} was chosen on validation (n = {len(val):,}): {scored} {trials[chosen].mean:.2f} % "
         f"against {trials[None].mean:.2f} % without noise, the lowest of {len(trials)} candidates after "
         f"{plural(epochs, 'epoch')} x {plural(choice.seeds, 'seed')}"
@@ -290,7 +290,7 @@ def _strength(noise: Noise | None) -> Json:
     return {name: 0.0 if noise is None else noise.describe()[name] for name in ("sigma", "alpha")}
 
 
-def choose_student(
+def search_student(
     experiment: Experiment, search: StudentSearch, logits: Logits, stages: StageTitles, pace: Pace
 ) -> tuple[Experiment, Json]:
     """The experiment with its student named and its epochs fitted to the time there is, and the evidence.
@@ -333,7 +333,7 @@ def choose_student(
             {"name": candidate.name, "val_error_%": trial.mean, "training_s": trial.seconds, "run": trial.runs[0]}
             for candidate, trial in trials.items()
         ],
-        "told": explain_search(search, errors, chosen, n, epochs),
+        "summary": explain_search(search, errors, chosen, n, epochs),
     }
     return experiment.with_student(chosen.name, with_epochs(student, work.student_epochs)), record
 

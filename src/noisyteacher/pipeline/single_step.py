@@ -14,7 +14,7 @@ from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import on_rank_zero, restarts
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
-from noisyteacher.io.files import Json, shared_lock
+from noisyteacher.io.files import Json
 from noisyteacher.models import SHRINK, ZOO, Architecture, Classifier, origin_of
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline import preflight, pretrained, resolve
@@ -27,7 +27,7 @@ from noisyteacher.pipeline.experiment import (
     train_run,
 )
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.search import choose_noise, noise_runs
+from noisyteacher.pipeline.search import noise_runs, search_noise
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.progress import Watch, counted, stage
 from noisyteacher.runs import Run, as_json, list_runs, new_run
@@ -61,7 +61,7 @@ def train_config(
         if teacher.class_order:
             raise UsageError("teacher.class_order: is for a teacher that is trained already: leave it out")
         model, objective = build_network(teacher, teacher.name, data, seed), supervised()
-        _check(objective, model, data, config, teacher)
+        _check_training(objective, model, data, config, teacher)
         if run is None:
             title = pretrained.run_title(teacher.name, None, data.name)
             run = _new_run(config, teacher, title, {"config": describe(config), "seed": seed}, {}, command)
@@ -70,7 +70,7 @@ def train_config(
         )
         if on_run_created is not None:
             on_run_created(run)
-        return _train(experiment, model, objective, teacher, seed, {})
+        return _train_network(experiment, model, objective, teacher, seed, {})
 
 
 def extract_config(
@@ -136,9 +136,9 @@ def distil_config(
             )
         teacher = _stored_teacher(logits, student.name)
         teacher_name = display_name(str(teacher["name"])) if "name" in teacher else None
-        model, options = build_network(student, student.name, data, seed, teacher), resolve.distill_options(config)
-        objective = distil(logits, noise=candidates[-1] if candidates else noise, **options)
-        _check(objective, model, data, config, student)
+        model = build_network(student, student.name, data, seed, teacher)
+        objective = distil(logits, noise=noise, **resolve.distill_options(config))
+        _check_training(objective, model, data, config, student)
         checks = preflight.check_store_order(logits, data, config.run.checks)
         with stage(on_progress, preflight.CHECKING_STUDENT):
             checks += preflight.check_first_step(config, data, objective, model)
@@ -147,17 +147,25 @@ def distil_config(
             parents = {"store": logits.digest, "teacher": logits.fingerprints["teacher"]}
             title = pretrained.run_title(student.name, teacher_name, data.name)
             run = _new_run(config, student, title, settings, parents, command)
-        experiment = Experiment(config=config, data=data, teacher=teacher_name or "", student=student.name, run=run)
-        experiment = replace(experiment, on_progress=on_progress, noise_candidates=candidates)
+        experiment = Experiment(
+            config=config,
+            data=data,
+            teacher=teacher_name or "",
+            student=student.name,
+            run=run,
+            on_progress=on_progress,
+            noise=noise,
+            noise_candidates=candidates,
+        )
         if on_run_created is not None:
             on_run_created(run)
         extra: Json = {"checks": [check.describe() for check in checks]}
         if candidates and run.state != "done":
-            with shared_lock(run.path), errors_recorded(run):
+            with run.lock(shared=True), errors_recorded(run):
                 titles = StageTitles(noise_runs(experiment))
-                noise, extra["choice"] = choose_noise(experiment, {"train": logits}, titles)
-            objective = replace(objective, noise=noise)
-        return _train(experiment, model, objective, student, seed, extra)
+                noise, extra["choice"] = search_noise(experiment, {"train": logits}, titles)
+            experiment, objective = replace(experiment, noise=noise), replace(objective, noise=noise)
+        return _train_network(experiment, model, objective, student, seed, extra)
 
 
 def resume_single(
@@ -176,14 +184,14 @@ def resume_single(
     return distil_config(config, store, seed=seed, run=run, on_run_created=on_run_created, on_progress=on_progress)
 
 
-def _train(
+def _train_network(
     experiment: Experiment, model: Classifier, objective: Objective, recipe: Recipe, seed: int, extra: Json
 ) -> TrainedModel:
+    """The network of a run with a single training, and its result with `extra` in it."""
     options, title = resolve.fit_options(recipe, model, experiment.data), f"{recipe.name}, seed {seed}"
-    spec = TrainingSpec(
-        experiment, experiment.run, model, objective, options, seed, title, extra=extra, with_costs=True
+    return train_run(
+        TrainingSpec(experiment, experiment.run, model, objective, options, seed, title, extra=extra, with_costs=True)
     )
-    return train_run(spec)
 
 
 def _new_run(config: Config, recipe: Recipe, title: str, settings: Json, parents: Json, command: str | None) -> Run:
@@ -218,7 +226,7 @@ def _stored_teacher(store: LogitStore, student: str) -> Architecture:
     return architecture
 
 
-def _check(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:
+def _check_training(objective: Objective, model: Classifier, data: Splits, config: Config, recipe: Recipe) -> None:
     """Raises what `fit` would raise for wrong arguments, before a folder is made for it."""
     resolve_device(config.run.device)
     objective.check(data.train, expand_views(recipe.views), model.classes or data.classes, recipe.augment)

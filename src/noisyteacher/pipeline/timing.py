@@ -1,4 +1,4 @@
-"""How long a compression takes: speeds of this machine, epochs that fit into `target.minutes`, the remaining time.
+"""How long a compression takes: speeds of this machine, and the epochs that fit into `target.minutes`.
 
 Decisions are kept in the run's folder: a resumed run must not decide again by the speeds of another machine.
 """
@@ -6,7 +6,6 @@ Decisions are kept in the run's folder: a resumed run must not decide again by t
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -77,19 +76,19 @@ class Speeds:
     end: float = 0.0  # measuring and exporting
 
 
-def estimate(work: Work, speeds: Speeds) -> dict[str, list[float]]:
-    """Seconds of every stage, by what it is for. A student yet to be chosen is as slow as the slowest that is tried."""
+def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
+    """Seconds by what they are for. A student yet to be chosen is as slow as the slowest that is tried."""
     tried = speeds.students[: work.tries]
     slowest = max(tried or speeds.students)
     try_epochs = short_epochs(work.student_epochs, work.try_epochs)
     return {
-        "teacher": [work.teacher_epochs * speeds.teacher],
-        "logits": [speeds.logits],
-        "comparison": [try_epochs * speeds.students[0]] * work.comparisons,
-        "search": [try_epochs * seconds for seconds in tried],
-        "noise": [short_epochs(work.student_epochs, work.noise_epochs) * slowest] * work.noise_runs,
-        "students": [work.student_epochs * slowest] * work.students,
-        "export": [speeds.end],
+        "teacher": work.teacher_epochs * speeds.teacher,
+        "logits": speeds.logits,
+        "comparison": work.comparisons * try_epochs * speeds.students[0],
+        "search": try_epochs * sum(tried),
+        "noise": work.noise_runs * short_epochs(work.student_epochs, work.noise_epochs) * slowest,
+        "students": work.students * work.student_epochs * slowest,
+        "export": speeds.end,
     }
 
 
@@ -104,7 +103,7 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
         for epochs in range(work.student_epochs, fewest - 1, -1):
             share = epochs / work.student_epochs
             cut = replace(work, tries=tries, **{name: max(1, int(n * share + 1e-9)) for name, n in full.items()})
-            if sum(map(sum, estimate(cut, speeds).values())) <= seconds:
+            if sum(estimate(cut, speeds).values()) <= seconds:
                 return cut
     return cut
 
@@ -139,7 +138,6 @@ class Pace:
     on_progress: Watch | None = None
     clock: Clock = time.monotonic
     started: float | None = None  # the clock's value when the run was started
-    labels_first: bool = False  # whether a student on labels is trained before the noise is chosen
 
     def __post_init__(self) -> None:
         self.started = self.clock() if self.started is None else self.started
@@ -151,31 +149,12 @@ class Pace:
                 raise FileFormatError(f"{file}: not the plan of a compression: {error}") from error
         self.spent_before, begin = self.record.spent_s, self.record.decisions.get("begin")
         self.speeds = self.measure() if begin is None else begin.speeds
-        self.stage, self.stage_started, self.stage_seconds = "", self.started, list[float]()
-
-    @property
-    def forecast(self) -> Watch | None:
-        """A Watch that passes everything on, and adds to the note how long the whole run still takes."""
-        return None if self.on_progress is None else self._forecast
-
-    def _forecast(self, stage: str, done: int, total: int, note: str) -> None:
-        if stage != self.stage:
-            self.stage, self.stage_started = stage, self.clock()
-        match = re.match(r"\[(\d+)/\d+\]", stage)
-        if match is not None and int(match[1]) <= len(self.stage_seconds):
-            here, *later = self.stage_seconds[int(match[1]) - 1 :]
-            share = done / max(1, total)
-            if share >= 0.1:  # from here on the stage's own speed counts, no longer what was measured before
-                here = (self.clock() - self.stage_started) / share
-            note += f", about {rough_duration(here * (1 - share) + sum(later))} left in all"
-        if self.on_progress is not None:
-            self.on_progress(stage, done, total, note)
 
     def begin(self) -> Work:
         """The work that fits into the minutes; the estimate of its time is shown."""
         work = self._decide("begin", self.whole, self.speeds)
         if self.speeds is not None:
-            times = {name: sum(seconds) for name, seconds in estimate(work, self.speeds).items()}
+            times = estimate(work, self.speeds)
             shares = ", ".join(f"{name} {rough_duration(seconds)}" for name, seconds in times.items() if seconds)
             message(self.on_progress, "plan", f"time: about {rough_duration(sum(times.values()))}: {shares}")
         return work
@@ -193,19 +172,12 @@ class Pace:
 
     def _decide(self, stage: str, work: Work, speeds: Speeds | None) -> Work:
         """The work as it was decided before at this stage, or as it fits now; unchanged where time is not limited."""
-        if speeds is not None:
-            if self.minutes is not None and stage not in self.record.decisions:
+        if speeds is not None and self.minutes is not None:
+            if stage not in self.record.decisions:
                 seconds = self.remaining()
                 self.record.decisions[stage] = Decision(work, fit_into(work, speeds, seconds), speeds, seconds)
                 self._write()
-            if stage in self.record.decisions:
-                work = self.record.decisions[stage].work
-            times = estimate(work, speeds)
-            for name, stages in (("comparison", self.whole.comparisons), ("search", self.whole.tries)):
-                times[name] += [0.0] * (stages - len(times[name]))  # over, or without the time for it
-            if self.labels_first:
-                times["noise"].insert(0, times["students"].pop())
-            self.stage_seconds = [seconds for stages in times.values() for seconds in stages]
+            work = self.record.decisions[stage].work
         self.decided = work
         return work
 
@@ -248,10 +220,14 @@ class Pace:
         over = "MORE than" if self.spent > 60 * self.minutes else "of"
         took = f"the whole run took {duration(self.spent)}, {over} {self.minutes:.3g} min"
         return {
-            "minutes": self.minutes, "spent_s": self.spent, "epochs": epochs, "epochs_asked": requested, "tries": tried,
-            "tries_asked": None if tried is None else whole.tries,
-            "told": [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took],
-        }  # fmt: skip
+            "minutes": self.minutes,
+            "spent_s": self.spent,
+            "epochs": epochs,
+            "epochs_requested": requested,
+            "tries": tried,
+            "tries_requested": None if tried is None else whole.tries,
+            "summary": [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took],
+        }
 
 
 class _EnoughError(Exception):

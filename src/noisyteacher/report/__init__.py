@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from noisyteacher.errors import FileFormatError, NoisyTeacherError
-from noisyteacher.report.load import MALFORMED, RunLike, Study, read_studies
+from noisyteacher.report.load import MALFORMED, RunLike, read_studies
+from noisyteacher.report.study import Study
 from noisyteacher.text import unknown_name
 
 FORMATS = ("html", "md", "json", "csv")

@@ -22,7 +22,7 @@ import numpy as np
 from noisyteacher.io.files import Json
 from noisyteacher.paper.reference import Curve, matching_curves
 from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, PaperRow
-from noisyteacher.report.load import Study, latency_conditions, network, setting
+from noisyteacher.report.study import Study, latency_conditions, network, setting
 from noisyteacher.text import SPLIT_NAMES, flat, plural, printable
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def epochs(study: Study, rows: Sequence[Condition], key: str, what: str, log: bo
             line.set(markersize=3.5, markevery=max(1, len(mean) // 8))
         if log:
             _log_ticks(axes, "y", "{:g}".format)
-        _whole_numbers(axes)
+        axes.locator_params(axis="x", nbins=7, integer=True)
         _label(canvas, axes, "epoch", what, 1 if max(len(row.title) for row in rows) > 22 else 2)
 
     seeds = [len(curves[row.name]) for row in rows]
@@ -490,20 +490,14 @@ def _name_rows(axes: Axes, titles: Sequence[str]) -> None:
 
 def _log_ticks(axes: Axes, name: str, text: Callable[[float], str]) -> None:
     """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten, of a wide one at the powers alone."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     axes.set(**{f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axis.set_major_formatter(lambda value, _: text(value))
+    axis.set_minor_formatter("")
 
 
 def _comma(words: str) -> str:

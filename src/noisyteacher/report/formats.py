@@ -11,19 +11,13 @@ from dataclasses import asdict
 from noisyteacher.io.files import Json
 from noisyteacher.pipeline import COSTS, Condition
 from noisyteacher.report import tables
-from noisyteacher.report.load import Study, heading, setting, tagged, verdict_text
+from noisyteacher.report.page import page
+from noisyteacher.report.study import Study, heading, setting, tagged, verdict_text
 from noisyteacher.text import escaped, printable
 
 SCHEMA = 2
 NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-
-
-def html(studies: Sequence[Study]) -> str:
-    """The studies as one page."""
-    from noisyteacher.report.page import page
-
-    return page(studies)
 
 
 def markdown(studies: Sequence[Study]) -> str:
@@ -36,8 +30,8 @@ def markdown(studies: Sequence[Study]) -> str:
         blocks.append(f"{escaped(study.kind)} {escaped(study.run.id)}, {study.state}\n")
         blocks += [f"**{escaped(verdict_text(verdict))}**\n" for verdict in study.verdicts]
         choice = study.result.choice
-        if choice and choice["told"] not in [verdict.sentence for verdict in study.verdicts]:
-            blocks.append(escaped(f"The noise: {choice['told']}.") + "\n")
+        if choice and choice["summary"] not in [verdict.sentence for verdict in study.verdicts]:
+            blocks.append(escaped(f"The noise: {choice['summary']}.") + "\n")
         blocks += [f"{escaped(note)}\n" for note in study.notes]
         rows_by_data: dict[str, list[Condition]] = {}
         for row in study.picks():
@@ -136,4 +130,4 @@ def _row(study: Study, row: Condition) -> Json:
     }
 
 
-RENDERERS = {"html": html, "md": markdown, "json": as_json, "csv": as_csv}
+RENDERERS = {"html": page, "md": markdown, "json": as_json, "csv": as_csv}

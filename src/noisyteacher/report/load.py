@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from noisyteacher.config import type_adapter
+from noisyteacher.config import NoiseSettings, type_adapter
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
-from noisyteacher.pipeline import HANDED_OVER, Condition, Estimate, Result, RunResult, Verdict, condition_of
+from noisyteacher.pipeline import (
+    HANDED_OVER,
+    KINDS,
+    Condition,
+    Estimate,
+    Result,
+    RunResult,
+    Verdict,
+    condition_of,
+    condition_of_run,
+)
+from noisyteacher.report.study import Curve, Details, Study
 from noisyteacher.runs import Run, RunInfo, is_run, list_runs
 from noisyteacher.sweep import SweepResult, partial_result
-from noisyteacher.text import SPLIT_NAMES, plural, sentence
+from noisyteacher.text import SPLIT_NAMES, sentence
 
 SINGLE = {"train": "trained on labels", "distil": "distilled", "given": "trained before"}
 """Kind of a run that is a training on its own -> how its model came about."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 """What a file of another shape than docs/formats.md says raises where it is used."""
-MAX_CURVES = 6
-"""Conditions in one figure of epochs or calibration: more cannot be distinguished."""
 RunLike = str | os.PathLike[str] | Run
-Curve = dict[str, dict[float, float]]
-"""The epochs of a training: metric -> epoch -> value, without what is missing or not a number."""
 
 
 @dataclass(frozen=True)
@@ -68,160 +73,6 @@ class Training:
             for key, value in numbers.items() if "epoch" in numbers else ():
                 curve.setdefault(key, {})[numbers["epoch"]] = value
         return curve
-
-
-@dataclass(frozen=True)
-class Details:
-    """Confusion and reliability of a condition on one split, counts summed over its seeds."""
-
-    confusion: NDArray[np.int64] | None
-    """[K, K]: rows are labels, columns chosen classes."""
-    bins: NDArray[np.float64]
-    """[B, 3], of every bin that is not empty: rows, mean confidence (%), accuracy (%); [0, 3] without labels."""
-    seeds: int
-    classes: tuple[str, ...]
-    """Names of the classes of the confusion; their numbers where the runs have none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """One run folder as a report shows it."""
-
-    run: Run
-    state: str
-    result: RunResult
-    verdicts: tuple[Verdict, ...] = ()
-    notes: tuple[str, ...] = ()
-    """What is missing or unusual, in sentences."""
-    curves: Mapping[str, tuple[Curve, ...]]
-    """By condition: one per seed."""
-    details: Mapping[str, Mapping[str, Details]]
-    """By condition, then by role."""
-    handed_over: Condition | None = None
-    """Of a compression: the student that is handed over, with its one seed; not among the result's conditions."""
-    candidates: tuple[Condition, ...] = ()
-    """The noises that a run chose from."""
-    parts: tuple[Study, ...] = ()
-    """The sweeps of a reproduction."""
-
-    @property
-    def kind(self) -> str:
-        """`compress`, `sweep`, `paper`, or a key of SINGLE."""
-        return str(self.run.info["kind"])
-
-    @property
-    def command(self) -> str:
-        """The command that started the run; "" where none is recorded."""
-        command = self.run.info["command"]
-        return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
-
-    @property
-    def rows(self) -> tuple[Condition, ...]:
-        """Teachers, then students."""
-        return self.result.rows
-
-    @property
-    def role(self) -> str:
-        """The split that is reported on."""
-        return self.result.role
-
-    @property
-    def over_noise(self) -> bool:
-        """Whether noise is in question: used, put on a grid, chosen from candidates, or still to be chosen."""
-        result, noise = self.result, self.run.config.get("noise")
-        return bool(
-            result.choice
-            or any(row.kind == "noisy" for row in result.rows)
-            or "auto" in (noise.values() if isinstance(noise, dict) else (noise,))
-            or any(axis.startswith("noise.") for axis in result.axes)
-        )
-
-    @property
-    def reference(self) -> str:
-        """What the student without noise is called: `clean`, or `distilled` where no student has noise."""
-        return "clean" if self.over_noise else "distilled"
-
-    @property
-    def models(self) -> str:
-        """Which models on which data: `"mlp800 from lenet, mnist-5k"`."""
-        networks = filter(None, (network(self.result.conditions), network(self.result.teachers)))
-        data = dict.fromkeys(map(self.data_of, self.rows)) if self.rows else (self.result.data,)
-        return ", ".join([" from ".join(networks) or str(self.run.info["name"]), *filter(None, data)])
-
-    def with_parts(self) -> list[Study]:
-        """This study and those inside it, in order."""
-        return [self, *(inner for part in self.parts for inner in part.with_parts())]
-
-    def picks(self) -> list[Condition]:
-        """The conditions that a figure of epochs or calibration shows: all, or the controls and the best noises."""
-        if len(self.rows) <= MAX_CURVES:
-            return list(self.rows)
-        noisy = {row.name: error.mean for row in self.rows if row.kind == "noisy" and (error := row.score("val"))}
-        picks = [row for row in self.rows if row.kind != "noisy" or row.name in noisy]
-        return sorted(picks, key=lambda row: noisy.get(row.name, -1.0))[:MAX_CURVES]
-
-    def data_of(self, condition: Condition) -> str:
-        """The name of a condition's data."""
-        return condition.data or self.result.data
-
-    def split_of(self, condition: Condition) -> tuple[str, int | None]:
-        """(data, images) of the split that a condition's errors are of: only conditions of one split are compared."""
-        return self.data_of(condition), condition.n.get(self.role)
-
-    def is_chosen(self, condition: Condition) -> bool:
-        """Whether validation prefers it in its family."""
-        if self.result.choice is not None and condition in self.candidates:
-            chosen = self.result.choice["chosen"]
-            return all(condition.settings[f"noise.{key}"] == chosen[key] for key in ("sigma", "alpha"))
-        return any(family.by_validation[:1] == (condition.name,) for family in self.result.families)
-
-    def is_handed_over(self, condition: Condition) -> bool:
-        """Whether the student that is handed over is one of its seeds."""
-        return self.handed_over is not None and self.handed_over.runs[0] in condition.runs
-
-    def marks(self, condition: Condition) -> str:
-        """What distinguishes a condition: handed over, chosen by validation, least on test."""
-        marks = ["chosen by validation"] if self.is_chosen(condition) else []
-        marks += ["least on test"] if any(condition.name in family.by_test for family in self.result.families) else []
-        if self.handed_over is not None and self.is_handed_over(condition):
-            errors = self.handed_over.errors if len(condition.errors) > 1 else ()
-            seed = f": seed {self.handed_over.seeds[0]}, {errors[0]:.2f} %" if errors else ""
-            marks.insert(0, HANDED_OVER + seed)
-        return ", ".join(marks)
-
-    def verdict_condition(self, verdict: Verdict) -> Condition | None:
-        """The condition that a verdict is about."""
-        return self.handed_over if verdict.word == HANDED_OVER else self.result.condition(verdict.condition)
-
-    def images(self, role: str, conditions: Iterable[Condition]) -> str:
-        """How many images of one split the conditions are scored on, by data set where they differ; "" if unknown.
-
-        `"n = 400 images"`, `"n = 150 (tiny), 60 (easy) images"`.
-        """
-        pairs = dict.fromkeys((self.data_of(row), row.n[role]) for row in conditions if row.n.get(role))
-        if not pairs:
-            return ""
-        several = len({n for _, n in pairs}) > 1
-        sizes = [f"{n:,} ({data})" if several else f"{n:,}" for data, n in pairs]
-        return f"n = {', '.join(sizes if several else sizes[:1])} images"
-
-
-def verdict_text(verdict: Verdict) -> str:
-    """The verdict with its capital and full stop; a name or a setting at its beginning keeps its case."""
-    text = verdict.sentence.rstrip(".")
-    return sentence(text) if re.match("[a-z]+ ", text) else f"{text}."
-
-
-def heading(studies: Sequence[Study]) -> str:
-    """The title of a report: the models of one run, the name of one with runs in it, or how many runs there are."""
-    if len(studies) > 1:
-        return plural(len(studies), "run")
-    return str(studies[0].run.info["name"]) if studies[0].parts else studies[0].models
-
-
-def tagged(studies: Sequence[Study]) -> list[str]:
-    """A short name per study: A, B, ..., Z, 27, 28, ..."""
-    return [chr(65 + number) if number < 26 else str(number + 1) for number in range(len(studies))]
 
 
 def read_studies(runs: RunLike | Iterable[RunLike]) -> tuple[Study, ...]:
@@ -317,8 +168,8 @@ def _result(run: Run, trainings: Mapping[str, Training]) -> RunResult:
         except NoisyTeacherError:  # no training is done, or its settings cannot be read here
             return result
     rows = []
-    for group in ("teacher", "labels", "clean", "noisy"):
-        names = [name for name, each in trainings.items() if name.partition("-seed")[0] == group and each.result]
+    for group in KINDS:  # as a compression names its conditions
+        names = [name for name, each in trainings.items() if condition_of_run(name) == group and each.result]
         rows += [_condition(trainings, names, group)] if names else []
     if not rows:
         return result
@@ -336,7 +187,9 @@ def _condition(trainings: Mapping[str, Training], names: Sequence[str], kind: st
     name, title, chosen = kind, kind, "auto" not in noise.values()
     if not kind:
         name, title = names[0], f"{model}, {SINGLE[info['kind']]}"
-        kind = "model" if not chosen or info["kind"] != "distil" else "noisy" if _changes_logits(noise) else "clean"
+        kind = "model"
+        if chosen and info["kind"] == "distil":
+            kind = "clean" if type_adapter(NoiseSettings).validate_python(noise).off else "noisy"
     costs = first.result.get("costs")
     results = {training.info["seed"] or 0: training.result for training in members if training.result}
     condition = condition_of(name, title, kind, results, names, model=str(model))
@@ -418,33 +271,6 @@ def _summed(tables: Sequence[Json], classes: tuple[str, ...]) -> Details:
     rows = counts.sum(0)
     bins = np.stack([rows, *((counts * value).sum(0) / np.maximum(1, rows) for value in values)], axis=1)
     return Details(confusion, bins[rows > 0], len(tables), classes)
-
-
-def _changes_logits(noise: Json) -> bool:
-    """Whether noise of these settings changes any logit."""
-    return bool(noise) and noise.get("sigma") not in (0, [0, 0]) and noise.get("alpha") != 0
-
-
-def setting(value: object) -> str:
-    """A setting in words: a range as `low..high`."""
-    if isinstance(value, (list, tuple)):
-        return "..".join(map(setting, value))
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
-def latency_conditions(row: Condition) -> str:
-    """How the latency was measured; "" where it was not."""
-    latency = row.costs.latency_ms if row.costs is not None else None
-    if latency is None:
-        return ""
-    threads = plural(latency.threads, "thread")
-    return f"median of {latency.runs} forward passes, batch {latency.batch}, {threads}, {latency.device}"
-
-
-def network(conditions: Iterable[Condition]) -> str | None:
-    """The network of all these conditions; None where there are several or none is named."""
-    names = {condition.model for condition in conditions if condition.model}
-    return names.pop() if len(names) == 1 else None
 
 
 def _table(record: Json, key: str) -> Json:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from noisyteacher.pipeline import HANDED_OVER, Condition, Verdict
 from noisyteacher.report import figures, tables
 from noisyteacher.report.figures import Figure
-from noisyteacher.report.load import Study, heading, tagged, verdict_text
+from noisyteacher.report.study import Study, heading, tagged, verdict_text
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, plural, printable, sentence
 
@@ -132,14 +132,10 @@ def _facts(study: Study, about: Condition | None) -> Iterable[tuple[str, str, st
     if about is None or about.score(role) is None:
         return
     teacher, clean = study.result.teacher_of(about), study.result.clean_of(about)
-    if about is study.handed_over:
-        compared = {"teacher, ": teacher, "student, ": about}
-    elif about.kind == "noisy":
-        compared = {"teacher, ": teacher, "clean student, ": clean, "noisy student, ": about}
-    else:
-        compared = {"teacher, ": teacher, "clean student, ": clean, "": about}
-        compared = {name: row for name, row in compared.items() if row is not about or name == ""}
-    for name, row in compared.items():
+    compared = [("teacher, ", teacher), ("clean student, ", None if about is study.handed_over else clean)]
+    compared = [(name, row) for name, row in compared if row is not about]
+    label = "student, " if about is study.handed_over else "noisy student, " if about.kind == "noisy" else ""
+    for name, row in (*compared, (label, about)):
         if row is not None and (error := row.score(role)) is not None:
             yield (f"{name}{split} error", f"{error.mean:.2f} %", row.interval_text(role))
     if (gap := about.against_clean.get(role)) is not None:
@@ -163,7 +159,7 @@ def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
     yield Section("Results", notes, compared, results)
     if alone:
         yield _along([study], [""])
-    words = [sentence(text) for text in (result.search or {}).get("told", ())]
+    words = [sentence(text) for text in (result.search or {}).get("summary", ())]
     yield Section("How the student was chosen", words, tables=[tables.searched(study)])
     candidates = figures.Group("choice of the noise", study, study.candidates)
     choice = [figures.along(candidates, axis, "val") for axis in ("sigma", "alpha")]
@@ -181,7 +177,7 @@ def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
     layers = [tables.layers(title, row) for title, row in tables.networks(study)]
     drawn = figures.trade_offs([study]) if alone else []
     yield Section("Costs", [], drawn, [tables.costs(study), *layers])
-    best = [sentence(result.best["told"])] if result.best else []
+    best = [sentence(result.best["summary"])] if result.best else []
     yield Section("What is handed over", best, tables=[tables.exported(study)])
 
 

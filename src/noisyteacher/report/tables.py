@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from noisyteacher.config import LIMITS
 from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, search_table
-from noisyteacher.report.load import Study, latency_conditions
+from noisyteacher.report.study import Study, latency_conditions
 from noisyteacher.runs import by_name
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, count, duration, flat, signed, size_bytes

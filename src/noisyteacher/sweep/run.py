@@ -12,7 +12,7 @@ from typing import Any
 from noisyteacher.config import Values
 from noisyteacher.device import cpu_threads
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.io.files import shared_lock, write_json
+from noisyteacher.io.files import write_json
 from noisyteacher.measure import Costs, measure
 from noisyteacher.models import load_model, model_record
 from noisyteacher.pipeline import (
@@ -27,15 +27,16 @@ from noisyteacher.pipeline import (
     load_config_data,
     prepare_teacher,
     resolve_auto,
+    run_name,
 )
+from noisyteacher.process import cores
 from noisyteacher.progress import reported, stage
-from noisyteacher.runs import Run, new_run
+from noisyteacher.runs import WEIGHTS, Run, new_run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
 from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec
-from noisyteacher.sweep.workers import Cell, MakeExecutor, cell_of, cluster, local, run_name, threads_per_job, train_all
+from noisyteacher.sweep.workers import Cell, MakeExecutor, cell_of, cluster, local, train_all
 from noisyteacher.text import plural
-from noisyteacher.train import WEIGHTS
 
 CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 2
 
@@ -113,8 +114,8 @@ def sweep(
                 return SweepResult.read(run.path, done)
             threads = settings.threads
             if threads is None and jobs > 1:  # workers on other machines know their own cores
-                threads = threads_per_job(jobs)
-            with shared_lock(run.path), cpu_threads(settings.threads):
+                threads = max(1, cores() // jobs)
+            with run.lock(shared=True), cpu_threads(settings.threads):
                 return _run(spec, run, threads, make_executor, stack, watch)
 
 
@@ -132,7 +133,7 @@ def partial_result(run: Run) -> SweepResult:
     spec = build_spec(**_settings(run))
     children = {child.path.name: child for child in run.children()}
     results = {name: child.result() or {} for name, child in children.items() if child.state == "done"}
-    cells = [run_name(condition, seed) for condition in spec.conditions for seed in range(spec.seeds)]
+    cells = [run_name(condition.name, seed) for condition in spec.conditions for seed in range(spec.seeds)]
     failed = {
         name: " ".join((children[name].error() or "").split())
         for name in cells
@@ -173,7 +174,6 @@ def _run(
     spec: SweepSpec, run: Run, threads: int | None, make_executor: MakeExecutor | None, stack: int, watch: Watch | None
 ) -> SweepResult:
     """Everything from the first teacher to the result, in an existing run folder."""
-    run.clear_error()
     teachers = list(_prepare(spec, run, watch))
     cells = [
         cell_of(condition, seed, run, teacher.stores, threads)
@@ -182,17 +182,18 @@ def _run(
         for condition in teacher.members
     ]
 
-    def report(waiting: Sequence[Cell], failures: Mapping[str, str]) -> None:
+    def report(waiting: Sequence[Cell], share: float, failures: Mapping[str, str]) -> None:
         if watch is not None:
             done = len(cells) - len(waiting)
             note = f"{done} of {plural(len(cells), 'cell')} done" + (f", {len(failures)} failed" if failures else "")
-            watch("sweep", round(100 * (done + sum(cell.progress for cell in waiting))), 100 * len(cells), note)
+            watch("sweep", round(100 * (done + share)), 100 * len(cells), note)
 
     failures = train_all([cell for cell in cells if not cell.done], make_executor, report, stack)
-    results = {cell.run: Run(cell.path).result() or {} for cell in cells if cell.run not in failures}
-    failed = {cell.run: failures[cell.run] for cell in cells if cell.run in failures}
+    results = {cell.name: cell.run.result() or {} for cell in cells if cell.name not in failures}
+    failed = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
     result = _analysed(spec, run, teachers, results, failed)
-    # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one.
+    # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one, except
+    # with `stack`: a resumed sweep groups the cells that are left anew, which changes the rounding.
     timeless = replace(result, conditions=tuple(replace(condition, seconds=()) for condition in result.conditions))
     analysis = {key: timeless.describe()[key] for key in ("conditions", "families", "failed")}
     write_json(run.path / CONDITIONS, KIND, SCHEMA, analysis, within=run.path)
@@ -222,7 +223,7 @@ def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher
         label = name if len(groups) == 1 else f"teacher {number}/{len(groups)}"
         teacher = prepare_teacher(experiment, label, name)
         logits = extract_logits(experiment, teacher.model, f"{label}'s logits")
-        logits |= extract_more_teachers(experiment, label)
+        logits |= extract_more_teachers(experiment, label, name)
         with stage(watch, CHECKING_TEACHER):
             checks = [check.describe() for check in check_teacher(experiment, teacher, logits)]
         yield Teacher(
@@ -248,7 +249,7 @@ def _analysed(
     conditions = []
     teacher_of = {member.name: teacher for teacher in teachers for member in teacher.members}
     for condition in spec.conditions:
-        runs = {seed: run_name(condition, seed) for seed in range(spec.seeds)}
+        runs = {seed: run_name(condition.name, seed) for seed in range(spec.seeds)}
         runs = {seed: name for seed, name in runs.items() if name in results}
         teacher = teacher_of.get(condition.name)
         conditions.append(

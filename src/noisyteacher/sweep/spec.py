@@ -29,8 +29,10 @@ from noisyteacher.text import sigma_words
 
 Grid = Mapping[str, Sequence[Any]]
 """Dotted settings with the values to try."""
-LOSS_SETTINGS: Values = {"loss": "logit_regression", "temperature": None, "label_weight": 0.0}
-"""Settings without effect on a student trained on labels alone, each at one value, so that such students are equal."""
+LOSS_SETTINGS: Values = {"loss": "logit_regression", "temperature": None, "label_weight": 0.0, "combine": "mean"}
+"""Settings of the loss in which students that are trained in common steps may differ (`workers.stacks`)."""
+LABELS_ALONE: Values = {**LOSS_SETTINGS, "scale": "none"}
+"""Settings without effect on students trained on labels alone, reset for these so that duplicates merge."""
 DEFAULT_NOISE = asdict(NoiseSettings())
 
 
@@ -214,11 +216,11 @@ def _conditions(configs: list[Config], axes: list[str], base: Config) -> tuple[l
         clean_config = replace(members[0], noise=NoiseSettings(sigma=0.0, alpha=0.0))
         settings = {key: _setting(clean_config, key) for key in other_axes}
         words = changes(settings)
-        labels_config = replace(clean_config, student=replace(clean_config.student, **LOSS_SETTINGS))
+        labels_config = replace(clean_config, student=replace(clean_config.student, **LABELS_ALONE))
         key = fingerprint(asdict(labels_config))
         if base.run.baselines and key not in labels:
             used = {
-                name: value for name, value in settings.items() if name.removeprefix("student.") not in LOSS_SETTINGS
+                name: value for name, value in settings.items() if name.removeprefix("student.") not in LABELS_ALONE
             }
             labels[key] = add("labels", labels_config, used, ["labels alone", *changes(used)])
         clean = add("clean", clean_config, settings, ["clean", *words], ", ".join([reference, *words]))

@@ -6,13 +6,22 @@ A cell is a condition with a seed, trained in a child run of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,12 +39,13 @@ from noisyteacher.pipeline import (
     TrainingSpec,
     load_config_data,
     resolve_auto,
+    run_name,
     student_spec,
     train_run,
     train_runs,
 )
-from noisyteacher.process import cores, end, leave_now, processes
-from noisyteacher.runs import Run
+from noisyteacher.process import WorkerTerminated, end, exit_terminated, worker_pool
+from noisyteacher.runs import METRICS, Run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.spec import LOSS_SETTINGS, ConditionSpec, fingerprint
 
@@ -54,10 +64,10 @@ class Cell:
 
     folder: str
     """The sweep's run folder, on a file system that all workers share."""
-    run: str
+    name: str
     """The child run's name."""
-    condition: str
     kind: str
+    """That of its condition."""
     seed: int
     config: Values
     stores: Mapping[str, str]
@@ -65,47 +75,37 @@ class Cell:
     threads: int | None
 
     @property
-    def path(self) -> Path:
-        """The child run's folder."""
-        return Path(self.folder) / self.run
+    def run(self) -> Run:
+        """The child run, whose folder may not exist yet."""
+        return Run(Path(self.folder) / self.name)
 
     @property
     def done(self) -> bool:
         """Whether it is trained."""
-        return self.path.is_dir() and Run(self.path).state == "done"
+        return self.run.path.is_dir() and self.run.state == "done"
 
     @property
-    def progress(self) -> float:
-        """The share (0..1) of its epochs that its metrics.jsonl has."""
-        file = self.path / "metrics.jsonl"
+    def share_trained(self) -> float:
+        """The share (0..1) of its epochs that are recorded in the run folder."""
+        file = self.run.path / METRICS
         if not file.exists():
             return 0.0
         return min(1.0, len(read_bytes(file).splitlines()) / int(self.config["student"]["epochs"]))
 
 
-ProgressCallback = Callable[[Sequence[Cell], Mapping[str, str]], None]
-"""Called with the cells that wait or are being trained, and the failures so far."""
-
-
-def run_name(condition: ConditionSpec, seed: int) -> str:
-    """The name of a cell's child run."""
-    return f"{condition.name}-seed{seed}"
+OnProgress = Callable[[Sequence[Cell], float, Mapping[str, str]], None]
+"""Called with the cells that are not finished, how many of these the training done so far would make, and failures."""
 
 
 def cell_of(condition: ConditionSpec, seed: int, run: Run, stores: Mapping[str, str], threads: int | None) -> Cell:
     """The cell of a condition and a seed in the sweep's run."""
-    name, config = run_name(condition, seed), describe(condition.config)
-    return Cell(str(run.path.absolute()), name, condition.name, condition.kind, seed, config, dict(stores), threads)
+    folder, config = str(run.path.absolute()), describe(condition.config)
+    return Cell(folder, run_name(condition.name, seed), condition.kind, seed, config, dict(stores), threads)
 
 
 def local(jobs: int) -> MakeExecutor:
     """A function that makes an executor of so many processes on this machine."""
-    return partial(processes, jobs, unwinding=True)
-
-
-def threads_per_job(jobs: int) -> int:
-    """The threads of each of so many processes on this machine."""
-    return max(1, cores() // jobs)
+    return partial(worker_pool, jobs, unwinding=True)
 
 
 @contextmanager
@@ -129,99 +129,114 @@ def cluster(address: str) -> Iterator[MakeExecutor]:
 
 
 def train_all(
-    cells: Sequence[Cell], make_executor: MakeExecutor | None, on_progress: ProgressCallback, stack: int = 1
+    cells: Sequence[Cell], make_executor: MakeExecutor | None, on_progress: OnProgress, stack: int = 1
 ) -> dict[str, str]:
-    """Train every cell; returns the error, by run name, of those that failed.
+    """Train every cell; returns the error, by the cell's name, of those that failed.
 
-    make_executor: None trains them in this process, up to `stack` at once. Where a worker dies, its cells are
-    submitted again, each RETRIES times at most; a cell that was being trained at two deaths is then trained alone, so
-    that it cannot take others with it. `on_progress` is called about every second, less often if it takes long.
+    make_executor: None trains them in this process, up to `stack` in common steps. `on_progress` is called about every
+    second, less often if it takes long. Where a process of a local pool dies, its cells are submitted again, each
+    RETRIES times at most; a cell that was being trained at two deaths is then trained alone, so that it cannot take
+    others with it. Other executors see to their dead workers themselves.
     """
+    unfinished = {cell.name: cell for cell in cells}
     failures: dict[str, str] = {}
-    waiting = list(cells)
+    last_report = -math.inf
+
+    def report(share: float | None = None) -> None:
+        nonlocal last_report
+        if (begin := monotonic()) >= last_report:
+            waiting = list(unfinished.values())
+            on_progress(waiting, sum(cell.share_trained for cell in waiting) if share is None else share, failures)
+            last_report = monotonic() + max(1.0, 20 * (monotonic() - begin))
+
+    def report_step(size: int, step: int, steps: int) -> None:
+        report(size * step / steps)
+
+    def finish(cell: Cell, error: str | None) -> None:
+        del unfinished[cell.name]
+        if error is not None:
+            failures[cell.name] = error
+            _record_failure(cell.run, error)
+
     if make_executor is None:
-        reported = monotonic()
-
-        def report(step: int, steps: int) -> None:
-            nonlocal reported
-            if monotonic() >= reported + 1.0:
-                on_progress(waiting, failures)
-                reported = monotonic()
-
         for group in stacks(cells, stack):
-            on_progress(waiting, failures)
-            failures |= train_cells(group, report)
-            waiting = [cell for cell in waiting if cell not in group]
+            report(0.0)
+            errors = train_cells(group, partial(report_step, len(group)))
+            for cell in group:
+                finish(cell, errors.get(cell.name))
     deaths: Counter[str] = Counter()
-    while make_executor is not None and waiting:
-        batch = [cell for cell in waiting if deaths[cell.run] <= 1] or waiting[:1]
-        later = [cell for cell in waiting if cell not in batch]
-        waiting = _run_batch(batch, make_executor, on_progress, failures, deaths) + later
-    on_progress([], failures)
+    while make_executor is not None and unfinished:
+        cells = list(unfinished.values())
+        batch = [cell for cell in cells if deaths[cell.name] <= 1] or cells[:1]
+        _train_batch(batch, make_executor, deaths, finish, report)
+    on_progress([], 0.0, failures)
     return failures
 
 
-def _run_batch(
+def _train_batch(
     cells: Sequence[Cell],
     make_executor: MakeExecutor,
-    on_progress: ProgressCallback,
-    failures: dict[str, str],
     deaths: Counter[str],
-) -> list[Cell]:
-    """Submit the cells to a new executor; returns those whose worker died and that may be tried again."""
+    finish: Callable[[Cell, str | None], None],
+    report: Callable[[], None],
+) -> None:
+    """Train the cells in a new executor, until all are finished or a process of a local pool has died.
+
+    `deaths` counts how often a process died while a cell was with a pool, which has no more cells than processes.
+    """
     executor = make_executor()
-    work = train_in_worker if isinstance(executor, ProcessPoolExecutor) else train_cell
-    waiting: dict[Future[str | None], Cell] = {}
-    again: list[Cell] = []
-    pause = 1.0
+    local_pool = executor if isinstance(executor, ProcessPoolExecutor) else None
+    limit = len(cells) if local_pool is None else getattr(local_pool, "_max_workers", 1)
+    return_when = ALL_COMPLETED if local_pool is None else FIRST_COMPLETED  # of thousands, many are done in a second
+    queue = deque(cells)
+    running: dict[Future[str | None], Cell] = {}
     try:
-        for cell in cells:
-            waiting[executor.submit(work, cell)] = cell
-        while waiting:
-            for future in wait(waiting, timeout=pause).done:
-                cell = waiting.pop(future)
+        while queue or running:
+            while queue and len(running) < limit:
                 try:
-                    error = future.result()
+                    future = executor.submit(train_cell, queue[0])
                 except BrokenExecutor:
-                    deaths[cell.run] += cell.path.is_dir() and not cell.done  # one that had not begun is not to blame
-                    error = f"its process died {deaths[cell.run]} times: is there enough memory? fewer --jobs need less"
-                    if cell.done or deaths[cell.run] <= RETRIES:
-                        again += [] if cell.done else [cell]
-                        continue
-                except Exception as failure:  # how a cluster reports a worker that is gone for good
-                    error = f"{type(failure).__name__}: {failure}"
-                if error is not None:
-                    failures[cell.run] = error
-            before = monotonic()
-            on_progress(list(waiting.values()), failures)
-            pause = max(1.0, 20 * (monotonic() - before))
+                    queue.clear()
+                    break
+                running[future] = queue.popleft()
+            for future in wait(running, timeout=1.0, return_when=return_when).done:
+                cell = running.pop(future)
+                try:
+                    finish(cell, future.result())
+                except BrokenExecutor:
+                    queue.clear()  # it takes no more
+                    deaths[cell.name] += 1
+                    if cell.done:
+                        finish(cell, None)
+                    elif deaths[cell.name] > RETRIES:
+                        finish(
+                            cell, f"its process died {deaths[cell.name]} times: is there enough memory? Use fewer jobs"
+                        )
+                except Exception as error:  # how a cluster reports a worker that is gone for good
+                    finish(cell, _reason(error))
+            report()
     except BaseException:
-        for future in waiting:
-            future.cancel()
-        if isinstance(executor, ProcessPoolExecutor):  # its workers save a checkpoint
-            end(executor, PATIENCE_S)
+        if local_pool is not None:
+            end(local_pool, PATIENCE_S)  # its workers save a checkpoint
         else:
-            executor.shutdown(wait=False)
+            executor.shutdown(wait=False, cancel_futures=True)
         raise
     executor.shutdown(wait=True)
-    return again
 
 
 def train_cell(cell: Cell) -> str | None:
-    """Train the cell unless it is done. Returns None, or why it failed (also in the cell's error.txt)."""
-    return train_cells([cell]).get(cell.run)
+    """Train the cell in this worker unless it is done: None, or why it failed.
 
-
-def train_in_worker(cell: Cell) -> str | None:
-    """`train_cell` in a process of `process.processes`: on SIGTERM it saves a checkpoint and exits."""
+    A worker of a local pool that receives SIGTERM saves a checkpoint and exits.
+    """
     try:
-        return train_cell(cell)
-    except SystemExit:
-        leave_now()
+        return train_cells([cell]).get(cell.name)
+    except WorkerTerminated:
+        exit_terminated()
 
 
-def train_cells(cells: Sequence[Cell], progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
-    """Train cells, several in common steps, unless they are done; returns the error, by run name, of those that failed.
+def train_cells(cells: Sequence[Cell], on_step: Callable[[int, int], None] | None = None) -> dict[str, str]:
+    """Train cells, several in common steps, unless they are done; returns the error, by name, of those that failed.
 
     A cell that another process trains is waited for. A defect in one cell does not end the sweep.
     """
@@ -230,26 +245,30 @@ def train_cells(cells: Sequence[Cell], progress: Callable[[int, int], None] | No
     with _TORCH:
         for cell in cells:
             try:
-                trainings[cell.run] = _training(cell)
+                trainings[cell.name] = _training(cell)
             except Exception as error:
-                errors[cell.run] = error
+                errors[cell.name] = error
         try:
-            if len(trainings) == 1:
-                train_run(*trainings.values())
-            elif trainings:
-                outcomes = zip(trainings, train_runs(list(trainings.values()), progress), strict=True)
-                errors |= {run: outcome for run, outcome in outcomes if isinstance(outcome, Exception)}
+            specs = list(trainings.values())
+            if len(specs) == 1:
+                train_run(specs[0], on_step)
+            elif specs:
+                outcomes = zip(trainings, train_runs(specs, on_step), strict=True)
+                errors |= {name: outcome for name, outcome in outcomes if isinstance(outcome, Exception)}
         except Exception as error:
             errors |= dict.fromkeys(trainings, error)
-    for cell in cells:
-        failure = errors.get(cell.run)
-        if failure is not None and not isinstance(failure, NoisyTeacherError) and cell.path.is_dir():
-            Run(cell.path).write_error(_reason(failure))  # errors of this package are written where they are raised
-    return {run: _reason(error) for run, error in errors.items()}
+    return {name: _reason(error) for name, error in errors.items()}
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _record_failure(run: Run, reason: str) -> None:
+    """Write the error.txt of a failed cell that has a run folder, unless another process works on it or it is done."""
+    with suppress(NoisyTeacherError), run.lock(wait=False):
+        if run.state in ("unfinished", "failed"):
+            run.write_error(reason)
 
 
 def stacks(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
@@ -258,7 +277,7 @@ def stacks(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
     for cell in cells:
         config = {name: value for name, value in cell.config.items() if name != "noise"}
         config["student"] = {name: value for name, value in config["student"].items() if name not in LOSS_SETTINGS}
-        key = cell.run if most == 1 else fingerprint([config, dict(cell.stores), cell.threads])
+        key = cell.name if most == 1 else fingerprint([config, dict(cell.stores), cell.threads])
         groups.setdefault(key, []).append(cell)
     return [group[first : first + most] for group in groups.values() for first in range(0, len(group), most)]
 
@@ -275,7 +294,7 @@ def _training(cell: Cell) -> TrainingSpec:
     experiment = Experiment(
         config=config, data=data, teacher=config.teacher.name, student=config.student.name, run=Run(cell.folder)
     )
-    return student_spec(experiment, cell.run, cell.kind, noise, cell.seed, logits, cell.run)
+    return student_spec(experiment, cell.name, cell.kind, noise, cell.seed, logits, cell.name)
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,5 @@
 
 from noisyteacher.train.fitting import fit, fit_many
 from noisyteacher.train.history import History
-from noisyteacher.train.trainer import WEIGHTS
 
-__all__ = ["WEIGHTS", "History", "fit", "fit_many"]
+__all__ = ["History", "fit", "fit_many"]

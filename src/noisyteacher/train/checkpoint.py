@@ -19,10 +19,12 @@ from noisyteacher.data import Split
 from noisyteacher.errors import FileFormatError, MismatchError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import read_tensors, tensor_bytes, write_tensors
+from noisyteacher.runs import CHECKPOINT
 from noisyteacher.train.state import Progress, Student
 
 KIND, SCHEMA = "checkpoint", 1
-NAME = Path("checkpoint") / "state.safetensors"
+STATE = Path(CHECKPOINT) / "state.safetensors"
+"""In a run folder."""
 
 
 def write_checkpoint(student: Student) -> None:
@@ -33,7 +35,7 @@ def write_checkpoint(student: Student) -> None:
     for index, slots in student.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items() if isinstance(value, Tensor)}
     record = {"settings": student.identity, "progress": vars(student.progress)}
-    write_tensors(student.folder / NAME, KIND, SCHEMA, tensors, record, student.folder)
+    write_tensors(student.folder / STATE, KIND, SCHEMA, tensors, record, student.folder)
 
 
 def read_checkpoint(folder: Path, student: Student) -> None:
@@ -41,7 +43,7 @@ def read_checkpoint(folder: Path, student: Student) -> None:
 
     Raises FileFormatError for a damaged file, MismatchError naming the settings that differ.
     """
-    path = folder / NAME
+    path = folder / STATE
     if not path.exists():
         return
     tensors, record = read_tensors(path, KIND, SCHEMA)
@@ -87,7 +89,7 @@ def frozen_parameters(model: nn.Module) -> dict[str, list[str]]:
 
 def drop_checkpoint(run: Path) -> None:
     """Remove the resume state of a finished run."""
-    shutil.rmtree(run / NAME.parent, ignore_errors=True)
+    shutil.rmtree(run / CHECKPOINT, ignore_errors=True)
 
 
 class Signals:

@@ -21,13 +21,13 @@ from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, Usa
 from noisyteacher.models import Classifier, as_classifier, rescale
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import counted, reported
-from noisyteacher.train.checkpoint import NAME as CHECKPOINT
-from noisyteacher.train.checkpoint import frozen_parameters, labels_fingerprint, signals_deferred
+from noisyteacher.runs import WEIGHTS
+from noisyteacher.train.checkpoint import STATE, frozen_parameters, labels_fingerprint, signals_deferred
 from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
 from noisyteacher.train.optim import build_optimizer
 from noisyteacher.train.stack import check_stackable
 from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
-from noisyteacher.train.trainer import WEIGHTS, Outcome, Trainer, load_finished, restore_memory_format, start
+from noisyteacher.train.trainer import Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
 
 ObjectiveFunction = Callable[[Tensor, Batch], Any]
@@ -183,12 +183,12 @@ def _train(
     """Every student's outcome, in order: of a run folder that holds the end of its training, or trained."""
     outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[int, int], list[int]] = {}  # students whose checkpoints stand at one step train together
-    with ExitStack() as stack:
-        signals = stack.enter_context(nullcontext() if folders[0] is None else signals_deferred())
+    with ExitStack() as cleanup:
+        signals = cleanup.enter_context(nullcontext() if folders[0] is None else signals_deferred())
         for number, (student, folder) in enumerate(zip(students, folders, strict=True)):
-            stack.callback(restore_memory_format, student.model)
+            cleanup.callback(restore_memory_format, student.model)
             try:
-                finished = None if folder is None else _finished(student, plan, folder, resume)
+                finished = None if folder is None else _load_if_trained(student, plan, folder, resume)
                 if finished is not None:
                     outcomes[number] = finished
                     continue
@@ -207,10 +207,10 @@ def _train(
     return [outcomes[number] for number in range(len(students))]
 
 
-def _finished(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
+def _load_if_trained(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
     """The History of a training that the folder holds the end of; None if it is to be started or resumed."""
     finished = (folder / WEIGHTS).exists()
-    if not resume and (finished or (folder / CHECKPOINT).exists()):
+    if not resume and (finished or (folder / STATE).exists()):
         raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
     return load_finished(student, plan, folder) if finished else None
 

@@ -15,9 +15,9 @@ from noisyteacher.device import matmul_peak
 from noisyteacher.errors import UsageError
 from noisyteacher.measure import measure
 from noisyteacher.progress import Watch
+from noisyteacher.runs import EVENTS
 from noisyteacher.tables import Table
 
-EVENTS_FOLDER = "events"
 STEP_PHASES = ("data", "forward", "noise", "backward", "checks", "optimizer", "logging")
 """The phases of a step, in order. `noise`: targets, noise and loss; `checks`: that gradients are finite."""
 OTHER_PHASES = ("validation", "checkpoint")
@@ -143,7 +143,7 @@ class Events:
             raise UsageError(
                 "TensorBoard is not installed: pip install 'noisyteacher[track]', or leave tensorboard out"
             ) from error
-        self.writer: Any = SummaryWriter(str(run / EVENTS_FOLDER), purge_step=first_epoch + 1)
+        self.writer: Any = SummaryWriter(str(run / EVENTS), purge_step=first_epoch + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One epoch's numbers, named as in metrics.jsonl (`train/loss`, `val/error`, `lr`), at step = epoch."""

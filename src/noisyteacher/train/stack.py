@@ -63,12 +63,9 @@ class Stack:
         with full_precision(batches[0].images.device):
             images = torch.stack([self.preprocess(batch.images) for batch in batches]).contiguous()
         if len(batches) == 1:
-            return vmap(self._logits, (0, 0, None), randomness="error")(self.parameters, self.buffers, images[0])
+            return _stacked_logits(self.skeleton, self.parameters, self.buffers, images[0])
         per_model = images[torch.tensor(seed_index, device=images.device)]
-        return vmap(self._logits, randomness="error")(self.parameters, self.buffers, per_model)
-
-    def _logits(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return logits_of(functional_call(self.skeleton, {**parameters, **buffers}, (images,)))
+        return _stacked_logits(self.skeleton, self.parameters, self.buffers, per_model, per_model=True)
 
     def gradient_sums(self) -> Tensor:
         """The sum `[M]` of all elements of each model's gradients: not finite if one of them is not."""
@@ -138,17 +135,13 @@ def check_stackable(models: Sequence[Classifier]) -> None:
 
 
 def _check_equal_logits(models: Sequence[Classifier], images: Tensor) -> None:
-    """Compare the logits of each model with those of the stack, for differences that show in no attribute."""
+    """Compare the logits of copies of the models, each alone and in the stack, for differences in no attribute."""
     networks = [copy.deepcopy(model.network).train() for model in models]
-    skeleton, refusal = copy.deepcopy(networks[0]), f"{models[0].name!r} cannot be trained as one with others"
-
-    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-        return logits_of(functional_call(skeleton, {**parameters, **buffers}, (images,)))
-
+    refusal = f"{models[0].name!r} cannot be trained as one with others"
     parameters = _stacked([dict(network.named_parameters()) for network in networks])
     buffers = _stacked([dict(network.named_buffers()) for network in networks])
     try:
-        common = vmap(forward, randomness="error")(parameters, buffers)
+        common = _stacked_logits(copy.deepcopy(networks[0]), parameters, buffers, images)
     except RuntimeError as error:
         why = "draws random numbers (dropout)" if "random" in str(error) else f"fails: {str(error).splitlines()[0]}"
         raise UsageError(f"{refusal}: its forward pass under torch.vmap {why}; train such models one by one") from error
@@ -169,7 +162,22 @@ def _check_equal_logits(models: Sequence[Classifier], images: Tensor) -> None:
             )
 
 
-def _stacked(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _stacked_logits(
+    skeleton: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    images: Tensor,
+    per_model: bool = False,
+) -> Tensor:
+    """The logits `[M, B, K]` of M models, of the same preprocessed images, or each of its own `images[m]`."""
+
+    def logits(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        return logits_of(functional_call(skeleton, {**parameters, **buffers}, (images,)))
+
+    return vmap(logits, (0, 0, 0 if per_model else None), randomness="error")(parameters, buffers, images)
+
+
+def _stacked(tables: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     return {name: _stack([table[name].detach() for table in tables]) for name in tables[0]}
 
 

@@ -23,7 +23,7 @@ from noisyteacher.io.files import make_folder
 from noisyteacher.io.tensors import read_tensors
 from noisyteacher.models import save_model
 from noisyteacher.rng import kept_draws
-from noisyteacher.runs import Run
+from noisyteacher.runs import METRICS, OTHER_WEIGHTS, WEIGHTS, Run
 from noisyteacher.train.checkpoint import Signals, check_identity, drop_checkpoint, read_checkpoint, write_checkpoint
 from noisyteacher.train.cuda_graph import GraphEngine, can_replay
 from noisyteacher.train.engines import EagerEngine
@@ -31,9 +31,6 @@ from noisyteacher.train.history import Events, History, PhaseTimer, Tick
 from noisyteacher.train.state import Engine, StepReport, Student, TrainingPlan, seed_step, seeds_of
 from noisyteacher.train.validation import reestimate_batch_norms
 
-WEIGHTS = "weights.safetensors"
-OTHER_WEIGHTS = {"best": "last.safetensors", "last": "best.safetensors"}
-"""Which weights are kept -> the file of those that are not."""
 Outcome = History | NoisyTeacherError
 
 
@@ -58,7 +55,7 @@ class Trainer:
         self.pending: deque[Callable[[], StepReport]] = deque()
         """Steps that were started and not recorded, the oldest first."""
         self.consistent = True
-        """Nothing is half done: once the pending steps are recorded, weights, optimizers and progress match."""
+        """Whether a checkpoint may be written: False while a step, or the end of an epoch, is half done."""
         self.replayed = False
         self.events = {
             student: Events(student.folder, len(student.progress.epochs))
@@ -299,13 +296,14 @@ def load_finished(student: Student, plan: TrainingPlan, folder: Path) -> History
     epochs = Run(folder).metrics()
     if len(epochs) != training.get("epochs") or not all(isinstance(line.get("seconds"), float) for line in epochs):
         raise FileFormatError(
-            f"{folder / 'metrics.jsonl'}: does not hold the {training.get('epochs')} epochs of the weights beside it: "
+            f"{folder / METRICS}: does not hold the {training.get('epochs')} epochs of the weights beside it: "
             "restore it from a copy, or remove the run and train it again"
         )
     progress = student.progress
     progress.epochs, progress.best_epoch, progress.seconds = epochs, training["best_epoch"], epochs[-1]["seconds"]
     restore_memory_format(student.model)
     student.model.load_state_dict(kept)
+    drop_checkpoint(folder)  # a process killed behind the last weights has left it
     return history_of(student, plan, weights)
 
 
