@@ -14,11 +14,11 @@ from torch import nn
 
 import noisyteacher as nt
 from helpers import blobs, table
-from noisyteacher.config import build_config
+from noisyteacher.config import Student, build_config
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import ConfigError, TrainingError, UsageError
-from noisyteacher.models import load_weights
-from noisyteacher.pipeline import compress_config
+from noisyteacher.models import load_weights, reordered
+from noisyteacher.pipeline import compress_config, train_config
 from noisyteacher.runs import Run
 from noisyteacher.train.curvature import gauss_newton_trace
 from noisyteacher.train.optim import build_optimizer
@@ -231,3 +231,79 @@ def test_a_compression_by_the_patient_preset_records_its_trace(tmp_path: Path) -
     assert trace["plain"] > 0
     assert trace["weighted"] > 0
     assert record["training"]["epochs"] == 2  # six steps of 32 of 100 rows, a validation after each epoch
+
+
+def test_a_reordered_and_scaled_student_is_rebuilt_from_its_file(tmp_path: Path) -> None:
+    """In either order of the two wrappers."""
+    data = nt.load_data("mnist-5k", limit=64)
+    images, order = data.val.images_at(torch.arange(4)), [1, 0, *range(2, 10)]
+    logits = 10 * torch.randn(len(data.train), 10, generator=torch.Generator().manual_seed(0))
+    inside = reordered(nt.build_model("mlp800", data), order)
+    outside = nt.build_model("mlp800", data)
+    for model in (inside, outside):
+        nt.fit(model, data.train, nt.distil(logits, scale="rms"), epochs=1, **OPTIONS)
+    for model in (inside, reordered(outside, order)):
+        nt.save_model(model, tmp_path / "student.safetensors")
+        assert torch.equal(nt.load_model(tmp_path / "student.safetensors")(images), model.eval()(images))
+
+
+def test_a_fit_that_is_refused_leaves_the_outputs_alone(tmp_path: Path) -> None:
+    nt.fit(mlp(), blobs(), nt.distil(table()), run=tmp_path, epochs=1, **OPTIONS)
+    infinite = table()
+    infinite[3, 1] = math.inf
+    images = blobs().images_at(torch.arange(4))
+    for teacher, folder in ((table(), tmp_path), (infinite, None), (torch.randn(96, 7), None), (table(32), None)):
+        model = mlp().eval()
+        before = model(images)
+        with pytest.raises(nt.NoisyTeacherError):
+            nt.fit(model, blobs(), nt.distil(teacher, scale="rms"), run=folder, epochs=1, **OPTIONS)
+        assert torch.equal(model.eval()(images), before)
+    models = [mlp(), mlp()]
+    objectives = [nt.distil(table(), scale="rms"), nt.distil(table())]
+    with pytest.raises(UsageError, match="scales none, rms"):
+        nt.fit_many(models, blobs(), objectives, seeds=[0, 1], epochs=1, **OPTIONS)
+    assert not any("output_scale" in name for model in models for name, _ in model.named_buffers())
+
+
+def test_the_unit_of_teachers_that_are_picked_is_that_of_all() -> None:
+    tables = [table(), 100 * table()]
+    sizes = [float(part.double().square().mean()) for part in tables]
+    for teachers in (tables, tables[::-1]):
+        prepared = nt.distil(teachers, combine="pick", scale="rms").prepared(blobs(), ("clean",))
+        assert prepared.unit == pytest.approx(math.sqrt(sum(sizes) / 2))
+
+
+def test_what_is_named_beside_the_preset_wins() -> None:
+    """And what the preset decides only for its own choice is not blamed on the user."""
+
+    def student(**named: Any) -> Student:
+        return build_config({"student": {"preset": "patient", **named}}).student
+
+    assert (student().steps, student().epochs) == (12000, 20)
+    assert (student(epochs=3).steps, student(epochs=3).epochs) == (None, 3)
+    assert student(weight_decay=0.0).decay_biases
+    assert student(optimizer="adamw").momentum is None
+    assert student(optimizer="muon").decay_biases
+    with pytest.raises(ConfigError, match=r"student\.steps: 9 beside epochs = 3"):
+        student(epochs=3, steps=9)
+    with pytest.raises(ConfigError, match="steps: 9 beside epochs = 3"):
+        nt.fit(mlp(), blobs(), nt.distil(table()), epochs=3, steps=9, **OPTIONS)
+    with pytest.raises(ConfigError, match=r"noise\.until.*late"):
+        nt.Noise(sigma=0.5, alpha=0.5, schedule="late", until=0.5)
+
+
+def test_a_trace_of_views_by_family_and_of_a_frozen_network(tmp_path: Path) -> None:
+    config = build_config(
+        {
+            "data": {"name": "mnist-5k", "limit": 60},
+            "teacher": {"name": "mlp800", "preset": "paper", "epochs": 1, "views": ["crop"]},
+            "run": {"trace": True, "output_dir": str(tmp_path), "device": "cpu"},
+        }
+    )
+    trained = train_config(config)
+    assert trained.result["training"]["trace"]["plain"] > 0
+    assert trained.result["training"]["trace"]["weighted"] is None
+    frozen = mlp().requires_grad_(False)
+    assert gauss_newton_trace(frozen, blobs(4).images_at(torch.arange(4))).plain == 0
+    with pytest.raises(UsageError, match="for students alone"):
+        train_config(build_config({"teacher": {"preset": "patient"}, "data": {"limit": 60}}))

@@ -89,8 +89,9 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, m
     assert resumed == unbroken
     assert unbroken.curve["step"] == [2.0, 4.0, 6.0]
     assert unbroken.curve["trace_step"] == [2.0, 4.0, 6.0]
+    assert unbroken.images == 200
     for weights in ("last", "best"):
-        misses = unbroken.misses(weights, 200)
+        misses = unbroken.misses(weights)
         assert unbroken.test[weights] == pytest.approx(100 * misses.mean())
     assert not list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
 
@@ -108,7 +109,7 @@ def made(title: str, wrong: np.ndarray, seed: int) -> Trained:
     error = 100 * float(wrong.mean())
     curve = {name: [1.0, 2.0] for name in ("step", "val_error", "clean_loss", "trace_step", "trace")}
     errors = {"last": error, "best": error}
-    return Trained(Arm(title, 0.03), seed, errors, errors, {"last": bits, "best": bits}, 0.1, 0.0, curve)
+    return Trained(Arm(title, 0.03), seed, errors, errors, {"last": bits, "best": bits}, 0.1, 0.0, curve=curve)
 
 
 @pytest.mark.parametrize("gain", [0.0, 2.0])
@@ -168,6 +169,8 @@ def test_dunnett_has_its_size_and_finds_a_planted_gain() -> None:
     assert single.mean == pytest.approx(paired.mean)
     assert single.p == pytest.approx(paired.p, rel=1e-4)
     assert single.low == pytest.approx(paired.low, rel=1e-3)
+    alike = dunnett([1.1, 1.2, 1.3], [[1.2, 1.3, 1.4]])[0]  # a spread of rounding alone is no evidence
+    assert (alike.low, alike.p) == (None, None)
     with pytest.raises(UsageError, match="the same seeds"):
         dunnett([1.0, 2.0], [[1.0, 2.0, 3.0]])
 

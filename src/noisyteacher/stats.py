@@ -239,7 +239,7 @@ def dunnett(control: Sequence[float], treatments: Sequence[Sequence[float]]) -> 
     rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
     error = math.sqrt(2 * float((rest**2).sum()) / freedom / n)
     gaps = table[1:].mean(1) - table[0].mean()
-    if error == 0:
+    if _negligible(error, float(np.abs(gaps).max())):
         return [PairedDifference(float(gap), None, None, None, n) for gap in gaps]
     half_width = error * _dunnett_point(count, freedom)
     return [

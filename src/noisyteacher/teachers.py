@@ -196,6 +196,10 @@ def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
     """The root mean square of the teacher's logits for all rows of the split under this view. Raises TrainingError for
     logits that are all 0.
     """
+    if isinstance(teacher, SeveralTeachers) and teacher.combine == "pick":  # each is as likely
+        return math.sqrt(
+            sum(logit_rms(member, split, view) ** 2 for member in teacher.teachers) / len(teacher.teachers)
+        )
     total, count = 0.0, 0
     for rows in torch.split(torch.arange(len(split)), 512):
         which = torch.zeros(len(rows), dtype=torch.int64)

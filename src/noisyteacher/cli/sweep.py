@@ -108,7 +108,9 @@ def _print_end(result: SweepResult | PaperResult) -> None:
 @o.with_options("data.root jobs stack scheduler run.output_dir run.device overrides as_json quiet")
 def paper(
     request: o.Request,
-    experiment: Annotated[str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, all of these, or regime.")],
+    experiment: Annotated[
+        str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, why, all of these, or regime.")
+    ],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,
     part: Annotated[

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from noisyteacher.config.schema import FLAGS, PRESETS, Config, Flag, Settings, Values
+from noisyteacher.config.schema import FLAGS, PRESETS, WITH_MOMENTUM, Config, Flag, Settings, Values
 from noisyteacher.errors import ConfigError
 from noisyteacher.text import flat, nearest, unknown_name
 
@@ -42,8 +42,8 @@ def build_config(settings: Mapping[str, Any], *, unused_noise: bool = False) -> 
     for part in ("teacher", "student"):
         table = settings.get(part)
         preset = table.get("preset") if isinstance(table, Mapping) else None
-        if isinstance(preset, str) and preset in PRESETS:
-            filled[part] = {**PRESETS[preset][part], **settings[part]}
+        if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
+            filled[part] = {**_preset_values(preset, part, table), **table}
     config = validated(Config, filled)
     problems = [f"{name}: {problem}" for name, problem in config.contradictions()]
     if (unused := config.noise.unused()) and not unused_noise:
@@ -54,6 +54,17 @@ def build_config(settings: Mapping[str, Any], *, unused_noise: bool = False) -> 
     if problems:
         raise config_error(problems)
     return config
+
+
+def _preset_values(preset: str, part: str, named: Mapping[str, Any]) -> Values:
+    """What a preset decides for a part, without what would have no effect beside the settings that are named."""
+    values = dict(PRESETS[preset][part])
+    optimizer = named.get("optimizer", values.get("optimizer"))
+    unused = {"steps"} if "epochs" in named else set()
+    unused |= {"momentum"} if optimizer not in WITH_MOMENTUM else set()
+    if optimizer in ("muon", "auto") or named.get("weight_decay", 1) == 0:
+        unused.add("decay_biases")
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def validated(kind: type[S], values: Mapping[str, Any], other_problems: Iterable[str] = (), part: str = "") -> S:

@@ -99,6 +99,8 @@ class TrainSettings(Settings):
             yield "momentum", f"{self.momentum} has no effect with optimizer {self.optimizer!r}: leave it out"
         if self.every_view and len(self.views) == 1 and self.views[0] in ("clean", "mirror"):
             yield "every_view", f"has no effect with the single view {self.views[0]!r}: leave it out"
+        if self.steps is not None and self.epochs != TrainSettings.epochs:
+            yield "steps", f"{self.steps} beside epochs = {self.epochs}: both say how long; name one of them"
         if self.hold is not None and self.schedule != "hold":
             yield "hold", f"{self.hold:g} has no effect with schedule {self.schedule!r}: leave it out"
         if not self.decay_biases and (self.optimizer == "muon" or not self.weight_decay):
@@ -257,6 +259,8 @@ class NoiseSettings(Settings):
         return self.sigma in (0, (0, 0)) or self.alpha == 0
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.schedule == "late" and 0 < self.until <= 0.5:
+            yield "until", f"given {self.until:g}; schedule 'late' has no noise before half of the steps: give more"
         if self.until == 0:
             yield "until", "given 0, which is no noise at all: say sigma = 0"
         if isinstance(self.sigma, tuple) and self.sigma[0] > self.sigma[1]:
@@ -341,7 +345,7 @@ class RunSettings(Settings):
     tensorboard: bool = False
     """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
     trace: bool = False
-    """Compute the trace of every student's Gauss-Newton matrix at the end of its training, which noise makes small."""
+    """Record the trace of every student's Gauss-Newton matrix, with the weights it keeps: noise makes it small."""
     profile: bool = False
     """Measure where the time of a training's steps goes, and how near they come to the machine's matrix products."""
     checkpoint_every_s: NotNegative = 30.0

@@ -167,7 +167,8 @@ def rescale(model: Classifier, output_scale: float) -> Classifier:
         model.network.output_scale.fill_(output_scale)
     else:
         training = model.network.training
-        device = next(model.network.parameters()).device
+        parameter = next(model.network.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
         model.network = Rescaled(model.network, output_scale).to(device).train(training)
     return model
 

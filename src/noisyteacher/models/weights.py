@@ -98,12 +98,15 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """
     path = weights_file(path)
     tensors, record = read_tensors(path, KIND, SCHEMA)
-    order, tensors = _unwrapped(tensors, "class_order")
-    scale, tensors = _unwrapped(tensors, "output_scale")
+    wrappers: list[tuple[str, Tensor]] = []  # the outermost first
+    while wrapped := next((name for name in ("class_order", "output_scale") if f"network.{name}" in tensors), None):
+        value, tensors = _unwrapped(tensors, wrapped)
+        wrappers.append((wrapped, value))
     model = _rebuild(path, tensors, record.get("architecture"), allow_import).eval()
     try:
-        model = model if scale is None else rescale(model, float(scale))
-        return model if order is None else reordered(model, order.tolist())
+        for name, value in reversed(wrappers):
+            model = reordered(model, value.tolist()) if name == "class_order" else rescale(model, float(value))
+        return model
     except (MismatchError, TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
 
@@ -117,13 +120,12 @@ def load_weights(model: nn.Module, path: StrPath) -> None:
     _fill(classifier, tensors, path)
 
 
-def _unwrapped(tensors: dict[str, Tensor], name: str) -> tuple[Tensor | None, dict[str, Tensor]]:
+def _unwrapped(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, dict[str, Tensor]]:
     """The tensor by which a Reordered or Rescaled network changes outputs, and the tensors of the network in it."""
-    value = tensors.get(f"network.{name}")
-    if value is None:
-        return None, tensors
     rest = {key: tensor for key, tensor in tensors.items() if key != f"network.{name}"}
-    return value, {re.sub(r"^network\.network\.", "network.", key): tensor for key, tensor in rest.items()}
+    return tensors[f"network.{name}"], {
+        re.sub(r"^network\.network\.", "network.", key): tensor for key, tensor in rest.items()
+    }
 
 
 def model_record(path: StrPath) -> Json:

@@ -30,7 +30,7 @@ from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.models import Classifier, build_model, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
-from noisyteacher.process import worker_pool
+from noisyteacher.process import end, worker_pool
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator, seeded
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, mean_interval
@@ -164,13 +164,15 @@ class Trained:
     """The loss on the training images without noise, with the last weights."""
     clock: float
     """Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) over the steps."""
+    images: int | None = None
+    """Test images; None: as many as there are bits."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """By epoch `step`, `val_error` and `clean_loss` (of the steps); at a few epochs `trace_step` and `trace`."""
 
-    def misses(self, weights: str, images: int) -> NDArray[np.bool_]:
-        """Which test images are misclassified, bool `[images]`."""
+    def misses(self, weights: str) -> NDArray[np.bool_]:
+        """Which test images are misclassified, bool `[N]`."""
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.wrong[weights]), dtype=np.uint8))
-        return bits[:images].astype(bool)
+        return bits[: self.images].astype(bool)
 
 
 def build_student(name: str, data: Splits, seed: int, dropout: float) -> Classifier:
@@ -276,7 +278,9 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     for name, key in (("step", "step"), ("val_error", "val/error")):
         curve[name] = [line[key] for line in history.epochs]
     curve["clean_loss"] = [line.get("train/clean_loss", line["train/loss"]) for line in history.epochs]
-    trained = Trained(arm, seed, val, test, wrong, float(loss), clock_of(arm, history.epochs[-1]["step"]), curve)
+    trained = Trained(
+        arm, seed, val, test, wrong, float(loss), clock_of(arm, history.epochs[-1]["step"]), len(splits.test), curve
+    )
     write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
     shutil.rmtree(folder)
     return trained
@@ -319,7 +323,8 @@ def run_cell(workspace: Workspace, cell: Cell, seeds: Sequence[int], jobs: int, 
 
     Trainings that are done are read. An interrupted call, made again, continues.
     """
-    with worker_pool(jobs) as pool:
+    pool = worker_pool(jobs)
+    try:
 
         def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
             distinct = {(arm.name, seed): arm for arm, seed in tasks}  # what was chosen may be one of the controls
@@ -333,6 +338,8 @@ def run_cell(workspace: Workspace, cell: Cell, seeds: Sequence[int], jobs: int, 
         pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
         arms = choose_arms(pilot)
         trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
+    finally:
+        end(pool)  # an interruption must not wait for what is queued
     by_title = {arm.title: trained[number * len(seeds) : (number + 1) * len(seeds)] for number, arm in enumerate(arms)}
     record = judge_cell(cell, by_title, pilot)
     write_json(workspace.folder / f"{cell.name}.json", "regime", SCHEMA, record)
@@ -350,7 +357,6 @@ CONTRASTS = {
 
 def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained]) -> Json:
     """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test."""
-    images = 4 * len(next(iter(by_title.values()))[0].wrong["last"])
     arms = {}
     for title, rows in by_title.items():
         errors = {weights: [row.test[weights] for row in rows] for weights in ("last", "best")}
@@ -365,7 +371,7 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
         }
     contrasts = {}
     for question, (reference, other, weights) in CONTRASTS.items():
-        tables = [np.stack([row.misses(weights, images) for row in by_title[title]]) for title in (reference, other)]
+        tables = [np.stack([row.misses(weights) for row in by_title[title]]) for title in (reference, other)]
         contrasts[question] = _record(crossed_difference(*tables))
     control = [row.test["last"] for row in by_title["clean, no decay"]]
     compared = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}

@@ -191,13 +191,15 @@ def _run_regime(
     if count < 2:
         raise UsageError(f"seeds={count}: {REGIME} compares over seeds, so it needs two or more")
     content = {"experiment": REGIME, "budget": budget, "seeds": count, "cells": [asdict(cell) for cell in cells]}
+    named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
+    if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
+        content["data"] = other
     config = as_json(content, "config")
     run = _find_run(output_dir, "paper", config)
     if run is None:
         run = new_run(output_dir, "paper", f"{REGIME}-{budget}", config, command=command)
     if begun is not None:
         begun(run)
-    named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
     with run.lock(shared=True):
         records = []
         for cell in cells:

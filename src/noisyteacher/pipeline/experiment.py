@@ -257,12 +257,11 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         **({"steps": "replayed"} if history.replayed else {}),
     }
     if experiment.config.run.trace:
+        views = expand_views(spec.fit_options["views"])
         objective = spec.objective
         if isinstance(objective, Distillation):
-            objective = objective.prepared(experiment.data.train, spec.fit_options["views"])
-        training["trace"] = on_rank_zero(
-            lambda: trace_record(model, experiment.data.train, objective, spec.fit_options["views"][0])
-        )
+            objective = objective.prepared(experiment.data.train, views)
+        training["trace"] = on_rank_zero(lambda: trace_record(model, experiment.data.train, objective, views[0]))
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
     result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
     if history.profile is not None:

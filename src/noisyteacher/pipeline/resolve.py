@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import nn
 
-from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, TrainSettings, Values
+from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
@@ -56,10 +56,13 @@ def _resolve_recipe(recipe: R, device: torch.device, data: Splits | None) -> R:
     if data is None:
         return recipe
     if recipe.views == [AUTO]:
-        views = default_views(data, recipe.epochs)
+        views = default_views(data, length_in_epochs(recipe, data.train, ("clean",)))
         recipe = replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
     epochs = length_in_epochs(recipe, data.train, expand_views(recipe.views))
-    return replace(recipe, epochs=epochs, steps=None)
+    recipe = replace(recipe, epochs=epochs, steps=None)
+    if problems := [f"{name}: {problem}" for name, problem in TrainSettings.contradictions(recipe)]:
+        raise config_error(problems)
+    return recipe
 
 
 def default_views(data: Splits, epochs: int) -> tuple[str, ...]:
@@ -132,6 +135,8 @@ def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
     if recipe.optimizer == AUTO:
         macs = measure(model, data.input_shape, latency=False).macs
         options["optimizer"] = preferred_optimizer(model, macs, recipe.batch_size)
+        if options["optimizer"] == "muon" and not recipe.decay_biases:
+            raise config_error(["decay_biases: false has no effect: optimizer auto is muon for this network"])
     return {**options, "views": tuple(recipe.views)}
 
 

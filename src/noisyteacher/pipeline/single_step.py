@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from noisyteacher.config import Config, Recipe, build_config, describe
+from noisyteacher.config import PRESETS, Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import on_rank_zero, restarts
@@ -58,6 +58,8 @@ def train_config(
             raise UsageError(
                 f"{teacher.name}: is trained already: to train it further say teacher.options.pretrained=true"
             )
+        if teacher.preset != "standard" and not PRESETS[teacher.preset]["teacher"]:
+            raise UsageError(f"teacher.preset: {teacher.preset} is a recipe for students alone: leave it out")
         if teacher.class_order:
             raise UsageError("teacher.class_order: is for a teacher that is trained already: leave it out")
         model, objective = build_network(teacher, teacher.name, data, seed), supervised()

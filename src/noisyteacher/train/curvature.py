@@ -51,6 +51,8 @@ def gauss_newton_trace(
         learned = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         images = images.to(device)
         weights = None if targets is None else targets.to(device).float() / unit
+        if not learned:
+            return Trace(0.0, None if weights is None else 0.0, len(images))
         classes = classifier.classes or classifier(images[:1]).shape[1]
         if exact is None:
             exact = classes * sum(parameter.numel() for parameter in learned) <= EXACT_ELEMENTS

@@ -106,6 +106,7 @@ def fit(
     )  # fmt: skip
     classifier = as_classifier(model, input_shape=split.input_shape)
     _check_scale([model], [classifier], [objective])
+    _check_folder(folder, resume)
     plan = make_plan(classifier, split, settings, val, val_teacher, device)
     student = make_student(classifier, objective, seed, plan)
     check_equal(student.identity)
@@ -159,6 +160,8 @@ def fit_many(
     checked = _settings(seeds, folders[0], {"resume": resume, "tensorboard": tensorboard}, **settings)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
     _check_scale(models, classifiers, objectives)
+    for run_folder in folders:
+        _check_folder(run_folder, resume)
     plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
     students = [
         make_student(classifier, objective, seed, plan)
@@ -188,7 +191,13 @@ def _train(
         for number, (student, folder) in enumerate(zip(students, folders, strict=True)):
             cleanup.callback(restore_memory_format, student.model)
             try:
-                finished = None if folder is None else _load_if_trained(student, plan, folder, resume)
+                finished = (
+                    None
+                    if folder is None
+                    else load_finished(student, plan, folder)
+                    if (folder / WEIGHTS).exists()
+                    else None
+                )
                 if finished is not None:
                     outcomes[number] = finished
                     continue
@@ -207,12 +216,10 @@ def _train(
     return [outcomes[number] for number in range(len(students))]
 
 
-def _load_if_trained(student: Student, plan: TrainingPlan, folder: Path, resume: bool) -> History | None:
-    """The History of a training that the folder holds the end of; None if it is to be started or resumed."""
-    finished = (folder / WEIGHTS).exists()
-    if not resume and (finished or (folder / STATE).exists()):
+def _check_folder(folder: Path | None, resume: bool) -> None:
+    """Raises UsageError for a folder that holds a training which is not to be resumed."""
+    if folder is not None and not resume and ((folder / WEIGHTS).exists() or (folder / STATE).exists()):
         raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
-    return load_finished(student, plan, folder) if finished else None
 
 
 def make_plan(
@@ -225,8 +232,9 @@ def make_plan(
     device = resolve_device(device_name)
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
     validation = None if val is None else Validation(val, val_teacher, classes, str(device), precision)
+    problems = _problems(settings, model, split, val)
     settings = replace(settings, epochs=length_in_epochs(settings, split, settings.views), steps=None)
-    problems = list(_problems(settings, model, split, val))
+    problems += _problems(settings, model, split, val)
     if problems:
         raise config_error(problems)
     return TrainingPlan(settings, split, validation, tuple(settings.views), device, precision, world())
@@ -235,6 +243,13 @@ def make_plan(
 def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, plan: TrainingPlan) -> Student:
     """A model on the plan's device with its optimizer, its objective checked against the split."""
     settings, split, validation = plan.settings, plan.split, plan.validation
+    if isinstance(objective, Objective):
+        classes = int(model.architecture.get("classes") or split.classes)
+        objective.check(split, plan.views, classes, settings.augment)
+    if isinstance(objective, Distillation):
+        objective = objective.prepared(split, plan.views)
+        if objective.scale != "none":  # the last check is made: the outputs change now
+            rescale(model, objective.unit)
     identity: dict[str, Any] = {
         **{name: value for name, value in asdict(settings).items() if name != "steps"},  # epochs say it
         "views": list(plan.views),
@@ -249,14 +264,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         **frozen_parameters(model),
         **({} if validation is None else validation.identity),
     }
-    if isinstance(objective, Distillation):
-        objective = objective.prepared(split, plan.views)
-        if objective.scale != "none":
-            rescale(model, objective.unit)
     optimizer = build_optimizer(settings, model.parameters())
-    if isinstance(objective, Objective):
-        classes = int(model.architecture.get("classes") or split.classes)
-        objective.check(split, plan.views, classes, settings.augment)
     reestimates = settings.batch_norm == "reestimate" and batch_norms_lag(model, plan.batches)
     return Student(model.to(plan.device), optimizer, objective, seed, identity, reestimates)
 
@@ -299,7 +307,12 @@ def _problems(settings: TrainSettings, model: Classifier, split: Split, val: Spl
 def _check_scale(
     models: Sequence[nn.Module], classifiers: Sequence[Classifier], objectives: Sequence[ObjectiveFunction]
 ) -> None:
-    """Raises UsageError for a model whose outputs an objective's scale would multiply behind its owner's back."""
+    """Raises UsageError for a model that cannot record by what an objective's scale multiplies its outputs, and for
+    objectives of several scales.
+    """
+    scales = {objective.scale for objective in objectives if isinstance(objective, Distillation)}
+    if len(scales) > 1:
+        raise UsageError(f"objectives with the scales {', '.join(sorted(scales))}: students of one scale train as one")
     for model, classifier, objective in zip(models, classifiers, objectives, strict=True):
         if isinstance(objective, Distillation) and objective.scale != "none" and classifier is not model:
             raise UsageError(
