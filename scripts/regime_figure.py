@@ -39,11 +39,11 @@ def _compact(text: str) -> str:
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """A column per cell: validation error, loss without noise and trace against steps, clean beside noisy."""
+    """A row per cell: validation error, loss without noise and trace against steps, clean beside noisy."""
     plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
-    figure, axes = plt.subplots(len(ROWS), len(records), figsize=(2.6 * len(records), 6), squeeze=False, sharex="col")
-    for column, record in enumerate(records):
-        for row, (key, (x, label)) in enumerate(ROWS.items()):
+    figure, axes = plt.subplots(len(records), len(ROWS), figsize=(9, 2.8 * len(records)), squeeze=False, sharex="row")
+    for row, record in enumerate(records):
+        for column, (key, (x, label)) in enumerate(ROWS.items()):
             axis = axes[row][column]
             for title, curve in record["curves"].items():
                 marker = "o" if key == "trace" else None
@@ -52,9 +52,9 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
             axis.set_yscale("log")
             axis.grid(alpha=0.3, which="both", linewidth=0.4)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.set_ylabel(label if column == 0 else "")
-        axes[0][column].set_title(record["cell"]["name"])
-        axes[-1][column].set_xlabel("steps")
+            axis.set_title(label)
+            axis.set_xlabel("steps" if row == len(records) - 1 else "")
+        axes[row][0].set_ylabel(record["cell"]["name"])
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
