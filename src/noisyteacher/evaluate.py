@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import metrics
-from noisyteacher.data import Batch, Split
+from noisyteacher.data import Split
 from noisyteacher.device import PROBE_BATCH, channels_last, inference, precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError
 from noisyteacher.models import as_classifier
 from noisyteacher.progress import counted, reported
 from noisyteacher.stats import Quantity
-from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher
+from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher, logits_at
 
 Progress = bool | Callable[[int, int], None] | None
 
@@ -135,9 +135,5 @@ def _logits_of(teacher: Teacher, split: Split, batch_size: int, device: str) -> 
         # `teacher.logits` would combine per training step; here `pick` takes the first teacher for all rows.
         members = [_logits_of(member, split, batch_size, device) for member in teacher.teachers]
         return COMBINE[teacher.combine](torch.stack(members), 0)
-    views = torch.zeros(len(split), dtype=torch.int64)
-    batches = [
-        teacher.logits(Batch(split.images_at(rows), None, rows, ("clean",), views[rows], 0, 0, len(split)))
-        for rows in torch.split(torch.arange(len(split)), batch_size)
-    ]
+    batches = [logits_at(teacher, split, rows) for rows in torch.split(torch.arange(len(split)), batch_size)]
     return torch.cat(batches).float().cpu()

@@ -192,6 +192,12 @@ def _members(teacher: Teacher) -> list[Teacher]:
     return [leaf for member in teacher.teachers for leaf in _members(member)]
 
 
+def logits_at(teacher: Teacher, split: Split, rows: Tensor, view: str = "clean") -> Tensor:
+    """The teacher's logits `[B, K]` for rows of the split under a view, as in the first step of a training."""
+    which = torch.zeros(len(rows), dtype=torch.int64)
+    return teacher.logits(Batch(split.images_at(rows, view), None, rows, (view,), which, 0, 0, len(split)))
+
+
 def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
     """The root mean square of the teacher's logits for all rows of the split under this view. Raises TrainingError for
     logits that are all 0.
@@ -202,8 +208,7 @@ def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
         )
     total, count = 0.0, 0
     for rows in torch.split(torch.arange(len(split)), 512):
-        which = torch.zeros(len(rows), dtype=torch.int64)
-        logits = teacher.logits(Batch(split.images_at(rows, view), None, rows, (view,), which, 0, 0, len(split)))
+        logits = logits_at(teacher, split, rows, view)
         total += float(logits.double().square().sum())
         count += logits.numel()
     if not total:

@@ -16,6 +16,7 @@ from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from noisyteacher.objectives import distil
 from noisyteacher.process import end, worker_pool
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator, seeded
-from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, mean_interval
+from noisyteacher.stats import PairedDifference, crossed_difference, dunnett
 from noisyteacher.store import LogitStore
 from noisyteacher.train import fit
 from noisyteacher.train.curvature import trace_record
@@ -363,9 +364,9 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
         arms[title] = {
             "settings": {key: setting for key, setting in asdict(rows[0].arm).items() if key != "title"},
             "test_error_%": errors,
-            "mean_%": {weights: mean_interval(values).mean for weights, values in errors.items()},
-            "clean_loss": _mean([row.clean_loss for row in rows]),
-            "trace": _mean([row.curve["trace"][-1] for row in rows]),
+            "mean_%": {weights: fmean(values) for weights, values in errors.items()},
+            "clean_loss": fmean([row.clean_loss for row in rows]),
+            "trace": fmean([row.curve["trace"][-1] for row in rows]),
             "clock": rows[0].clock,
             "steps": rows[0].curve["step"][-1],
         }
@@ -390,10 +391,6 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _record(difference: PairedDifference) -> Json:
     return {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n")}
 
@@ -406,5 +403,5 @@ def _mean_curve(rows: Sequence[Trained]) -> dict[str, list[float]]:
     epochs = len(columns["step"])
     picks = sorted({min(epochs - 1, round(epochs ** (number / 49)) - 1) for number in range(50)})
     curve = {key: [float(column[pick]) for pick in picks] for key, column in columns.items()}
-    curve |= {"trace_step": steps, "trace": [_mean([trace[step] for trace in traces]) for step in steps]}
+    curve |= {"trace_step": steps, "trace": [fmean([trace[step] for trace in traces]) for step in steps]}
     return {key: [float(f"{number:.5g}") for number in column] for key, column in curve.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,7 @@ def run_paper(
     machine: Json = {"data.root": data_root, "run.device": None if device == "auto" else device}
     machine["data.verify"] = None if verify else False
     available = chosen.parts(size)
-    names = [part.name for part in available]
-    for part_name in parts:
-        if part_name not in names:
-            raise unknown_name(f"part of {chosen.name}", part_name, names)
+    _check_parts(chosen.name, parts, [part.name for part in available])
     selected = []
     for part in available:
         if part.name in parts or not parts:
@@ -136,12 +133,7 @@ def run_paper(
         selected = with_teacher(teacher, chosen, selected)
     described = {part.name: {"base": part.base, "grids": part.grids} for part in selected}
     content = {"experiment": chosen.name, "budget": size.name, "seeds": size.seeds, "parts": described}
-    settings = as_json(content, "config")
-    run = _find_run(output_dir, "paper", settings)
-    if run is None:
-        run = new_run(output_dir, "paper", f"{chosen.name}-{size.name}", settings, command=command)
-    if begun is not None:
-        begun(run)
+    run = _open_run(output_dir, content, command, begun)
     with run.lock(shared=True):
         results = []
         for part in selected:
@@ -181,9 +173,7 @@ def _run_regime(
 ) -> PaperResult:
     """Clean and noisy students after long trainings (`paper.regime`); settings: of the data, for all parts."""
     names, number, epochs = regime.BUDGETS[budget]
-    for part in parts:
-        if part not in regime.CELLS:
-            raise unknown_name(f"part of {REGIME}", part, regime.CELLS)
+    _check_parts(REGIME, parts, regime.CELLS)
     if wrong := [key for key in settings if key not in ("root", "verify") and not key.startswith("data.")]:
         raise UsageError(f"{wrong[0]}: {REGIME} takes settings of the data alone (data.name=..., data.root=...)")
     cells = [regime.CELLS[part] for part in parts or names]
@@ -194,12 +184,7 @@ def _run_regime(
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
     if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
         content["data"] = other
-    config = as_json(content, "config")
-    run = _find_run(output_dir, "paper", config)
-    if run is None:
-        run = new_run(output_dir, "paper", f"{REGIME}-{budget}", config, command=command)
-    if begun is not None:
-        begun(run)
+    run = _open_run(output_dir, content, command, begun)
     with run.lock(shared=True):
         records = []
         for cell in cells:
@@ -267,6 +252,26 @@ def with_teacher(name: str, experiment: Experiment, parts: list[Part]) -> list[P
         names = ", ".join(part.name for part in parts)
         raise UsageError(f"teacher {name!r}: it would replace {first}, which is no teacher in {names}")
     return replaced
+
+
+def _check_parts(experiment: str, parts: Sequence[str], known: Collection[str]) -> None:
+    """Raises UnknownNameError for a part that the experiment does not have."""
+    for part in parts:
+        if part not in known:
+            raise unknown_name(f"part of {experiment}", part, known)
+
+
+def _open_run(
+    output_dir: str | os.PathLike[str], content: Json, command: str | None, begun: Callable[[Run], None] | None
+) -> Run:
+    """The run folder of an experiment: the newest with this content as its config, or a new one."""
+    config = as_json(content, "config")
+    run = _find_run(output_dir, "paper", config)
+    if run is None:
+        run = new_run(output_dir, "paper", f"{content['experiment']}-{content['budget']}", config, command=command)
+    if begun is not None:
+        begun(run)
+    return run
 
 
 def _find_run(output_dir: str | os.PathLike[str], kind: str, settings: Json) -> Run | None:

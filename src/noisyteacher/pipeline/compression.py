@@ -190,7 +190,8 @@ def _compress_in_run(
         with stage(on_progress, "pricing candidate networks"):
             search = price_candidates(config, teacher_network, data)
     else:
-        resolve.fit_options(config.student, network, data)  # raises for settings that the network leaves without effect
+        if not config.student.decay_biases:  # refused where the network decides for an optimizer that decays none
+            resolve.fit_options(config.student, network, data)
         with suppress(UsageError):  # a network that cannot be measured
             warning = larger_than_teacher(name, costs_of(network, data), costs_of(teacher_network, data))
     if folder is None:

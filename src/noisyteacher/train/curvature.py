@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.data import Batch, Split
+from noisyteacher.data import Split
 from noisyteacher.device import inference
 from noisyteacher.io.files import Json
 from noisyteacher.models import as_classifier
 from noisyteacher.objectives import Distillation
 from noisyteacher.rng import generator
+from noisyteacher.teachers import logits_at
 
 ROWS = 200
 """Training rows over which the trace is a mean."""
@@ -79,8 +80,7 @@ def trace_record(model: nn.Module, split: Split, objective: object, view: str = 
     images = split.images_at(rows, view)
     if not isinstance(objective, Distillation):
         return asdict(gauss_newton_trace(model, images))
-    which = torch.zeros(len(rows), dtype=torch.int64)
-    targets = objective.teacher.logits(Batch(images, None, rows, (view,), which, 0, 0, len(split)))
+    targets = logits_at(objective.teacher, split, rows, view)
     return asdict(gauss_newton_trace(model, images, targets, unit=objective.unit))
 
 
