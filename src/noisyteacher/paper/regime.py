@@ -37,22 +37,28 @@ from noisyteacher.rng import generator, seeded
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett
 from noisyteacher.store import LogitStore
 from noisyteacher.train import fit
-from noisyteacher.train.curvature import trace_record
+from noisyteacher.train.curvature import ROWS, gauss_newton_trace
 from noisyteacher.train.history import Tick
 from noisyteacher.train.state import rate_factor
 
 KIND, SCHEMA = "regime-training", 1
 PILOT_SEED = 100
-BATCH, HOLD = 32, 0.6
-VALIDATION = 2000
-"""Validation images at most: they are looked at after every epoch."""
+HOLD = 0.6
+WATCHED = 2000
+"""Validation images at most that are looked at after every epoch; whoever chooses looks at all of them."""
 TRACES = 8
 """How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
 TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10-gpu"}
-RATES = {"sgd": (0.03, 0.06, 0.12), "adam": (3e-4, 1e-3, 3e-3)}
-DECAYS = {"sgd": (0.0, 2e-3, 1e-2, 3e-2), "adam": (0.0, 0.05, 0.2, 0.6)}
-"""Optimizer -> learning rates and weight decays that are tried, each with each. Decay is decoupled and not on
-biases, so that a step of Adam at 1e-3 decays by what 0.05 and SGD at 0.03 decays by what 0.002 says."""
+TUNING = {
+    "sgd": ((0.03, 0.06, 0.12), (0.0, 2e-3, 1e-2, 3e-2)),
+    "sgd-soft": ((0.3, 0.6, 1.2), (0.0, 2e-4, 1e-3, 3e-3)),
+    "sgd-student3": ((0.001, 0.002, 0.004), (0.0, 2e-3, 1e-2, 3e-2)),
+    "adam": ((3e-4, 1e-3, 3e-3), (0.0, 0.05, 0.2, 0.6)),
+}
+"""Optimizer, with the loss or student that needs other rates -> learning rates and weight decays that are tried, each
+with each. Decay is decoupled and not on biases: a step multiplies weights by 1 - rate * decay."""
+HALVING = (0.02, 0.1)
+"""Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) at which fresh noise halved the trace in trials with perceptrons."""
 GENTLE, STRONG = (
     {"sigma": 0.3, "alpha": 1.0, "draw": "row", "until": 0.6},
     {"sigma": 0.9, "alpha": 0.5, "draw": "row", "until": 0.6},
@@ -68,6 +74,7 @@ VARIANTS: dict[str, Json] = {
 """Noises that are judged beside the chosen one, at its rate and without weight decay. Logits have a mean square of 1,
 so that additive noise of the same sigma has the same variance on average."""
 DROPOUTS = (0.1, 0.3)
+SAME_RATE = "clean, no decay, at the noisy rate"
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,17 @@ class Cell:
     loss: Loss = "logit_regression"
     temperature: float | None = None
     epochs: int = 300
+    batch: int = 32
+    seeds: int = 8
+    variants: bool = False
+    """Whether all noises and dropouts are judged, not only the chosen settings."""
+
+    @property
+    def tuning(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Learning rates and weight decays to try; two of each where one training takes a quarter of an hour."""
+        kind = "soft" if self.loss == "soft_targets" else self.student
+        rates, decays = TUNING.get(f"{self.optimizer}-{kind}", TUNING[self.optimizer])
+        return (rates, decays) if self.rows <= 5000 else (rates[1:], decays[:2])
 
     @property
     def name(self) -> str:
@@ -106,33 +124,40 @@ class Arm:
         return "-".join([*words, *(f"{key}{value}" for key, value in (self.noise or {}).items())])
 
 
+OPTIMIZERS = ("sgd", "adam")
 CELLS = {
     cell.name: cell
     for cell in (
         *(
-            Cell("mnist", rows, student, optimizer, epochs=400 if rows < 5000 else 300)
-            for rows in (500, 1000, 5000)
-            for student in ("mlp128", "mlp800")
-            for optimizer in ("sgd", "adam")
+            Cell("mnist", rows, "mlp128", optimizer, epochs=400, variants=True)
+            for rows in (500, 1000)
+            for optimizer in OPTIMIZERS
         ),
-        *(Cell("mnist", 1000, "mlp128", "sgd", "soft_targets", t, 400) for t in (1.0, 4.0)),
-        *(Cell("cifar10", rows, "student3", optimizer) for rows in (1000, 5000) for optimizer in ("sgd", "adam")),
-        Cell("mnist", 50_000, "mlp800", epochs=100),
-        Cell("cifar10", 45_000, "student3", epochs=60),
+        *(Cell("mnist", 1000, "mlp128", "sgd", "soft_targets", t, 400, variants=True) for t in (1.0, 4.0)),
+        *(Cell("mnist", rows, "mlp800", optimizer, epochs=400) for rows in (500, 1000) for optimizer in OPTIMIZERS),
+        *(
+            Cell("mnist", 5000, student, optimizer, batch=64)
+            for student in ("mlp128", "mlp800")
+            for optimizer in OPTIMIZERS
+        ),
+        *(Cell("cifar10", 1000, "student3", optimizer) for optimizer in OPTIMIZERS),
+        *(Cell("cifar10", 5000, "student3", optimizer, batch=64) for optimizer in OPTIMIZERS),
+        Cell("mnist", 50_000, "mlp800", epochs=100, batch=128, seeds=3),
+        Cell("cifar10", 45_000, "student3", "adam", epochs=60, batch=128, seeds=3),
     )
 }
 
 
 SMALL = ("mnist-1000-mlp128-sgd", "mnist-500-mlp128-sgd", "mnist-1000-mlp128-adam", "mnist-1000-mlp800-sgd")
-BUDGETS: dict[str, tuple[Sequence[str], int, int | None]] = {
+BUDGETS: dict[str, tuple[Sequence[str], int | None, int | None]] = {
     "quick": (SMALL[:1], 2, 3),
-    "standard": (SMALL, 8, None),
-    "full": (tuple(CELLS), 8, None),
+    "standard": (SMALL, None, None),
+    "full": (tuple(CELLS), None, None),
 }
-"""Budget -> cells, fresh seeds, and epochs where they are not the cell's."""
+"""Budget -> cells, fresh seeds and epochs where they are not the cell's."""
 TITLE = "Where the noise helps: clean and noisy students after long trainings"
 NOTES = (
-    "Not in the paper. Logits in units of their root mean square, batch 32, a rate that holds for 60 % of the steps "
+    "Not in the paper. Logits in units of their root mean square, a rate that holds for 60 % of the steps "
     "and then falls linearly to 0. Settings were chosen on a pilot seed by validation, with as many trials for noisy "
     "as for clean students; every seed has a training subset of its own. Errors are those of the last weights. "
     "Differences to 'clean, no decay' have simultaneous intervals (Dunnett).",
@@ -206,11 +231,11 @@ def draw_subset(split: Split, rows: int, seed: int) -> Tensor:
 
 @cache
 def load_workspace(data: str, teacher: str, folder: Path) -> tuple[Splits, LogitStore]:
-    """The data, at most VALIDATION images in validation, and the teacher's logits for all training images."""
+    """The data, and the teacher's logits for all training images."""
     settings = json.loads(data)
     splits = load_data(settings.pop("name"), **settings)
     store = extract(load_model(teacher), splits.train, folder / "logits", progress=False)
-    return replace(splits, val=splits.val.take(min(VALIDATION, len(splits.val)))), store
+    return splits, store
 
 
 def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
@@ -219,19 +244,46 @@ def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
     optimizer = "adamw" if cell.optimizer == "adam" else cell.optimizer  # the same without decay
     momentum = {"momentum": 0.0} if optimizer == "sgd" else {}
     return {
-        "epochs": epochs, "batch_size": BATCH, "optimizer": optimizer, "lr": arm.lr, "schedule": "hold", "hold": HOLD,
-        "keep": "last", "precision": "fp32", "device": "cpu", **decay, **momentum,
+        "epochs": epochs, "batch_size": cell.batch, "optimizer": optimizer, "lr": arm.lr, "schedule": "hold",
+        "hold": HOLD, "keep": "last", "precision": "fp32", "device": "cpu", **decay, **momentum,
     }  # fmt: skip
 
 
-def clock_of(arm: Arm, steps: int) -> float:
+def clock_of(arm: Arm, steps: int, batch: int) -> float:
     """Q of a training of so many steps, for logits whose mean square is 1."""
     if arm.noise is None:
         return 0.0
     noise = Noise(**arm.noise)
     rates = (arm.lr * rate_factor("hold", step, steps, hold=HOLD) for step in range(steps))
     sigmas = (noise.sigma_at(step, steps)[0] for step in range(steps))
-    return sum((rate * sigma) ** 2 for rate, sigma in zip(rates, sigmas, strict=True)) * noise.alpha / BATCH
+    return sum((rate * sigma) ** 2 for rate, sigma in zip(rates, sigmas, strict=True)) * noise.alpha / batch
+
+
+def predicted_halving(cell: Cell, arm: Arm) -> list[float] | None:
+    """Between how many steps the noise should halve the trace, at a rate that holds: Q = HALVING. None for Adam.
+
+    Source: Damian, Ma & Lee 2021, for the form of Q; its two values are measured.
+    """
+    if arm.noise is None or cell.optimizer != "sgd":
+        return None
+    noise = Noise(**arm.noise)
+    per_step = (arm.lr * noise.sigma_at(0, 1)[0]) ** 2 * noise.alpha / cell.batch
+    return [clock / per_step for clock in HALVING]
+
+
+def measured_halving(clean: Mapping[str, list[float]], noisy: Mapping[str, list[float]]) -> float | None:
+    """The steps after which the noisy student's trace is half of the clean one's, from two curves of equal steps.
+
+    Interpolated between the logarithms of steps and traces; None where that is never so.
+    """
+    steps, ratio = np.log(clean["trace_step"]), np.log(noisy["trace"]) - np.log(clean["trace"])
+    for number, log_ratio in enumerate(ratio):
+        if log_ratio <= math.log(0.5):
+            if not number:
+                return clean["trace_step"][0]
+            share = (ratio[number - 1] - math.log(0.5)) / (ratio[number - 1] - log_ratio)
+            return float(np.exp(steps[number - 1] + share * (steps[number] - steps[number - 1])))
+    return None
 
 
 def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
@@ -253,17 +305,18 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     trace_file, traces = folder / "traces.json", dict[str, float]()
     if trace_file.exists():
         traces = read_json(trace_file, KIND, SCHEMA)["traces"]
+    traced = train.images_at(torch.randperm(len(train), generator=generator(0, "trace"))[:ROWS])
     marks = {round(epochs ** (number / (TRACES - 1))) for number in range(TRACES)}
 
     def on_step(tick: Tick) -> None:
         epoch, within = divmod(tick.step, tick.total_steps // tick.epochs)
         if not within and epoch in marks:
-            traces[str(tick.step)] = trace_record(student, train, clean)["plain"]
+            traces[str(tick.step)] = gauss_newton_trace(student, traced, unit=clean.unit).plain
             write_json(trace_file, KIND, SCHEMA, {"traces": traces})
 
-    recipe = recipe_of(cell, arm, epochs)
+    recipe, watched = recipe_of(cell, arm, epochs), splits.val.take(min(WATCHED, len(splits.val)))
     history = fit(
-        student, train, objective, val=splits.val, seed=seed, run=folder, resume=True, progress=on_step, **recipe
+        student, train, objective, val=watched, seed=seed, run=folder, resume=True, progress=on_step, **recipe
     )
     val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
     for weights, state in (("best", history.best), ("last", history.last)):
@@ -279,9 +332,8 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     for name, key in (("step", "step"), ("val_error", "val/error")):
         curve[name] = [line[key] for line in history.epochs]
     curve["clean_loss"] = [line.get("train/clean_loss", line["train/loss"]) for line in history.epochs]
-    trained = Trained(
-        arm, seed, val, test, wrong, float(loss), clock_of(arm, history.epochs[-1]["step"]), len(splits.test), curve
-    )
+    clock = clock_of(arm, history.epochs[-1]["step"], cell.batch)
+    trained = Trained(arm, seed, val, test, wrong, float(loss), clock, len(splits.test), curve)
     write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
     shutil.rmtree(folder)
     return trained
@@ -295,11 +347,12 @@ def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Tr
 
 def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
     """The clean and the noisy trials of the pilot: every rate with every weight decay, the noise being STRONG."""
-    pairs = [(rate, decay) for rate in RATES[cell.optimizer] for decay in DECAYS[cell.optimizer]]
+    rates, decays = cell.tuning
+    pairs = [(rate, decay) for rate in rates for decay in decays]
     return [Arm("clean", *pair) for pair in pairs], [Arm("noisy", *pair, STRONG) for pair in pairs]
 
 
-def choose_arms(pilot: Sequence[Trained]) -> list[Arm]:
+def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     """What fresh seeds train: the best clean and noisy arms on validation, with decay and without; then controls."""
 
     def best(kind: str, weights: str, plain: bool) -> Arm:
@@ -314,17 +367,20 @@ def choose_arms(pilot: Sequence[Trained]) -> list[Arm]:
         replace(best("noisy", "best", False), title="noisy, for early stopping"),
         replace(clean, title="clean, no decay"),
         replace(noisy, title="noisy, no decay"),
+        replace(noisy, title=SAME_RATE, noise=None),
     ]
+    if not cell.variants:
+        return arms
     arms += [replace(noisy, title=title, noise=noise) for title, noise in VARIANTS.items()]
     return [*arms, *(replace(clean, title=f"clean, dropout {share:g}", dropout=share) for share in DROPOUTS)]
 
 
-def run_cell(workspace: Workspace, cell: Cell, seeds: Sequence[int], jobs: int, watch: Watch | None) -> Json:
+def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:
     """Pilot, choice and judgement of a cell: the record that is also in `CELL.json` of the workspace.
 
     Trainings that are done are read. An interrupted call, made again, continues.
     """
-    pool = worker_pool(jobs)
+    pool, seeds = worker_pool(jobs), range(cell.seeds)
     try:
 
         def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
@@ -337,7 +393,7 @@ def run_cell(workspace: Workspace, cell: Cell, seeds: Sequence[int], jobs: int, 
 
         clean, noisy = trials(cell)
         pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
-        arms = choose_arms(pilot)
+        arms = choose_arms(cell, pilot)
         trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
     finally:
         end(pool)  # an interruption must not wait for what is queued
@@ -351,6 +407,7 @@ CONTRASTS = {
     "each at its best, last weights": ("clean, decay chosen", "noisy, decay chosen", "last"),
     "each at its best, early stopping": ("clean, for early stopping", "noisy, for early stopping", "best"),
     "without weight decay, last weights": ("clean, no decay", "noisy, no decay", "last"),
+    "without weight decay, at one rate": (SAME_RATE, "noisy, no decay", "last"),
     "noise in place of weight decay": ("clean, decay chosen", "noisy, no decay", "last"),
 }
 """Question -> the arm that is the reference, the other, and which weights are judged."""
@@ -376,14 +433,17 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
         contrasts[question] = _record(crossed_difference(*tables))
     control = [row.test["last"] for row in by_title["clean, no decay"]]
     compared = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}
-    tests = dunnett(control, [[row.test["last"] for row in rows] for rows in compared.values()])
+    tests = dunnett(control, [[row.test["last"] for row in rows] for rows in compared.values()]) if compared else []
+    noisy = by_title["noisy, no decay"][0].arm
+    curves = {title: _mean_curve(by_title[title]) for title in (SAME_RATE, "noisy, no decay")}
     return {
         "cell": {**asdict(cell), "name": cell.name},
         "seeds": [row.seed for row in next(iter(by_title.values()))],
         "arms": arms,
         "contrasts": contrasts,
         "against_clean_no_decay": {title: _record(test) for title, test in zip(compared, tests, strict=True)},
-        "curves": {title: _mean_curve(by_title[title]) for title in ("clean, no decay", "noisy, no decay")},
+        "curves": curves,
+        "halving_steps": {"predicted": predicted_halving(cell, noisy), "measured": measured_halving(*curves.values())},
         "pilot": [
             {"arm": row.arm.name, "kind": row.arm.title, "val_%": row.val, "clean_loss": row.clean_loss}
             for row in pilot

@@ -177,10 +177,10 @@ def _run_regime(
     if wrong := [key for key in settings if key not in ("root", "verify") and not key.startswith("data.")]:
         raise UsageError(f"{wrong[0]}: {REGIME} takes settings of the data alone (data.name=..., data.root=...)")
     cells = [regime.CELLS[part] for part in parts or names]
-    count = seeds or number
-    if count < 2:
-        raise UsageError(f"seeds={count}: {REGIME} compares over seeds, so it needs two or more")
-    content = {"experiment": REGIME, "budget": budget, "seeds": count, "cells": [asdict(cell) for cell in cells]}
+    if seeds == 1:
+        raise UsageError(f"seeds={seeds}: {REGIME} compares over seeds, so it needs two or more")
+    cells = [replace(cell, seeds=seeds or number or cell.seeds) for cell in cells]
+    content: Json = {"experiment": REGIME, "budget": budget, "cells": [asdict(cell) for cell in cells]}
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
     if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
         content["data"] = other
@@ -190,7 +190,7 @@ def _run_regime(
         for cell in cells:
             data = {"name": cell.data, **named}
             workspace = regime.Workspace(run.path / cell.data, data, regime.TEACHERS[cell.data], epochs)
-            records.append(regime.run_cell(workspace, cell, range(count), jobs, watch))
+            records.append(regime.run_cell(workspace, cell, jobs, watch))
         outcome = _regime_result(run.path, budget, records)
         run.write_result(outcome.describe())
     return outcome
