@@ -127,7 +127,7 @@ def test_the_papers_numbers() -> None:
         curve("tabel1")
 
 
-@pytest.mark.parametrize("name", ["table1", "table3", "table5", "section5.4", "why"])
+@pytest.mark.parametrize("name", ["table1", "table3", "table5", "section5.4", "constant", "why"])
 def test_every_kind_of_experiment_runs_and_is_read_again(
     tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
