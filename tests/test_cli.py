@@ -38,13 +38,14 @@ COMMANDS = {
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
-    "--teacher-epochs", "--teacher-weights", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
+    "--teacher-epochs", "--teacher-weights", "--student-weights",
+    "--student-head", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
     "--max-drop", "--search", "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set",
     "--allow-import", "--resume", "--json", "--quiet", "-q",
 }  # fmt: skip
 TRAINING = {
     "--epochs", "--batch-size", "--optimizer", "--lr", "--momentum", "--weight-decay", "--schedule", "--precision",
-    "--preset", "--patience", "--views",
+    "--preset", "--patience", "--views", "--pretrained", "--freeze-epochs", "--body-rate",
 }  # fmt: skip
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")
 NAMED = ("--student", "mlp800")
@@ -74,13 +75,14 @@ def test_the_surface_is_frozen() -> None:
         assert options_of(name) >= TRAINING, name
     assert options_of("train") - TRAINING == {
         "--model", "--data", "--data-root", "--data-dir", "--output-dir", "--device", "--threads", "--profile", "--set",
-        "--seed", "--resume", "--json", "--quiet", "-q",
+        "--seed", "--resume", "--json", "--quiet", "-q", "--weights", "--head",
     }  # fmt: skip
 
 
 def test_a_training_flag_reaches_the_settings_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"epochs": 3, "batch_size": 7, "lr": 0.5, "optimizer": "sgd", "momentum": 0.1, "weight_decay": 0.2,
-             "schedule": "step", "precision": "fp32", "preset": "modern", "patience": 2}  # fmt: skip
+             "schedule": "step", "precision": "fp32", "preset": "modern", "patience": 2,
+             "freeze_epochs": 1.5, "body_rate": 0.1}  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     seen: list[dict[str, Any]] = []
 
@@ -92,12 +94,13 @@ def test_a_training_flag_reaches_the_settings_of_every_command(monkeypatch: pyte
     for module in (config_module, spec):
         monkeypatch.setattr(module, "build_config", build_config)
     for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "student.lr=1"], ["train"]):
-        monkeypatch.setattr(sys, "argv", ["noisyteacher", *command, *words, "--views", "clean,mirror"])
+        monkeypatch.setattr(sys, "argv", ["noisyteacher", *command, *words, "--views", "clean,mirror", "--pretrained"])
         with pytest.raises(SystemExit):
             cli.main()
         part = "teacher" if command == ["train"] else "student"
         assert {name: seen[-1][part][name] for name in flags} == flags
         assert seen[-1][part]["views"] == ["clean", "mirror"]
+        assert seen[-1][part]["options"] == {"pretrained": True}
     assert [settings.get("teacher", {}).get("preset") for settings in seen] == ["modern", None, "modern", "modern"]
 
 

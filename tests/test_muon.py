@@ -106,8 +106,8 @@ def test_what_is_empty_stays_and_what_is_complex_is_refused() -> None:
     learned = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((0, 3), (2, 0), (2,))]
     for parameter in learned:
         parameter.grad = torch.ones_like(parameter)
-    build_optimizer(TrainSettings(optimizer="muon", lr=0.1), learned).step()
+    build_optimizer(TrainSettings(optimizer="muon", lr=0.1), dict(zip("abc", learned, strict=True))).step()
     torch.testing.assert_close(learned[2].detach(), torch.full((2,), -0.1))
     wave = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
     with pytest.raises(ConfigError, match="complex"):
-        build_optimizer(TrainSettings(optimizer="muon", lr=0.1), [wave])
+        build_optimizer(TrainSettings(optimizer="muon", lr=0.1), {"wave": wave})

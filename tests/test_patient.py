@@ -122,7 +122,7 @@ def test_weight_decay_leaves_biases_alone_when_told_to() -> None:
         )  # fmt: skip
         for parameter in layer.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        build_optimizer(settings, layer.parameters()).step()
+        build_optimizer(settings, dict(layer.named_parameters())).step()
         assert torch.allclose(layer.weight, torch.full((2, 3), decayed))
         assert torch.equal(layer.bias, torch.ones(2))
     with pytest.raises(ConfigError, match="decay_biases"):

@@ -140,14 +140,20 @@ def print_result(result: Result, as_json: bool) -> None:
 @o.with_options(
     f"config teacher.name {o.DATA} {o.RECIPE} {o.MACHINE} run.profile overrides seed resume as_json quiet",
     teacher_name=("--model", "A network's name, or pkg.module:factory."),
+    student_weights=("--weights", "Trained weights that the network starts from."),
+    student_head=("--head", "Last layer beside weights: keep, or new; default: new where the classes differ."),
 )
 def train(request: o.Request) -> None:
     """Train a network on labels: a teacher, or a student to compare with.
 
     Example: noisyteacher train --model lenet --data mnist-5k --epochs 10
+
+    Example: noisyteacher train --model timm:resnet18 --weights body.pth --head new --freeze-epochs 1 --body-rate 0.1
     """
     flags = {key.replace("student.", "teacher."): value for key, value in request.flags.items()}
-    _train_or_distil("train", replace(request, flags=flags))
+    if request.pretrained:
+        flags["teacher.options.pretrained"] = True
+    _train_or_distil("train", replace(request, flags=flags, pretrained=False))
 
 
 @o.with_options(

@@ -49,6 +49,10 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
         bool,
         typer.Option("--noise", help="Choose sigma on validation, in short runs; 0 is a candidate."),
     ),
+    "pretrained": (
+        bool,
+        typer.Option("--pretrained", help="Start from the weights that the network's library has (timm:NAME, ...)."),
+    ),
     "seed": (int | None, typer.Option("--seed", help="Names every random stream of the run (default: 0).")),
     "allow_import": (
         bool,
@@ -67,7 +71,8 @@ NOISE = "auto_noise noise.sigma noise.alpha noise.draw"
 MACHINE = "run.output_dir run.device run.threads"
 RECIPE = (
     "student.epochs student.batch_size student.optimizer student.lr student.momentum student.weight_decay "
-    "student.schedule student.precision student.preset student.patience student.views"
+    "student.schedule student.precision student.preset student.patience student.views pretrained student.weights "
+    "student.head student.freeze_epochs student.body_rate"
 )
 
 
@@ -81,6 +86,7 @@ class Request:
     overrides: Sequence[str] | None = None
     auto_noise: bool | None = None
     """None for commands without `--noise`."""
+    pretrained: bool = False
     seed: int | None = None
     allow_import: bool = False
     resume: str | None = None
@@ -118,6 +124,8 @@ class Request:
             del flags["noise.sigma"]
             flags["noise"] = {"sigma": 0.0}
         settings = read_config(self.config, settings=base)
+        if self.pretrained:
+            flags["student.options.pretrained"] = True
         for key, value in flags.items():
             put(settings, key, value)
         return read_config(None, tuple(self.overrides or ()), settings)

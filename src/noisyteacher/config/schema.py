@@ -79,6 +79,10 @@ class TrainSettings(Settings):
     """Share of the steps for which schedule hold stays at the base rate (default 0.6); refused elsewhere."""
     warmup_epochs: NotNegative = 0.0
     """Epochs over which the learning rate rises linearly to its base."""
+    body_rate: Share = 1.0
+    """What the learning rate of all layers but the last is multiplied by: below 1 where they are trained already."""
+    freeze_epochs: NotNegative = 0.0
+    """First epochs in which the last layer alone learns."""
     views: Views = field(default_factory=lambda: ["clean"])
     """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
     every_view: bool = False
@@ -94,6 +98,11 @@ class TrainSettings(Settings):
     keep: Literal["best", "last"] | None = None
     """Weights of the epoch with the best validation error, or of the last (empty: best with a validation split)."""
 
+    @property
+    def has_body(self) -> bool:
+        """Whether all layers but the last learn at a rate of their own."""
+        return self.body_rate != 1 or self.freeze_epochs > 0
+
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.momentum is not None and self.optimizer not in WITH_MOMENTUM:
             yield "momentum", f"{self.momentum} has no effect with optimizer {self.optimizer!r}: leave it out"
@@ -108,6 +117,13 @@ class TrainSettings(Settings):
             yield "decay_biases", f"false has no effect with {why}: leave it out"
         if self.warmup_epochs > self.epochs and self.steps is None:
             yield "warmup_epochs", f"{self.warmup_epochs} of {self.epochs} epochs: the rate would never reach lr"
+        if self.freeze_epochs and not self.body_rate:
+            yield "freeze_epochs", f"{self.freeze_epochs:g} has no effect with body_rate 0: leave it out"
+        if self.freeze_epochs >= self.epochs and self.steps is None:
+            yield (
+                "freeze_epochs",
+                f"{self.freeze_epochs:g} of {self.epochs} epochs: say body_rate = 0 to freeze for good",
+            )
 
 
 @dataclass(kw_only=True)
@@ -174,9 +190,16 @@ class Recipe(TrainSettings, Network):
     batch_norm: Literal["running", "reestimate"] = "reestimate"
     keep: Literal["best", "last"] = "best"
     """Weights of the epoch with the best validation error, or of the last."""
+    weights: str = ""
+    """A file of trained weights, of torch.save or safetensors: what a student starts from. A teacher's are final where
+    the classes fit and head is empty."""
+    head: Literal["", "new", "keep"] = ""
+    """Last layer of a network that starts from weights: new (drawn at random), keep, or empty: keep where it fits."""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from super().contradictions()
+        if self.head and not self.weights:
+            yield "head", f"{self.head!r} has no effect without weights: name the file"
         for name in sorted(RESERVED_OPTIONS & self.options.keys()):
             yield f"options.{name}", "comes from the data and the run, not from here: leave it out"
         if len(self.mean) != len(self.std):
@@ -192,8 +215,6 @@ class Teacher(Recipe):
     name: str = "lenet"
     """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file or .onnx."""
     lr: Positive = 1e-3
-    weights: str = ""
-    """Its weights, of torch.save or safetensors; for other classes all but the head is loaded, and it is trained."""
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the stored logits; bf16 rounds them to about three digits. No auto: stores suit any machine."""
     class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
@@ -226,8 +247,10 @@ class Student(Recipe):
         yield from super().contradictions()
         if self.temperature is not None and self.loss != "soft_targets":
             yield "temperature", f"has no effect with loss {self.loss!r}: leave it out"
-        if self.name == "auto" and self.options:
-            yield "options", "have no effect where the student is chosen: leave them out, or name the student"
+        chosen = self.name == "auto" or self.name.startswith("shrink:")
+        for name in ("options", "weights"):
+            if chosen and getattr(self, name):
+                yield name, f"no effect on the student {self.name}: leave it out, or name the network it belongs to"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,16 @@ def bare_network(model: Classifier) -> nn.Module:
     return network
 
 
+def head_parameters(parameters: Mapping[str, Tensor], stacked: bool = False) -> set[str]:
+    """The names of the parameters of the last layer, which gives the logits: of the last matrix and its bias.
+
+    parameters: of a network, in order; stacked: their first dimension numbers networks.
+    """
+    matrices = [name for name, parameter in parameters.items() if parameter.ndim - stacked > 1]
+    layer = matrices[-1].rpartition(".")[0] if matrices else ""
+    return {name for name in parameters if matrices and name.rpartition(".")[0] == layer}
+
+
 def as_classifier(
     module: nn.Module,
     *,

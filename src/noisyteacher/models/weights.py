@@ -27,7 +27,7 @@ from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherErro
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
 from noisyteacher.io.tensors import read_tensors, sealed_tensors, tensor_bytes, write_tensors
 from noisyteacher.models.build import MODELS, PREFIX, build_model
-from noisyteacher.models.classifier import Classifier, Options, as_classifier, reordered, rescale
+from noisyteacher.models.classifier import Classifier, Options, as_classifier, head_parameters, reordered, rescale
 from noisyteacher.models.external import ZOO
 from noisyteacher.models.narrow import SHRINK, first_origin
 from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork
@@ -246,27 +246,29 @@ def _differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
     return "; ".join(f"{problem}: {few(names, 4)}" for problem, names in problems.items() if names)
 
 
-def load_foreign(model: Classifier, path: StrPath, *, new_head: bool = False) -> int | None:
+def load_foreign(model: Classifier, path: StrPath, *, head: str = "keep") -> int | None:
     """Replace the network's tensors by those of a checkpoint, all or none; returns the file's classes if they differ.
 
-    With `new_head`, a file for other classes gives all tensors but the head, which stays as built. The state dict may
-    be under one of WRAPPERS, and its names may have one prefix (`module.`, `model.`); entries with another prefix, an
-    optimizer's state for instance, are ignored. Floating-point tensors are converted to the network's dtype. Raises
-    FileFormatError when the file is damaged, would run code or has values that are not finite; MismatchError with the
-    tensors that do not fit.
+    head: `keep` loads the last layer too, `new` leaves it as built, and an empty text leaves it where the file has
+    other classes. The state dict may be under one of WRAPPERS, and its names may have one prefix (`module.`, `model.`);
+    entries with another prefix, an optimizer's state for instance, are ignored. Floating-point tensors are converted to
+    the network's dtype. Raises FileFormatError when the file is damaged, would run code or has values that are not
+    finite; MismatchError with the tensors that do not fit.
     """
     expected = model.network.state_dict()
     counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
     state = counters | _strip_prefix(read_state_dict(path), expected, path)  # older files have no counters
-    head = _classes_of_other_head(expected, state, model.classes) if state.keys() == expected.keys() else None
-    if head is not None and not new_head:
-        classes = f"its head has {head} classes, {model.name!r} here {model.classes}"
-        raise MismatchError(f"{path}: {classes}: train it with a new head, as train and compress do")
+    classes = _classes_of_other_head(expected, state, model.classes) if state.keys() == expected.keys() else None
+    if classes is not None and head == "keep":
+        problem = f"its head has {classes} classes, {model.name!r} here {model.classes}"
+        raise MismatchError(f"{path}: {problem}: train it with a new head, as train and compress do")
+    new = head_parameters(dict(model.network.named_parameters())) if head == "new" else set()
     for name in state.keys() & expected.keys():
         ours, theirs = expected[name], state[name]
-        if theirs.shape == ours.shape and theirs.is_floating_point() == ours.is_floating_point():
+        fits = theirs.shape == ours.shape and theirs.is_floating_point() == ours.is_floating_point()
+        if fits and name not in new:
             state[name] = theirs.to(ours.dtype)
-        elif head is not None:
+        elif fits or classes is not None:
             state[name] = ours
     if differences := _differences(expected, state):
         network = f"{model.name!r} with {model.classes} classes"
@@ -275,7 +277,7 @@ def load_foreign(model: Classifier, path: StrPath, *, new_head: bool = False) ->
         if not torch.isfinite(tensor).all():
             raise FileFormatError(f"{path}: its tensor {name} has values that are not finite")
     model.network.load_state_dict(state)
-    return head
+    return classes
 
 
 def begins_as_torch_file(path: StrPath) -> bool:

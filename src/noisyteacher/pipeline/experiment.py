@@ -374,7 +374,8 @@ def _train_teacher(experiment: Experiment, teacher: str, title: str, name: str) 
     record = _network_record(teacher, settings, options, data, 0)
     if settings.weights:
         record["weights"] = models.weights_fingerprint(model)
-        title = f"{title}: {os.path.basename(settings.weights)} with a new head of {data.classes} classes"
+        head = "its head" if settings.head == "keep" else f"a new head of {data.classes} classes"
+        title = f"{title}: {os.path.basename(settings.weights)} with {head}"
     run = experiment.run.child(name, "train", record, seed=0)
     return train_run(TrainingSpec(experiment, run, model, supervised(), options, 0, title))
 
@@ -469,6 +470,8 @@ def student_spec(
     record["objective"] = objective.describe()
     if isinstance(experiment.student, nn.Module):
         record["module"] = module_record(experiment.student)
+    elif config.student.weights:
+        record["weights"] = models.weights_fingerprint(model)
     child = on_rank_zero(lambda: experiment.run.child(run, kind, record, parents=parents, seed=seed))
     teachers = {role: source for role, source in logits.items() if role in ("val", "test") and role in data.parts}
     return TrainingSpec(experiment, child, model, objective, options, seed, title, teachers)

@@ -55,16 +55,17 @@ def is_model_path(name: str) -> bool:
 def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
     """Whether a teacher's name, with its settings, means one that is trained already.
 
-    That is a file, a network with a file of weights (with `data`: for as many classes, else a training starts from it),
+    That is a file, a network with a file of weights (with `data`: for as many classes, else a training starts from it,
+    as it does where the settings say what becomes of the head),
     `hf:NAME` without the option `pretrained`, and any other name with `pretrained = "whole"`.
     """
     settings = settings or Teacher()
     if is_model_path(name):
         return True
     if settings.weights:
-        if data is None:
-            return True
-        return models.load_foreign(_without_weights(name, data, settings), settings.weights, new_head=True) is None
+        if data is None or settings.head:
+            return not settings.head
+        return models.load_foreign(_without_weights(name, data, settings), settings.weights, head="") is None
     default = WHOLE if name.startswith("hf:") else ""
     return name.partition(":")[0] in ZOO and settings.options.get("pretrained", default) == WHOLE
 
@@ -106,12 +107,14 @@ def build_network(
 ) -> Classifier:
     """The untrained network of a recipe: `build_model` with its options and preprocessing.
 
-    `shrink:RATIO` makes a narrower copy of `teacher`, a model or the architecture of one. A Teacher's file of weights
-    for other classes gives all but the head.
+    `shrink:RATIO` makes a narrower copy of `teacher`, a model or the architecture of one. A file of weights is loaded,
+    but for a head that is new. Raises UsageError for weights beside a module.
     """
-    if isinstance(model, str) and isinstance(recipe, Teacher) and recipe.weights:
+    if recipe.weights:
+        if isinstance(model, nn.Module):
+            raise UsageError(f"weights: no effect on a {type(model).__name__} that is passed in: leave them out")
         network = _without_weights(model, data, recipe, seed)
-        models.load_foreign(network, recipe.weights, new_head=True)
+        models.load_foreign(network, recipe.weights, head=recipe.head)
         return network
     narrowed = teacher if isinstance(model, str) and model.startswith(SHRINK) else None
     front, options = preprocessing_of(recipe, data), Values(recipe.options)
@@ -135,12 +138,12 @@ def preprocessing_of(recipe: Recipe, data: Splits) -> str | nn.Module | None:
     return module
 
 
-def _without_weights(name: str, data: Splits, settings: Teacher, seed: int = 0) -> Classifier:
+def _without_weights(name: str, data: Splits, settings: Recipe, seed: int = 0) -> Classifier:
     """The network that a file of weights is for, untrained, behind what its library says of its images."""
     library, front, options = name.partition(":")[0], preprocessing_of(settings, data), Values(settings.options)
     if library in ZOO:
         if options.get("pretrained"):
-            raise UsageError("teacher.options.pretrained: has no effect beside teacher.weights: leave one out")
+            raise UsageError("options.pretrained: has no effect beside weights: leave one of them out")
         options["pretrained"] = False
         front = front or (OWN if library != "hf" else None)
     return models.build_model(name, data, preprocess=front, seed=seed, **options)
@@ -212,7 +215,7 @@ def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str 
     """Every teacher with its settings: weights and class order are those of the first alone."""
     yield teacher, config.teacher
     for name in config.teacher.also:
-        yield name, replace(config.teacher, weights="", class_order=[])
+        yield name, replace(config.teacher, weights="", head="", class_order=[])
 
 
 def weights_of(where: StrPath) -> Path:

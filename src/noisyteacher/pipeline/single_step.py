@@ -53,7 +53,8 @@ def train_config(
         if not pretrained.is_model_path(teacher.name) and pretrained.is_pretrained(teacher.name, teacher, data):
             if teacher.weights:
                 raise UsageError(
-                    f"teacher.weights: {teacher.weights} holds a trained network for these classes: leave it out"
+                    f"teacher.weights: {teacher.weights} holds a trained network for these classes: leave it out, or "
+                    "train it further with its head (--head keep) or a new one (--head new)"
                 )
             raise UsageError(
                 f"{teacher.name}: is trained already: to train it further say teacher.options.pretrained=true"

@@ -317,7 +317,12 @@ def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
     step, no student is a teacher of another and no hook watches all optimizers, and unless `NOISYTEACHER_GRAPHS=off` is
     in the environment.
     """
-    if plan.device.type != "cuda" or plan.world.size > 1 or os.environ.get(VARIABLE, "").lower() in OFF:
+    if (
+        plan.device.type != "cuda"
+        or plan.world.size > 1
+        or plan.settings.has_body
+        or os.environ.get(VARIABLE, "").lower() in OFF
+    ):
         return False
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not all(map(_is_steady, students)):
         return False

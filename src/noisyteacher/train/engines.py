@@ -14,7 +14,7 @@ from noisyteacher.device import precision_context
 from noisyteacher.distributed import World, gather_objects
 from noisyteacher.errors import NoisyTeacherError, TrainingError
 from noisyteacher.objectives import Objective, group_losses, loss_and_metrics
-from noisyteacher.train.optim import build_optimizer
+from noisyteacher.train.optim import build_optimizer, set_rate
 from noisyteacher.train.stack import Stack
 from noisyteacher.train.state import (
     GroupMetrics,
@@ -83,7 +83,7 @@ class EagerEngine:
     def _step_of_one(self, batch: Batch) -> StepReport:
         student, plan, world = self.students[0], self.plan, self.plan.world
         report = StepReport(batch.step, batch.whole_size, [math.nan], [{}])
-        set_rate(student.optimizer, plan.learning_rate(batch.step))
+        set_rate(student.optimizer, plan.learning_rate(batch.step), plan.body_factor(batch.step))
         seed_step(batch.seed, batch.step, plan)
         if not all(module.training for module in self.modules):
             student.model.train()
@@ -136,7 +136,7 @@ class EagerEngine:
                 except TrainingError as error:
                     report.errors[student] = error
         self.failed |= report.errors.keys()
-        set_rate(stack.optimizer, plan.learning_rate(step))
+        set_rate(stack.optimizer, plan.learning_rate(step), plan.body_factor(step))
         stack.update(self.failed)
         return report
 
@@ -175,12 +175,6 @@ class EagerEngine:
         """Give every model and optimizer tensors of its own again."""
         if self.stack is not None:
             self.stack.release()
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def average_over_processes(

@@ -30,6 +30,8 @@ from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
 from noisyteacher.train.trainer import Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
 
+LATER = ("steps", "body_rate", "freeze_epochs")
+"""Settings that are not in every training's identity: epochs say the steps, the others are there where they act."""
 ObjectiveFunction = Callable[[Tensor, Batch], Any]
 
 
@@ -51,6 +53,8 @@ def fit(
     schedule: str = "linear",
     hold: float | None = None,
     warmup_epochs: float = 0.0,
+    body_rate: float = 1.0,
+    freeze_epochs: float = 0.0,
     views: str | Sequence[str] = "clean",
     every_view: bool = False,
     augment: str = "none",
@@ -101,8 +105,9 @@ def fit(
         [seed], folder, {"resume": resume, "tensorboard": tensorboard},
         epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum,
         weight_decay=weight_decay, decay_biases=decay_biases, schedule=schedule, hold=hold,
-        warmup_epochs=warmup_epochs, views=views, every_view=every_view, augment=augment,
-        batch_norm=batch_norm, precision=precision, patience=patience, keep=keep,
+        warmup_epochs=warmup_epochs, body_rate=body_rate, freeze_epochs=freeze_epochs, views=views,
+        every_view=every_view, augment=augment, batch_norm=batch_norm, precision=precision, patience=patience,
+        keep=keep,
     )  # fmt: skip
     classifier = as_classifier(model, input_shape=split.input_shape)
     _check_scale([model], [classifier], [objective])
@@ -251,7 +256,8 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         if objective.scale != "none":  # the last check is made: the outputs change now
             rescale(model, objective.unit)
     identity: dict[str, Any] = {
-        **{name: value for name, value in asdict(settings).items() if name != "steps"},  # epochs say it
+        **{name: value for name, value in asdict(settings).items() if name not in LATER},
+        **({"body_rate": settings.body_rate, "freeze_epochs": settings.freeze_epochs} if settings.has_body else {}),
         "views": list(plan.views),
         "precision": plan.precision,
         "keep": plan.keep,
@@ -264,7 +270,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         **frozen_parameters(model),
         **({} if validation is None else validation.identity),
     }
-    optimizer = build_optimizer(settings, model.parameters())
+    optimizer = build_optimizer(settings, dict(model.named_parameters()))
     reestimates = settings.batch_norm == "reestimate" and batch_norms_lag(model, plan.batches)
     return Student(model.to(plan.device), optimizer, objective, seed, identity, reestimates)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import ConfigError
+from noisyteacher.models import head_parameters
 
 MUON_SHARE = 0.5
 """Share of a step's own multiplications up to which `auto` takes Muon."""
@@ -33,34 +34,50 @@ def preferred_optimizer(model: nn.Module, macs: int, batch_size: int) -> str:
 
 
 def build_optimizer(
-    settings: TrainSettings, parameters: Iterable[nn.Parameter], *, stacked: bool = False
+    settings: TrainSettings, parameters: Mapping[str, nn.Parameter], *, stacked: bool = False
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd`
     (momentum 0.9 unless set; its L2 term is a decoupled decay without momentum), `muon` (momentum 0.9 unless set;
     decoupled decay).
 
-    stacked: the first dimension of every parameter numbers networks. Raises ConfigError if no parameter requires
-    gradients, or muon gets complex numbers.
+    Where the layers before the last have a rate of their own, their groups are marked as `body`. stacked: the first
+    dimension of every parameter numbers networks. Raises ConfigError if no parameter requires gradients, or muon gets
+    complex numbers.
     """
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    learned = [parameter for parameter in parameters.values() if parameter.requires_grad]
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     rule: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     momentum = 0.9 if settings.momentum is None else settings.momentum
+    head = head_parameters(parameters, stacked) if settings.has_body else {*parameters}
+    groups = _groups(learned, {id(parameters[name]) for name in head}, settings.decay_biases, stacked)
     if settings.optimizer == "muon":
         if any(parameter.is_complex() for parameter in learned):
             raise ConfigError("optimizer 'muon' works on real numbers only, and a parameter is complex: give adam")
-        return Muon(learned, momentum=momentum, stacked=stacked, **rule)
+        return Muon(groups, momentum=momentum, stacked=stacked, **rule)
     rule["fused"] = all(parameter.is_floating_point() for parameter in learned)
-    groups: list[dict[str, Any]] = [{"params": learned}]
-    if not settings.decay_biases:
-        weights = [parameter for parameter in learned if parameter.ndim - stacked > 1]
-        biases = [parameter for parameter in learned if parameter.ndim - stacked <= 1]
-        groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, **rule)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, **rule)
+
+
+def _groups(learned: list[nn.Parameter], head: set[int], decay_biases: bool, stacked: bool) -> list[dict[str, Any]]:
+    """Parameters by how they learn: `body` groups have a rate of their own, biases may be without weight decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in learned:
+        key = id(parameter) not in head, decay_biases or parameter.ndim - stacked > 1
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": members, "body": body, **({} if decays else {"weight_decay": 0.0})}
+        for (body, decays), members in sorted(groups.items(), key=lambda group: (group[0][0], not group[0][1]))
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, body: float = 1.0) -> None:
+    """Set the learning rate; groups marked as `body` get `body` times as much."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * body if group["body"] else rate
 
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -86,7 +103,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, stacked: bool
+        self, parameters: Iterable[Any], *, lr: float, momentum: float, weight_decay: float, stacked: bool
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "first": int(stacked)}
         super().__init__(parameters, defaults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Stack:
     def __init__(
         self,
         members: Sequence[tuple[Classifier, torch.optim.Optimizer]],
-        make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        make_optimizer: Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer],
     ) -> None:
         self.members = list(members)
         networks = [model.network for model, _ in members]
@@ -50,7 +50,7 @@ class Stack:
             _set_buffers(network, {name: value[row] for name, value in self.buffers.items()})
         self.saved_rows: dict[int, list[Tensor]] = {}
         """Parameters and buffers, by row, of models that are not to be updated any more."""
-        self.optimizer = make_optimizer(self.parameters.values())
+        self.optimizer = make_optimizer(self.parameters)
         self.learned = _learned(self.optimizer)
         for index, parameter in enumerate(self.learned):
             slots = [optimizer.state.get(_learned(optimizer)[index], {}) for _, optimizer in members]

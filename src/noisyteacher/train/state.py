@@ -80,6 +80,10 @@ class TrainingPlan:
         hold = HOLD if settings.hold is None else settings.hold
         return settings.lr * rate_factor(settings.schedule, step, self.total_steps, warmup, hold)
 
+    def body_factor(self, step: int) -> float:
+        """What the rate of all layers but the last is multiplied by at a step, from 0."""
+        return 0.0 if step < round(self.settings.freeze_epochs * self.batches) else self.settings.body_rate
+
 
 @dataclass
 class Progress:
