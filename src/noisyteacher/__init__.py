@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noisyteacher.data import pack_data as pack_data
     from noisyteacher.errors import NoisyTeacherError as NoisyTeacherError
     from noisyteacher.evaluate import Scores as Scores
+    from noisyteacher.evaluate import calibrate as calibrate
     from noisyteacher.evaluate import evaluate as evaluate
     from noisyteacher.evaluate import predict as predict
     from noisyteacher.export import Exported as Exported
@@ -55,7 +56,7 @@ __version__ = "0.1.0"
 NAMES = {
     "data": "Batch Packed Split Splits load_data pack_data",
     "errors": "NoisyTeacherError",
-    "evaluate": "Scores evaluate predict",
+    "evaluate": "Scores calibrate evaluate predict",
     "export": "Exported export from_pretrained",
     "extract": "extract",
     "losses": "logit_regression soft_targets",

@@ -6,8 +6,11 @@ logits that are not finite: the largest of NaNs would be class 0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from noisyteacher.errors import MismatchError, TrainingError
@@ -29,6 +32,13 @@ def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean of -log softmax(logits)[label] over the rows, in nats. `[N, K]` and `[N]`."""
     _check(logits, labels)
     return float(F.cross_entropy(logits.double(), labels))
+
+
+def best_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T in 0.05..20 for which logits / T have the lowest NLL. `[N, K]` and `[N]`. Source: Guo et al. 2017."""
+    _check(logits, labels)
+    best = minimize_scalar(lambda log_t: nll(logits / math.exp(log_t), labels), bounds=(math.log(0.05), math.log(20)))
+    return math.exp(best.x)
 
 
 def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -143,6 +143,9 @@ def export(
         str | None, typer.Option("--licence", "--license", help="For the model card of hub.", callback=o.not_empty)
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed calls of each file.")] = 50,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Divide the logits by a temperature that is fitted on validation.")
+    ] = False,
 ) -> None:
     """Write a model for other runtimes, run each file there on the validation split, and compare it with torch.
 
@@ -155,7 +158,7 @@ def export(
         from noisyteacher.device import cpu_threads
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.export import check_format_names, check_formats, verdict
-        from noisyteacher.pipeline import load_teacher, provenance_of, seen_before, ship, trained_on
+        from noisyteacher.pipeline import calibrated, load_teacher, provenance_of, seen_before, ship, trained_on
 
         names = [name.strip() for name in formats.split(",")]
         (check_formats if len(names) == 1 else check_format_names)(names)
@@ -165,7 +168,11 @@ def export(
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)
         overlap = seen_before(trained_on(path), splits, "this model")
         failed: dict[str, NoisyTeacherError] = {}
+        caveats = [overlap] if overlap else []
         with cpu_threads(config.run.threads):
+            if calibrate:
+                classifier, sentence = calibrated(classifier, splits)
+                caveats.append(sentence)
             files = ship(
                 classifier,
                 splits,
@@ -178,7 +185,7 @@ def export(
                 max_drop=max_drop,
                 runs=runs,
                 on_failure=failed.__setitem__,
-                caveats=[overlap] if overlap else [],
+                caveats=caveats,
             )
     if not files:
         raise next(iter(failed.values()))
@@ -186,11 +193,12 @@ def export(
     o.note_other_data(path, splits)
     if request.as_json:
         described = [file.describe() for file in files]
-        print_json(
-            {"model": path, "folder": str(folder), "verdict": verdict(files), "files": described, "failed": reasons}
-        )
+        record = {"model": path, "folder": str(folder), "verdict": verdict(files), "files": described}
+        print_json(record | {"failed": reasons, "caveats": caveats})
     else:
         print_exported(files, reasons, "Verdict")
+        if calibrate:
+            say(f"\n{sentence}.")
         say(f"\nFolder: {folder}")
     if failed or not all(file.holds for file in files):
         raise typer.Exit(3)

@@ -17,6 +17,7 @@ from noisyteacher.pipeline.experiment import prepare_teacher as prepare_teacher
 from noisyteacher.pipeline.experiment import student_spec as student_spec
 from noisyteacher.pipeline.experiment import train_run as train_run
 from noisyteacher.pipeline.experiment import train_runs as train_runs
+from noisyteacher.pipeline.handover import calibrated as calibrated
 from noisyteacher.pipeline.handover import provenance_of as provenance_of
 from noisyteacher.pipeline.handover import ship as ship
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER as CHECKING_TEACHER

@@ -12,17 +12,27 @@ from torch import nn
 
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
+from noisyteacher.evaluate import calibrate, evaluate
 from noisyteacher.export import FORMATS, Exported, check_format_names, export_all
 from noisyteacher.export.card import PREDICT, Provenance, card, predict_script, way_to_load
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json, make_folder, read_json, write_bytes
-from noisyteacher.models import HUB_WEIGHTS, PREFIX, as_classifier, model_record, pretrained, save_model, weights_file
+from noisyteacher.models import (
+    HUB_WEIGHTS,
+    PREFIX,
+    Classifier,
+    as_classifier,
+    model_record,
+    pretrained,
+    save_model,
+    weights_file,
+)
 from noisyteacher.pipeline.experiment import Experiment, TrainedModel, data_record, measure_costs
 from noisyteacher.pipeline.pretrained import run_of, weights_of
 from noisyteacher.progress import Watch
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
-from noisyteacher.text import escaped
+from noisyteacher.text import SPLIT_NAMES, escaped
 
 HUB = "hub"
 
@@ -145,6 +155,20 @@ def _write_card(
     costs, _ = measure_costs(classifier, data, "cpu", "model", latency=False)
     text = card(classifier, data, files, costs, provenance, **options)
     write_bytes(folder / CARD, text.encode(), within=folder)
+
+
+def calibrated(model: nn.Module, data: Splits) -> tuple[Classifier, str]:
+    """`calibrate` on the validation split, and a sentence with the calibration errors before and after."""
+    scaled, temperature = calibrate(model, data.val, device="cpu", progress=False)
+    changes = []
+    for role, split in data.parts.items():
+        if role != "train" and split.labels is not None:
+            before, after = (evaluate(m, split, device="cpu", progress=False).ece for m in (model, scaled))
+            changes.append(f"{before:.2f} to {after:.2f} % on {SPLIT_NAMES[role]} (n = {len(split):,})")
+    return scaled, (
+        f"the logits are divided by {temperature:.3g}, the temperature with the lowest NLL on validation: expected "
+        f"calibration error {', '.join(changes)}"
+    )
 
 
 def provenance_of(where: str | Path | Run) -> Provenance:
