@@ -75,6 +75,8 @@ CASES: dict[str, Callable[[], tuple[nt.History, nn.Module]]] = {
     "noise for every row": lambda: noisy(draw="row"),
     "noise for the batch": lambda: noisy(draw="batch"),
     "noise on the student": lambda: noisy(target="student"),
+    "noise on the input": lambda: noisy(target="input", kind="additive", draw="row"),
+    "three draws": lambda: noisy(draws=3, draw="row"),
     "live teacher": lambda: live("none"),
     "live teacher, mixup": lambda: live("mixup"),
     "two live teachers, no labels": judged_by_several,

@@ -38,6 +38,8 @@ NOISES: list[nt.Noise | None] = [
     nt.Noise(sigma=0.5, alpha=0.5, target="student"),
     nt.Noise(sigma=0.5, alpha=0.5, kind="additive", schedule="cosine"),
     nt.Noise(sigma=0.5, alpha=0.5, frozen=True, draw="row", distribution="laplace"),
+    nt.Noise(sigma=0.5, alpha=0.5, draw="row", draws=3),
+    nt.Noise(sigma=0.3, alpha=0.5, draw="row", kind="mix", draws=2),
 ]
 """A noise of every kind."""
 

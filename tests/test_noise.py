@@ -42,7 +42,7 @@ def test_eq_2_by_hand(kind: str, expected: list[list[float]]) -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(schema.Kind))
-@pytest.mark.parametrize("draw", get_args(schema.Draw))
+@pytest.mark.parametrize("draw", ["batch", "row"])
 @pytest.mark.parametrize(("sigma", "alpha"), [(0.0, 1.0), (0.9, 0.0)])
 def test_no_noise_is_bit_identical(draw: str, kind: str, sigma: float, alpha: float) -> None:
     logits = clean()
@@ -231,7 +231,7 @@ def test_a_generator_and_a_noise_are_what_they_must_be() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", get_args(schema.Kind))
+@pytest.mark.parametrize("kind", ["multiplicative", "additive"])
 def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
     """The result is the exact one rounded to the type: 1 + xi alone would already lose most of a small xi."""
     logits = clean().to(dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import draw_of, perturbed
-from noisyteacher.config.schema import Kind, PerturbedLogits
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -314,8 +312,8 @@ def test_noisy_teacher_follows_a_schedule() -> None:
         nt.NoisyTeacher(net(), noise)(images)
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-@pytest.mark.parametrize("target", get_args(PerturbedLogits))
+@pytest.mark.parametrize("kind", ["multiplicative", "additive"])
+@pytest.mark.parametrize("target", ["teacher", "student"])
 @pytest.mark.parametrize("loss", ["logit_regression", "soft_targets"])
 def test_what_the_noise_does_by_autograd(loss: str, target: str, kind: str) -> None:
     """The gradient of the teacher's term with and without noise, by autograd of the formulas of docs/method.md."""

@@ -26,6 +26,8 @@ def every_objective() -> list[Any]:
         nt.supervised(),
         *(nt.distil(table(), noise=noise) for noise in NOISES),
         nt.distil(table(), loss="soft_targets", noise=NOISES[1]),
+        nt.distil(table(), loss="soft_targets", noise=nt.Noise(sigma=0.8, alpha=0.5, kind="sampled", draws=2)),
+        nt.distil(table(), noise=nt.Noise(sigma=0.2, alpha=0.7, draw="row", kind="additive", target="input")),
         nt.distil(table(), label_weight=0.3, noise=NOISES[1]),
         lambda logits, batch: (logits.square().mean(), {"own": 2.0}),
     ]

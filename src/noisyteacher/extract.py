@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from noisyteacher.data import Split, expand_views
 from noisyteacher.device import PRECISIONS, PROBE_BATCH, channels_last, inference, precision_context, resolve_device
 from noisyteacher.errors import StoreError, UsageError
-from noisyteacher.io.files import remove_new_folders_on_error
+from noisyteacher.io.files import remove_new_folders_on_error, sha256
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.progress import counted, reported
+from noisyteacher.rng import seeded
 from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, StoreMeta, check_finite, write_store
 from noisyteacher.text import unknown_name
 
@@ -34,6 +37,7 @@ def extract(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     dtype: str = "float32",
+    dropout_seed: int | None = None,
     rows_per_shard: int = 0,
     progress: bool | Callable[[int, int], None] | None = True,
     overwrite: bool = False,
@@ -42,10 +46,13 @@ def extract(
 
     views: names or families (`"clean,mirror"`, `"crop"`). batch_size: images per forward pass (128 on a CPU, 512 on a
     GPU). precision: of the arithmetic; dtype: on disk. progress: True reports on stderr, a function is called with
-    (done, total). A finished store of the same model, split and views is returned as it is; an interrupted one is
-    continued and ends as the same bytes, unless `overwrite`.
-    Raises UsageError for invalid settings, MismatchError when the model does not fit the split or another store is
-    there, StoreError for logits that are not finite or change from call to call, WriteError when the disk refuses.
+    (done, total). dropout_seed: keep dropout on, all else in eval mode, with masks drawn by this seed for every batch
+    of images: one stochastic copy of a fickle teacher (Arani, Sarfraz & Zonooz 2021); a student draws from several by
+    `distil([copy_0, copy_1, ...], combine="pick-row")`, or `"pick"`. A finished store of the same model, split and
+    views is returned as it is; an interrupted one is continued and ends as the same bytes, unless `overwrite`.
+    Raises UsageError for invalid settings and for a dropout_seed without dropout layers, MismatchError when the model
+    does not fit the split or another store is there, StoreError for logits that are not finite or change from call to
+    call, WriteError when the disk refuses.
     """
     for what, name, choices in (("precision", precision, PRECISIONS), ("dtype of a logit store", dtype, DTYPES)):
         if name not in choices:
@@ -62,6 +69,14 @@ def extract(
         "code": code_fingerprint(model),
     }
     teacher = as_classifier(model, classes=split.classes, input_shape=split.input_shape)
+    dropout = [layer for layer in teacher.modules() if isinstance(layer, _DropoutNd) and layer.p]
+    if dropout_seed is not None:
+        if type(dropout_seed) is not int or not dropout:
+            raise UsageError(
+                f"dropout_seed={dropout_seed!r} for a teacher with {len(dropout)} dropout layer(s): expected a whole "
+                "number, and a teacher that was trained with dropout; without one leave it out"
+            )
+        fingerprints["code"] = sha256([f"{fingerprints['code']} dropout {dropout_seed}".encode()])
     plan = Plan(len(split), split.classes, names, fingerprints, dtype, precision, rows_per_shard)  # type: ignore[arg-type]
     meta: StoreMeta = {
         "teacher": dict(teacher.architecture),
@@ -70,9 +85,13 @@ def extract(
         "input_shape": list(split.input_shape),
         "class_names": list(split.class_names),
     }
+    if dropout_seed is not None:
+        meta["dropout_seed"] = dropout_seed
 
     def logits_of(rows: Tensor, view: str) -> Tensor:
-        logits: Tensor = teacher(split.images_at(rows, view).to(target)).float().cpu()
+        masks = nullcontext() if dropout_seed is None else seeded(dropout_seed, "dropout copy", view, int(rows[0]))
+        with masks:
+            logits: Tensor = teacher(split.images_at(rows, view).to(target)).float().cpu()
         check_finite(logits, view, int(rows[0]))
         return logits
 
@@ -84,7 +103,11 @@ def extract(
             channels_last(teacher, split.first_images(PROBE_BATCH, names[0]).to(target)),
             precision_context(precision, target),
         ):
-            _check_steady(logits_of, missing[0].row_numbers[:size], names[0])
+            if dropout_seed is None:
+                _check_steady(logits_of, missing[0].row_numbers[:size], names[0])
+            else:
+                for layer in dropout:
+                    layer.train()
             for shard in missing:
                 block = torch.empty(plan.shape(shard))
                 for number, view in enumerate(names):

@@ -40,9 +40,12 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
     return divergence * temperature**2
 
 
-def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(g)[label], mean over the batch, a scalar. Logits `[B, K]`, labels int64 `[B]`, in nats."""
-    return F.cross_entropy(student.float(), labels)
+def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log softmax(g)[label], mean over the batch, a scalar. Logits `[B, K]`, labels int64 `[B]`, in nats.
+
+    smoothing: the share of each target that is spread evenly over all K classes (Szegedy et al. 2016).
+    """
+    return F.cross_entropy(student.float(), labels, label_smoothing=smoothing)
 
 
 def check_temperature(temperature: float) -> None:

@@ -69,7 +69,10 @@ class Noise(NoiseSettings):
 
     def describe(self) -> dict[str, object]:
         """Every field as a JSON-able value, for run folders."""
-        return {**asdict(self), "sigma": list(self.sigma) if isinstance(self.sigma, tuple) else self.sigma}
+        record = {**asdict(self), "sigma": list(self.sigma) if isinstance(self.sigma, tuple) else self.sigma}
+        if self.draws == 1:  # runs that are older than this field can be resumed
+            del record["draws"]
+        return record
 
     def sigma_at(self, step: int, total_steps: int | None) -> tuple[float, float]:
         """The range (low, high) of sigma at a step (from 0), after the schedule's factor; low == high without a range.
@@ -94,7 +97,7 @@ class UnitNoise(NamedTuple):
 
     chance `[B, 1]`: uniform on 0..1, compared with alpha. position `[]`: uniform on 0..1, where in its range (low,
     high) this batch's sigma lies.
-    unit `[B or 1, K or 1]`, noise of standard deviation 1.
+    unit `[B or 1, K or 1]`, noise of standard deviation 1; of several draws `[M, B or 1, K or 1]`.
     """
 
     chance: Tensor
@@ -105,28 +108,36 @@ class UnitNoise(NamedTuple):
         """Which samples are perturbed, bool `[B, 1]`."""
         return self.chance < alpha
 
-    def xi(self, sigma: Sigma) -> Tensor:
-        """The scaled noise, `[B or 1, K or 1]`."""
+    def deviation(self, sigma: Sigma) -> Tensor:
+        """This batch's standard deviation, `[]`."""
         low, high = sigma if isinstance(sigma, tuple) or (isinstance(sigma, Tensor) and sigma.dim()) else (sigma, sigma)
-        return self.unit * (low + (high - low) * self.position)
+        return low + (high - low) * self.position
+
+    def xi(self, sigma: Sigma) -> Tensor:
+        """The scaled noise, of the shape of `unit`."""
+        return self.unit * self.deviation(sigma)
 
     def rows(self, rows: Tensor | slice) -> UnitNoise:
         """The draws of some of the samples; unit noise that the whole batch shares stays as it is."""
-        return UnitNoise(self.chance[rows], self.position, self.unit if len(self.unit) == 1 else self.unit[rows])
+        return UnitNoise(
+            self.chance[rows], self.position, self.unit if self.unit.shape[-2] == 1 else self.unit[..., rows, :]
+        )
 
 
 def sample_unit_noise(
-    draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None = None
+    draw: str, distribution: str, batch: int, classes: int, generator: torch.Generator | None = None, draws: int = 1
 ) -> UnitNoise:
     """Unit noise for `batch` samples of `classes` logits, on the generator's device (the CPU without one).
 
-    The order of the draws is fixed: selection, position in the sigma range, unit noise.
+    The order of the draws is fixed: selection, position in the sigma range, unit noise, of which the first of several
+    draws is that of a single one.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     chance = torch.rand(batch, 1, generator=generator, device=device)
     position = torch.rand((), generator=generator, device=device)
     shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[draw]
-    return UnitNoise(chance, position, _unit(distribution, shape, generator, device))
+    units = [_unit(distribution, shape, generator, device) for _ in range(draws)]
+    return UnitNoise(chance, position, units[0] if draws == 1 else torch.stack(units))
 
 
 def _unit(distribution: str, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -157,7 +168,8 @@ def unit_noise_at(
     Raises MismatchError for frozen noise without valid rows.
     """
     if not noise.frozen:
-        return sample_unit_noise(noise.draw, noise.distribution, batch, classes, seeded_generator(seed, "noise", step))
+        draws = seeded_generator(seed, "noise", step)
+        return sample_unit_noise(noise.draw, noise.distribution, batch, classes, draws, noise.draws)
     if rows is None or total_rows is None:
         raise MismatchError("frozen noise belongs to rows: give the batch's row numbers and the number of rows")
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.shape != (batch,):  # [1] would broadcast
@@ -166,12 +178,12 @@ def unit_noise_at(
     rows = rows.to("cpu")
     if batch and (rows.min() < 0 or rows.max() >= total_rows):
         raise MismatchError(f"rows {int(rows.min())}..{int(rows.max())}: frozen noise has rows 0..{total_rows - 1}")
-    return _frozen_unit_noise(noise.draw, noise.distribution, seed, total_rows, classes).rows(rows)
+    return _frozen_unit_noise(noise.draw, noise.distribution, seed, total_rows, classes, noise.draws).rows(rows)
 
 
 @lru_cache(maxsize=8)
-def _frozen_unit_noise(draw: str, distribution: str, seed: int, total_rows: int, classes: int) -> UnitNoise:
-    return sample_unit_noise(draw, distribution, total_rows, classes, seeded_generator(seed, "frozen noise"))
+def _frozen_unit_noise(draw: str, distribution: str, seed: int, total_rows: int, classes: int, draws: int) -> UnitNoise:
+    return sample_unit_noise(draw, distribution, total_rows, classes, seeded_generator(seed, "frozen noise"), draws)
 
 
 def perturb(
@@ -182,6 +194,7 @@ def perturb(
     draw: Draw = "batch",
     kind: Kind = "multiplicative",
     distribution: Distribution = "gaussian",
+    temperature: float = 1.0,
     generator: torch.Generator | None = None,
     unit_noise: UnitNoise | None = None,
 ) -> Tensor:
@@ -190,11 +203,14 @@ def perturb(
     Draws come from `generator` (torch's global CPU generator without one) and are moved to the logits' device, so a
     CPU generator gives the same noise on every device. Gradients flow through to `logits`. Rows that are not selected,
     and all rows at sigma 0, are returned bit for bit. Half-precision logits are perturbed in float32 and rounded once.
-    With `unit_noise` nothing is drawn and nothing is checked, and `draw`, `distribution` and `generator` are ignored:
-    this is what training steps use, with sigma and alpha as tensors where many students are trained together.
+    `kind="mix"` is TeKAP's (1 - sigma) z + xi; with `"sampled"` softmax(z' / temperature) is (1 - sigma) p + sigma * a
+    class drawn from p = softmax(z / temperature), as one-hot: at sigma 1 a sampled teacher.
+    With `unit_noise` (of M draws: `[M, B, K]` out) nothing is drawn and nothing is checked, and `draw`, `distribution`
+    and `generator` are ignored: this is what training steps use, with sigma and alpha as tensors where many students
+    are trained together.
     Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
     when they are not finite or overflow half precision, UsageError for a generator of another type.
-    Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1.
+    Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1; TeKAP (ICLR 2025); sampled: Kaplun et al. 2022.
 
     >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     >>> torch.equal(perturb(teacher, sigma=0.0, alpha=0.5), teacher)
@@ -207,15 +223,35 @@ def perturb(
         noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)  # type: ignore[arg-type]
         sigma, alpha = noise.sigma, noise.alpha
         unit_noise = sample_unit_noise(draw, distribution, logits.shape[0], logits.shape[1], generator)
-    selected, xi = unit_noise.selected(alpha).to(logits.device), unit_noise.xi(sigma).to(logits.device)
+    scaled = unit_noise.selected(alpha), unit_noise.deviation(sigma), unit_noise.xi(sigma)
+    selected, deviation, xi = (part.to(logits.device) for part in scaled)
     half = logits.dtype in (torch.float16, torch.bfloat16)
     wide = logits.float() if half else logits
     xi = xi.to(wide.dtype)
-    noisy = wide * (1 + xi) if kind == "multiplicative" else wide + xi
-    result = torch.where(selected & (xi != 0), noisy.to(logits.dtype), logits)
+    if kind == "multiplicative":
+        noisy = wide * (1 + xi)
+    elif kind == "sampled":
+        noisy = _with_sampled_class(wide, unit_noise.unit.to(wide.device), deviation, temperature)
+    else:
+        noisy = (wide * (1 - deviation) if kind == "mix" else wide) + xi
+    result = torch.where(selected & (deviation != 0), noisy.to(logits.dtype), logits)
     if half and not torch.isfinite(result).all():
         raise TrainingError(f"perturbed logits overflow {logits.dtype}: give them as float32, or lower sigma")
     return result
+
+
+def _with_sampled_class(logits: Tensor, unit: Tensor, share: Tensor, temperature: float) -> Tensor:
+    """Logits whose softmax at this temperature is (1 - share) p + share * one-hot of a class drawn from p.
+
+    The class is drawn by the largest of logits / temperature + Gumbel noise, which standard Gaussian noise becomes by
+    -log(-log Phi(unit)), Phi = 1 - erfc(unit / sqrt 2) / 2.
+    """
+    scaled = logits / temperature
+    exponential = -torch.log1p(-0.5 * torch.erfc(unit / math.sqrt(2)))
+    classes = (scaled - exponential.log()).argmax(-1, keepdim=True)
+    one_hot = torch.zeros_like(scaled.expand(classes.shape[:-1] + scaled.shape[-1:])).scatter(-1, classes, 1.0)
+    target = scaled.softmax(-1) * (1 - share) + one_hot * share
+    return temperature * target.clamp(min=torch.finfo(target.dtype).tiny).log()
 
 
 def check_logits(logits: Tensor) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeac
 from noisyteacher.io.files import Json
 from noisyteacher.losses import check_temperature, cross_entropy, logit_regression, soft_targets
 from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
+from noisyteacher.rng import generator
 from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks, logit_rms
 from noisyteacher.text import unknown_name
 
@@ -65,6 +66,11 @@ class Objective(ABC):
         """Teacher networks that run at every step."""
         return ()
 
+    @property
+    def input_noise(self) -> Noise | None:
+        """The noise on the preprocessed images that the student sees."""
+        return None
+
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:  # noqa: B027
         """Raises before the first step when this objective cannot be trained on the split."""
 
@@ -77,23 +83,35 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class Supervised(Objective):
-    """Cross-entropy on the labels."""
+    """Cross-entropy on the labels.
+
+    label_noise: a fixed share of the rows has another class, drawn once per seed. label_smoothing: see `cross_entropy`.
+    """
+
+    label_noise: float = 0.0
+    label_smoothing: float = 0.0
 
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
-        return label_inputs(batch)
+        flips = {"flip": _label_flips(self.label_noise, batch.seed, batch.total_rows)} if self.label_noise else {}
+        return label_inputs(batch) | {name: flip[batch.rows.cpu()] for name, flip in flips.items()}
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        return label_term(logits, inputs), {}
+        if "flip" in inputs:
+            classes, labels = logits.shape[-1], inputs["labels"]
+            inputs = inputs | {"labels": (labels + (inputs["flip"] * (classes - 1)).ceil().long()) % classes}
+        return label_term(logits, inputs, self.label_smoothing), {}
 
     def describe(self) -> Json:
-        return {"objective": "supervised"}
+        return {"objective": "supervised", **{name: share for name, share in vars(self).items() if share}}
 
     @property
     def arithmetic(self) -> Hashable:
-        return "supervised"
+        return "supervised", self.label_smoothing
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         _need_labels(split, classes)
+        if self.label_noise and augment == "mixup":
+            raise ConfigError("label_noise with augment='mixup': the labels that are mixed in would stay clean")
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,13 @@ class Distillation(Objective):
     label_weight: float = 0.0
     scale: str = "none"
     unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and self.noise.kind == "sampled" and "temperature" not in self.constants:
+            raise ConfigError(
+                f"noise.kind: 'sampled' draws a class from soft targets, and {type(self).__name__} has none: use "
+                "loss='soft_targets', or another kind"
+            )
 
     @abstractmethod
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -130,9 +155,9 @@ class Distillation(Objective):
         inputs = {"teacher": teacher}
         if self.label_weight:
             inputs |= label_inputs(batch)
-        noise = self.noise
+        noise = self.logit_noise
         if noise is not None:
-            key = (noise.draw, noise.distribution, noise.frozen, batch.seed, teacher.shape[1])
+            key = (noise.draw, noise.distribution, noise.frozen, noise.draws, batch.seed, teacher.shape[1])
             if key not in cache:
                 cache[key] = _unit_noise(noise, batch, teacher.shape[1])
             inputs |= cache[key]._asdict()
@@ -141,31 +166,34 @@ class Distillation(Objective):
         return inputs
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
-        """The weighted sum. Metrics: of the noise its realised share, flipped classes, its size,
-        ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits, and the term without noise;
-        with labels both terms.
+        """The weighted sum; of M draws of the noise the mean. Metrics: of the noise its realised share, flipped
+        classes, its size, ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits, and the
+        term without noise; with labels both terms.
         """
         clean_student = logits if self.unit == 1 else logits / self.unit
         student, teacher = clean_student, inputs["teacher"]
         metrics: Metrics = {}
-        if self.noise is not None:
+        if self.logit_noise is not None:
             unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
-            sigma, alpha, kind = inputs["sigma"], inputs["alpha"], self.noise.kind
-            on_teacher = self.noise.target == "teacher"
+            sigma, alpha, kind = inputs["sigma"], inputs["alpha"], self.logit_noise.kind
+            on_teacher = self.logit_noise.target == "teacher"
             before = teacher if on_teacher else student.float()
-            after = perturb(before, sigma=sigma, alpha=alpha, kind=kind, unit_noise=unit_noise)
+            temperature = getattr(self, "temperature", 1.0)
+            after = perturb(before, sigma=sigma, alpha=alpha, kind=kind, temperature=temperature, unit_noise=unit_noise)
             student, teacher = (student, after) if on_teacher else (after, teacher)
+            # [M, B, K] of M draws as M * B rows, whose mean is the mean of the draws
+            student, teacher = (part.expand_as(after).flatten(0, -2) for part in (student, teacher))
             with torch.no_grad():
                 selected, xi = unit_noise.selected(alpha), unit_noise.xi(sigma)
                 clean_gradient = self.term_gradient(clean_student.float(), inputs["teacher"])
-                gradient = self.term_gradient(student.float(), teacher)
+                gradient = self.term_gradient(student.float(), teacher).view_as(after)
                 if not on_teacher and kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
                     gradient = torch.where(selected, gradient * (1 + xi), gradient)
                 size = torch.linalg.vector_norm(clean_gradient)
-                change = torch.linalg.vector_norm(gradient - clean_gradient)
+                change = torch.linalg.vector_norm(gradient.view(-1, *before.shape).mean(0) - clean_gradient)
                 metrics = {
                     "noise/selected_%": 100 * selected.float().mean(),
-                    "noise/flipped_%": 100 * (before.argmax(1) != after.argmax(1)).float().mean(),
+                    "noise/flipped_%": 100 * (before.argmax(-1) != after.argmax(-1)).float().mean(),
                     "noise/xi_rms": xi.square().mean().sqrt(),
                     "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
                     "train/clean_loss": self.term(clean_student.float(), inputs["teacher"]),
@@ -192,8 +220,17 @@ class Distillation(Objective):
     @property
     def arithmetic(self) -> Hashable:
         """The loss with its constants, the weight of the labels, and how the noise enters."""
-        noise = self.noise and (self.noise.draw, self.noise.kind, self.noise.target)
+        noise = self.logit_noise and (self.logit_noise.draw, self.logit_noise.kind, self.logit_noise.target)
         return type(self), self.label_weight, self.unit, noise, *self.constants.values()
+
+    @property
+    def input_noise(self) -> Noise | None:
+        return self.noise if self.noise is not None and self.noise.target == "input" else None
+
+    @property
+    def logit_noise(self) -> Noise | None:
+        """The noise on logits."""
+        return self.noise if self.input_noise is None else None
 
     @property
     def live_networks(self) -> tuple[nn.Module, ...]:
@@ -241,12 +278,18 @@ LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "s
 """Name of a loss in `distil` and in settings -> its objective."""
 
 
-def supervised() -> Supervised:
+def supervised(*, label_noise: float = 0.0, label_smoothing: float = 0.0) -> Supervised:
     """Cross-entropy on the labels: how a teacher is trained, and the student's first control.
 
-    Training raises DataError for a split without labels, MismatchError when the numbers of classes differ.
+    label_noise: the share of the training rows that get another class, the same in every epoch, drawn by the run's
+    seed. label_smoothing: the share of each target that is spread over all classes. Raises ConfigError for shares
+    outside 0..1. Training raises DataError for a split without labels, MismatchError when the numbers of classes
+    differ. Source: messy collaboration, Arani, Sarfraz & Zonooz 2021; Szegedy et al. 2016.
     """
-    return Supervised()
+    for name, share in (("label_noise", label_noise), ("label_smoothing", label_smoothing)):
+        if isinstance(share, (bool, str)) or not 0 <= share <= 1:
+            raise ConfigError(f"{name}={share!r}: expected a share, 0 to 1")
+    return Supervised(label_noise, label_smoothing)
 
 
 def distil(
@@ -262,8 +305,8 @@ def distil(
     """Learning from a teacher's logits, perturbed by `noise` if given.
 
     `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, merged by
-    `combine` (`mean`, `geometric`, `pick`). `loss`: `logit_regression` (the paper) or `soft_targets` (Hinton;
-    `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
+    `combine` (`mean`, `geometric`, `pick`, `pick-row`). `loss`: `logit_regression` (the paper) or `soft_targets`
+    (Hinton; `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
     `scale`: `rms` lets noise and loss see the logits of both divided by the root mean square of the teacher's; `fit`
     then multiplies the outputs of the student's network by it, so that its logits have the teacher's units.
     Raises ConfigError for settings without effect, UnknownNameError, UsageError.
@@ -295,6 +338,25 @@ def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:
     return draw(batch=batch.whole_size).rows(batch.share)
 
 
+def input_noise_of(objective: object, batch: Batch) -> Callable[[Tensor], Tensor] | None:
+    """What the noise of an objective does to the preprocessed images of a batch, or None without it.
+
+    Source: soft randomisation, Arani, Sarfraz & Zonooz 2021: the student sees x + xi, its targets are those of x.
+    """
+    noise = getattr(objective, "input_noise", None)
+    if noise is None:
+        return None
+
+    def perturbed(images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise UsageError("noise on the input is added to preprocessed images, and this model leaves them as pixels")
+        flat, sigma = images.flatten(1), noise.sigma_at(batch.step, batch.total_steps or None)
+        unit_noise = _unit_noise(noise, batch, flat.shape[1])
+        return perturb(flat, sigma=sigma, alpha=noise.alpha, kind=noise.kind, unit_noise=unit_noise).view(images.shape)
+
+    return perturbed
+
+
 def label_inputs(batch: Batch) -> Inputs:
     """The labels `[B]` of a batch; with mixup also `partner_labels` and `share` `[B]`."""
     assert batch.labels is not None
@@ -304,13 +366,21 @@ def label_inputs(batch: Batch) -> Inputs:
     return {"labels": batch.labels, "partner_labels": partner_labels, "share": share}
 
 
-def label_term(logits: Tensor, inputs: Inputs) -> Tensor:
+@lru_cache(maxsize=8)
+def _label_flips(share: float, seed: int, rows: int) -> Tensor:
+    """For every row 0, or where its label is replaced where in 0..1 the other class lies, `[N]`."""
+    draws, flips = generator(seed, "label noise"), torch.zeros(rows)
+    chosen = torch.randperm(rows, generator=draws)[: round(share * rows)]
+    flips[chosen] = 1 - torch.rand(len(chosen), generator=draws)
+    return flips
+
+
+def label_term(logits: Tensor, inputs: Inputs, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy on the labels, a scalar in nats; with mixup on both labels, weighted by their shares."""
     if "share" not in inputs:
-        return cross_entropy(logits, inputs["labels"])
-    share = inputs["share"]
-    first = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
-    second = F.cross_entropy(logits.float(), inputs["partner_labels"], reduction="none")
+        return cross_entropy(logits, inputs["labels"], smoothing)
+    share, term = inputs["share"], partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
+    first, second = (term(logits.float(), inputs[name]) for name in ("labels", "partner_labels"))
     return (share * first + (1 - share) * second).mean()
 
 

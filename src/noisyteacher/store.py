@@ -123,6 +123,8 @@ class StoreMeta(TypedDict, total=False):
     role: str
     input_shape: list[int]
     class_names: list[str]
+    dropout_seed: int
+    """Of a stochastic copy: the seed of its dropout masks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +257,8 @@ class LogitStore:
         """
         if (model is None) != (split is None) or sample < 1:
             raise UsageError(f"verify needs both the model and the split, or neither, and sample >= 1, got {sample}")
+        if model is not None and "dropout_seed" in self.meta:
+            raise UsageError(f"{self.path}: made with dropout on, which no second pass repeats: verify without a model")
         for shard in self.shards:
             self._map_shard(shard, verify=True)
         total, largest = sum(shard.bytes for shard in self.shards), dict.fromkeys(self.views, NAN)

@@ -16,7 +16,7 @@ from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, check_logits, perturb, unit_noise_at
-from noisyteacher.rng import derive_seed
+from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
 from noisyteacher.text import unknown_name
 
@@ -147,17 +147,19 @@ def geometric_logits(logits: Tensor) -> Tensor:
     return torch.where(agreed, sign[0] * size, torch.zeros_like(size))
 
 
-COMBINE: dict[str, Callable[[Tensor, int], Tensor]] = {
+COMBINE: dict[str, Callable[[Tensor, int | Tensor], Tensor]] = {
     "mean": lambda logits, pick: logits.mean(0),
     "geometric": lambda logits, pick: geometric_logits(logits),
     "pick": lambda logits, pick: logits[pick],
+    "pick-row": lambda logits, pick: logits[pick, torch.arange(logits.shape[1], device=logits.device)],
 }
-"""Name -> function from the logits of M teachers `[M, B, K]`, and the index of one, to combined logits `[B, K]`."""
+"""Name -> function from the logits of M teachers `[M, B, K]`, and the index of one or of one per row `[B]`, to combined
+logits `[B, K]`."""
 
 
 @dataclass(frozen=True)
 class SeveralTeachers:
-    """Several teachers as one: their `mean` or `geometric` mean, or by `pick` one drawn for every batch."""
+    """Several teachers as one: their `mean` or `geometric` mean, or one drawn per batch (`pick`) or `pick-row`."""
 
     teachers: tuple[Teacher, ...]
     combine: str = "mean"
@@ -174,8 +176,10 @@ class SeveralTeachers:
         if self.combine == "pick":
             pick = derive_seed(batch.seed, "teacher", batch.step) % len(self.teachers)
             return self.teachers[pick].logits(batch)
-        logits = [teacher.logits(batch).to(batch.images.device) for teacher in self.teachers]
-        return COMBINE[self.combine](torch.stack(logits), 0)
+        logits = torch.stack([teacher.logits(batch).to(batch.images.device) for teacher in self.teachers])
+        draws = generator(batch.seed, "teacher", batch.step)
+        picks = torch.randint(len(self.teachers), (batch.whole_size,), generator=draws)[batch.share]
+        return COMBINE[self.combine](logits, picks.to(logits.device))
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         for teacher in self.teachers:
@@ -202,7 +206,7 @@ def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
     """The root mean square of the teacher's logits for all rows of the split under this view. Raises TrainingError for
     logits that are all 0.
     """
-    if isinstance(teacher, SeveralTeachers) and teacher.combine == "pick":  # each is as likely
+    if isinstance(teacher, SeveralTeachers) and teacher.combine.startswith("pick"):  # each is as likely
         return math.sqrt(
             sum(logit_rms(member, split, view) ** 2 for member in teacher.teachers) / len(teacher.teachers)
         )
@@ -277,10 +281,10 @@ class NoisyTeacher(nn.Module):
         lengths = [length for length in (total_rows, total_steps) if length is not None]
         if type(seed) is not int or any(type(length) is not int or length < 1 for length in lengths):
             raise UsageError(f"{seed=}, {total_rows=}, {total_steps=}: expected whole numbers, of rows and steps >= 1")
-        if noise.target != "teacher":
+        if noise.target != "teacher" or noise.draws > 1 or noise.kind == "sampled":
             raise UsageError(
-                f"NoisyTeacher perturbs the teacher's logits, the noise says target={noise.target!r}: "
-                "perturb the student's logits in the loop with nt.perturb"
+                f"NoisyTeacher returns one draw on the teacher's logits, the noise says target={noise.target!r}, "
+                f"draws={noise.draws}, kind={noise.kind!r}: use nt.perturb in the loop, or nt.distil"
             )
         self.teacher = teacher.requires_grad_(False)
         self.noise, self.seed, self.total_rows, self.total_steps = noise, seed, total_rows, total_steps

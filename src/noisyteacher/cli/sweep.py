@@ -109,7 +109,10 @@ def _print_end(result: SweepResult | PaperResult) -> None:
 def paper(
     request: o.Request,
     experiment: Annotated[
-        str, typer.Argument(help="table1 ... table6, fig2, fig3, section5.4, constant, why, all of these, or regime.")
+        str,
+        typer.Argument(
+            help="table1 ... table6, fig2, fig3, section5.4, constant, why, all of these; regime, relatives."
+        ),
     ],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",
     teacher: Annotated[str | None, typer.Option(help="A run or file of the first teacher, trained elsewhere.")] = None,

@@ -27,9 +27,9 @@ Views = Annotated[list[str], Field(min_length=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 
 Draw = Literal["batch", "row", "scalar"]
-Kind = Literal["multiplicative", "additive"]
+Kind = Literal["multiplicative", "additive", "mix", "sampled"]
 Distribution = Literal["gaussian", "uniform", "laplace"]
-PerturbedLogits = Literal["teacher", "student"]
+NoiseTarget = Literal["teacher", "student", "input"]
 SigmaSchedule = Literal["constant", "linear", "cosine", "late"]
 Loss = Literal["logit_regression", "soft_targets"]
 Schedule = Literal["constant", "hold", "linear", "cosine", "step"]
@@ -217,6 +217,8 @@ class Teacher(Recipe):
     lr: Positive = 1e-3
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the stored logits; bf16 rounds them to about three digits. No auto: stores suit any machine."""
+    label_noise: Share = 0.0
+    """Share of the training labels that are replaced by another class where the teacher is trained."""
     class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
     """Entry k is the trained teacher's output for class k of the data (empty: they have the same order)."""
     also: list[str] = field(default_factory=list)
@@ -240,8 +242,8 @@ class Student(Recipe):
     label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Weight of the cross-entropy on labels; the rest is the teacher's. auto: 0.3, without labels 0; in compress 0.7 if
     the teacher has more than 75 % of the errors of a student on labels alone."""
-    combine: Literal["mean", "geometric", "pick"] = "mean"
-    """How several teachers' logits become one: their mean, their geometric mean, or one picked per batch."""
+    combine: Literal["mean", "geometric", "pick", "pick-row"] = "mean"
+    """How several teachers' logits become one: their mean, geometric mean, or one picked per batch or per row."""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from super().contradictions()
@@ -264,11 +266,14 @@ class NoiseSettings(Settings):
     draw: Draw = "batch"
     """One xi per mini-batch (the paper's Algorithm 1 read literally), per sample, or one number per sample."""
     kind: Kind = "multiplicative"
-    """The paper's factor 1 + xi, or xi added to the logits."""
+    """The paper's factor 1 + xi; xi added; mix: (1 - sigma) z + xi; sampled: a share sigma of the soft targets is a
+    class drawn from them."""
     distribution: Distribution = "gaussian"
     """Shape of xi; its standard deviation is sigma in each case."""
-    target: PerturbedLogits = "teacher"
-    """Whose logits are perturbed."""
+    target: NoiseTarget = "teacher"
+    """Whose logits are perturbed; or the student's input, behind its preprocessing."""
+    draws: Count = 1
+    """Independent draws of xi per step; the teacher's term is their mean."""
     frozen: Annotated[bool, Field(strict=True)] = False
     """True: one draw per sample for the whole run instead of a new one at every step."""
     schedule: SigmaSchedule = "constant"
@@ -288,6 +293,15 @@ class NoiseSettings(Settings):
             yield "until", "given 0, which is no noise at all: say sigma = 0"
         if isinstance(self.sigma, tuple) and self.sigma[0] > self.sigma[1]:
             yield "sigma", f"given {list(self.sigma)}; a range is [low, high] with low <= high"
+        if self.kind in ("mix", "sampled"):
+            if self.sigma != "auto" and max(self.sigma if isinstance(self.sigma, tuple) else (self.sigma,)) > 1:
+                yield "sigma", f"given {self.sigma}; with kind {self.kind!r} it is a share of the target, at most 1"
+            if self.target != "teacher":
+                yield "target", f"{self.target!r}: kind {self.kind!r} changes a teacher's targets: leave target out"
+        if self.kind == "sampled" and (self.distribution != "gaussian" or self.draw == "scalar"):
+            yield "kind", "sampled has a distribution of its own and needs a number per class: leave both out"
+        if self.target == "input" and (self.frozen or self.draws > 1):
+            yield "target", "input: its noise is new at every step and the student runs once: no frozen, no draws"
         if isinstance(self.sigma, tuple) and self.frozen:
             yield "frozen", "a range of sigma is drawn per batch, frozen noise only once: give one number"
 
@@ -403,6 +417,8 @@ class Config(Settings):
             if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
                 yield f"{part}.preset", f"{recipe.preset} has no effect: all that it decides is named; leave it out"
         student, noise = self.student, self.noise
+        if noise.kind == "sampled" and student.loss != "soft_targets":
+            yield "noise.kind", f"sampled draws from soft targets, student.loss is {student.loss!r}: name another kind"
         if student.combine != "mean" and not self.teacher.also:
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
         if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():

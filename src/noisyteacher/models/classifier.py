@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -75,8 +75,8 @@ class Classifier(nn.Module):
         shape = self.architecture["input_shape"]
         return None if shape is None else (shape[0], shape[1], shape[2])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The logits `[B, K]` of images `[B, C, H, W]`.
+    def forward(self, images: Tensor, noise: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The logits `[B, K]` of images `[B, C, H, W]`; in training with noise on the preprocessed ones.
 
         Raises MismatchError for images of another shape, and when the network returns other logits.
         """
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
             expected = f"[B, {', '.join(map(str, self.input_shape))}]"
             raise MismatchError(f"images of shape {tuple(images.shape)}: {self.name!r} takes {expected}")
         with full_precision(images.device):  # the same normalisation in training as wherever the model is used
-            ready = self.preprocess(images)
+            ready = self.preprocess(images) if noise is None else noise(self.preprocess(images))
         logits = logits_of(self.network(ready))
         self.check_logits(logits, images.shape[0])
         return logits

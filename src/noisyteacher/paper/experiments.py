@@ -242,7 +242,7 @@ EXPERIMENTS = {
 def experiment(name: str) -> Experiment:
     """The experiment of this name. Raises UnknownNameError."""
     if name not in EXPERIMENTS:
-        raise unknown_name("experiment of the paper", name, [*EXPERIMENTS, "regime", "all"])
+        raise unknown_name("experiment of the paper", name, [*EXPERIMENTS, "regime", "relatives", "all"])
     return EXPERIMENTS[name]
 
 

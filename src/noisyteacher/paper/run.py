@@ -15,7 +15,7 @@ from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
-from noisyteacher.paper import regime
+from noisyteacher.paper import regime, relatives
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import curve, value
 from noisyteacher.pipeline import (
@@ -37,7 +37,8 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
-REGIME = "regime"
+STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives}
+"""Name -> the module of a study of our own: its cells, budgets, teachers and `run_cell`."""
 NOISE = (
     "noise.sigma",
     "noise.alpha",
@@ -109,12 +110,12 @@ def run_paper(
         raise unknown_name("budget", budget, BUDGETS)
     if seeds is not None and seeds < 1:
         raise UsageError(f"seeds={seeds}: expected 1 or more")
-    if name == REGIME:
+    if name in STUDIES:
         unused = {"teacher": teacher, "sigmas": sigmas, "scheduler": scheduler, "stack": stack if stack > 1 else None}
         if wrong := [option for option, value in unused.items() if value]:
-            raise UsageError(f"{', '.join(wrong)}: no effect on {REGIME}: leave it out")
+            raise UsageError(f"{', '.join(wrong)}: no effect on {name}: leave it out")
         data = {"root": data_root, "verify": verify, **(overrides or {})}
-        return _run_regime(budget, data, parts, seeds, jobs, output_dir, command, begun, watch)
+        return _run_study(name, budget, data, parts, seeds, jobs, output_dir, command, begun, watch)
     chosen = experiment(SAME.get(name, name))
     if sigmas and not varies_sigma(name):
         raise UsageError(f"sigmas: {chosen.name} has sigmas of its own: leave them out")
@@ -160,7 +161,8 @@ def run_paper(
     return outcome
 
 
-def _run_regime(
+def _run_study(
+    name: str,
     budget: str,
     settings: Json,
     parts: Sequence[str],
@@ -171,16 +173,17 @@ def _run_regime(
     begun: Callable[[Run], None] | None,
     watch: Watch | None,
 ) -> PaperResult:
-    """Clean and noisy students after long trainings (`paper.regime`); settings: of the data, for all parts."""
-    names, number, epochs = regime.BUDGETS[budget]
-    _check_parts(REGIME, parts, regime.CELLS)
+    """A study of STUDIES; settings: of the data, for all parts."""
+    study = STUDIES[name]
+    names, number, epochs = study.BUDGETS[budget]
+    _check_parts(name, parts, study.CELLS)
     if wrong := [key for key in settings if key not in ("root", "verify") and not key.startswith("data.")]:
-        raise UsageError(f"{wrong[0]}: {REGIME} takes settings of the data alone (data.name=..., data.root=...)")
-    cells = [regime.CELLS[part] for part in parts or names]
+        raise UsageError(f"{wrong[0]}: {name} takes settings of the data alone (data.name=..., data.root=...)")
     if seeds == 1:
-        raise UsageError(f"seeds={seeds}: {REGIME} compares over seeds, so it needs two or more")
+        raise UsageError(f"seeds={seeds}: {name} compares over seeds, so it needs two or more")
+    cells = [study.CELLS[part] for part in parts or names]
     cells = [replace(cell, seeds=seeds or number or cell.seeds) for cell in cells]
-    content: Json = {"experiment": REGIME, "budget": budget, "cells": [asdict(cell) for cell in cells]}
+    content: Json = {"experiment": name, "budget": budget, "cells": [asdict(cell) for cell in cells]}
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
     if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
         content["data"] = other
@@ -189,21 +192,21 @@ def _run_regime(
         records = []
         for cell in cells:
             data = {"name": cell.data, **named}
-            workspace = regime.Workspace(run.path / cell.data, data, regime.TEACHERS[cell.data], epochs)
-            records.append(regime.run_cell(workspace, cell, jobs, watch))
-        outcome = _regime_result(run.path, budget, records)
+            workspace = regime.Workspace(run.path / cell.data, data, study.TEACHERS[cell.data], epochs)
+            records.append(study.run_cell(workspace, cell, jobs, watch))
+        outcome = _study_result(run.path, budget, study, records)
         run.write_result(outcome.describe())
     return outcome
 
 
-def _regime_result(path: Path, budget: str, records: Sequence[Json]) -> PaperResult:
+def _study_result(path: Path, budget: str, study: Any, records: Sequence[Json]) -> PaperResult:
     """A row per arm of every cell, a verdict per contrast."""
     rows, verdicts = list[PaperRow](), list[Verdict]()
     for record in records:
         name = record["cell"]["name"]
         for title, arm in record["arms"].items():
-            gap = record["against_clean_no_decay"].get(title)
-            difference = None if gap is None else Difference(**gap, reference="clean, no decay")
+            gap = (record.get("against_reference") or record["against_clean_no_decay"]).get(title)
+            difference = None if gap is None else Difference(**{"reference": "clean, no decay", **gap})
             kind = "clean" if title.startswith("clean") else "noisy"
             ours = Estimate.of(arm["test_error_%"]["last"])
             rows.append(PaperRow(name, f"{name}: {title}", kind, None, ours, difference))
@@ -215,11 +218,11 @@ def _regime_result(path: Path, budget: str, records: Sequence[Json]) -> PaperRes
         path=path,
         kind="paper",
         data=", ".join(dict.fromkeys(record["cell"]["data"] for record in records)),
-        title=regime.TITLE,
+        title=study.TITLE,
         budget=budget,
         paper=tuple(rows),
         verdicts=tuple(verdicts),
-        remarks=regime.NOTES,
+        remarks=study.NOTES,
     )
 
 

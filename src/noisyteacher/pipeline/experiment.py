@@ -17,7 +17,7 @@ from noisyteacher.config import Config, Recipe, Student
 from noisyteacher.data import Split, Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.distributed import on_rank_zero, peer_failure_as_error, world
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.evaluate import judge
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, make_folder, sha256
@@ -345,6 +345,8 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
     """The teacher: the module, loaded from its file, or trained; kept in the child run `name`."""
     teacher, data, settings = experiment.teacher, experiment.data, experiment.config.teacher
     source: Run | None = None
+    if settings.label_noise and experiment.teacher_is_trained:
+        raise UsageError(f"teacher.label_noise: has no effect on {display_name(teacher)}, which is trained already")
     if isinstance(teacher, nn.Module):
         model = pretrained.in_order(models.build_model(teacher, data), settings)
     elif experiment.teacher_is_trained:
@@ -376,8 +378,11 @@ def _train_teacher(experiment: Experiment, teacher: str, title: str, name: str) 
         record["weights"] = models.weights_fingerprint(model)
         head = "its head" if settings.head == "keep" else f"a new head of {data.classes} classes"
         title = f"{title}: {os.path.basename(settings.weights)} with {head}"
+    objective = supervised(label_noise=settings.label_noise)
+    if settings.label_noise:
+        record["objective"] = objective.describe()
     run = experiment.run.child(name, "train", record, seed=0)
-    return train_run(TrainingSpec(experiment, run, model, supervised(), options, 0, title))
+    return train_run(TrainingSpec(experiment, run, model, objective, options, 0, title))
 
 
 def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> dict[str, LogitStore | nn.Module]:

@@ -63,7 +63,8 @@ def train_config(
             raise UsageError(f"teacher.preset: {teacher.preset} is a recipe for students alone: leave it out")
         if teacher.class_order:
             raise UsageError("teacher.class_order: is for a teacher that is trained already: leave it out")
-        model, objective = build_network(teacher, teacher.name, data, seed), supervised()
+        model = build_network(teacher, teacher.name, data, seed)
+        objective = supervised(label_noise=teacher.label_noise)
         _check_training(objective, model, data, config, teacher)
         if run is None:
             title = pretrained.run_title(teacher.name, None, data.name)

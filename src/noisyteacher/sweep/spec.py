@@ -243,8 +243,10 @@ def _noise_words(noise: Values, varying: Sequence[str]) -> list[str]:
         words.append(noise["draw"])
     choices = ("kind", "distribution", "schedule")
     words += [noise[key] for key in choices if key in varying and noise[key] != DEFAULT_NOISE[key]]
-    if "target" in varying and noise["target"] == "student":
-        words.append("on the student")
+    if "draws" in varying:
+        words.append(f"{noise['draws']} draws")
+    if "target" in varying and noise["target"] != "teacher":
+        words.append(f"on the {noise['target']}")
     return words + (["frozen"] if "frozen" in varying and noise["frozen"] else [])
 
 

@@ -338,6 +338,7 @@ def _is_steady(student: Student) -> bool:
     return (
         type(model) is Classifier
         and isinstance(student.objective, Objective)
+        and student.objective.input_noise is None
         and is_graph_safe(model)
         and not any(True for _ in model.preprocess.parameters())
         and all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -13,7 +13,7 @@ from noisyteacher.data import Batch
 from noisyteacher.device import precision_context
 from noisyteacher.distributed import World, gather_objects
 from noisyteacher.errors import NoisyTeacherError, TrainingError
-from noisyteacher.objectives import Objective, group_losses, loss_and_metrics
+from noisyteacher.objectives import Objective, group_losses, input_noise_of, loss_and_metrics
 from noisyteacher.train.optim import build_optimizer, set_rate
 from noisyteacher.train.stack import Stack
 from noisyteacher.train.state import (
@@ -88,7 +88,7 @@ class EagerEngine:
         if not all(module.training for module in self.modules):
             student.model.train()
         with precision_context(plan.precision, plan.device):
-            logits = self.forward(batch.images)
+            logits = self.forward(batch.images, input_noise_of(student.objective, batch))
         self.mark("forward")
         try:
             loss, metrics = loss_and_metrics(student.objective(logits.float(), batch))
@@ -118,7 +118,8 @@ class EagerEngine:
         plan, step, count = self.plan, batches[0].step, len(self.students)
         report = StepReport(step, batches[0].whole_size, [math.nan] * count, [{} for _ in self.students])
         with precision_context(plan.precision, plan.device):
-            logits = stack(distinct, self.seed_index)
+            noises = [input_noise_of(self.students[row].objective, batch) for row, batch in enumerate(batches)]
+            logits = stack(distinct, self.seed_index, noises)
         logits = logits.float()
         losses, metrics = self._losses(logits, batches, report)
         stack.optimizer.zero_grad(set_to_none=True)

@@ -58,13 +58,24 @@ class Stack:
                 values = [slot[name] for slot in slots]
                 self.optimizer.state[parameter][name] = values[0].clone() if name == STEP else _stack(values)
 
-    def __call__(self, batches: Sequence[Batch], seed_index: Sequence[int]) -> Tensor:
-        """The logits `[M, B, K]` of every model, each for the batch of its seed: batches[seed_index[m]]."""
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        seed_index: Sequence[int],
+        noises: Sequence[Callable[[Tensor], Tensor] | None] = (),
+    ) -> Tensor:
+        """The logits `[M, B, K]` of every model, each for the batch of its seed: batches[seed_index[m]].
+
+        noises: of each model, on its preprocessed images.
+        """
         with full_precision(batches[0].images.device):
             images = torch.stack([self.preprocess(batch.images) for batch in batches]).contiguous()
-        if len(batches) == 1:
+        if len(batches) == 1 and not any(noises):
             return _stacked_logits(self.skeleton, self.parameters, self.buffers, images[0])
         per_model = images[torch.tensor(seed_index, device=images.device)]
+        for row, noise in enumerate(noises):
+            if noise is not None:
+                per_model[row] = noise(per_model[row])
         return _stacked_logits(self.skeleton, self.parameters, self.buffers, per_model, per_model=True)
 
     def gradient_sums(self) -> Tensor:

@@ -1,0 +1,330 @@
+"""The paper's noise beside its relatives and controls: one student each, in a short and in a long training.
+
+A cell is a regime and a loss. On a pilot seed validation chooses each arm's learning rate among the same candidates;
+then fresh seeds, each with a fresh subset of the training images, train every arm, judged once on test by the last
+weights. Each arm is compared with the arm without its noise, by Dunnett's test.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisyteacher.config.schema import Loss
+from noisyteacher.errors import TrainingError
+from noisyteacher.evaluate import predict
+from noisyteacher.extract import extract
+from noisyteacher.io.files import Json, read_json, write_json
+from noisyteacher.models import build_model
+from noisyteacher.noise import Noise, perturb, sample_unit_noise
+from noisyteacher.objectives import distil, supervised
+from noisyteacher.paper.regime import PILOT_SEED, STRONG, Workspace, build_student, draw_subset, load_workspace
+from noisyteacher.process import end, worker_pool
+from noisyteacher.progress import Watch
+from noisyteacher.rng import generator
+from noisyteacher.stats import dunnett
+from noisyteacher.store import LogitStore
+from noisyteacher.train import fit
+
+KIND, SCHEMA = "relatives-training", 1
+DATA, ROWS, STUDENT, TEMPERATURE = "mnist", 500, "mlp128", 4.0
+TEACHERS = {DATA: "pretrained:lenet-mnist"}
+TRAINED: dict[str, tuple[Json, Json]] = {
+    "own": ({}, {}),
+    "dropout": ({"dropout": 0.5}, {}),
+    "corrupted": ({}, {"label_noise": 0.4}),
+}
+"""Teachers that are trained here, beside the pretrained one: options of the network and of `supervised`."""
+TEACHER_EPOCHS, COPIES = 4, 10
+"""Epochs of these teachers; stored stochastic copies of the one with dropout."""
+REGIMES: dict[str, Json] = {
+    "short": {"epochs": 10, "batch_size": 64, "optimizer": "adam"},
+    "patient": {"epochs": 400, "batch_size": 32, "optimizer": "sgd", "momentum": 0.0, "schedule": "hold"},
+}
+RATES: dict[str, tuple[float, ...]] = {
+    "short-logit_regression": (1e-3,),
+    "short-soft_targets": (1e-3,),
+    "patient-logit_regression": (0.03, 0.06, 0.12),
+    "patient-soft_targets": (0.3, 1.0, 3.0),
+}
+"""Cell -> learning rates that are tried on the pilot seed."""
+PAPER: Json = {**STRONG, "until": 1.0}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a student learns. teacher: `pretrained`, one of TRAINED, `copies` or `labels`."""
+
+    title: str
+    noise: Json | None = None
+    teacher: str = "pretrained"
+    combine: str = "mean"
+    control: str = ""
+    """A change of the stored logits: `permuted` rows, or the `mean` target of the paper's noise."""
+    label_smoothing: float = 0.0
+    reference: str = "clean"
+    """The arm that it is compared with."""
+
+    @property
+    def name(self) -> str:
+        """The title as the name of a file."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A regime and a loss."""
+
+    regime: str
+    loss: Loss
+    data: str = DATA
+    seeds: int = 5
+
+    @property
+    def name(self) -> str:
+        """`patient-soft_targets`."""
+        return f"{self.regime}-{self.loss}"
+
+
+CELLS = {
+    cell.name: cell for regime in REGIMES for cell in (Cell(regime, "logit_regression"), Cell(regime, "soft_targets"))
+}
+INPUT: Json = {"alpha": 1.0, "draw": "row", "kind": "additive", "target": "input"}
+EVERY_LOSS = (
+    Arm("clean"),
+    Arm("noise, sigma 0.9, alpha 0.5, row", PAPER),
+    Arm("noise, mean of 3 draws", {**PAPER, "draws": 3}),
+    Arm("TeKAP's mix, sigma 0.1, 3 draws", {"sigma": 0.1, "alpha": 1.0, "draw": "row", "kind": "mix", "draws": 3}),
+    Arm("mix, sigma 0.5", {"sigma": 0.5, "alpha": 1.0, "draw": "row", "kind": "mix"}),
+    Arm("input noise, sigma 0.1", {"sigma": 0.1, **INPUT}),
+    Arm("input noise, sigma 0.3", {"sigma": 0.3, **INPUT}),
+    Arm("clean, dropout teacher", teacher="dropout", reference=""),
+    Arm("fickle teacher, copy per row", None, "copies", "pick-row", reference="clean, dropout teacher"),
+)
+ARMS: dict[str, tuple[Arm, ...]] = {
+    "logit_regression": (
+        *EVERY_LOSS,
+        Arm("noise, mean of 10 draws", {**PAPER, "draws": 10}),
+        Arm("fickle teacher, copy per batch", None, "copies", "pick", reference="clean, dropout teacher"),
+        Arm("clean, own teacher", teacher="own", reference=""),
+        Arm("teacher of 40 % wrong labels", teacher="corrupted", reference="clean, own teacher"),
+        Arm("permuted teacher", control="permuted"),
+        Arm("labels alone", teacher="labels"),
+        Arm("labels, smoothed by 0.1", teacher="labels", label_smoothing=0.1),
+    ),
+    "soft_targets": (
+        *EVERY_LOSS,
+        Arm("noise, its mean target", control="mean"),
+        Arm("temperature noise, sigma 0.3", {"sigma": 0.3, "alpha": 1.0, "draw": "scalar"}),
+        Arm("sampled teacher", {"sigma": 1.0, "alpha": 1.0, "draw": "row", "kind": "sampled"}),
+        Arm("sampled teacher, 10 draws", {"sigma": 1.0, "alpha": 1.0, "draw": "row", "kind": "sampled", "draws": 10}),
+    ),
+}
+"""Loss -> the arms of its cells; an empty reference: compared with nothing."""
+BUDGETS: dict[str, tuple[Sequence[str], int | None, int | None]] = {
+    "quick": (tuple(CELLS)[:1], 2, 2),
+    "standard": (tuple(CELLS), None, None),
+    "full": (tuple(CELLS), 10, None),
+}
+"""Budget -> cells, fresh seeds, and epochs where they are not the regime's."""
+TITLE = "The paper's noise beside its relatives and controls"
+NOTES = (
+    "Not in the paper. MNIST, 500 training images, another subset for every seed; a perceptron of two hidden layers of "
+    "128, its last weights. short: 10 epochs of Adam at 0.001, falling linearly, raw logits. patient: 400 epochs of "
+    "SGD that holds for 60 % of the steps, logits over their root mean square; soft targets at T = 4 in raw logits. "
+    "Every arm's rate was chosen on a pilot seed by validation. Differences have simultaneous intervals (Dunnett): "
+    "fickle teachers against the same teacher without dropout, one of wrong labels against one of right ones, the "
+    "others against clean.",
+)
+
+
+def mean_target(
+    logits: Tensor, noise: Noise, temperature: float, *, draws: int = 4000, seed: int = 0
+) -> tuple[Tensor, float]:
+    """Logits `[N, K]` whose softmax at the temperature is E softmax(z' / T) under the noise, selection included.
+
+    By Monte Carlo over `draws` draws of xi; the second number is the largest standard error of a probability. The
+    deterministic control of noise on soft targets: its mean, without its variance.
+    """
+    total = torch.zeros(logits.shape, dtype=torch.float64)
+    squares, generated = total.clone(), generator(seed, "mean target")
+    for _ in range(draws):
+        unit_noise = sample_unit_noise(noise.draw, noise.distribution, len(logits), logits.shape[1], generated)
+        noisy = perturb(
+            logits, sigma=noise.sigma, alpha=1.0, kind=noise.kind, temperature=temperature,
+            unit_noise=unit_noise._replace(chance=torch.zeros_like(unit_noise.chance)),
+        )  # fmt: skip
+        p = (noisy / temperature).softmax(1).double()
+        total, squares = total + p, squares + p.square()
+    mean = total / draws
+    error = noise.alpha * ((squares / draws - mean.square()).clamp(min=0) / draws).sqrt().max()
+    clean = (logits / temperature).softmax(1)
+    return (temperature * (clean + noise.alpha * (mean - clean)).log()).float(), float(error)
+
+
+def permuted(logits: Tensor, seed: int) -> Tensor:
+    """A random teacher: the rows of logits `[N, K]` in another order, drawn by the seed."""
+    return logits[torch.randperm(len(logits), generator=generator(seed, "permuted teacher"))]
+
+
+def prepare_teachers(workspace: Workspace, watch: Watch | None) -> None:
+    """Train the teachers of TRAINED and store their logits, and the stochastic copies, in the workspace."""
+    splits, _ = load_workspace(json.dumps(workspace.data, sort_keys=True), workspace.teacher, workspace.folder)
+    store = partial(extract, split=splits.train, progress=False)
+    for number, (name, (options, labels)) in enumerate(TRAINED.items()):
+        if watch is not None:
+            watch("teachers", number, len(TRAINED), name)
+        model = build_model("lenet", splits, **options)
+        fit(
+            model, splits.train, supervised(**labels), val=splits.val, epochs=workspace.epochs or TEACHER_EPOCHS,
+            precision="fp32", device="cpu", run=workspace.folder / f"teacher-{name}", resume=True, progress=False,
+        )  # fmt: skip
+        store(model, path=workspace.folder / f"logits-{name}")
+        for seed in range(COPIES if name == "dropout" else 0):
+            store(model, path=workspace.folder / f"logits-copy{seed}", dropout_seed=seed)
+
+
+def targets_of(workspace: Workspace, arm: Arm, rows: Tensor, seed: int) -> list[Tensor]:
+    """The arm's stored logits `[n, K]` for these rows of the training split, of each of its teachers."""
+    folders = [f"copy{number}" for number in range(COPIES)] if arm.teacher == "copies" else [arm.teacher]
+    names = ["logits" if name == "pretrained" else f"logits-{name}" for name in folders]
+    logits = [LogitStore.open(workspace.folder / name).logits("clean", rows) for name in names]
+    if arm.control == "mean":
+        return [mean_target(logits[0], Noise(**PAPER), TEMPERATURE, seed=seed)[0]]
+    return [permuted(logits[0], seed)] if arm.control == "permuted" else logits
+
+
+def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int) -> Json:
+    """The student of this arm, rate and seed, judged: `val` and `test` (%), `wrong` (the misclassified test images as
+    bits in hexadecimal), `train_error` (%), `diverged`. Read from its file where that is done, else resumed.
+    """
+    file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}-lr{lr:g}.json"
+    if file.exists():
+        return dict(read_json(file, KIND, SCHEMA)["trained"])
+    splits, _ = load_workspace(json.dumps(workspace.data, sort_keys=True), workspace.teacher, workspace.folder)
+    assert splits.test is not None
+    rows = draw_subset(splits.train, ROWS, seed)
+    train = splits.train.subset(rows)
+    student = build_student(STUDENT, splits, seed, 0.0)
+    objective: Any
+    if arm.teacher == "labels":
+        objective = supervised(label_smoothing=arm.label_smoothing)
+    else:
+        targets = targets_of(workspace, arm, rows, seed)
+        unit = 1.0
+        if cell.regime == "patient":  # the mean target's own size would be another
+            sizes = targets_of(workspace, replace(arm, control=""), rows, seed)
+            unit = float(torch.stack(sizes).square().mean().sqrt())
+        source = [logits / unit for logits in targets]
+        noise = None if arm.noise is None else Noise(**arm.noise)
+        temperature: Json = {"temperature": TEMPERATURE / unit} if cell.loss == "soft_targets" else {}
+        teacher = source if arm.combine != "mean" else source[0]
+        objective = distil(teacher, noise=noise, loss=cell.loss, combine=arm.combine, **temperature)
+    recipe = REGIMES[cell.regime] | ({"epochs": workspace.epochs} if workspace.epochs else {})
+    folder, diverged = file.with_suffix(""), False
+    try:
+        fit(
+            student, train, objective, seed=seed, lr=lr, precision="fp32", device="cpu", run=folder, resume=True,
+            progress=False, **recipe,
+        )  # fmt: skip
+    except TrainingError:
+        diverged = True
+    errors, wrong = {}, ""
+    for name, split in (("train_error", train), ("val", splits.val), ("test", splits.test)):
+        labels = split.labels_at(torch.arange(len(split)))
+        # A student whose training diverged answers with the first class.
+        answers = (
+            torch.zeros_like(labels) if diverged else predict(student, split, progress=False, device="cpu").argmax(1)
+        )
+        misses = answers.ne(labels)
+        errors[name] = 100 * int(misses.sum()) / len(split)
+        wrong = np.packbits(misses.numpy()).tobytes().hex()
+    trained = {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged, **errors, "wrong": wrong}
+    write_json(file, KIND, SCHEMA, {"trained": trained})
+    shutil.rmtree(folder, ignore_errors=True)
+    return trained
+
+
+def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int) -> Json:
+    """`train_relative` in a process of its own, with one thread."""
+    torch.set_num_threads(1)
+    return train_relative(workspace, cell, arm, lr, seed)
+
+
+def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:
+    """Teachers, pilot, and judgement of a cell: the record that is also in `CELL.json` of the workspace.
+
+    Trainings that are done are read. An interrupted call, made again, continues.
+    """
+    prepare_teachers(workspace, watch)
+    arms, rates, seeds, pool = ARMS[cell.loss], RATES[cell.name], range(cell.seeds), worker_pool(jobs)
+    try:
+
+        def train(tasks: Sequence[tuple[Arm, float, int]], stage: str) -> list[Json]:
+            futures = [pool.submit(train_in_worker, workspace, cell, *task) for task in tasks]
+            for done, _ in enumerate(as_completed(futures), 1):
+                if watch is not None:
+                    watch(f"{cell.name}, {stage}", done, len(futures), f"{done} of {len(futures)} trainings")
+            return [future.result() for future in futures]
+
+        pilot = train([(arm, lr, PILOT_SEED) for arm in arms for lr in rates if len(rates) > 1], "choosing")
+        chosen = {arm.title: rates[0] for arm in arms} | {
+            row["arm"]["title"]: row["lr"] for row in sorted(pilot, key=lambda row: -row["val"])
+        }
+        trained = train([(arm, chosen[arm.title], seed) for arm in arms for seed in seeds], "judging")
+    finally:
+        end(pool)  # an interruption must not wait for what is queued
+    record = judge_cell(cell, seeds, trained) | {
+        "pilot": [{"arm": row["arm"]["title"], "lr": row["lr"], "val_%": row["val"]} for row in pilot]
+    }
+    write_json(workspace.folder / f"{cell.name}.json", "relatives", SCHEMA, record)
+    return record
+
+
+def judge_cell(cell: Cell, seeds: Sequence[int], trained: Sequence[Json]) -> Json:
+    """Errors of every arm over the seeds, and its difference to the arm without its noise (Dunnett, per reference)."""
+    by_title: dict[str, list[Json]] = {}
+    for row in trained:
+        by_title.setdefault(row["arm"]["title"], []).append(row)
+    arms = {
+        title: {
+            "settings": {key: value for key, value in rows[0]["arm"].items() if key != "title"} | {"lr": rows[0]["lr"]},
+            "test_error_%": {"last": [row["test"] for row in rows]},
+            "mean_%": fmean(row["test"] for row in rows),
+            "train_error_%": fmean(row["train_error"] for row in rows),
+            "diverged": sum(row["diverged"] for row in rows),
+        }
+        for title, rows in by_title.items()
+    }
+    differences = dict[str, Json]()
+    errors = {title: arm["test_error_%"]["last"] for title, arm in arms.items()}
+    references = {title: arm["settings"]["reference"] for title, arm in arms.items()}
+    for reference in dict.fromkeys(references.values()):
+        titles = [title for title in arms if references[title] == reference != title]
+        if reference:
+            tests = dunnett(errors[reference], [errors[title] for title in titles])
+            differences |= {
+                title: {
+                    **{key: getattr(test, key) for key in ("mean", "low", "high", "p", "n")},
+                    "reference": reference,
+                }
+                for title, test in zip(titles, tests, strict=True)
+            }
+    return {
+        "cell": {**asdict(cell), "name": cell.name},
+        "seeds": list(seeds),
+        "arms": arms,
+        "contrasts": {},
+        "against_reference": differences,
+    }
