@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import made_runs
 import noisyteacher as nt
 from noisyteacher.cli import main
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.pipeline import Result, TrainingSpec, compress_config, distil_config, resume_compress
+from noisyteacher.pipeline.compression_result import judged
 from noisyteacher.pipeline.resolve import resolve_noise
 from noisyteacher.pipeline.search import SearchTrial
 from noisyteacher.report import build_report, read_studies
@@ -57,7 +60,7 @@ def test_compress_chooses_and_shows_why(tmp_path: Path) -> None:
     assert [(noise["sigma"], noise["alpha"]) for noise in candidates] == [
         (0.0, 0.0), (0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)
     ]  # fmt: skip
-    assert (choice["epochs"], choice["seeds"], choice["n"]) == (1, [0, 1], 60)  # a quarter of four epochs
+    assert (choice["epochs"], choice["seeds"], choice["n"]) == (1, [1, 2], 60)  # a quarter of four epochs
     best = min(candidates, key=lambda noise: noise["mean"])
     assert choice["chosen"] == {"sigma": best["sigma"], "alpha": best["alpha"]}
     for noise in candidates:
@@ -78,7 +81,7 @@ def test_the_lowest_validation_error_wins_and_no_noise_wins_a_tie(
 ) -> None:
     """The short runs' errors are put in by hand: (no noise, sigma 0.5)."""
 
-    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any = None) -> SearchTrial:
+    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any, first_seed: int) -> SearchTrial:
         return SearchTrial(tuple(runs), (errors[noise is not None],), 1.0, 1)
 
     monkeypatch.setattr("noisyteacher.pipeline.search.run_trial", trial)
@@ -89,10 +92,31 @@ def test_the_lowest_validation_error_wins_and_no_noise_wins_a_tie(
         assert result.noise is not None
         assert result.noise["sigma"] == 0.5
         assert "sigma 0.5, alpha 0.5 was chosen on validation (n = 60): error 1.00 % against 2.00 %" in str(result)
+        assert result.choice is not None
+        assert not set(result.choice["seeds"]) & set(result.conditions[-1].seeds)  # judged on others
     else:
         assert names == ["teacher", "clean"]
         assert result.noise is None
         assert (result.verdict or "").startswith("no noise (sigma 0) was chosen on validation")
+
+
+def test_a_verdict_says_whether_the_choice_was_of_the_same_seeds(tmp_path: Path) -> None:
+    run = made_runs.compression(tmp_path)
+    result = Result.read(run.path, run.result() or {})
+    sentences = {}
+    for name, seeds in (("fresh", [7, 8]), ("same", [0, 7])):
+        record = {"seeds": seeds, "chosen": {}, "summary": ""}
+        sentences[name] = judged(replace(result, choice=record)).verdict or ""
+    assert "choice and judgement share their seeds" in sentences["same"]
+    assert "share" not in sentences["fresh"]
+    assert sentences["fresh"] != (judged(result).verdict or "")
+
+
+def test_seeds_of_the_control_are_a_setting_of_sweeps(tmp_path: Path) -> None:
+    config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5})
+    config = replace(config, run=replace(config.run, control_seeds=4))
+    with pytest.raises(UsageError, match="control_seeds: has no effect on a compression"):
+        compress_config(config)
 
 
 def test_distil_chooses_too(tmp_path: Path) -> None:
@@ -103,8 +127,8 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
     config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5], "seeds": 1})
     trained = distil_config(config, store.path)
     assert {child.path.name for child in trained.run.children()} == {
-        "choice-clean-seed0",
-        "choice-sigma0.5-alpha0.5-seed0",
+        "choice-clean-seed1",
+        "choice-sigma0.5-alpha0.5-seed1",
     }
     chosen = trained.result["choice"]["chosen"]
     assert "lowest of 2 candidates" in trained.result["choice"]["summary"]
@@ -139,7 +163,7 @@ def test_distil_says_which_noise_was_chosen(
 def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nt.compress(noise="auto")` keeps the word in its config; a run without a result is reported as unfinished."""
 
-    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any = None) -> SearchTrial:
+    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any, first_seed: int) -> SearchTrial:
         return SearchTrial(tuple(runs), (float(noise is None),), 1.0, 1)
 
     monkeypatch.setattr("noisyteacher.pipeline.search.run_trial", trial)

@@ -132,7 +132,7 @@ def test_every_kind_of_experiment_runs_and_is_read_again(
     tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The experiments' own grids, students and views, on a few generated images of the data set's shape."""
-    least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,))
+    least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,), control=2)
     monkeypatch.setitem(BUDGETS, "quick", least)
     parts = {"why": ["matched", "data"], "section5.4": ["drawn-sigma", "two-teachers"]}.get(name, [])
     overrides = {**SMALL, **tiny[experiment(name).name]}
@@ -146,6 +146,8 @@ def test_every_kind_of_experiment_runs_and_is_read_again(
     table = result.table()
     assert len(table.rows) == len(result.paper) > 2
     assert all(len(row) == len(table.headers) for row in table.rows)
+    seeds = {row.kind: row.ours.n for row in result.paper if row.ours is not None and "soft" not in row.label}
+    assert seeds["clean"] == (2 if name == "table1" else 1)
     again = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert again.path == result.path
     assert again.paper == result.paper

@@ -116,7 +116,7 @@ def test_a_compression_says_its_verdict_first_and_shows_all_its_figures(compress
     text = compression_page
     page = Page(text)
     assert page.text.index("The noise helped") < page.text.index("Results")
-    assert "Noise of sigma 0.5, alpha 0.5 helped here (-0.98 points of test error, 95% interval" in page.text
+    assert "Noise of sigma 0.5, alpha 0.5 helped here (-0.98 points of test error, 95 % interval" in page.text
     for number in (
         "7.22 %",
         "[6.71, 7.72]",
@@ -399,7 +399,7 @@ def test_a_reproduction_sets_the_papers_numbers_beside_ours(tmp_path: Path) -> N
 def test_markdown(compression: Run, tmp_path: Path) -> None:
     text = build_report(compression, "md")
     assert text.startswith("# mlp800 from lenet, mnist\n")
-    assert "**Noise of sigma 0.5, alpha 0.5 helped here (-0.98 points of test error, 95% interval" in text
+    assert "**Noise of sigma 0.5, alpha 0.5 helped here (-0.98 points of test error, 95 % interval" in text
     assert "| student, noisy | 3 | 7.22 \\[6.71, 7.72\\] |" in text
     assert escaped("a|b <i> `x` *y* [z](u)\n") == "a\\|b &lt;i&gt; \\`x\\` \\*y\\* \\[z\\](u)"
     hostile = build_report(folders.compression(tmp_path, classes=HOSTILE), "md")
@@ -470,7 +470,8 @@ def test_json_holds_every_number(sweep: Run) -> None:
     content = json.loads(build_report(sweep, "json"))
     assert (content["kind"], content["schema"]) == ("report", 2)
     (entry,) = content["runs"]
-    (verdict,) = entry["verdicts"]
+    verdict, line = entry["verdicts"]
+    assert (line["word"], "with sigma^2" in line["sentence"]) == ("", True)
     assert (verdict["word"], verdict["condition"]) == ("helps", "sigma0.5")
     (row,) = (row for row in entry["result"]["conditions"] if row["name"] == "sigma0.5")
     assert row["scores"]["test"]["error"]["per_seed"] == pytest.approx([0.6, 0.635, 0.645])
@@ -593,20 +594,29 @@ def test_no_noise_compared_over_several_data_sets(tmp_path: Path) -> None:
     assert "The lowest test error of students: 0.60 %, sigma 0.5 (on mnist); 0.60 %, sigma 0.5, easy (on easy)." in text
 
 
-def test_a_raw_p_is_told_from_corrected_ones(tmp_path: Path) -> None:
-    text = build_report(folders.sweep(tmp_path), "md")
-    rows = {line.split(" |")[0]: line for line in text.splitlines()}
-    assert " raw p " in rows["| labels"]
-    assert " p " in rows["| sigma 0.1"]
-    assert " raw p " not in rows["| sigma 0.1"]
-    assert (
-        "p of the paired t-test, for noises after Holm's correction for all noises with the same other settings; "
-        "raw p: not corrected."
-    ) in text
+def test_the_test_behind_a_p_is_named(tmp_path: Path) -> None:
+    run = folders.sweep(tmp_path)
+    assert "hold for all 3 at once (Dunnett); else paired t-test." in build_report(run, "md")
     text = build_report(folders.compression(tmp_path), "md")
     assert "p of the paired t-test." in text
-    assert "raw p" not in text
-    assert "Holm" not in text
+    assert "Dunnett" not in text
+
+
+def test_a_result_from_before_dunnetts_test_is_shown_with_its_own_p(tmp_path: Path) -> None:
+    run = folders.sweep(tmp_path)
+    record = run.result() or {}
+    for condition in record["conditions"]:
+        for gap in condition["against_clean"].values():
+            del gap["comparisons"], gap["detectable"]
+            gap["p_holm"] = 0.123 if condition["kind"] == "noisy" else None
+    for family in record["families"]:
+        del family["trends"]
+    (run.path / "result.json").unlink()
+    run.write_result(record)
+    text = build_report(run, "md")
+    assert "p of the paired t-test, for noises after Holm's correction." in text
+    assert "Dunnett" not in text
+    assert text.count("p 0.12") == 3
 
 
 @pytest.mark.usefixtures("unrendered")

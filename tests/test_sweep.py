@@ -92,6 +92,31 @@ def test_a_sweep_and_what_it_leaves(tmp_path: Path) -> None:
     json.dumps(result.describe(), allow_nan=False)
 
 
+def test_the_chosen_noise_is_trained_on_the_further_seeds_of_the_control(tmp_path: Path) -> None:
+    settings = base(tmp_path)
+    settings["run"] |= {"control_seeds": 4}
+    calls: list[tuple[str, int, int, str]] = []
+    result = sweep(settings, GRID, seeds=2, progress=lambda *words: calls.append(words))
+    seeds = {condition.name: condition.seeds for condition in result.conditions}
+    chosen = next(name for name, numbers in seeds.items() if name.startswith("sigma") and len(numbers) == 4)
+    (other,) = {"sigma0.5-batch", "sigma0.5-row"} - {chosen}
+    assert seeds == {"labels-alone": (0, 1), "clean": (0, 1, 2, 3), chosen: (0, 1, 2, 3), other: (0, 1)}
+    assert result.verdicts[0].condition == chosen
+    assert result.families[0].by_validation[0] in ("clean", chosen)
+    assert "none of which took part in the choice" in result.verdicts[0].sentence
+    assert [words[1:3] for words in calls if words[0] == "sweep"][-1] == (1200, 1200)
+    run = Run.open(result.path)
+    assert partial_result(run).cells == (12, 12)
+    before = contents(run)
+    for name in ("result.json", "conditions.json", f"{chosen}-seed3/result.json", "clean-seed1/result.json"):
+        (run.path / name).unlink()
+    assert contents(Run(resume_sweep(run).path)) == before
+    for wrong, grid in ((1, GRID), (3, {"student.lr": [0.001, 0.002]})):
+        settings["run"]["control_seeds"] = wrong
+        with pytest.raises(UsageError, match=rf"control_seeds={wrong}: expected"):
+            sweep(settings, grid, seeds=2)
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_a_sweep_without_students_on_labels_alone(tmp_path: Path) -> None:
     settings = base(tmp_path)

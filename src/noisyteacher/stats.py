@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from noisyteacher.errors import UsageError
+from noisyteacher.text import plural, signed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.05
-"""A corrected p-value below this counts as evidence."""
+"""A p-value below this counts as evidence."""
+POWER = 0.8
 Scale = tuple[float, float]
 """The smallest and the largest value that a measure can have."""
 PERCENT: Scale = (0.0, 100.0)
 NONNEGATIVE: Scale = (0.0, math.inf)
+Values = Sequence[float] | Mapping[int, float]
+"""A value per seed, by seed or in the order of seeds."""
 
 
 class Quantity(float):
@@ -66,7 +70,11 @@ class PairedDifference:
     n: int
     confidence: float = 0.95
     sd: float | None = None
-    """Sample standard deviation of the differences; None with a single pair."""
+    """Standard deviation of a seed's difference; None with a single pair."""
+    comparisons: int = 1
+    """How many differences the interval and p hold for at once (`dunnett`)."""
+    detectable: float | None = None
+    """The size of a difference that would have been detected (p below LEVEL) with a probability of POWER."""
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scale | None = None) -> Interval:
@@ -90,30 +98,14 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scal
     return Interval(mean, max(mean - half_width, lowest), min(mean + half_width, highest), sd, n, confidence)
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, scale: Scale | None = None
-) -> PairedDifference:
-    """How much larger b is than a, over pairs with the same seed: mean, Student-t interval, p of the paired t-test.
+def paired_difference(a: Sequence[float], b: Sequence[float], scale: Scale | None = None) -> PairedDifference:
+    """How much larger b is than a, over pairs with the same seed: `dunnett` with one treatment, the paired t-test.
 
-    There is no interval for a single pair, if all pairs differ by the same amount, or if it would be wider than
-    differences on this scale of a and b can be (`missing_interval` gives the reason). Raises UsageError unless a and b
-    have the same length, at least 1.
+    Raises UsageError unless a and b have the same length, at least 1.
     """
     if len(a) != len(b) or not a:
         raise UsageError(f"{len(a)} and {len(b)} values: a paired difference needs the same seeds on both sides")
-    differences = [second - first for first, second in zip(a, b, strict=True)]
-    span = None if scale is None else (scale[0] - scale[1], scale[1] - scale[0])
-    interval = mean_interval(differences, confidence, span)
-    mean, sd, n = interval.mean, interval.sd, interval.n
-    if sd is None:
-        return PairedDifference(mean, None, None, None, n, confidence)
-    if _negligible(sd, mean):
-        # A width of zero shows a coarse measure, not a certain difference.
-        return PairedDifference(mean, None, None, 1.0 if mean == 0 else None, n, confidence, sd)
-    from scipy.special import stdtr
-
-    p = float(2 * stdtr(n - 1, -abs(mean / (sd / math.sqrt(n)))))
-    return PairedDifference(mean, interval.low, interval.high, p, n, confidence, sd)
+    return dunnett(a, [b], scale)[0]
 
 
 def missing_interval(n: int, mean: float, sd: float | None) -> str:
@@ -129,19 +121,6 @@ def _negligible(sd: float, mean: float) -> bool:
     return sd <= 1e-9 * abs(mean)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """The p-values corrected for multiple testing (Holm 1979), in their order, each at most 1.
-
-    Rejecting what is below 0.05 here makes any false rejection in the family at most 5 % likely.
-    `holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]`.
-    """
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
-
-
 def outcome(difference: PairedDifference) -> str:
     """`helps`, `hurts` or `no evidence`, by the interval of a difference (smaller is better)."""
     low, high = difference.low, difference.high
@@ -151,16 +130,37 @@ def outcome(difference: PairedDifference) -> str:
 
 
 def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "points of test error") -> str:
-    """One sentence on a difference (smaller is better): helped, hurt or no evidence, with n and interval."""
+    """One sentence on a difference (smaller is better): helped, hurt or no evidence, and what the data allow."""
     d = difference
     words = {"helps": f"{what} helped here", "hurts": f"{what} hurt here"}
     claim = words.get(outcome(d), f"no evidence that {what} helped or hurt here")
-    size = f"{d.mean:+.2f} {unit}"
-    if d.low is None or d.high is None:
-        why = f"{d.n} paired seeds: {missing_interval(d.n, d.mean, d.sd)}; run more seeds or a larger test set"
-        return f"{claim} ({size}; {'one seed has no interval; run at least 3 seeds' if d.n == 1 else why})"
-    interval = f"{d.confidence:.0%} interval {d.low:+.2f} to {d.high:+.2f}"
-    return f"{claim} ({size}, {interval}, p = {d.p:.2g}, {d.n} paired seeds)"
+    hint = (
+        "" if d.low is not None else "; run at least 3 seeds" if d.n == 1 else "; run more seeds or a larger test set"
+    )
+    return f"{claim} ({evidence(d, unit)}{hint}){allowed(d)}"
+
+
+def evidence(difference: PairedDifference, unit: str, seeds: str = "paired seed") -> str:
+    """A difference with its interval, p and n, in words; without an interval the reason."""
+    d, pairs = difference, plural(difference.n, seeds)
+    if d.low is None or d.high is None or d.p is None:
+        return f"{signed(d.mean)} {unit}, {pairs}: {missing_interval(d.n, d.mean, d.sd)}"
+    every = f" for all {d.comparisons} at once" if d.comparisons > 1 else ""
+    interval = f"{100 * d.confidence:g} % interval {signed(d.low)} to {signed(d.high)}{every}"
+    return f"{signed(d.mean)} {unit}, {interval}, p = {d.p:.2g}, {pairs}"
+
+
+def allowed(difference: PairedDifference) -> str:
+    """The gain and harm in the interval and, where it holds 0, what would have been detected: a clause, or ""."""
+    low, high, size = difference.low, difference.high, difference.detectable
+    if low is None or high is None:
+        return ""
+    if high < 0:
+        return f"; the data allow a gain of {-high:.2f} to {-low:.2f}"
+    if low > 0:
+        return f"; the data allow a harm of {low:.2f} to {high:.2f}"
+    power = "" if size is None else f"; {size:.2f} would have been detected with {100 * POWER:g} % power"
+    return f"; the data allow a gain of up to {-low:.2f} or a harm of up to {high:.2f}{power}"
 
 
 def discordant_p(first: int, second: int) -> float:
@@ -218,64 +218,132 @@ def crossed_difference(first: NDArray[Any], second: NDArray[Any]) -> PairedDiffe
     if variance > of_seeds:
         freedom = max(1.0, variance**2 / sum(square**2 / df for square, df in zip(squares, freedoms, strict=True)))
     error = math.sqrt(variance / (seeds * images))
-    half_width = t_quantile(0.975, freedom) * error
+    point = t_quantile(1 - LEVEL / 2, freedom)
+    half_width, size = point * error, detectable(error, freedom, point)
     p = float(2 * stdtr(freedom, -abs(mean) / error))
-    return PairedDifference(float(mean), float(mean - half_width), float(mean + half_width), p, seeds)
+    return PairedDifference(float(mean), float(mean - half_width), float(mean + half_width), p, seeds, detectable=size)
 
 
-def dunnett(control: Sequence[float], treatments: Sequence[Sequence[float]]) -> list[PairedDifference]:
+def dunnett(control: Values, treatments: Sequence[Values], scale: Scale | None = None) -> list[PairedDifference]:
     """Each treatment minus the control, with p and 95 % intervals that hold for all of them at once (Dunnett 1955).
 
-    One value per seed, the same seeds everywhere; the residual of treatment + seed is pooled over the treatments, with
-    k (n - 1) degrees of freedom. Raises UsageError for fewer than two seeds or other numbers of them.
+    Values by seed, or in the order of seeds. Common seeds are pairs: the model is a condition's effect + a seed's
+    effect + a residual, which is pooled, k (n - 1) degrees of freedom if k treatments and the control have the same n
+    seeds. That case is exact. Otherwise seeds are random effects (generalised least squares), so seeds of the control
+    alone count too; the ratio of their variance to the residual's is the upper quartile of what the data allow, as its
+    estimate is too low half of the time. Treatments are taken to be correlated as the two that are least so.
+
+    There is no interval for a single seed, if all pairs differ by the same amount, or if it would be wider than
+    differences on this scale can be (`missing_interval` gives the reason); it is cut to the scale. Raises UsageError
+    for a treatment that shares no seed with the control.
     """
     import numpy as np
+    from scipy.special import fdtri
 
-    if {len(row) for row in treatments} != {len(control)} or len(control) < 2:
-        raise UsageError("Dunnett's test needs a control and treatments over the same seeds, at least two")
-    table = np.asarray([control, *treatments], dtype=float)
-    count, n = len(table) - 1, table.shape[1]
-    freedom = count * (n - 1)
-    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    error = math.sqrt(2 * float((rest**2).sum()) / freedom / n)
-    gaps = table[1:].mean(1) - table[0].mean()
-    if _negligible(error, float(np.abs(gaps).max())):
-        return [PairedDifference(float(gap), None, None, None, n) for gap in gaps]
-    half_width = error * _dunnett_point(count, freedom)
-    return [
-        PairedDifference(
-            float(gap), float(gap - half_width), float(gap + half_width), dunnett_p(abs(gap) / error, count, freedom), n
-        )
-        for gap in gaps
-    ]
+    rows = [dict(row) if isinstance(row, Mapping) else dict(enumerate(row)) for row in (control, *treatments)]
+    pairs = [len(row.keys() & rows[0].keys()) for row in rows[1:]]
+    if not all(pairs):
+        raise UsageError("a treatment shares no seed with the control: Dunnett's test compares pairs of one seed")
+    seeds = sorted(set().union(*rows))
+    values = np.array([value for row in rows for value in row.values()])
+    conditions = np.eye(len(rows))[np.repeat(range(len(rows)), [len(row) for row in rows])]
+    both = np.hstack([conditions, np.eye(len(seeds))[[seeds.index(seed) for row in rows for seed in row]]])
+    within, residual = (
+        float(((values - design @ np.linalg.lstsq(design, values)[0]) ** 2).sum()) for design in (conditions, both)
+    )
+    between, count = len(seeds) - 1, len(treatments)
+    freedom = len(values) - len(rows) - between
+    variance, rounding = residual / max(1, freedom), 1e-12 * float(np.abs(values).max())
+    ratio = math.inf  # of the variance of seeds to that of the residual: differences within seeds alone
+    if freedom and variance > rounding**2:
+        spread = (within - residual) / between / variance / fdtri(between, freedom, 0.25)
+        ratio = max(1e-6, (spread - 1) * between / (len(values) - len(rows)))
+    shrinkage = np.hstack([np.zeros((len(seeds), len(rows))), np.eye(len(seeds)) / math.sqrt(ratio)])
+    solution = np.linalg.pinv(np.vstack([both, shrinkage]), rcond=1e-10)
+    contrasts = solution[1 : len(rows)] - solution[0]
+    gaps = contrasts[:, : len(values)] @ values
+    gaps[np.abs(gaps) <= rounding] = 0.0
+    covariance = contrasts @ contrasts.T
+    errors = np.sqrt(variance * covariance.diagonal())
+    if not freedom or errors.max() <= rounding + 1e-9 * np.abs(gaps).max():
+        sd, certain = (0.0, 1.0) if freedom else (None, None)  # a width of 0 shows a coarse measure, not a sure effect
+        return [
+            PairedDifference(float(gap), None, None, None if gap else certain, n, sd=sd, comparisons=count)
+            for gap, n in zip(gaps, pairs, strict=True)
+        ]
+    correlation = float((covariance / np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))).min())
+    correlation = min(max(0.0, round(correlation, 2)), 0.99)
+    point, sd = dunnett_point(count, freedom, correlation), math.sqrt(2 * variance)
+    span = math.inf if scale is None else scale[1] - scale[0]
+    results = []
+    for gap, error, n in zip(gaps.tolist(), errors.tolist(), pairs, strict=True):
+        half_width, size = point * error, detectable(error, freedom, point)
+        low, high = max(gap - half_width, -span), min(gap + half_width, span)
+        p = dunnett_p(abs(gap) / error, count, freedom, correlation)
+        test = PairedDifference(gap, low, high, p, n, sd=sd, comparisons=count, detectable=size)
+        results.append(test if half_width < span else replace(test, low=None, high=None, detectable=None))
+    return results
+
+
+def detectable(error: float, degrees_of_freedom: float, point: float) -> float:
+    """The difference whose t exceeds `point` with a probability of POWER; error: the standard error of a difference.
+
+    `point` plus the noncentrality that a noncentral t needs; the other tail, below 1e-4, is left out.
+    """
+    from scipy.special import nctdtrinc
+
+    return error * float(nctdtrinc(degrees_of_freedom, 1 - POWER, point))
 
 
 @cache
-def _dunnett_point(treatments: int, degrees_of_freedom: int) -> float:
-    """The two-sided 5 % point."""
+def dunnett_point(treatments: int, degrees_of_freedom: int, correlation: float) -> float:
+    """The two-sided 5 % point of `dunnett_p`."""
     from scipy.optimize import brentq
 
-    return float(brentq(lambda t: dunnett_p(t, treatments, degrees_of_freedom) - 0.05, 0.1, 1000))
+    return float(brentq(lambda t: dunnett_p(t, treatments, degrees_of_freedom, correlation) - LEVEL, 0.1, 1000))
 
 
-def dunnett_p(t: float, treatments: int, degrees_of_freedom: int) -> float:
+def dunnett_p(t: float, treatments: int, degrees_of_freedom: int, correlation: float = 0.5) -> float:
     """The chance that the largest of so many |t|, against one control and without any effect, is `t` or more.
 
-    `dunnett_p(2.57, 2, 10)` is 0.05. The t's are correlated by 1/2, as they share the control.
+    `dunnett_p(2.57, 2, 10)` is 0.05. The t's share the control: their correlation is 1/2 if all have the same seeds.
     """
     import numpy as np
-    from scipy.special import gammaln, ndtr
+    from scipy.special import gammaln, ndtr, stdtr
 
-    points, weights = np.polynomial.hermite_e.hermegauss(50)
-    weights = weights / weights.sum()
-    nodes, node_weights = np.polynomial.legendre.leggauss(80)
-    df = degrees_of_freedom
+    if treatments == 1:
+        return float(2 * stdtr(degrees_of_freedom, -t))
+    df, (points, weights, nodes, node_weights) = degrees_of_freedom, _quadrature()
     low, high = max(1e-9, 1 - 9 / math.sqrt(2 * df)), 1 + 9 / math.sqrt(2 * df)
     scale = low + (high - low) * (nodes + 1) / 2  # of the standard deviation, in units of its expectation
     log_density = (
         math.log(2) + df / 2 * math.log(df / 2) - gammaln(df / 2) + (df - 1) * np.log(scale) - df * scale**2 / 2
     )
-    reach = math.sqrt(2) * t * scale[:, None]
-    inside = (ndtr(points + reach) - ndtr(points - reach)) ** treatments @ weights
+    reach = t * scale[:, None] / math.sqrt(1 - correlation)
+    points = points * math.sqrt(correlation / (1 - correlation))
+    inside = (ndtr(points + reach) - ndtr(points - reach)) ** treatments @ (weights / weights.sum())
     chance = (high - low) / 2 * float(node_weights @ (np.exp(log_density) * inside))
     return min(1.0, max(0.0, 1 - chance))
+
+
+@cache
+def _quadrature() -> tuple[NDArray[Any], ...]:
+    """Points and weights of Gauss and Hermite, then those of Gauss and Legendre."""
+    from numpy.polynomial import hermite_e, legendre
+
+    return (*hermite_e.hermegauss(50), *legendre.leggauss(80))
+
+
+def trend(values: Mapping[float, Mapping[int, float]]) -> PairedDifference:
+    """The slope of values by seed on x, over the seeds that all x have: mean over seeds, Student-t interval, p.
+
+    values: x -> seed -> value. The least squares slope of each seed is one number, so seeds need not be level. Raises
+    UsageError for fewer than three x, and without a common seed.
+    """
+    seeds = set.intersection(*(set(row) for row in values.values())) if values else set()
+    if len(values) < 3 or not seeds:
+        raise UsageError(f"{len(values)} values of x over {plural(len(seeds), 'common seed')}: a trend needs 3 over 1")
+    centre = math.fsum(values) / len(values)
+    squares = math.fsum((x - centre) ** 2 for x in values)
+    slopes = [math.fsum((x - centre) * row[seed] for x, row in values.items()) / squares for seed in sorted(seeds)]
+    return paired_difference([0.0] * len(slopes), slopes)

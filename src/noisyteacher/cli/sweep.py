@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @o.with_options(
     f"config {o.DATA} teacher.name student.name noise.sigma noise.alpha noise.draw {o.RECIPE} run.seeds "
-    f"{o.MACHINE} jobs stack scheduler overrides resume allow_import as_json quiet",
+    f"run.control_seeds {o.MACHINE} jobs stack scheduler overrides resume allow_import as_json quiet",
     noise_sigma=("--sigma", "Standard deviation of the noise where --grid does not vary it; default 0: no noise."),
     noise_alpha=("--alpha", "Probability that a sample is perturbed where --grid does not vary it."),
 )

@@ -367,6 +367,9 @@ class RunSettings(Settings):
 
     seeds: Count = 1
     """Students per condition, with seeds 0, 1, ...; intervals need at least 2, claims more."""
+    control_seeds: Count | None = None
+    """Of a sweep over noise: seeds of each clean student (empty: run.seeds); the noise that validation prefers is then
+    trained on the further ones too, and judged on them."""
     baselines: bool = True
     """Also train students on labels alone and by clean logits, as any claim needs; a sweep always does the latter."""
     output_dir: Name = "runs"

@@ -39,6 +39,9 @@ class Budget:
     """Sigmas of the noise on the student's logits beside Tables 1 and 2, which the paper does not have."""
     length: float
     """What every number of epochs is multiplied by."""
+    control: int = 1
+    """How many times as many seeds the clean student has, where students are cheap: about the root of the number of
+    noises."""
     limit: int | None = None
     """At most so many images of each split."""
 
@@ -48,11 +51,11 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget("quick", 2, (0.3, 0.9), (0.5, 1.0), (0.2, 0.5), (0.9,), 0.1, 1000),
+    "quick": Budget("quick", 2, (0.3, 0.9), (0.5, 1.0), (0.2, 0.5), (0.9,), 0.1, limit=1000),
     "standard": Budget(
-        "standard", 3, (0.1, 0.3, 0.6, 0.9), (0.1, 0.5, 1.0), (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.9), 0.5
+        "standard", 3, (0.1, 0.3, 0.6, 0.9), (0.1, 0.5, 1.0), (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.9), 0.5, 2
     ),
-    "full": Budget("full", 5, TENTHS, TENTHS, TENTHS[:-1], (0.3, 0.9), 1.0),
+    "full": Budget("full", 5, TENTHS, TENTHS, TENTHS[:-1], (0.3, 0.9), 1.0, 4),
 }
 """`quick` shows in minutes that all of it runs; `standard` is half as long with fewer settings; `full` is all of it."""
 
@@ -69,6 +72,8 @@ class Part:
     """The id of the paper's curve (reference.json) that this part repeats."""
     scaled: bool = False
     """Sigmas of additive noise are meant in units of the teacher's logits: multiplied by their root mean square."""
+    control: int = 1
+    """How many times as many seeds its clean student has as each noise."""
     changed: tuple[str, ...] = ()
     """Json the paper states that the user changed: its numbers do not belong beside this part's."""
 
@@ -127,7 +132,7 @@ def _table(data: str, curve: str) -> Callable[[Budget], list[Part]]:
         if data == "cifar10":  # noise on its students is Figure 2
             return [part]
         side: Grid = {"noise.sigma": list(budget.sides), "noise.target": ["student"]}
-        return [replace(part, grids=(*part.grids, side))]
+        return [replace(part, grids=(*part.grids, side), control=budget.control if data == "mnist" else 1)]
 
     return parts
 
@@ -203,7 +208,7 @@ def _why(budget: Budget) -> list[Part]:
     stopping: Grid = {**few, "student.schedule": ["constant"], "student.keep": ["best", "last"]}
     lengths: Grid = {**most, "student.epochs": [max(1, length // 4), length, 4 * length]}
     return [
-        Part("variants", "a variant that helps", base, variants),
+        Part("variants", "a variant that helps", base, variants, control=budget.control),
         Part("matched", additive_title, base, (additive,), scaled=True),
         Part("batch", "gradient noise from smaller batches", base, ({**most, "student.batch_size": [16, 64, 256]},)),
         Part("optimizer", "Adam's reaction against plain gradient descent", base, optimizers),

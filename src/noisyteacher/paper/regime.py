@@ -452,7 +452,7 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
 
 
 def _record(difference: PairedDifference) -> Json:
-    return {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n")}
+    return {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n", "comparisons", "detectable")}
 
 
 def _mean_curve(rows: Sequence[Trained]) -> dict[str, list[float]]:

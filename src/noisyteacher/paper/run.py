@@ -29,6 +29,7 @@ from noisyteacher.pipeline import (
     is_model_path,
     load_config_data,
     load_teacher,
+    p_note,
     resolve_auto,
     train_config,
 )
@@ -69,11 +70,12 @@ class PaperResult(RunResult):
         rows = []
         for row in self.paper:
             gap, paper = row.against_clean, "" if row.paper is None else f"{row.paper:.2f}"
-            p = "" if gap is None or gap.p_holm is None else f"{gap.p_holm:.2g}"
+            p = "" if gap is None or gap.corrected is None else f"{gap.corrected:.2g}"
             seeds = "" if row.ours is None else str(row.ours.n)
             rows.append((row.label, paper, str(row.ours or "-"), seeds, "" if gap is None else str(gap), p))
-        headers = ("condition", "paper %", "ours % (test)", "seeds", "ours - clean", "p (Holm)")
-        return Table(headers, tuple(rows), notes=self.remarks)
+        headers = ("condition", "paper %", "ours % (test)", "seeds", "ours - clean", "p")
+        note = p_note(row.against_clean for row in self.paper if row.against_clean is not None)
+        return Table(headers, tuple(rows), notes=(*filter(None, (note,)), *self.remarks))
 
 
 def run_paper(
@@ -128,6 +130,7 @@ def run_paper(
     selected = []
     for part in available:
         if part.name in parts or not parts:
+            machine["run.control_seeds"] = size.seeds * part.control if part.control > 1 else None
             machine["data.extra"] = False if not extra and part.base["data"]["name"] == "svhn" else None
             selected.append(adapted(part, machine, overrides or {}))
     if teacher is not None:

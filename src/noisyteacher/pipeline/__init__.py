@@ -44,10 +44,12 @@ from noisyteacher.pipeline.results import Estimate as Estimate
 from noisyteacher.pipeline.results import Family as Family
 from noisyteacher.pipeline.results import PaperRow as PaperRow
 from noisyteacher.pipeline.results import RunResult as RunResult
+from noisyteacher.pipeline.results import Trend as Trend
 from noisyteacher.pipeline.results import Verdict as Verdict
 from noisyteacher.pipeline.results import condition_of as condition_of
 from noisyteacher.pipeline.results import condition_of_run as condition_of_run
 from noisyteacher.pipeline.results import differences as differences
+from noisyteacher.pipeline.results import p_note as p_note
 from noisyteacher.pipeline.results import run_name as run_name
 from noisyteacher.pipeline.single_step import distil_config as distil_config
 from noisyteacher.pipeline.single_step import extract_config as extract_config

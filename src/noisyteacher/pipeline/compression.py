@@ -180,6 +180,8 @@ def _compress_in_run(
     record: what config.json holds beside or in place of the settings.
     """
     started = CLOCK()
+    if config.run.control_seeds is not None:
+        raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
     config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
     student = config.student.name if student == "" else student
     record = describe(config) | record

@@ -235,7 +235,10 @@ def judged(result: Result) -> Result:
     rows, teacher = list(result.conditions), result.teachers[0]
     clean = next((row for row in rows if row.kind == "clean"), None)
     if clean is not None:
-        rows = [row if row is clean else replace(row, against_clean=differences(row, clean)) for row in rows]
+        rows = [
+            row if row is clean else replace(row, against_clean=differences([row], clean).get(row.name, {}))
+            for row in rows
+        ]
     zero = Estimate.of([0.0])
     if result.role not in teacher.scores and zero is not None:  # without labels: it agrees with itself
         teacher = replace(teacher, scores={result.role: {"disagreement": zero}}, n=result.n)
@@ -255,7 +258,12 @@ def _verdicts(result: Result) -> tuple[Verdict, ...]:
         return (Verdict("no evidence", words, noisy.name),)
     what = f"noise of sigma {sigma_words(result.noise['sigma'])}, alpha {result.noise['alpha']:g}"
     unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
-    return (Verdict(stats.outcome(difference), stats.verdict(difference, what, unit), noisy.name),)
+    sentence = stats.verdict(difference, what, unit)
+    if result.choice is not None:
+        shared = set(result.choice["seeds"]) & set(noisy.seeds)
+        fresh = "it was chosen on validation in runs of other seeds"
+        sentence += f"; {'choice and judgement share their seeds' if shared else fresh}"
+    return (Verdict(stats.outcome(difference), sentence, noisy.name),)
 
 
 def loss_warnings(result: Result) -> tuple[str, ...]:

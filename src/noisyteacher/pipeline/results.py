@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -72,7 +72,12 @@ class Difference(stats.PairedDifference):
 
     reference: str = ""
     p_holm: float | None = None
-    """p after Holm's correction for all noises that are compared with one clean student; else None."""
+    """In files of earlier versions p after Holm's correction; `p` and the interval are then of the noise alone."""
+
+    @property
+    def corrected(self) -> float | None:
+        """p, corrected for the noises that were compared at once."""
+        return self.p if self.p_holm is None else self.p_holm
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
@@ -123,10 +128,11 @@ class Condition:
         """`error_on` of the reported split."""
         return self.error_on(self.role)
 
-    def errors_by_seed(self, role: str) -> dict[int, float]:
-        """The error (%) of each seed on one split."""
+    def errors_by_seed(self, role: str, seeds: Container[int] | None = None) -> dict[int, float]:
+        """The error (%) of each seed on one split, or of these seeds alone."""
         error = self.error_on(role)
-        return {} if error is None else dict(zip(self.seeds, error.per_seed, strict=True))
+        pairs = () if error is None else zip(self.seeds, error.per_seed, strict=True)
+        return {seed: value for seed, value in pairs if seeds is None or seed in seeds}
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -160,6 +166,15 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Trend(stats.PairedDifference):
+    """How much the error rises with sigma^2, in points per unit: the mean of a slope by seed, clean being 0."""
+
+    title: str = ""
+    """The noise, without its sigma."""
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """Conditions that differ in their noise alone: their controls, and what validation and test prefer."""
 
@@ -174,6 +189,8 @@ class Family:
     """The same by test error, which is how the paper chose."""
     optimism_points: float | None = None
     """How much lower the test error of the first of `by_test` is than that of the first of `by_validation`."""
+    trends: tuple[Trend, ...] = ()
+    """On the reported split, of each noise with two sigmas or more that differs in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -316,13 +333,32 @@ def condition_of(
     return Condition(name, title, kind, seeds=tuple(results), runs=tuple(runs), **fields)
 
 
-def differences(condition: Condition, reference: Condition) -> dict[str, Difference]:
-    """By role: a condition's error minus the reference's, paired over the seeds that both have; {} without any."""
-    by_role = {}
+def differences(
+    conditions: Sequence[Condition],
+    reference: Condition,
+    seeds: Container[int] | None = None,
+    reference_seeds: Container[int] | None = None,
+) -> dict[str, dict[str, Difference]]:
+    """By condition and role: its error minus the reference's, with intervals for all conditions at once (`dunnett`).
+
+    seeds, reference_seeds: those that count; default all. Conditions that share none with the reference are left out.
+    """
+    by_name: dict[str, dict[str, Difference]] = {}
     for role in ("val", "test"):
-        before, after = reference.errors_by_seed(role), condition.errors_by_seed(role)
-        if common := [seed for seed in after if seed in before]:
-            pairs = [before[seed] for seed in common], [after[seed] for seed in common]
-            difference = stats.paired_difference(*pairs, scale=stats.PERCENT)
-            by_role[role] = Difference(**asdict(difference), reference=reference.name)
-    return by_role
+        control = reference.errors_by_seed(role, reference_seeds)
+        errors = {condition.name: condition.errors_by_seed(role, seeds) for condition in conditions}
+        compared = {name: row for name, row in errors.items() if row.keys() & control.keys()}
+        tests = stats.dunnett(control, list(compared.values()), stats.PERCENT) if compared else []
+        for name, test in zip(compared, tests, strict=True):
+            by_name.setdefault(name, {})[role] = Difference(**vars(test), reference=reference.name)
+    return by_name
+
+
+def p_note(gaps: Iterable[Difference]) -> str:
+    """A sentence on the tests behind differences."""
+    gaps = list(gaps)
+    if any(gap.p_holm is not None for gap in gaps):
+        return "p of the paired t-test, for noises after Holm's correction."
+    if (count := max((gap.comparisons for gap in gaps), default=1)) > 1:
+        return f"Noises, over common seeds: intervals and p hold for all {count} at once (Dunnett); else paired t-test."
+    return "p of the paired t-test." if any(gap.p is not None for gap in gaps) else ""

@@ -233,13 +233,18 @@ class SearchTrial:
 
 
 def run_trial(
-    experiment: Experiment, logits: Logits, runs: Mapping[str, str], stages: StageTitles, noise: Noise | None = None
+    experiment: Experiment,
+    logits: Logits,
+    runs: Mapping[str, str],
+    stages: StageTitles,
+    noise: Noise | None = None,
+    first_seed: int = 0,
 ) -> SearchTrial:
-    """Train the experiment's student in the runs of these names, with seeds 0, 1, ...; `runs` maps names to titles."""
+    """Train the experiment's student in the runs of these names, a seed each; `runs` maps names to titles."""
     condition = "clean" if noise is None else "noisy"
     trained = [
         train_student(experiment, run, condition, noise, seed, logits, stages.next(title))
-        for seed, (run, title) in enumerate(runs.items())
+        for seed, (run, title) in enumerate(runs.items(), first_seed)
     ]
     trainings = [model.result["training"] for model in trained]
     seconds, epochs = (sum(training[key] for training in trainings) for key in ("seconds", "epochs"))
@@ -255,17 +260,19 @@ def noise_runs(experiment: Experiment) -> int:
 def search_noise(experiment: Experiment, logits: Logits, stages: StageTitles) -> tuple[Noise | None, Json]:
     """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
 
-    Of equals, no noise wins, then the earlier candidate. Test data are not looked at.
+    Of equals, no noise wins, then the earlier candidate. Test data are not looked at. The seeds are others than those
+    on which the choice is judged.
     """
     choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
-    epochs, seeds = short_epochs(student.epochs, choice.epochs), range(choice.seeds)
+    first = experiment.config.run.seeds
+    epochs, seeds = short_epochs(student.epochs, choice.epochs), range(first, first + choice.seeds)
     experiment = experiment.with_recipe(with_epochs(student, epochs))
     trials: dict[Noise | None, SearchTrial] = {}
     for noise in (None, *experiment.noise_candidates):
         words = _noise_words(noise)
         name = "clean" if noise is None else words.replace(", ", "-").replace(" ", "")
         runs = {f"choice-{name}-seed{seed}": f"choosing the noise: {words}, seed {seed}" for seed in seeds}
-        trials[noise] = run_trial(experiment, logits, runs, stages, noise)
+        trials[noise] = run_trial(experiment, logits, runs, stages, noise, first)
     chosen = min(trials, key=lambda noise: trials[noise].mean)
     scored = "error" if val.labels is not None else "disagreement"
     record: Json = {"by": f"validation {scored}", "n": len(val), "epochs": epochs, "seeds": list(seeds)}

@@ -256,7 +256,9 @@ def differences(study: Study) -> Figure | None:
         reference = "clean logit regression" if study.over_noise else "the distilled student"
         axes.set_xlabel(f"difference to {reference} (points)\n← better | worse →")
 
-    interval = "95 % Student-t interval over pairs" if any(gap.low is not None for gap in gaps) else "no interval"
+    interval = "95 % interval over pairs" if any(gap.low is not None for gap in gaps) else "no interval"
+    if (count := max(gap.comparisons for gap in gaps)) > 1:
+        interval += f", of noises for all {count} at once"
     caption = (
         f"{SPLIT_NAMES[role].capitalize()} error minus that of the {study.reference} student with the same seed, "
         f"{_comma(study.images(role, reversed(rows)))}{plural(max(gap.n for gap in gaps), 'paired seed')}; lines: "

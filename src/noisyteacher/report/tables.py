@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyteacher.config import LIMITS
-from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, search_table
+from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, p_note, search_table
 from noisyteacher.report.study import Study, latency_conditions
 from noisyteacher.runs import by_name
 from noisyteacher.tables import Table
@@ -25,13 +25,12 @@ def results(study: Study) -> Table | None:
     if not rows:
         return None
     gaps = [row.against_clean[role] for row in rows if role in row.against_clean]
-    corrected = any(gap.p_holm is not None for gap in gaps)
     several = len({study.data_of(row) for row in rows}) > 1
     columns = {
         "data": [study.data_of(row) if several else NOTHING for row in rows],
         "seeds": [str(len(row.seeds)) for row in rows],
         f"{SPLIT_NAMES[role]} error %": [_error(row, role) for row in rows],
-        f"against {study.reference}": [_difference(row.against_clean.get(role), corrected) for row in rows],
+        f"against {study.reference}": [_difference(row.against_clean.get(role)) for row in rows],
         f"{SPLIT_NAMES[other]} error %": [_error(row, other) for row in rows],
         "NLL nats": [_mean(row.score(role, "nll"), 3) for row in rows],
         "ECE %": [_mean(row.score(role, "ece"), 2) for row in rows],
@@ -49,10 +48,7 @@ def results(study: Study) -> Table | None:
     if "[no" in intervals:
         notes.append("No interval: it would be wider than 0 to 100 %; run more seeds.")
     if gaps:
-        notes.append(f"Against {study.reference}: points, paired by seed, below 0 is better.")
-    if any(gap.p is not None for gap in gaps):
-        holm = ", for noises after Holm's correction for all noises with the same other settings; raw p: not corrected"
-        notes.append(f"p of the paired t-test{holm if corrected else ''}.")
+        notes.append(f"Against {study.reference}: points, paired by seed, below 0 is better. {p_note(gaps)}".strip())
     titles = [f"{row.title}\n{study.marks(row)}".rstrip() for row in rows]
     strong = frozenset(number for number, row in enumerate(rows) if study.is_chosen(row) or study.is_handed_over(row))
     align = "".join("l" if name == "data" else "r" for name in columns)
@@ -257,13 +253,12 @@ def _error(row: Condition, role: str) -> str:
     return f"{_mean(row.score(role), 2)}\n{row.interval_text(role) if row.score(role) else ''}".rstrip()
 
 
-def _difference(gap: Difference | None, corrected: bool) -> str:
-    """The cell of a difference; `corrected`: whether others have a corrected p, so that a raw one is marked."""
+def _difference(gap: Difference | None) -> str:
+    """The cell of a difference."""
     if gap is None:
         return NOTHING
     text, bounds = difference_lines(gap)
-    p, raw = (gap.p, "raw " if corrected else "") if gap.p_holm is None else (gap.p_holm, "")
-    words = filter(None, (bounds, "" if p is None else f"{raw}p {p:.2g}"))
+    words = filter(None, (bounds, "" if gap.corrected is None else f"p {gap.corrected:.2g}"))
     return f"{text}\n{' '.join(words)}".rstrip()
 
 

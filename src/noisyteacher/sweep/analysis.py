@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from noisyteacher.pipeline import Condition, Difference, Family, RunResult, Verdict, differences
-from noisyteacher.stats import LEVEL, holm, mean_interval, missing_interval
+from noisyteacher.pipeline import Condition, Family, RunResult, Trend, Verdict, differences, p_note
+from noisyteacher.stats import allowed, evidence, mean_interval, outcome, trend
 from noisyteacher.sweep.spec import varies_noise
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, plural, signed
@@ -31,19 +31,18 @@ class SweepResult(RunResult):
 
     def table(self) -> Table:
         """A row per condition."""
-        headers = ["condition", "seeds", "val error %", "test error %", self._difference_name, "p"]
-        headers += ["p (Holm)"] if self.over_noise else []  # only noises are corrected for their number
+        headers = ("condition", "seeds", "val error %", "test error %", self._difference_name, "p")
         rows = []
         for condition in self.conditions:
             errors = [str(condition.score(role) or "-") for role in ("val", "test")]
-            row = [condition.title, str(len(condition.seeds)), *errors, "", "", ""]
+            row = [condition.title, str(len(condition.seeds)), *errors, "", ""]
             if condition.against_clean:
                 split = _compared_on(condition)
                 gap = condition.against_clean[split]
                 suffix = f" ({split})" if headers[4].startswith("error") else ""
-                row[4:] = [f"{gap}{suffix}", *("" if p is None else f"{p:.2g}" for p in (gap.p, gap.p_holm))]
-            rows.append(tuple(row[: len(headers)]))
-        return Table(tuple(headers), tuple(rows), notes=tuple(self.notes()))
+                row[4:] = [f"{gap}{suffix}", "" if gap.corrected is None else f"{gap.corrected:.2g}"]
+            rows.append(tuple(row))
+        return Table(headers, tuple(rows), notes=tuple(self.notes()))
 
     def notes(self) -> list[str]:
         """Sentences below the table: n, intervals, the correction, the teachers."""
@@ -69,11 +68,11 @@ class SweepResult(RunResult):
         ]
         too_wide = any(error.n > 1 and error.low is None for error in errors)
         missing = " (no interval: it would be wider than 0 to 100 %)" if too_wide else ""
-        correction = ", then corrected for all noises compared with that student (Holm)" if self.over_noise else ""
+        gaps = [gap for condition in self.conditions for gap in condition.against_clean.values()]
         reference = self._difference_name.split()[-1]
         notes.append(
             f"[ ] = 95 % Student-t interval over seeds{missing}. {self._difference_name}: paired by seed with the "
-            f"{reference} student of the same settings; p of the paired t-test{correction}."
+            f"{reference} student of the same settings. {p_note(gaps)}".strip()
         )
         return notes
 
@@ -96,93 +95,113 @@ def settings_words(settings: Mapping[str, object]) -> str:
 
 
 def analyse(
-    conditions: Sequence[Condition], families: Sequence[Family], axes: Sequence[str]
+    conditions: Sequence[Condition], families: Sequence[Family], axes: Sequence[str], seeds: int | None = None
 ) -> tuple[tuple[Condition, ...], tuple[Family, ...], tuple[Verdict, ...]]:
     """The conditions with their differences to the clean student, the families with what is preferred, the verdicts.
 
     A pure function of the scores. Sweeps over noise have a verdict per family; others say what validation prefers on
-    each data set.
+    each data set. seeds: how many all conditions have; further ones are fresh, and the chosen noise is judged on them.
     """
     by_name = {condition.name: condition for condition in conditions}
     judged: list[Family] = []
     verdicts: list[Verdict] = []
     for family in families:
-        by_name |= _compared(family, by_name)
-        family = _preferred(family, by_name)
+        common = range(seeds) if seeds is not None and len(family.noisy) > 1 else None  # of one noise all seeds count
+        by_name |= _compared(family, by_name, common)
+        family = replace(_preferred(family, by_name, common), trends=_trends(family, by_name))
         judged.append(family)
         if family.noisy and family.by_validation:
-            verdict = _verdict(family, by_name)
             about = f"{settings_words(family.settings)}: " if len(families) > 1 and family.settings else ""
-            verdicts.append(replace(verdict, sentence=about + verdict.sentence))
+            for verdict in _verdict(family, by_name, common), *map(_trend_verdict, family.trends):
+                verdicts.append(replace(verdict, sentence=about + verdict.sentence))
     if not varies_noise(axes) and not any(condition.kind == "noisy" for condition in conditions):
         verdicts += _preferences(list(by_name.values()))
     return tuple(by_name.values()), tuple(judged), tuple(verdicts)
 
 
-def _compared(family: Family, by_name: Mapping[str, Condition]) -> dict[str, Condition]:
-    """The family's members with their differences to its clean student; those of noises corrected for their number."""
-    members = {}
-    for name in filter(None, (family.labels, *family.noisy)):
-        condition = by_name[name]
-        if not condition.against_clean:  # families may share the student on labels: it belongs to the first
-            condition = replace(condition, against_clean=differences(condition, by_name[family.clean]))
-        members[name] = condition
-    for role in ("val", "test"):
-        gaps = {name: gap for name in family.noisy if (gap := members[name].against_clean.get(role)) is not None}
-        # A noise whose pairs all differ alike has no p, but it was tested: it counts in the correction.
-        corrected = holm([1.0 if gap.p is None else gap.p for gap in gaps.values()])
-        for (name, gap), p in zip(gaps.items(), corrected, strict=True):
-            gap = replace(gap, p_holm=None if gap.p is None else p)
-            members[name] = replace(members[name], against_clean=members[name].against_clean | {role: gap})
-    return members
+def _compared(family: Family, by_name: Mapping[str, Condition], common: range | None) -> dict[str, Condition]:
+    """The family's members with their differences to its clean student, those of noises for all noises at once."""
+    members = {name: by_name[name] for name in filter(None, (family.labels, *family.noisy))}
+    gaps = differences([by_name[name] for name in family.noisy], by_name[family.clean], common)
+    if family.labels is not None:
+        gaps |= differences([by_name[family.labels]], by_name[family.clean], common)
+    # Families may share the student on labels: it belongs to the first.
+    return {
+        name: replace(condition, against_clean=condition.against_clean or gaps.get(name, {}))
+        for name, condition in members.items()
+    }
 
 
-def _preferred(family: Family, by_name: Mapping[str, Condition]) -> Family:
+def _trends(family: Family, by_name: Mapping[str, Condition]) -> tuple[Trend, ...]:
+    """How the error depends on sigma^2, for each noise that was tried with two numbers for sigma or more."""
+    members = [by_name[name] for name in (family.clean, *family.noisy)]
+    role = "test" if any(condition.score("test") for condition in members) else "val"
+    groups: dict[str, dict[float, Condition]] = {}
+    for condition in members[1:]:
+        sigma, settings = condition.settings.get("noise.sigma"), dict(condition.settings)
+        if condition.errors_by_seed(role) and isinstance(sigma, int | float):
+            title = settings_words(settings | {"noise.sigma": ""})
+            groups.setdefault(title, {0.0: members[0]})[float(sigma)] = condition
+    trends = []
+    for noises in groups.values():
+        values = {sigma**2: condition.errors_by_seed(role) for sigma, condition in noises.items()}
+        if len(values) > 2 and set.intersection(*map(set, values.values())):
+            words = [part for part in list(noises.values())[-1].title.split(", ") if not part.startswith("sigma ")]
+            slope = vars(trend(values))
+            trends.append(Trend(**slope, title=", ".join(words), sigmas=tuple(sorted(noises))))
+    return tuple(trends)
+
+
+def _trend_verdict(line: Trend) -> Verdict:
+    """The trend in one sentence."""
+    claims = {"helps": "the error falls with sigma^2", "hurts": "the error rises with sigma^2"}
+    claim = claims.get(outcome(line), "no evidence that the error depends on sigma^2")
+    noise = ", ".join(filter(None, (line.title, f"sigma {', '.join(f'{sigma:g}' for sigma in line.sigmas)}")))
+    return Verdict("", f"{claim} ({noise}): {evidence(line, 'points of error per unit', 'seed')}")
+
+
+def _preferred(family: Family, by_name: Mapping[str, Condition], common: range | None) -> Family:
     """The family with the members that validation and test prefer."""
     members = [by_name[name] for name in (family.clean, *family.noisy)]
     scored = [condition for condition in members if condition.score("val")]
     if not scored:
         return family
-    by_validation = _lowest(_means(scored, "val"))
+    by_validation = _lowest(_means(scored, "val", common))
     if not all(condition.score("test") for condition in scored):
         return replace(family, by_validation=by_validation)
-    test = _means(scored, "test")
+    test = _means(scored, "test", common)
     by_test = _lowest(test)
     optimism = test[by_validation[0]] - test[by_test[0]]
     return replace(family, by_validation=by_validation, by_test=by_test, optimism_points=optimism)
 
 
-def _verdict(family: Family, by_name: Mapping[str, Condition]) -> Verdict:
+def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | None) -> Verdict:
     """helps | hurts | no evidence, and why, in one sentence.
 
-    The noise that validation prefers is judged by its paired test difference, corrected for all noises of the family:
-    choosing the best of many by luck is what the correction is for.
+    The noise that validation prefers is judged by one paired test on seeds that took no part in the choice. Without two
+    of these it is judged on the seeds of the choice, by a difference that holds for all noises of the family at once.
     """
     members = [by_name[name] for name in (family.clean, *family.noisy)]
     role = "test" if any(condition.score("test") for condition in members) else "val"
     scored = [condition for condition in members if condition.score("val")]
-    val = _means(scored, "val")
-    gaps = {
-        name: by_name[name].against_clean[role] for name in family.noisy if name in val and by_name[name].against_clean
-    }
+    gaps = {condition.name: condition.against_clean[role] for condition in scored if role in condition.against_clean}
     if not gaps:
         return Verdict("no evidence", "no evidence: there is no noisy student to compare with a clean one")
+    val = _means(scored, "val", common)
     best_noises = _lowest({name: val[name] for name in gaps})
     condition, gap = by_name[best_noises[0]], gaps[best_noises[0]]
-    helping, hurting = (sum(_significant(gap) and gap.mean * sign > 0 for gap in gaps.values()) for sign in (-1, 1))
-
-    size = f"{signed(gap.mean)} points of {SPLIT_NAMES[role]} error against no noise"
-    pairs = plural(gap.n, "paired seed")
-    if gap.p_holm is None or gap.low is None or gap.high is None:
-        basis = f"{size}, {pairs}: {missing_interval(gap.n, gap.mean, gap.sd)}"
+    outcomes = [outcome(gap) for gap in gaps.values()]
+    helping, hurting = outcomes.count("helps"), outcomes.count("hurts")
+    fresh = [seed for seed in condition.seeds if common is not None and seed not in common]
+    clean = by_name[family.clean]
+    if len(gaps) > 1 and len(set(fresh) & set(clean.seeds)) > 1:
+        gap = differences([condition], clean, fresh, fresh)[condition.name][role]
+        choice = ", none of which took part in the choice"
     else:
-        basis = (
-            f"{size}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, p = {gap.p:.2g}, corrected for "
-            f"{plural(len(gaps), 'comparison')} {gap.p_holm:.2g}, {pairs}"
-        )
-    word = "no evidence"
-    if _significant(gap):
-        word = "helps" if gap.mean < 0 else "hurts"
+        choice = ", on which it was chosen too"
+
+    word = outcome(gap)
+    if word != "no evidence":
         claim = f"the noise {word}"
     elif helping:
         also = " and others hurt" if hurting else ""
@@ -191,23 +210,25 @@ def _verdict(family: Family, by_name: Mapping[str, Condition]) -> Verdict:
         claim = "no evidence that any noise helps, while some hurts"
     else:
         claim = "no evidence that the noise helps or hurts"
-    choice = ""
+    basis = evidence(gap, f"points of {SPLIT_NAMES[role]} error against no noise")
+    basis += f"{choice if len(gaps) > 1 else ''}{allowed(gap)}"
+    prefers = ""
     if len(gaps) > 1:
         level = f"one of {len(best_noises)} that are level and that" if len(best_noises) > 1 else "which"
-        choice = f", {level} validation prefers among {len(gaps)} noises,"
-        basis += f"; of all {len(gaps)}, {helping} help and {hurting} hurt after correction"
+        prefers = f", {level} validation prefers among {len(gaps)} noises,"
+        basis += f"; of all {len(gaps)}, {helping} help and {hurting} hurt"
+        bounds = [(gap.low, gap.high) for gap in gaps.values() if gap.low is not None and gap.high is not None]
+        if bounds:
+            low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+            basis += f", with intervals from {signed(low)} to {signed(high)}"
     if family.clean in (lowest := _lowest(val)):
-        prefers = "; validation prefers no noise to all of them"
-        basis += prefers if len(lowest) == 1 else "; on validation no noise is level with the best of them"
-    shared = _shared_seeds(scored)
-    if any(set(member.seeds) != shared for member in scored):
+        no_noise = "; validation prefers no noise to all of them"
+        basis += no_noise if len(lowest) == 1 else "; on validation no noise is level with the best of them"
+    shared = _shared_seeds(scored, common)
+    if shared != set(common or ()).union(*(() if common else member.seeds for member in scored)):
         over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
         basis += f"; some seeds are missing: validation is compared over {over}"
-    return Verdict(word, f"{claim}: {condition.title}{choice} gives {basis}", condition.name)
-
-
-def _significant(gap: Difference) -> bool:
-    return gap.p_holm is not None and gap.p_holm < LEVEL
+    return Verdict(word, f"{claim}: {condition.title}{prefers} gives {basis}", condition.name)
 
 
 def _preferences(conditions: Sequence[Condition]) -> list[Verdict]:
@@ -235,7 +256,7 @@ def _preference(members: Sequence[Condition]) -> Verdict:
     parts = [f"{among}{best.title}: {means.pop(best.name):.2f} % validation error"]
     if means:
         second = distilled[_lowest(means)[0]]
-        gap = differences(best, second).get("val")
+        gap = differences([best], second).get(best.name, {}).get("val")
         if gap is not None:
             interval, pairs = "", plural(gap.n, "paired seed")
             if gap.low is not None and gap.high is not None:
@@ -249,9 +270,9 @@ def _preference(members: Sequence[Condition]) -> Verdict:
     return Verdict("", "; ".join(parts), best.name)
 
 
-def _means(conditions: Sequence[Condition], role: str) -> dict[str, float]:
+def _means(conditions: Sequence[Condition], role: str, common: range | None = None) -> dict[str, float]:
     """Mean errors that can be compared: over the seeds that all have, or each condition's own if there are none."""
-    shared = _shared_seeds(conditions)
+    shared = _shared_seeds(conditions, common)
     means = {}
     for condition in conditions:
         error = condition.score(role)
@@ -261,8 +282,10 @@ def _means(conditions: Sequence[Condition], role: str) -> dict[str, float]:
     return means
 
 
-def _shared_seeds(conditions: Sequence[Condition]) -> set[int]:
-    return set.intersection(*(set(condition.seeds) for condition in conditions))
+def _shared_seeds(conditions: Sequence[Condition], common: range | None) -> set[int]:
+    """The seeds that all have, of `common` where some are fresh."""
+    shared = set.intersection(*(set(condition.seeds) for condition in conditions))
+    return shared if common is None else shared & set(common)
 
 
 def _lowest(means: Mapping[str, float]) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def sweep(
 
     base: nested settings as in a config file. grids: dotted keys of settings with the values to try, one grid or
     several: `{"noise.sigma": [0.1, 0.5], "noise.draw": ["batch", "row"]}`. Every family also has a clean student and
-    one on labels alone. seeds: 0 .. seeds-1 (default: base's run.seeds).
+    one on labels alone. seeds: 0 .. seeds-1 (default: base's run.seeds); base's run.control_seeds: of clean students.
     jobs: processes on this machine. stack: students of one architecture that this process trains at once, in common
     steps (`fit_many`), for a GPU that one does not fill. scheduler: address of a dask scheduler. executor: a function
     that makes a `concurrent.futures` executor, whose workers must see the run folder and the data (docs/scale.md).
@@ -133,21 +133,21 @@ def partial_result(run: Run) -> SweepResult:
     spec = build_spec(**_settings(run))
     children = {child.path.name: child for child in run.children()}
     results = {name: child.result() or {} for name, child in children.items() if child.state == "done"}
-    cells = [run_name(condition.name, seed) for condition in spec.conditions for seed in range(spec.seeds)]
+    names = {run_name(condition.name, seed) for condition in spec.conditions for seed in range(spec.control_seeds)}
     failed = {
-        name: " ".join((children[name].error() or "").split())
-        for name in cells
-        if name in children and children[name].state == "failed"
+        name: " ".join((child.error() or "").split())
+        for name, child in children.items()
+        if name in names and child.state == "failed"
     }
     teachers = [
         Teacher(children[name], results[name], members, children[name].config["data"]["name"])
         for name, members in spec.by_teacher().items()
         if name in results
     ]
-    done = sum(name in results for name in cells)
+    done = len(names & results.keys())
     if not done or not teachers:
         raise UsageError(f"{run.path}: no cell of this sweep is done yet")
-    return replace(_analysed(spec, run, teachers, results, failed), cells=(done, len(cells)))
+    return replace(_analysed(spec, run, teachers, results, failed), cells=(done, spec.trainings))
 
 
 def _settings(run: Run) -> Values:
@@ -175,23 +175,39 @@ def _run(
 ) -> SweepResult:
     """Everything from the first teacher to the result, in an existing run folder."""
     teachers = list(_prepare(spec, run, watch))
-    cells = [
+    results: dict[str, Values] = {}
+    failed: dict[str, str] = {}
+
+    def train(cells: Sequence[Cell]) -> SweepResult:
+        def report(waiting: Sequence[Cell], share: float, failures: Mapping[str, str]) -> None:
+            if watch is not None:
+                done, failing = before + len(cells) - len(waiting), len(failed) + len(failures)
+                note = f"{done} of {plural(spec.trainings, 'cell')} done" + (f", {failing} failed" if failing else "")
+                watch("sweep", round(100 * (done + share)), 100 * spec.trainings, note)
+
+        before = len(results) + len(failed)
+        failures = train_all([cell for cell in cells if not cell.done], make_executor, report, stack)
+        results.update({cell.name: cell.run.result() or {} for cell in cells if cell.name not in failures})
+        failed.update({cell.name: failures[cell.name] for cell in cells if cell.name in failures})
+        return _analysed(spec, run, teachers, results, failed)
+
+    members = [(condition, teacher) for teacher in teachers for condition in teacher.members]
+    result = train(
+        [
+            cell_of(condition, seed, run, teacher.stores, threads)
+            for seed in range(spec.control_seeds)
+            for condition, teacher in members
+            if seed in spec.seeds_of(condition)
+        ]
+    )
+    chosen = {verdict.condition for verdict in result.verdicts}
+    if fresh := [
         cell_of(condition, seed, run, teacher.stores, threads)
-        for seed in range(spec.seeds)
-        for teacher in teachers
-        for condition in teacher.members
-    ]
-
-    def report(waiting: Sequence[Cell], share: float, failures: Mapping[str, str]) -> None:
-        if watch is not None:
-            done = len(cells) - len(waiting)
-            note = f"{done} of {plural(len(cells), 'cell')} done" + (f", {len(failures)} failed" if failures else "")
-            watch("sweep", round(100 * (done + share)), 100 * len(cells), note)
-
-    failures = train_all([cell for cell in cells if not cell.done], make_executor, report, stack)
-    results = {cell.name: cell.run.result() or {} for cell in cells if cell.name not in failures}
-    failed = {cell.name: failures[cell.name] for cell in cells if cell.name in failures}
-    result = _analysed(spec, run, teachers, results, failed)
+        for seed in range(spec.seeds, spec.control_seeds)
+        for condition, teacher in members
+        if condition.kind == "noisy" and condition.name in chosen
+    ]:
+        result = train(fresh)
     # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one, except
     # with `stack`: a resumed sweep groups the cells that are left anew, which changes the rounding.
     timeless = replace(result, conditions=tuple(replace(condition, seconds=()) for condition in result.conditions))
@@ -249,7 +265,7 @@ def _analysed(
     conditions = []
     teacher_of = {member.name: teacher for teacher in teachers for member in teacher.members}
     for condition in spec.conditions:
-        runs = {seed: run_name(condition.name, seed) for seed in range(spec.seeds)}
+        runs = {seed: run_name(condition.name, seed) for seed in range(spec.control_seeds)}
         runs = {seed: name for seed, name in runs.items() if name in results}
         teacher = teacher_of.get(condition.name)
         conditions.append(
@@ -266,7 +282,7 @@ def _analysed(
                 data=teacher.data if teacher else "",
             )
         )
-    judged, families, verdicts = analyse(conditions, spec.families, spec.axes)
+    judged, families, verdicts = analyse(conditions, spec.families, spec.axes, spec.seeds)
     rows = _teacher_conditions(teachers)
     return SweepResult(
         path=run.path,

@@ -25,7 +25,7 @@ from noisyteacher.pipeline import (
     with_papers_student,
 )
 from noisyteacher.runs import as_json
-from noisyteacher.text import sigma_words
+from noisyteacher.text import plural, sigma_words
 
 Grid = Mapping[str, Sequence[Any]]
 """Dotted settings with the values to try."""
@@ -78,6 +78,23 @@ class SweepSpec:
             *(min(names) if len(names) == 1 else f"{len(names)} {noun}" for noun, names in columns.items())
         )
 
+    @property
+    def control_seeds(self) -> int:
+        """How many seeds clean students have, and in the end the noise that validation prefers in each family."""
+        return self.base.run.control_seeds or self.seeds
+
+    def seeds_of(self, condition: ConditionSpec) -> range:
+        """The seeds that a condition is trained with before a noise is chosen."""
+        judged = {family.clean for family in self.families if family.noisy}
+        return range(self.control_seeds if condition.name in judged else self.seeds)
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings there are, those of chosen noises included."""
+        chosen = sum(bool(family.noisy) for family in self.families)
+        more = chosen * (self.control_seeds - self.seeds)
+        return sum(len(self.seeds_of(condition)) for condition in self.conditions) + more
+
     def by_teacher(self) -> dict[str, list[ConditionSpec]]:
         """The conditions by the run folder of their teacher, one for each setting of data and teacher."""
         groups: dict[str, list[ConditionSpec]] = {}
@@ -117,6 +134,12 @@ def build_spec(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
+    controls = config.run.control_seeds
+    if controls is not None and not (controls >= count and any(family.noisy for family in families)):
+        raise UsageError(
+            f"run.control_seeds={controls}: expected a sweep over noise and at least the {plural(count, 'seed')} of a "
+            "noise: give more, or leave it out"
+        )
     resolved = [replace(spec, config=with_papers_student(resolve_auto(spec.config))) for spec in conditions]
     settings = as_json({"base": describe(config), "grids": [dict(grid) for grid in grids], "seeds": count}, "config")
     return SweepSpec(config, tuple(resolved), tuple(families), tuple(axes), count, settings, allow_import)
