@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-BY_LUCK = ("Verdict:", "Noise:", "Best on validation")
+BY_LUCK = ("Verdict:", "Noise:", "Best on validation", "Choice:")
 """Starts of lines whose words depend on what came out."""
 
 
@@ -25,6 +25,7 @@ def words(text: str) -> list[list[str]]:
             lines.append([start])
             continue
         line = re.sub(r"handed over: seed [^\[]*", "", line)  # in the row that validation prefers
+        line = re.sub(r"best (clean|noisy)$", "", line)  # of the trials that choose the noise
         line = re.sub(r"\[no interval\]| \(no interval:[^)]*\)", "", line)  # where the seeds are far apart
         kept = re.findall(r"[A-Za-z][A-Za-z.,:%]+", re.sub(r"\S*\d\S*", " ", line))
         kept = [word for word in kept if word not in ("kB", "MB", "ms", "min")]

@@ -47,6 +47,14 @@ def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
     assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == 4
 
 
+def test_the_trials_of_the_noise_are_shortened_first_where_time_is_short() -> None:
+    work, speeds = Work(0, 20, 1, noise_runs=8), Speeds(0.0, 0.0, (1.0,))
+    assert estimate(work, speeds)["noise"] == 8 * 20  # as long as the students
+    assert fit_into(work, speeds, 180.0) == work
+    assert fit_into(work, speeds, 179.0) == replace(work, noise_epochs=5)
+    assert fit_into(work, speeds, 30.0) == replace(work, student_epochs=11, noise_epochs=2)
+
+
 def test_time_enough_changes_nothing() -> None:
     assert fit_into(WORK, SPEEDS, total(WORK)) == WORK
 

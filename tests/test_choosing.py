@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +15,24 @@ import made_runs
 import noisyteacher as nt
 from noisyteacher.cli import main
 from noisyteacher.config import Config, build_config, describe
-from noisyteacher.errors import ConfigError, UsageError
-from noisyteacher.pipeline import Result, TrainingSpec, compress_config, distil_config, resume_compress
+from noisyteacher.errors import ConfigError, TrainingError, UsageError
+from noisyteacher.models import model_record
+from noisyteacher.pipeline import (
+    Experiment,
+    Result,
+    TrainingSpec,
+    compress_config,
+    distil_config,
+    noise_choice,
+    resume_compress,
+)
 from noisyteacher.pipeline.compression_result import judged
+from noisyteacher.pipeline.experiment import StudentTask
+from noisyteacher.pipeline.noise_choice import FIRST_DECAY, choose_noise, refined
 from noisyteacher.pipeline.resolve import resolve_noise
-from noisyteacher.pipeline.search import SearchTrial
+from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.report import build_report, read_studies
-from noisyteacher.runs import Run
+from noisyteacher.runs import WEIGHTS, Run
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -27,7 +40,7 @@ SMALL: dict[str, Any] = {
     "data": {"limit": 60},
     "teacher": {"epochs": 1},
     "student": {"name": "mlp800", "epochs": 4, "batch_size": 30},
-    "choice": {"sigmas": [0.5, 1.0], "alphas": [0.5, 1.0], "seeds": 2},
+    "choice": {"sigmas": [0.5, 1.0], "alphas": [0.5, 1.0], "weight_decays": [0.0]},
 }
 
 
@@ -42,62 +55,162 @@ def test_candidates() -> None:
         return [(noise.sigma, noise.alpha) for noise in resolve_noise(config.noise, config.choice)[1]]
 
     assert candidates() == []  # without noise
-    assert candidates(sigma="auto") == [(sigma, 0.15) for sigma in (0.1, 0.3, 0.6, 0.9)]
+    assert candidates(sigma="auto") == [(sigma, 0.15) for sigma in (0.3, 0.9)]
     assert candidates(sigma=0.5, alpha="auto") == [(0.5, 0.15), (0.5, 0.5)]
-    assert len(candidates(sigma="auto", alpha="auto")) == 8
+    assert len(candidates(sigma="auto", alpha="auto")) == 4
     assert candidates(sigma=0.5) == []
     named, none = resolve_noise(build_config({"noise": {"sigma": 0.5}}).noise, build_config({}).choice)
     assert (named, none) == (nt.Noise(sigma=0.5, alpha=0.15), ())
+    over_recipe = build_config({"noise": {"sigma": 0.5}, "choice": {"lrs": [0.1, 0.2]}})
+    assert resolve_noise(over_recipe.noise, over_recipe.choice) == (named, (named,))
     for off in ({}, {"sigma": 0}, {"sigma": [0, 0]}, {"sigma": 0.5, "alpha": 0}):
         assert resolve_noise(build_config({"noise": off}).noise, build_config({}).choice) == (None, ())
 
 
+def made_up(monkeypatch: pytest.MonkeyPatch, error: Callable[[StudentTask], float]) -> list[StudentTask]:
+    """Trials without training: their validation errors are those of `error`. Returns the trials, in order."""
+    tasks: list[StudentTask] = []
+
+    def train(*task: Any) -> SimpleNamespace:
+        tasks.append(StudentTask(*task))
+        return SimpleNamespace(val_error=error(tasks[-1]))
+
+    monkeypatch.setattr(noise_choice, "train_student", train)
+    return tasks
+
+
+def chosen(config: Config) -> tuple[Experiment, dict[str, Any]]:
+    """What is chosen for these settings, without a run folder."""
+    noise, candidates = resolve_noise(config.noise, config.choice)
+    data = nt.load_data("mnist-5k", limit=60)
+    experiment = Experiment(
+        config=config, data=data, teacher="lenet", student="mlp800", run=Run("nowhere"), noise=noise,
+        noise_candidates=candidates,
+    )  # fmt: skip
+    return choose_noise(experiment, {}, StageTitles(99))
+
+
+def test_more_weight_decays_come_between_those_that_are_named() -> None:
+    assert refined([0.01, 0.04], 2) == [0.01, 0.04]
+    assert refined([0.01, 0.04], 3) == [0.01, 0.02, 0.04]
+    assert refined([0.0, 0.01], 4) == [0.0, 0.01, 0.02, 0.04]
+    assert refined([0.0], 3) == [0.0, FIRST_DECAY, 4 * FIRST_DECAY]
+
+
+@pytest.mark.parametrize("own", [0.0, 0.05])
+@pytest.mark.parametrize("choice", [{}, {"lrs": [0.1, 0.2]}, {"weight_decays": [0.1, 0.0, 0.1]}, {"sigmas": [0.9]}])
+def test_clean_students_have_as_many_trials_as_long_and_all_the_weight_decays(
+    monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], own: float
+) -> None:
+    tasks = made_up(monkeypatch, lambda task: 1.0)
+    student = {"name": "mlp800", "epochs": 7, "weight_decay": own}
+    config = build_config({"student": student, "noise": {"sigma": "auto"}, "choice": {"seeds": 2, **choice}})
+    _, record = chosen(config)
+    trials: dict[bool, list[tuple[Any, float, float, int]]] = {True: [], False: []}
+    for task in tasks:
+        recipe = task.experiment.config.student
+        trials[task.noise is None].append((task.noise, recipe.lr, recipe.weight_decay, task.seed))
+        assert recipe.epochs == 7
+        assert task.seed >= config.run.seeds  # what is compared has seeds of its own
+    assert len(trials[True]) == len(trials[False]) == len(set(trials[True])) == len(set(trials[False]))
+    assert {trial[1:] for trial in trials[False]} <= {trial[1:] for trial in trials[True]}
+    assert own in {trial[2] for trial in trials[True]} or "weight_decays" in choice
+    assert len({task.run for task in tasks}) == len(tasks)
+    assert (record["epochs"], record["epochs_trained"]) == (7, 7)
+
+
+def test_short_trials_are_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = made_up(monkeypatch, lambda task: 1.0)
+    student = {"name": "mlp800", "epochs": 8}
+    _, record = chosen(build_config({"student": student, "noise": {"sigma": "auto"}, "choice": {"epochs": 2}}))
+    assert {task.experiment.config.student.epochs for task in tasks} == {2}
+    assert "2 of 8 epochs each: SHORT TRIALS CHOOSE AGAINST THE NOISE" in record["summary"]
+
+
+def test_each_kind_gets_the_recipe_with_its_lowest_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {(False, 0.1, 0.2): 1.0, (True, 0.2, 0.0): 2.0}
+
+    def error(task: StudentTask) -> float:
+        recipe = task.experiment.config.student
+        return errors.get((task.noise is not None, recipe.lr, recipe.weight_decay), 3.0)
+
+    made_up(monkeypatch, error)
+    settings = {"student": {"name": "mlp800"}, "choice": {"lrs": [0.1, 0.2], "weight_decays": [0.0, 0.2]}}
+    for noise, wins in (({"sigma": 0.5}, True), ({"sigma": "auto"}, False)):
+        experiment, record = chosen(build_config({**settings, "noise": noise}))
+        clean, noisy = experiment.recipes["clean"], experiment.recipes["noisy"]
+        assert (clean.lr, clean.weight_decay, noisy.lr, noisy.weight_decay) == (0.1, 0.2, 0.2, 0.0)
+        assert (record["clean"]["lr"], record["noisy"]["weight_decay"]) == (0.1, 0.0)
+        assert (experiment.noise is not None) == wins  # a noise that is named is used, whatever validation says of it
+        assert experiment.conditions == ["labels", "clean", *(["noisy"] if wins else [])]
+
+
+def test_a_trial_that_diverges_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(task: StudentTask) -> float:
+        if task.experiment.config.student.lr == 0.1:
+            raise TrainingError("the loss is nan")
+        return 50.0
+
+    made_up(monkeypatch, error)
+    experiment, record = chosen(build_config({"noise": {"sigma": 0.5}, "choice": {"lrs": [0.1, 0.2]}}))
+    assert experiment.recipes["noisy"].lr == 0.2
+    assert max(trial["mean"] for trial in record["candidates"]) == 100.0
+
+
 def test_compress_chooses_and_shows_why(tmp_path: Path) -> None:
-    result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": "auto", "draw": "row"}))
+    options = {"sigmas": [0.5, 1.0], "alphas": [0.5], "weight_decays": [0.0, 0.1]}
+    config = settings(tmp_path, {"sigma": "auto", "alpha": "auto", "draw": "row"}, choice=options)
+    result = compress_config(config)
     choice = result.choice
     assert choice is not None
-    candidates = choice["candidates"]
-    assert [(noise["sigma"], noise["alpha"]) for noise in candidates] == [
-        (0.0, 0.0), (0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)
+    trials = choice["candidates"]
+    assert [(trial["sigma"], trial["weight_decay"]) for trial in trials] == [
+        (0.0, 0.0), (0.0, 0.1), (0.0, 0.2), (0.0, 0.4), (0.5, 0.0), (0.5, 0.1), (1.0, 0.0), (1.0, 0.1)
     ]  # fmt: skip
-    assert (choice["epochs"], choice["seeds"], choice["n"]) == (1, [1, 2], 60)  # a quarter of four epochs
-    best = min(candidates, key=lambda noise: noise["mean"])
+    assert (choice["epochs"], choice["n"]) == (4, 60)
+    best = min(trials, key=lambda trial: trial["mean"])
     assert choice["chosen"] == {"sigma": best["sigma"], "alpha": best["alpha"]}
-    for noise in candidates:
-        for run, error in zip(noise["runs"], noise["val_error_%"], strict=True):
+    for trial in trials:
+        for run, error in zip(trial["runs"], trial["val_error_%"], strict=True):
             child = Run.open(result.path / run)
-            assert (child.result() or {})["scores"]["val"]["error"]["value"] == error
-            if noise["sigma"]:
-                expected = nt.Noise(sigma=noise["sigma"], alpha=noise["alpha"], draw="row").describe()
+            content = child.result() or {}
+            assert content["scores"]["val"]["error"]["value"] == error
+            assert content["training"]["epochs"] == 4
+            assert child.config["recipe"]["weight_decay"] == trial["weight_decay"]
+            if trial["sigma"]:
+                expected = nt.Noise(sigma=trial["sigma"], alpha=trial["alpha"], draw="row").describe()
                 assert child.config["objective"]["noise"] == expected
-    assert f"lowest of {len(candidates)} candidates" in str(result)
+    kind = "noisy" if best["sigma"] else "clean"
+    student = Run.open(result.path / f"{kind}-seed0")
+    assert student.config["recipe"]["weight_decay"] == choice[kind]["weight_decay"] == best["weight_decay"]
+    table = result.choice_table()
+    assert table is not None
+    assert [row[-2] for row in table.rows] == [f"{trial['mean']:.2f}" for trial in trials]
     assert str(Result.read(result.path, Run.open(result.path).result() or {})) == str(result)
     assert str(resume_compress(Run.open(result.path))) == str(result)
 
 
-@pytest.mark.parametrize("errors", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
-def test_the_lowest_validation_error_wins_and_no_noise_wins_a_tie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, float]
-) -> None:
-    """The short runs' errors are put in by hand: (no noise, sigma 0.5)."""
-
-    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any, first_seed: int) -> SearchTrial:
-        return SearchTrial(tuple(runs), (errors[noise is not None],), 1.0, 1)
-
-    monkeypatch.setattr("noisyteacher.pipeline.search.run_trial", trial)
-    result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5]}))
-    names = [row.name for row in result.rows]
-    if errors[1] < errors[0]:
-        assert names == ["teacher", "noisy"]
-        assert result.noise is not None
-        assert result.noise["sigma"] == 0.5
-        assert "sigma 0.5, alpha 0.5 was chosen on validation (n = 60): error 1.00 % against 2.00 %" in str(result)
+def test_processes_train_what_one_process_trains(tmp_path: Path) -> None:
+    """And with `choice.controls` clean and noisy students have both recipes, the named and the chosen one."""
+    choice = {"lrs": [0.01, 0.001], "weight_decays": [0.0], "controls": True}
+    run = {"threads": 1, "seeds": 2}
+    noise = {"sigma": 0.9, "alpha": 0.5}
+    scores = []
+    for jobs in (1, 2):
+        here = {**run, "output_dir": str(tmp_path / str(jobs))}
+        student = {**SMALL["student"], "lr": 0.02, "weight_decay": 0.0, "preset": "paper"}
+        config = build_config({**SMALL, "noise": noise, "choice": choice, "run": here, "student": student})
+        result = compress_config(config, jobs=jobs)
+        assert [row.name for row in result.conditions] == ["labels", "clean", "noisy", "clean-chosen", "noisy-chosen"]
+        scores.append([row.errors for row in result.conditions])
         assert result.choice is not None
-        assert not set(result.choice["seeds"]) & set(result.conditions[-1].seeds)  # judged on others
-    else:
-        assert names == ["teacher", "clean"]
-        assert result.noise is None
-        assert (result.verdict or "").startswith("no noise (sigma 0) was chosen on validation")
+        for name, kind in (("clean", ""), ("noisy", ""), ("clean-chosen", "clean"), ("noisy-chosen", "noisy")):
+            recipe = Run.open(result.path / f"{name}-seed1").config["recipe"]
+            assert recipe["lr"] == (result.choice[kind]["lr"] if kind else 0.02)
+        references = {row.name: row.against_clean["test"].reference for row in result.conditions if row.against_clean}
+        assert references == {"labels": "clean", "noisy": "clean", "noisy-chosen": "clean-chosen"}
+        assert [verdict.condition for verdict in result.verdicts] == ["noisy", "noisy-chosen"]
+    assert scores[0] == scores[1]
 
 
 def test_a_verdict_says_whether_the_choice_was_of_the_same_seeds(tmp_path: Path) -> None:
@@ -124,14 +237,14 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
     teacher = nt.build_model("lenet", data)
     nt.fit(teacher, data.train, nt.supervised(), val=data.val, epochs=1)
     store = nt.extract(teacher, data.train, tmp_path / "store")
-    config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5], "seeds": 1})
+    config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice={"sigmas": [0.5], "weight_decays": [0.0]})
     trained = distil_config(config, store.path)
-    assert {child.path.name for child in trained.run.children()} == {
-        "choice-clean-seed1",
-        "choice-sigma0.5-alpha0.5-seed1",
-    }
+    assert len(trained.run.children()) == 2
     chosen = trained.result["choice"]["chosen"]
-    assert "lowest of 2 candidates" in trained.result["choice"]["summary"]
+    best = trained.result["choice"]["noisy" if chosen["sigma"] else "clean"]
+    assert Run.open(trained.run.path).metrics()[-1]["epoch"] == 4
+    saved = model_record(trained.run.path / WEIGHTS)["training"]["settings"]
+    assert saved["weight_decay"] == best["weight_decay"]
     assert chosen["sigma"] in (0.0, 0.5)
     (student,) = read_studies([trained.run])[0].result.conditions
     assert student.kind == ("noisy" if chosen["sigma"] else "clean")
@@ -145,11 +258,13 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
 def test_distil_says_which_noise_was_chosen(
     tmp_path: Path, sigma: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SearchTrial, "mean", property(lambda self: float(("clean" in self.runs[0]) == bool(sigma))))
+    monkeypatch.setattr(
+        noise_choice.NoiseTrial, "mean", property(lambda trial: float((trial.noise is None) == bool(sigma)))
+    )
     data = nt.load_data("mnist-5k", limit=60)
     store = nt.extract(nt.build_model("lenet", data), data.train, tmp_path / "store")
     words = ["distil", str(store.path), "--noise", "--data", "mnist-5k", "--student", "lenet", "--epochs", "1", "-q"]
-    extra = ["data.limit=60", "choice.sigmas=[0.5]", "choice.seeds=1", "run.checks=false"]
+    extra = ["data.limit=60", "choice.sigmas=[0.5]", "choice.weight_decays=[0.0]", "run.checks=false"]
     monkeypatch.setattr(sys, "argv", ["noisyteacher", *words, "--output-dir", str(tmp_path), *(
         word for setting in extra for word in ("--set", setting)
     )])  # fmt: skip
@@ -157,21 +272,17 @@ def test_distil_says_which_noise_was_chosen(
         main()
     output = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0, output
-    assert f"Noise: {'sigma 0.5, alpha 0.15' if sigma else 'no noise (sigma 0)'} was chosen on validation" in output
+    assert ("so no noise was chosen" in output) == (not sigma)
 
 
 def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nt.compress(noise="auto")` keeps the word in its config; a run without a result is reported as unfinished."""
-
-    def trial(experiment: Any, logits: Any, runs: Any, stages: Any, noise: Any, first_seed: int) -> SearchTrial:
-        return SearchTrial(tuple(runs), (float(noise is None),), 1.0, 1)
-
-    monkeypatch.setattr("noisyteacher.pipeline.search.run_trial", trial)
+    made_up(monkeypatch, lambda task: float(task.noise is None))
     data = nt.load_data("mnist-5k", limit=60)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 30, "teacher_training": {"epochs": 1}, "baselines": False}
     result = nt.compress("lenet", "mlp800", data, noise="auto", output_dir=tmp_path, **options)
     assert result.choice is not None
-    assert len(result.choice["candidates"]) == 9
+    assert len(result.choice["candidates"]) == 2 * 2 * 2 * 2  # sigmas, alphas, weight decays, clean and noisy
     run = Run.open(result.path)
     assert run.config["noise"] == "auto"
     (run.path / "result.json").unlink()
@@ -202,7 +313,7 @@ def test_without_noise_nothing_is_said_of_it_and_no_second_clean_student_is_trai
 
 def test_a_resumed_run_keeps_its_choice(tmp_path: Path) -> None:
     """An old config.json may hold settings of a noise with sigma 0, which a new one may not."""
-    choice = {"sigmas": [0.5], "seeds": 1}
+    choice = {"sigmas": [0.5], "weight_decays": [0.0]}
     result = compress_config(settings(tmp_path, {"sigma": "auto", "alpha": 0.5}, choice=choice))
     (result.path / "result.json").unlink()
     again = resume_compress(Run.open(result.path))

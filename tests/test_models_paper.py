@@ -19,6 +19,7 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 PARAMETERS = {
     "lenet": (20 * 25 + 20) + (50 * 20 * 25 + 50) + (800 * 500 + 500) + (500 * 10 + 10),
     "mlp800": (784 * 800 + 800) + (800 * 800 + 800) + (800 * 10 + 10),
+    "mlp128": (784 * 128 + 128) + (128 * 128 + 128) + (128 * 10 + 10),
     "nin": 966_986,
     "lenet-svhn": (32 * 75 + 32) + (64 * 32 * 25 + 64) + (64 * 64 * 1024 + 1024) + (1024 * 10 + 10),
     "lenet-cifar": (64 * 75 + 64) + (128 * 64 * 25 + 128) + (128 * 64 * 1024 + 1024) + (1024 * 10 + 10),
@@ -30,10 +31,10 @@ PARAMETERS = {
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
-    return GREY if name in ("lenet", "mlp800") else COLOUR
+    return GREY if name in ("lenet", "mlp800", "mlp128") else COLOUR
 
 
-def test_the_paper_has_nine_networks() -> None:
+def test_the_networks_are_the_nine_of_the_paper_and_a_small_perceptron() -> None:
     assert set(PAPER) == set(PARAMETERS)
     assert PARAMETERS["lenet"] == 431_080
     assert PARAMETERS["mlp800"] == 1_276_810

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers import Call
-from noisyteacher.cli import build_command, compress
+from noisyteacher.cli import build_command
 from printed import commands, words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,12 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 SHORT = {
     # The same command with fewer epochs and students: a full run takes minutes and belongs to no test.
-    "noisyteacher demo": " --epochs 1 --seeds 2",
+    "noisyteacher demo": " --steps 10 --seeds 2 --jobs 1",
 }
-
-
-FEW = {"limit": 400}
-"""Settings of the data under which the demo takes seconds; it has no option for them."""
 
 
 EXACT = {"noisyteacher measure": ("parameters", "weights file", "MACs", "peak memory"), "evaluate": ("Data:",)}
@@ -84,9 +80,7 @@ CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ make" not
 
 
 @pytest.mark.parametrize("number", range(len(CONSOLE)))
-def test_console_blocks(number: int, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = compress._compress_settings
-    monkeypatch.setattr(compress, "_compress_settings", lambda values, request: run({**values, "data": FEW}, request))
+def test_console_blocks(number: int, call: Call) -> None:
     for command, expected in commands(CONSOLE[number]):
         short = next((more for start, more in SHORT.items() if start in f"{command} "), "")
         program, *arguments = shlex.split(command + short)

@@ -729,8 +729,8 @@ def test_a_choice_of_the_noise_is_in_every_format(tmp_path: Path) -> None:
     run = folders.compression(tmp_path, choice=choice)
     text = build_report(run, "md")
     assert f"The noise: {words}." in text
-    assert "| no noise | 9.00 | 9.00, 9.00 |" in text
-    assert "| sigma 0.5, alpha 0.5 | 8.00 chosen | 8.00, 8.00 |" in text
+    assert "| clean |  | 9.00 | 9.00, 9.00 |  |" in text
+    assert "| 0.5 | 0.5 | 8.00 | 8.00, 8.00 | best noisy |" in text
     assert json.loads(build_report(run, "json"))["runs"][0]["result"]["choice"] == choice
     none = folders.compression(tmp_path, choice={**choice, "chosen": {"sigma": 0.0, "alpha": 0.0}}, with_noise=False)
     assert build_report(none, "md").count("chosen on validation") == 1

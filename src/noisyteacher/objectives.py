@@ -161,8 +161,8 @@ class Distillation(Objective):
             if key not in cache:
                 cache[key] = _unit_noise(noise, batch, teacher.shape[1])
             inputs |= cache[key]._asdict()
-            inputs["sigma"] = torch.tensor(noise.sigma_at(batch.step, batch.total_steps or None))
-            inputs["alpha"] = torch.tensor(noise.alpha)
+            inputs["sigma"] = _constant(noise.sigma_at(batch.step, batch.total_steps or None))
+            inputs["alpha"] = _constant(noise.alpha)
         return inputs
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
@@ -328,6 +328,12 @@ def distil(
         raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
     constants = {} if temperature is None else {"temperature": temperature}
     return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, scale, **constants)
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float | tuple[float, float]) -> Tensor:
+    """The value as a tensor, the same one at every step; never changed in place."""
+    return torch.tensor(value)
 
 
 def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:

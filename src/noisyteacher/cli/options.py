@@ -47,7 +47,7 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
     ),
     "auto_noise": (
         bool,
-        typer.Option("--noise", help="Choose sigma on validation, in short runs; 0 is a candidate."),
+        typer.Option("--noise", help="Choose sigma, and clean and noisy weight decay, on validation in full trials."),
     ),
     "pretrained": (
         bool,

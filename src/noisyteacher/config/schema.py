@@ -36,6 +36,8 @@ Schedule = Literal["constant", "hold", "linear", "cosine", "step"]
 HOLD = 0.6
 """The share of the steps for which the schedule `hold` stays at the base rate where nothing else is said."""
 WITH_MOMENTUM = ("sgd", "muon")
+MOMENTUM = 0.9
+"""That of these where nothing else is said."""
 LIMITS = ("macs", "bytes", "parameters")
 """The settings of `target` that limit a cost."""
 FEWEST = 100
@@ -314,16 +316,28 @@ class NoiseSettings(Settings):
 
 @dataclass(kw_only=True)
 class Choice(Settings):
-    """How sigma and alpha are chosen where they are auto: short runs of every candidate, judged on validation."""
+    """How validation chooses the noise where sigma or alpha is auto, and weight decay and rate for clean and noisy
+    students alike: noisy ones try every combination, clean ones as many, with more weight decays."""
 
-    sigmas: Annotated[list[NotNegative], Field(min_length=1)] = field(default_factory=lambda: [0.1, 0.3, 0.6, 0.9])
-    """Candidates for sigma; no noise (sigma 0) is always one more."""
+    sigmas: Annotated[list[NotNegative], Field(min_length=1)] = field(default_factory=lambda: [0.3, 0.9])
+    """Candidates for sigma."""
     alphas: Annotated[list[Share], Field(min_length=1)] = field(default_factory=lambda: [0.15, 0.5])
     """Candidates for alpha."""
+    lrs: list[Positive] = field(default_factory=list)
+    """Candidates for the learning rate (empty: the student's own)."""
+    weight_decays: list[NotNegative] = field(default_factory=list)
+    """Candidates for the weight decay (empty: the student's own and five times it; 0 and 0.001 where it has none)."""
     epochs: Count | None = None
-    """Length of each short run (empty: a quarter of the student's epochs)."""
-    seeds: Count = 2
-    """Short runs per candidate."""
+    """Length of each trial (empty: the student's; in less time the noise does not show what it can do)."""
+    seeds: Count = 1
+    """Trials per candidate, with seeds 100, 101, ...: not those of the students that are compared."""
+    controls: bool = False
+    """Also compare clean and noisy students that are trained as named, with one rate and weight decay."""
+
+    @property
+    def over_recipe(self) -> bool:
+        """Whether rate or weight decay have candidates, so that there is a choice even where the noise is named."""
+        return bool(self.lrs or self.weight_decays)
 
 
 @dataclass(kw_only=True)
@@ -426,7 +440,8 @@ class Config(Settings):
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
         if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():
             yield "target", "has no effect where student.name is not auto: leave it out, or let the student be chosen"
-        if "auto" not in (noise.sigma, noise.alpha) and self.choice != Choice():
+        chosen = "auto" in (noise.sigma, noise.alpha)
+        if not chosen and self.choice != Choice() and (noise.off or not self.choice.over_recipe):
             yield "choice", 'has no effect where the noise is not chosen: leave it out, or set noise.sigma = "auto"'
 
 

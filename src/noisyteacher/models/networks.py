@@ -23,6 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 PAPER: dict[str, str] = {
     "lenet": "C5(S1P0)@20-MP2(S2)-C5(S1P0)@50-MP2(S2)-FC500-FCK",
     "mlp800": "FC800-FC800-FCK",
+    "mlp128": "FC128-FC128-FCK",
     "nin": "C5(S1P2)@192-C1@160-C1@96-MP3(S2)-D0.5-C5(S1P2)@192-C1@192-C1@192-AP3(S2)-D0.5-C3(S1P1)@192-C1@192-C1@K-AP",
     "lenet-svhn": "C5(S1P2)@32-MP3(S2)-C5(S1P2)@64-MP3(S2)-FC1024-FCK",
     "lenet-cifar": "C5(S1P2)@64-MP2(S2)-C5(S1P2)@128-MP2(S2)-FC1024-FCK",
@@ -32,7 +33,7 @@ PAPER: dict[str, str] = {
     "student2": "C5(S1P2)@32-MP2(S2)-C5(S1P2)@32-MP2(S2)-C3(S1P1)@64-MP2(S2)-FC1024-FCK",
     "student3": "C5(S1P2)@16-MP2(S2)-C5(S1P2)@32-MP2(S2)-C3(S1P1)@64-MP2(S2)-FC1024-FCK",
 }
-"""Name -> layers, as the paper writes them (its sections 5.1 to 5.5).
+"""Name -> layers, as the paper writes them (its sections 5.1 to 5.5); mlp128 is a small mlp800, and not the paper's.
 
 `C5(S1P2)@64` is a 5x5 convolution of stride 1, padding 2 and 64 kernels, `MP`/`AP` max/average pooling, `D` dropout,
 `FC` a fully connected layer, `K` the number of classes. Pooling uses ceil mode: only then do the multiplications the

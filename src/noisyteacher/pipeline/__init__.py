@@ -7,6 +7,7 @@ from noisyteacher.pipeline.compression import resume_compress as resume_compress
 from noisyteacher.pipeline.compression_result import HANDED_OVER as HANDED_OVER
 from noisyteacher.pipeline.compression_result import REPORT as REPORT
 from noisyteacher.pipeline.compression_result import Result as Result
+from noisyteacher.pipeline.compression_result import choice_table as choice_table
 from noisyteacher.pipeline.compression_result import search_table as search_table
 from noisyteacher.pipeline.experiment import Experiment as Experiment
 from noisyteacher.pipeline.experiment import TrainedModel as TrainedModel

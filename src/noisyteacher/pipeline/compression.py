@@ -28,8 +28,10 @@ from noisyteacher.pipeline import experiment as steps
 from noisyteacher.pipeline import preflight, pretrained, resolve
 from noisyteacher.pipeline.class_order import Check
 from noisyteacher.pipeline.compression_result import Result, judged
-from noisyteacher.pipeline.experiment import Experiment, TrainedModel
+from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainedModel
+from noisyteacher.pipeline.fairness import regime_of
 from noisyteacher.pipeline.handover import choose_best, write_best
+from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
@@ -37,9 +39,7 @@ from noisyteacher.pipeline.search import (
     StudentSearch,
     costs_of,
     larger_than_teacher,
-    noise_runs,
     price_candidates,
-    search_noise,
     search_student,
 )
 from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work, seconds_per_answer, training_seconds
@@ -76,6 +76,7 @@ def compress(
     tensorboard: bool = False,
     allow_import: bool = False,
     checks: bool = True,
+    jobs: int = 1,
     progress: bool | Watch | None = True,
     **training: Any,
 ) -> Result:
@@ -94,8 +95,9 @@ def compress(
     "hub") into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
     run: the folder of an interrupted call with the same arguments, to resume it. allow_import: a teacher's file may
     name a factory, which is then imported and called. checks: whether a failed check before the first step ends the
-    run; else it is recorded in `.checks`. progress: True shows progress on stderr, False shows nothing, a callable
-    receives (stage, done, total, note), where the stages `plan` and `warning` are sentences.
+    run; else it is recorded in `.checks`. jobs: processes that train students. progress: True shows progress on stderr,
+    False shows nothing, a callable receives (stage, done, total, note), where the stages `plan` and `warning` are
+    sentences.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
@@ -123,7 +125,7 @@ def compress(
             if isinstance(model, nn.Module):
                 record[f"{role}_module"] = steps.module_record(model)
         folder = None if run is None else Path(run)
-        return _compress_in_run(config, splits, teacher, student, folder, record, on_progress, allow_import)
+        return _compress_in_run(config, splits, teacher, student, folder, record, on_progress, allow_import, jobs=jobs)
 
 
 def compress_config(
@@ -134,13 +136,14 @@ def compress_config(
     on_run_created: Callable[[Run], None] | None = None,
     on_progress: Watch | None = None,
     allow_import: bool = False,
+    jobs: int = 1,
 ) -> Result:
     """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run."""
     with cpu_threads(config.run.threads):
         data = resolve.load_config_data(config, on_progress)
         teacher, student, folder = config.teacher.name, config.student.name, None if run is None else run.path
         return _compress_in_run(
-            config, data, teacher, student, folder, {}, on_progress, allow_import, command, on_run_created
+            config, data, teacher, student, folder, {}, on_progress, allow_import, command, on_run_created, jobs
         )
 
 
@@ -149,6 +152,7 @@ def resume_compress(
     on_run_created: Callable[[Run], None] | None = None,
     on_progress: Watch | None = None,
     allow_import: bool = False,
+    jobs: int = 1,
 ) -> Result:
     """Resume an interrupted compression with the settings of its own config.json; a finished run is only read."""
     if run.info["kind"] != "compress":
@@ -159,7 +163,7 @@ def resume_compress(
         return Result.read(run.path, result)
     config = build_config(run.config, unused_noise=True)
     return compress_config(
-        config, run=run, on_run_created=on_run_created, on_progress=on_progress, allow_import=allow_import
+        config, run=run, on_run_created=on_run_created, on_progress=on_progress, allow_import=allow_import, jobs=jobs
     )
 
 
@@ -174,6 +178,7 @@ def _compress_in_run(
     allow_import: bool,
     command: str | None = None,
     on_run_created: Callable[[Run], None] | None = None,
+    jobs: int = 1,
 ) -> Result:
     """The result of a compression in a new run, or in the interrupted run in `folder`.
 
@@ -215,7 +220,7 @@ def _compress_in_run(
         noise_candidates=candidates,
     )
     with run.lock(shared=True), steps.errors_recorded(run):
-        compression = Compression(experiment, search, teacher_network, started)
+        compression = Compression(experiment, search, teacher_network, started, jobs)
         compression.warn(warning)
         result = compression.compress()
         run.write_result(result.describe())
@@ -284,16 +289,21 @@ class Compression:
     """A compression under way: its steps in order, and what they leave for the next."""
 
     def __init__(
-        self, experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier, started: float
+        self,
+        experiment: Experiment,
+        search: StudentSearch | None,
+        teacher_network: Classifier,
+        started: float,
+        jobs: int = 1,
     ) -> None:
         config, data = experiment.config, experiment.data
-        self.experiment, self.search, self.titles = experiment, search, experiment.titles
+        self.experiment, self.search, self.jobs = experiment, search, jobs
         self.comparable = data.train.labels is not None and data.val.labels is not None
         self.short_run = self.comparable and (search is not None or not config.run.baselines)
         self.pace = self._pace(teacher_network, started)
-        trainings = noise_runs(experiment) + len(experiment.conditions) * config.run.seeds + self.short_run
+        trainings = number_of_trials(experiment) + len(experiment.conditions) * config.run.seeds + self.short_run
         self.stages = StageTitles(2 + self.pace.whole.tries + trainings + bool(config.run.export))
-        self.trained: dict[str, list[TrainedModel]] = {name: [] for name in experiment.controls}
+        self.trained: dict[str, list[TrainedModel]] = {}
         self.checks: list[Check] = []
         self.warnings: list[str] = []
         self.search_record: Json | None = None
@@ -344,7 +354,7 @@ class Compression:
             short = self.experiment.with_recipe(recipe)
             if self.search is not None:
                 short = self.experiment.with_student(self.search.fitting[0].name, recipe)
-            title = self.stages.next(f"{self.titles['labels']}, short")
+            title = self.stages.next(f"{self.experiment.titles['labels']}, short")
             student = steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title)
             self._compare_teacher(student, short=True)
         if self.search is None:
@@ -367,27 +377,32 @@ class Compression:
 
     def train_on_labels(self) -> None:
         """Train the first student on labels, before anything is distilled, to see whether the teacher is better."""
-        if "labels" in self.trained:
-            self._train_student("labels", 0)
+        if "labels" in self.experiment.controls:
+            self.trained["labels"] = [steps.train_student(*self._task("labels", 0))]
             if self.comparable:
                 self._compare_teacher(self.trained["labels"][0], short=False)
 
     def choose_noise(self) -> None:
-        """Choose the noise on validation where it is not named."""
+        """Choose on validation the noise where it is not named, and the recipes of clean and noisy students."""
         if self.experiment.noise_candidates:
             config, epochs = self.experiment.config, self.pace.decided.noise_epochs
             config = replace(config, choice=replace(config.choice, epochs=epochs or config.choice.epochs))
             experiment = replace(self.experiment, config=config)
-            noise, self.choice = search_noise(experiment, self.logits, self.stages)
-            self.experiment = replace(experiment, noise=noise)
+            self.experiment, self.choice = choose_noise(experiment, self.logits, self.stages, self.jobs)
 
     def train_students(self) -> None:
         """Train the students of all conditions, seed by seed."""
-        self.trained.setdefault("clean" if self.experiment.noise is None else "noisy", [])
-        for seed in range(self.experiment.config.run.seeds):
-            for condition, models in self.trained.items():
-                if len(models) == seed:
-                    self._train_student(condition, seed)
+        conditions = self.experiment.conditions
+        todo = [
+            self._task(condition, seed)
+            for seed in range(self.experiment.config.run.seeds)
+            for condition in conditions
+            if seed >= len(self.trained.get(condition, []))
+        ]
+        steps.train_ahead(todo, self.jobs, "training the students")
+        for task in todo:
+            self.trained.setdefault(task.condition, []).append(steps.train_student(*task))
+        self.trained = {condition: self.trained[condition] for condition in conditions}
 
     def hand_over(self) -> None:
         """Choose the best student on validation and write it as files."""
@@ -401,7 +416,7 @@ class Compression:
     def result(self) -> Result:
         """Measure the costs, and judge the noise."""
         experiment, data, noise = self.experiment, self.experiment.data, self.experiment.noise
-        teacher, student = display_name(experiment.teacher), display_name(experiment.student)
+        teacher, student = pretrained.network_name(experiment.teacher), display_name(experiment.student)
         role = "val" if data.test is None else "test"
         stores = [source.path for source in map(self.logits.get, ("train", role)) if isinstance(source, LogitStore)]
         costs, conditions = [], []
@@ -411,16 +426,21 @@ class Compression:
                 costs.append(measured)
                 self.warnings += [warning] if warning else []
         noise_record = None if noise is None else noise.describe()
-        for kind, models in {"teacher": [self.teacher], **self.trained}.items():
-            settings = noise_record if noise_record and kind == "noisy" else {}
+        for name, models in {"teacher": [self.teacher], **self.trained}.items():
+            kind, _, family = name.partition("-")
+            settings = {f"noise.{key}": value for key, value in (noise_record or {}).items() if kind == "noisy"}
+            if kind in experiment.recipes:
+                recipe = experiment.recipe(name)
+                settings |= {"student.lr": recipe.lr, "student.weight_decay": recipe.weight_decay}
             condition = condition_of(
-                kind,
-                self.titles.get(kind, f"teacher {teacher}"),
+                name,
+                experiment.titles.get(name, f"teacher {teacher}"),
                 kind,
                 {seed: model.result for seed, model in enumerate(models)},
                 [os.path.relpath(model.run.path, experiment.run.path) for model in models],
                 model=teacher if kind == "teacher" else student,
-                settings={f"noise.{key}": value for key, value in settings.items()},
+                settings=settings,
+                family=family,
                 data=data.name,
                 costs=costs[kind != "teacher"],
             )
@@ -444,8 +464,23 @@ class Compression:
             time=self.pace.describe(experiment.config.student.epochs, tried),
             store=os.path.relpath(stores[0], experiment.run.path),
             extraction_s=self.extraction_s,
+            regime=self._regime(),
         )
         return judged(result)
+
+    def _regime(self) -> Json | None:
+        """Of every noisy condition what says whether its question was fair (`regime_of`); None without noise."""
+        experiment, noise = self.experiment, self.experiment.noise
+        if noise is None:
+            return None
+        source = distil(steps.distillation_source(experiment, self.logits), scale="rms")
+        unit = source.prepared(experiment.data.train, expand_views(experiment.config.student.views)).unit
+        records = {}
+        for name in (name for name in self.trained if name.startswith("noisy")):
+            models = self.trained.get(name.replace("noisy", "clean")) or self.trained[name]
+            lines = [model.run.metrics()[-1] for model in models]
+            records[name] = regime_of(experiment.recipe(name), noise, experiment.data.classes, unit, lines)
+        return records
 
     def warn(self, warning: str | None) -> None:
         """Show a warning at once and keep it for the result."""
@@ -453,11 +488,12 @@ class Compression:
             self.warnings.append(warning)
             message(self.experiment.on_progress, "warning", warning)
 
-    def _train_student(self, condition: str, seed: int) -> None:
-        name, title = run_name(condition, seed), self.stages.next(f"{self.titles[condition]}, seed {seed}")
-        noise = self.experiment.noise if condition == "noisy" else None
-        model = steps.train_student(self.experiment, name, condition, noise, seed, self.logits, title)
-        self.trained[condition].append(model)
+    def _task(self, condition: str, seed: int) -> StudentTask:
+        experiment = self.experiment
+        title = self.stages.next(f"{experiment.titles[condition]}, seed {seed}")
+        noise = experiment.noise if condition.startswith("noisy") else None
+        experiment = experiment.with_recipe(experiment.recipe(condition))
+        return StudentTask(experiment, run_name(condition, seed), condition, noise, seed, self.logits, title)
 
     def _compare_teacher(self, student: TrainedModel, short: bool) -> None:
         """Warn where the teacher is worse than a student on labels, and decide the label weight that `auto` means."""
@@ -487,7 +523,7 @@ class Compression:
             students=len(experiment.conditions) * config.run.seeds,
             tries=0 if search is None else min(config.target.search, len(search.fitting)),
             try_epochs=None if search is None else config.target.epochs,
-            noise_runs=noise_runs(experiment),
+            noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
             comparisons=int(self.short_run),
         )
@@ -531,9 +567,11 @@ def outline(experiment: Experiment, search: StudentSearch | None, short_run: boo
     how = f"trained for {plural(config.teacher.epochs, 'epoch')} on {len(data.train):,} images of {data.name}"
     lines = [f"teacher: {names}, {'already trained' if experiment.teacher_is_trained else how}"]
     tries = 0 if search is None else min(config.target.search, len(search.fitting))
-    short_runs = {"a student on labels": int(short_run), "the student": tries, "the noise": noise_runs(experiment)}
+    short_runs = {"a student on labels": int(short_run), "the student": tries}
     words = ", ".join(f"{number} for {what}" for what, number in short_runs.items() if number)
     lines += [f"short runs: {words}"] if words else []
+    trials = number_of_trials(experiment)
+    lines += [f"trials that choose the noise: {trials}, clean and noisy"] if trials else []
     titles = [experiment.titles[name].removeprefix("student, ") for name in experiment.conditions]
     seeds, trainings = plural(config.run.seeds, "seed"), plural(len(titles) * config.run.seeds, "training")
     conditions, epochs = plural(len(titles), "condition"), plural(config.student.epochs, "epoch")

@@ -16,6 +16,7 @@ from noisyteacher.export.card import PREDICT
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json
 from noisyteacher.models import HUB_WEIGHTS
+from noisyteacher.pipeline.fairness import regime_words
 from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences
 from noisyteacher.runs import Run
 from noisyteacher.tables import Table
@@ -47,8 +48,10 @@ class Result(RunResult):
 
     @property
     def verdict(self) -> str | None:
-        """One sentence on what the noise changed against the clean student; None where no noise was named."""
-        return next((verdict.sentence for verdict in self.verdicts if verdict.word != HANDED_OVER), None)
+        """What the noise changed against the clean student, in sentences without the last full stop; None where no
+        noise was named.
+        """
+        return ". ".join(v.sentence for v in self.verdicts if v.word != HANDED_OVER) or None
 
     @property
     def handed_over(self) -> tuple[Condition, int]:
@@ -83,6 +86,11 @@ class Result(RunResult):
         """Which networks were considered for a student and why each was not chosen; None without a search."""
         return search_table(self.search)
 
+    def choice_table(self) -> Table | None:
+        """What validation chose the noise and the recipes from; None where nothing was to be chosen."""
+        table = choice_table(self.choice)
+        return None if table is None else replace(table, notes=(f"Choice: {(self.choice or {})['summary']}.",))
+
     def _cells(self, row: Condition) -> tuple[str, ...]:
         teacher = self.teachers[0]
 
@@ -90,7 +98,7 @@ class Result(RunResult):
             return text if row is teacher or not reference else f"{text}\n{value / reference:.2f}x"
 
         chosen, seed = self.handed_over
-        title = row.title
+        title = row.title.replace(", lr ", "\nlr ")  # a recipe that was chosen stands below
         if self.best is not None and row is chosen:
             title += f"\n{HANDED_OVER}" + (f": seed {seed}, {row.errors[seed]:.2f} %" if len(row.errors) > 1 else "")
         cells = [title, "-" if row.error is None else f"{row.error.mean:.2f}\n{row.interval_text(self.role)}".strip()]
@@ -118,7 +126,7 @@ class Result(RunResult):
         ]
         if self.scored != "error":
             notes.append("No labels: nothing is said of errors, and there is no student on labels to compare with.")
-        records = {"Time": self.time, "Student": self.search, "Noise": self.noise and self.choice}
+        records = {"Time": self.time, "Student": self.search}
         for name, record in records.items():
             if record:
                 words = [record["summary"]] if isinstance(record["summary"], str) else record["summary"]
@@ -213,7 +221,7 @@ class Result(RunResult):
         files += [(paths["card"], "model card"), (paths["report"], "report")]
         return [
             f"Verdict: {self.compression_verdict()}.",
-            *([f"Noise: {self.verdict}."] if self.verdict else []),
+            *(f"Noise: {verdict}." for verdict in self.verdicts if verdict.word != HANDED_OVER),
             *(f"WARNING: {warning}." for warning in self.warnings),
             "",
             f"Run folder: {self.path}",
@@ -222,8 +230,10 @@ class Result(RunResult):
         ]
 
     def __str__(self) -> str:
-        table, searched, files = self.table(), self.search_table(), self.files
-        lines = [table.text(), "", *([searched.text(), ""] if searched is not None else []), *table.notes, ""]
+        table, files = self.table(), self.files
+        lines = [table.text(), "", *table.notes, ""]
+        for more in (self.search_table(), self.choice_table()):
+            lines += [] if more is None else [more.text(), "", *more.notes, *([""] if more.notes else [])]
         if files or self.failed:
             exported = export_table(files, self.failed)
             lines += [exported.text(), "", *exported.notes, ""]
@@ -233,12 +243,13 @@ class Result(RunResult):
 def judged(result: Result) -> Result:
     """The result with differences to the clean student, the verdict on the noise, and warnings."""
     rows, teacher = list(result.conditions), result.teachers[0]
-    clean = next((row for row in rows if row.kind == "clean"), None)
-    if clean is not None:
-        rows = [
-            row if row is clean else replace(row, against_clean=differences([row], clean).get(row.name, {}))
-            for row in rows
-        ]
+    clean = {row.family: row for row in rows if row.kind == "clean"}
+    rows = [
+        replace(row, against_clean=differences([row], clean[row.family]).get(row.name, {}))
+        if row.kind != "clean" and row.family in clean
+        else row
+        for row in rows
+    ]
     zero = Estimate.of([0.0])
     if result.role not in teacher.scores and zero is not None:  # without labels: it agrees with itself
         teacher = replace(teacher, scores={result.role: {"disagreement": zero}}, n=result.n)
@@ -248,22 +259,30 @@ def judged(result: Result) -> Result:
 
 
 def _verdicts(result: Result) -> tuple[Verdict, ...]:
-    """The verdict on the noise; nothing where no noise was named."""
-    noisy = next((row for row in result.conditions if row.kind == "noisy"), None)
-    if result.noise is None or noisy is None:
+    """The verdict on the noise, one for each recipe under which it was compared; nothing where no noise was named."""
+    noisy = [row for row in result.conditions if row.kind == "noisy"]
+    if result.noise is None or not noisy:
         return () if result.choice is None else (Verdict("", result.choice["summary"], result.conditions[-1].name),)
+    return tuple(_verdict(result, row, several=len(noisy) > 1) for row in noisy)
+
+
+def _verdict(result: Result, noisy: Condition, several: bool) -> Verdict:
+    assert result.noise is not None
     difference = noisy.against_clean.get(result.role)
     if difference is None:
         words = "nothing can be said of the noise: no clean student was trained beside the noisy student"
-        return (Verdict("no evidence", words, noisy.name),)
+        return Verdict("no evidence", words, noisy.name)
     what = f"noise of sigma {sigma_words(result.noise['sigma'])}, alpha {result.noise['alpha']:g}"
     unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
-    sentence = stats.verdict(difference, what, unit)
+    regime = (result.regime or {}).get(noisy.name)
+    recipe = "each with its chosen recipe" if noisy.family else "with one recipe for both"
+    words = (f"{recipe}, " if several else "") + stats.verdict(difference, what, unit)
     if result.choice is not None:
         shared = set(result.choice["seeds"]) & set(noisy.seeds)
         fresh = "it was chosen on validation in runs of other seeds"
-        sentence += f"; {'choice and judgement share their seeds' if shared else fresh}"
-    return (Verdict(stats.outcome(difference), sentence, noisy.name),)
+        words += f"; {'choice and judgement share their seeds' if shared else fresh}"
+    words += f". {sentence(regime_words(regime))[:-1]}" if regime else ""
+    return Verdict(stats.outcome(difference), words, noisy.name)
 
 
 def loss_warnings(result: Result) -> tuple[str, ...]:
@@ -278,6 +297,25 @@ def loss_warnings(result: Result) -> tuple[str, ...]:
         if check["passed"] is False:
             warnings.append(f"Did not hold before the first step ({check['check']}): {check['summary'].rstrip('.')}")
     return tuple(warnings)
+
+
+def choice_table(choice: Json | None) -> Table | None:
+    """A row per trial that validation judged, by the record of the choice; None without one."""
+    if not choice:
+        return None
+    keys = [key for key in ("sigma", "alpha", "lr", "weight_decay") if key in choice["candidates"][0]]
+    rows, strong, best = [], set(), [choice.get("clean"), choice.get("noisy") or choice["chosen"]]
+    for number, trial in enumerate(choice["candidates"]):
+        is_best = {key: trial[key] for key in keys} in best
+        strong |= {number} if is_best else set()
+        noise = (sigma_words(trial["sigma"]), f"{trial['alpha']:g}") if trial["sigma"] else ("clean", "")
+        recipe = (f"{trial[key]:g}" for key in keys[2:])
+        by_seed = ", ".join(f"{error:.2f}" for error in trial["val_error_%"])
+        mark = f"best {'noisy' if trial['sigma'] else 'clean'}" if is_best else ""
+        rows.append((*noise, *recipe, f"{trial['mean']:.2f}", *([by_seed] if len(choice["seeds"]) > 1 else []), mark))
+    seeds = ["by seed"] if len(choice["seeds"]) > 1 else []
+    headers = (*(key.replace("_", " ") for key in keys), f"{choice['by']} %", *seeds, "")
+    return Table(headers, tuple(rows), "l" + "r" * (len(keys) + len(seeds)) + "l", strong=frozenset(strong))
 
 
 def search_table(search: Json | None) -> Table | None:

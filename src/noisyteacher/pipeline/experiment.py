@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ from noisyteacher.objectives import Distillation, Objective, distil, supervised
 from noisyteacher.pipeline import pretrained
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import distill_options, fit_options
+from noisyteacher.process import cores, end, worker_pool
 from noisyteacher.progress import Watch, counted, counted_if_slow, message, stage
 from noisyteacher.runs import LOGITS, WEIGHTS, Run, as_json
 from noisyteacher.store import LogitStore
+from noisyteacher.text import plural
 from noisyteacher.train import History, fit, fit_many
 from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
@@ -55,7 +58,9 @@ class Experiment:
     """Whether a teacher's file may name a factory that is imported and called."""
     noise: Noise | None = None
     noise_candidates: tuple[Noise, ...] = ()
-    """The noises to choose from on validation; empty where the noise was named."""
+    """The noises to choose from on validation; empty where there is nothing to choose."""
+    recipes: Mapping[str, Student] = field(default_factory=dict)
+    """The recipes of clean and of noisy students by `clean` and `noisy`, where validation has chosen them."""
 
     @property
     def teacher_is_trained(self) -> bool:
@@ -82,16 +87,36 @@ class Experiment:
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions; where the noise is yet to be chosen, as if some noise were."""
+        """All conditions; where the noise is yet to be chosen, as if some noise were.
+
+        With `choice.controls`, clean and noisy students have the recipe that is named; those with the one that
+        validation has chosen are `clean-chosen` and `noisy-chosen`.
+        """
         distilled = "clean" if self.noise is None and not self.noise_candidates else "noisy"
-        return list(dict.fromkeys([*self.controls, distilled]))
+        names = list(dict.fromkeys([*self.controls, distilled]))
+        twice = self.config.choice.controls and (self.noise_candidates or self.recipes)
+        return [*names, *(f"{name}-chosen" for name in names if twice and name != "labels")]
+
+    def recipe(self, condition: str) -> Student:
+        """The recipe that students of this condition are trained by."""
+        kind, _, chosen = condition.partition("-")
+        named = self.config.choice.controls and not chosen
+        return self.config.student if named else self.recipes.get(kind, self.config.student)
 
     @property
     def titles(self) -> dict[str, str]:
-        """The title of each condition."""
+        """The title of each condition, with rate and weight decay where these were chosen."""
         papers_loss = (self.config.student.loss, self.config.student.label_weight) == ("logit_regression", 0)
         clean = "student, logit regression" if papers_loss else "student, distilled"
-        return {"labels": "student, labels alone", "clean": clean, "noisy": "student, noisy teacher"}
+        kinds = {"labels": "student, labels alone", "clean": clean, "noisy": "student, noisy teacher"}
+        titles = {name: kinds[name.partition("-")[0]] for name in [*kinds, *self.conditions]}
+        for name in titles:
+            recipe = self.recipe(name)
+            if recipe is not self.config.student:
+                titles[name] += f", {recipe_words(recipe)}"
+            elif name not in kinds:
+                titles[name] += ", recipe chosen"
+        return titles
 
     def with_student(self, name: str, recipe: Student) -> Experiment:
         """The experiment with the student of this name, trained by this recipe."""
@@ -451,6 +476,18 @@ def first_student(experiment: Experiment, logits: Logits, seed: int = 0) -> mode
     return build_network(experiment.config.student, student, experiment.data, seed, teacher)
 
 
+class StudentTask(NamedTuple):
+    """The arguments of `train_student`, as values that travel to another process."""
+
+    experiment: Experiment
+    run: str
+    condition: str
+    noise: Noise | None
+    seed: int
+    logits: Logits
+    title: str
+
+
 def student_spec(
     experiment: Experiment, run: str, condition: str, noise: Noise | None, seed: int, logits: Logits, title: str
 ) -> TrainingSpec:
@@ -487,3 +524,38 @@ def train_student(
 ) -> TrainedModel:
     """One student, trained as `student_spec` says."""
     return train_run(student_spec(experiment, run, condition, noise, seed, logits, title))
+
+
+def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
+    """Train students in `jobs` processes, so that `train_student` finds them done; one that fails is left to it.
+
+    Does nothing with a single job, and where a teacher runs live.
+    """
+    if jobs < 2 or len(tasks) < 2 or tasks[0].experiment.live:
+        return
+    watch, pool = tasks[0].experiment.on_progress, worker_pool(jobs)
+    threads = tasks[0].experiment.config.run.threads or max(1, cores() // jobs)
+    try:
+        silent = [task._replace(experiment=replace(task.experiment, on_progress=None)) for task in tasks]
+        futures = [pool.submit(_train_in_worker, task, threads) for task in silent]
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
+            if watch is not None:
+                watch(title, done, len(tasks), f"{done} of {plural(len(tasks), 'training')}")
+    except BrokenExecutor as error:
+        raise NoisyTeacherError(
+            "a process that trained students died: is there enough memory? Use fewer jobs"
+        ) from error
+    finally:
+        end(pool)  # an interruption must not wait for what is queued
+
+
+def _train_in_worker(task: StudentTask, threads: int) -> None:
+    torch.set_num_threads(threads)
+    with suppress(NoisyTeacherError):
+        train_student(*task)
+
+
+def recipe_words(recipe: Student) -> str:
+    """`lr 0.06, weight decay 0.01`."""
+    return f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}"

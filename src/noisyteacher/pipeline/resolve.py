@@ -81,11 +81,15 @@ def unlabelled_roles(data: Splits) -> list[str]:
 
 
 def resolve_noise(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None, tuple[Noise, ...]]:
-    """The noise that settings name, None where it is off; and the candidates where validation is to choose."""
+    """The noise that settings name, None where it is off; and the candidates where validation is to choose.
+
+    A noise that is named is the only candidate where its rate or weight decay is chosen.
+    """
     if settings.off:
         return None, ()
     if AUTO not in (settings.sigma, settings.alpha):
-        return Noise(**asdict(settings)), ()
+        noise = Noise(**asdict(settings))
+        return noise, (noise,) if choice.over_recipe else ()
     sigmas = choice.sigmas if settings.sigma == AUTO else [settings.sigma]
     alphas = choice.alphas if settings.alpha == AUTO else [settings.alpha]
     candidates = [replace(settings, sigma=sigma, alpha=alpha) for sigma in sigmas for alpha in alphas]

@@ -258,6 +258,8 @@ class RunResult:
     store: str = ""
     """The stored logits of the training split, relative to the run folder."""
     extraction_s: float = 0.0
+    regime: Json | None = None
+    """By noisy condition whether its question was fair: `steps`, `unfitted_%`, `clock`."""
 
     @property
     def rows(self) -> tuple[Condition, ...]:

@@ -1,4 +1,4 @@
-"""What is chosen on validation by short runs: the student, among networks within the limits, and the noise."""
+"""The student that is chosen on validation by short runs, among the networks within the limits."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, build_model
-from noisyteacher.noise import Noise
 from noisyteacher.pipeline.experiment import Experiment, Logits, train_student
-from noisyteacher.pipeline.pretrained import build_network
+from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import short_epochs, with_epochs
 from noisyteacher.pipeline.results import COSTS
 from noisyteacher.pipeline.timing import Pace, StageTitles
 from noisyteacher.runs import folder_name
-from noisyteacher.text import few, plural, sigma_words
+from noisyteacher.text import few, plural
 
 RATIOS = tuple(number / 16 for number in range(15, 0, -1))  # narrower copies of a teacher, the widest first
 WIDTHS = tuple(number / 32 for number in range(1, 129))  # of a compact network
 NARROWER = (0.75, 0.5)  # parts of the largest width within the limits that are candidates too
 GREY = ("lenet", "mlp800")
-MEANT_FOR = {(1, 28, 28): GREY, (3, 32, 32): tuple(name for name in PAPER if name not in GREY)}
+MEANT_FOR = {(1, 28, 28): GREY, (3, 32, 32): tuple(name for name in PAPER if name not in (*GREY, "mlp128"))}
 """The paper's networks by the only images for which they are candidates."""
 SMALL = "mobilenetv3_small_050 mobilenetv3_small_075 mobilenetv3_small_100 mobilenetv4_conv_small_050"
 MOBILE = tuple(
@@ -216,85 +215,24 @@ def _compact_candidates(member: str, price: Callable[[str], Candidate]) -> list[
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """A candidate after its short runs, and the mean of their validation errors (%; `error_rate`)."""
+    """A candidate after its short run: the validation error (%) or, without labels, the disagreement (%)."""
 
-    runs: tuple[str, ...]
-    errors: tuple[float, ...]
-    seconds: float  # of all runs
+    run: str
+    error: float
+    seconds: float
     epochs: int
-
-    @property
-    def mean(self) -> float:
-        return sum(self.errors) / len(self.errors)
 
     @property
     def epoch_seconds(self) -> float:
         return self.seconds / max(1, self.epochs)
 
 
-def run_trial(
-    experiment: Experiment,
-    logits: Logits,
-    runs: Mapping[str, str],
-    stages: StageTitles,
-    noise: Noise | None = None,
-    first_seed: int = 0,
-) -> SearchTrial:
-    """Train the experiment's student in the runs of these names, a seed each; `runs` maps names to titles."""
-    condition = "clean" if noise is None else "noisy"
-    trained = [
-        train_student(experiment, run, condition, noise, seed, logits, stages.next(title))
-        for seed, (run, title) in enumerate(runs.items(), first_seed)
-    ]
-    trainings = [model.result["training"] for model in trained]
-    seconds, epochs = (sum(training[key] for training in trainings) for key in ("seconds", "epochs"))
-    return SearchTrial(tuple(runs), tuple(model.val_error for model in trained), seconds, epochs)
-
-
-def noise_runs(experiment: Experiment) -> int:
-    """How many short runs a choice of the noise takes; 0 where the noise was named."""
-    candidates = experiment.noise_candidates
-    return (1 + len(candidates)) * experiment.config.choice.seeds if candidates else 0
-
-
-def search_noise(experiment: Experiment, logits: Logits, stages: StageTitles) -> tuple[Noise | None, Json]:
-    """The candidate with the lowest mean validation error after short runs, None for no noise, and the evidence.
-
-    Of equals, no noise wins, then the earlier candidate. Test data are not looked at. The seeds are others than those
-    on which the choice is judged.
-    """
-    choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
-    first = experiment.config.run.seeds
-    epochs, seeds = short_epochs(student.epochs, choice.epochs), range(first, first + choice.seeds)
-    experiment = experiment.with_recipe(with_epochs(student, epochs))
-    trials: dict[Noise | None, SearchTrial] = {}
-    for noise in (None, *experiment.noise_candidates):
-        words = _noise_words(noise)
-        name = "clean" if noise is None else words.replace(", ", "-").replace(" ", "")
-        runs = {f"choice-{name}-seed{seed}": f"choosing the noise: {words}, seed {seed}" for seed in seeds}
-        trials[noise] = run_trial(experiment, logits, runs, stages, noise, first)
-    chosen = min(trials, key=lambda noise: trials[noise].mean)
-    scored = "error" if val.labels is not None else "disagreement"
-    record: Json = {"by": f"validation {scored}", "n": len(val), "epochs": epochs, "seeds": list(seeds)}
-    record["chosen"] = _strength(chosen)
-    record["candidates"] = [
-        {**_strength(noise), "val_error_%": list(trial.errors), "mean": trial.mean, "runs": list(trial.runs)}
-        for noise, trial in trials.items()
-    ]
-    record["summary"] = (
-        f"{_noise_words(chosen)} was chosen on validation (n = {len(val):,}): {scored} {trials[chosen].mean:.2f} % "
-        f"against {trials[None].mean:.2f} % without noise, the lowest of {len(trials)} candidates after "
-        f"{plural(epochs, 'epoch')} x {plural(choice.seeds, 'seed')}"
-    )
-    return chosen, record
-
-
-def _noise_words(noise: Noise | None) -> str:
-    return "no noise (sigma 0)" if noise is None else f"sigma {sigma_words(noise.sigma)}, alpha {noise.alpha:g}"
-
-
-def _strength(noise: Noise | None) -> Json:
-    return {name: 0.0 if noise is None else noise.describe()[name] for name in ("sigma", "alpha")}
+def run_trial(experiment: Experiment, logits: Logits, run: str, stages: StageTitles) -> SearchTrial:
+    """Train the experiment's student without noise, with seed 0, in the child run of this name."""
+    title = stages.next(f"trying {display_name(experiment.student)}")
+    model = train_student(experiment, run, "clean", None, 0, logits, title)
+    training = model.result["training"]
+    return SearchTrial(run, model.val_error, training["seconds"], training["epochs"])
 
 
 def search_student(
@@ -311,19 +249,18 @@ def search_student(
     trials: dict[Candidate, SearchTrial] = {}
 
     def best() -> Candidate:
-        return min(trials, key=lambda candidate: (trials[candidate].mean, candidate.macs))
+        return min(trials, key=lambda candidate: (trials[candidate].error, candidate.macs))
 
     for index, candidate in enumerate(search.fitting[: work.tries]):
         if trials and not pace.time_for_try(index, epochs, trials[best()].epoch_seconds):
             break
-        runs = {folder_name(f"search-{candidate.name}", 120): f"trying {candidate.name}"}
         short = experiment.with_student(candidate.name, with_epochs(student, epochs))
-        trials[candidate] = run_trial(short, logits, runs, stages)
+        trials[candidate] = run_trial(short, logits, folder_name(f"search-{candidate.name}", 120), stages)
     stages.number, chosen = end, best()
     pace.keep_tried([candidate.name for candidate in trials])
     measured = 0.0 if pace.speeds is None else pace.speeds.students[list(trials).index(chosen)]
     work = pace.again("student", (max(trials[chosen].epoch_seconds, measured),), tries=0)
-    errors = {candidate.name: trial.mean for candidate, trial in trials.items()}
+    errors = {candidate.name: trial.error for candidate, trial in trials.items()}
     record: Json = {
         "by": "validation error",
         "n": n,
@@ -337,7 +274,7 @@ def search_student(
         "within": len(search.fitting),
         "table": search_rows(search, errors, experiment.config.target.search),
         "tried": [
-            {"name": candidate.name, "val_error_%": trial.mean, "training_s": trial.seconds, "run": trial.runs[0]}
+            {"name": candidate.name, "val_error_%": trial.error, "training_s": trial.seconds, "run": trial.run}
             for candidate, trial in trials.items()
         ],
         "summary": explain_search(search, errors, chosen, n, epochs),

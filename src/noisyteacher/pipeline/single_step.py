@@ -26,8 +26,8 @@ from noisyteacher.pipeline.experiment import (
     store_name,
     train_run,
 )
+from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.search import noise_runs, search_noise
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.progress import Watch, counted, stage
 from noisyteacher.runs import Run, as_json, list_runs, new_run
@@ -166,9 +166,10 @@ def distil_config(
         extra: Json = {"checks": [check.describe() for check in checks]}
         if candidates and run.state != "done":
             with run.lock(shared=True), errors_recorded(run):
-                titles = StageTitles(noise_runs(experiment))
-                noise, extra["choice"] = search_noise(experiment, {"train": logits}, titles)
-            experiment, objective = replace(experiment, noise=noise), replace(objective, noise=noise)
+                titles = StageTitles(number_of_trials(experiment))
+                experiment, extra["choice"] = choose_noise(experiment, {"train": logits}, titles)
+            student = experiment.recipe("clean" if experiment.noise is None else "noisy")
+            objective = replace(objective, noise=experiment.noise)
         return _train_network(experiment, model, objective, student, seed, extra)
 
 

@@ -54,14 +54,16 @@ class StageTitles:
 
 @dataclass(frozen=True)
 class Work:
-    """What remains to be done. Epochs of short runs are a quarter of the student's where they are None."""
+    """What remains to be done. Where they are None, tries have a quarter of the student's epochs, trials of the noise
+    all of them.
+    """
 
     teacher_epochs: int  # 0: the teacher is trained already
     student_epochs: int
     students: int  # trainings of all conditions and seeds
     tries: int = 0  # networks tried in short runs; 0: the student is named
     try_epochs: int | None = None
-    noise_runs: int = 0  # short runs that choose the noise
+    noise_runs: int = 0  # trials that choose the noise
     noise_epochs: int | None = None
     comparisons: int = 0  # short runs on labels alone, which the teacher is compared with; as long as a try
 
@@ -86,7 +88,7 @@ def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
         "logits": speeds.logits,
         "comparison": work.comparisons * try_epochs * speeds.students[0],
         "search": try_epochs * sum(tried),
-        "noise": work.noise_runs * short_epochs(work.student_epochs, work.noise_epochs) * slowest,
+        "noise": work.noise_runs * (work.noise_epochs or work.student_epochs) * slowest,
         "students": work.students * work.student_epochs * slowest,
         "export": speeds.end,
     }
@@ -95,8 +97,11 @@ def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
 def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
     """The work that can be done in so many seconds, at least one epoch of everything and one try, however few they are.
 
-    All epochs are cut by one factor; fewer networks are tried before less than half of the epochs would remain.
+    Where time is short the noise is chosen in a quarter of the student's epochs. Then all epochs are cut by one factor;
+    fewer networks are tried before less than half of the epochs would remain.
     """
+    if work.noise_runs and sum(estimate(work, speeds).values()) > seconds:
+        work = replace(work, noise_epochs=short_epochs(work.student_epochs, work.noise_epochs))
     cut, full = work, {name: value for name, value in asdict(work).items() if name.endswith("epochs") and value}
     for tries in range(work.tries, min(1, work.tries) - 1, -1):
         fewest = 1 if tries <= 1 else math.ceil(HALF * work.student_epochs)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from noisyteacher.io.files import Json
-from noisyteacher.pipeline import COSTS, Condition
+from noisyteacher.pipeline import COSTS, Condition, choice_table
 from noisyteacher.report import tables
 from noisyteacher.report.page import page
 from noisyteacher.report.study import Study, heading, setting, tagged, verdict_text
@@ -36,7 +36,12 @@ def markdown(studies: Sequence[Study]) -> str:
         rows_by_data: dict[str, list[Condition]] = {}
         for row in study.picks():
             rows_by_data.setdefault(study.data_of(row), []).append(row)
-        parts = [tables.beside_paper(study), tables.results(study), tables.candidates(study), tables.costs(study)]
+        parts = [
+            tables.beside_paper(study),
+            tables.results(study),
+            choice_table(study.result.choice),
+            tables.costs(study),
+        ]
         parts += [tables.failures(study)]
         parts += [tables.mistakes(study, rows, study.role) for rows in rows_by_data.values()]
         blocks += [table.markdown() for table in parts if table is not None]

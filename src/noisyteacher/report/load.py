@@ -144,7 +144,6 @@ def _study(run: Run) -> Study:
         curves=curves,
         details=details,
         handed_over=handed_over,
-        candidates=_candidates(result.choice or {}),
         parts=tuple(parts),
     )
 
@@ -210,18 +209,6 @@ def _state_verdict(run: Run, state: str, children: Sequence[Run]) -> Verdict:
         return Verdict(state, f"this run failed: {why or 'error.txt is empty'}{parts}")
     started = run.started[:16].replace("T", " ")
     return Verdict(state, f"this run is not finished (started {started} UTC{parts}) and claims nothing yet")
-
-
-def _candidates(choice: Json) -> tuple[Condition, ...]:
-    """The noises that a run chose from, with the validation errors it chose by."""
-    candidates = []
-    for record in choice.get("candidates", ()):
-        title = f"sigma {record['sigma']}, alpha {record['alpha']}"
-        settings = {f"noise.{key}": record[key] for key in ("sigma", "alpha")}
-        if (error := Estimate.of(record["val_error_%"])) is not None:
-            kind, n = "noisy" if record["sigma"] else "clean", {"val": int(choice["n"])}
-            candidates.append(Condition(title, title, kind, settings=settings, n=n, scores={"val": {"error": error}}))
-    return tuple(candidates)
 
 
 def _only_seed(row: Condition, number: int) -> Condition:

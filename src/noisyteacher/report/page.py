@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from noisyteacher.pipeline import HANDED_OVER, Condition, Verdict
+from noisyteacher.pipeline import HANDED_OVER, Condition, Verdict, choice_table
 from noisyteacher.report import figures, tables
 from noisyteacher.report.figures import Figure
 from noisyteacher.report.study import Study, heading, tagged, verdict_text
@@ -161,9 +161,7 @@ def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
         yield _along([study], [""])
     words = [sentence(text) for text in (result.search or {}).get("summary", ())]
     yield Section("How the student was chosen", words, tables=[tables.searched(study)])
-    candidates = figures.Group("choice of the noise", study, study.candidates)
-    choice = [figures.along(candidates, axis, "val") for axis in ("sigma", "alpha")]
-    yield Section("How the noise was chosen", [], choice, [tables.candidates(study)])
+    yield Section("How the noise was chosen", tables=[choice_table(result.choice)])
     distilled = [row for row in rows if row.kind in ("clean", "noisy")]
     noisy = [row for row in rows if row.kind == "noisy"]
     learning = [

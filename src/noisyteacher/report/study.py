@@ -48,8 +48,6 @@ class Study:
     """By condition, then by role."""
     handed_over: Condition | None = None
     """Of a compression: the student that is handed over, with its one seed; not among the result's conditions."""
-    candidates: tuple[Condition, ...] = ()
-    """The noises that a run chose from."""
     parts: tuple[Study, ...] = ()
     """The sweeps of a reproduction."""
 
@@ -119,9 +117,6 @@ class Study:
 
     def is_chosen(self, condition: Condition) -> bool:
         """Whether validation prefers it in its family."""
-        if self.result.choice is not None and condition in self.candidates:
-            chosen = self.result.choice["chosen"]
-            return all(condition.settings[f"noise.{key}"] == chosen[key] for key in ("sigma", "alpha"))
         return any(family.by_validation[:1] == (condition.name,) for family in self.result.families)
 
     def is_handed_over(self, condition: Condition) -> bool:

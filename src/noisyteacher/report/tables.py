@@ -56,22 +56,6 @@ def results(study: Study) -> Table | None:
     return Table(("", *columns), cells, f"l{align}", tuple(notes), strong)
 
 
-def candidates(study: Study) -> Table | None:
-    """A row per noise that was tried in short runs, with its validation errors; None where there was no choice."""
-    rows, strong = [], set()
-    for number, row in enumerate(study.candidates):
-        error = row.scores["val"]["error"]
-        title, chosen = row.title if row.kind == "noisy" else "no noise", study.is_chosen(row)
-        strong |= {number} if chosen else set()
-        seeds = ", ".join(f"{value:.2f}" for value in error.per_seed)
-        rows.append((title, f"{error.mean:.2f}" + ("\nchosen" if chosen else ""), seeds))
-    if not rows:
-        return None
-    n = study.candidates[0].n["val"]
-    note = f"Short runs, judged on validation, n = {n:,} images: the lowest mean is taken, of equals no noise."
-    return Table(("", "validation error %", "by seed"), tuple(rows), "lrl", (note,), frozenset(strong))
-
-
 def networks(study: Study) -> list[tuple[str, Condition]]:
     """(title, a condition of it) of every network whose costs are known, teachers first; students with options."""
     distinct: dict[tuple[object, ...], tuple[str, Condition]] = {}

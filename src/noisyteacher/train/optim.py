@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config.schema import TrainSettings
+from noisyteacher.config.schema import MOMENTUM, TrainSettings
 from noisyteacher.errors import ConfigError
 from noisyteacher.models import head_parameters
 
@@ -48,7 +48,7 @@ def build_optimizer(
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     rule: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    momentum = 0.9 if settings.momentum is None else settings.momentum
+    momentum = MOMENTUM if settings.momentum is None else settings.momentum
     head = head_parameters(parameters, stacked) if settings.has_body else {*parameters}
     groups = _groups(learned, {id(parameters[name]) for name in head}, settings.decay_biases, stacked)
     if settings.optimizer == "muon":

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from noisyteacher.config.schema import HOLD, TrainSettings
+from noisyteacher.config.schema import HOLD, MOMENTUM, TrainSettings
 from noisyteacher.data import Batch, Split, samples_of
 from noisyteacher.distributed import World
 from noisyteacher.errors import NoisyTeacherError, TrainingError
 from noisyteacher.models import Classifier
+from noisyteacher.noise import Noise
 from noisyteacher.objectives import LossGroup, Metrics
 from noisyteacher.rng import derive_seed, seed_draws
 
@@ -205,6 +206,26 @@ def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), hold)
+
+
+def noise_clock(settings: TrainSettings, noise: Noise, batches: int, mean_square: float) -> float | None:
+    """Q = 1/B * sum over steps of rate^2 alpha sigma^2 mean(z^2): how far noise has moved a student that has fitted its
+    targets (docs/method.md, after the fit). None where no such number is known: for other optimizers than sgd, for
+    noise on the student, and for noise that is frozen.
+
+    batches: steps in an epoch; mean_square: of the logits in the units of the loss. Momentum m divides the rate by
+    1 - m.
+    """
+    if settings.optimizer != "sgd" or noise.target != "teacher" or noise.frozen:
+        return None
+    steps, hold = batches * settings.epochs, HOLD if settings.hold is None else settings.hold
+    rate = settings.lr / (1 - (MOMENTUM if settings.momentum is None else settings.momentum))
+    total = 0.0
+    for step in range(steps):
+        low, high = noise.sigma_at(step, steps)
+        factor = rate_factor(settings.schedule, step, steps, round(settings.warmup_epochs * batches), hold)
+        total += (rate * factor) ** 2 * (low * low + low * high + high * high) / 3
+    return total * noise.alpha * mean_square / settings.batch_size
 
 
 def loss_error(value: float, step: int, plan: TrainingPlan) -> TrainingError:
