@@ -18,8 +18,8 @@ ROWS = {
     "clean_loss": ("step", "training loss without noise"),
     "trace": ("trace_step", "trace of Gauss-Newton"),
 }
-CONTENT = ("cell", "seeds", "arms", "contrasts", "against_clean_no_decay", "curves")
-COLOURS = {"clean, no decay": "#1f6fb2", "noisy, no decay": "#c2571a"}
+CONTENT = ("cell", "seeds", "arms", "contrasts", "against_clean_no_decay", "curves", "halving_steps")
+COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a"}
 
 
 def main(folder: str, *files: str) -> None:
@@ -43,19 +43,21 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
     figure, axes = plt.subplots(len(records), len(ROWS), figsize=(9, 2.8 * len(records)), squeeze=False, sharex="row")
     for row, record in enumerate(records):
-        for column, (key, (x, label)) in enumerate(ROWS.items()):
+        for column, (key, (x, heading)) in enumerate(ROWS.items()):
             axis = axes[row][column]
             for title, curve in record["curves"].items():
                 marker = "o" if key == "trace" else None
-                axis.plot(curve[x], curve[key], color=COLOURS[title], label=title, marker=marker, markersize=3)
+                kind = title.split(",")[0]
+                label = f"{kind}, rate {record['arms'][title]['settings']['lr']:g}, no weight decay"
+                axis.plot(curve[x], curve[key], color=COLOURS[kind], label=label, marker=marker, markersize=3)
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.3, which="both", linewidth=0.4)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.set_title(label)
+            axis.set_title(heading)
             axis.set_xlabel("steps" if row == len(records) - 1 else "")
         axes[row][0].set_ylabel(record["cell"]["name"])
-    axes[0][0].legend(frameon=False)
+        axes[row][0].legend(frameon=False, fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
