@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # find them.
 LOCKED := $(shell $(PYTHON) -c 'import platform, sys; \
 	print(*["yes"] * (sys.version_info[:2] == (3, 11) and platform.system() == "Linux" and platform.machine() == "x86_64"))')
-EXTRAS := dev,track,cluster,zoo,hf,export,docs
+EXTRAS := dev,track,cluster,zoo,prune,hf,export,docs
 # Where the index at hand has no torch for CPUs, PyTorch's own has it.
 locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(1) $(2)
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)

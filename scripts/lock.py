@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 INDEX = "https://pypi.org/simple"
 BUILD = ["setuptools>=77", "wheel"]
-TESTED = "dev,track,cluster,zoo,hf,export,docs"
+TESTED = "dev,track,cluster,zoo,prune,hf,export,docs"
 SECTIONS = {"make demo": ".", "make test": f".[{TESTED}]", "other extras": f".[{TESTED},data,mobile]"}
 CPU_ONLY = {"torch"}
 HEAD = """\

@@ -100,10 +100,11 @@ def run_case(name: str, case: Case, preset: str, seeds: int, root: str, work: Pa
     done = Run.open(started[-1]).result() if started else None
     if done is not None:
         return Result.read(started[-1], done)
+    recipe = {"options": {"init": "random"}} if case.student.startswith("shrink:") else {}
     return nt.compress(
         teacher, case.student, data, seeds=seeds, epochs=case.epochs, preset=preset,
         teacher_training=case.teacher_training, precision="fp32", output_dir=outputs,
-        run=started[-1] if started else None,
+        run=started[-1] if started else None, **recipe,
     )  # fmt: skip
 
 

@@ -146,8 +146,6 @@ def test_reordered_models(tmp_path: Path) -> None:
     loaded = nt.load_model(tmp_path / "moved.safetensors")
     assert torch.equal(loaded(images), moved(images))
     assert weights_fingerprint(loaded) == weights_fingerprint(moved)
-    student = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 4, 4), teacher=moved)
-    assert not isinstance(student.network, Reordered)
     part(moved, "network").class_order[0] = 1
     nt.save_model(moved, tmp_path / "wrong.safetensors")
     with pytest.raises(FileFormatError, match=r"wrong\.safetensors: class order \[1, 0, 1\]"):

@@ -1,4 +1,4 @@
-"""`shrink:RATIO`: widths by hand, fresh weights, files that rebuild without the teacher, and refusals by name."""
+"""`shrink:RATIO`: widths by hand, random weights, files that rebuild without the teacher, and refusals by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_model, ratio_of, save_model
 from noisyteacher.models.classifier import Architecture
 from noisyteacher.models.external import import_torchvision
-from noisyteacher.models.narrow import narrowed
+from noisyteacher.models.narrow import narrowed, reshape_network
 
+pytest.importorskip("torch_pruning", reason="needs the extra prune")
 COLOUR = (3, 32, 32)
 
 
-def half(teacher: Any, ratio: float | str = 0.5, shape: tuple[int, int, int] = COLOUR, seed: int = 0) -> Classifier:
-    return build_model(f"shrink:{ratio}", classes=10, input_shape=shape, teacher=teacher, seed=seed)
+def half(teacher: Any, ratio: float | str = 0.5, shape: tuple[int, int, int] = COLOUR, **options: Any) -> Classifier:
+    return build_model(f"shrink:{ratio}", classes=10, input_shape=shape, teacher=teacher, **options)
 
 
 def parameters(module: nn.Module) -> int:
@@ -126,11 +127,10 @@ class Mixed(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 3, padding=1)
         self.norm = nn.BatchNorm2d(24)
-        self.depthwise = nn.Conv2d(24, 48, 3, padding=1, groups=24, bias=False)
-        self.point = nn.Conv2d(48, 24, 1)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False)
+        self.point = nn.Conv2d(24, 24, 1)
         self.gate = nn.Conv2d(24, 6, 1)
         self.open = nn.Conv2d(6, 24, 1)
-        self.spot = nn.Conv2d(24, 1, 1)
         self.side = nn.Conv2d(24, 36, 3)
         self.grouped = nn.Conv2d(24, 36, 3, groups=4)
         self.twice = nn.Conv2d(36, 36, 3, padding=1)
@@ -142,7 +142,7 @@ class Mixed(nn.Module):
         x = functional.relu(self.norm(self.stem(x)))
         y = self.point(functional.relu(self.depthwise(x)))
         y = y * torch.sigmoid(self.open(functional.relu(self.gate(y.mean((2, 3), keepdim=True)))))
-        x = functional.max_pool2d(x + y * self.spot(y).sigmoid(), 4)
+        x = functional.max_pool2d(x + y, 4)
         x = self.twice(functional.relu(self.twice(functional.relu(self.side(x) + self.grouped(x)))))
         x = functional.adaptive_avg_pool2d(x, 2)
         x = x.view(x.size(0), -1)
@@ -155,9 +155,9 @@ def test_depthwise_grouped_gated_and_shared_layers() -> None:
     network: Any = half(teacher, 0.5).network
     sizes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters() if name.endswith("weight")}
     assert sizes == {
-        "stem.weight": (12, 3, 3, 3), "norm.weight": (12,), "depthwise.weight": (24, 1, 3, 3),
-        "point.weight": (12, 24, 1, 1), "gate.weight": (3, 12, 1, 1), "open.weight": (12, 3, 1, 1),
-        "spot.weight": (1, 12, 1, 1), "side.weight": (20, 12, 3, 3), "grouped.weight": (20, 3, 3, 3),
+        "stem.weight": (12, 3, 3, 3), "norm.weight": (12,), "depthwise.weight": (12, 1, 3, 3),
+        "point.weight": (12, 12, 1, 1), "gate.weight": (3, 12, 1, 1), "open.weight": (12, 3, 1, 1),
+        "side.weight": (20, 12, 3, 3), "grouped.weight": (20, 3, 3, 3),
         "twice.weight": (20, 20, 3, 3),
         "fc1.weight": (25, 80), "norm1.weight": (25,), "fc2.weight": (10, 25),
     }  # fmt: skip
@@ -169,17 +169,34 @@ def test_depthwise_grouped_gated_and_shared_layers() -> None:
     assert (small.stem.out_channels, small.grouped.out_channels, small.fc1.out_features) == (4, 4, 1)
 
 
-def test_the_copy_is_new_and_the_teacher_as_it_was() -> None:
-    """Its weights come from the seed alone: He-normal, whatever the teacher learned, built by module or by record."""
+def test_a_depthwise_layer_with_a_multiplier_stays_one() -> None:
+    """Earlier versions narrowed them; a file states no more than the shapes of the tensors."""
+
+    def network(width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 1), nn.Conv2d(width, 2 * width, 3, groups=width), nn.Flatten(), nn.Linear(2 * width, 5)
+        )
+
+    whole, expected = network(8), network(4)
+    reshape_network(whole, expected.state_dict(), {})
+    whole.load_state_dict(expected.state_dict())
+    images = torch.randn(2, 3, 3, 3)
+    assert torch.equal(whole(images), expected(images))
+
+
+def test_with_random_weights_nothing_of_the_teacher_is_left_and_it_stays_as_it_was() -> None:
+    """The weights come from the seed alone: He-normal, whatever the teacher learned, built by module or by record."""
     torch.manual_seed(0)
     teacher = build_model("nin", classes=10, input_shape=COLOUR).eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     state = torch.random.get_rng_state()
-    model, same, different = half(teacher), half(_record("nin")), half(teacher, seed=1)
+    model, same, different = (
+        half(*how, init="random", seed=seed) for *how, seed in ((teacher, 0), (_record("nin"), 0), (teacher, 1))
+    )
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(3).requires_grad_(False)
-    again = half(teacher)
+    again = half(teacher, init="random")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, same.state_dict()[name])
         assert torch.equal(tensor, again.state_dict()[name])
@@ -256,7 +273,10 @@ UNSAID = "does not say what it was narrowed from"
         ({"of": {"name": 3, "options": {}}}, UNSAID),
         ({"of": {"name": "shrink:0.5", "options": {"of": []}}}, UNSAID),
         ({"of": _deep(30)}, UNSAID),
-        ({"of": _deep(2)}, "do not fit the model"),
+        ({"of": _record("lenet"), "attributes": [1]}, "states"),
+        ({"of": _record("lenet"), "attributes": {"conv1": 3}}, "states conv1"),
+        ({"of": _record("lenet"), "attributes": {"conv1": {"num_heads": 3}}}, r"states conv1\.num_heads = 3"),
+        ({"of": _record("lenet"), "attributes": {"nothing": {"num_heads": 3}}}, r"states nothing\.num_heads = 3"),
         ({"of": {"name": "nonesuch", "options": {}}}, "does not know"),
         ({"of": {"name": "onnx:os.mkdir", "options": {"path": "made-by-a-file"}}}, "cannot be narrowed"),
         ({"of": {"name": "lenet", "options": {"depth": 3}}}, "unknown option"),
@@ -303,23 +323,34 @@ class Asking(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "message"),
+    "teacher",
     [
-        (With(nn.GroupNorm(2, 8)), r"at part, a GroupNorm with a tensor 'weight'"),
-        (With(Scaled()), r"at part, a Scaled with a tensor 'gamma'"),
-        (With(nn.Softmax(1)), r"at part, a Softmax"),
-        (With(nn.PixelShuffle(2)), r"at part, a PixelShuffle"),
-        (With(Asking()), r"at part, a forward that depends on values"),
-        (With(nn.ConvTranspose2d(8, 8, 2)), r"at part, a ConvTranspose2d with a tensor"),
-        (With(forward=lambda x: torch.cat([x, x], 1)[:, :8]), r"cat\(\) with these arguments"),
-        (With(forward=lambda x: x.view(-1, 8, 32, 32)), r"view\(\) with these arguments"),
-        (With(forward=lambda x: x.mean(1, keepdim=True)), r"mean\(\) with these arguments"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), r"no hidden layer"),
-        (nn.Sequential(nn.Linear(32, 8), nn.Flatten(), nn.Linear(768, 10)), r"at 0, a Linear of 32 channels behind 3"),
+        With(nn.GroupNorm(2, 8)),
+        With(Scaled()),
+        With(nn.Softmax(1)),
+        With(Asking()),
+        With(nn.ConvTranspose2d(8, 8, 2)),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(teacher: nn.Module, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_what_earlier_versions_did_not_understand(teacher: nn.Module) -> None:
+    model = build_model("shrink:0.5", classes=10, input_shape=COLOUR, teacher=_unasked(teacher))
+    assert part(model, "network.fc").weight.shape == (10, 4)
+    whole = With(teacher.part)  # type: ignore[arg-type]
+    reshape_network(whole, model.network.state_dict(), model.architecture["options"].get("attributes", {}))
+    assert [parameter.shape for parameter in whole.parameters()] == [p.shape for p in model.network.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (With(nn.PixelShuffle(2)), r"at fc, "),
+        (With(forward=lambda x: torch.cat([x, x], 1)[:, :8]), r"at fc, .*name another student"),
+        (With(forward=lambda x: x.view(-1, 8, 32, 32)), r"at fc, "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), r"no hidden layer"),
+    ],
+)
+def test_what_cannot_be_narrowed_is_refused_by_name(teacher: nn.Module, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"{type(teacher).__name__} cannot be narrowed: .*{message}"):
         build_model("shrink:0.5", classes=10, input_shape=COLOUR, teacher=_unasked(teacher))
 
 
@@ -337,6 +368,14 @@ def test_usage_errors() -> None:
         build_model("lenet", classes=10, input_shape=COLOUR, teacher=teacher)
     with pytest.raises(UsageError, match=r"options \['dropout'\] have no effect"):
         build_model("shrink:0.5", classes=10, input_shape=COLOUR, teacher=teacher, dropout=0.5)
+    with pytest.raises(UsageError, match=r"option init 'best' .* magnitude, taylor, random"):
+        half(teacher, init="best")
+    with pytest.raises(UsageError, match=r"init='taylor' .* pass data"):
+        half(teacher, init="taylor")
+    with pytest.raises(UsageError, match=r"weights are not at hand: .*init='random'"):
+        half(teacher.architecture, init="magnitude")
+    with pytest.raises(UsageError, match=r"what it was narrowed from, in 8 steps at most"):
+        half(_deep(8))
     with pytest.raises(MismatchError, match="classes 10"):
         build_model("shrink:0.5", classes=7, input_shape=COLOUR, teacher=teacher)
     with pytest.raises(MismatchError, match=r"teacher has input_shape \[3, 32, 32\]"):

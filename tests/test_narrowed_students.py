@@ -20,6 +20,7 @@ from noisyteacher.pipeline import (
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import sweep
 
+pytest.importorskip("torch_pruning", reason="needs the extra prune")
 OF_LENET = {"of": {"name": "lenet", "options": {"dropout": 0.0}}}
 
 

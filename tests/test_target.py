@@ -369,6 +369,7 @@ def test_the_papers_networks_are_candidates_for_their_own_images_alone() -> None
 
 
 def test_unnamed_candidates_are_all_that_take_the_images_and_none_larger_than_the_teacher(data: nt.Splits) -> None:
+    pytest.importorskip("torch_pruning", reason="needs the extra prune")
     teacher = nt.build_model("lenet", data)
     search = price_candidates(build_config({"student": {"name": "auto"}, "target": {"macs": "1x"}}), teacher, data)
     networks = {network.name: network for network in search.candidates}

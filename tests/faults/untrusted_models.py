@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.torch
 import torch
 from hypothesis import strategies as st
@@ -115,6 +116,7 @@ def tensors(folder: Path) -> Untrusted:
 
 
 def weights(folder: Path) -> Untrusted:
+    pytest.importorskip("torch_pruning", reason="needs the extra prune")
     lenet = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
     narrow = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 16, 16), teacher=lenet)
     whole = tuple(written(partial(nt.save_model, model, record={"epochs": 1}), folder) for model in (lenet, narrow))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models.classifier import Architecture, Classifier, Options, as_classifier, bare_network
+from noisyteacher.models.classifier import Architecture, Classifier, Options, as_classifier, bare_network, inherit
 from noisyteacher.models.external import ZOO, BuiltNetwork, unknown_network
-from noisyteacher.models.narrow import SHRINK, Origin, narrow_network, origin_of, ratio_of
+from noisyteacher.models.narrow import CHOICES, SHRINK, Origin, first_origin, narrow_network, ratio_of
 from noisyteacher.models.networks import COMPACT, PAPER, compact_network, default_options, paper_network, without_width
 from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess
 from noisyteacher.rng import kept_draws, seeded
 
 CHUNK_BYTES = 2**24
+EXAMPLES = 256
+"""Training images on whose gradients channels are ranked."""
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(paper_network, name) for name in PAPER},
     **{name: partial(compact_network, name) for name in COMPACT},
@@ -51,13 +54,13 @@ def build_model(
     `model` is a name of MODELS (of a compact one also `"compact-s:WIDTH"`), `"pretrained:NAME"` (one of the package's,
     with its weights), `"timm:NAME"`, `"torchvision:NAME"` (untrained unless `pretrained=True`), `"hf:NAME"` (a folder
     or a name on the hub, with its weights unless `pretrained=False`), `"pkg.module:factory"` (called with classes= or
-    num_classes=, and input_shape=, where it has such parameters), `"shrink:RATIO"` (a narrower, untrained copy of
-    `teacher`, a model or its `architecture`), or an nn.Module, which is wrapped with its weights. Classes and
-    input_shape come from `data` (Splits) or the arguments. `preprocess` is a name of PREPROCESS (also `NAME@HxW-MODE`,
-    resized), a module, or "model": that of a library's pretrained weights. The default is "model" for a network with
-    pretrained weights, the data's own for another name or a factory, and x / 255 for a module. Raises UnknownNameError,
-    MismatchError when model, data and arguments disagree, DataError when weights cannot be downloaded, UsageError
-    otherwise.
+    num_classes=, and input_shape=, where it has such parameters), `"shrink:RATIO"` (a narrower copy of `teacher`, a
+    model or its `architecture`; its options are CHOICES), or an nn.Module, which is wrapped with its weights. Classes
+    and input_shape come from `data` (Splits) or the arguments. `preprocess` is a name of PREPROCESS (also
+    `NAME@HxW-MODE`, resized), a module, or "model": that of a library's pretrained weights. The default is "model" for
+    a network with pretrained weights, the teacher's for its narrower copy, the data's own for another name or a
+    factory, and x / 255 for a module. Raises UnknownNameError, MismatchError when model, data and arguments disagree,
+    DataError when weights cannot be downloaded, UsageError otherwise.
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
         raise UsageError(f"classes {classes!r}: expected a whole number of two or more")
@@ -88,23 +91,23 @@ def build_model(
         raise UsageError(f"model {model!r} needs to know its classes and input_shape: pass data, or both")
     if count < 2:
         raise UsageError(f"classes {count}: a classifier needs two or more")
-    body, probe = None, ":" in model
     if model.startswith(SHRINK):
-        body, options = _to_narrow(model, teacher, count, shape, options)
-        probe = False
+        return _narrower_copy(model, teacher, data, count, shape, preprocess, seed, options)
     with seeded(seed, "init", model):
-        if body is None:
-            built = _build_network(model, count, shape, options)
-        else:
-            built = BuiltNetwork(narrow_network(body, ratio_of(model), shape), options)
-        try:
-            options = json.loads(json.dumps(built.options, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"an option of model {model!r} cannot be written to a file: {error}") from error
+        built = _build_network(model, count, shape, options)
         front, name = _front(preprocess, data, shape, built), built.name or model
+        options = _json_options(name, built.options)
         return as_classifier(
-            built.network, classes=count, input_shape=shape, preprocess=front, name=name, options=options, probe=probe
-        )
+            built.network, classes=count, input_shape=shape, preprocess=front, name=name, options=options,
+            probe=":" in model,
+        )  # fmt: skip
+
+
+def _training_split(data: Any, purpose: str) -> Any:
+    split = getattr(data, "train", data)
+    if getattr(split, "role", "train") != "train":
+        raise UsageError(f"{purpose} of a split whose role is {split.role!r}: pass its train split")
+    return split
 
 
 def training_images(data: Any) -> Iterator[Tensor]:
@@ -112,9 +115,7 @@ def training_images(data: Any) -> Iterator[Tensor]:
 
     Raises UsageError when the split has another role: statistics of test images would leak into the model.
     """
-    split = getattr(data, "train", data)
-    if getattr(split, "role", "train") != "train":
-        raise UsageError(f"preprocessing statistics of a split whose role is {split.role!r}: pass its train split")
+    split = _training_split(data, "preprocessing statistics")
     image_bytes = split.images_at(torch.zeros(1, dtype=torch.int64), "clean").numel()
     rows = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))  # summed in float64, which is eight times as large
     for first in range(0, len(split), rows):
@@ -133,37 +134,95 @@ def _build_network(name: str, classes: int, shape: Shape, options: Options) -> B
     return BuiltNetwork(MODELS[name](classes, shape, **options), {**default_options(name), **options})
 
 
-def _to_narrow(
-    name: str, teacher: nn.Module | Architecture | None, classes: int, shape: Shape, options: Options
-) -> tuple[nn.Module, Options]:
-    """The network that `shrink:RATIO` narrows, and the options that let it be built again without its weights."""
-    if options:
-        raise UsageError(f"options {sorted(options)} have no effect on {name!r}: it has those of its teacher")
+def _json_options(name: str, options: Options) -> Options:
+    try:
+        return dict(json.loads(json.dumps(options, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"an option of model {name!r} cannot be written to a file: {error}") from error
+
+
+def _narrower_copy(
+    name: str,
+    teacher: nn.Module | Architecture | None,
+    data: Any,
+    classes: int,
+    shape: Shape,
+    preprocess: str | nn.Module | None,
+    seed: int,
+    options: Options,
+) -> Classifier:
+    """The model `shrink:RATIO` of a teacher; the seed is that of random weights."""
+    ratio = ratio_of(name)
+    if unknown := sorted(options.keys() - CHOICES):
+        raise UsageError(f"options {unknown} have no effect on {name!r}: it has {', '.join(CHOICES)}")
+    for key, value in options.items():
+        if value not in CHOICES[key]:
+            raise UsageError(f"option {key} {value!r} of {name!r}: expected one of {', '.join(CHOICES[key])}")
     if teacher is None:
         raise UsageError(f"model {name!r} is a narrower copy of a teacher: pass teacher=, or name it as a student")
     if isinstance(teacher, nn.Module):
-        model = as_classifier(teacher, classes=classes, input_shape=shape)
-        return bare_network(model), {"of": Origin(name=model.name, options=model.architecture["options"])}
-    first = origin_of(teacher)
+        source = as_classifier(teacher, classes=classes, input_shape=shape)
+        of, built = Origin(name=source.name, options=source.architecture["options"]), BuiltNetwork(bare_network(source))
+        front = _front(copy.deepcopy(source.preprocess) if preprocess is None else preprocess, data, shape, built).cpu()
+        options = {"init": "magnitude", **options}
+    else:
+        if options.setdefault("init", "random") != "random":
+            raise UsageError(f"{name!r}: the teacher's weights are not at hand: pass the model, or say init='random'")
+        of, built = _untrained(teacher, classes, shape)
+        front = _front(preprocess, data, shape, built)
+    record = Options(of=of)
+    first_origin({"name": name, "options": record})
+    images = front(_example_images(data, shape, options["init"] == "taylor"))
+    with seeded(seed, "init", name):
+        narrow = narrow_network(built.network, ratio, images, **options)
+    earlier = of["options"].get("attributes", {}) if of["name"].startswith(SHRINK) else {}
+    if attributes := {
+        module: earlier.get(module, {}) | narrow.attributes.get(module, {}) for module in earlier | narrow.attributes
+    }:
+        record["attributes"] = attributes
+    record = _json_options(name, record)
+    model = as_classifier(
+        narrow.network, classes=classes, input_shape=shape, preprocess=front, name=name, options=record, probe=False
+    )
+    if isinstance(teacher, nn.Module) and options["init"] != "random":
+        inherit(model, source, narrow.head)
+    return model
+
+
+def _example_images(data: Any, shape: Shape, trained_on: bool) -> Tensor:
+    """Two blank images, or EXAMPLES of those that are `trained_on`, at equal distances."""
+    if not trained_on:
+        return torch.zeros((2, *shape), dtype=torch.uint8)
+    if data is None:
+        raise UsageError("init='taylor' ranks channels by gradients on training images: pass data")
+    split = _training_split(data, "gradients on images")
+    rows = torch.linspace(0, len(split) - 1, min(len(split), EXAMPLES)).long()
+    images: Tensor = split.images_at(rows, "clean")
+    return images
+
+
+def _untrained(teacher: Architecture, classes: int, shape: Shape) -> tuple[Origin, BuiltNetwork]:
+    """What a teacher is built from, and its network with random weights. Raises what its record lacks."""
+    first = first_origin(teacher)
     for field, expected in (("classes", classes), ("input_shape", list(shape))):
         if teacher.get(field) not in (None, expected):
             raise MismatchError(f"the teacher has {field} {teacher.get(field)}, the student {field} {expected}")
-    if first.startswith("module:"):
-        raise UsageError(f"the teacher {first!r} cannot be built from its name: pass the module itself as teacher=")
+    if first["name"].startswith("module:"):
+        raise UsageError(
+            f"the teacher {first['name']!r} cannot be built from its name: pass the module itself as teacher="
+        )
     of = Origin(name=teacher["name"], options=teacher["options"])
-    # On the meta device no weights are drawn that nobody uses.
-    device: AbstractContextManager[object] = torch.device("meta") if first in MODELS else nullcontext()
-    with kept_draws(), device:
-        return _untrained(of, classes, shape), {"of": of}
-
-
-def _untrained(of: Origin, classes: int, shape: Shape) -> nn.Module:
-    name, options = of["name"], of["options"]
-    if name.startswith(SHRINK):
-        return narrow_network(_untrained(options["of"], classes, shape), ratio_of(name), shape)
-    if name.partition(":")[0] in ZOO:
-        options = {**options, "pretrained": False}
-    return _build_network(name, classes, shape, options).network
+    pretrained = {"pretrained": False} if first["name"].partition(":")[0] in ZOO else {}
+    with kept_draws():
+        built = _build_network(first["name"], classes, shape, {**first["options"], **pretrained})
+        names, record = [], of
+        while record["name"].startswith(SHRINK):
+            names.append(record["name"])
+            record = record["options"]["of"]
+        for name in reversed(names):
+            images = torch.zeros((2, shape[0], *(built.fixed_size or shape[1:])))
+            built = replace(built, network=narrow_network(built.network, ratio_of(name), images).network)
+    return of, built
 
 
 def _front(preprocess: str | nn.Module | None, data: Any, shape: Shape | None, built: BuiltNetwork) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -58,6 +59,8 @@ class Classifier(nn.Module):
         self.preprocess = preprocess
         self.network = network
         self.architecture = architecture
+        self.inherited_head: str | None = None
+        """Of a network with its teacher's weights the layer that gives the logits, "" if it is not one; else None."""
 
     @property
     def classes(self) -> int | None:
@@ -162,15 +165,44 @@ class Rescaled(nn.Module):
 
 
 def rescale(model: Classifier, output_scale: float) -> Classifier:
-    """The model itself, its network's outputs multiplied by this constant from now on, instead of by an earlier one."""
+    """The model itself, its network's outputs multiplied by this constant from now on, instead of by an earlier one.
+
+    An inherited head, whose outputs are logits already, is divided by it first. Raises UsageError where it has none.
+    """
     if isinstance(model.network, Rescaled):
         model.network.output_scale.fill_(output_scale)
     else:
+        if model.inherited_head is not None:
+            _change_head(model, partial(torch.mul, other=1 / float(output_scale)))
         training = model.network.training
         parameter = next(model.network.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         model.network = Rescaled(model.network, output_scale).to(device).train(training)
     return model
+
+
+def _change_head(model: Classifier, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the tensors of the inherited head, whose first dimension is the classes."""
+    if not model.inherited_head:
+        raise UsageError(
+            f"no single layer of {model.name!r} gives its logits, which cannot be scaled: use init='random'"
+        )
+    for parameter in model.network.get_submodule(model.inherited_head).parameters():
+        parameter.data = change(parameter.data)
+
+
+def inherit(model: Classifier, teacher: Classifier, head: str) -> None:
+    """Put what changes the teacher's outputs into the layer `head` of a model that has the teacher's weights."""
+    model.inherited_head, network = head, teacher.network
+    changes: list[Callable[[Tensor], Tensor]] = []  # the innermost first
+    while isinstance(network, (Reordered, Rescaled)):
+        if isinstance(network, Reordered):
+            changes.insert(0, partial(torch.index_select, dim=0, index=network.class_order.cpu()))
+        else:
+            changes.insert(0, partial(torch.mul, other=network.output_scale.cpu()))
+        network = network.network
+    for change in changes:
+        _change_head(model, change)
 
 
 def bare_network(model: Classifier) -> nn.Module:
@@ -233,12 +265,13 @@ def as_classifier(
     )
     model = Classifier(preprocess, module, architecture)
     if shape is not None and probe:
-        architecture["classes"] = _count_classes(model, shape)
+        architecture["classes"] = count_classes(model)
     return model
 
 
-def _count_classes(model: Classifier, shape: Sequence[int]) -> int:
+def count_classes(model: Classifier) -> int:
     """The number of logits for two blank images, without a trace in the model's mode or the random state."""
+    shape = model.input_shape or ()
     try:
         with inference(model) as device, kept_draws(device):
             blank = torch.zeros((2, *shape), dtype=torch.uint8, device=device)

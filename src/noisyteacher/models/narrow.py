@@ -1,58 +1,47 @@
-"""`shrink:RATIO`: a narrower, untrained copy of a network, with the same layers, names and connections.
+"""`shrink:RATIO`: a narrower copy of a network, with the same layers and names and its most important channels.
 
-The network is traced, and every convolution and linear layer opens a group of channels. Batch norms, sums and depthwise
-convolutions tie their inputs to one group. The groups of the image and of the logits keep their channels, the others
-are scaled. A layer or function that is not understood is refused.
+torch-pruning's dependency graph (Fang et al. 2023, arXiv 2301.12900) says which channels go together. The channels of
+the image and the classes are kept. A file of a narrowed network is read without torch-pruning: its tensors have the
+widths.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from noisyteacher.device import inference
 from noisyteacher.errors import UsageError
-from noisyteacher.models.classifier import Options
+from noisyteacher.models.classifier import Options, logits_of
 from noisyteacher.models.networks import he_normal
-from noisyteacher.models.preprocess import Shape
 
 SHRINK = "shrink:"
 STEP = 8
 """Large multiples of it stay multiples of it: CPUs compute on so many channels at once."""
 DEEPEST = 8
 """How often a network may be narrowed, one copy from the other."""
-
-Layer = nn.Conv2d | nn.Linear | _BatchNorm
-LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
-"""The layers with channels; subclasses are treated as their base class."""
-SAME_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU,
-    nn.GELU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus,
-)  # fmt: skip
-"""Modules whose output has the channels of their input."""
-SAME_FUNCTIONS: set[Any] = {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.gelu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.dropout,
-    F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.sigmoid,
-    F.tanh, torch.relu, torch.sigmoid, torch.tanh,
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "contiguous", "clone",
-}  # fmt: skip
-"""Functions and, as text, methods of tensors whose output has the channels of their input."""
-SUMS: set[Any] = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, torch.add,
-    torch.sub, torch.mul, "add", "add_", "sub", "sub_", "mul", "mul_",
-}  # fmt: skip
-"""Sums and products: both sides have the same channels, or one has a single one."""
+LEAST = 0.25
+"""Of `ratio`: the share of its channels that a layer keeps at least where all are ranked together."""
+CHUNK = 32
+"""Images whose gradients are computed at once."""
+Init = Literal["magnitude", "taylor", "random"]
+"""The weights of the channels with the largest L1 norm, of those whose removal changes the loss most, or new ones."""
+Pruning = Literal["uniform", "global"]
+"""Every layer keeps the same share of its channels, or all channels are ranked together."""
+CHOICES: dict[str, tuple[str, ...]] = {"init": get_args(Init), "pruning": get_args(Pruning)}
+"""The options of `shrink:RATIO` and their values."""
+ATTRIBUTES = frozenset((
+    "num_features", "num_channels", "normalized_shape", "num_parameters", "embedding_dim", "num_heads", "head_dim",
+    "attn_dim", "embed_dim", "kdim", "vdim",
+))  # fmt: skip
+"""Sizes that modules keep as whole numbers, and that a file may state where their tensors do not tell them."""
 
 
 class Origin(TypedDict):
@@ -60,6 +49,16 @@ class Origin(TypedDict):
 
     name: str
     options: Options
+
+
+class Narrowed(NamedTuple):
+    """A narrower copy of a network."""
+
+    network: nn.Module
+    attributes: dict[str, dict[str, Any]]
+    """By a module's name those of ATTRIBUTES that `reshape_network` needs besides the shapes of the tensors."""
+    head: str
+    """The name of the layer that gives the logits; "" where it is not one."""
 
 
 def ratio_of(name: str) -> float:
@@ -76,15 +75,18 @@ def ratio_of(name: str) -> float:
 def first_origin(architecture: Any) -> Origin:
     """Name and options of the network that is built first: the architecture's own, or what `shrink:RATIO` began with.
 
-    Raises UsageError when the record of a narrowed network does not state it.
+    Raises UsageError when the record of a narrowed network does not state it, or names more than DEEPEST copies.
     """
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST + 1):
         match architecture:
             case {"name": str(name), "options": dict(options)} if name.startswith(SHRINK):
+                ratio_of(name)
                 architecture = options.get("of")
             case {"name": str(name), "options": dict(options)}:
                 return Origin(name=name, options=options)
-    raise UsageError("the record of a narrowed network does not say what it was narrowed from")
+    raise UsageError(
+        f"the record of a narrowed network does not say what it was narrowed from, in {DEEPEST} steps at most"
+    )
 
 
 def origin_of(architecture: Mapping[str, object]) -> str:
@@ -102,223 +104,216 @@ def narrowed(width: int, ratio: float, multiple: int = 1) -> int:
     return min(width, max(step, step * math.floor(width * ratio / step + 0.5)))
 
 
-def narrow_network(network: nn.Module, ratio: float, input_shape: Shape) -> nn.Module:
+def narrow_network(
+    network: nn.Module, ratio: float, images: Tensor, init: Init = "magnitude", pruning: Pruning = "uniform"
+) -> Narrowed:
     """A copy of the network with every hidden number of channels times the ratio (0 < ratio <= 1), at least 1.
 
-    Image channels and classes are kept. Multiples of 8 stay such where the result is 16 or more; grouped convolutions
-    keep their groups, depthwise ones stay depthwise. Weights are He-normal, batch norms new, all on torch's default
-    device. Raises UsageError naming the first layer that is not understood, or when there is no hidden layer.
+    `images` are preprocessed, `[B, C, H, W]`; `taylor` ranks channels by their gradients on all of them, under the
+    cross-entropy with the class that the network itself prefers (Molchanov et al. 2019, arXiv 1906.10771). Multiples of
+    8 stay such where 16 or more are left; groups of convolutions and widths of attention heads stay whole. The copy is
+    on the CPU and in training mode. Raises UsageError naming the layer at which the copy fails, when there is no hidden
+    layer, and without torch-pruning.
     """
-    copied = copy.deepcopy(network).train()
-    layers = _ChannelTracing(copied, input_shape[0]).layers
-    if all(outputs.group.root().fixed for _, _, outputs in layers):
-        raise UsageError(f"{type(network).__name__} cannot be narrowed: it has no hidden layer")
-    for layer, inputs, outputs in layers:
-        ins, outs = inputs.channels(ratio), outputs.channels(ratio)
-        weight: tuple[int, ...] = (outs,)
-        if isinstance(layer, nn.Conv2d):
-            layer.groups = ins if layer.groups == layer.in_channels > 1 else layer.groups
-            layer.in_channels, layer.out_channels = ins, outs
-            weight = (outs, ins // layer.groups, *layer.kernel_size)
-        elif isinstance(layer, nn.Linear):
-            layer.in_features, layer.out_features = ins, outs
-            weight = (outs, ins)
-        else:
-            layer.num_features = outs
-        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-            new = torch.zeros(weight if name == "weight" else outs) if tensor.dim() else torch.tensor(0)
-            setattr(layer, name, nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new)
-        if isinstance(layer, _BatchNorm):
-            layer.reset_parameters()
-    he_normal(copied)
+    problem = f"{type(network).__name__} cannot be narrowed"
     try:
-        with inference(copied) as device:
-            copied(torch.zeros((2, *input_shape), device=device))
-    except Exception as error:  # a user's forward may state a size as a number, and raise anything
-        raise UsageError(f"{type(network).__name__} cannot be narrowed: its narrower copy fails: {error}") from error
-    return copied
-
-
-@dataclass
-class Group:
-    """Channels that are narrowed together."""
-
-    width: int
-    fixed: bool = False
-    """Tied to the image or to the logits."""
-    multiple: int = 1
-    """What the narrowed width must stay a multiple of (grouped convolutions)."""
-    tied_to: Group | None = None
-
-    def root(self) -> Group:
-        """The group that stands for all that are tied to this one; its `multiple` and `fixed` are those of all."""
-        return self if self.tied_to is None else self.tied_to.root()
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A tensor between two layers: it has the channels of a group, each of them `times` over."""
-
-    group: Group
-    times: int = 1
-    """Pixels per channel behind a flattening, kernels per channel behind a depthwise convolution."""
-    flat: bool = False
-
-    def channels(self, ratio: float) -> int:
-        """The number of channels, or of features, once the group is narrowed."""
-        root = self.group.root()
-        return (root.width if root.fixed else narrowed(root.width, ratio, root.multiple)) * self.times
-
-
-class _ChannelTracing:
-    """Follows the channels through a network, from its image to its logits."""
-
-    def __init__(self, network: nn.Module, channels: int) -> None:
-        self.network = network
-        self.layers: list[tuple[Layer, Flow, Flow]] = []
-        """Every layer once, with its input and its output."""
-        self._flows: dict[fx.Node, Flow | None] = {}
-        self._seen: dict[str, tuple[Flow, Flow]] = {}
-        for name, module in network.named_modules():
-            tensors = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
-            if tensors and not isinstance(module, LAYERS):
-                raise _not_understood(network, name, f"a {type(module).__name__} with a tensor {tensors[0]!r}")
-        self._image = Flow(Group(channels, fixed=True))
-        for node in _trace(network).nodes:
-            if node.op != "output":
-                self._flows[node] = self._flow(node)
-                continue
-            for flow in map(self._flows.__getitem__, node.all_input_nodes):
-                if flow is not None:
-                    flow.group.root().fixed = True
-
-    def _flow(self, node: fx.Node) -> Flow | None:
-        """The output of a node; None for a size and any other number."""
-        if node.op == "placeholder":
-            return self._image if not self._flows else None
-        if node.op == "get_attr":
-            raise self._refuse(node, f"the tensor {node.target!r}")
-        inputs = [flow for flow in map(self._flows.__getitem__, node.all_input_nodes) if flow is not None]
-        if not inputs:
-            return None
-        if node.op != "call_module":
-            return self._function(node, inputs)
-        module = self.network.get_submodule(str(node.target))
-        if isinstance(module, LAYERS):
-            return self._layer(node, module, inputs[0])
-        if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
-            return replace(inputs[0], flat=True)
-        if isinstance(module, SAME_MODULES):
-            return inputs[0]
-        raise self._refuse(node, f"a {type(module).__name__}")
-
-    def _function(self, node: fx.Node, inputs: list[Flow]) -> Flow | None:
-        function, arguments, named = node.target, node.args[1:], node.kwargs
-        if function in SAME_FUNCTIONS:
-            return inputs[0]
-        if function in SUMS:
-            return inputs[0] if len(inputs) == 1 else self._tie(node, inputs[0], inputs[1])
-        if function in ("size", "dim") or (function is getattr and arguments[0] in ("shape", "ndim")):
-            return None
-        if function in (torch.mean, "mean") and not inputs[0].flat:
-            over = named.get("dim", arguments[0] if arguments else None)
-            if isinstance(over, (list, tuple)) and sorted(dim % 4 for dim in over) == [2, 3]:
-                keeps = named.get("keepdim", arguments[1] if len(arguments) > 1 else False)
-                return replace(inputs[0], flat=not keeps)
-        if function in (torch.flatten, "flatten") and (*arguments, *named.values()) == (1,):
-            return replace(inputs[0], flat=True)
-        if function in (torch.reshape, "view", "reshape") and not named:  # to (B, -1)
-            sizes: Any = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], (list, tuple)) else arguments
-            if len(sizes) == 2 and sizes[1] == -1:
-                return replace(inputs[0], flat=True)
-        name = function if isinstance(function, str) else getattr(function, "__name__", str(function))
-        raise self._refuse(node, f"{name}() with these arguments")
-
-    def _layer(self, node: fx.Node, layer: Layer, inputs: Flow) -> Flow:
-        name, width = str(node.target), inputs.group.width
-        if isinstance(layer, nn.Conv2d):
-            expected, fits = layer.in_channels, not inputs.flat
-        else:
-            expected = layer.in_features if isinstance(layer, nn.Linear) else layer.num_features
-            fits = inputs.flat or not isinstance(layer, nn.Linear)
-            if inputs.flat and expected % width == 0:
-                inputs = replace(inputs, times=expected // width)
-        if not fits or expected != width * inputs.times:
-            raise self._refuse(node, f"a {type(layer).__name__} of {expected} channels behind {width} of them")
-        if name in self._seen:  # the same weights again: the same channels
-            first_inputs, outputs = self._seen[name]
-            self._tie(node, first_inputs, inputs)
-            return outputs
-        if isinstance(layer, _BatchNorm):
-            outputs = inputs
-        elif isinstance(layer, nn.Linear):
-            outputs = Flow(Group(layer.out_features), flat=True)
-        elif layer.groups == layer.in_channels > 1:
-            outputs = replace(inputs, times=inputs.times * (layer.out_channels // layer.in_channels))
-        else:
-            outputs = Flow(Group(layer.out_channels))
-            if layer.groups > 1:
-                if inputs.times != 1:
-                    raise self._refuse(node, f"a convolution of {layer.groups} groups behind a depthwise one")
-                for group in (inputs.group.root(), outputs.group):
-                    group.multiple = math.lcm(group.multiple, layer.groups)
-        self._seen[name] = inputs, outputs
-        self.layers.append((layer, inputs, outputs))
-        return outputs
-
-    def _tie(self, node: fx.Node, first: Flow, second: Flow) -> Flow:
-        """Give both the same channels, unless one side is a map of one channel against all of the other's."""
-        widths = [flow.group.width * flow.times for flow in (first, second)]
-        if 1 in widths and widths[0] != widths[1]:
-            return first if widths[1] == 1 else second
-        if widths[0] != widths[1] or first.times != second.times:
-            raise self._refuse(node, f"a sum or product of {widths[0]} and {widths[1]} channels")
-        roots = first.group.root(), second.group.root()
-        if roots[0] is not roots[1]:
-            roots[1].tied_to = roots[0]
-            roots[0].multiple = math.lcm(roots[0].multiple, roots[1].multiple)
-            roots[0].fixed |= roots[1].fixed
-        return first
-
-    def _refuse(self, node: fx.Node, what: str) -> UsageError:
-        stack = node.meta.get("nn_module_stack")
-        return _not_understood(self.network, next(reversed(stack)) if stack else str(node.name), what)
-
-
-class _Tracer(fx.Tracer):
-    """Looks into every module but torch's own and LAYERS; `last` is the module it looked at last."""
-
-    last = ""
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """False for "are these sizes other than I expect?": the network takes the images it is traced for."""
-        if obj.node.target is operator.ne and all(map(_is_size, obj.node.all_input_nodes)):
-            return False
-        return bool(super().to_bool(obj))
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        self.last = module_qualified_name
-        return isinstance(m, LAYERS) or bool(super().is_leaf_module(m, module_qualified_name))
-
-
-def _trace(network: nn.Module) -> fx.Graph:
-    """The graph of the network's forward; arguments beside the images (labels, switches) have their defaults."""
-    tracer = _Tracer()
-    _, *arguments = inspect.signature(network.forward).parameters.values()
-    defaults = {arg.name: arg.default for arg in arguments if arg.default is not inspect.Parameter.empty}
+        import torch_pruning
+    except ImportError as error:
+        raise UsageError(f"{problem}: that needs torch-pruning: pip install 'noisyteacher[prune]'") from error
+    copied, images = copy.deepcopy(network).cpu().eval(), images.cpu()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point()).grad = None
+    entered = [""]
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        for name, module in copied.named_modules()
+    ]
     try:
-        return tracer.trace(network, defaults)
-    except Exception as error:  # a user's forward may do anything with a symbol instead of a tensor
-        raise _not_understood(network, tracer.last, f"a forward that depends on values ({error})") from error
+        with torch.enable_grad():
+            classes = logits_of(copied(images[:2])).shape[1]
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                copied, images[:1], forward_fn=lambda model, ready: logits_of(model(ready)) * 1, verbose=False
+            )  # times 1: only behind a module there is a node for the output
+            for chunk in torch.split(images, CHUNK) if init == "taylor" else ():
+                logits = logits_of(copied(chunk))
+                F.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()  # type: ignore[no-untyped-call]
+        entered.append("")
+        kind = torch_pruning.importance
+        importance = kind.TaylorImportance() if init == "taylor" else kind.MagnitudeImportance(p=1)
+        head = _prune(graph, ratio, importance, pruning == "global")
+        with torch.no_grad():
+            logits_of(copied(images[:2]))
+        if head and len(copied.get_parameter(f"{head}.weight")) != classes:
+            head = ""
+    except Exception as error:  # the forward is a user's, and the graph raises whatever goes wrong in it
+        at = f"at {entered[-1]}, " if entered[-1] else ""
+        reason = f"{at}{type(error).__name__}: {error}"
+        raise UsageError(f"{problem}: {reason}; name another student, such as compact-s") from error
+    for hook in hooks:
+        hook.remove()
+    shapes = [[parameter.shape for parameter in module.parameters()] for module in (network, copied)]
+    if shapes[0] == shapes[1] and ratio < 1:
+        raise UsageError(f"{problem}: it has no hidden layer, or none whose channels can be taken away")
+    if init == "random":
+        _draw_anew(copied, problem)
+    copied.zero_grad()
+    reshaped = copy.deepcopy(network).to("meta")
+    reshape_network(reshaped, copied.state_dict(), {})
+    attributes = {
+        name: dict(changed)
+        for (name, ours), theirs in zip(copied.named_modules(), reshaped.modules(), strict=True)
+        if (changed := [size for size in sorted(_sizes(ours).items()) if size not in _sizes(theirs).items()])
+    }
+    return Narrowed(copied.train(), attributes, head)
 
 
-def _is_size(node: fx.Node) -> bool:
-    """Whether it is a size of a tensor: x.size(1), x.shape[1]."""
-    if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and _is_size(node.args[0])
-    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
+def _prune(graph: Any, ratio: float, importance: Any, ranked_together: bool) -> str:
+    """Take the least important channels away; the name of the layer that gives the logits, "" if it is not one."""
+    names = {module: name for name, module in graph.model.named_modules()}
+    attention = {
+        module.qkv: module
+        for module in names
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(getattr(module, "num_heads", None), int)
+    }
+    head, ranked = "", []
+    for group in graph.get_all_groups(root_module_types=[_ConvNd, nn.Linear]):
+        layers = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+        if any(dep.target.type == graph.ops.OPTYPE.OUTPUT for dep, _ in group):
+            weighted = [layer for layer in layers if layer in names and any(True for _ in layer.parameters())]
+            head = names[weighted[0]] if len(weighted) == 1 and not getattr(weighted[0], "transposed", False) else ""
+            continue
+        heads = next((attention[layer] for layer in layers if layer in attention), None)
+        if heads is None:
+            blocks = math.lcm(*(_blocks(dep.target.module) for dep, _ in group))
+        else:  # from the layer behind it, whose inputs are the heads one by one
+            blocks = heads.num_heads
+            dep, indices = [(dep, indices) for dep, indices in group if _reads(graph, dep)][-1]
+            group = graph.get_pruning_group(dep.target.module, dep.handler, indices)
+        scores = importance(group)
+        if scores is None or len(scores) % blocks:  # a single channel that meets many
+            continue
+        scores = scores.nan_to_num()  # of a layer without gradients
+        units = torch.arange(len(scores)).view(blocks, -1)  # a head is a row
+        if heads is not None:
+            parts = [units]
+        elif blocks > 1:
+            parts = [units.T]
+        else:  # behind a concatenation every layer keeps its share
+            parts = [units.T[part] for part in _parts(graph, group, len(scores))]
+        ranked.append((group, heads, [(part, scores[part].mean(1)) for part in parts]))
+    least = torch.cat([score for *_, scored in ranked for _, score in scored]).quantile(1 - ratio) if ranked else 0
+    for group, heads, scored in ranked:
+        removed: list[int] = []
+        for units, score in scored:
+            share = max(LEAST * ratio, float((score > least).float().mean())) if ranked_together else ratio
+            multiple = 1 if heads is not None else units.shape[1]
+            kept = narrowed(len(units) * multiple, share, multiple) // multiple
+            removed += units[score.argsort(stable=True)[: len(units) - kept]].flatten().tolist()
+        smaller = graph.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, sorted(removed))
+        if removed and graph.check_pruning_group(smaller):
+            smaller.prune()
+            if heads is not None:
+                heads.num_heads = kept
+                if hasattr(heads, "attn_dim"):
+                    heads.attn_dim = kept * units.shape[1]
+    return head
 
 
-def _not_understood(network: nn.Module, name: str, what: str) -> UsageError:
-    where = f"{type(network).__name__} cannot be narrowed: at {name or 'its own forward'}"
-    return UsageError(f"{where}, {what} is not understood; name another student, such as compact-s")
+def _reads(graph: Any, dep: Any) -> bool:
+    """Whether the dependency is a linear layer's on its inputs."""
+    return isinstance(dep.target.module, nn.Linear) and graph.is_in_channel_pruning_fn(dep.handler)
+
+
+def _parts(graph: Any, group: Any, width: int) -> list[list[int]]:
+    """The numbers of a group's channels, `width` in all, by the layers that give them."""
+    layers: list[set[int]] = [
+        set(item.root_idxs)
+        for item in group
+        if isinstance(item.dep.target.module, (_ConvNd, nn.Linear))
+        and graph.is_out_channel_pruning_fn(item.dep.handler)
+    ]
+    parts: dict[tuple[bool, ...], list[int]] = {}
+    for channel in range(width):
+        parts.setdefault(tuple(channel in layer for layer in layers), []).append(channel)
+    return list(parts.values())
+
+
+def _blocks(module: object) -> int:
+    """The number of equal parts of a layer's channels that must stay equal."""
+    if isinstance(module, _ConvNd):
+        return 1 if module.groups == module.out_channels else module.groups
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    return module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
+
+
+def _draw_anew(network: nn.Module, problem: str) -> None:
+    """Draw all weights from torch's generator, He-normal where that is defined, and start batch norms anew."""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue  # drawn at the end
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        elif (tensor := next((key for key, _ in module.named_parameters(recurse=False)), None)) is not None:
+            raise UsageError(
+                f"{problem} with random weights: at {name}, nothing says how the tensor {tensor!r} of a "
+                f"{type(module).__name__} is drawn: leave init out"
+            )
+    he_normal(network)
+
+
+def reshape_network(network: nn.Module, tensors: Mapping[str, Tensor], attributes: Any) -> None:
+    """Give the network's tensors the shapes of these (its state dict once it is narrowed), and its modules their sizes.
+
+    Tensors are not filled. Raises UsageError unless all sizes are whole numbers from 1 to those of the network.
+    """
+    modules = dict(network.named_modules())
+    for path, module in modules.items():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            shape = tensors.get(f"{path}.{name}" if path else name, tensor).shape
+            if not _is_narrower(list(shape), list(tensor.shape)):
+                stated = f"{path}.{name} {tuple(shape)} instead of {tuple(tensor.shape)}"
+                raise UsageError(f"a tensor of the narrowed network is wider than in its original: {stated}")
+            if shape != tensor.shape:
+                empty = tensor.new_empty(shape)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty)
+        _adopt_sizes(module)
+    for path, sizes in attributes.items() if isinstance(attributes, dict) else [("", attributes)]:
+        present = _sizes(modules.get(path))
+        for name, value in sizes.items() if isinstance(sizes, dict) else [("", None)]:
+            if name not in present or not _is_narrower(value, present[name]):
+                raise UsageError(
+                    f"the narrowed network states {path}.{name} = {value!r:.40}, expected a size of at most "
+                    f"{present.get(name)}"
+                )
+            setattr(modules[path], name, tuple(value) if isinstance(value, list) else value)
+
+
+def _sizes(module: nn.Module | None) -> dict[str, Any]:
+    """The ATTRIBUTES that a module has: whole numbers or lists of them."""
+    stated = {} if module is None else {name: vars(module)[name] for name in ATTRIBUTES & vars(module).keys()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()}
+
+
+def _is_narrower(value: Any, most: Any) -> bool:
+    """Whether it is a whole number of 1 or more and at most `most`; of lists, whether each is."""
+    if isinstance(value, list) and isinstance(most, list):
+        return len(value) == len(most) and all(map(_is_narrower, value, most))
+    return type(value) is int and type(most) is int and (1 <= value <= most or value == most)
+
+
+def _adopt_sizes(module: nn.Module) -> None:
+    """Set a layer's numbers of channels to those of its tensors; a depthwise convolution stays depthwise."""
+    if isinstance(module, _ConvNd):
+        if module.groups == module.in_channels > 1 and not module.transposed:
+            module.groups = module.weight.shape[0] // (module.out_channels // module.in_channels)
+        channels = list(module.weight.shape[:2])
+        channels[1] *= module.groups
+        module.out_channels, module.in_channels = reversed(channels) if module.transposed else channels
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _BatchNorm) and module.weight is not None:
+        module.num_features = len(module.weight)
+    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)

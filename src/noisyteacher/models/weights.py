@@ -27,9 +27,17 @@ from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherErro
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
 from noisyteacher.io.tensors import read_tensors, sealed_tensors, tensor_bytes, write_tensors
 from noisyteacher.models.build import MODELS, PREFIX, build_model
-from noisyteacher.models.classifier import Classifier, Options, as_classifier, head_parameters, reordered, rescale
+from noisyteacher.models.classifier import (
+    Classifier,
+    Options,
+    as_classifier,
+    count_classes,
+    head_parameters,
+    reordered,
+    rescale,
+)
 from noisyteacher.models.external import ZOO
-from noisyteacher.models.narrow import SHRINK, first_origin
+from noisyteacher.models.narrow import SHRINK, first_origin, reshape_network
 from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.rng import seeded
@@ -167,8 +175,9 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
     if origin["name"].startswith("module:") or not is_preprocess(architecture["preprocess"]) or len(shape) != 3:
         described = f"{name!r} of {origin['name']!r} with preprocessing {architecture['preprocess']!r}"
         raise UsageError(f"{path}: {described} cannot be rebuilt from its name: use load_weights(model, path)")
-    library, _, rest = name.partition(":")
-    imports = _check_origin(path, origin["name"], origin["options"], name.startswith(SHRINK), allow_import)
+    narrower = name.startswith(SHRINK)
+    imports = _check_origin(path, origin["name"], origin["options"], narrower, allow_import)
+    library, _, rest = origin["name"].partition(":")
 
     def build() -> Classifier:
         front = blank_preprocess(architecture["preprocess"], shape)
@@ -179,12 +188,20 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
             return Classifier(front, OnnxNetwork(file), architecture)
         if library in ZOO:
             with seeded(0, "init", rest):
-                return Classifier(front, ZOO[library](rest, classes, shape, options).network, architecture)
-        arguments = {"teacher": options["of"]} if name.startswith(SHRINK) else options
-        return build_model(name, classes=classes, input_shape=shape, preprocess=front, **arguments)
+                model = Classifier(front, ZOO[library](rest, classes, shape, origin["options"]).network, architecture)
+        else:
+            model = build_model(
+                origin["name"], classes=classes, input_shape=shape, preprocess=front, **origin["options"]
+            )
+        if narrower:  # its tensors have the shapes that the narrowed network has
+            prefix = "network."
+            shapes = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            reshape_network(model.network, shapes, options.get("attributes", {}))
+            model = Classifier(front, model.network, architecture)
+        return model
 
     if imports:
-        return _fill(build(), tensors, path)
+        return _checked(_fill(build(), tensors, path), narrower, path)
     try:
         # On the meta device nothing is allocated before names and shapes are known to fit the file.
         with torch.device("cpu" if library == ONNX else "meta"):
@@ -196,7 +213,17 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
         raise FileFormatError(f"{path}: {error}") from error
     except (NoisyTeacherError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
-    return _fill(model, tensors, path, assign=library not in (*ZOO, ONNX))
+    return _checked(_fill(model, tensors, path, assign=library not in (*ZOO, ONNX)), narrower, path)
+
+
+def _checked(model: Classifier, narrower: bool, path: Path) -> Classifier:
+    """The model; a narrowed one runs once, since its file alone says how wide it is."""
+    try:
+        if narrower:
+            model.check_logits(torch.empty(2, count_classes(model)), 2)
+    except Exception as error:  # layers that do not fit each other raise anything
+        raise FileFormatError(f"{path}: its tensors do not fit each other: {error}") from error
+    return model
 
 
 def _check_origin(path: Path, name: str, options: Options, narrowed: bool, allow_import: bool) -> bool:

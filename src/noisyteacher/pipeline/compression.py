@@ -407,7 +407,8 @@ class Compression:
     def hand_over(self) -> None:
         """Choose the best student on validation and write it as files."""
         self.best, self.best_record = choose_best(self.experiment, self.teacher, self.trained)
-        overlap = pretrained.seen_before(self.teacher.result.get("trained_on"), self.experiment.data)
+        who = "the teacher, and through its weights the student," if self.experiment.inherits else "the teacher"
+        overlap = pretrained.seen_before(self.teacher.result.get("trained_on"), self.experiment.data, who)
         self.warnings += [overlap] if overlap else []
         self.stages.number = self.stages.total - 1
         caveats, title = [overlap] if overlap else [], self.stages.next("export")

@@ -41,7 +41,7 @@ MANY_CLASSES = 100
 """Up to so many classes a result keeps the whole confusion matrix."""
 Logits = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's logits come from: `train`, `val`, `test` are stores; `live` is the teacher itself, where images are
-augmented. Of a second teacher `train-2` or `live-2`, and so on."""
+augmented. Of a second teacher `train-2` or `live-2`, and so on. `teacher` is the first itself, to be narrowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,12 @@ class Experiment:
         """Whether the teacher is trained already."""
         name = self.teacher
         return not isinstance(name, str) or pretrained.is_pretrained(name, self.config.teacher, self.data)
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the student starts with weights of its teacher."""
+        name, options = self.student, self.config.student.options
+        return isinstance(name, str) and name.startswith(models.SHRINK) and options.get("init") != "random"
 
     @property
     def live(self) -> bool:
@@ -362,7 +368,8 @@ def module_record(model: nn.Module) -> Json:
 def _network_record(model: str, network: Recipe, options: Json, data: Splits, seed: int) -> Json:
     """The settings of a child run that trains this network."""
     preprocessing = {name: value for name in ("preprocess", "mean", "std") if (value := getattr(network, name))}
-    record = {"data": data_record(data), "model": model, "options": dict(network.options)}
+    inherited = {"init": "magnitude"} if model.startswith(models.SHRINK) else {}
+    record = {"data": data_record(data), "model": model, "options": inherited | dict(network.options)}
     return {**record, "recipe": as_json(options, "recipe"), "seed": seed, **preprocessing}
 
 
@@ -418,7 +425,9 @@ def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> di
     """
     config, watch, folder = experiment.config, experiment.on_progress, experiment.run.path
     precision, views = config.teacher.logits_precision, expand_views(config.student.views)
-    logits: dict[str, LogitStore | nn.Module] = {"live": teacher} if experiment.live else {}
+    logits: dict[str, LogitStore | nn.Module] = dict.fromkeys(
+        ["teacher", *(["live"] if experiment.live else [])], teacher
+    )
     with experiment.run.lock(shared=True):
         make_folder(folder / LOGITS, folder)
         for role, split in experiment.data.parts.items():
@@ -466,12 +475,11 @@ def distillation_source(experiment: Experiment, logits: Logits) -> object:
 
 
 def first_student(experiment: Experiment, logits: Logits, seed: int = 0) -> models.Classifier:
-    """The student before training, with the weights of this seed."""
+    """The student before training, with the weights of this seed; narrowed from a store alone, with random ones."""
     source = logits[experiment.source]
-    if isinstance(experiment.teacher, nn.Module):
-        teacher: Any = experiment.teacher
-    else:
-        teacher = source.meta.get("teacher", {}) if isinstance(source, LogitStore) else source
+    teacher: Any = logits.get("teacher", source)
+    if isinstance(teacher, LogitStore):
+        teacher = teacher.meta.get("teacher", {})
     student = copy.deepcopy(experiment.student)
     return build_network(experiment.config.student, student, experiment.data, seed, teacher)
 

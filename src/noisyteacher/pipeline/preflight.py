@@ -252,7 +252,8 @@ def compare_teacher(experiment: Experiment, logits: Logits, student: TrainedMode
     student_wrong = predict(student.model, val, device=device, progress=False).argmax(1) != labels
     p = discordant_p(int((teacher_wrong & ~student_wrong).sum()), int((student_wrong & ~teacher_wrong).sum()))
     epochs = f" for {plural(int(student.result['training']['epochs']), 'epoch')}" if short else ""
-    words = f"a student trained on labels alone{epochs}"
+    inherited = " from the teacher's weights" if experiment.inherits else ""
+    words = f"a student trained on labels alone{epochs}{inherited}"
     return TeacherComparison(int(teacher_wrong.sum()), int(student_wrong.sum()), len(val), p, words)
 
 

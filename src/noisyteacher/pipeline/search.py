@@ -129,11 +129,10 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
     front = None if target.students else build_network(config.student, "compact-xs", data).preprocess
 
     def price(name: str) -> Candidate:
-        if front is None:
+        if front is None or name.startswith(SHRINK):  # which has its teacher's
             model = build_network(config.student, name, data, teacher=teacher)
         else:
-            narrowed = teacher if name.startswith(SHRINK) else None
-            model = build_model(name, data, preprocess=front, teacher=narrowed)
+            model = build_model(name, data, preprocess=front)
         costs = costs_of(model, data)
         return Candidate(name, **costs, over=tuple(key for key, most in search.allowed.items() if costs[key] > most))
 
@@ -191,6 +190,9 @@ def all_candidates(
         notes.append("timm is not installed (pip install 'noisyteacher[zoo]'): its mobile networks are no candidates")
     else:
         add(MOBILE)
+    if find_spec("torch_pruning") is None:
+        notes.append("torch-pruning is not installed (pip install 'noisyteacher[prune]'): no narrower teachers")
+        return candidates, notes
     for ratio in RATIOS:  # until as many are within the limits as may be tried
         add([f"{SHRINK}{ratio:g}"])
         if sum(candidate.family == "shrink" and not candidate.over for candidate in candidates) == tries:

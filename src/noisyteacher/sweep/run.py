@@ -35,7 +35,7 @@ from noisyteacher.runs import WEIGHTS, Run, new_run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
 from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec
-from noisyteacher.sweep.workers import Cell, MakeExecutor, cell_of, cluster, local, train_all
+from noisyteacher.sweep.workers import TEACHER, Cell, MakeExecutor, cell_of, cluster, local, train_all
 from noisyteacher.text import plural
 
 CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 2
@@ -253,7 +253,8 @@ def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher
                 role: str(Path(store.path).relative_to(run.path))
                 for role, store in logits.items()
                 if isinstance(store, LogitStore)
-            },
+            }
+            | {TEACHER: teacher.run.path.name},
             checks=checks,
         )
 

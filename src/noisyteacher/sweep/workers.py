@@ -28,11 +28,13 @@ from pathlib import Path
 from time import monotonic
 
 import torch
+from torch import nn
 
 from noisyteacher.config import Values, build_config, describe
 from noisyteacher.data import Splits
 from noisyteacher.errors import DataWarning, NoisyTeacherError, UsageError
 from noisyteacher.io.files import read_bytes
+from noisyteacher.models import SHRINK, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline import (
     Experiment,
@@ -45,12 +47,14 @@ from noisyteacher.pipeline import (
     train_runs,
 )
 from noisyteacher.process import WorkerTerminated, end, exit_terminated, worker_pool
-from noisyteacher.runs import METRICS, Run
+from noisyteacher.runs import METRICS, WEIGHTS, Run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.spec import LOSS_SETTINGS, ConditionSpec, fingerprint
 
 PATIENCE_S = 10.0
 """How long an interrupted sweep waits for its workers to save their checkpoints."""
+TEACHER = "teacher"
+"""Its role among the folders of a cell."""
 RETRIES = 3
 """How often a cell is submitted again after its worker has died."""
 MakeExecutor = Callable[[], Executor]
@@ -71,7 +75,7 @@ class Cell:
     seed: int
     config: Values
     stores: Mapping[str, str]
-    """Folder of the teacher's logits by role, relative to the sweep's."""
+    """Folder of the teacher's logits by role, relative to the sweep's; `teacher` is the run of the teacher itself."""
     threads: int | None
 
     @property
@@ -289,7 +293,12 @@ def _training(cell: Cell) -> TrainingSpec:
     config = build_config(cell.config)
     data = _data(json.dumps(cell.config["data"], sort_keys=True))
     config = resolve_auto(config, data)
-    logits = {role: _store(os.path.join(cell.folder, store)) for role, store in cell.stores.items()}
+    folders = {role: os.path.join(cell.folder, store) for role, store in cell.stores.items()}
+    logits: dict[str, LogitStore | nn.Module] = {
+        role: _store(folder) for role, folder in folders.items() if role != TEACHER
+    }
+    if config.student.name.startswith(SHRINK):
+        logits[TEACHER] = _teacher(folders[TEACHER])
     noise = Noise(**cell.config["noise"]) if cell.kind == "noisy" else None
     experiment = Experiment(
         config=config, data=data, teacher=config.teacher.name, student=config.student.name, run=Run(cell.folder)
@@ -303,6 +312,12 @@ def _data(settings: str) -> Splits:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # shown when the sweep was started
         return load_config_data(build_config({"data": json.loads(settings)}))
+
+
+@lru_cache(maxsize=2)
+def _teacher(folder: str) -> nn.Module:
+    """The trained teacher; what its file may import, the sweep has imported."""
+    return load_model(os.path.join(folder, WEIGHTS), allow_import=True)
 
 
 @lru_cache(maxsize=8)
