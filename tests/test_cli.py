@@ -39,7 +39,7 @@ COMMANDS = {
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
     "--teacher-epochs", "--teacher-weights", "--student-weights",
-    "--student-head", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
+    "--student-head", "--jobs", "-j", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
     "--max-drop", "--search", "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set",
     "--allow-import", "--resume", "--json", "--quiet", "-q",
 }  # fmt: skip

@@ -167,6 +167,11 @@ class Network(Settings):
     preset: Literal["standard", "paper", "modern", "patient"] = "standard"
     """Defaults of this part: standard; paper, as published; modern, adamw and many views; patient, a long training at
     a constant rate, where noise acts as a regulariser (docs/models.md)."""
+    weights: str = ""
+    """A file of trained weights, of torch.save or safetensors: what a student starts from. A teacher's are final where
+    the classes fit and head is empty."""
+    head: Literal["", "new", "keep"] = ""
+    """Last layer of a network that starts from weights: new (drawn at random), keep, or empty: keep where it fits."""
     preprocess: str = ""
     """One of scale, standardize, pixel-mean, local-contrast, with @HxW-bicubic resized; or model (empty: what fits)."""
     mean: list[Finite] = field(default_factory=list)
@@ -192,11 +197,6 @@ class Recipe(TrainSettings, Network):
     batch_norm: Literal["running", "reestimate"] = "reestimate"
     keep: Literal["best", "last"] = "best"
     """Weights of the epoch with the best validation error, or of the last."""
-    weights: str = ""
-    """A file of trained weights, of torch.save or safetensors: what a student starts from. A teacher's are final where
-    the classes fit and head is empty."""
-    head: Literal["", "new", "keep"] = ""
-    """Last layer of a network that starts from weights: new (drawn at random), keep, or empty: keep where it fits."""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from super().contradictions()
@@ -251,10 +251,10 @@ class Student(Recipe):
         yield from super().contradictions()
         if self.temperature is not None and self.loss != "soft_targets":
             yield "temperature", f"has no effect with loss {self.loss!r}: leave it out"
-        chosen = self.name == "auto" or self.name.startswith("shrink:")
-        for name in ("options", "weights"):
-            if chosen and getattr(self, name):
-                yield name, f"no effect on the student {self.name}: leave it out, or name the network it belongs to"
+        if self.name == "auto" and self.options:
+            yield "options", "have no effect where the student is chosen: leave them out, or name the student"
+        if self.weights and (self.name == "auto" or self.name.startswith("shrink:")):
+            yield "weights", f"no effect on the student {self.name}: leave them out, or name the network they belong to"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,8 +48,9 @@ class Result(RunResult):
 
     @property
     def verdict(self) -> str | None:
-        """What the noise changed against the clean student, in sentences without the last full stop; None where no
-        noise was named.
+        """What the noise changed against the clean student; None where no noise was named.
+
+        Sentences without the last full stop.
         """
         return ". ".join(v.sentence for v in self.verdicts if v.word != HANDED_OVER) or None
 
