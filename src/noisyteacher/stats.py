@@ -151,16 +151,12 @@ def evidence(difference: PairedDifference, unit: str, seeds: str = "paired seed"
 
 
 def allowed(difference: PairedDifference) -> str:
-    """The gain and harm in the interval and, where it holds 0, what would have been detected: a clause, or ""."""
+    """The largest gain in an interval that holds 0, and what would have been detected: a clause, or ""."""
     low, high, size = difference.low, difference.high, difference.detectable
-    if low is None or high is None:
+    if low is None or high is None or high < 0 or low > 0:
         return ""
-    if high < 0:
-        return f"; the data allow a gain of {-high:.2f} to {-low:.2f}"
-    if low > 0:
-        return f"; the data allow a harm of {low:.2f} to {high:.2f}"
-    power = "" if size is None else f"; {size:.2f} would have been detected with {100 * POWER:g} % power"
-    return f"; the data allow a gain of up to {-low:.2f} or a harm of up to {high:.2f}{power}"
+    power = "" if size is None else f", {size:.2f} would have been detected with {100 * POWER:g} % power"
+    return f"; a gain of up to {-low:.2f} is still possible{power}"
 
 
 def discordant_p(first: int, second: int) -> float:

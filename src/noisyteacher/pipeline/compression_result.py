@@ -90,7 +90,7 @@ class Result(RunResult):
     def choice_table(self) -> Table | None:
         """What validation chose the noise and the recipes from; None where nothing was to be chosen."""
         table = choice_table(self.choice)
-        return None if table is None else replace(table, notes=(f"Choice: {(self.choice or {})['summary']}.",))
+        return None if table is None else replace(table, notes=(f"Choice: {(self.choice or {})['summary'].partition('; ')[0]}.",))
 
     def _cells(self, row: Condition) -> tuple[str, ...]:
         teacher = self.teachers[0]
@@ -278,10 +278,8 @@ def _verdict(result: Result, noisy: Condition, several: bool) -> Verdict:
     regime = (result.regime or {}).get(noisy.name)
     recipe = "each with its chosen recipe" if noisy.family else "with one recipe for both"
     words = (f"{recipe}, " if several else "") + stats.verdict(difference, what, unit)
-    if result.choice is not None:
-        shared = set(result.choice["seeds"]) & set(noisy.seeds)
-        fresh = "it was chosen on validation in runs of other seeds"
-        words += f"; {'choice and judgement share their seeds' if shared else fresh}"
+    if result.choice is not None and set(result.choice["seeds"]) & set(noisy.seeds):
+        words += "; choice and judgement share their seeds"
     words += f". {sentence(regime_words(regime))[:-1]}" if regime else ""
     return Verdict(stats.outcome(difference), words, noisy.name)
 
