@@ -193,19 +193,19 @@ def test_compress_chooses_and_shows_why(tmp_path: Path) -> None:
 def test_processes_train_what_one_process_trains(tmp_path: Path) -> None:
     """And with `choice.controls` clean and noisy students have both recipes, the named and the chosen one."""
     choice = {"lrs": [0.01, 0.001], "weight_decays": [0.0], "controls": True}
-    run = {"threads": 1, "seeds": 2}
+    run = {"threads": 1, "seeds": 1}
     noise = {"sigma": 0.9, "alpha": 0.5}
     scores = []
     for jobs in (1, 2):
         here = {**run, "output_dir": str(tmp_path / str(jobs))}
-        student = {**SMALL["student"], "lr": 0.02, "weight_decay": 0.0, "preset": "paper"}
+        student = {**SMALL["student"], "epochs": 1, "lr": 0.02, "weight_decay": 0.0, "preset": "paper"}
         config = build_config({**SMALL, "noise": noise, "choice": choice, "run": here, "student": student})
         result = compress_config(config, jobs=jobs)
         assert [row.name for row in result.conditions] == ["labels", "clean", "noisy", "clean-chosen", "noisy-chosen"]
         scores.append([row.errors for row in result.conditions])
         assert result.choice is not None
         for name, kind in (("clean", ""), ("noisy", ""), ("clean-chosen", "clean"), ("noisy-chosen", "noisy")):
-            recipe = Run.open(result.path / f"{name}-seed1").config["recipe"]
+            recipe = Run.open(result.path / f"{name}-seed0").config["recipe"]
             assert recipe["lr"] == (result.choice[kind]["lr"] if kind else 0.02)
         references = {row.name: row.against_clean["test"].reference for row in result.conditions if row.against_clean}
         assert references == {"labels": "clean", "noisy": "clean", "noisy-chosen": "clean-chosen"}
