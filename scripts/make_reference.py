@@ -97,9 +97,9 @@ def config_page() -> str:
     """docs/config.md."""
     lines = ["# Settings", "", MADE, ""]
     lines += [
-        "Every setting of `compress`, `train`, `distil` and `sweep`. They stand in a TOML file (`noisyteacher config",
+        "Every setting of `compress`, `train`, `distil` and `sweep`. They are in a TOML file (`noisyteacher config",
         "init` writes one with all of them), or are given as `--set KEY=VALUE`, or as a flag of the",
-        "[command line](cli.md). The file comes first, then flags, then `--set`. All wrong settings are told at once;",
+        "[command line](cli.md). The file comes first, then flags, then `--set`. Wrong settings are reported together;",
         "one without effect is refused. `train` takes its recipe from `teacher`, `distil` from `student`.",
         "",
     ]

@@ -81,3 +81,15 @@ def test_an_exported_file_has_the_temperature_in_it(
     expected, _ = nt.calibrate(model, data.val, progress=False)
     shipped = nt.predict(nt.load_model(tmp_path / "hub"), data.val, progress=False)
     torch.testing.assert_close(shipped, nt.predict(expected, data.val, progress=False), rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_with_its_teachers_weights_is_calibrated_too() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+    teacher, val = nt.build_model(layers, input_shape=(1, 8, 8), classes=3), blobs(300, "val")
+    model = nt.build_model("shrink:0.5", classes=3, input_shape=(1, 8, 8), teacher=teacher)
+    before = nt.predict(model, val, progress=False)
+    calibrated, temperature = nt.calibrate(model, val, progress=False)
+    assert abs(temperature - 1) > 0.1
+    torch.testing.assert_close(nt.predict(calibrated, val, progress=False), before / temperature)

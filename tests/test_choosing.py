@@ -97,13 +97,13 @@ def test_more_weight_decays_come_between_those_that_are_named() -> None:
     assert refined([0.0], 3) == [0.0, FIRST_DECAY, 4 * FIRST_DECAY]
 
 
-@pytest.mark.parametrize("own", [0.0, 0.05])
+@pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("choice", [{}, {"lrs": [0.1, 0.2]}, {"weight_decays": [0.1, 0.0, 0.1]}, {"sigmas": [0.9]}])
 def test_clean_students_have_as_many_trials_as_long_and_all_the_weight_decays(
-    monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], own: float
+    monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], decay: float
 ) -> None:
     tasks = made_up(monkeypatch, lambda task: 1.0)
-    student = {"name": "mlp800", "epochs": 7, "weight_decay": own}
+    student = {"name": "mlp800", "epochs": 7, "weight_decay": decay}
     config = build_config({"student": student, "noise": {"sigma": "auto"}, "choice": {"seeds": 2, **choice}})
     _, record = chosen(config)
     trials: dict[bool, list[tuple[Any, float, float, int]]] = {True: [], False: []}
@@ -114,7 +114,7 @@ def test_clean_students_have_as_many_trials_as_long_and_all_the_weight_decays(
         assert task.seed >= config.run.seeds  # what is compared has seeds of its own
     assert len(trials[True]) == len(trials[False]) == len(set(trials[True])) == len(set(trials[False]))
     assert {trial[1:] for trial in trials[False]} <= {trial[1:] for trial in trials[True]}
-    assert own in {trial[2] for trial in trials[True]} or "weight_decays" in choice
+    assert decay in {trial[2] for trial in trials[True]} or "weight_decays" in choice
     assert len({task.run for task in tasks}) == len(tasks)
     assert (record["epochs"], record["epochs_trained"]) == (7, 7)
 
@@ -225,7 +225,7 @@ def test_a_verdict_says_whether_the_choice_was_of_the_same_seeds(tmp_path: Path)
 
 
 def test_seeds_of_the_control_are_a_setting_of_sweeps(tmp_path: Path) -> None:
-    config = settings(tmp_path, {"sigma": "auto", "alpha": 0.5})
+    config = settings(tmp_path, {"sigma": "auto", "alpha": "auto"})
     config = replace(config, run=replace(config.run, control_seeds=4))
     with pytest.raises(UsageError, match="control_seeds: has no effect on a compression"):
         compress_config(config)
@@ -358,3 +358,18 @@ def test_distil_with_a_named_sigma_is_a_noisy_experiment(tmp_path: Path, monkeyp
     distil_config(settings(tmp_path, {"sigma": 0.9}, choice={}), store.path)
     assert specs[0].experiment.noise == nt.Noise(sigma=0.9, alpha=0.15)
     assert specs[0].experiment.conditions == ["noisy"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "choice", "problem"),
+    [
+        ({"sigma": "auto", "alpha": 0.5}, {"alphas": [0.1]}, r"choice\.alphas: .* noise\.alpha"),
+        ({"sigma": "auto"}, {"alphas": [0.1]}, r"choice\.alphas: .* noise\.alpha"),
+        ({"sigma": 0.5}, {"sigmas": [0.1], "lrs": [0.1]}, r"choice\.sigmas: .* noise\.sigma"),
+        ({"sigma": "auto"}, {"sigmas": [0.0]}, r"choice\.sigmas: .* no noise"),
+        ({"sigma": "auto", "alpha": "auto"}, {"alphas": [0.0]}, r"choice\.alphas: .* no noise"),
+    ],
+)
+def test_candidates_without_effect_are_refused(noise: dict[str, Any], choice: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        build_config({"noise": noise, "choice": choice})

@@ -32,6 +32,7 @@ NOISE: dict[str, Any] = {"sigma": 0.6, "alpha": 0.5}
         ({"schedule": "constant"}, {"sigma": (0.0, 0.6)}, 100 / 3),  # the mean square of a uniform draw
         ({"schedule": "constant"}, {"schedule": "late"}, 50),
         ({"schedule": "constant"}, {"draw": "row", "alpha": 1.0}, 200),
+        ({"schedule": "constant"}, {"draws": 4}, 25),  # their mean has a quarter of the variance
     ],
 )
 def test_the_clock_is_the_sum_of_rate_squared_times_the_noise_of_the_targets(
@@ -53,6 +54,14 @@ def record_of(student: dict[str, Any], noise: dict[str, Any], lines: list[dict[s
     """The record of students whose last epochs have these metrics; the teacher's logits have a mean square of 9."""
     config = build_config({"student": {"name": "mlp800", "preset": "paper", **student}, "noise": noise})
     return regime_of(config.student, nt.Noise(**noise), 10, 3.0, lines)
+
+
+@pytest.mark.parametrize("kind", ["additive", "mix"])
+def test_noise_that_is_added_moves_by_its_own_size_not_by_that_of_the_logits(kind: str) -> None:
+    sgd = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "label_weight": 0.0}
+    line = {"epoch": 4, "step": 40, "train/loss": 1.0}
+    multiplied, added = (record_of(sgd, {**NOISE, **more}, [line])["clock"] for more in ({}, {"kind": kind}))
+    assert multiplied == pytest.approx(9 * added)
 
 
 def test_a_student_that_answers_0_leaves_all_of_its_targets() -> None:

@@ -41,7 +41,7 @@ def images(shape: Sequence[int] = SMALL, number: int = 4) -> Tensor:
 
 def kept_rows(ours: Tensor, theirs: Tensor) -> list[int]:
     """The rows of `theirs` that are those of `ours`, in order."""
-    return [next(row for row in range(len(theirs)) if torch.equal(theirs[row], wanted)) for wanted in ours]
+    return [next(row for row in range(len(theirs)) if torch.equal(theirs[row], our_row)) for our_row in ours]
 
 
 def silence(layer: Any, kept: list[int]) -> None:

@@ -154,14 +154,14 @@ def test_with_a_scale_the_loss_is_in_units_of_the_logits_and_the_student_in_the_
     """A student that learns z / rms and is multiplied by rms, to a hand-made copy of it, step by step."""
     logits, split = 20 * table(), blobs()
     rms = math.sqrt(float(logits.double().square().mean()))
-    scaled, plain = mlp(), mlp()
+    scaled, unscaled = mlp(), mlp()
     history = nt.fit(scaled, split, nt.distil(logits, scale="rms"), epochs=3, **OPTIONS)
-    expected = nt.fit(plain, split, nt.distil(logits / rms), epochs=3, **OPTIONS)
+    expected = nt.fit(unscaled, split, nt.distil(logits / rms), epochs=3, **OPTIONS)
     for line, reference in zip(history.epochs, expected.epochs, strict=True):
         assert line["train/loss"] == pytest.approx(reference["train/loss"], rel=1e-5)
     images = split.images_at(torch.arange(8))
     outputs = scaled.eval()(images)
-    assert torch.allclose(outputs, rms * plain.eval()(images), rtol=1e-4)
+    assert torch.allclose(outputs, rms * unscaled.eval()(images), rtol=1e-4)
     nt.save_model(scaled, tmp_path / "student.safetensors")
     untrained = mlp()
     load_weights(untrained, tmp_path / "student.safetensors")

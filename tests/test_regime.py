@@ -117,7 +117,7 @@ def test_halving_is_predicted_at_a_rate_that_holds_and_measured_between_two_trac
     assert regime.measured_halving(clean, {"trace": [3.0, 3.0]}) == 10
 
 
-def made(title: str, wrong: np.ndarray, seed: int) -> Trained:
+def student_with_errors(title: str, wrong: np.ndarray, seed: int) -> Trained:
     """A student that misclassifies these test images."""
     bits = np.packbits(wrong).tobytes().hex()
     error = 100 * float(wrong.mean())
@@ -138,7 +138,7 @@ def test_a_planted_gain_is_found_and_no_gain_is_not(gain: float) -> None:
             change = -gain / 100 if title.startswith("noisy") else 0.0
             chances = np.clip(hard + change + draws.normal(0, 0.004, (8, 1)), 0, 1)
             wrong = draws.random((8, 800)) < chances
-            by_title[title] = [made(title, wrong[seed], seed) for seed in range(8)]
+            by_title[title] = [student_with_errors(title, wrong[seed], seed) for seed in range(8)]
         record = regime.judge_cell(CELL, by_title, [])
         contrast = record["contrasts"]["each at its best, last weights"]
         detected.append(contrast["high"] < 0)

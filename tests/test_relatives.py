@@ -23,7 +23,7 @@ from noisyteacher.noise import UnitNoise, sample_unit_noise, unit_noise_at
 from noisyteacher.objectives import input_noise_of
 from noisyteacher.paper import relatives
 from noisyteacher.paper.regime import Workspace
-from noisyteacher.pipeline import train_config
+from noisyteacher.pipeline import experiment, train_config
 from noisyteacher.rng import generator
 
 STRONG = nt.Noise(sigma=0.9, alpha=0.5, draw="row")
@@ -342,8 +342,8 @@ def test_a_fixed_share_of_the_labels_is_another_class(share: float) -> None:
     def learned(seed: int, step: int) -> Tensor:
         """The labels that are learned, from the gradient of the loss at equal logits: its only negative entries."""
         images = torch.zeros(rows, 1, 2, 2, dtype=torch.uint8)
-        which = torch.zeros_like(numbers)
-        drawn = nt.Batch(images, labels[numbers], numbers, ("clean",), which, step, seed, rows)
+        view_index = torch.zeros_like(numbers)
+        drawn = nt.Batch(images, labels[numbers], numbers, ("clean",), view_index, step, seed, rows)
         leaf = torch.zeros(rows, classes, requires_grad=True)
         nt.supervised(label_noise=share)(leaf, drawn)[0].backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
@@ -435,13 +435,13 @@ def test_a_permuted_teacher_has_the_same_rows_in_another_order() -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A few embedded digits, two epochs, and the study's teachers."""
-    place = Workspace(
+    study = Workspace(
         tmp_path_factory.mktemp("relatives"), {"name": "mnist-5k", "limit": 200}, "pretrained:lenet-mnist", epochs=2
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relatives, "COPIES", 2)
-        relatives.prepare_teachers(place, None)
-    return place
+        relatives.prepare_teachers(study, None)
+    return study
 
 
 @pytest.mark.parametrize("cell", relatives.CELLS.values(), ids=lambda cell: cell.name)
@@ -500,9 +500,9 @@ def test_validation_chooses_the_rate_of_every_arm(workspace: Workspace, monkeypa
         return {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": False, "val": val, "test": 50 * lr + seed,
                 "train_error": 0.0}  # fmt: skip
 
-    monkeypatch.setattr(relatives, "train_in_worker", train)
+    monkeypatch.setattr(relatives, "train_relative", train)
     monkeypatch.setattr(relatives, "prepare_teachers", lambda workspace, watch: None)
-    monkeypatch.setattr(relatives, "worker_pool", lambda jobs: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(experiment, "worker_pool", lambda jobs: ThreadPoolExecutor(jobs))
     record = relatives.run_cell(workspace, replace(cell, seeds=3), 1, None)
     assert record["arms"]["clean"]["settings"]["lr"] == 0.06
     assert record["arms"]["labels alone"]["settings"]["lr"] == 0.12

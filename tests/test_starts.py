@@ -18,6 +18,7 @@ from noisyteacher import cli
 from noisyteacher.config import build_config
 from noisyteacher.errors import ConfigError, MismatchError
 from noisyteacher.models import head_parameters, load_foreign
+from noisyteacher.pipeline.pretrained import build_network
 from noisyteacher.train.history import Tick
 
 HEAD = ("network.4.weight", "network.4.bias")
@@ -101,15 +102,15 @@ def test_the_body_moves_by_its_share_of_a_step() -> None:
 
 
 def test_without_decay_of_biases_and_with_a_body_every_parameter_is_in_one_group() -> None:
-    decayed, plain = classifier(), classifier()
+    decayed, undecayed = classifier(), classifier()
     common = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "body_rate": 0.5}
     train(decayed, epochs=1, batch_size=48, weight_decay=0.1, decay_biases=False, **common)
-    train(plain, epochs=1, batch_size=48, **common)
+    train(undecayed, epochs=1, batch_size=48, **common)
     start = state_of(classifier())
     for name, value in decayed.state_dict().items():
         rate = 0.1 * (1.0 if name in HEAD else 0.5)
         shrunk = 0.1 * rate * start[name] if name.endswith("weight") else torch.zeros(())
-        torch.testing.assert_close(value, plain.state_dict()[name] - shrunk, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(value, undecayed.state_dict()[name] - shrunk, atol=1e-6, rtol=1e-4)
 
 
 def test_a_training_resumed_while_its_body_is_frozen_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -199,3 +200,16 @@ def test_train_and_compress_start_from_weights_on_the_command_line(
     best = Path(json.loads(capsys.readouterr().out)["run"]) / "best"
     student = nt.load_model(best).network.state_dict()
     assert {name for name, value in start.items() if not torch.equal(value, student[name])} == moved
+
+
+def test_a_kept_head_is_divided_by_the_unit_that_its_outputs_are_multiplied_by(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=50)
+    trained = nt.build_model("mlp128", data, seed=1)
+    torch.save(trained.network.state_dict(), tmp_path / "a.pth")
+    recipe = build_config({"student": {"name": "mlp128", "weights": str(tmp_path / "a.pth"), "head": "keep"}}).student
+    model = build_network(recipe, "mlp128", data)
+    before = nt.predict(model, data.val, progress=False)
+    teacher = 7 * torch.randn(len(data.train), data.classes, generator=torch.Generator().manual_seed(0))
+    objective = nt.distil(teacher, scale="rms")
+    nt.fit(model, data.train, objective, epochs=1, lr=1e-12, progress=False)
+    torch.testing.assert_close(nt.predict(model, data.val, progress=False), before, rtol=1e-3, atol=1e-3)

@@ -124,7 +124,7 @@ def test_paired_difference_is_scipys() -> None:
     assert (alike.low, alike.p, alike.n) == (None, None, 2)
     assert alike.mean == pytest.approx(0.5)
     assert "no evidence" in verdict(alike)
-    assert "differ alike" in verdict(alike)
+    assert "differ by the same amount" in verdict(alike)
     with pytest.raises(UsageError, match="same seeds"):
         paired_difference([1.0], [1.0, 2.0])
 
@@ -272,7 +272,7 @@ def test_a_difference_of_shares_stays_on_its_scale() -> None:
     cut = paired_difference([10.0, 20.0, 15.0], [60.0, 30.0, 90.0], scale=PERCENT)
     assert (cut.low, cut.high) == pytest.approx((45 - 81.45, 100.0), abs=0.01)
     alike = paired_difference([10.0, 20.0], [10.0, 20.0], scale=PERCENT)
-    assert "2 paired seeds: no interval, as all of them differ alike" in verdict(alike)
+    assert "2 paired seeds: no interval, as all pairs differ by the same amount" in verdict(alike)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 
 def test_reasons_for_a_missing_interval() -> None:
     assert missing_interval(1, 0.5, None) == "no interval"
-    assert missing_interval(3, 0.5, 0.0) == "no interval, as all of them differ alike"
+    assert missing_interval(3, 0.5, 0.0) == "no interval, as all pairs differ by the same amount"
     assert missing_interval(2, 20.0, 30.0) == "no interval, as it would be wider than the whole scale"
 
 

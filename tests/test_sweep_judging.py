@@ -175,7 +175,7 @@ def test_a_family_is_judged_by_hand() -> None:
         assert (gap.n, gap.comparisons) == (3, 2)
     labels = by_name["labels-alone"].against_clean["test"]
     assert labels.mean == pytest.approx(1.0)
-    assert (labels.p, labels.comparisons) == (None, 1)  # all three differ alike
+    assert (labels.p, labels.comparisons) == (None, 1)  # all three differ by the same amount
     assert by_name["clean"].against_clean == {}
     # Validation prefers sigma 0.1 (1.6 against 1.8), the test set sigma 0.2 (1.4 against 1.7): 0.3 points of optimism.
     assert (family.by_validation, family.by_test) == ((first,), (second,))
@@ -185,7 +185,7 @@ def test_a_family_is_judged_by_hand() -> None:
     swapped = cells({**errors, "clean": errors[first], first: errors["clean"]})
     _, family, verdict = judged(conditions, families, swapped)
     assert family.by_validation == ("clean",)
-    assert "validation prefers no noise" in verdict.sentence
+    assert "validation prefers the clean student" in verdict.sentence
 
 
 def test_a_noise_whose_pairs_differ_alike_is_judged_by_the_residual_of_all() -> None:
@@ -256,8 +256,8 @@ def test_missing_cells_leave_what_can_be_said() -> None:
 @pytest.mark.parametrize(
     ("val", "says"),
     [
-        ((2.0, 2.0, 2.5), "; on validation no noise is level with the best of them"),
-        ((2.0, 2.1, 2.5), "; validation prefers no noise to all of them"),
+        ((2.0, 2.0, 2.5), "; on validation the clean student is level with the best"),
+        ((2.0, 2.1, 2.5), "; validation prefers the clean student to all of them"),
         ((2.0, 1.9, 1.9), "one of 2 that are level and that validation prefers among 2 noises, gives"),
         ((2.0, 1.9, 2.5), "which validation prefers among 2 noises, gives"),
     ],
@@ -271,7 +271,7 @@ def test_what_is_level_is_said_to_be(val: tuple[float, ...], says: str) -> None:
     }
     _, family, verdict = judged(conditions, families, cells(errors))
     assert says in verdict.sentence
-    assert ("prefers no noise" in verdict.sentence) == (val[0] < min(val[1:]))
+    assert ("prefers the clean student" in verdict.sentence) == (val[0] < min(val[1:]))
     level = {name for name, mean in zip(names, val, strict=True) if mean == min(val)}
     assert set(family.by_validation) == level
 
@@ -302,7 +302,7 @@ def test_pairs_that_differ_alike_have_no_interval_and_it_is_said_why() -> None:
     conditions, families = study(1)
     (noisy,) = families[0].noisy
     _, _, verdict = judged(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.5), (3, 3.5)]}))
-    assert "2 paired seeds: no interval, as all of them differ alike" in verdict.sentence
+    assert "2 paired seeds: no interval, as all pairs differ by the same amount" in verdict.sentence
     _, _, verdict = judged(conditions, families, cells({"clean": [(2, 2), (3, 3)], noisy: [(2, 2.499), (3, 2.5)]}))
     assert "gives 0.00 points of test error" in verdict.sentence
 
@@ -411,8 +411,8 @@ def test_a_verdict_says_what_the_data_allow() -> None:
 def test_a_trend_on_sigma_squared_where_three_sigmas_were_run() -> None:
     """Clean counts as sigma 0. Slopes by seed are 2, 3 and 4 points per unit of sigma^2 for rows, 0 for batches."""
     grid: dict[str, list[Any]] = {"noise.sigma": [0.5, 2.0], "noise.draw": ["row", "batch"]}
-    others: list[dict[str, list[Any]]] = [{"noise.sigma": [[0.1, 1.0]]}, {"noise.sigma": [0.7], "noise.alpha": [0.5]}]
-    conditions, families, _ = expand(BASE, [grid, *others])
+    more: list[dict[str, list[Any]]] = [{"noise.sigma": [[0.1, 1.0]]}, {"noise.sigma": [0.7], "noise.alpha": [0.5]}]
+    conditions, families, _ = expand(BASE, [grid, *more])
     errors = {}
     for condition in conditions:
         sigma, by_row = condition.settings.get("noise.sigma", 0.0), condition.settings.get("noise.draw") == "row"

@@ -92,8 +92,10 @@ class Supervised(Objective):
     label_smoothing: float = 0.0
 
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
-        flips = {"flip": _label_flips(self.label_noise, batch.seed, batch.total_rows)} if self.label_noise else {}
-        return label_inputs(batch) | {name: flip[batch.rows.cpu()] for name, flip in flips.items()}
+        inputs = label_inputs(batch)
+        if self.label_noise:
+            inputs["flip"] = _label_flips(self.label_noise, batch.seed, batch.total_rows)[batch.rows.cpu()]
+        return inputs
 
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
         if "flip" in inputs:
@@ -374,7 +376,7 @@ def label_inputs(batch: Batch) -> Inputs:
 
 @lru_cache(maxsize=8)
 def _label_flips(share: float, seed: int, rows: int) -> Tensor:
-    """For every row 0, or where its label is replaced where in 0..1 the other class lies, `[N]`."""
+    """For each row 0 if its label stays, else a number in 0..1 that picks one of the other classes, `[N]`."""
     draws, flips = generator(seed, "label noise"), torch.zeros(rows)
     chosen = torch.randperm(rows, generator=draws)[: round(share * rows)]
     flips[chosen] = 1 - torch.rand(len(chosen), generator=draws)

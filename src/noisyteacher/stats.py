@@ -113,7 +113,7 @@ def missing_interval(n: int, mean: float, sd: float | None) -> str:
     if n == 1 or sd is None:
         return "no interval"
     if _negligible(sd, mean):
-        return "no interval, as all of them differ alike"
+        return "no interval, as all pairs differ by the same amount"
     return "no interval, as it would be wider than the whole scale"
 
 

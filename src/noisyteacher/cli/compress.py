@@ -34,7 +34,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Steps of every student's training.")] = 3000,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Processes; 0: as many as there are cores.")] = 0,
 ) -> None:
-    """Compress a teacher of 4,000 embedded digits into a small student that sees 500 of them, in three minutes.
+    """Compress a teacher of 4,000 embedded digits into a small student that sees 500 of them, in about two minutes.
 
     The students are trained on labels alone, by the teacher's logits, and by the noisy teacher, long enough for noise
     to help; then again, clean and noisy, each with the rate and the weight decay that validation chooses for it.

@@ -135,7 +135,7 @@ class Data(Settings):
     name: Name = "mnist-5k"
     """A data set by name (mnist-5k, mnist, cifar10, svhn), an .npz file, or a folder of images by class."""
     root: Name | None = None
-    """Where the official files of mnist, cifar10 and svhn lie or are downloaded to (default: the user's cache)."""
+    """Where the official files of mnist, cifar10 and svhn are, or are downloaded to (default: the user's cache)."""
     verify: bool = True
     """Compare official files with their published MD5 sums and packed images with their checksums; false: do not."""
     size: Count | None = None
@@ -143,7 +143,7 @@ class Data(Settings):
     grey: bool = False
     """Read the images of a folder as one channel."""
     classes: Annotated[int, Field(ge=2)] | list[str] | None = None
-    """Number or names of the classes, for a folder of images without class folders: as many as the teacher knows."""
+    """Number or names of the classes, for a folder of images without class folders: as many as the teacher has."""
     extra: bool = True
     """SVHN: train on its 531,131 extra images too, as the paper does."""
     limit: Count | None = None
@@ -328,7 +328,7 @@ class Choice(Settings):
     weight_decays: list[NotNegative] = field(default_factory=list)
     """Candidates for the weight decay (empty: the student's own and five times it; 0 and 0.001 where it has none)."""
     epochs: Count | None = None
-    """Length of each trial (empty: the student's; in less time the noise does not show what it can do)."""
+    """Length of each trial (empty: the student's; shorter trials choose against the noise)."""
     seeds: Count = 1
     """Trials per candidate, with seeds 100, 101, ...: not those of the students that are compared."""
     controls: bool = False
@@ -443,6 +443,14 @@ class Config(Settings):
         chosen = "auto" in (noise.sigma, noise.alpha)
         if not chosen and self.choice != Choice() and (noise.off or not self.choice.over_recipe):
             yield "choice", 'has no effect where the noise is not chosen: leave it out, or set noise.sigma = "auto"'
+            return
+        for name in ("sigma", "alpha"):
+            candidates, default = (getattr(choice, f"{name}s") for choice in (self.choice, Choice()))
+            if getattr(noise, name) != "auto" and candidates != default:
+                words = f'has no effect beside noise.{name} = {getattr(noise, name)}: leave it out, or say "auto" there'
+                yield f"choice.{name}s", words
+            elif getattr(noise, name) == "auto" and not any(candidates):
+                yield f"choice.{name}s", f"given {candidates}, which are no noise at all: give a candidate above 0"
 
 
 def limit(value: str | float, teachers: float) -> float:

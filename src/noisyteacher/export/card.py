@@ -14,7 +14,7 @@ from noisyteacher.data import Splits
 from noisyteacher.errors import UsageError
 from noisyteacher.export.outcome import Exported, table
 from noisyteacher.measure import Costs
-from noisyteacher.models import HUB_WEIGHTS, ONNX, ZOO, Classifier, is_preprocess, origin_of
+from noisyteacher.models import HUB_WEIGHTS, ONNX, ZOO, Classifier, first_origin, is_preprocess
 from noisyteacher.stats import binomial_interval
 from noisyteacher.text import count, duration, escaped, few, sentence, sigma_words, size_bytes
 
@@ -60,7 +60,7 @@ def way_to_load(architecture: Record) -> Literal["name", "import", "module"]:
     user must build the network and call `load_weights`.
     """
     try:
-        origin = origin_of(architecture)
+        origin = first_origin(architecture)["name"]
     except UsageError:
         return "module"
     if origin.startswith("module:") or not is_preprocess(architecture["preprocess"]):

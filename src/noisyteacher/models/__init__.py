@@ -20,7 +20,7 @@ from noisyteacher.models.external import class_names_of as class_names_of
 from noisyteacher.models.external import nearest_networks as nearest_networks
 from noisyteacher.models.external import unknown_network as unknown_network
 from noisyteacher.models.narrow import SHRINK as SHRINK
-from noisyteacher.models.narrow import origin_of as origin_of
+from noisyteacher.models.narrow import first_origin as first_origin
 from noisyteacher.models.narrow import ratio_of as ratio_of
 from noisyteacher.models.networks import COMPACT as COMPACT
 from noisyteacher.models.networks import PAPER as PAPER

@@ -26,9 +26,9 @@ SHRINK = "shrink:"
 STEP = 8
 """Large multiples of it stay multiples of it: CPUs compute on so many channels at once."""
 DEEPEST = 8
-"""How often a network may be narrowed, one copy from the other."""
+"""How many times in a row a network may be narrowed."""
 LEAST = 0.25
-"""Of `ratio`: the share of its channels that a layer keeps at least where all are ranked together."""
+"""Where all channels are ranked together, each layer keeps at least this share of `ratio` of its channels."""
 CHUNK = 32
 """Images whose gradients are computed at once."""
 Init = Literal["magnitude", "taylor", "random"]
@@ -87,11 +87,6 @@ def first_origin(architecture: Any) -> Origin:
     raise UsageError(
         f"the record of a narrowed network does not say what it was narrowed from, in {DEEPEST} steps at most"
     )
-
-
-def origin_of(architecture: Mapping[str, object]) -> str:
-    """The name in `first_origin`."""
-    return first_origin(architecture)["name"]
 
 
 def narrowed(width: int, ratio: float, multiple: int = 1) -> int:
@@ -187,10 +182,11 @@ def _prune(graph: Any, ratio: float, importance: Any, ranked_together: bool) -> 
             blocks = math.lcm(*(_blocks(dep.target.module) for dep, _ in group))
         else:  # from the layer behind it, whose inputs are the heads one by one
             blocks = heads.num_heads
-            dep, indices = [(dep, indices) for dep, indices in group if _reads(graph, dep)][-1]
+            readers = [item for item in group if graph.is_in_channel_pruning_fn(item.dep.handler)]
+            dep, indices = [item for item in readers if isinstance(item.dep.target.module, nn.Linear)][-1]
             group = graph.get_pruning_group(dep.target.module, dep.handler, indices)
         scores = importance(group)
-        if scores is None or len(scores) % blocks:  # a single channel that meets many
+        if scores is None or len(scores) % blocks:  # one channel that is broadcast over many
             continue
         scores = scores.nan_to_num()  # of a layer without gradients
         units = torch.arange(len(scores)).view(blocks, -1)  # a head is a row
@@ -217,11 +213,6 @@ def _prune(graph: Any, ratio: float, importance: Any, ranked_together: bool) -> 
                 if hasattr(heads, "attn_dim"):
                     heads.attn_dim = kept * units.shape[1]
     return head
-
-
-def _reads(graph: Any, dep: Any) -> bool:
-    """Whether the dependency is a linear layer's on its inputs."""
-    return isinstance(dep.target.module, nn.Linear) and graph.is_in_channel_pruning_fn(dep.handler)
 
 
 def _parts(graph: Any, group: Any, width: int) -> list[list[int]]:

@@ -108,8 +108,8 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     tensors, record = read_tensors(path, KIND, SCHEMA)
     wrappers: list[tuple[str, Tensor]] = []  # the outermost first
     while wrapped := next((name for name in ("class_order", "output_scale") if f"network.{name}" in tensors), None):
-        value, tensors = _unwrapped(tensors, wrapped)
-        wrappers.append((wrapped, value))
+        wrappers.append((wrapped, tensors.pop(f"network.{wrapped}")))
+        tensors = {re.sub(r"^network\.network\.", "network.", key): tensor for key, tensor in tensors.items()}
     model = _rebuild(path, tensors, record.get("architecture"), allow_import).eval()
     try:
         for name, value in reversed(wrappers):
@@ -126,14 +126,6 @@ def load_weights(model: nn.Module, path: StrPath) -> None:
     if "network.output_scale" in tensors and classifier is model:
         rescale(classifier, 1.0)
     _fill(classifier, tensors, path)
-
-
-def _unwrapped(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """The tensor by which a Reordered or Rescaled network changes outputs, and the tensors of the network in it."""
-    rest = {key: tensor for key, tensor in tensors.items() if key != f"network.{name}"}
-    return tensors[f"network.{name}"], {
-        re.sub(r"^network\.network\.", "network.", key): tensor for key, tensor in rest.items()
-    }
 
 
 def model_record(path: StrPath) -> Json:

@@ -2,10 +2,8 @@
 
 The paper leaves the learning rate, its schedule and the length of training open. Ours: Adam at 1e-3 falling linearly to
 0, batch 64, the weights of the epoch with the lowest validation error; on MNIST 20 epochs for the teacher and 10 for
-students; on CIFAR-10 15 epochs of 100,000 images (each image and its mirror image) for students and 30 for teachers; on
-SVHN 3 and 5.
-CIFAR-10's validation images are held out of its training images. xi is drawn per batch, Algorithm 1 read literally,
-and per row beside it.
+students; on CIFAR-10 30 and 15 epochs of 90,000 images (each of 45,000 and its mirror image); on SVHN 5 and 3.
+xi is drawn per batch, Algorithm 1 read literally, and per row beside it.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ class Part:
     control: int = 1
     """How many times as many seeds its clean student has as each noise."""
     changed: tuple[str, ...] = ()
-    """Json the paper states that the user changed: its numbers do not belong beside this part's."""
+    """Settings that the paper states and the user changed: its numbers do not belong beside this part's."""
 
 
 @dataclass(frozen=True)

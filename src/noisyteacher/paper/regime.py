@@ -12,9 +12,9 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noisyteacher.config.schema import Loss
+from noisyteacher.config.schema import HOLD, Loss, TrainSettings
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.evaluate import predict
 from noisyteacher.extract import extract
@@ -31,7 +31,7 @@ from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.models import Classifier, build_model, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
-from noisyteacher.process import end, worker_pool
+from noisyteacher.pipeline.experiment import run_in_workers
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator, seeded
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett
@@ -39,13 +39,12 @@ from noisyteacher.store import LogitStore
 from noisyteacher.train import fit
 from noisyteacher.train.curvature import ROWS, gauss_newton_trace
 from noisyteacher.train.history import Tick
-from noisyteacher.train.state import rate_factor
+from noisyteacher.train.state import noise_clock
 
 KIND, SCHEMA = "regime-training", 1
 PILOT_SEED = 100
-HOLD = 0.6
 WATCHED = 2000
-"""Validation images at most that are looked at after every epoch; whoever chooses looks at all of them."""
+"""At most so many validation images are evaluated after an epoch; settings are chosen on all of them."""
 TRACES = 8
 """How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
 TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10-gpu"}
@@ -102,7 +101,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`mnist-1000-mlp128-sgd`; other losses than logit regression are named behind it."""
+        """`mnist-1000-mlp128-sgd`; a loss other than logit regression is named at the end."""
         loss = "" if self.loss == "logit_regression" else f"-soft{self.temperature:g}"
         return f"{self.data}-{self.rows}-{self.student}-{self.optimizer}{loss}"
 
@@ -125,29 +124,20 @@ class Arm:
 
 
 OPTIMIZERS = ("sgd", "adam")
+FEW_ROWS = tuple(product((500, 1000), OPTIMIZERS))
 CELLS = {
     cell.name: cell
     for cell in (
-        *(
-            Cell("mnist", rows, "mlp128", optimizer, epochs=400, variants=True)
-            for rows in (500, 1000)
-            for optimizer in OPTIMIZERS
-        ),
+        *(Cell("mnist", rows, "mlp128", optimizer, epochs=400, variants=True) for rows, optimizer in FEW_ROWS),
         *(Cell("mnist", 1000, "mlp128", "sgd", "soft_targets", t, 400, variants=True) for t in (1.0, 4.0)),
-        *(Cell("mnist", rows, "mlp800", optimizer, epochs=400) for rows in (500, 1000) for optimizer in OPTIMIZERS),
-        *(
-            Cell("mnist", 5000, student, optimizer, batch=64)
-            for student in ("mlp128", "mlp800")
-            for optimizer in OPTIMIZERS
-        ),
+        *(Cell("mnist", rows, "mlp800", optimizer, epochs=400) for rows, optimizer in FEW_ROWS),
+        *(Cell("mnist", 5000, *pair, batch=64) for pair in product(("mlp128", "mlp800"), OPTIMIZERS)),
         *(Cell("cifar10", 1000, "student3", optimizer) for optimizer in OPTIMIZERS),
         *(Cell("cifar10", 5000, "student3", optimizer, batch=64) for optimizer in OPTIMIZERS),
         Cell("mnist", 50_000, "mlp800", epochs=100, batch=128, seeds=3),
         Cell("cifar10", 45_000, "student3", "adam", epochs=60, batch=128, seeds=3),
     )
 }
-
-
 SMALL = ("mnist-1000-mlp128-sgd", "mnist-500-mlp128-sgd", "mnist-1000-mlp128-adam", "mnist-1000-mlp800-sgd")
 BUDGETS: dict[str, tuple[Sequence[str], int | None, int | None]] = {
     "quick": (SMALL[:1], 2, 3),
@@ -174,6 +164,10 @@ class Workspace:
     teacher: str
     epochs: int | None = None
     """Instead of the cell's, to try things out."""
+
+    def load(self) -> tuple[Splits, LogitStore]:
+        """The data, and the teacher's logits for all training images."""
+        return _load(json.dumps(self.data, sort_keys=True), self.teacher, self.folder)
 
 
 @dataclass(frozen=True)
@@ -202,7 +196,10 @@ class Trained:
 
 
 def build_student(name: str, data: Splits, seed: int, dropout: float) -> Classifier:
-    """A student: `mlp128`, a perceptron of two hidden layers of 128, or a network of the package."""
+    """A student: a network of the package, but `mlp128` with weights drawn layer by layer.
+
+    `build_model("mlp128")` draws others: with these the results in docs/results can be repeated.
+    """
     if name != "mlp128":
         return build_model(name, data, seed=seed, dropout=dropout)
     width = math.prod(data.input_shape)
@@ -230,12 +227,22 @@ def draw_subset(split: Split, rows: int, seed: int) -> Tensor:
 
 
 @cache
-def load_workspace(data: str, teacher: str, folder: Path) -> tuple[Splits, LogitStore]:
-    """The data, and the teacher's logits for all training images."""
+def _load(data: str, teacher: str, folder: Path) -> tuple[Splits, LogitStore]:
     settings = json.loads(data)
     splits = load_data(settings.pop("name"), **settings)
     store = extract(load_model(teacher), splits.train, folder / "logits", progress=False)
     return splits, store
+
+
+def errors_of(student: nn.Module | None, split: Split) -> tuple[float, str]:
+    """A student's error (%) on the split, and the misclassified images as bits in hexadecimal.
+
+    None: a student whose training diverged, which answers with the first class.
+    """
+    misses = split.labels_at(torch.arange(len(split)))
+    if student is not None:
+        misses = predict(student, split, progress=False, device="cpu").argmax(1) - misses
+    return 100 * int(misses.count_nonzero()) / len(split), np.packbits(misses.numpy() != 0).tobytes().hex()
 
 
 def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
@@ -253,10 +260,10 @@ def clock_of(arm: Arm, steps: int, batch: int) -> float:
     """Q of a training of so many steps, for logits whose mean square is 1."""
     if arm.noise is None:
         return 0.0
-    noise = Noise(**arm.noise)
-    rates = (arm.lr * rate_factor("hold", step, steps, hold=HOLD) for step in range(steps))
-    sigmas = (noise.sigma_at(step, steps)[0] for step in range(steps))
-    return sum((rate * sigma) ** 2 for rate, sigma in zip(rates, sigmas, strict=True)) * noise.alpha / batch
+    recipe = TrainSettings(
+        epochs=1, batch_size=batch, lr=arm.lr, schedule="hold", hold=HOLD, optimizer="sgd", momentum=0
+    )
+    return noise_clock(recipe, Noise(**arm.noise), steps, 1.0) or 0.0
 
 
 def predicted_halving(cell: Cell, arm: Arm) -> list[float] | None:
@@ -292,8 +299,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     if file.exists():
         record = read_json(file, KIND, SCHEMA)["trained"]
         return Trained(**{**record, "arm": Arm(**record["arm"])})
-    data = json.dumps(workspace.data, sort_keys=True)
-    splits, store = load_workspace(data, workspace.teacher, workspace.folder)
+    splits, store = workspace.load()
     assert splits.test is not None
     rows = draw_subset(splits.train, cell.rows, seed)
     train, logits = splits.train.subset(rows), store.logits("clean", rows)
@@ -322,10 +328,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     for weights, state in (("best", history.best), ("last", history.last)):
         student.load_state_dict(state)
         for split, errors in ((splits.val, val), (splits.test, test)):
-            labels = split.labels_at(torch.arange(len(split)))
-            misses = predict(student, split, progress=False, device="cpu").argmax(1).ne(labels)
-            errors[weights] = 100 * int(misses.sum()) / len(split)
-        wrong[weights] = np.packbits(misses.numpy()).tobytes().hex()
+            errors[weights], wrong[weights] = errors_of(student, split)  # of the test images, which come last
     last = predict(student, train, progress=False, device="cpu")
     loss, _ = clean.loss(last, {"teacher": logits / clean.unit})
     curve: dict[str, list[float]] = {"trace_step": [float(step) for step in traces], "trace": list(traces.values())}
@@ -339,12 +342,6 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     return trained
 
 
-def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
-    """`train_arm` in a process of its own, with one thread."""
-    torch.set_num_threads(1)
-    return train_arm(workspace, cell, arm, seed)
-
-
 def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
     """The clean and the noisy trials of the pilot: every rate with every weight decay, the noise being STRONG."""
     rates, decays = cell.tuning
@@ -355,8 +352,8 @@ def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
 def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     """What fresh seeds train: the best clean and noisy arms on validation, with decay and without; then controls."""
 
-    def best(kind: str, weights: str, plain: bool) -> Arm:
-        of_kind = [row for row in pilot if row.arm.title == kind and not (plain and row.arm.weight_decay)]
+    def best(kind: str, weights: str, without_decay: bool) -> Arm:
+        of_kind = [row for row in pilot if row.arm.title == kind and not (without_decay and row.arm.weight_decay)]
         return min(of_kind, key=lambda row: row.val[weights]).arm
 
     clean, noisy = best("clean", "last", True), best("noisy", "last", True)
@@ -380,23 +377,18 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
 
     Trainings that are done are read. An interrupted call, made again, continues.
     """
-    pool, seeds = worker_pool(jobs), range(cell.seeds)
-    try:
 
-        def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
-            distinct = {(arm.name, seed): arm for arm, seed in tasks}  # what was chosen may be one of the controls
-            futures = {key: pool.submit(train_in_worker, workspace, cell, arm, key[1]) for key, arm in distinct.items()}
-            for done, _ in enumerate(as_completed(futures.values()), 1):
-                if watch is not None:
-                    watch(f"{cell.name}, {stage}", done, len(futures), f"{done} of {len(futures)} trainings")
-            return [futures[arm.name, seed].result() for arm, seed in tasks]
+    def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
+        distinct = {(arm.name, seed): arm for arm, seed in tasks}  # what was chosen may be one of the controls
+        calls = [(workspace, cell, arm, seed) for (_, seed), arm in distinct.items()]
+        results = run_in_workers(train_arm, calls, jobs, 1, f"{cell.name}, {stage}", watch)
+        by_key = dict(zip(distinct, results, strict=True))
+        return [by_key[arm.name, seed] for arm, seed in tasks]
 
-        clean, noisy = trials(cell)
-        pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
-        arms = choose_arms(cell, pilot)
-        trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
-    finally:
-        end(pool)  # an interruption must not wait for what is queued
+    clean, noisy = trials(cell)
+    pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
+    arms, seeds = choose_arms(cell, pilot), range(cell.seeds)
+    trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
     by_title = {arm.title: trained[number * len(seeds) : (number + 1) * len(seeds)] for number, arm in enumerate(arms)}
     record = judge_cell(cell, by_title, pilot)
     write_json(workspace.folder / f"{cell.name}.json", "regime", SCHEMA, record)
@@ -430,7 +422,7 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
     contrasts = {}
     for question, (reference, other, weights) in CONTRASTS.items():
         tables = [np.stack([row.misses(weights) for row in by_title[title]]) for title in (reference, other)]
-        contrasts[question] = _record(crossed_difference(*tables))
+        contrasts[question] = difference_record(crossed_difference(*tables))
     control = [row.test["last"] for row in by_title["clean, no decay"]]
     compared = {title: rows for title, rows in by_title.items() if title in VARIANTS or "dropout" in title}
     tests = dunnett(control, [[row.test["last"] for row in rows] for rows in compared.values()]) if compared else []
@@ -441,7 +433,7 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
         "seeds": [row.seed for row in next(iter(by_title.values()))],
         "arms": arms,
         "contrasts": contrasts,
-        "against_clean_no_decay": {title: _record(test) for title, test in zip(compared, tests, strict=True)},
+        "against_clean_no_decay": {title: difference_record(test) for title, test in zip(compared, tests, strict=True)},
         "curves": curves,
         "halving_steps": {"predicted": predicted_halving(cell, noisy), "measured": measured_halving(*curves.values())},
         "pilot": [
@@ -451,7 +443,8 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
     }
 
 
-def _record(difference: PairedDifference) -> Json:
+def difference_record(difference: PairedDifference) -> Json:
+    """A difference as the record of a cell has it."""
     return {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n", "comparisons", "detectable")}
 
 

@@ -7,30 +7,34 @@ weights. Each arm is compared with the arm without its noise, by Dunnett's test.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from noisyteacher.config.schema import Loss
 from noisyteacher.errors import TrainingError
-from noisyteacher.evaluate import predict
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.models import build_model
 from noisyteacher.noise import Noise, perturb, sample_unit_noise
 from noisyteacher.objectives import distil, supervised
-from noisyteacher.paper.regime import PILOT_SEED, STRONG, Workspace, build_student, draw_subset, load_workspace
-from noisyteacher.process import end, worker_pool
+from noisyteacher.paper.regime import (
+    PILOT_SEED,
+    STRONG,
+    Workspace,
+    build_student,
+    difference_record,
+    draw_subset,
+    errors_of,
+)
+from noisyteacher.pipeline.experiment import run_in_workers
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator
 from noisyteacher.stats import dunnett
@@ -180,7 +184,7 @@ def permuted(logits: Tensor, seed: int) -> Tensor:
 
 def prepare_teachers(workspace: Workspace, watch: Watch | None) -> None:
     """Train the teachers of TRAINED and store their logits, and the stochastic copies, in the workspace."""
-    splits, _ = load_workspace(json.dumps(workspace.data, sort_keys=True), workspace.teacher, workspace.folder)
+    splits, _ = workspace.load()
     store = partial(extract, split=splits.train, progress=False)
     for number, (name, (options, labels)) in enumerate(TRAINED.items()):
         if watch is not None:
@@ -212,7 +216,7 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}-lr{lr:g}.json"
     if file.exists():
         return dict(read_json(file, KIND, SCHEMA)["trained"])
-    splits, _ = load_workspace(json.dumps(workspace.data, sort_keys=True), workspace.teacher, workspace.folder)
+    splits, _ = workspace.load()
     assert splits.test is not None
     rows = draw_subset(splits.train, ROWS, seed)
     train = splits.train.subset(rows)
@@ -240,26 +244,13 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
         )  # fmt: skip
     except TrainingError:
         diverged = True
-    errors, wrong = {}, ""
+    errors, wrong, judged = dict[str, float](), "", None if diverged else student
     for name, split in (("train_error", train), ("val", splits.val), ("test", splits.test)):
-        labels = split.labels_at(torch.arange(len(split)))
-        # A student whose training diverged answers with the first class.
-        answers = (
-            torch.zeros_like(labels) if diverged else predict(student, split, progress=False, device="cpu").argmax(1)
-        )
-        misses = answers.ne(labels)
-        errors[name] = 100 * int(misses.sum()) / len(split)
-        wrong = np.packbits(misses.numpy()).tobytes().hex()
+        errors[name], wrong = errors_of(judged, split)  # of the test images, which come last
     trained = {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged, **errors, "wrong": wrong}
     write_json(file, KIND, SCHEMA, {"trained": trained})
     shutil.rmtree(folder, ignore_errors=True)
     return trained
-
-
-def train_in_worker(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int) -> Json:
-    """`train_relative` in a process of its own, with one thread."""
-    torch.set_num_threads(1)
-    return train_relative(workspace, cell, arm, lr, seed)
 
 
 def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:
@@ -268,23 +259,14 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
     Trainings that are done are read. An interrupted call, made again, continues.
     """
     prepare_teachers(workspace, watch)
-    arms, rates, seeds, pool = ARMS[cell.loss], RATES[cell.name], range(cell.seeds), worker_pool(jobs)
-    try:
-
-        def train(tasks: Sequence[tuple[Arm, float, int]], stage: str) -> list[Json]:
-            futures = [pool.submit(train_in_worker, workspace, cell, *task) for task in tasks]
-            for done, _ in enumerate(as_completed(futures), 1):
-                if watch is not None:
-                    watch(f"{cell.name}, {stage}", done, len(futures), f"{done} of {len(futures)} trainings")
-            return [future.result() for future in futures]
-
-        pilot = train([(arm, lr, PILOT_SEED) for arm in arms for lr in rates if len(rates) > 1], "choosing")
-        chosen = {arm.title: rates[0] for arm in arms} | {
-            row["arm"]["title"]: row["lr"] for row in sorted(pilot, key=lambda row: -row["val"])
-        }
-        trained = train([(arm, chosen[arm.title], seed) for arm in arms for seed in seeds], "judging")
-    finally:
-        end(pool)  # an interruption must not wait for what is queued
+    arms, rates, seeds = ARMS[cell.loss], RATES[cell.name], range(cell.seeds)
+    choices = [(workspace, cell, arm, lr, PILOT_SEED) for arm in arms for lr in rates if len(rates) > 1]
+    pilot = run_in_workers(train_relative, choices, jobs, 1, f"{cell.name}, choosing", watch)
+    chosen = {arm.title: rates[0] for arm in arms} | {
+        row["arm"]["title"]: row["lr"] for row in sorted(pilot, key=lambda row: -row["val"])
+    }
+    tasks = [(workspace, cell, arm, chosen[arm.title], seed) for arm in arms for seed in seeds]
+    trained = run_in_workers(train_relative, tasks, jobs, 1, f"{cell.name}, judging", watch)
     record = judge_cell(cell, seeds, trained) | {
         "pilot": [{"arm": row["arm"]["title"], "lr": row["lr"], "val_%": row["val"]} for row in pilot]
     }
@@ -310,17 +292,11 @@ def judge_cell(cell: Cell, seeds: Sequence[int], trained: Sequence[Json]) -> Jso
     differences = dict[str, Json]()
     errors = {title: arm["test_error_%"]["last"] for title, arm in arms.items()}
     references = {title: arm["settings"]["reference"] for title, arm in arms.items()}
-    for reference in dict.fromkeys(references.values()):
+    for reference in dict.fromkeys(filter(None, references.values())):
         titles = [title for title in arms if references[title] == reference != title]
-        if reference:
-            tests = dunnett(errors[reference], [errors[title] for title in titles])
-            differences |= {
-                title: {
-                    **{key: getattr(test, key) for key in ("mean", "low", "high", "p", "n")},
-                    "reference": reference,
-                }
-                for title, test in zip(titles, tests, strict=True)
-            }
+        tests = dunnett(errors[reference], [errors[title] for title in titles])
+        records = ({**difference_record(test), "reference": reference} for test in tests)
+        differences |= dict(zip(titles, records, strict=True))
     return {
         "cell": {**asdict(cell), "name": cell.name},
         "seeds": list(seeds),

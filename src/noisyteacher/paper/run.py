@@ -40,16 +40,8 @@ from noisyteacher.text import flat, unknown_name
 
 STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives}
 """Name -> the module of a study of our own: its cells, budgets, teachers and `run_cell`."""
-NOISE = (
-    "noise.sigma",
-    "noise.alpha",
-    "noise.kind",
-    "noise.distribution",
-    "noise.target",
-    "noise.schedule",
-    "noise.until",
-)
-STATED = ("data.name", "teacher.name", "student.name", "student.options", *NOISE)
+NOISE = ("sigma", "alpha", "kind", "distribution", "target", "schedule", "until")
+STATED = ("data.name", "teacher.name", "student.name", "student.options", *(f"noise.{name}" for name in NOISE))
 """Settings that the paper states: its numbers do not belong beside those of other settings."""
 OF_FILES = ("class_order", "logits_precision", "preprocess", "mean", "std")
 """Settings of a teacher that apply to one that is trained already."""
@@ -147,18 +139,8 @@ def run_paper(
             else:
                 base = _train_teachers(part.base, output_dir, progress)
                 grids = [_scaled(grid, base) for grid in part.grids] if part.scaled else part.grids
-            result = sweep(
-                base,
-                grids,
-                seeds=size.seeds,
-                jobs=jobs,
-                stack=stack,
-                scheduler=scheduler,
-                name=part.name,
-                parent=run,
-                progress=progress,
-            )
-            results.append(result)
+            options: Json = {"jobs": jobs, "stack": stack, "scheduler": scheduler, "progress": progress}
+            results.append(sweep(base, grids, seeds=size.seeds, name=part.name, parent=run, **options))
         outcome = _paper_result(run.path, chosen, size, selected, results)
         run.write_result(outcome.describe())
     return outcome
@@ -260,11 +242,11 @@ def with_teacher(name: str, experiment: Experiment, parts: list[Part]) -> list[P
     return replaced
 
 
-def _check_parts(experiment: str, parts: Sequence[str], known: Collection[str]) -> None:
+def _check_parts(experiment: str, parts: Sequence[str], names: Collection[str]) -> None:
     """Raises UnknownNameError for a part that the experiment does not have."""
     for part in parts:
-        if part not in known:
-            raise unknown_name(f"part of {experiment}", part, known)
+        if part not in names:
+            raise unknown_name(f"part of {experiment}", part, names)
 
 
 def _open_run(

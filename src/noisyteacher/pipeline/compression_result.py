@@ -90,7 +90,9 @@ class Result(RunResult):
     def choice_table(self) -> Table | None:
         """What validation chose the noise and the recipes from; None where nothing was to be chosen."""
         table = choice_table(self.choice)
-        return None if table is None else replace(table, notes=(f"Choice: {(self.choice or {})['summary'].partition('; ')[0]}.",))
+        if table is None or self.choice is None:
+            return None
+        return replace(table, notes=(f"Choice: {self.choice['summary'].partition('; ')[0]}.",))
 
     def _cells(self, row: Condition) -> tuple[str, ...]:
         teacher = self.teachers[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -541,15 +541,31 @@ def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
     """
     if jobs < 2 or len(tasks) < 2 or tasks[0].experiment.live:
         return
-    watch, pool = tasks[0].experiment.on_progress, worker_pool(jobs)
-    threads = tasks[0].experiment.config.run.threads or max(1, cores() // jobs)
+    watch, threads = tasks[0].experiment.on_progress, tasks[0].experiment.config.run.threads or max(1, cores() // jobs)
+    silent = [(task._replace(experiment=replace(task.experiment, on_progress=None)),) for task in tasks]
+    run_in_workers(_train_quietly, silent, jobs, threads, title, watch)
+
+
+def run_in_workers(
+    train: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    jobs: int,
+    threads: int,
+    title: str,
+    watch: Watch | None,
+) -> list[Any]:
+    """What `train(*task)` returns for each task, in their order, from `jobs` processes of so many threads each.
+
+    Raises NoisyTeacherError when a process dies.
+    """
+    pool = worker_pool(jobs)
     try:
-        silent = [task._replace(experiment=replace(task.experiment, on_progress=None)) for task in tasks]
-        futures = [pool.submit(_train_in_worker, task, threads) for task in silent]
+        futures = [pool.submit(_with_threads, threads, train, task) for task in tasks]
         for done, future in enumerate(as_completed(futures), 1):
             future.result()
             if watch is not None:
-                watch(title, done, len(tasks), f"{done} of {plural(len(tasks), 'training')}")
+                watch(title, done, len(futures), f"{done} of {plural(len(futures), 'training')}")
+        return [future.result() for future in futures]
     except BrokenExecutor as error:
         raise NoisyTeacherError(
             "a process that trained students died: is there enough memory? Use fewer jobs"
@@ -558,8 +574,12 @@ def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
         end(pool)  # an interruption must not wait for what is queued
 
 
-def _train_in_worker(task: StudentTask, threads: int) -> None:
+def _with_threads(threads: int, train: Callable[..., Any], task: tuple[Any, ...]) -> Any:
     torch.set_num_threads(threads)
+    return train(*task)
+
+
+def _train_quietly(task: StudentTask) -> None:
     with suppress(NoisyTeacherError):
         train_student(*task)
 

@@ -21,9 +21,9 @@ WINDOW = (0.01, 0.5)
 def regime_of(recipe: Student, noise: Noise, classes: int, unit: float, lines: Sequence[Mapping[str, Any]]) -> Json:
     """`steps`; `unfitted_%`, how much of its clean targets' mean square a student leaves; `clock`, the noise's Q.
 
-    unit: root mean square of the teacher's logits. lines: metrics of the last epochs, one of each seed, of clean
-    students or, without these, of noisy ones. None where there is no such number: the second is one of logit
-    regression, the third of plain gradient descent on it under fresh noise on the teacher (docs/method.md).
+    unit: root mean square of the teacher's logits. lines: each seed's metrics of the last epoch, of clean students or,
+    without these, of noisy ones. `unfitted_%` is None but for logit regression, `clock` but for plain gradient descent
+    on it under fresh noise on the teacher (docs/method.md).
     """
     record: Json = {"steps": int(lines[0]["step"]), "unfitted_%": None, "clock": None}
     if recipe.loss != "logit_regression":
@@ -34,32 +34,28 @@ def regime_of(recipe: Student, noise: Noise, classes: int, unit: float, lines: S
     record["unfitted_%"] = 100 * loss / (classes / 2 * mean_square)
     weight = recipe.label_weight if isinstance(recipe.label_weight, float) else 0.0
     batches = lines[0]["step"] // lines[0]["epoch"]
-    clock = noise_clock(recipe, noise, batches, 1.0 if noise.kind == "additive" else mean_square)
+    clock = noise_clock(recipe, noise, batches, mean_square if noise.kind == "multiplicative" else 1.0)
     record["clock"] = None if clock is None else clock * (1 - weight) ** 2
     return record
 
 
 def is_fair(record: Json) -> bool:
     """Whether the noise could help as far as is known: the student had fitted, and the clock is in the window."""
-    left, clock = record["unfitted_%"], record["clock"]
-    return left is not None and left <= FITTED and clock is not None and WINDOW[0] <= clock <= WINDOW[1]
+    unfitted, clock = record["unfitted_%"], record["clock"]
+    return unfitted is not None and unfitted <= FITTED and clock is not None and WINDOW[0] <= clock <= WINDOW[1]
 
 
 def regime_words(record: Json) -> str:
     """A sentence on whether the question was a fair one, without its full stop."""
-    steps, left, clock = f"{record['steps']:,} steps", record["unfitted_%"], record["clock"]
-    if left is None:
-        return (
-            f"{steps}; only of logit regression is it known when noise can help: long after the fit (--preset patient)"
-        )
-    words = (
-        f"after {steps} the student had {'' if left <= FITTED else 'NOT '}fitted its clean targets ({left:.2g} % of "
-    )
-    words += "their mean square left)"
+    steps, unfitted, clock = f"{record['steps']:,} steps", record["unfitted_%"], record["clock"]
+    if unfitted is None:
+        return f"{steps}; when noise can help is known for logit regression only: long after the fit (--preset patient)"
+    fitted = "fitted" if unfitted <= FITTED else "NOT fitted"
+    words = f"after {steps} the student had {fitted} its clean targets ({unfitted:.2g} % of their mean square left)"
     if clock is None:
         return f"{words}; noise can help after the fit in plain gradient descent (--preset patient)"
     words += f"; clock Q {clock:.2g}, gains were seen at {WINDOW[0]:g} to {WINDOW[1]:g}"
     if is_fair(record):
         return f"a fair question: {words}"
-    advice = "train longer" if left > FITTED or clock < WINDOW[0] else "lower the rate"
-    return f"no fair question: {words}; {advice} (--preset patient)"
+    advice = "train longer" if unfitted > FITTED or clock < WINDOW[0] else "lower the rate"
+    return f"not a fair question: {words}; {advice} (--preset patient)"

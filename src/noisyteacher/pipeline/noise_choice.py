@@ -56,8 +56,8 @@ def noise_trials(experiment: Experiment) -> list[NoiseTrial]:
     decays as there are noises and decays together. Empty where the noise is named and nothing else is to be chosen.
     """
     choice, student, noises = experiment.config.choice, experiment.config.student, experiment.noise_candidates
-    own = student.weight_decay
-    decays = sorted({*(choice.weight_decays or ([own, 5 * own] if own else [0.0, FIRST_DECAY]))})
+    decay = student.weight_decay
+    decays = sorted({*(choice.weight_decays or ([decay, 5 * decay] if decay else [0.0, FIRST_DECAY]))})
 
     def trials(noise: Noise | None, decays: Sequence[float]) -> list[NoiseTrial]:
         recipes = [
@@ -72,7 +72,7 @@ def noise_trials(experiment: Experiment) -> list[NoiseTrial]:
 
 
 def refined(decays: Sequence[float], count: int) -> list[float]:
-    """So many weight decays: those in ascending order, then the geometric middle of the widest gap, again and again.
+    """`count` weight decays: `decays`, ascending, and the geometric mean of the widest gap until there are enough.
 
     A single decay above 0 is joined by four times its value first. `refined([0.01, 0.04], 3) == [0.01, 0.02, 0.04]`.
     """
@@ -95,7 +95,7 @@ def number_of_trials(experiment: Experiment) -> int:
 def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jobs: int = 1) -> tuple[Experiment, Json]:
     """The experiment with the noise and the recipes that validation prefers, and the evidence.
 
-    Of equals the earlier trial wins. A noise that was not named is used only if its best trial has a lower mean error
+    The earlier of equal trials wins. A noise that was not named is used only if its best trial has a lower mean error
     than the best clean one. The trials have seeds of their own. Test data are not looked at.
     """
     choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val

@@ -24,7 +24,7 @@ from noisyteacher.text import SPLIT_NAMES
 
 SHARED = {("mnist", "mnist-5k"): ("val", "test"), ("mnist-5k", "mnist"): ("val",)}
 """(data trained on, data judged on): the splits of the latter that hold training images of the former: the embedded
-mnist-5k is a part of MNIST's training set, from which mnist's own validation images are taken, too."""
+mnist-5k is a part of MNIST's training set, and so are the validation images of mnist."""
 
 
 class TrainedOn(TypedDict):
@@ -55,9 +55,9 @@ def is_model_path(name: str) -> bool:
 def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
     """Whether a teacher's name, with its settings, means one that is trained already.
 
-    That is a file, a network with a file of weights (with `data`: for as many classes, else a training starts from it,
-    as it does where the settings say what becomes of the head),
-    `hf:NAME` without the option `pretrained`, and any other name with `pretrained = "whole"`.
+    That is a file, a network with a file of weights (with `data`: for as many classes; a training starts from one for
+    other classes, and where `head` is set), `hf:NAME` without the option `pretrained`, and any other name with
+    `pretrained = "whole"`.
     """
     settings = settings or Teacher()
     if is_model_path(name):
@@ -114,7 +114,10 @@ def build_network(
         if isinstance(model, nn.Module):
             raise UsageError(f"weights: no effect on a {type(model).__name__} that is passed in: leave them out")
         network = _without_weights(model, data, recipe, seed)
-        models.load_foreign(network, recipe.weights, head=recipe.head)
+        other_classes = models.load_foreign(network, recipe.weights, head=recipe.head)
+        if recipe.head != "new" and other_classes is None:  # its outputs are logits, which a scale must not multiply
+            name, *_ = models.head_parameters(dict(network.network.named_parameters()))
+            network.inherited_head = name.rpartition(".")[0]
         return network
     narrowed = teacher if isinstance(model, str) and model.startswith(SHRINK) else None
     front, options = preprocessing_of(recipe, data), Values(recipe.options)

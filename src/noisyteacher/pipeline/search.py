@@ -125,11 +125,11 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
     target, costs = config.target, costs_of(teacher, data)
     limits = {name: limit(most, costs[name]) for name in LIMITS if (most := getattr(target, name)) is not None}
     search = StudentSearch(limits, costs, named=bool(target.students))
-    # not for named ones, which have preprocessing of their own; its statistics are taken once
+    # One preprocessing for all, since its statistics take a pass over the data; named networks have their own.
     front = None if target.students else build_network(config.student, "compact-xs", data).preprocess
 
     def price(name: str) -> Candidate:
-        if front is None or name.startswith(SHRINK):  # which has its teacher's
+        if front is None or name.startswith(SHRINK):  # these have the teacher's
             model = build_network(config.student, name, data, teacher=teacher)
         else:
             model = build_model(name, data, preprocess=front)

@@ -15,7 +15,7 @@ from noisyteacher.distributed import on_rank_zero, restarts
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json
-from noisyteacher.models import SHRINK, ZOO, Architecture, Classifier, origin_of
+from noisyteacher.models import SHRINK, ZOO, Architecture, Classifier, first_origin
 from noisyteacher.objectives import Objective, distil, supervised
 from noisyteacher.pipeline import preflight, pretrained, resolve
 from noisyteacher.pipeline.experiment import (
@@ -225,7 +225,7 @@ def _stored_teacher(store: LogitStore, student: str) -> Architecture:
     Raises UsageError where a student narrowed from it would have something imported because a file says so.
     """
     architecture = cast("Architecture", store.meta.get("teacher", {}))
-    origin = origin_of(architecture) if student.startswith(SHRINK) else ""
+    origin = first_origin(architecture)["name"] if student.startswith(SHRINK) else ""
     if ":" in origin and origin.partition(":")[0] not in ZOO:
         raise UsageError(f"{store.path}: {student} would import and call {origin!r}, which a file names: use compress")
     return architecture

@@ -36,13 +36,8 @@ def markdown(studies: Sequence[Study]) -> str:
         rows_by_data: dict[str, list[Condition]] = {}
         for row in study.picks():
             rows_by_data.setdefault(study.data_of(row), []).append(row)
-        parts = [
-            tables.beside_paper(study),
-            tables.results(study),
-            choice_table(study.result.choice),
-            tables.costs(study),
-        ]
-        parts += [tables.failures(study)]
+        parts = [tables.beside_paper(study), tables.results(study), choice_table(choice)]
+        parts += [tables.costs(study), tables.failures(study)]
         parts += [tables.mistakes(study, rows, study.role) for rows in rows_by_data.values()]
         blocks += [table.markdown() for table in parts if table is not None]
     if len(every) > 1:

@@ -132,10 +132,15 @@ def _compared(family: Family, by_name: Mapping[str, Condition], common: range | 
     }
 
 
+def _role(members: Sequence[Condition]) -> str:
+    """The split that members are compared on: test, or val where none has test scores."""
+    return "test" if any(condition.score("test") for condition in members) else "val"
+
+
 def _trends(family: Family, by_name: Mapping[str, Condition]) -> tuple[Trend, ...]:
     """How the error depends on sigma^2, for each noise that was tried with two numbers for sigma or more."""
     members = [by_name[name] for name in (family.clean, *family.noisy)]
-    role = "test" if any(condition.score("test") for condition in members) else "val"
+    role = _role(members)
     groups: dict[str, dict[float, Condition]] = {}
     for condition in members[1:]:
         sigma, settings = condition.settings.get("noise.sigma"), dict(condition.settings)
@@ -182,7 +187,7 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
     of these it is judged on the seeds of the choice, by a difference that holds for all noises of the family at once.
     """
     members = [by_name[name] for name in (family.clean, *family.noisy)]
-    role = "test" if any(condition.score("test") for condition in members) else "val"
+    role = _role(members)
     scored = [condition for condition in members if condition.score("val")]
     gaps = {condition.name: condition.against_clean[role] for condition in scored if role in condition.against_clean}
     if not gaps:
@@ -222,8 +227,8 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
             low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
             basis += f", with intervals from {signed(low)} to {signed(high)}"
     if family.clean in (lowest := _lowest(val)):
-        no_noise = "; validation prefers no noise to all of them"
-        basis += no_noise if len(lowest) == 1 else "; on validation no noise is level with the best of them"
+        prefers_clean = "; validation prefers the clean student to all of them"
+        basis += prefers_clean if len(lowest) == 1 else "; on validation the clean student is level with the best"
     shared = _shared_seeds(scored, common)
     if shared != set(common or ()).union(*(() if common else member.seeds for member in scored)):
         over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
@@ -258,10 +263,7 @@ def _preference(members: Sequence[Condition]) -> Verdict:
         second = distilled[_lowest(means)[0]]
         gap = differences([best], second).get(best.name, {}).get("val")
         if gap is not None:
-            interval, pairs = "", plural(gap.n, "paired seed")
-            if gap.low is not None and gap.high is not None:
-                interval = f"95 % interval {signed(gap.low)} to {signed(gap.high)}, "
-            parts.append(f"{signed(gap.mean)} points against the next, {second.title} ({interval}{pairs})")
+            parts.append(evidence(gap, f"points against the next, {second.title}"))
     if (test := best.score("test")) is not None:
         parts.append(f"{test} % test error")
     labels = [error.mean for member in members if member.kind == "labels" and (error := member.score("val"))]

@@ -191,22 +191,16 @@ def _run(
         failed.update({cell.name: failures[cell.name] for cell in cells if cell.name in failures})
         return _analysed(spec, run, teachers, results, failed)
 
-    members = [(condition, teacher) for teacher in teachers for condition in teacher.members]
-    result = train(
-        [
-            cell_of(condition, seed, run, teacher.stores, threads)
-            for seed in range(spec.control_seeds)
-            for condition, teacher in members
-            if seed in spec.seeds_of(condition)
-        ]
-    )
+    cells = [
+        (condition, seed, cell_of(condition, seed, run, teacher.stores, threads))
+        for seed in range(spec.control_seeds)
+        for teacher in teachers
+        for condition in teacher.members
+    ]
+    result = train([cell for condition, seed, cell in cells if seed in spec.seeds_of(condition)])
     chosen = {verdict.condition for verdict in result.verdicts}
-    if fresh := [
-        cell_of(condition, seed, run, teacher.stores, threads)
-        for seed in range(spec.seeds, spec.control_seeds)
-        for condition, teacher in members
-        if condition.kind == "noisy" and condition.name in chosen
-    ]:
+    noisy = [(seed, cell) for condition, seed, cell in cells if condition.kind == "noisy" and condition.name in chosen]
+    if fresh := [cell for seed, cell in noisy if seed >= spec.seeds]:
         result = train(fresh)
     # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one, except
     # with `stack`: a resumed sweep groups the cells that are left anew, which changes the rounding.

@@ -351,13 +351,13 @@ def is_graph_safe(network: nn.Module) -> bool:
     What such a network does depends on shapes, weights and images, never on counters or draws of Python. A batch norm
     without a momentum counts in Python.
     """
-    known = ("torch.nn.modules.", "noisyteacher.models.")
+    packages = ("torch.nn.modules.", "noisyteacher.models.")
     if torch.nn.modules.module._has_any_global_hook() or torch.is_anomaly_enabled():  # type: ignore[no-untyped-call]
         return False
     if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in network.parameters()):
         return False
     return all(
-        type(module).__module__.startswith(known)
+        type(module).__module__.startswith(packages)
         and not _is_watched(module)
         and not (isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None)
         for module in network.modules()

@@ -64,14 +64,8 @@ def gauss_newton_trace(
         else:
             plain = _hutchinson(classifier, images, learned, unit, None)
             weighted = None if weights is None else _hutchinson(classifier, images, learned, unit, weights)
-    return Trace(
-        plain=plain[0],
-        weighted=None if weighted is None else weighted[0],
-        rows=len(images),
-        probes=0 if exact else PROBES,
-        plain_error=plain[1],
-        weighted_error=0.0 if weighted is None else weighted[1],
-    )
+    probes, (weighted_trace, weighted_error) = 0 if exact else PROBES, weighted or (None, 0.0)
+    return Trace(plain[0], weighted_trace, len(images), probes, plain[1], weighted_error)
 
 
 def trace_record(model: nn.Module, split: Split, objective: object, view: str = "clean") -> Json:

@@ -196,13 +196,7 @@ def _train(
         for number, (student, folder) in enumerate(zip(students, folders, strict=True)):
             cleanup.callback(restore_memory_format, student.model)
             try:
-                finished = (
-                    None
-                    if folder is None
-                    else load_finished(student, plan, folder)
-                    if (folder / WEIGHTS).exists()
-                    else None
-                )
+                finished = load_finished(student, plan, folder) if folder and (folder / WEIGHTS).exists() else None
                 if finished is not None:
                     outcomes[number] = finished
                     continue

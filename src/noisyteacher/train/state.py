@@ -76,10 +76,7 @@ class TrainingPlan:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
-        settings = self.settings
-        warmup = round(settings.warmup_epochs * self.batches)
-        hold = HOLD if settings.hold is None else settings.hold
-        return settings.lr * rate_factor(settings.schedule, step, self.total_steps, warmup, hold)
+        return learning_rate(self.settings, step, self.batches)
 
     def body_factor(self, step: int) -> float:
         """What the rate of all layers but the last is multiplied by at a step, from 0."""
@@ -208,24 +205,28 @@ def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 
     return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), hold)
 
 
+def learning_rate(settings: TrainSettings, step: int, batches: int) -> float:
+    """The learning rate of a step, from 0, of a training whose epochs have so many batches."""
+    warmup, hold = round(settings.warmup_epochs * batches), HOLD if settings.hold is None else settings.hold
+    return settings.lr * rate_factor(settings.schedule, step, batches * settings.epochs, warmup, hold)
+
+
 def noise_clock(settings: TrainSettings, noise: Noise, batches: int, mean_square: float) -> float | None:
     """Q = 1/B * sum over steps of rate^2 alpha sigma^2 mean(z^2): how far noise has moved a student that has fitted its
     targets (docs/method.md, after the fit). None where no such number is known: for other optimizers than sgd, for
     noise on the student, and for noise that is frozen.
 
     batches: steps in an epoch; mean_square: of the logits in the units of the loss. Momentum m divides the rate by
-    1 - m.
+    1 - m; the mean of several draws has the variance of a single one divided by their number.
     """
     if settings.optimizer != "sgd" or noise.target != "teacher" or noise.frozen:
         return None
-    steps, hold = batches * settings.epochs, HOLD if settings.hold is None else settings.hold
-    rate = settings.lr / (1 - (MOMENTUM if settings.momentum is None else settings.momentum))
-    total = 0.0
+    steps, total = batches * settings.epochs, 0.0
     for step in range(steps):
         low, high = noise.sigma_at(step, steps)
-        factor = rate_factor(settings.schedule, step, steps, round(settings.warmup_epochs * batches), hold)
-        total += (rate * factor) ** 2 * (low * low + low * high + high * high) / 3
-    return total * noise.alpha * mean_square / settings.batch_size
+        total += learning_rate(settings, step, batches) ** 2 * (low * low + low * high + high * high) / 3
+    momentum = MOMENTUM if settings.momentum is None else settings.momentum
+    return total / (1 - momentum) ** 2 * noise.alpha * mean_square / settings.batch_size / noise.draws
 
 
 def loss_error(value: float, step: int, plan: TrainingPlan) -> TrainingError:
