@@ -16,8 +16,8 @@ import noisyteacher as nt
 from helpers import blobs, part
 from noisyteacher import cli
 from noisyteacher.config import build_config
-from noisyteacher.errors import ConfigError, MismatchError
-from noisyteacher.models import head_parameters, load_foreign
+from noisyteacher.errors import ConfigError, MismatchError, UsageError
+from noisyteacher.models import head_parameters, load_foreign, rescale
 from noisyteacher.pipeline.pretrained import build_network
 from noisyteacher.train.history import Tick
 
@@ -73,6 +73,34 @@ def test_other_classes_give_a_new_head_but_where_it_is_to_be_kept(tmp_path: Path
             assert torch.equal(part(model.network, layer).weight, part(network(seed=seed), layer).weight)
     with pytest.raises(MismatchError, match="7 classes"):
         load_foreign(classifier(), tmp_path / "a.pth", head="keep")
+
+
+def test_a_head_that_is_not_registered_last_is_refused() -> None:
+    """It would be frozen in place of the body."""
+    layers = {"head": nn.Linear(32, 3), "flat": nn.Flatten(), "body": nn.Linear(64, 32)}
+
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, images: Tensor) -> Any:
+            return layers["head"](layers["body"](layers["flat"](images)))
+
+    with pytest.raises(UsageError, match=r"registers last, and that is .*body\.weight of 32 outputs"):
+        train(nt.build_model(Swapped(), input_shape=(1, 8, 8), classes=3), body_rate=0.0)
+
+
+def test_weights_whose_outputs_are_scaled_or_reordered_start_nothing_but_a_body(tmp_path: Path) -> None:
+    trained = rescale(classifier(seed=1), 7.0)
+    nt.save_model(trained, tmp_path / "a.safetensors")
+    for head in ("keep", ""):
+        with pytest.raises(MismatchError, match="output_scale changes the outputs"):
+            load_foreign(classifier(), tmp_path / "a.safetensors", head=head)
+    model = classifier()
+    load_foreign(model, tmp_path / "a.safetensors", head="new")
+    assert torch.equal(part(model.network, "0").weight, part(network(seed=1), "0").weight)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])

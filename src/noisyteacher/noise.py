@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noisyteacher.config import NoiseSettings, config_error, validated
 from noisyteacher.config.schema import Distribution, Draw, Kind
-from noisyteacher.errors import MismatchError, TrainingError, UsageError
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
 from noisyteacher.rng import generator as seeded_generator
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -222,6 +222,8 @@ def perturb(
             raise UsageError(f"generator is a {type(generator).__name__}: expected a torch.Generator")
         noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)  # type: ignore[arg-type]
         sigma, alpha = noise.sigma, noise.alpha
+        if not 0 < temperature < math.inf:
+            raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
         unit_noise = sample_unit_noise(draw, distribution, logits.shape[0], logits.shape[1], generator)
     scaled = unit_noise.selected(alpha), unit_noise.deviation(sigma), unit_noise.xi(sigma)
     selected, deviation, xi = (part.to(logits.device) for part in scaled)

@@ -289,7 +289,7 @@ def supervised(*, label_noise: float = 0.0, label_smoothing: float = 0.0) -> Sup
     differ. Source: messy collaboration, Arani, Sarfraz & Zonooz 2021; Szegedy et al. 2016.
     """
     for name, share in (("label_noise", label_noise), ("label_smoothing", label_smoothing)):
-        if isinstance(share, (bool, str)) or not 0 <= share <= 1:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise ConfigError(f"{name}={share!r}: expected a share, 0 to 1")
     return Supervised(label_noise, label_smoothing)
 

@@ -72,7 +72,8 @@ def demo(
             f"\nIn short: a teacher that saw 4,000 digits misreads {errors[0]} of {result.n['test']} new ones, a small "
             f"student that sees 500 of them {errors[1]} on labels alone, {errors[2]} by the teacher's logits, "
             f"{errors[3]} with noise on these. With the rate and weight decay that validation chose for each it is "
-            f"{errors[4]} without noise and {errors[5]} with it, the fair comparison."
+            f"{errors[4]} without noise and {errors[5]} with it: the fair comparison, judged by the "
+            "last Noise line above."
         )
 
 

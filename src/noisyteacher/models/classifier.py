@@ -213,12 +213,19 @@ def bare_network(model: Classifier) -> nn.Module:
     return network
 
 
-def head_parameters(parameters: Mapping[str, Tensor], stacked: bool = False) -> set[str]:
+def head_parameters(parameters: Mapping[str, Tensor], classes: int | None = None, stacked: bool = False) -> set[str]:
     """The names of the parameters of the last layer, which gives the logits: of the last matrix and its bias.
 
-    parameters: of a network, in order; stacked: their first dimension numbers networks.
+    parameters: of a network, in order; stacked: their first dimension numbers networks. Raises UsageError where the
+    layer does not give one number for each of the `classes`.
     """
     matrices = [name for name, parameter in parameters.items() if parameter.ndim - stacked > 1]
+    if classes is not None and (not matrices or parameters[matrices[-1]].shape[stacked] != classes):
+        last = f"{matrices[-1]} of {parameters[matrices[-1]].shape[stacked]} outputs" if matrices else "nothing"
+        raise UsageError(
+            f"the head is the layer that the network registers last, and that is {last}, not one of {classes} classes: "
+            "leave head, freeze_epochs and body_rate out, or register the layer of the logits last"
+        )
     layer = matrices[-1].rpartition(".")[0] if matrices else ""
     return {name for name in parameters if matrices and name.rpartition(".")[0] == layer}
 

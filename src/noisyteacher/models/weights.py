@@ -276,12 +276,19 @@ def load_foreign(model: Classifier, path: StrPath, *, head: str = "keep") -> int
     """
     expected = model.network.state_dict()
     counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
-    state = counters | _strip_prefix(read_state_dict(path), expected, path)  # older files have no counters
+    content = read_state_dict(path)
+    changed = [name for name in content if name.endswith((".class_order", ".output_scale"))]
+    if changed and head != "new":
+        raise MismatchError(
+            f"{path}: {changed[0]} changes the outputs of its network, which would be lost here: take the file itself "
+            "as the model, or start from it with a new head"
+        )
+    state = counters | _strip_prefix(content, expected, path)  # older files have no counters
     classes = _classes_of_other_head(expected, state, model.classes) if state.keys() == expected.keys() else None
     if classes is not None and head == "keep":
         problem = f"its head has {classes} classes, {model.name!r} here {model.classes}"
         raise MismatchError(f"{path}: {problem}: train it with a new head, as train and compress do")
-    new = head_parameters(dict(model.network.named_parameters())) if head == "new" else set()
+    new = head_parameters(dict(model.network.named_parameters()), model.classes) if head == "new" else set()
     for name in state.keys() & expected.keys():
         ours, theirs = expected[name], state[name]
         fits = theirs.shape == ours.shape and theirs.is_floating_point() == ours.is_floating_point()

@@ -275,7 +275,10 @@ def _verdict(result: Result, noisy: Condition, several: bool) -> Verdict:
     if difference is None:
         words = "nothing can be said of the noise: no clean student was trained beside the noisy student"
         return Verdict("no evidence", words, noisy.name)
-    what = f"noise of sigma {sigma_words(result.noise['sigma'])}, alpha {result.noise['alpha']:g}"
+    usual = {"kind": "multiplicative", "target": "teacher", "draws": 1}
+    strength = [f"sigma {sigma_words(result.noise['sigma'])}", f"alpha {result.noise['alpha']:g}"]
+    strength += [f"{key} {setting}" for key in usual if (setting := result.noise.get(key, usual[key])) != usual[key]]
+    what = f"noise of {', '.join(strength)}"
     unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
     regime = (result.regime or {}).get(noisy.name)
     recipe = "each with its chosen recipe" if noisy.family else "with one recipe for both"

@@ -18,7 +18,7 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models import Classifier, as_classifier, rescale
+from noisyteacher.models import Classifier, as_classifier, head_parameters, rescale
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import counted, reported
 from noisyteacher.runs import WEIGHTS
@@ -264,7 +264,10 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         **frozen_parameters(model),
         **({} if validation is None else validation.identity),
     }
-    optimizer = build_optimizer(settings, dict(model.named_parameters()))
+    parameters = dict(model.named_parameters())
+    if settings.has_body:
+        head_parameters(parameters, int(model.architecture.get("classes") or split.classes))
+    optimizer = build_optimizer(settings, parameters)
     reestimates = settings.batch_norm == "reestimate" and batch_norms_lag(model, plan.batches)
     return Student(model.to(plan.device), optimizer, objective, seed, identity, reestimates)
 

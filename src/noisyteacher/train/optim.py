@@ -49,7 +49,7 @@ def build_optimizer(
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     rule: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     momentum = MOMENTUM if settings.momentum is None else settings.momentum
-    head = head_parameters(parameters, stacked) if settings.has_body else {*parameters}
+    head = head_parameters(parameters, stacked=stacked) if settings.has_body else {*parameters}
     groups = _groups(learned, {id(parameters[name]) for name in head}, settings.decay_biases, stacked)
     if settings.optimizer == "muon":
         if any(parameter.is_complex() for parameter in learned):
