@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,26 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, m
         misses = unbroken.misses(weights)
         assert unbroken.test[weights] == pytest.approx(100 * misses.mean())
     assert not list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
+
+
+def test_a_training_that_diverges_is_repeated_at_half_the_rate(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, fit = list[float](), nt.fit
+
+    def diverging(*content: Any, lr: float, **options: Any) -> Any:
+        rates.append(lr)
+        return fit(*content, lr=1e9 if lr > 0.02 else lr, **options)
+
+    monkeypatch.setattr(regime, "fit", diverging)
+    arm = Arm("clean", 0.08, 0.002)
+    trained = regime.train_arm(workspace, CELL, arm, 5)
+    assert rates == [0.08, 0.04, 0.02]
+    assert (trained.arm, trained.halvings) == (arm, 2)
+    assert regime.train_arm(workspace, CELL, arm, 5) == trained  # from its file
+    slowest = regime.train_arm(workspace, CELL, replace(arm, lr=0.02), 5)
+    assert (slowest.halvings, slowest.test) == (0, trained.test)
+    assert rates == [0.08, 0.04, 0.02]
 
 
 def test_the_clock_counts_the_noise_that_was_drawn() -> None:

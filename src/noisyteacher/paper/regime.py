@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from noisyteacher.config.schema import HOLD, Loss, TrainSettings
 from noisyteacher.data import Split, Splits, load_data
+from noisyteacher.errors import TrainingError
 from noisyteacher.evaluate import predict
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, read_json, write_json
@@ -188,6 +189,8 @@ class Trained:
     """Test images; None: as many as there are bits."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """By epoch `step`, `val_error` and `clean_loss` (of the steps); at a few epochs `trace_step` and `trace`."""
+    halvings: int = 0
+    """How often the arm's rate was halved because the training diverged."""
 
     def misses(self, weights: str) -> NDArray[np.bool_]:
         """Which test images are misclassified, bool `[N]`."""
@@ -294,7 +297,10 @@ def measured_halving(clean: Mapping[str, list[float]], noisy: Mapping[str, list[
 
 
 def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
-    """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint."""
+    """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint.
+
+    A training that diverges is trained anew at half the rate, clean or noisy, as its user would.
+    """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}.json"
     if file.exists():
         record = read_json(file, KIND, SCHEMA)["trained"]
@@ -321,9 +327,16 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
             write_json(trace_file, KIND, SCHEMA, {"traces": traces})
 
     recipe, watched = recipe_of(cell, arm, epochs), splits.val.take(min(WATCHED, len(splits.val)))
-    history = fit(
-        student, train, objective, val=watched, seed=seed, run=folder, resume=True, progress=on_step, **recipe
-    )
+    try:
+        history = fit(
+            student, train, objective, val=watched, seed=seed, run=folder, resume=True, progress=on_step, **recipe
+        )
+    except TrainingError:
+        slower = train_arm(workspace, cell, replace(arm, lr=arm.lr / 2), seed)
+        trained = replace(slower, arm=arm, halvings=slower.halvings + 1)
+        write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
+        shutil.rmtree(folder, ignore_errors=True)
+        return trained
     val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
     for weights, state in (("best", history.best), ("last", history.last)):
         student.load_state_dict(state)
@@ -416,7 +429,8 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
             "mean_%": {weights: fmean(values) for weights, values in errors.items()},
             "clean_loss": fmean([row.clean_loss for row in rows]),
             "trace": fmean([row.curve["trace"][-1] for row in rows]),
-            "clock": rows[0].clock,
+            "clock": fmean([row.clock for row in rows]),
+            "halvings": [row.halvings for row in rows],
             "steps": rows[0].curve["step"][-1],
         }
     contrasts = {}
