@@ -213,6 +213,11 @@ def test_train_and_compress_start_from_weights_on_the_command_line(
     start = torch.load(file)
     moved = {name for name, value in start.items() if not torch.equal(value, trained[name])}
     assert len(moved) == 2  # weight and bias of the head
+    words[4] = str(run)  # a run's folder stands for its weights
+    assert exit_code(*words, "--head", "keep") == 0
+    again = Path(json.loads(capsys.readouterr().out)["run"])
+    body = nt.load_model(again / "weights.safetensors").network.state_dict()
+    assert all(torch.equal(body[name], trained[name]) for name in start.keys() - moved)
     words = ["compress", "--teacher", "pretrained:lenet-mnist", "--student", "mlp800", "--epochs", "1", *common]
     words += [
         "--student-weights",

@@ -65,7 +65,8 @@ def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | Non
     if settings.weights:
         if data is None or settings.head:
             return not settings.head
-        return models.load_foreign(_without_weights(name, data, settings), settings.weights, head="") is None
+        file = weights_of(settings.weights)
+        return models.load_foreign(_without_weights(name, data, settings), file, head="") is None
     default = WHOLE if name.startswith("hf:") else ""
     return name.partition(":")[0] in ZOO and settings.options.get("pretrained", default) == WHOLE
 
@@ -114,7 +115,7 @@ def build_network(
         if isinstance(model, nn.Module):
             raise UsageError(f"weights: no effect on a {type(model).__name__} that is passed in: leave them out")
         network = _without_weights(model, data, recipe, seed)
-        other_classes = models.load_foreign(network, recipe.weights, head=recipe.head)
+        other_classes = models.load_foreign(network, weights_of(recipe.weights), head=recipe.head)
         if recipe.head != "new" and other_classes is None:  # its outputs are logits, which a scale must not multiply
             name, *_ = models.head_parameters(dict(network.network.named_parameters()))
             network.inherited_head = name.rpartition(".")[0]
