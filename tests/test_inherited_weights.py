@@ -21,7 +21,7 @@ from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import build_model, load_model, save_model
-from noisyteacher.models.classifier import reordered, rescale
+from noisyteacher.models.classifier import learn_in_unit, reordered, rescale
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline import compress_config
 from noisyteacher.pipeline.search import price_candidates
@@ -217,11 +217,11 @@ def test_class_order_and_scale_of_the_teacher_are_inherited_with_its_head() -> N
     assert torch.allclose(student(batch), changed(batch), atol=1e-5)
     assert type(student.network) is type(teacher.network)
     before = student(batch)
-    assert torch.allclose(rescale(student, 7.0)(batch), before, atol=1e-5)
-    assert torch.allclose(rescale(student, 14.0)(batch), 2 * before, atol=1e-5)
+    assert torch.allclose(learn_in_unit(student, 7.0)(batch), before, atol=1e-5)
+    assert torch.allclose(learn_in_unit(student, 14.0)(batch), 2 * before, atol=1e-5)
     fresh = copy_of(changed, 1.0, (1, 16, 16), init="random")
     before = fresh(batch)
-    assert torch.allclose(rescale(fresh, 7.0)(batch), 7 * before, atol=1e-5)
+    assert torch.allclose(learn_in_unit(fresh, 7.0)(batch), 7 * before, atol=1e-5)
 
 
 class Maxout(nn.Module):
@@ -242,7 +242,7 @@ def test_logits_that_no_single_layer_gives_are_inherited_unchanged_or_not_at_all
         with pytest.raises(UsageError, match=r"no single layer .*init='random'"):
             copy_of(changed, shape=(3, 2, 2))
     with pytest.raises(UsageError, match=r"no single layer .*init='random'"):
-        rescale(copy_of(teacher, shape=(3, 2, 2)), 2.0)
+        learn_in_unit(copy_of(teacher, shape=(3, 2, 2)), 2.0)
 
 
 def test_the_preprocessing_is_the_teachers() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import SETTINGS, blobs, difference, table
+from noisyteacher import process
 from noisyteacher.config import Values, build_config
 from noisyteacher.errors import ConfigError, MismatchError, UsageError
 from noisyteacher.io.files import Json
@@ -23,7 +24,7 @@ from noisyteacher.noise import UnitNoise, sample_unit_noise, unit_noise_at
 from noisyteacher.objectives import input_noise_of
 from noisyteacher.paper import relatives
 from noisyteacher.paper.regime import Workspace
-from noisyteacher.pipeline import experiment, train_config
+from noisyteacher.pipeline import train_config
 from noisyteacher.rng import generator
 
 STRONG = nt.Noise(sigma=0.9, alpha=0.5, draw="row")
@@ -502,7 +503,7 @@ def test_validation_chooses_the_rate_of_every_arm(workspace: Workspace, monkeypa
 
     monkeypatch.setattr(relatives, "train_relative", train)
     monkeypatch.setattr(relatives, "prepare_teachers", lambda workspace, watch: None)
-    monkeypatch.setattr(experiment, "worker_pool", lambda jobs: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(process, "worker_pool", lambda jobs: ThreadPoolExecutor(jobs))
     record = relatives.run_cell(workspace, replace(cell, seeds=3), 1, None)
     assert record["arms"]["clean"]["settings"]["lr"] == 0.06
     assert record["arms"]["labels alone"]["settings"]["lr"] == 0.12

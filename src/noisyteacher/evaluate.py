@@ -136,7 +136,6 @@ def calibrate(model: nn.Module, split: Split, **options: Any) -> tuple[Classifie
     score(logits, split)
     temperature = metrics.best_temperature(logits, split.labels)
     classifier = copy.deepcopy(as_classifier(model))
-    classifier.inherited_head = None  # which `rescale` would divide by what it multiplies the outputs by
     scale = float(classifier.network.output_scale) if isinstance(classifier.network, Rescaled) else 1.0
     return rescale(classifier, scale / temperature), temperature
 

@@ -7,8 +7,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.progress import Watch
+from noisyteacher.text import plural
 
 VARIABLE = "NOISYTEACHER_ALLOCATOR"
 """Set to `system` in the environment, it turns `tune_memory` off."""
@@ -94,3 +99,38 @@ def end(executor: concurrent.futures.ProcessPoolExecutor, patience_s: float = 0.
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
+
+
+def run_in_workers(
+    train: Callable[..., Any],
+    tasks: Iterable[tuple[Any, ...]],
+    jobs: int,
+    threads: int,
+    title: str,
+    watch: Watch | None,
+) -> list[Any]:
+    """What `train(*task)` returns for each task, in their order, from `jobs` processes of so many threads each.
+
+    Raises NoisyTeacherError when a process dies.
+    """
+    pool = worker_pool(jobs)
+    try:
+        futures = [pool.submit(_with_threads, threads, train, task) for task in tasks]
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            future.result()
+            if watch is not None:
+                watch(title, done, len(futures), f"{done} of {plural(len(futures), 'training')}")
+        return [future.result() for future in futures]
+    except concurrent.futures.BrokenExecutor as error:
+        raise NoisyTeacherError(
+            "a process that trained students died: is there enough memory? Use fewer jobs"
+        ) from error
+    finally:
+        end(pool)  # an interruption must not wait for what is queued
+
+
+def _with_threads(threads: int, train: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+    from noisyteacher.device import cpu_threads
+
+    with cpu_threads(threads):
+        return train(*task)

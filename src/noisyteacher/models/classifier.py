@@ -165,20 +165,24 @@ class Rescaled(nn.Module):
 
 
 def rescale(model: Classifier, output_scale: float) -> Classifier:
-    """The model itself, its network's outputs multiplied by this constant from now on, instead of by an earlier one.
-
-    An inherited head, whose outputs are logits already, is divided by it first. Raises UsageError where it has none.
-    """
+    """The model itself, its network's outputs multiplied by this constant from now on, instead of by an earlier one."""
     if isinstance(model.network, Rescaled):
         model.network.output_scale.fill_(output_scale)
     else:
-        if model.inherited_head is not None:
-            _change_head(model, partial(torch.mul, other=1 / float(output_scale)))
         training = model.network.training
         parameter = next(model.network.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         model.network = Rescaled(model.network, output_scale).to(device).train(training)
     return model
+
+
+def learn_in_unit(model: Classifier, unit: float) -> Classifier:
+    """The model itself, whose network is to learn logits in this unit: `rescale`, but an inherited head, whose outputs
+    are logits already, is divided by the unit first. Raises UsageError where weights are inherited and no head is.
+    """
+    if model.inherited_head is not None and not isinstance(model.network, Rescaled):
+        _change_head(model, partial(torch.mul, other=1 / float(unit)))
+    return rescale(model, unit)
 
 
 def _change_head(model: Classifier, change: Callable[[Tensor], Tensor]) -> None:

@@ -32,7 +32,8 @@ from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.models import Classifier, build_model, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
-from noisyteacher.pipeline.experiment import run_in_workers
+from noisyteacher.pipeline.noise_choice import PILOT_SEED
+from noisyteacher.process import run_in_workers
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator, seeded
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett
@@ -43,7 +44,6 @@ from noisyteacher.train.history import Tick
 from noisyteacher.train.state import noise_clock
 
 KIND, SCHEMA = "regime-training", 1
-PILOT_SEED = 100
 WATCHED = 2000
 """At most so many validation images are evaluated after an epoch; settings are chosen on all of them."""
 TRACES = 8
@@ -276,9 +276,7 @@ def predicted_halving(cell: Cell, arm: Arm) -> list[float] | None:
     """
     if arm.noise is None or cell.optimizer != "sgd":
         return None
-    noise = Noise(**arm.noise)
-    per_step = (arm.lr * noise.sigma_at(0, 1)[0]) ** 2 * noise.alpha / cell.batch
-    return [clock / per_step for clock in HALVING]
+    return [clock / clock_of(arm, 1, cell.batch) for clock in HALVING]
 
 
 def measured_halving(clean: Mapping[str, list[float]], noisy: Mapping[str, list[float]]) -> float | None:

@@ -26,7 +26,6 @@ from noisyteacher.models import build_model
 from noisyteacher.noise import Noise, perturb, sample_unit_noise
 from noisyteacher.objectives import distil, supervised
 from noisyteacher.paper.regime import (
-    PILOT_SEED,
     STRONG,
     Workspace,
     build_student,
@@ -34,7 +33,8 @@ from noisyteacher.paper.regime import (
     draw_subset,
     errors_of,
 )
-from noisyteacher.pipeline.experiment import run_in_workers
+from noisyteacher.pipeline.noise_choice import PILOT_SEED
+from noisyteacher.process import run_in_workers
 from noisyteacher.progress import Watch
 from noisyteacher.rng import generator
 from noisyteacher.stats import dunnett
@@ -228,7 +228,7 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
         targets = targets_of(workspace, arm, rows, seed)
         unit = 1.0
         if cell.regime == "patient":  # the mean target's own size would be another
-            sizes = targets_of(workspace, replace(arm, control=""), rows, seed)
+            sizes = targets_of(workspace, replace(arm, control=""), rows, seed) if arm.control else targets
             unit = float(torch.stack(sizes).square().mean().sqrt())
         source = [logits / unit for logits in targets]
         noise = None if arm.noise is None else Noise(**arm.noise)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,11 +27,10 @@ from noisyteacher.objectives import Distillation, Objective, distil, supervised
 from noisyteacher.pipeline import pretrained
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import distill_options, fit_options
-from noisyteacher.process import cores, end, worker_pool
+from noisyteacher.process import cores, run_in_workers
 from noisyteacher.progress import Watch, counted, counted_if_slow, message, stage
 from noisyteacher.runs import LOGITS, WEIGHTS, Run, as_json
 from noisyteacher.store import LogitStore
-from noisyteacher.text import plural
 from noisyteacher.train import History, fit, fit_many
 from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
@@ -544,39 +542,6 @@ def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
     watch, threads = tasks[0].experiment.on_progress, tasks[0].experiment.config.run.threads or max(1, cores() // jobs)
     silent = [(task._replace(experiment=replace(task.experiment, on_progress=None)),) for task in tasks]
     run_in_workers(_train_quietly, silent, jobs, threads, title, watch)
-
-
-def run_in_workers(
-    train: Callable[..., Any],
-    tasks: Iterable[tuple[Any, ...]],
-    jobs: int,
-    threads: int,
-    title: str,
-    watch: Watch | None,
-) -> list[Any]:
-    """What `train(*task)` returns for each task, in their order, from `jobs` processes of so many threads each.
-
-    Raises NoisyTeacherError when a process dies.
-    """
-    pool = worker_pool(jobs)
-    try:
-        futures = [pool.submit(_with_threads, threads, train, task) for task in tasks]
-        for done, future in enumerate(as_completed(futures), 1):
-            future.result()
-            if watch is not None:
-                watch(title, done, len(futures), f"{done} of {plural(len(futures), 'training')}")
-        return [future.result() for future in futures]
-    except BrokenExecutor as error:
-        raise NoisyTeacherError(
-            "a process that trained students died: is there enough memory? Use fewer jobs"
-        ) from error
-    finally:
-        end(pool)  # an interruption must not wait for what is queued
-
-
-def _with_threads(threads: int, train: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(threads)
-    return train(*task)
 
 
 def _train_quietly(task: StudentTask) -> None:

@@ -18,7 +18,7 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models import Classifier, as_classifier, head_parameters, rescale
+from noisyteacher.models import Classifier, as_classifier, head_parameters, learn_in_unit
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import counted, reported
 from noisyteacher.runs import WEIGHTS
@@ -248,7 +248,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
     if isinstance(objective, Distillation):
         objective = objective.prepared(split, plan.views)
         if objective.scale != "none":  # the last check is made: the outputs change now
-            rescale(model, objective.unit)
+            learn_in_unit(model, objective.unit)
     identity: dict[str, Any] = {
         **{name: value for name, value in asdict(settings).items() if name not in LATER},
         **({"body_rate": settings.body_rate, "freeze_epochs": settings.freeze_epochs} if settings.has_body else {}),
