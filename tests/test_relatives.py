@@ -479,7 +479,7 @@ def test_targets_are_those_of_the_arms_teachers(workspace: Workspace, monkeypatc
 def test_differences_are_to_each_arms_own_reference() -> None:
     draws = np.random.default_rng(0)
     arms = relatives.ARMS["logit_regression"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"arm": asdict(arm), "lr": 0.03, "seed": seed, "diverged": False, "train_error": 0.0, "val": 5.0,
          "test": 5.0 + 10 * (arm.teacher in ("dropout", "copies")) - (arm.combine == "pick-row") + draws.normal(0, 0.1)}
         for arm in arms for seed in range(5)
@@ -490,6 +490,12 @@ def test_differences_are_to_each_arms_own_reference() -> None:
     assert gaps["fickle teacher, copy per row"]["reference"] == "clean, dropout teacher"
     assert gaps.keys() == {arm.title for arm in arms if arm.reference and arm.reference != arm.title}
     assert abs(gaps["noise, mean of 3 draws"]["mean"]) < 0.5
+    assert (gaps["labels alone"]["comparisons"], gaps["permuted teacher"]["comparisons"]) == (2, 1)
+    # A random teacher's students scatter widely: intervals of the others stay as they are.
+    wide = [{**row, "test": row["test"] + 20 * (row["arm"]["control"] == "permuted") * row["seed"]} for row in rows]
+    scattered = relatives.judge_cell(relatives.CELLS["patient-logit_regression"], range(5), wide)["against_reference"]
+    assert scattered["permuted teacher"]["high"] > gaps["permuted teacher"]["high"] + 20
+    assert scattered["noise, mean of 3 draws"] == gaps["noise, mean of 3 draws"]
 
 
 def test_validation_chooses_the_rate_of_every_arm(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
