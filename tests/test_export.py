@@ -285,6 +285,34 @@ def test_a_pte_file_runs_in_executorch(int8: bool, tmp_path: Path, capfd: pytest
     assert (exported.difference > 1e-4) == int8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_tflite_file_runs_in_litert(int8: bool, tmp_path: Path) -> None:
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra litert")
+    pytest.importorskip("litert_torch", reason="needs the extra litert")
+    small = splits((3, 14, 14))
+    model = nt.build_model(Residual(), small, preprocess="local-contrast", seed=0)
+    for _ in range(3):
+        model.train()(small.train.images_at(torch.arange(40)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    limits: dict[str, Any] = {"int8": True, "max_drop": 30} if int8 else {}
+    exported = nt.export(model, tmp_path / "m.tflite", data=small, runs=2, **limits)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert exported.holds
+    assert exported.runtime.startswith("ai_edge_litert 2.")
+    run = interpreter.Interpreter(str(exported.path)).get_signature_runner()
+    ((name, image_details),) = run.get_input_details().items()
+    assert (image_details["dtype"], tuple(image_details["shape"])) == (np.uint8, (1, 3, 14, 14))
+    images = small.val.images_at(torch.arange(len(small.val)))
+    theirs = np.concatenate([next(iter(run(**{name: image[None]}).values())) for image in images.numpy()])
+    with torch.no_grad():
+        ours = model.eval()(images)
+    assert (torch.from_numpy(theirs) - ours).abs().max().item() == pytest.approx(
+        exported.difference, rel=1e-3, abs=1e-6
+    )
+    assert (exported.difference > 1e-4) == int8
+
+
 @pytest.fixture
 def tiny() -> tuple[nt.Classifier, Splits]:
     small = splits((1, 8, 8))
@@ -438,9 +466,9 @@ def test_a_full_disk_leaves_nothing(
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("m.tflite", {}, "expected .onnx, .pt2, .pte"),
+    ("m.gguf", {}, "expected .onnx, .pt2, .pte, .tflite"),
     ("hub", {}, "the suffix says the format"),
-    ("m.pt2", {"int8": True}, "int8 is written as .onnx or .pte"),
+    ("m.pt2", {"int8": True}, "int8 is written as .onnx, .pte or .tflite"),
     ("m.onnx", {"max_drop": 1.0}, "max_drop has no effect on a file in fp32"),
     ("m.onnx", {"calibration": 10}, "calibration has no effect"),
     ("m.onnx", {"int8": True, "max_difference": 0.1}, "max_difference has no effect on a file in int8"),
@@ -479,7 +507,8 @@ def test_more_wrong_questions(tiny: tuple[nt.Classifier, Splits], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("missing", "name", "extra"), [("onnxscript", "onnx", "export"), ("executorch", "pte", "mobile")]
+    ("missing", "name", "extra"),
+    [("onnxscript", "onnx", "export"), ("executorch", "pte", "mobile"), ("ai_edge_litert", "tflite", "litert")],
 )
 def test_a_missing_extra_is_named(
     tiny: tuple[nt.Classifier, Splits],

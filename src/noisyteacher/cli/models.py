@@ -128,7 +128,10 @@ def export(
     request: o.Request,
     model: o.Model,
     formats: Annotated[
-        str, typer.Option("--format", help="onnx, onnx-int8, pt2, pte, pte-int8, hub; comma-separated.")
+        str,
+        typer.Option(
+            "--format", help="onnx, onnx-int8, pte, pte-int8, tflite, tflite-int8, pt2, hub; comma-separated."
+        ),
     ] = "onnx,onnx-int8,pt2",
     output_dir: Annotated[
         str | None,

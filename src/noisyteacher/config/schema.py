@@ -392,7 +392,9 @@ class RunSettings(Settings):
     """cpu, cuda, or auto."""
     threads: Count | None = None
     """CPU threads for torch (default: torch's own choice)."""
-    export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "pt2", "hub"]] = field(default_factory=list)
+    export: list[Literal["onnx", "onnx-int8", "pte", "pte-int8", "tflite", "tflite-int8", "pt2", "hub"]] = field(
+        default_factory=list
+    )
     """Files to write of the student that is best on validation, each checked against torch."""
     checks: bool = True
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""

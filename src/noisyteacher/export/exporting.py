@@ -20,6 +20,7 @@ from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
+from noisyteacher.export.litert import run_tflite, write_tflite
 from noisyteacher.export.onnx import run_onnx, write_onnx
 from noisyteacher.export.outcome import Comparison, Exported, compare
 from noisyteacher.export.torch_export import Runner, export_errors, run_pt2, run_pte, write_pt2, write_pte
@@ -53,13 +54,19 @@ class Format:
     extra: str = ""
 
 
-_ONNX, _MOBILE = ("onnx", "onnxscript", "onnxruntime"), ("torchao", "executorch")
+_ONNX, _MOBILE, _LITERT = (
+    ("onnx", "onnxscript", "onnxruntime"),
+    ("torchao", "executorch"),
+    ("litert_torch", "ai_edge_litert"),
+)
 FORMATS = {
     "onnx": Format("onnx", "fp32", write_onnx, run_onnx, _ONNX, "export"),
     "onnx-int8": Format("onnx", "int8", write_onnx, run_onnx, _ONNX, "export"),
     "pt2": Format("pt2", "fp32", write_pt2, run_pt2),
     "pte": Format("pte", "fp32", write_pte, run_pte, _MOBILE, "mobile"),
     "pte-int8": Format("pte", "int8", write_pte, run_pte, _MOBILE, "mobile"),
+    "tflite": Format("tflite", "fp32", write_tflite, run_tflite, _LITERT, "litert"),
+    "tflite-int8": Format("tflite", "int8", write_tflite, run_tflite, _LITERT, "litert"),
     "hub": Format("hub", "fp32", write_hub, run_hub),
 }
 """Name -> format. `hub` is a folder, every other a single file."""
@@ -98,11 +105,11 @@ def export(
     threads: int | None = None,
     runs: int = 50,
 ) -> Exported:
-    """Write the model as ONE file, .onnx, .pt2 or .pte by its suffix, checked by its own runtime; how it compares.
+    """Write the model as ONE file, .onnx, .pt2, .pte or .tflite by its suffix, run by its own runtime; how it compares.
 
     Uint8 images `[B, C, H, W]` go in and logits `[B, K]` come out, the preprocessing is inside; .onnx and .pt2 take any
-    B, .pte takes 1. data: anything `load_data` takes. The file is compared with torch on its whole validation split;
-    without data on random images, and then there is no accuracy. int8 (.onnx and .pte) sets its ranges on
+    B, .pte and .tflite take 1. data: what `load_data` takes. The file is compared with torch on its whole validation
+    split; without data on random images, and then there is no accuracy. int8 (not .pt2) sets its ranges on
     `calibration` training images (512) and needs data. Latencies are the median of `runs` calls with `threads` threads
     (torch's number by default). The model itself is unchanged afterwards.
 
@@ -114,11 +121,12 @@ def export(
     """
     target = Path(path)
     kind = target.suffix.lower().removeprefix(".")
-    if kind not in ("onnx", "pt2", "pte"):
-        raise UsageError(f"{target}: the suffix says the format: expected .onnx, .pt2, .pte")
+    files = [f".{name}" for name, form in FORMATS.items() if form.precision == "fp32" and form.kind != "hub"]
+    if f".{kind}" not in files:
+        raise UsageError(f"{target}: the suffix says the format: expected {', '.join(files)}")
     name = f"{kind}-int8" if int8 else kind
     if name not in FORMATS:
-        raise UsageError(f"{target}: int8 is written as .onnx or .pte: leave int8 out, or choose one of these")
+        raise UsageError(f"{target}: int8 is written as .onnx, .pte or .tflite: leave int8 out, or choose one of these")
     for option, value, has_effect, minimum in (
         ("max_difference", max_difference, not int8, 0),
         ("max_drop", max_drop, int8, 0),

@@ -43,7 +43,7 @@ class Exported(Comparison):
 
     path: Path
     format: str
-    """`onnx`, `pt2`, `pte` or `hub` (a folder)."""
+    """`onnx`, `pt2`, `pte`, `tflite` or `hub` (a folder)."""
     precision: str
     """`fp32` or `int8`: of weights and activations of the network; images are uint8 either way."""
     bytes: int

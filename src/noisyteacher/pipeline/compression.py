@@ -91,8 +91,8 @@ def compress(
     training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"), which decides what is
     not named here, `loss` and `label_weight` included.
     target: what a student "auto", chosen on validation, may cost, as in `[target]`: `{"macs": "4x", "bytes": "8x"}`.
-    export: formats to write of the student that is best on validation ("onnx", "onnx-int8", "pte", "pte-int8", "pt2",
-    "hub") into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
+    export: formats to write of the student that is best on validation ("onnx", "tflite-int8", any of `export.FORMATS`)
+    into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
     run: the folder of an interrupted call with the same arguments, to resume it. allow_import: a teacher's file may
     name a factory, which is then imported and called. checks: whether a failed check before the first step ends the
     run; else it is recorded in `.checks`. jobs: processes that train students. progress: True shows progress on stderr,

@@ -121,10 +121,10 @@ def ship(
 ) -> list[Exported]:
     """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
 
-    formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx`, `model.pt2`, `model.pte`,
-    `model-int8.pte` and `hub`, a folder with weights, config and a model card. provenance, licence, caveats: for the
-    card. options: `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with
-    (format, error) for each format that cannot be written, which is left out. Without it this raises what `nt.export`
+    formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, and `hub` is a
+    folder with weights, config and a model card. provenance, licence, caveats: for the card. options: `max_difference`,
+    `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with (format, error) for each format that
+    cannot be written, which is left out. Without it this raises what `nt.export`
     raises; then no file of any format has been written.
     """
     if not formats:
