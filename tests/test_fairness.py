@@ -11,7 +11,7 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.config.schema import TrainSettings
-from noisyteacher.pipeline import compress_config
+from noisyteacher.pipeline import compress_config, noise_choice
 from noisyteacher.pipeline.fairness import FITTED, WINDOW, is_fair, regime_of, regime_words
 from noisyteacher.runs import Run
 from noisyteacher.train.state import noise_clock
@@ -131,3 +131,24 @@ def test_a_compression_states_its_regime(tmp_path: Path) -> None:
     assert record["clock"] == pytest.approx(noise_clock(recipe, nt.Noise(**settings["noise"]), 2, 1.0))
     assert regime_words(record)[1:] in str(result.verdict)
     assert result.describe()["regime"] == result.regime
+
+
+def test_where_no_noise_was_chosen_its_regime_is_stated_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_choice.NoiseTrial, "mean", property(lambda trial: float(trial.noise is not None)))
+    settings: dict[str, Any] = {
+        "data": {"limit": 60},
+        "teacher": {"epochs": 1},
+        "student": {"name": "mlp800", "preset": "patient", "steps": 6},
+        "noise": {"sigma": "auto", "alpha": 0.5, "draw": "row"},
+        "choice": {"sigmas": [0.5, 0.9], "weight_decays": [0.0]},
+        "run": {"output_dir": str(tmp_path)},
+    }
+    result = compress_config(build_config(settings))
+    assert result.noise is None
+    assert result.regime is not None
+    assert result.regime.keys() == {"clean"}
+    named = settings | {"noise": {"sigma": 0.5, "alpha": 0.5, "draw": "row"}, "choice": {}}
+    expected = compress_config(build_config(named)).regime
+    assert expected is not None
+    assert result.regime["clean"]["clock"] == pytest.approx(expected["noisy"]["clock"])  # of equals the first is best
+    assert "so no noise was chosen. Not a fair question: after 6 steps" in str(result)

@@ -308,6 +308,8 @@ class Compression:
         self.warnings: list[str] = []
         self.search_record: Json | None = None
         self.choice: Json | None = None
+        self.best_noise = experiment.noise
+        """The noise that students are trained under; where validation chose none, the best of those it tried."""
 
     def compress(self) -> Result:
         """All steps, from the plan to the result."""
@@ -389,6 +391,12 @@ class Compression:
             config = replace(config, choice=replace(config.choice, epochs=epochs or config.choice.epochs))
             experiment = replace(self.experiment, config=config)
             self.experiment, self.choice = choose_noise(experiment, self.logits, self.stages, self.jobs)
+            best = self.choice["noisy"]
+            self.best_noise = next(
+                noise
+                for noise in experiment.noise_candidates
+                if all(noise.describe()[name] == best[name] for name in ("sigma", "alpha"))
+            )
 
     def train_students(self) -> None:
         """Train the students of all conditions, seed by seed."""
@@ -470,14 +478,18 @@ class Compression:
         return judged(result)
 
     def _regime(self) -> Json | None:
-        """Of every noisy condition what says whether its question was fair (`regime_of`); None without noise."""
-        experiment, noise = self.experiment, self.experiment.noise
+        """Of every noisy condition what says whether its question was fair (`regime_of`); None without noise.
+
+        Where validation chose no noise, of the clean condition, as if with the best noise that was tried.
+        """
+        experiment, noise = self.experiment, self.best_noise
         if noise is None:
             return None
         source = distil(steps.distillation_source(experiment, self.logits), scale="rms")
         unit = source.prepared(experiment.data.train, expand_views(experiment.config.student.views)).unit
         records = {}
-        for name in (name for name in self.trained if name.startswith("noisy")):
+        kind = "clean" if experiment.noise is None else "noisy"
+        for name in (name for name in self.trained if name.startswith(kind)):
             models = self.trained.get(name.replace("noisy", "clean")) or self.trained[name]
             lines = [model.run.metrics()[-1] for model in models]
             records[name] = regime_of(experiment.recipe(name), noise, experiment.data.classes, unit, lines)

@@ -265,7 +265,10 @@ def _verdicts(result: Result) -> tuple[Verdict, ...]:
     """The verdict on the noise, one for each recipe under which it was compared; nothing where no noise was named."""
     noisy = [row for row in result.conditions if row.kind == "noisy"]
     if result.noise is None or not noisy:
-        return () if result.choice is None else (Verdict("", result.choice["summary"], result.conditions[-1].name),)
+        if result.choice is None:
+            return ()
+        clean = result.conditions[-1].name
+        return (Verdict("", result.choice["summary"] + _fairness(result, clean), clean),)
     return tuple(_verdict(result, row, several=len(noisy) > 1) for row in noisy)
 
 
@@ -280,13 +283,17 @@ def _verdict(result: Result, noisy: Condition, several: bool) -> Verdict:
     strength += [f"{key} {setting}" for key in usual if (setting := result.noise.get(key, usual[key])) != usual[key]]
     what = f"noise of {', '.join(strength)}"
     unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
-    regime = (result.regime or {}).get(noisy.name)
     recipe = "each with its chosen recipe" if noisy.family else "with one recipe for both"
     words = (f"{recipe}, " if several else "") + stats.verdict(difference, what, unit)
     if result.choice is not None and set(result.choice["seeds"]) & set(noisy.seeds):
         words += "; choice and judgement share their seeds"
-    words += f". {sentence(regime_words(regime))[:-1]}" if regime else ""
-    return Verdict(stats.outcome(difference), words, noisy.name)
+    return Verdict(stats.outcome(difference), words + _fairness(result, noisy.name), noisy.name)
+
+
+def _fairness(result: Result, condition: str) -> str:
+    """A sentence on whether the condition's question was fair, before it a full stop; empty where it is not known."""
+    regime = (result.regime or {}).get(condition)
+    return f". {sentence(regime_words(regime))[:-1]}" if regime else ""
 
 
 def loss_warnings(result: Result) -> tuple[str, ...]:

@@ -259,7 +259,8 @@ class RunResult:
     """The stored logits of the training split, relative to the run folder."""
     extraction_s: float = 0.0
     regime: Json | None = None
-    """By noisy condition whether its question was fair: `steps`, `unfitted_%`, `clock`."""
+    """By noisy condition, or clean one where no noise was chosen, whether its question was fair: `steps`,
+    `unfitted_%`, `clock`."""
 
     @property
     def rows(self) -> tuple[Condition, ...]:
