@@ -65,6 +65,14 @@ def test_candidates() -> None:
     assert resolve_noise(over_recipe.noise, over_recipe.choice) == (named, (named,))
     for off in ({}, {"sigma": 0}, {"sigma": [0, 0]}, {"sigma": 0.5, "alpha": 0}):
         assert resolve_noise(build_config({"noise": off}).noise, build_config({}).choice) == (None, ())
+    twice = build_config({"noise": {"sigma": "auto"}, "choice": {"sigmas": [0.3, 0.9, 0.3]}})
+    assert [noise.sigma for noise in resolve_noise(twice.noise, twice.choice)[1]] == [0.3, 0.9]
+
+
+@pytest.mark.parametrize("choice", [{"sigmas": [0.3, 0.30000001]}, {"lrs": [0.1, 0.1]}])
+def test_trials_that_would_share_a_run_are_refused(choice: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="agree in six digits"):
+        chosen(settings(tmp_path, {"sigma": "auto"}, choice=choice))
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, error: Callable[[StudentTask], float]) -> list[StudentTask]:

@@ -111,7 +111,7 @@ def test_the_chosen_noise_is_trained_on_the_further_seeds_of_the_control(tmp_pat
     for name in ("result.json", "conditions.json", f"{chosen}-seed3/result.json", "clean-seed1/result.json"):
         (run.path / name).unlink()
     assert contents(Run(resume_sweep(run).path)) == before
-    for wrong, grid in ((1, GRID), (3, {"student.lr": [0.001, 0.002]})):
+    for wrong, grid in ((1, GRID), (3, GRID), (4, {"student.lr": [0.001, 0.002]})):
         settings["run"]["control_seeds"] = wrong
         with pytest.raises(UsageError, match=rf"control_seeds={wrong}: expected"):
             sweep(settings, grid, seeds=2)

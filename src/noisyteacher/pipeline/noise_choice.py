@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from noisyteacher.config import Student
-from noisyteacher.errors import TrainingError
+from noisyteacher.errors import TrainingError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.noise import Noise
 from noisyteacher.pipeline.experiment import Experiment, Logits, StudentTask, recipe_words, train_ahead, train_student
@@ -54,6 +54,7 @@ def noise_trials(experiment: Experiment) -> list[NoiseTrial]:
 
     Noisy students try every noise with every learning rate and weight decay; clean ones every rate with as many weight
     decays as there are noises and decays together. Empty where the noise is named and nothing else is to be chosen.
+    Raises UsageError where two of them would share a name.
     """
     choice, student, noises = experiment.config.choice, experiment.config.student, experiment.noise_candidates
     decay = student.weight_decay
@@ -68,7 +69,12 @@ def noise_trials(experiment: Experiment) -> list[NoiseTrial]:
         return [NoiseTrial(noise, recipe) for recipe in recipes]
 
     noisy = [trial for noise in noises for trial in trials(noise, decays)]
-    return [*trials(None, refined(decays, len(noises) * len(decays))), *noisy] if noises else []
+    every = [*trials(None, refined(decays, len(noises) * len(decays))), *noisy] if noises else []
+    if len({trial.words for trial in every}) < len(every):  # the name of its run
+        raise UsageError(
+            "choice: two sigmas, alphas, learning rates or weight decays agree in six digits: leave one out"
+        )
+    return every
 
 
 def refined(decays: Sequence[float], count: int) -> list[float]:

@@ -93,7 +93,7 @@ def resolve_noise(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None
     sigmas = choice.sigmas if settings.sigma == AUTO else [settings.sigma]
     alphas = choice.alphas if settings.alpha == AUTO else [settings.alpha]
     candidates = [replace(settings, sigma=sigma, alpha=alpha) for sigma in sigmas for alpha in alphas]
-    return None, tuple(Noise(**asdict(candidate)) for candidate in candidates if not candidate.off)
+    return None, tuple(dict.fromkeys(Noise(**asdict(candidate)) for candidate in candidates if not candidate.off))
 
 
 def with_student_to_choose(config: Config) -> Config:

@@ -135,10 +135,11 @@ def build_spec(
         raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     controls = config.run.control_seeds
-    if controls is not None and not (controls >= count and any(family.noisy for family in families)):
+    judged = controls is not None and (controls == count or controls >= count + 2)
+    if controls is not None and not (judged and any(family.noisy for family in families)):
         raise UsageError(
-            f"run.control_seeds={controls}: expected a sweep over noise and at least the {plural(count, 'seed')} of a "
-            "noise: give more, or leave it out"
+            f"run.control_seeds={controls}: expected a sweep over noise, and the {plural(count, 'seed')} of a noise or "
+            "at least two more, on which the chosen noise is judged: give more, or leave it out"
         )
     resolved = [replace(spec, config=with_papers_student(resolve_auto(spec.config))) for spec in conditions]
     settings = as_json({"base": describe(config), "grids": [dict(grid) for grid in grids], "seeds": count}, "config")
