@@ -246,3 +246,17 @@ def test_a_kept_head_is_divided_by_the_unit_that_its_outputs_are_multiplied_by(t
     objective = nt.distil(teacher, scale="rms")
     nt.fit(model, data.train, objective, epochs=1, lr=1e-12, progress=False)
     torch.testing.assert_close(nt.predict(model, data.val, progress=False), before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_new_head_is_drawn_as_torch_draws_a_layer(tmp_path: Path) -> None:
+    """timm draws the head of an EfficientNet uniformly up to 1/sqrt(classes), which suits a thousand of them."""
+    data = nt.load_data("mnist-5k", limit=30)
+    name = "timm:tf_efficientnet_lite0"
+    built = nt.build_model(name, data, seed=1)
+    torch.save(built.network.state_dict(), tmp_path / "a.pth")
+    recipe = build_config({"student": {"name": name, "weights": str(tmp_path / "a.pth"), "head": "new"}}).student
+    heads = [build_network(recipe, name, data, seed).network.get_parameter("classifier.weight") for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    bound = built.network.get_parameter("classifier.weight").shape[1] ** -0.5
+    assert 0.9 * bound < heads[0].abs().max() <= bound

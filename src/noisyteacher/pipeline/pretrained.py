@@ -19,6 +19,7 @@ from noisyteacher.data import Splits
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
 from noisyteacher.io.files import Json, StrPath
 from noisyteacher.models import ONNX, OWN, PREFIX, SHRINK, WHOLE, ZOO, Classifier, is_onnx_file, model_record
+from noisyteacher.rng import seeded
 from noisyteacher.runs import BEST, WEIGHTS, Run, by_name, folder_name, is_run
 from noisyteacher.text import SPLIT_NAMES
 
@@ -116,9 +117,13 @@ def build_network(
             raise UsageError(f"weights: no effect on a {type(model).__name__} that is passed in: leave them out")
         network = _without_weights(model, data, recipe, seed)
         other_classes = models.load_foreign(network, weights_of(recipe.weights), head=recipe.head)
+        name, *_ = models.head_parameters(dict(network.network.named_parameters()))
+        layer = name.rpartition(".")[0]
         if recipe.head != "new" and other_classes is None:  # its outputs are logits, which a scale must not multiply
-            name, *_ = models.head_parameters(dict(network.network.named_parameters()))
-            network.inherited_head = name.rpartition(".")[0]
+            network.inherited_head = layer
+        elif isinstance(head := network.network.get_submodule(layer), (nn.Linear, nn.Conv2d)):
+            with seeded(seed, "new head"):  # as torch does; some networks' own draws are far too large for few classes
+                head.reset_parameters()
         return network
     narrowed = teacher if isinstance(model, str) and model.startswith(SHRINK) else None
     front, options = preprocessing_of(recipe, data), Values(recipe.options)
