@@ -38,7 +38,7 @@ COMMANDS = {
 }  # fmt: skip
 COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
-    "--teacher-epochs", "--teacher-weights", "--student-weights",
+    "--loss", "--teacher-epochs", "--teacher-weights", "--student-weights",
     "--student-head", "--jobs", "-j", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
     "--max-drop", "--search", "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set",
     "--allow-import", "--resume", "--json", "--quiet", "-q",

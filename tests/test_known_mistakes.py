@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,76 @@ def test_the_loss_is_zero_when_student_and_teacher_agree() -> None:
 
     mistaken(check, (module("objectives"), "logit_regression", mixed))
     mistaken(check, (module("objectives"), "logit_regression", mean_over_classes))
+
+
+def test_losses_of_later_papers_are_zero_at_their_goal_alone() -> None:
+    """Mistakes: DIST's correlation itself minimised; its 0/0 where a class is constant; T^2 on a teacher that alone
+    has a temperature; DKD by a mask of -1000 and log of a rounded 1 - p; rows divided by a deviation of nearly 0.
+    """
+    certain = torch.tensor([[40.0, 0.0, 1.0], [40.0, 3.0, -2.0]])
+    others = torch.tensor([[40.0, 2.0, 1.0], [40.0, 0.0, 0.0]])
+    targets = torch.zeros(2, dtype=torch.int64)
+
+    def dist_check() -> None:
+        near = table()[:16] + 0.1
+        near[:, 0] += 0.5
+        values = [losses.dist(student, table()[:16]) for student in (table()[:16], near, table()[16:32])]
+        assert float(values[0]) == pytest.approx(0, abs=1e-6)
+        assert float(values[0]) < float(values[1]) < float(values[2])
+        leaf = torch.zeros(4, CLASSES, requires_grad=True)
+        value = losses.dist(leaf, table()[:4])
+        assert torch.isfinite(torch.autograd.grad(value, leaf)[0]).all()
+
+    def correlation(student: Tensor, teacher: Tensor, sign: float = -1.0) -> Tensor:
+        p, q = (part.softmax(1) for part in (teacher, student))
+        p, q = p - p.mean(1, keepdim=True), q - q.mean(1, keepdim=True)
+        cosines: Tensor = (p * q).sum(1) / (torch.linalg.vector_norm(p, dim=1) * torch.linalg.vector_norm(q, dim=1))
+        return (1 + sign * cosines).mean()
+
+    losses = module("losses")
+    mistaken(dist_check, (losses, "dist", partial(correlation, sign=1.0)))
+    mistaken(dist_check, (losses, "dist", correlation))
+
+    def ttm_check() -> None:
+        student = table().clone().requires_grad_()
+        [gradient] = torch.autograd.grad(losses.ttm(student, table(), temperature=4.0), student)
+        assert torch.allclose(gradient * len(student), table().softmax(1) - (table() / 4).softmax(1), atol=1e-6)
+
+    ttm = losses.ttm
+    mistaken(
+        ttm_check, (losses, "ttm", lambda student, teacher, temperature: 16 * ttm(student, teacher, temperature=4))
+    )
+    mistaken(ttm_check, (losses, "ttm", losses.soft_targets))
+
+    def dkd_check() -> None:
+        by_hand = F.kl_div(certain[:, 1:].log_softmax(1), others[:, 1:].softmax(1), reduction="batchmean")
+        value = losses.dkd(certain, others, targets, temperature=1.0, alpha=0.0, beta=1.0)
+        assert float(value) == pytest.approx(float(by_hand), rel=1e-4)
+        value = losses.dkd(certain, -others, targets, temperature=1.0, alpha=1.0, beta=0.0)
+        assert float(value) == pytest.approx(40 + float(certain[:, 1:].logsumexp(1).neg().mean()), rel=1e-3)
+
+    def rounded(
+        student: Tensor, teacher: Tensor, target: Tensor, temperature: float, alpha: float, beta: float
+    ) -> Tensor:
+        q, p = (part.softmax(1) for part in (student, teacher))
+        parts = [torch.stack([part[:, 0], 1 - part[:, 0]], 1) for part in (q, p)]
+        of_target = (parts[1] * (parts[1] / parts[0]).log()).sum(1).mean()
+        rest = [part[:, 1:] / (1 - part[:, :1]) for part in (q, p)]
+        return alpha * of_target + beta * (rest[1] * (rest[1] / rest[0]).log()).sum(1).mean()
+
+    mistaken(dkd_check, (losses, "dkd", rounded))
+
+    def zscore_check() -> None:
+        leaf = torch.stack([torch.ones(3), torch.tensor([1.0, -1.0, 0.0])]).requires_grad_()
+        rows = losses.standardized(leaf)
+        assert rows.square().mean(1).tolist() == pytest.approx([0.0, 1.0], abs=1e-3)
+        assert float(torch.autograd.grad(rows[:, 0].sum(), leaf)[0].abs().max()) < 1e3
+
+    def of_sample(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(1, keepdim=True)) / (1e-7 + logits.std(1, keepdim=True))
+
+    mistaken(zscore_check, (losses, "standardized", of_sample))
+    mistaken(zscore_check, (losses, "standardized", lambda logits: of_sample(logits) * 1.5**0.5))
 
 
 def test_the_teacher_is_asked_without_gradients() -> None:

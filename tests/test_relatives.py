@@ -255,7 +255,7 @@ def test_what_has_no_effect_or_no_meaning_is_refused() -> None:
         with pytest.raises(ConfigError, match=message):
             nt.Noise(**{"sigma": 0.5, "alpha": 0.5, **options})
     sampled = nt.Noise(sigma=1.0, alpha=1.0, kind="sampled")
-    with pytest.raises(ConfigError, match="draws a class from soft targets"):
+    with pytest.raises(ConfigError, match="sampled draws from soft targets"):
         nt.distil(table(), noise=sampled)
     with pytest.raises(ConfigError, match=r"noise\.kind: sampled draws from soft targets"):
         build_config({"noise": {"sigma": 1.0, "kind": "sampled"}, "student": {"loss": "logit_regression"}})

@@ -24,6 +24,7 @@ from noisyteacher.stats import (
     mean_interval,
     missing_interval,
     paired_difference,
+    simultaneous,
     t_quantile,
     trend,
     verdict,
@@ -303,6 +304,28 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
     assert discordant_p(first, second) == discordant_p(second, first)
     assert discordant_p(first, second) == pytest.approx(oracle.binomtest(first, first + second).pvalue)
     assert discordant_p(0, 0) == 1.0
+
+
+def test_a_family_of_paired_tests_by_hand() -> None:
+    """Holm: the smallest p times 3, the next times 2, never falling; Bonferroni: t at 1 - 0.05 / 6."""
+    values = [[1.0, 1.2, 0.9, 1.1], [0.3, 0.1, 0.25, 0.3], [0.1, -0.2, 0.3, -0.1]]
+    tests = [paired_difference([0.0] * 4, row) for row in values]
+    p = [float(oracle.ttest_1samp(row, 0).pvalue) for row in values]
+    family = simultaneous([tests[2], tests[0], tests[1]])
+    expected = [max(2 * p[1], p[2]), 3 * p[0], 2 * p[1]]
+    assert [test.p for test in family] == pytest.approx(expected)
+    point = float(oracle.t.ppf(1 - 0.05 / 6, 3))
+    for test, row in zip(family, (values[2], values[0], values[1]), strict=True):
+        half_width = point * float(np.std(row, ddof=1)) / 2
+        assert (test.low, test.high) == pytest.approx((np.mean(row) - half_width, np.mean(row) + half_width))
+        assert test.comparisons == 3
+    close = [PairedDifference(1.0, 0.1, 1.9, q, 4, sd=0.5) for q in (0.02, 0.021, 0.5)]
+    assert [test.p for test in simultaneous(close)] == pytest.approx([0.06, 0.06, 0.5])
+    wide = paired_difference([10.0, 20.0], [30.0, 90.0], PERCENT)
+    [cut] = simultaneous([wide], PERCENT)
+    assert (cut.low, cut.high, cut.p) == (None, None, wide.p)
+    single = paired_difference([0.0], [1.0])
+    assert simultaneous([single]) == [single]
 
 
 def test_reasons_for_a_missing_interval() -> None:

@@ -5,28 +5,41 @@ logits, as named tensors, once per step and on the CPU. `loss` is pure arithmeti
 have names, those of many students are stacked, mapped over and copied into a CUDA graph's buffers by name.
 
 To add a loss on a teacher's logits: a function in `losses`, a subclass of `Distillation` with it as its `term`, a name
-for it in `LOSSES` and in `config.schema.Loss`. A `term` is a mean over the rows of the batch, because processes share a
-batch by its rows; it is 0 where student and teacher agree, and `torch.func.vmap` and `grad` go through it.
+for it in `LOSSES`, in `config.schema.Loss` and in `LOSS_OPTIONS`. A `term` is a mean over the rows of the batch,
+because processes share a batch by its rows; `torch.func.vmap` and `grad` go through it.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisyteacher.config.schema import SCALES, wrong_loss_options, wrong_pairs
 from noisyteacher.data import Batch, Split
-from noisyteacher.errors import ConfigError, DataError, MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.errors import ConfigError, DataError, MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import Json
-from noisyteacher.losses import check_temperature, cross_entropy, logit_regression, soft_targets
+from noisyteacher.losses import (
+    check_temperature,
+    cross_entropy,
+    dist,
+    dkd,
+    logit_regression,
+    soft_targets,
+    standardized,
+    ttm,
+)
+from noisyteacher.models import as_classifier
 from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
-from noisyteacher.rng import generator
+from noisyteacher.rng import generator, seeded
 from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks, logit_rms
 from noisyteacher.text import unknown_name
 
@@ -118,37 +131,49 @@ class Supervised(Objective):
 
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """(1 - label_weight) * term(student, teacher) + label_weight * cross-entropy, with noise on either side's logits.
+    """(1 - label_weight) * loss_weight * term(student, teacher) + label_weight * cross-entropy, with noise on either
+    side's logits.
 
     scale: `rms` divides the logits of both by the root mean square of the teacher's, `unit`, before noise and term see
-    them; `prepared` measures it. Fields that a subclass adds are constants of its term: JSON-able and hashable.
-    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1.
+    them; `prepared` measures it. `zscore` standardizes each row of both behind the noise. loss_weight: a number, or
+    `auto`, which `weighed` measures. Fields that a subclass adds are constants of its term: JSON-able and hashable.
+    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; `zscore`: Sun et al., CVPR 2024.
     """
+
+    needs_target: ClassVar[bool] = False
+    """Whether `term` also takes a class for each row, int64 `[B]`: the label; without labels, and of mixed images, the
+    class that the teacher prefers without noise."""
 
     teacher: Teacher
     noise: Noise | None = None
     label_weight: float = 0.0
     scale: str = "none"
     unit: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.noise is not None and self.noise.kind == "sampled" and "temperature" not in self.constants:
-            raise ConfigError(
-                f"noise.kind: 'sampled' draws a class from soft targets, and {type(self).__name__} has none: use "
-                "loss='soft_targets', or another kind"
-            )
+    loss_weight: float | str = 1.0
 
     @abstractmethod
-    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """The teacher's term of the loss for logits `[B, K]` each, a scalar: a mean over the batch."""
 
-    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The gradient of `term` in the student's logits times B, `[B, K]`: for the metrics alone."""
-        gradient: Tensor = torch.func.grad(self.term)(student, teacher)
+    def goal(self, teacher: Tensor) -> Tensor:
+        """The student's logits at which the term for these logits of the teacher is 0."""
+        return teacher
+
+    def term_gradient(self, student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
+        """The gradient of `scaled_term` in the student's logits times B, `[B, K]`."""
+        gradient: Tensor = torch.func.grad(self.scaled_term)(student, teacher, *target)
         return gradient * len(student)
 
+    def scaled_term(self, student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
+        """`term` of the logits, with the scale `zscore` of each row standardized."""
+        if self.scale == "zscore":
+            student, teacher = standardized(student), standardized(teacher)
+        return self.term(student, teacher, *target)
+
     def inputs(self, batch: Batch, cache: Cache) -> Inputs:
-        """`teacher` `[B, K]`; with labels `label_inputs`; with noise `sigma` `[2]`, `alpha` `[]` and the unit noise."""
+        """`teacher` `[B, K]`; with labels `label_inputs`; `target` `[B]` and `loss_weight` `[]` where they act; with
+        noise `sigma` `[2]`, `alpha` `[]` and the unit noise. Raises UsageError for a weight that is not measured.
+        """
         key: Hashable = (self.teacher.key, self.unit, batch.seed)
         if key not in cache:
             logits = self.teacher.logits(batch).float()
@@ -157,6 +182,12 @@ class Distillation(Objective):
         inputs = {"teacher": teacher}
         if self.label_weight:
             inputs |= label_inputs(batch)
+        if self.needs_target:
+            inputs["target"] = teacher.argmax(1) if batch.labels is None or batch.blend else batch.labels
+        if isinstance(self.loss_weight, str):
+            raise UsageError("loss_weight='auto' is measured by fit; in a loop of your own call weighed(model, split)")
+        if self.loss_weight != 1:
+            inputs["loss_weight"] = _constant(self.loss_weight)
         noise = self.logit_noise
         if noise is not None:
             key = (noise.draw, noise.distribution, noise.frozen, noise.draws, batch.seed, teacher.shape[1])
@@ -170,10 +201,11 @@ class Distillation(Objective):
     def loss(self, logits: Tensor, inputs: Inputs) -> tuple[Tensor, Metrics]:
         """The weighted sum; of M draws of the noise the mean. Metrics: of the noise its realised share, flipped
         classes, its size, ||noisy - clean|| / ||clean|| of the gradients of the teacher's term in the logits, and the
-        term without noise; with labels both terms.
+        term without noise and weight; with labels both terms.
         """
         clean_student = logits if self.unit == 1 else logits / self.unit
         student, teacher = clean_student, inputs["teacher"]
+        target = (inputs["target"],) if self.needs_target else ()
         metrics: Metrics = {}
         if self.logit_noise is not None:
             unit_noise = UnitNoise(inputs["chance"], inputs["position"], inputs["unit"])
@@ -183,12 +215,11 @@ class Distillation(Objective):
             temperature = getattr(self, "temperature", 1.0)
             after = perturb(before, sigma=sigma, alpha=alpha, kind=kind, temperature=temperature, unit_noise=unit_noise)
             student, teacher = (student, after) if on_teacher else (after, teacher)
-            # [M, B, K] of M draws as M * B rows, whose mean is the mean of the draws
-            student, teacher = (part.expand_as(after).flatten(0, -2) for part in (student, teacher))
+            student, teacher = (part.expand_as(after) for part in (student, teacher))
             with torch.no_grad():
                 selected, xi = unit_noise.selected(alpha), unit_noise.xi(sigma)
-                clean_gradient = self.term_gradient(clean_student.float(), inputs["teacher"])
-                gradient = self.term_gradient(student.float(), teacher).view_as(after)
+                clean_gradient = self.term_gradient(clean_student.float(), inputs["teacher"], *target)
+                gradient = _of_draws(self.term_gradient, student.float(), teacher, *target)
                 if not on_teacher and kind == "multiplicative":  # the chain rule through g' = (1 + xi) g
                     gradient = torch.where(selected, gradient * (1 + xi), gradient)
                 size = torch.linalg.vector_norm(clean_gradient)
@@ -198,9 +229,13 @@ class Distillation(Objective):
                     "noise/flipped_%": 100 * (before.argmax(-1) != after.argmax(-1)).float().mean(),
                     "noise/xi_rms": xi.square().mean().sqrt(),
                     "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),
-                    "train/clean_loss": self.term(clean_student.float(), inputs["teacher"]),
+                    "train/clean_loss": self.scaled_term(clean_student.float(), inputs["teacher"], *target),
                 }
-        loss = self.term(student, teacher)
+        loss = _of_draws(self.scaled_term, student, teacher, *target)
+        if loss.dim():
+            loss = loss.mean()
+        if "loss_weight" in inputs:
+            loss = inputs["loss_weight"] * loss
         if self.label_weight:
             labels = label_term(logits, inputs)
             metrics |= {"train/teacher_term": loss.detach(), "train/label_term": labels.detach()}
@@ -213,9 +248,11 @@ class Distillation(Objective):
         return {field.name: getattr(self, field.name) for field in fields(self)[len(fields(Distillation)) :]}
 
     def describe(self) -> Json:
-        """Loss, teacher, weight of the labels, scale, noise and constants."""
+        """Loss, teacher, weights, scale, noise and constants."""
         name = next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
-        noise = {} if self.noise is None else {"noise": self.noise.describe()}
+        noise: Json = {} if self.noise is None else {"noise": self.noise.describe()}
+        if self.loss_weight != 1:  # runs that are older than this field can be resumed
+            noise["loss_weight"] = self.loss_weight
         record = {"objective": "distil", "loss": name, "teacher": self.teacher.describe(), "scale": self.scale}
         return {**record, "label_weight": self.label_weight, **noise, **self.constants}
 
@@ -223,7 +260,7 @@ class Distillation(Objective):
     def arithmetic(self) -> Hashable:
         """The loss with its constants, the weight of the labels, and how the noise enters."""
         noise = self.logit_noise and (self.logit_noise.draw, self.logit_noise.kind, self.logit_noise.target)
-        return type(self), self.label_weight, self.unit, noise, *self.constants.values()
+        return type(self), self.label_weight, self.scale, self.unit, noise, *self.constants.values()
 
     @property
     def input_noise(self) -> Noise | None:
@@ -240,7 +277,39 @@ class Distillation(Objective):
 
     def prepared(self, split: Split, views: Sequence[str]) -> Distillation:
         """The objective with the unit of its scale, measured on the split under the first of the views."""
-        return self if self.scale == "none" else replace(self, unit=logit_rms(self.teacher, split, views[0]))
+        return self if self.scale != "rms" else replace(self, unit=logit_rms(self.teacher, split, views[0]))
+
+    def weighed(self, model: nn.Module, split: Split, view: str = "clean") -> Distillation:
+        """The objective with a number for the loss weight `auto`: the one by which the initial gradient of the
+        teacher's term has the norm of that of REFERENCE on raw logits. Rounded to four digits.
+
+        Both gradients are those of the clean terms in the outputs of the model's network, divided by `unit`, for
+        WEIGHED_ROWS random rows; the model, in training mode, and its random state stay as they are. Raises
+        TrainingError where the term has no gradient.
+        """
+        if self.loss_weight != "auto":
+            return self
+        rows = torch.randperm(len(split), generator=generator(0, "loss weight"))[:WEIGHED_ROWS]
+        images, labels = split.images_at(rows, view), None if split.labels is None else split.labels_at(rows)
+        batch = Batch(images, labels, rows, (view,), torch.zeros_like(rows), 0, 0, len(split))
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        with seeded(0, "loss weight", device=device), torch.no_grad():
+            copy = as_classifier(deepcopy(model)).train()
+            logits = copy(images.to(device)).float().to("cpu") / self.unit
+
+        def norm(objective: Distillation) -> float:
+            inputs = {name: value.to("cpu") for name, value in objective.inputs(batch, {}).items()}
+            target = (inputs["target"],) if objective.needs_target else ()
+            return float(torch.linalg.vector_norm(objective.term_gradient(logits, inputs["teacher"], *target)))
+
+        size = norm(replace(self, noise=None, loss_weight=1.0))
+        weight = norm(REFERENCE(self.teacher)) / size if size > 0 else math.inf
+        if not 0 < weight < math.inf:
+            raise TrainingError(
+                f"loss_weight='auto': the initial gradient of the teacher's term has the norm {size:g}, and no weight "
+                "makes it that of soft targets: give a number"
+            )
+        return replace(self, loss_weight=float(f"{weight:.4g}"))
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         """Raises DataError for missing labels, MismatchError when the teacher cannot serve the split or its views."""
@@ -255,11 +324,11 @@ class Distillation(Objective):
 class LogitRegression(Distillation):
     """The paper's objective: 1/(2B) sum ||g - z'||^2 (Eqs. 1 and 3)."""
 
-    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         return logit_regression(student, teacher)
 
-    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return student - teacher
+    def term_gradient(self, student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
+        return super().term_gradient(student, teacher) if self.scale == "zscore" else student - teacher
 
 
 @dataclass(frozen=True)
@@ -268,16 +337,65 @@ class SoftTargets(Distillation):
 
     temperature: float = 4.0
 
-    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         return soft_targets(student, teacher, self.temperature)
 
-    def term_gradient(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def term_gradient(self, student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
+        if self.scale == "zscore":
+            return super().term_gradient(student, teacher)
         t = self.temperature
         return t * ((student / t).softmax(1) - (teacher / t).softmax(1))
 
 
-LOSSES: dict[str, type[Distillation]] = {"logit_regression": LogitRegression, "soft_targets": SoftTargets}
+@dataclass(frozen=True)
+class Dist(Distillation):
+    """Correlations over classes and over the batch (`losses.dist`); processes correlate over rows of their own."""
+
+    temperature: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return dist(student, teacher, **self.constants)
+
+
+@dataclass(frozen=True)
+class DKD(Distillation):
+    """The target's share of the divergence and that of the other classes, weighted (`losses.dkd`)."""
+
+    needs_target: ClassVar[bool] = True
+    temperature: float = 4.0
+    alpha: float = 1.0
+    beta: float = 8.0
+
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return dkd(student, teacher, teacher.argmax(1) if target is None else target, **self.constants)
+
+
+@dataclass(frozen=True)
+class TTM(Distillation):
+    """Soft targets whose teacher alone has a temperature (`losses.ttm`)."""
+
+    temperature: float = 4.0
+    weighted: bool = False
+
+    def goal(self, teacher: Tensor) -> Tensor:
+        return teacher / self.temperature
+
+    def term(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        return ttm(student, teacher, **self.constants)
+
+
+LOSSES: dict[str, type[Distillation]] = {
+    "logit_regression": LogitRegression,
+    "soft_targets": SoftTargets,
+    "dist": Dist,
+    "dkd": DKD,
+    "ttm": TTM,
+}
 """Name of a loss in `distil` and in settings -> its objective."""
+REFERENCE, WEIGHED_ROWS = SoftTargets, 512
+"""The loss with whose initial gradient `loss_weight="auto"` compares, and on how many training rows."""
 
 
 def supervised(*, label_noise: float = 0.0, label_smoothing: float = 0.0) -> Supervised:
@@ -303,33 +421,50 @@ def distil(
     label_weight: float = 0.0,
     combine: str = "mean",
     scale: str = "none",
+    loss_weight: float | str = 1.0,
+    loss_options: Mapping[str, float] | None = None,
 ) -> Distillation:
     """Learning from a teacher's logits, perturbed by `noise` if given.
 
     `teacher`: a LogitStore or its folder, a tensor of logits `[N, K]`, a live nn.Module, or a list of these, merged by
-    `combine` (`mean`, `geometric`, `pick`, `pick-row`). `loss`: `logit_regression` (the paper) or `soft_targets`
-    (Hinton; `temperature`, default 4). `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
+    `combine` (`mean`, `geometric`, `pick`, `pick-row`). `loss`: `logit_regression` (the paper), `soft_targets` (Hinton;
+    `temperature`, default 4), `dist`, `dkd` or `ttm`, whose further numbers are `loss_options` (docs/method.md).
+    `label_weight` w mixes the labels in: (1 - w) * teacher + w * cross-entropy.
     `scale`: `rms` lets noise and loss see the logits of both divided by the root mean square of the teacher's; `fit`
-    then multiplies the outputs of the student's network by it, so that its logits have the teacher's units.
+    then multiplies the outputs of the student's network by it, so that its logits have the teacher's units. `zscore`
+    lets the loss see each row of both standardized. `loss_weight` multiplies the teacher's term; `auto`: `fit` measures
+    the number that makes its initial gradient as large as that of soft targets at T = 4.
     Raises ConfigError for settings without effect, UnknownNameError, UsageError.
-    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; Hinton, Vinyals & Dean 2015.
+    Source: Sau & Balasubramanian 2016, Eqs. 1-3 and Algorithm 1; of the losses: `noisyteacher.losses`.
     """
     if loss not in LOSSES:
         raise unknown_name("loss", str(loss), LOSSES)
-    if temperature is not None and loss != "soft_targets":
-        raise ConfigError(f"temperature={temperature} has no effect with loss='{loss}': leave it out")
+    options = dict(loss_options or {}) | ({} if temperature is None else {"temperature": temperature})
+    for name, problem in wrong_loss_options(loss, options):
+        raise ConfigError(f"{name}={options[name]!r}: {problem}")
     if temperature is not None:
         check_temperature(temperature)
+    if loss_weight != "auto" and (isinstance(loss_weight, (bool, str)) or not 0 < loss_weight < math.inf):
+        raise ConfigError(f"loss_weight={loss_weight!r}: expected a finite number above 0, or 'auto'")
     if isinstance(label_weight, (bool, str)) or not 0 <= label_weight < 1:
         raise ConfigError(f"label_weight={label_weight!r}: expected 0 <= w < 1 (for labels alone use supervised())")
-    if scale not in ("none", "rms"):
-        raise unknown_name("scale", str(scale), ("none", "rms"))
+    if scale not in SCALES:
+        raise unknown_name("scale", str(scale), SCALES)
     if combine != "mean" and not isinstance(teacher, (list, tuple)):
         raise ConfigError(f"combine={combine!r} has no effect with one teacher: leave it out or give a list")
     if noise is not None and not isinstance(noise, Noise):
         raise UsageError(f"noise is an nt.Noise, given: {type(noise).__name__}")
-    constants = {} if temperature is None else {"temperature": temperature}
-    return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, scale, **constants)
+    for name, problem in wrong_pairs(loss, scale, noise):
+        raise ConfigError(f"{name}: {problem}")
+    return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, scale, loss_weight=loss_weight, **options)
+
+
+def _of_draws(function: Callable[..., Tensor], student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
+    """The function of logits `[B, K]`; of M draws of the noise, `[M, B, K]`, one value for each of them."""
+    if student.dim() == 2:
+        return function(student, teacher, *target)
+    values: Tensor = torch.func.vmap(lambda *logits: function(*logits, *target))(student, teacher)
+    return values
 
 
 @lru_cache(maxsize=64)
@@ -405,56 +540,6 @@ def read_metrics(metrics: Metrics) -> dict[str, float]:
         return {}
     values = torch.stack([value.float() for value in metrics.values()]).tolist()
     return dict(zip(metrics, values, strict=True))
-
-
-@dataclass(frozen=True)
-class LossGroup:
-    """Students whose losses are computed at once, and the inputs of each by name."""
-
-    objective: Objective
-    students: list[int]
-    inputs: dict[str, list[Tensor]]
-
-    def to(self, device: torch.device) -> LossGroup:
-        """The same on the device; students that share an input share its copy."""
-        tensors = {id(value): value for values in self.inputs.values() for value in values}
-        copies = {key: value.to(device) for key, value in tensors.items()}
-        inputs = {name: [copies[id(value)] for value in values] for name, values in self.inputs.items()}
-        return LossGroup(self.objective, self.students, inputs)
-
-    def losses(self, logits: Tensor) -> tuple[Tensor, Metrics]:
-        """Losses `[n]` and metrics `[n]` by name of the n students of this group, from logits `[M, B, K]` of all M."""
-        if len(self.students) < len(logits):
-            logits = logits[torch.tensor(self.students, device=logits.device)]
-        shared = {name: all(value is values[0] for value in values) for name, values in self.inputs.items()}
-        stacked = {name: values[0] if shared[name] else torch.stack(values) for name, values in self.inputs.items()}
-        dims = {name: None if shared[name] else 0 for name in self.inputs}
-        losses, metrics = torch.func.vmap(self.objective.loss, in_dims=(0, dims))(logits, stacked)
-        return losses, metrics
-
-
-def group_losses(
-    objectives: Mapping[int, Objective], batches: Sequence[Batch], errors: dict[int, NoisyTeacherError]
-) -> list[LossGroup]:
-    """The objectives' inputs for this step, grouped by what can be computed at once.
-
-    objectives: those of the students to be computed, by their number; batches: one per student; errors: filled with
-    those of students whose inputs cannot be had, such as of a teacher whose logits are not finite.
-    """
-    cache: Cache = {}
-    groups: dict[Hashable, LossGroup] = {}
-    for student, objective in objectives.items():
-        try:
-            inputs = objective.inputs(batches[student], cache)
-        except NoisyTeacherError as error:
-            errors[student] = error
-            continue
-        shapes = tuple((name, value.shape, value.dtype, value.device) for name, value in inputs.items())
-        group = groups.setdefault((objective.arithmetic, shapes), LossGroup(objective, [], {}))
-        group.students.append(student)
-        for name, value in inputs.items():
-            group.inputs.setdefault(name, []).append(value)
-    return list(groups.values())
 
 
 def describe_objective(objective: object) -> Json:

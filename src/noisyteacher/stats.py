@@ -108,6 +108,27 @@ def paired_difference(a: Sequence[float], b: Sequence[float], scale: Scale | Non
     return dunnett(a, [b], scale)[0]
 
 
+def simultaneous(tests: Sequence[PairedDifference], scale: Scale | None = None) -> list[PairedDifference]:
+    """Paired tests as a family: p after Holm's correction, 95 % intervals that hold for all at once (Bonferroni), cut
+    to differences on the scale, or left out where they would be wider.
+    """
+    span = math.inf if scale is None else scale[1] - scale[0]
+    order = sorted(range(len(tests)), key=lambda number: 1.0 if (p := tests[number].p) is None else p)
+    results, highest = list(tests), 0.0
+    for rank, number in enumerate(order):
+        test = tests[number]
+        if test.p is None or not test.sd:
+            continue
+        highest = max(highest, min(1.0, test.p * (len(tests) - rank)))
+        error, freedom = test.sd / math.sqrt(test.n), test.n - 1
+        point = t_quantile(1 - LEVEL / 2 / len(tests), freedom)
+        half_width, size = point * error, detectable(error, freedom, point)
+        low, high = max(test.mean - half_width, -span), min(test.mean + half_width, span)
+        family = replace(test, low=low, high=high, p=highest, comparisons=len(tests), detectable=size)
+        results[number] = family if half_width < span else replace(family, low=None, high=None, detectable=None)
+    return results
+
+
 def missing_interval(n: int, mean: float, sd: float | None) -> str:
     """Why a paired difference over n pairs has no interval, in words."""
     if n == 1 or sd is None:

@@ -67,7 +67,8 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
 }
 """Options that are no settings, by the field of Request."""
 DATA = "data.name data.root"
-NOISE = "auto_noise noise.sigma noise.alpha noise.draw"
+NOISE = "student.loss auto_noise noise.sigma noise.alpha noise.draw"
+"""The loss, and the noise on it."""
 MACHINE = "run.output_dir run.device run.threads"
 RECIPE = (
     "student.epochs student.batch_size student.optimizer student.lr student.momentum student.weight_decay "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @o.with_options(
-    f"config {o.DATA} teacher.name student.name noise.sigma noise.alpha noise.draw {o.RECIPE} run.seeds "
+    f"config {o.DATA} teacher.name student.name student.loss noise.sigma noise.alpha noise.draw {o.RECIPE} run.seeds "
     f"run.control_seeds {o.MACHINE} jobs stack scheduler overrides resume allow_import as_json quiet",
     noise_sigma=("--sigma", "Standard deviation of the noise where --grid does not vary it; default 0: no noise."),
     noise_alpha=("--alpha", "Probability that a sample is perturbed where --grid does not vary it."),
@@ -111,7 +111,7 @@ def paper(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="table1 ... table6, fig2, fig3, section5.4, constant, why, all of these; regime, relatives."
+            help="table1 ... table6, fig2, fig3, section5.4, constant, why, all; regime, relatives, objectives."
         ),
     ],
     budget: Annotated[str, typer.Option(help="quick (minutes), standard, or full.")] = "standard",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -31,7 +31,17 @@ Kind = Literal["multiplicative", "additive", "mix", "sampled"]
 Distribution = Literal["gaussian", "uniform", "laplace"]
 NoiseTarget = Literal["teacher", "student", "input"]
 SigmaSchedule = Literal["constant", "linear", "cosine", "late"]
-Loss = Literal["logit_regression", "soft_targets"]
+Loss = Literal["logit_regression", "soft_targets", "dist", "dkd", "ttm"]
+LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
+    "logit_regression": (),
+    "soft_targets": ("temperature",),
+    "dist": ("temperature", "beta", "gamma"),
+    "dkd": ("temperature", "alpha", "beta"),
+    "ttm": ("temperature", "weighted"),
+}
+"""Loss -> the numbers that it takes; `weighted` is true or false."""
+Scale = Literal["none", "rms", "zscore"]
+SCALES = get_args(Scale)
 Schedule = Literal["constant", "hold", "linear", "cosine", "step"]
 HOLD = 0.6
 """The share of the steps for which the schedule `hold` stays at the base rate where nothing else is said."""
@@ -235,12 +245,16 @@ class Student(Recipe):
     """A network by name (compact-s:0.75: 0.75 of its width), timm:, torchvision: or hf:NAME, pkg.module:factory,
     shrink:RATIO (a narrower teacher), or auto: chosen within target. Empty: auto in compress, else mlp800 on MNIST."""
     loss: Loss = "soft_targets"
-    """The paper's regression on logits, or Hinton's soft targets."""
-    scale: Literal["none", "rms"] = "none"
+    """The paper's regression on logits, Hinton's soft targets, DIST, DKD or TTM (docs/method.md)."""
+    scale: Scale = "none"
     """What noise and loss divide all logits by: nothing, or (rms) the root mean square of the teacher's. The student's
-    outputs stay in the teacher's units."""
+    outputs stay in the teacher's units. zscore: the loss sees each row standardized, its outputs have no unit."""
     temperature: Positive | None = None
-    """Temperature of soft_targets (default 4); without effect, and refused, elsewhere."""
+    """Temperature of the loss (default 4, dist 1); refused with logit_regression, which has none."""
+    loss_options: dict[str, bool | NotNegative] = field(default_factory=dict)
+    """Further numbers of the loss: beta and gamma of dist, alpha and beta of dkd, weighted (true: WTTM) of ttm."""
+    loss_weight: Positive | Literal["auto"] = 1.0
+    """Factor on the teacher's term; auto: what makes its initial gradient as large as that of soft targets at T = 4."""
     label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Weight of the cross-entropy on labels; the rest is the teacher's. auto: 0.3, without labels 0; in compress 0.7 if
     the teacher has more than 75 % of the errors of a student on labels alone."""
@@ -249,8 +263,11 @@ class Student(Recipe):
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from super().contradictions()
-        if self.temperature is not None and self.loss != "soft_targets":
-            yield "temperature", f"has no effect with loss {self.loss!r}: leave it out"
+        temperature = {} if self.temperature is None else {"temperature": self.temperature}
+        if "temperature" in self.loss_options:
+            yield "loss_options", "temperature is a setting of its own: name student.temperature"
+        for name, problem in wrong_loss_options(self.loss, self.loss_options | temperature):
+            yield name if name in temperature else f"loss_options.{name}", problem
         if self.name == "auto" and self.options:
             yield "options", "have no effect where the student is chosen: leave them out, or name the student"
         if self.weights and (self.name == "auto" or self.name.startswith("shrink:")):
@@ -436,8 +453,7 @@ class Config(Settings):
             if decided and all(getattr(recipe, name) != value for name, value in decided.items()):
                 yield f"{part}.preset", f"{recipe.preset} has no effect: all that it decides is named; leave it out"
         student, noise = self.student, self.noise
-        if noise.kind == "sampled" and student.loss != "soft_targets":
-            yield "noise.kind", f"sampled draws from soft targets, student.loss is {student.loss!r}: name another kind"
+        yield from wrong_pairs(student.loss, student.scale, noise)
         if student.combine != "mean" and not self.teacher.also:
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
         if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():
@@ -453,6 +469,33 @@ class Config(Settings):
                 yield f"choice.{name}s", words
             elif getattr(noise, name) == "auto" and not any(candidates):
                 yield f"choice.{name}s", f"given {candidates}, which are no noise at all: give a candidate above 0"
+
+
+def wrong_loss_options(loss: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the numbers of a loss, its temperature included: (name, problem)."""
+    for name, value in options.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+        if name not in LOSS_OPTIONS[loss]:
+            yield name, f"has no effect with loss={loss!r}: leave it out"
+        elif name == "weighted" and not isinstance(value, bool):
+            yield name, f"given {value!r}; expected true or false"
+        elif name not in ("weighted", "temperature") and not is_number:
+            yield name, f"given {value!r}; expected a number of 0 or more"
+
+
+def wrong_pairs(loss: str, scale: str, noise: NoiseSettings | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with a scale beside a loss, and with a noise beside both: (name, problem)."""
+    if loss == "ttm" and scale == "zscore":
+        yield "student.scale", "zscore undoes what ttm does, a temperature of the teacher alone: leave one of them out"
+    if noise is None or noise.off:
+        return
+    if noise.kind == "sampled" and ("temperature" not in LOSS_OPTIONS[loss] or scale == "zscore"):
+        yield (
+            "noise.kind",
+            f"sampled draws from soft targets, loss {loss!r} with scale {scale!r} has none: name another",
+        )
+    if noise.draw == "scalar" and scale == "zscore":
+        yield "noise.draw", "zscore takes one number per row out again: name another draw, or another scale"
 
 
 def limit(value: str | float, teachers: float) -> float:

@@ -245,7 +245,7 @@ EXPERIMENTS = {
 def experiment(name: str) -> Experiment:
     """The experiment of this name. Raises UnknownNameError."""
     if name not in EXPERIMENTS:
-        raise unknown_name("experiment of the paper", name, [*EXPERIMENTS, "regime", "relatives", "all"])
+        raise unknown_name("experiment of the paper", name, [*EXPERIMENTS, "regime", "relatives", "objectives", "all"])
     return EXPERIMENTS[name]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisyteacher.config.schema import Loss
 from noisyteacher.errors import TrainingError
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, read_json, write_json
@@ -55,6 +54,7 @@ TEACHER_EPOCHS, COPIES = 4, 10
 REGIMES: dict[str, Json] = {
     "short": {"epochs": 40, "batch_size": 64, "optimizer": "adam"},
     "patient": {"epochs": 400, "batch_size": 32, "optimizer": "sgd", "momentum": 0.0, "schedule": "hold"},
+    "cosine": {"epochs": 40, "batch_size": 32, "optimizer": "sgd", "momentum": 0.9, "schedule": "cosine"},
 }
 RATES: dict[str, tuple[float, ...]] = {
     "short-logit_regression": (1e-3, 3e-3, 1e-2),
@@ -79,6 +79,8 @@ class Arm:
     label_smoothing: float = 0.0
     reference: str = "clean"
     """The arm that it is compared with; empty: none."""
+    options: Json | None = None
+    """Options of `distil` or `supervised` instead of the cell's loss in the units of its regime."""
 
     @property
     def family(self) -> tuple[str, str]:
@@ -88,18 +90,20 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The title as the name of a file."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-")
+        """Title and options as the name of a file."""
+        words = f"{self.title} {self.options or ''}".lower()
+        return re.sub(r"[^a-z0-9.]+", "-", words).strip("-")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A regime and a loss."""
+    """A regime and a loss, or `objectives`: each arm has its own."""
 
     regime: str
-    loss: Loss
+    loss: str
     data: str = DATA
     seeds: int = 5
+    rows: int = ROWS
 
     @property
     def name(self) -> str:
@@ -108,7 +112,9 @@ class Cell:
 
 
 CELLS = {
-    cell.name: cell for regime in REGIMES for cell in (Cell(regime, "logit_regression"), Cell(regime, "soft_targets"))
+    cell.name: cell
+    for regime in ("short", "patient")
+    for cell in (Cell(regime, "logit_regression"), Cell(regime, "soft_targets"))
 }
 INPUT: Json = {"alpha": 1.0, "draw": "row", "kind": "additive", "target": "input"}
 EVERY_LOSS = (
@@ -224,18 +230,20 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
         return dict(read_json(file, KIND, SCHEMA)["trained"])
     splits, _ = workspace.load()
     assert splits.test is not None
-    rows = draw_subset(splits.train, ROWS, seed)
+    rows = draw_subset(splits.train, cell.rows, seed)
     train = splits.train.subset(rows)
     student = build_student(STUDENT, splits, seed, 0.0)
+    noise = None if arm.noise is None else Noise(**arm.noise)
     objective: Any
     if arm.teacher == "labels":
-        objective = supervised(label_smoothing=arm.label_smoothing)
+        objective = supervised(**({"label_smoothing": arm.label_smoothing} | (arm.options or {})))
+    elif arm.options is not None:
+        objective = distil(targets_of(workspace, arm, rows, seed)[0], noise=noise, loss_weight="auto", **arm.options)
     else:
         targets = targets_of(workspace, arm, rows, seed)  # the mean target's own size would be another
         sizes = targets_of(workspace, replace(arm, control=""), rows, seed) if arm.control else targets
         unit = float(torch.stack(sizes).square().mean().sqrt())
         source = [logits / unit for logits in targets]
-        noise = None if arm.noise is None else Noise(**arm.noise)
         temperature: Json = {"temperature": TEMPERATURE / unit} if cell.loss == "soft_targets" else {}
         teacher = source if arm.combine != "mean" else source[0]
         objective = distil(teacher, noise=noise, loss=cell.loss, combine=arm.combine, **temperature)
@@ -263,17 +271,32 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
     Trainings that are done are read. An interrupted call, made again, continues.
     """
     prepare_teachers(workspace, watch)
-    arms, rates, seeds = ARMS[cell.loss], RATES[cell.name], range(cell.seeds)
-    choices = [(workspace, cell, arm, lr, PILOT_SEED) for arm in arms for lr in rates]
-    pilot = run_in_workers(train_relative, choices, jobs, 1, f"{cell.name}, choosing", watch)
-    chosen = {row["arm"]["title"]: row["lr"] for row in sorted(pilot, key=lambda row: -row["val"])}
-    tasks = [(workspace, cell, arm, chosen[arm.title], seed) for arm in arms for seed in seeds]
-    trained = run_in_workers(train_relative, tasks, jobs, 1, f"{cell.name}, judging", watch)
-    record = judge_cell(cell, seeds, trained) | {
-        "pilot": [{"arm": row["arm"]["title"], "lr": row["lr"], "val_%": row["val"]} for row in pilot]
-    }
+    trials = {arm.title: [(arm, lr) for lr in RATES[cell.name]] for arm in ARMS[cell.loss]}
+    record = choose_and_judge(workspace, cell, trials, jobs, watch)
     write_json(workspace.folder / f"{cell.name}.json", "relatives", SCHEMA, record)
     return record
+
+
+def choose_and_judge(
+    workspace: Workspace, cell: Cell, trials: Mapping[str, Sequence[tuple[Arm, float]]], jobs: int, watch: Watch | None
+) -> Json:
+    """The record of a cell. trials: by title, the arms and rates of which the pilot seed's validation chooses."""
+    choices = [(workspace, cell, *trial, PILOT_SEED) for tried in trials.values() if len(tried) > 1 for trial in tried]
+    pilot = run_in_workers(train_relative, choices, jobs, 1, f"{cell.name}, choosing", watch)
+    by_error = sorted(zip(choices, pilot, strict=True), key=lambda pair: -pair[1]["val"])
+    chosen = {title: tried[0] for title, tried in trials.items()} | {
+        row["arm"]["title"]: (arm, lr) for (_, _, arm, lr, _), row in by_error
+    }
+    seeds = range(cell.seeds)
+    tasks = [(workspace, cell, *trial, seed) for trial in chosen.values() for seed in seeds]
+    trained = run_in_workers(train_relative, tasks, jobs, 1, f"{cell.name}, judging", watch)
+    return judge_cell(cell, seeds, trained) | {
+        "pilot": [
+            {"arm": row["arm"]["title"], "lr": row["lr"], "val_%": row["val"]}
+            | ({"options": row["arm"]["options"]} if row["arm"].get("options") else {})
+            for row in pilot
+        ]
+    }
 
 
 def judge_cell(cell: Cell, seeds: Sequence[int], trained: Sequence[Json]) -> Json:

@@ -15,7 +15,7 @@ from noisyteacher.device import AUTO, PRECISIONS
 from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
-from noisyteacher.paper import regime, relatives
+from noisyteacher.paper import objectives, regime, relatives
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import curve, value
 from noisyteacher.pipeline import (
@@ -38,7 +38,7 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
-STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives}
+STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives, "objectives": objectives}
 """Name -> the module of a study of our own: its cells, budgets, teachers and `run_cell`."""
 NOISE = ("sigma", "alpha", "kind", "distribution", "target", "schedule", "until")
 STATED = ("data.name", "teacher.name", "student.name", "student.options", *(f"noise.{name}" for name in NOISE))

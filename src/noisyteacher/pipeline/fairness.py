@@ -26,7 +26,7 @@ def regime_of(recipe: Student, noise: Noise, classes: int, unit: float, lines: S
     on it under fresh noise on the teacher (docs/method.md).
     """
     record: Json = {"steps": int(lines[0]["step"]), "unfitted_%": None, "clock": None}
-    if recipe.loss != "logit_regression":
+    if recipe.loss != "logit_regression" or recipe.scale == "zscore" or recipe.loss_weight != 1:
         return record
     mean_square = 1.0 if recipe.scale == "rms" else unit**2
     keys = ("train/clean_loss", "train/teacher_term", "train/loss")

@@ -71,6 +71,7 @@ def check_first_step(config: Config, data: Splits, objective: Distillation, mode
     student, device = config.student, resolve_device(config.run.device)
     views = expand_views(student.views)
     objective.check(data.train, views, data.classes)
+    objective = objective.weighed(model, data.train, views[0])
     first: Json = {"seed": 0, "epoch": 0, "first": 0, "batches": 1, "total_steps": max(2, student.epochs)}
     sizes: Json = {"batch_size": student.batch_size, "every_view": student.every_view}
     batch = next(epoch_batches(data.train, views, device=device, **first, **sizes))
@@ -81,7 +82,8 @@ def check_first_step(config: Config, data: Splits, objective: Distillation, mode
 def check_no_loss(objective: Distillation, batch: Batch) -> Check:
     """Whether the teacher's term of the loss is 0, without noise, for a student with the teacher's own logits."""
     logits = objective.teacher.logits(batch)
-    loss = float(replace(objective, noise=None, label_weight=0.0)(logits, batch)[0])
+    alone = replace(objective, noise=None, label_weight=0.0, loss_weight=1.0)
+    loss = float(alone(objective.goal(logits), batch)[0])
     size = float(logits.square().mean())
     message = f"the loss of a student that answers as the teacher does is {loss:.3g} (mean squared logit {size:.3g})"
     return Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), message)

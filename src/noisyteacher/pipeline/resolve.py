@@ -146,7 +146,8 @@ def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
 
 def distill_options(config: Config) -> Values:
     """The options of `distil` in a Config, without the noise."""
-    options: Values = {name: getattr(config.student, name) for name in ("loss", "temperature", "combine", "scale")}
+    names = ("loss", "loss_options", "loss_weight", "temperature", "combine", "scale")
+    options: Values = {name: getattr(config.student, name) for name in names}
     weight = config.student.label_weight
     return options | {"label_weight": LABEL_WEIGHT if weight == AUTO else weight}
 

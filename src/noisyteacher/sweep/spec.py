@@ -29,7 +29,14 @@ from noisyteacher.text import plural, sigma_words
 
 Grid = Mapping[str, Sequence[Any]]
 """Dotted settings with the values to try."""
-LOSS_SETTINGS: Values = {"loss": "logit_regression", "temperature": None, "label_weight": 0.0, "combine": "mean"}
+LOSS_SETTINGS: Values = {
+    "loss": "logit_regression",
+    "loss_options": {},
+    "loss_weight": 1.0,
+    "temperature": None,
+    "label_weight": 0.0,
+    "combine": "mean",
+}
 """Settings of the loss in which students that are trained in common steps may differ (`workers.stacks`)."""
 LABELS_ALONE: Values = {**LOSS_SETTINGS, "scale": "none"}
 """Settings without effect on students trained on labels alone, reset for these so that duplicates merge."""

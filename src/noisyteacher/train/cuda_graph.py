@@ -20,8 +20,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import full_precision, precision_context
 from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.loss_groups import LossGroup, group_losses
 from noisyteacher.models import Classifier, logits_of
-from noisyteacher.objectives import LossGroup, Objective, group_losses
+from noisyteacher.objectives import Objective
 from noisyteacher.train.state import (
     GroupMetrics,
     StepReport,

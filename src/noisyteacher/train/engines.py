@@ -13,7 +13,8 @@ from noisyteacher.data import Batch
 from noisyteacher.device import precision_context
 from noisyteacher.distributed import World, gather_objects
 from noisyteacher.errors import NoisyTeacherError, TrainingError
-from noisyteacher.objectives import Objective, group_losses, input_noise_of, loss_and_metrics
+from noisyteacher.loss_groups import group_losses
+from noisyteacher.objectives import Objective, input_noise_of, loss_and_metrics
 from noisyteacher.train.optim import build_optimizer, set_rate
 from noisyteacher.train.stack import Stack
 from noisyteacher.train.state import (

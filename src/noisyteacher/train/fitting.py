@@ -247,8 +247,9 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         objective.check(split, plan.views, classes, settings.augment)
     if isinstance(objective, Distillation):
         objective = objective.prepared(split, plan.views)
-        if objective.scale != "none":  # the last check is made: the outputs change now
+        if objective.scale == "rms":  # the last check is made: the outputs change now
             learn_in_unit(model, objective.unit)
+        objective = objective.weighed(model, split, plan.views[0])
     identity: dict[str, Any] = {
         **{name: value for name, value in asdict(settings).items() if name not in LATER},
         **({"body_rate": settings.body_rate, "freeze_epochs": settings.freeze_epochs} if settings.has_body else {}),
@@ -317,7 +318,7 @@ def _check_scale(
     if len(scales) > 1:
         raise UsageError(f"objectives with the scales {', '.join(sorted(scales))}: students of one scale train as one")
     for model, classifier, objective in zip(models, classifiers, objectives, strict=True):
-        if isinstance(objective, Distillation) and objective.scale != "none" and classifier is not model:
+        if isinstance(objective, Distillation) and objective.scale == "rms" and classifier is not model:
             raise UsageError(
                 f"scale={objective.scale!r} multiplies the outputs of the model, which a {type(model).__name__} cannot "
                 "record: wrap it by nt.build_model(model, data), and train that"

@@ -16,9 +16,10 @@ from noisyteacher.config.schema import HOLD, MOMENTUM, TrainSettings
 from noisyteacher.data import Batch, Split, samples_of
 from noisyteacher.distributed import World
 from noisyteacher.errors import NoisyTeacherError, TrainingError
+from noisyteacher.loss_groups import LossGroup
 from noisyteacher.models import Classifier
 from noisyteacher.noise import Noise
-from noisyteacher.objectives import LossGroup, Metrics
+from noisyteacher.objectives import Metrics
 from noisyteacher.rng import derive_seed, seed_draws
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
