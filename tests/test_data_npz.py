@@ -242,9 +242,9 @@ def test_unknown_names_and_missing_paths(tmp_path: Path) -> None:
         load_data(tmp_path / "nowhere.npz")
     with pytest.raises(DataError, match="no such file or folder"):
         load_data(str(tmp_path / "nowhere"))
-    (tmp_path / "set.csv").write_text("1,2")
+    (tmp_path / "set.tar").write_text("1,2")
     with pytest.raises(DataError, match=r"neither a folder nor a \.npz"):
-        load_data(tmp_path / "set.csv")
+        load_data(tmp_path / "set.tar")
 
 
 @pytest.mark.parametrize(

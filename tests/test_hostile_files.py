@@ -13,8 +13,8 @@ from noisyteacher import cli, load_data, pack_data
 from noisyteacher.cli.output import print_table, say
 from noisyteacher.errors import DataError, FileFormatError
 from noisyteacher.io import files
-from noisyteacher.report.formats import harmless
 from noisyteacher.runs import Run, list_runs, new_run
+from noisyteacher.text import harmless
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device"])

@@ -17,7 +17,7 @@ FLOORS = (
     ("sweep",),
     ("pipeline",),
     ("train", "export", "measure"),
-    ("data", "models", "store", "runs", "teachers", "objectives", "loss_groups", "evaluate", "extract"),
+    ("data", "models", "store", "runs", "teachers", "objectives", "loss_groups", "evaluate", "classify", "extract"),
     (
         "noise", "losses", "metrics", "stats", "rng", "device", "distributed", "process", "progress",
         "config", "io", "tables", "text", "errors",

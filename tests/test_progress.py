@@ -189,7 +189,7 @@ def test_fit_extract_and_evaluate_show_themselves_once(
 ) -> None:
     model, val = network(), split(role="val")
     nt.fit(model, split(), nt.supervised(), val=val, epochs=2, batch_size=32)
-    assert stages == ["training"] * 4 + ["closed"]  # and nothing of the validation inside
+    assert stages == ["preparing the training", *["training"] * 4, "closed"]  # and nothing of the validation inside
     stages.clear()
     nt.extract(model, split(), tmp_path / "a")
     nt.evaluate(model, val)
@@ -227,3 +227,21 @@ def test_compress_says_what_it_will_do_and_then_does_it(tmp_path: Path, capsys: 
     assert not any(line.startswith("training:") for line in lines)  # fit inside does not speak for itself
     nt.compress("mlp800", "mlp800", data, output_dir=tmp_path, baselines=False, progress=False, **options)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_sees_a_training_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes before it (precision, teacher's answers, optimizer) takes seconds on a busy machine."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(logits: object, batch: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(StoppedError):
+        nt.fit(network(), split(), stop, epochs=1)
+    assert "preparing the training ..." in capsys.readouterr().err

@@ -25,11 +25,13 @@ from noisyteacher.errors import FileFormatError, UnknownNameError, UsageError
 from noisyteacher.pipeline import Condition, Difference, Family, Verdict
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.figures import COLOURS, Figure, along, confusion, groups, trade_offs
-from noisyteacher.report.formats import as_csv, as_json, harmless, markdown
+from noisyteacher.report.formats import as_csv, as_json, markdown
 from noisyteacher.report.page import page as page_of
 from noisyteacher.report.study import Details, Study, verdict_text
+from noisyteacher.report.tables import recalls, results
 from noisyteacher.runs import Run, new_run
-from noisyteacher.text import escaped, printable
+from noisyteacher.stats import binomial_interval
+from noisyteacher.text import escaped, harmless, printable
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "=cmd()|'/C calc'!A0")
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -734,3 +736,27 @@ def test_a_choice_of_the_noise_is_in_every_format(tmp_path: Path) -> None:
     assert json.loads(build_report(run, "json"))["runs"][0]["result"]["choice"] == choice
     none = folders.compression(tmp_path, choice={**choice, "chosen": {"sigma": 0.0, "alpha": 0.0}}, with_noise=False)
     assert build_report(none, "md").count("chosen on validation") == 1
+
+
+def test_recall_of_each_class_and_the_balanced_accuracy_of_rare_classes(tmp_path: Path) -> None:
+    """Class c is found in 1 of 4 images, a in 9 of 10, b in no image; once each, so with intervals."""
+    (study,) = read_studies([folders.compression(tmp_path)])
+    teacher = next(row for row in study.rows if row.kind == "teacher")
+    counts = np.array([[9, 0, 1], [0, 0, 0], [3, 0, 1]])
+    details = Details(counts, np.empty((0, 3)), 1, ("a", "b", "c"))
+    table = recalls(replace(study, details={teacher.name: {"test": details}}), [teacher], "test")
+    assert table is not None
+    low, high = binomial_interval(1, 4)
+    assert table.rows[0] == ("c", "4", f"25.0\n({low:.1f}, {high:.1f})")
+    assert [row[:2] for row in table.rows] == [("c", "4"), ("a", "10"), ("b", "0")]
+    pooled = replace(study, details={teacher.name: {"test": replace(details, confusion=2 * counts, seeds=2)}})
+    table = recalls(pooled, [teacher], "test")
+    assert table is not None
+    assert table.rows[0] == ("c", "4", "25.0")
+    error = teacher.scores["test"]["error"]
+    for balanced, shown in ((100 - error.mean, False), (90 - error.mean, True)):
+        scores = {"error": error, "balanced_accuracy": replace(error, mean=balanced, low=None, high=None)}
+        row = replace(teacher, scores={"test": scores})
+        table = results(replace(study, result=replace(study.result, conditions=(row,))))
+        assert table is not None
+        assert ("balanced accuracy %" in table.headers) is shown

@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from noisyteacher.classify import Prediction as Prediction
+    from noisyteacher.classify import classify as classify
     from noisyteacher.data import Batch as Batch
     from noisyteacher.data import Packed as Packed
     from noisyteacher.data import Split as Split
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 NAMES = {
+    "classify": "Prediction classify",
     "data": "Batch Packed Split Splits load_data pack_data",
     "errors": "NoisyTeacherError",
     "evaluate": "Scores calibrate evaluate predict",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,17 +16,21 @@ from noisyteacher.device import PROBE_BATCH, channels_last, inference, precision
 from noisyteacher.errors import DataError, MismatchError, TrainingError, UsageError
 from noisyteacher.models import Classifier, Rescaled, as_classifier, rescale
 from noisyteacher.progress import counted, reported
-from noisyteacher.stats import Quantity
+from noisyteacher.stats import Quantity, binomial_interval
 from noisyteacher.teachers import COMBINE, LiveTeacher, SeveralTeachers, Teacher, as_teacher, logits_at
 
+TOP5_FROM = 6
+"""Classes from which on scores have `top5`: with five it is always 100 %."""
 Progress = bool | Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's scores on one split. `accuracy`, `error`, `ece`, `agreement` in %, `nll` in nats; None where unknown.
+    """A model's scores on one split, in %, `nll` in nats; None where unknown.
 
-    Each is a float that carries its unit and n: `scores.error.n`.
+    Each is a float that carries its unit and n: `scores.error.n`. `balanced_accuracy`: the mean of the classes' recall.
+    `top5`: the label is among the five most probable classes, of six or more. `recall`: by class, `[K]`, nan where it
+    has no rows.
     """
 
     split: str
@@ -35,10 +39,14 @@ class Scores:
     nll: Quantity | None = None
     ece: Quantity | None = None
     agreement: Quantity | None = None
+    balanced_accuracy: Quantity | None = None
+    top5: Quantity | None = None
+    recall: Tensor | None = field(default=None, repr=False, compare=False)
 
     def describe(self) -> dict[str, object]:
-        """Every known score with value, unit and n, for JSON."""
-        return {name: s.describe() if isinstance(s, Quantity) else s for name, s in vars(self).items() if s is not None}
+        """Every known score but `recall` with value, unit and n, for JSON."""
+        quantities = {name: score.describe() for name, score in vars(self).items() if isinstance(score, Quantity)}
+        return {"split": self.split, **quantities}
 
 
 def predict(
@@ -64,7 +72,7 @@ def predict(
         precision_context(precision, target),
     ):
         for rows in torch.split(torch.arange(len(split)), batch_size):
-            batches.append(classifier(split.images_at(rows).to(target)).float().cpu())
+            batches.append(classifier(split.images_at(rows).to(target)).detach().float().cpu())
             if report is not None:
                 report(int(rows[-1]) + 1, len(split))
     return torch.cat(batches)
@@ -80,7 +88,7 @@ def evaluate(
     precision: str = "fp32",
     progress: Progress = True,
 ) -> Scores:
-    """The model's scores on the split: accuracy, error, nll and ece where there are labels, agreement with a teacher.
+    """The model's scores on the split: all but the agreement with a teacher where there are labels.
 
     `teacher`: anything `distil` takes. `progress` as in `predict`. Raises DataError with neither labels nor a teacher,
     MismatchError when classes differ, TrainingError for logits that are not finite.
@@ -115,10 +123,24 @@ def score(logits: Tensor, split: Split) -> Scores:
         raise TrainingError(f"the model's logits are not finite, first in row {row} of {split.role}: it has diverged")
     if split.labels is None:
         return Scores(split.role)
-    values = {name: getattr(metrics, name)(logits, split.labels) for name in ("accuracy", "error", "nll", "ece")}
+    names = ["accuracy", "error", "nll", "ece", "balanced_accuracy", *(["top5"] if split.classes >= TOP5_FROM else [])]
+    values = {name: getattr(metrics, name)(logits, split.labels) for name in names}
     units = {"nll": "nats"}
     quantities = {name: Quantity(value, units.get(name, "%"), len(split)) for name, value in values.items()}
-    return Scores(split.role, **quantities)
+    return Scores(split.role, **quantities, recall=metrics.recall(logits, split.labels))
+
+
+def recall_by_class(scores: Scores, split: Split) -> dict[str, dict[str, float]]:
+    """By name of each class that has rows: recall, bounds of its Wilson interval (%) and n; {} without labels."""
+    if scores.recall is None or split.labels is None:
+        return {}
+    by_class: dict[str, dict[str, float]] = {}
+    counts = split.labels.bincount(minlength=split.classes).tolist()
+    for name, value, n in zip(split.class_names, scores.recall.tolist(), counts, strict=True):
+        if n:
+            low, high = binomial_interval(round(value * n / 100), n)
+            by_class[name] = {"value": value, "low": low, "high": high, "n": n}
+    return by_class
 
 
 def calibrate(model: nn.Module, split: Split, **options: Any) -> tuple[Classifier, float]:

@@ -28,6 +28,26 @@ def error(logits: Tensor, labels: Tensor) -> float:
     return 100 * int((logits.argmax(1) != labels).sum()) / len(labels)
 
 
+def recall(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of a class's rows whose largest logit is the label's, in percent, float64 `[K]`; nan without rows."""
+    _check(logits, labels)
+    hits, rows = (part.bincount(minlength=logits.shape[1]) for part in (labels[logits.argmax(1) == labels], labels))
+    return 100 * hits.double() / rows
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The mean of `recall` over the classes that have rows, in percent: every class counts the same."""
+    return float(recall(logits, labels).nanmean())
+
+
+def top5(logits: Tensor, labels: Tensor) -> float:
+    """The share of rows whose label is among the five largest logits, in percent. `[N, K]` with K >= 5 and `[N]`."""
+    _check(logits, labels)
+    if logits.shape[1] < 5:
+        raise MismatchError(f"logits {list(logits.shape)}: five of them need five classes or more")
+    return 100 * int((logits.topk(5).indices == labels[:, None]).sum()) / len(labels)
+
+
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean of -log softmax(logits)[label] over the rows, in nats. `[N, K]` and `[N]`."""
     _check(logits, labels)

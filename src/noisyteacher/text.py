@@ -13,6 +13,7 @@ from noisyteacher.errors import UnknownNameError
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 """A split's role -> its name in a sentence."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!])")
 
@@ -98,6 +99,16 @@ def printable(text: object, length: int | None = None) -> str:
 def printable_lines(text: object) -> str:
     """Like `printable`, line by line: line ends stay."""
     return "\n".join(map(printable, str(text).split("\n")))
+
+
+def harmless(value: object) -> object:
+    """The value as a CSV cell. Text that begins like a formula gets a leading apostrophe; numbers stay numbers."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    if isinstance(value, (int, float)):
+        return value
+    text = "".join(character if character in "\t\r\n" else printable(character) for character in str(value))
+    return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

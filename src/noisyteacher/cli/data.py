@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,8 @@ import typer
 
 from noisyteacher.cli import options as o
 from noisyteacher.cli.output import print_json, print_table, say
-from noisyteacher.progress import PATIENCE_S, stage
+from noisyteacher.progress import PATIENCE_S, counted, stage
+from noisyteacher.text import few, plural
 
 if TYPE_CHECKING:
     from noisyteacher.config import Values
@@ -19,7 +21,9 @@ data = o.group("data", "List, check and pack data sets.")
 logits = o.group("logits", "Show and verify logit stores.")
 Store = Annotated[str, typer.Argument(help="A store's folder.")]
 LISTED = 10
-"""The most skipped images that a table names."""
+"""The most images, or classes, that are named."""
+RARE = 3.0
+"""A class with this many times fewer training images than the largest is worth a sentence."""
 
 
 @data.command("ls")
@@ -42,18 +46,22 @@ def data_ls(request: o.Request) -> None:
 @o.with_options("data.root overrides as_json quiet")
 def data_check(
     request: o.Request,
-    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, a folder of images or a packed one.")],
+    name: Annotated[str, typer.Argument(help="A data set's name, a .npz or .csv file, or a folder.")],
 ) -> None:
-    """Read all of a data set and summarise it; a packed one is compared with its checksum.
+    """Read all of a data set: classes in their order, rare ones, images that two splits have, files that are damaged.
+
+    A packed data set is compared with its checksum. Files that cannot be read are exit code 1.
 
     Example: noisyteacher data check mnist-5k
     """
     from noisyteacher.config import build_config
-    from noisyteacher.errors import DataWarning
+    from noisyteacher.errors import DataError, DataWarning
+    from noisyteacher.process import cores
 
     config = build_config(request.settings({"data": {"name": name}}))
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
+        from noisyteacher.data.check import image_names, imbalance, twins, unreadable_files
         from noisyteacher.pipeline import load_config_data
 
         packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
@@ -61,9 +69,30 @@ def data_check(
             verified = None if packed is None else packed.verify()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # it is the note, which is printed below
-            splits = load_config_data(config, watch)
+            try:
+                splits = load_config_data(config, watch)
+            except DataError as error:
+                with stage(watch, "looking for all files that cannot be read"):
+                    damaged = (
+                        [] if packed is not None else unreadable_files(config.data.name, config.data.root, cores())
+                    )
+                if len(damaged) < 2:
+                    raise
+                lines = [f"{file}: {reason}" for file, reason in damaged[:LISTED]]
+                more = f"\nand {len(damaged) - LISTED:,} more" if len(damaged) > LISTED else ""
+                listed = "\n".join(lines)
+                raise DataError(f"{len(damaged):,} images cannot be read:\n{listed}{more}") from error
         with stage(watch, "summing up the images"):
             summary = data_summary(splits)
+        pairs = twins(splits, None if watch is None else counted(watch, "looking for duplicates", "images"))
+        name_of = image_names(splits, packed or config.data.name, config.data.root) if pairs else str
+    rare = imbalance(splits)
+    summary["imbalance"] = None if rare is None else rare._asdict()
+    summary["duplicates"] = [
+        {"splits": [pair.first[0], pair.second[0]], "images": [name_of(pair.first), name_of(pair.second)]}
+        | {"labels_differ": pair.labels_differ}
+        for pair in pairs
+    ]
     if packed is not None:
         summary["packed"] = {"bytes_verified": verified, "left_out": packed.left_out}
     if request.as_json:
@@ -81,14 +110,29 @@ def data_check(
         mean, std = (" ".join(f"{value:.3f}" for value in split[key]) for key in ("mean", "std"))
         rows.append((role, f"{split['n']:,}", per_class, mean, std, split["fingerprint"][:12]))
     print_table(("split", "n", "per class", "mean", "sd", "fingerprint"), rows, "lrrlll")
+    say("")
+    numbered = [f"{number} {label}" for number, label in enumerate(splits.class_names)]
+    say(f"Class order: {few(numbered, LISTED)}")
+    if rare is not None and rare.ratio > RARE:
+        say(
+            f"Imbalance: {rare.most:,} training images of {rare.frequent}, {rare.fewest:,} of {rare.rarest}: read "
+            "balanced accuracy and recall (evaluate), and try --set student.sampling=balanced"
+        )
+    kinds = Counter((pair.first[0], pair.second[0]) for pair in pairs)
+    for (first, second), count in kinds.items():
+        pair = next(pair for pair in pairs if (pair.first[0], pair.second[0]) == (first, second))
+        where = f"twice in {first}" if first == second else f"in {first} and in {second}: errors there are too low"
+        say(f"Duplicates: {plural(count, 'image')} {where} ({name_of(pair.first)} = {name_of(pair.second)}, ...)")
+    if differ := sum(pair.labels_differ for pair in pairs):
+        say(f"Labels: {differ:,} of these have two labels")
 
 
 @data.command("pack")
-@o.with_options("as_json quiet")
+@o.with_options("data.root as_json quiet")
 def data_pack(
     request: o.Request,
     source: Annotated[
-        str, typer.Argument(help="A folder of images, of parquet files or of a saved data set, or an .npz file.")
+        str, typer.Argument(help="A folder of images, of parquet files or of a saved data set, or a .npz or .csv file.")
     ],
     out: Annotated[str, typer.Argument(help="The folder to make.", callback=o.not_empty)],
     size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; needed where sizes differ.")] = None,
@@ -124,6 +168,7 @@ def data_pack(
         packed = pack_data(
             source,
             out,
+            root=request.flags.get("data.root"),
             size=size,
             grey=grey,
             fit=fit,

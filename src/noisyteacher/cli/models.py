@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import print_exported, print_json, print_scores, print_table, say
+from noisyteacher.cli.output import WRITERS, print_exported, print_json, print_scores, print_table, say
 from noisyteacher.progress import PATIENCE_S, counted, stage
+
+HARDEST = 20
+"""Classes whose recall `evaluate` prints at most."""
 
 
 @o.with_options(f"{o.DATA} run.output_dir run.device overrides allow_import as_json quiet")
@@ -33,6 +36,7 @@ def evaluate(
         raise unknown_name("split", split, ("train", "val", "test"))
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.evaluate import evaluate as score
+        from noisyteacher.evaluate import recall_by_class
         from noisyteacher.pipeline import load_teacher
 
         path = o.model_path(model, request.output_dir)
@@ -45,15 +49,73 @@ def evaluate(
         if teacher is not None:
             second, _ = load_teacher(o.model_path(teacher, request.output_dir), splits, request.allow_import)
         report = False if watch is None else counted(watch, f"evaluating on {split}", "images")
-        scores = score(classifier, part, teacher=second, device=config.run.device, progress=report).describe()
+        measured = score(classifier, part, teacher=second, device=config.run.device, progress=report)
+    scores, recall = measured.describe(), recall_by_class(measured, part)
     o.note_other_data(path, splits)
     if request.as_json:
         record = {"name": splits.name, "split": split, "n": len(part), "fingerprint": part.fingerprint}
-        print_json({"model": path, "data": record, **scores})
+        print_json({"model": path, "data": record, **scores, "recall": recall})
         return
     print_scores({split: scores})
+    if recall:
+        hardest = sorted(recall.items(), key=lambda item: item[1]["value"])[:HARDEST]
+        cells = [
+            (name, f"{r['value']:.2f}", f"({r['low']:.2f}, {r['high']:.2f})", f"{r['n']:,}") for name, r in hardest
+        ]
+        say("")
+        print_table(("class, lowest recall first", "recall %", "95 % Wilson", "n"), cells, "lrrr")
     say(f"\nModel: {path}")
     say(f"Data: {splits.name}, {split}, {len(part):,} images, fingerprint {part.fingerprint[:12]}")
+
+
+@o.with_options("run.output_dir run.device allow_import quiet")
+def predict(
+    request: o.Request,
+    model: o.Model,
+    paths: Annotated[list[str], typer.Argument(metavar="FILES...", help="Images, and folders of images.")],
+    format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",  # noqa: A002
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="squash the whole image, or crop the largest window (default: as the model's data were)."),
+    ] = None,
+) -> None:
+    """Say which class each image has, and with what probability.
+
+    Images that cannot be read are named on stderr; the exit code is then 3. json and csv are written as they come.
+
+    Example: noisyteacher predict runs/20261122T1246Z-compress-mlp128-7f3a9c/best photos --format csv
+    """
+    from noisyteacher.process import cores
+    from noisyteacher.text import plural, unknown_name
+
+    if format not in WRITERS:
+        raise unknown_name("format", format, WRITERS)
+    unreadable = 0
+    with request.progress(PATIENCE_S) as watch, WRITERS[format](top) as write_row:
+        from noisyteacher.classify import classify
+        from noisyteacher.data import Packed, is_packed
+        from noisyteacher.pipeline import class_names_of, data_settings_of, load_teacher
+
+        path = o.model_path(model, request.output_dir)
+        classifier, _ = load_teacher(path, allow_import=request.allow_import)
+        names = class_names_of(path, classifier)
+        if names is None:
+            say(f"note: nothing says how {path} calls its classes: they are numbered", err=True)
+        data = Path((data_settings_of(path) or {}).get("name", ""))
+        fit = fit or (Packed.open(data).fit if is_packed(data) else "squash")
+        report = False if watch is None else counted(watch, "predicting", "images")
+        options = {"top": top, "fit": fit, "batch_size": batch_size, "device": request.flags.get("run.device", "auto")}
+        for image in classify(classifier, paths, class_names=names, threads=cores(), progress=report, **options):
+            if image.error:
+                unreadable += 1
+                say(f"{image.file}: {image.error}", err=True)
+            else:
+                write_row(image.file, list(zip(image.classes, image.probabilities, strict=True)))
+    if unreadable:
+        say(f"{plural(unreadable, 'image')} could not be read", err=True)
+        raise typer.Exit(3)
 
 
 @o.with_options("run.threads run.output_dir allow_import as_json quiet")

@@ -6,6 +6,7 @@ A reader of stdout who leaves ends the program with exit code 0; a full disk is 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -24,7 +26,7 @@ from noisyteacher.distributed import launch_command, rank
 from noisyteacher.errors import DataWarning, WriteError
 from noisyteacher.progress import Watch, display, stage
 from noisyteacher.tables import Table
-from noisyteacher.text import printable_lines
+from noisyteacher.text import harmless, printable_lines
 
 if TYPE_CHECKING:
     from noisyteacher.export import Exported
@@ -140,6 +142,57 @@ def show_table(table: Table) -> None:
         write("")
     for note in table.notes:
         write(note, "dim")
+
+
+WriteRow = Callable[[str, Sequence[tuple[str, float]]], None]
+"""Writes a file's most probable classes with their probabilities, highest first."""
+
+
+@contextlib.contextmanager
+def table_of_predictions(top: int) -> Iterator[WriteRow]:
+    """Yield the function that collects the rows of a table, which is printed at the end."""
+    rows: list[tuple[str, ...]] = []
+
+    def write_row(file: str, classes: Sequence[tuple[str, float]]) -> None:
+        (best, probability), *others = classes
+        rows.append((file, best, f"{probability:.4f}", ", ".join(f"{name} {share:.4f}" for name, share in others)))
+
+    yield write_row
+    columns = 3 if top == 1 else 4
+    print_table(("file", "class", "probability", "next")[:columns], [row[:columns] for row in rows], "llrl"[:columns])
+
+
+@contextlib.contextmanager
+def json_of_predictions(top: int) -> Iterator[WriteRow]:
+    """Yield the function that writes objects of a JSON array, one a line."""
+    separator = "[\n"
+
+    def write_row(file: str, classes: Sequence[tuple[str, float]]) -> None:
+        nonlocal separator
+        pairs = [{"class": name, "probability": probability} for name, probability in classes]
+        record = {"file": file, **pairs[0]} | ({"top": pairs} if top > 1 else {})
+        sys.stdout.write(separator + json.dumps(record, ensure_ascii=False))
+        separator = ",\n"
+
+    yield write_row
+    sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+@contextlib.contextmanager
+def csv_of_predictions(top: int) -> Iterator[WriteRow]:
+    """Yield the function that writes rows of CSV, with two columns for each class."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    numbers = ["", *(f"_{number}" for number in range(2, top + 1))]
+    writer.writerow(["file", *(f"{column}{number}" for number in numbers for column in ("class", "probability"))])
+
+    def write_row(file: str, classes: Sequence[tuple[str, float]]) -> None:
+        writer.writerow([harmless(cell) for cell in (file, *chain(*classes))])
+
+    yield write_row
+
+
+WRITERS = {"table": table_of_predictions, "json": json_of_predictions, "csv": csv_of_predictions}
+"""Format of `predict` -> how many classes each row has -> the function that writes a row."""
 
 
 def print_exported(files: Sequence[Exported], failed: Mapping[str, str], label: str) -> None:

@@ -99,6 +99,8 @@ class TrainSettings(Settings):
     """Augmentations: clean, mirror, crop, mirror*crop, or single views; a random one per image and epoch."""
     every_view: bool = False
     """True: an epoch shows every image under every view (the paper's doubling of CIFAR-10 by mirror images)."""
+    sampling: Literal["all", "balanced"] = "all"
+    """Images of an epoch: all once; or balanced, as many in total with every class equally often, for rare classes."""
     augment: Literal["none", "mixup", "randaugment"] = "none"
     """Images that change at every step, for a teacher that runs live: mixup or randaugment; none: views alone."""
     batch_norm: Literal["running", "reestimate"] = "running"
@@ -109,6 +111,8 @@ class TrainSettings(Settings):
     """Stop after this many epochs without a better validation error; empty: never."""
     keep: Literal["best", "last"] | None = None
     """Weights of the epoch with the best validation error, or of the last (empty: best with a validation split)."""
+    criterion: Literal["error", "balanced_error"] = "error"
+    """What keep and patience call the best epoch: least error, or least mean of the classes' errors."""
 
     @property
     def has_body(self) -> bool:
@@ -120,6 +124,10 @@ class TrainSettings(Settings):
             yield "momentum", f"{self.momentum} has no effect with optimizer {self.optimizer!r}: leave it out"
         if self.every_view and len(self.views) == 1 and self.views[0] in ("clean", "mirror"):
             yield "every_view", f"has no effect with the single view {self.views[0]!r}: leave it out"
+        if self.sampling == "balanced" and self.every_view:
+            yield "sampling", "balanced beside every_view, which shows every image equally often: name one of them"
+        if self.criterion != "error" and self.keep == "last" and self.patience is None:
+            yield "criterion", f"{self.criterion} has no effect with keep 'last' and no patience: leave it out"
         if self.steps is not None and self.epochs != TrainSettings.epochs:
             yield "steps", f"{self.steps} beside epochs = {self.epochs}: both say how long; name one of them"
         if self.hold is not None and self.schedule != "hold":
@@ -143,9 +151,11 @@ class Data(Settings):
     """Which images."""
 
     name: Name = "mnist-5k"
-    """A data set by name (mnist-5k, mnist, cifar10, svhn), an .npz file, or a folder of images by class."""
+    """A data set by name (mnist-5k, mnist, cifar10, svhn), a .npz file, a .csv file of paths and labels, or a folder of
+    images by class."""
     root: Name | None = None
-    """Where the official files of mnist, cifar10 and svhn are, or are downloaded to (default: the user's cache)."""
+    """Where the official files of mnist, cifar10 and svhn are, or are downloaded to (default: the user's cache); or the
+    folder that the paths in a .csv file begin in (default: the file's own)."""
     verify: bool = True
     """Compare official files with their published MD5 sums and packed images with their checksums; false: do not."""
     size: Count | None = None
@@ -416,7 +426,10 @@ class RunSettings(Settings):
     checks: bool = True
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
     tensorboard: bool = False
-    """Also write the metrics as TensorBoard events into every run folder (needs the extra `track`)."""
+    """The same as track = ["tensorboard"]."""
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = field(default_factory=list)
+    """Also record the metrics of every training there: as events in its run folder (needs the extra `track`), in MLflow
+    (local unless a tracking URI is set), in Weights & Biases (offline unless WANDB_MODE or WANDB_API_KEY is set)."""
     trace: bool = False
     """Record the trace of every student's Gauss-Newton matrix, with the weights it keeps: noise makes it small."""
     profile: bool = False

@@ -74,6 +74,11 @@ def folder_source(root: Path, follow_links: bool = False) -> Source:
     return Source("folder", root.name, tuple(parts), tuple(class_names), " ".join(notes))
 
 
+def image_files(folder: Path) -> dict[str, str | Unreadable]:
+    """Name relative to the folder -> path, or why it cannot be read, of all images in it at any depth, in order."""
+    return _ImageFinder(folder, follow_links=True).images(folder)
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """Role -> folder, in the order train, val, test; empty where no folder in the root is named like a split."""
     names = _folders_in(root)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load_official
+from noisyteacher.data.csv_labels import csv_source
 from noisyteacher.data.folders import folder_source, role_of
 from noisyteacher.data.holdout import limited, make_splits
 from noisyteacher.data.images import Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
@@ -30,6 +31,8 @@ from noisyteacher.progress import Watch
 from noisyteacher.text import few, size_bytes, unknown_name
 
 MAX_BYTES = 4 * 2**30
+FILES = (".npz", ".csv")
+"""Suffixes of the files that are data sets."""
 NPZ_ARRAYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "classes")
 _READ_AHEAD = 16
 """Images of a Hugging Face data set in memory at once."""
@@ -52,14 +55,16 @@ def load_data(
 ) -> Splits:
     """The data set as Splits of train, val and, where there is one, test; uint8 `[N, C, H, W]`, labels int64 `[N]`.
 
-    source: `mnist-5k` (embedded), `mnist`, `cifar10`, `svhn` (the official files); a `.npz` file; a folder of images,
-        or a packed one, whose images stay on disk; a dataset object, a dict or a tuple of them; Splits.
-    root: of the official files, by default NOISYTEACHER_DATA or ~/.cache/noisyteacher. download: fetch what is missing.
+    source: `mnist-5k` (embedded), `mnist`, `cifar10`, `svhn` (the official files); a `.npz` file; a `.csv` file of
+        paths and labels; a folder of images, or a packed one, whose images stay on disk; a dataset object, a dict or a
+        tuple of them; Splits.
+    root: of the official files, by default NOISYTEACHER_DATA or ~/.cache/noisyteacher; of the paths in a `.csv` file,
+        by default its folder. download: fetch what is missing.
     verify: refuse official files with another MD5 (False says so in `.note`), and packed images with another checksum.
     seed: of the draw that holds rows out where the source has no validation split; runs to be compared must share it.
     limit: at most so many rows of each split, each class in proportion. train_limit: the same of train alone.
     extra: False leaves SVHN's 531,131 extra images out. size (pixels, or (height, width)), grey: resize the images of a
-        folder, to one channel. classes: the number or the names, for a folder of images without class folders.
+        folder or `.csv` file, to one channel. classes: the number or the names, where these are not labelled.
     max_bytes: refuse a source that takes more memory (4 GiB by default).
     Raises UnknownNameError with the nearest name, UsageError for an option that has no effect on this source,
     DataError naming the file and what to do. Warns (DataWarning) of files in a folder that are not read as images.
@@ -67,10 +72,11 @@ def load_data(
     resize, name = Resize.of(size, grey), source if isinstance(source, str) and source in DATASETS else None
     path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
     folder = path is not None and os.path.isdir(path) and not is_packed(path)
+    image_files = folder or (path is not None and path.suffix == ".csv" and not is_packed(path))
     for option, is_set, has_effect in (
-        ("size", size is not None, folder),
-        ("grey", grey, folder),
-        ("classes", classes is not None, folder),
+        ("size", size is not None, image_files),
+        ("grey", grey, image_files),
+        ("classes", classes is not None, image_files),
         ("extra", not extra, name == "svhn"),
         ("seed", seed != 0, not (name == "mnist-5k" or isinstance(source, Splits))),
     ):
@@ -95,8 +101,8 @@ def load_data(
     else:
         if path is not None and folder and (is_saved(path) or parquet_files(path)):
             raise UsageError(f"{path}: a data set of Hugging Face: run noisyteacher data pack {path} OUT, then use OUT")
-        content = object_source(source, max_bytes) if path is None else path_source(path, True, max_bytes)
-        if folder:
+        content = object_source(source, max_bytes) if path is None else path_source(path, True, max_bytes, root)
+        if image_files:
             names = choose_class_names(content, classes, "--set data.classes=10 (or a list of names)")
             content = replace(content, class_names=names)
         elif path is not None:
@@ -114,6 +120,7 @@ def pack_data(
     source: Any,
     out: str | os.PathLike[str],
     *,
+    root: str | os.PathLike[str] | None = None,
     size: int | tuple[int, int] | None = None,
     grey: bool = False,
     fit: str = "crop",
@@ -125,8 +132,9 @@ def pack_data(
 ) -> Packed:
     """Decode every image once, bring it to `size`, and write all of them into the folder `out`; returns the result.
 
-    source: a folder of images, a `.npz` file, a `datasets.Dataset` or a dict of them, a folder of parquet files or one
-        that `save_to_disk` wrote (docs/data.md). Memory does not grow with the size of the images in a folder.
+    source: a folder of images, a `.npz` or `.csv` file, a `datasets.Dataset` or a dict of them, a folder of parquet
+        files or one that `save_to_disk` wrote (docs/data.md). Memory does not grow with the size of the images.
+    root: of the paths in a `.csv` file, by default its folder.
     size: pixels, or (height, width); without it all images must have one size. fit: `crop` scales the largest centred
         window of that shape, `squash` the whole image. grey: one channel.
     classes: how many classes, or their names, where nothing is labelled. skip_corrupt: leave unreadable images out, and
@@ -143,19 +151,22 @@ def pack_data(
             raise UsageError(f"{path}: is packed already: use it as it is")
         if f"{os.path.realpath(target)}{os.sep}".startswith(os.path.realpath(path) + os.sep):
             raise UsageError(f"{out}: lies inside the source {path}: choose a folder outside")
-        content = path_source(path, follow_links, max_bytes=None)
+        content = path_source(path, follow_links, None, root)
     elif type(source).__module__.split(".")[0] == "datasets":
         content = hugging_face_source(source)
     else:
-        raise UsageError(f"a {type(source).__name__} cannot be packed: give a folder, .npz file or datasets.Dataset")
+        raise UsageError(f"a {type(source).__name__} cannot be packed: give a folder, a file or a datasets.Dataset")
     names = choose_class_names(content, classes, "--classes 10 or --classes cat,dog")
     return write_packed(replace(content, class_names=names), target, resize, skip_corrupt, jobs, watch)
 
 
-def path_source(path: Path, follow_links: bool, max_bytes: int | None) -> Source:
-    """The source in a `.npz` file, a folder that `datasets` saved, one of parquet files, or one of images."""
+def path_source(
+    path: Path, follow_links: bool, max_bytes: int | None, root: str | os.PathLike[str] | None = None
+) -> Source:
+    """The source in a `.npz` or `.csv` file, a folder that `datasets` saved, one of parquet files, or one of images."""
     if path.is_file():
-        return npz_source(path, max_bytes)
+        base = None if root is None else Path(root).expanduser()
+        return csv_source(path, base) if path.suffix == ".csv" else npz_source(path, max_bytes)
     if is_saved(path) or parquet_files(path):
         return hugging_face_source(path)
     return folder_source(Path(os.path.abspath(path)) if follow_links else path.resolve(), follow_links)
@@ -173,13 +184,13 @@ def _check_labelled(source: Source, path: Path) -> None:
 def _existing_path(source: str | os.PathLike[str], names: Sequence[str] = ()) -> Path:
     path = Path(source).expanduser()
     if not os.fspath(source).strip():
-        raise UsageError("the data set's name is empty: give a name, a .npz file or a folder")
-    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".npz"):
+        raise UsageError("the data set's name is empty: give a name, a .npz or .csv file or a folder")
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix in FILES):
         return path
     if os.path.exists(path):
-        raise DataError(f"{path}: neither a folder nor a .npz file; see load_data for what can be read")
-    if names and isinstance(source, str) and path.suffix != ".npz" and len(path.parts) == 1:
-        raise unknown_name("data set", source, [*names, "a .npz file", "a folder"])
+        raise DataError(f"{path}: neither a folder nor a .npz or .csv file; see load_data for what can be read")
+    if names and isinstance(source, str) and path.suffix not in FILES and len(path.parts) == 1:
+        raise unknown_name("data set", source, [*names, "a .npz or .csv file", "a folder"])
     raise DataError(f"{path}: no such file or folder")
 
 

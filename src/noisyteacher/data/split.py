@@ -276,15 +276,20 @@ def epoch_batches(
     augment: str = "none",
     share: Callable[[int], slice] = lambda rows: slice(0, rows),
     layout: torch.memory_format = torch.contiguous_format,
+    sampling: str = "all",
 ) -> Iterator[Batch]:
     """The batches of epoch `epoch` (from 0) from number `first` on to number `batches - 1`, on the device.
 
-    Every row once under a random view, or, with `every_view`, once under each view; then augmented. `share`: which
-    rows of a batch of this many are this process's.
+    Every row once under a random view, or, with `every_view`, once under each view; with the sampling `balanced` rows
+    of every class equally often (`balanced_rows`); then augmented. `share`: which rows of a batch of this many are this
+    process's.
     """
     rows_total, samples = len(split), samples_of(split, views, every_view)
-    order = torch.randperm(samples, generator=generator(seed, "order", epoch))
+    draws = generator(seed, "order", epoch)
+    order = torch.randperm(samples, generator=draws)
     rows_of, which_of = order % rows_total, order // rows_total
+    if sampling == "balanced":
+        rows_of = balanced_rows(split.labels_at(torch.arange(rows_total)).cpu(), draws)[order]
     if not every_view:
         which_of = torch.randint(len(views), (samples,), generator=generator(seed, "view", epoch))
     labels_of = sent(split.labels_at(rows_of), device) if split.labels is not None else None
@@ -303,6 +308,22 @@ def epoch_batches(
         yield Batch(
             images, labels, rows[local], views, which[local], step, seed, rows_total, total_steps, blend, size, local
         )
+
+
+def balanced_rows(labels: Tensor, draws: torch.Generator) -> Tensor:
+    """As many rows as there are labels `[N]`, int64 `[N]`, of which every class that occurs has as many, up to one.
+
+    Of a class with more rows than its share a new random choice; of one with fewer each row equally often, up to one.
+    """
+    shuffled = torch.randperm(len(labels), generator=draws)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = labels.bincount()
+    starts = sizes.cumsum(0) - sizes
+    present = sizes.nonzero().flatten()
+    present = present[torch.randperm(len(present), generator=draws)]  # which classes have one more
+    places = torch.arange(len(labels))
+    classes, rounds = present[places % len(present)], places // len(present)
+    return by_class[starts[classes] + rounds % sizes[classes]]
 
 
 def class_numbers(labels: NDArray[Any], rows: int, title: str, classes: int = MAX_CLASSES) -> Tensor:

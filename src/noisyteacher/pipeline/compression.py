@@ -74,6 +74,7 @@ def compress(
     run: str | os.PathLike[str] | None = None,
     device: str = "auto",
     tensorboard: bool = False,
+    track: Sequence[str] = (),
     allow_import: bool = False,
     checks: bool = True,
     jobs: int = 1,
@@ -93,11 +94,11 @@ def compress(
     target: what a student "auto", chosen on validation, may cost, as in `[target]`: `{"macs": "4x", "bytes": "8x"}`.
     export: formats to write of the student that is best on validation ("onnx", "tflite-int8", any of `export.FORMATS`)
     into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
-    run: the folder of an interrupted call with the same arguments, to resume it. allow_import: a teacher's file may
-    name a factory, which is then imported and called. checks: whether a failed check before the first step ends the
-    run; else it is recorded in `.checks`. jobs: processes that train students. progress: True shows progress on stderr,
-    False shows nothing, a callable receives (stage, done, total, note), where the stages `plan` and `warning` are
-    sentences.
+    run: the folder of an interrupted call with the same arguments, to resume it. track: as in `fit`. allow_import: a
+    teacher's file may name a factory, which is then imported and called. checks: whether a failed check before the
+    first step ends the run; else it is recorded in `.checks`. jobs: processes that train students. progress: True shows
+    progress on stderr, False shows nothing, a callable receives (stage, done, total, note), where the stages `plan` and
+    `warning` are sentences.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
@@ -111,7 +112,7 @@ def compress(
         "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
     }
     settings["student"] |= {name: value for name, value in distillation.items() if value is not None}
-    settings["run"] |= {"tensorboard": tensorboard, "export": list(export), "checks": checks}
+    settings["run"] |= {"tensorboard": tensorboard, "track": list(track), "export": list(export), "checks": checks}
     for part in ("teacher", "student"):
         if isinstance(views := settings[part].get("views"), str):
             settings[part]["views"] = views.split(",")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from noisyteacher import models
 from noisyteacher.config import Config, Teacher
 from noisyteacher.data import DATASETS, Batch, Split, Splits, epoch_batches, expand_views
+from noisyteacher.data.sources import FILES
 from noisyteacher.device import channels_last, check_threads, inference, precision_context, resolve_device
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.evaluate import answers_of, predict
@@ -270,8 +271,8 @@ def wrong_names(config: Config) -> list[str]:
             problems.append(f"{key}: {error}")
 
     name = config.data.name
-    if name not in DATASETS and not name.endswith(".npz") and os.sep not in name and not os.path.exists(name):
-        problems.append(f"data.name: {unknown_name('data set', name, [*DATASETS, 'a .npz file', 'a folder'])}")
+    if name not in DATASETS and not name.endswith(FILES) and os.sep not in name and not os.path.exists(name):
+        problems.append(f"data.name: {unknown_name('data set', name, [*DATASETS, 'a .npz or .csv file', 'a folder'])}")
     check("teacher.name", _check_network, config.teacher.name, True)
     for number, name in enumerate(config.teacher.also):
         check(f"teacher.also.{number}", _check_network, name, True)

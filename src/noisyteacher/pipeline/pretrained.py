@@ -17,7 +17,8 @@ from noisyteacher import models
 from noisyteacher.config import Config, Recipe, Teacher, Values
 from noisyteacher.data import Splits
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
-from noisyteacher.io.files import Json, StrPath
+from noisyteacher.export.hub import CONFIG, KIND, SCHEMA
+from noisyteacher.io.files import Json, StrPath, read_json
 from noisyteacher.models import ONNX, OWN, PREFIX, SHRINK, WHOLE, ZOO, Classifier, is_onnx_file, model_record
 from noisyteacher.rng import seeded
 from noisyteacher.runs import BEST, WEIGHTS, Run, by_name, folder_name, is_run
@@ -263,6 +264,16 @@ def stated_class_names(model: Classifier, run: Run | None, order: Sequence[int] 
     if not isinstance(names, (list, tuple)):
         return None
     return [str(names[output]) for output in (order if len(names) == len(order) else range(len(names)))]
+
+
+def class_names_of(where: StrPath, model: Classifier) -> list[str] | None:
+    """The class names in the order of the outputs of the model at this path, by its run, file or hub folder."""
+    names, file = stated_class_names(model, run_of(where)), weights_of(where)
+    if names is None and file.suffix == ".safetensors":
+        names = (model_record(file).get("data") or {}).get("classes")
+        if names is None and file.with_name(CONFIG).exists():
+            names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
+    return names if names is not None and len(names) == model.classes else None
 
 
 def _training_settings(where: StrPath) -> Json | None:

@@ -19,7 +19,9 @@ from noisyteacher.text import count, signed, size_bytes
 
 SCHEMA = 3
 """The number of the form of `result` in result.json."""
-UNITS = {"error": "%", "disagreement": "%", "nll": "nats", "ece": "%", "agreement": "%"}
+UNITS = {"error": "%", "disagreement": "%", "nll": "nats"} | dict.fromkeys(
+    ("ece", "agreement", "balanced_accuracy", "top5"), "%"
+)
 """Score -> unit. `disagreement` (with the teacher) stands for the error where there are no labels."""
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", count),

@@ -246,7 +246,7 @@ def training_seconds(
 
     A few steps are done, which change the model: pass a copy.
     """
-    options = {key: value for key, value in recipe.items() if key not in ("augment", "patience", "keep")}
+    options = {key: value for key, value in recipe.items() if key not in ("augment", "patience", "keep", "criterion")}
     times = [clock()]
 
     def on_step(tick: Tick) -> None:

@@ -46,7 +46,10 @@ COST_AXES = {
     "bytes": "bytes of the weights file",
     "latency_ms": "latency (ms)",
 }
-OF_THE_MACHINE = ("run.output_dir", "data.root", "run.device", "run.threads", "run.tensorboard", "run.profile")
+OF_THE_MACHINE = (
+    *("run.output_dir", "data.root", "run.device", "run.threads"),
+    *("run.tensorboard", "run.track", "run.profile"),
+)
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
 PAPER_NOISE = {"noise.kind": "multiplicative", "noise.distribution": "gaussian", "noise.frozen": False}
 MIN_ROWS = 10

@@ -13,11 +13,10 @@ from noisyteacher.pipeline import COSTS, Condition, choice_table
 from noisyteacher.report import tables
 from noisyteacher.report.page import page
 from noisyteacher.report.study import Study, heading, setting, tagged, verdict_text
-from noisyteacher.text import escaped, printable
+from noisyteacher.text import escaped, harmless
 
 SCHEMA = 2
 NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule")
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def markdown(studies: Sequence[Study]) -> str:
@@ -38,7 +37,8 @@ def markdown(studies: Sequence[Study]) -> str:
             rows_by_data.setdefault(study.data_of(row), []).append(row)
         parts = [tables.beside_paper(study), tables.results(study), choice_table(choice)]
         parts += [tables.costs(study), tables.failures(study)]
-        parts += [tables.mistakes(study, rows, study.role) for rows in rows_by_data.values()]
+        for rows in rows_by_data.values():
+            parts += [tables.mistakes(study, rows, study.role), tables.recalls(study, rows, study.role)]
         blocks += [table.markdown() for table in parts if table is not None]
     if len(every) > 1:
         blocks += ["## Settings that differ\n", tables.settings(every, tags).markdown()]
@@ -80,22 +80,12 @@ def as_csv(studies: Sequence[Study]) -> str:
     return target.getvalue()
 
 
-def harmless(value: object) -> object:
-    """The value as a CSV cell. Text that begins like a formula gets a leading apostrophe; numbers stay numbers."""
-    if value is None or isinstance(value, bool):
-        return "" if value is None else str(value).lower()
-    if isinstance(value, (int, float)):
-        return value
-    text = "".join(character if character in "\t\r\n" else printable(character) for character in str(value))
-    return f"'{text}" if text.startswith(FORMULA) or text.lstrip().startswith(FORMULA) else text
-
-
 def _row(study: Study, row: Condition) -> Json:
     """The cells of a condition; one without a name stands for a run that has none yet."""
     role, (data, n) = study.role, study.split_of(row)
     low, high, interval = row.span(role) or (None, None, None)
     scores = {"error_%": row.score(role), "val_error_%": row.score("val"), "nll_nats": row.score(role, "nll")}
-    scores |= {f"{name}_%": row.score(role, name) for name in ("ece", "agreement")}
+    scores |= {f"{name}_%": row.score(role, name) for name in ("ece", "agreement", "balanced_accuracy", "top5")}
     means = {name: None if estimate is None else estimate.mean for name, estimate in scores.items()}
     error, gap = scores["error_%"], row.against_clean.get(role)
     costs = {name: row.cost(name) for name in COSTS}

@@ -195,7 +195,7 @@ def _answers(study: Study, rows: Sequence[Condition]) -> Iterable[Section]:
     role = study.role if study.role in roles else min(roles)
     yield Section("Calibration", figures=[figures.reliability(study, rows, role)])
     matrices = [figures.confusion(study, row, role) for row in pair]
-    yield Section("Confusion", [], matrices, [tables.mistakes(study, pair, role)])
+    yield Section("Confusion", [], matrices, [tables.mistakes(study, pair, role), tables.recalls(study, pair, role)])
 
 
 def _along(studies: Sequence[Study], tags: Sequence[str]) -> Section:

@@ -12,10 +12,15 @@ from noisyteacher.config import LIMITS
 from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, p_note, search_table
 from noisyteacher.report.study import Study, latency_conditions
 from noisyteacher.runs import by_name
+from noisyteacher.stats import binomial_interval
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, count, duration, flat, signed, size_bytes
 
 NOTHING = "–"
+SAME = 1e-6
+"""Points that scores which are equal may differ by, after rounding."""
+MOST_CLASSES = 20
+"""Classes that a table of recall lists at most."""
 
 
 def results(study: Study) -> Table | None:
@@ -33,6 +38,8 @@ def results(study: Study) -> Table | None:
         f"against {study.reference}": [_difference(row.against_clean.get(role)) for row in rows],
         f"{SPLIT_NAMES[other]} error %": [_error(row, other) for row in rows],
         "NLL nats": [_mean(row.score(role, "nll"), 3) for row in rows],
+        "balanced accuracy %": [_balanced(row, role) for row in rows],
+        "top-5 %": [_mean(row.score(role, "top5"), 2) for row in rows],
         "ECE %": [_mean(row.score(role, "ece"), 2) for row in rows],
         "agreement %": [_mean(row.score(role, "agreement"), 1) for row in rows],
         "training": [duration(sum(row.seconds) / len(row.seconds)) if row.seconds else NOTHING for row in rows],
@@ -144,6 +151,34 @@ def mistakes(study: Study, conditions: Sequence[Condition], role: str) -> Table 
     return Table(headers, rows, "ll" + "r" * len(shares), (note,)) if rows else None
 
 
+def recalls(study: Study, conditions: Sequence[Condition], role: str) -> Table | None:
+    """Recall by class of conditions of one data set, those with the lowest first; None where it is not known."""
+    details = {row.title: study.details.get(row.name, {}).get(role) for row in conditions}
+    known = {title: table for title, table in details.items() if table is not None and table.confusion is not None}
+    matrices = {title: table.confusion for title, table in known.items() if table.confusion is not None}
+    if not matrices:
+        return None
+    shares = {title: matrix.diagonal() / np.maximum(1, matrix.sum(1)) for title, matrix in matrices.items()}
+    first = next(iter(known.values()))
+    images = next(iter(matrices.values())).sum(1) // first.seeds
+    order = np.argsort(sum(shares.values()) + len(shares) * (images == 0), kind="stable")[:MOST_CLASSES]
+    rows = []
+    for number in order:
+        cells = [first.classes[number], f"{images[number]:,}"]
+        for title, matrix in matrices.items():
+            low, high = (
+                binomial_interval(int(matrix[number, number]), int(n)) if (n := matrix[number].sum()) else (0, 100)
+            )
+            interval = f"\n({low:.1f}, {high:.1f})" if known[title].seeds == 1 else ""
+            cells.append(f"{100 * shares[title][number]:.1f}{interval}" if n else NOTHING)
+        rows.append(tuple(cells))
+    note = f"Recall on {SPLIT_NAMES[role]}: the share of a class's images that are taken for it; lowest first."
+    if any(table.seeds == 1 for table in known.values()):
+        note += " ( ): 95 % Wilson interval of a single run."
+    headers = ("class", "images", *(f"{title} %" for title in matrices))
+    return Table(headers, tuple(rows), "l" + "r" * (1 + len(matrices)), (note,))
+
+
 def searched(study: Study) -> Table | None:
     """A row per network that was considered for the student, the limits first; None without a search."""
     search, table = study.result.search, search_table(study.result.search)
@@ -235,6 +270,14 @@ def _mean(estimate: Estimate | None, digits: int) -> str:
 
 def _error(row: Condition, role: str) -> str:
     return f"{_mean(row.score(role), 2)}\n{row.interval_text(role) if row.score(role) else ''}".rstrip()
+
+
+def _balanced(row: Condition, role: str) -> str:
+    """The cell of the balanced accuracy; empty where it is the accuracy, as in a split of equally frequent classes."""
+    estimate, error = row.score(role, "balanced_accuracy"), row.score(role)
+    if estimate is None or error is None or abs(100 - error.mean - estimate.mean) < SAME:
+        return NOTHING
+    return str(estimate).replace(" ", "\n", 1)
 
 
 def _difference(gap: Difference | None) -> str:

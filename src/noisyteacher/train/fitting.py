@@ -20,7 +20,7 @@ from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models import Classifier, as_classifier, head_parameters, learn_in_unit
 from noisyteacher.objectives import Distillation, Objective, describe_objective
-from noisyteacher.progress import counted, reported
+from noisyteacher.progress import Watch, counted, reported
 from noisyteacher.runs import WEIGHTS
 from noisyteacher.train.checkpoint import STATE, frozen_parameters, labels_fingerprint, signals_deferred
 from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
@@ -30,7 +30,7 @@ from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
 from noisyteacher.train.trainer import Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
 
-LATER = ("steps", "body_rate", "freeze_epochs")
+LATER = ("steps", "body_rate", "freeze_epochs", "sampling", "criterion")
 """Settings that are not in every training's identity: epochs say the steps, the others are there where they act."""
 ObjectiveFunction = Callable[[Tensor, Batch], Any]
 
@@ -57,17 +57,20 @@ def fit(
     freeze_epochs: float = 0.0,
     views: str | Sequence[str] = "clean",
     every_view: bool = False,
+    sampling: str = "all",
     augment: str = "none",
     batch_norm: str = "running",
     precision: str = "auto",
     patience: int | None = None,
     keep: str | None = None,
+    criterion: str = "error",
     seed: int = 0,
     device: str = "auto",
     run: str | Path | None = None,
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
+    track: Sequence[str] = (),
     profile: bool = False,
     progress: bool | Callable[[Tick], None] | None = True,
 ) -> History:
@@ -76,17 +79,18 @@ def fit(
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
     any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in
     `_rms`). Every epoch shows each row once under a random view of `views`, or, with `every_view`, once under each
-    view. After every epoch `val` is evaluated; `keep` says which weights the model ends with, `best` (lowest validation
-    error, then NLL; the default with `val`) or `last`. A `val` without labels is judged by the agreement with
-    `val_teacher`. The other settings are those of `noisyteacher.config.TrainSettings`.
+    view; with `sampling="balanced"` every class equally often. After every epoch `val` is evaluated; `keep` says which
+    weights the model ends with, `best` (lowest validation error, or `criterion`, then NLL; the default with `val`) or
+    `last`. A `val` without labels is judged by the agreement with `val_teacher`. The other settings are those of
+    `noisyteacher.config.TrainSettings`.
 
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
     there; `resume=True` continues from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and
     SIGTERM then take effect at the end of a step, after a checkpoint (a second one at once). `progress` shows on stderr
     how far the training is (a live line in a terminal; elsewhere a line every ten seconds, none for a training of under
-    two); False shows nothing, a callable receives a Tick after every step. `tensorboard` also writes the metrics as
-    TensorBoard events (extra `track`). With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is
-    waited for after every phase then.
+    two); False shows nothing, a callable receives a Tick after every step. `track` names where the metrics also go:
+    "tensorboard" (or `tensorboard=True`), "mlflow", "wandb". With `profile` the History has the time of every phase
+    (`PhaseTimer`); a GPU is waited for after every phase then.
 
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
     replayed, and the model may be a step ahead of what `progress` receives; `NOISYTEACHER_GRAPHS=off` in the
@@ -102,22 +106,22 @@ def fit(
     """
     folder = None if run is None else Path(run)
     settings = _settings(
-        [seed], folder, {"resume": resume, "tensorboard": tensorboard},
+        [seed], folder, {"resume": resume, "tensorboard": tensorboard, "track": bool(track)},
         epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum,
         weight_decay=weight_decay, decay_biases=decay_biases, schedule=schedule, hold=hold,
         warmup_epochs=warmup_epochs, body_rate=body_rate, freeze_epochs=freeze_epochs, views=views,
-        every_view=every_view, augment=augment, batch_norm=batch_norm, precision=precision, patience=patience,
-        keep=keep,
+        every_view=every_view, sampling=sampling, augment=augment, batch_norm=batch_norm, precision=precision,
+        patience=patience, keep=keep, criterion=criterion,
     )  # fmt: skip
-    classifier = as_classifier(model, input_shape=split.input_shape)
-    _check_scale([model], [classifier], [objective])
-    _check_folder(folder, resume)
-    plan = make_plan(classifier, split, settings, val, val_teacher, device)
-    student = make_student(classifier, objective, seed, plan)
-    check_equal(student.identity)
-    with reported(plan.world.leads if progress is True else progress, lambda watch: ticked(watch, "training")) as tick:
-        profiler = PhaseTimer(plan.device) if profile else None
-        [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, tensorboard, tick, profiler)
+    with reported(world().leads if progress is True else progress, _started) as tick:
+        classifier = as_classifier(model, input_shape=split.input_shape)
+        _check_scale([model], [classifier], [objective])
+        _check_folder(folder, resume)
+        plan = make_plan(classifier, split, settings, val, val_teacher, device)
+        student = make_student(classifier, objective, seed, plan)
+        check_equal(student.identity)
+        profiler, names = PhaseTimer(plan.device) if profile else None, _named(tensorboard, track)
+        [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, names, tick, profiler)
     if isinstance(outcome, NoisyTeacherError):
         raise outcome
     return outcome
@@ -136,6 +140,7 @@ def fit_many(
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
+    track: Sequence[str] = (),
     progress: bool | Callable[[int, int], None] | None = True,
     **settings: Any,
 ) -> list[Outcome]:
@@ -162,7 +167,9 @@ def fit_many(
     if runs is not None and len({os.path.realpath(run) for run in runs}) < len(models):
         raise UsageError("two of the runs are one folder: give each training its own")
     folders = [None] * len(models) if runs is None else [Path(run) for run in runs]
-    checked = _settings(seeds, folders[0], {"resume": resume, "tensorboard": tensorboard}, **settings)
+    checked = _settings(
+        seeds, folders[0], {"resume": resume, "tensorboard": tensorboard, "track": bool(track)}, **settings
+    )
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
     _check_scale(models, classifiers, objectives)
     for run_folder in folders:
@@ -175,7 +182,7 @@ def fit_many(
     check_stackable(classifiers)
     with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
         tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
-        return _train(students, plan, folders, resume, checkpoint_every_s, tensorboard, tick)
+        return _train(students, plan, folders, resume, checkpoint_every_s, _named(tensorboard, track), tick)
 
 
 def _train(
@@ -184,7 +191,7 @@ def _train(
     folders: Sequence[Path | None],
     resume: bool,
     checkpoint_every_s: float,
-    tensorboard: bool,
+    track: Sequence[str],
     on_step: Callable[[Tick], None] | None,
     profiler: PhaseTimer | None = None,
 ) -> list[Outcome]:
@@ -209,10 +216,21 @@ def _train(
         for numbers in (groups[key] for key in sorted(groups)):
             trainer = Trainer(
                 [students[number] for number in numbers], plan, checkpoint_every_s=checkpoint_every_s,
-                signals=signals, on_step=on_step, profiler=profiler, tensorboard=tensorboard,
+                signals=signals, on_step=on_step, profiler=profiler, track=track,
             )  # fmt: skip
             outcomes |= dict(zip(numbers, trainer.run(), strict=True))
     return [outcomes[number] for number in range(len(students))]
+
+
+def _started(watch: Watch) -> Callable[[Tick], None]:
+    """The callback for a training's steps; what comes before the first, seconds sometimes, is a stage that begins."""
+    watch("preparing the training", 0, 1, "")
+    return ticked(watch, "training")
+
+
+def _named(tensorboard: bool, track: Sequence[str]) -> tuple[str, ...]:
+    """The trackers that both options name."""
+    return (*(["tensorboard"] if tensorboard else []), *track)
 
 
 def _check_folder(folder: Path | None, resume: bool) -> None:
@@ -230,7 +248,9 @@ def make_plan(
     _check_val(split, val, classes, val_teacher)
     device = resolve_device(device_name)
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
-    validation = None if val is None else Validation(val, val_teacher, classes, str(device), precision)
+    validation = (
+        None if val is None else Validation(val, val_teacher, classes, str(device), precision, settings.criterion)
+    )
     problems = _problems(settings, model, split, val)
     settings = replace(settings, epochs=length_in_epochs(settings, split, settings.views), steps=None)
     problems += _problems(settings, model, split, val)
@@ -253,6 +273,8 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
     identity: dict[str, Any] = {
         **{name: value for name, value in asdict(settings).items() if name not in LATER},
         **({"body_rate": settings.body_rate, "freeze_epochs": settings.freeze_epochs} if settings.has_body else {}),
+        **({"sampling": settings.sampling} if settings.sampling != "all" else {}),
+        **({"criterion": settings.criterion} if settings.criterion != "error" else {}),
         "views": list(plan.views),
         "precision": plan.precision,
         "keep": plan.keep,
@@ -296,6 +318,10 @@ def _problems(settings: TrainSettings, model: Classifier, split: Split, val: Spl
         problems.append(f"patience: {settings.patience} has no effect without val: give a validation split")
     if val is None and settings.keep == "best":
         problems.append("keep: 'best' has no effect without val: give a validation split")
+    if settings.criterion != "error" and (val is None or val.labels is None):
+        problems.append(f"criterion: {settings.criterion} has no effect without labels in val: leave it out")
+    if settings.sampling == "balanced" and split.labels is None:
+        problems.append(f"sampling: balanced needs labels, and {split.name!r} ({split.role}) has none: leave it out")
     if settings.every_view and len(settings.views) == 1:
         problems.append(f"every_view: has no effect with the one view {settings.views[0]!r}: leave it out")
     samples = len(split) * (len(settings.views) if settings.every_view else 1)

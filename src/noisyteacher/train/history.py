@@ -1,21 +1,18 @@
-"""What a training reports: a Tick after every step, TensorBoard events, the History, and where the time went."""
+"""What a training reports: a Tick after every step, the History, and where the time went."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisyteacher.device import matmul_peak
-from noisyteacher.errors import UsageError
 from noisyteacher.measure import measure
 from noisyteacher.progress import Watch
-from noisyteacher.runs import EVENTS
 from noisyteacher.tables import Table
 
 STEP_PHASES = ("data", "forward", "noise", "backward", "checks", "optimizer", "logging")
@@ -127,33 +124,6 @@ class PhaseTimer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-class Events:
-    """Writes a run's metrics as TensorBoard scalars into `RUN/events`; needs the extra `track`.
-
-    Raises UsageError with the install command if TensorBoard is missing. A run that is resumed after `first_epoch`
-    epochs continues in a new file, and TensorBoard drops what an interrupted file said of later epochs.
-    """
-
-    def __init__(self, run: Path, first_epoch: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UsageError(
-                "TensorBoard is not installed: pip install 'noisyteacher[track]', or leave tensorboard out"
-            ) from error
-        self.writer: Any = SummaryWriter(str(run / EVENTS), purge_step=first_epoch + 1)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """One epoch's numbers, named as in metrics.jsonl (`train/loss`, `val/error`, `lr`), at step = epoch."""
-        for name, value in line.items():
-            if name not in ("epoch", "step"):
-                self.writer.add_scalar(name, value, line["epoch"])
-
-    def close(self) -> None:
-        """Flush and close the file."""
-        self.writer.close()
 
 
 def profiled(model: nn.Module, watch: PhaseTimer, recipe: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -27,8 +27,9 @@ from noisyteacher.runs import METRICS, OTHER_WEIGHTS, WEIGHTS, Run
 from noisyteacher.train.checkpoint import Signals, check_identity, drop_checkpoint, read_checkpoint, write_checkpoint
 from noisyteacher.train.cuda_graph import GraphEngine, can_replay
 from noisyteacher.train.engines import EagerEngine
-from noisyteacher.train.history import Events, History, PhaseTimer, Tick
+from noisyteacher.train.history import History, PhaseTimer, Tick
 from noisyteacher.train.state import Engine, StepReport, Student, TrainingPlan, seed_step, seeds_of
+from noisyteacher.train.tracking import Trackers
 from noisyteacher.train.validation import reestimate_batch_norms
 
 Outcome = History | NoisyTeacherError
@@ -46,7 +47,7 @@ class Trainer:
         signals: Signals | None = None,
         on_step: Callable[[Tick], None] | None = None,
         profiler: PhaseTimer | None = None,
-        tensorboard: bool = False,
+        track: Sequence[str] = (),
     ) -> None:
         self.students, self.plan = list(students), plan
         self.checkpoint_every_s, self.signals = checkpoint_every_s, signals or Signals()
@@ -57,10 +58,10 @@ class Trainer:
         self.consistent = True
         """Whether a checkpoint may be written: False while a step, or the end of an epoch, is half done."""
         self.replayed = False
-        self.events = {
-            student: Events(student.folder, len(student.progress.epochs))
+        self.trackers = {
+            student: Trackers(track, student.folder, student.identity, len(student.progress.epochs))
             for student in students
-            if tensorboard and student.folder is not None
+            if track and student.folder is not None
         }
         self.last_checkpoint = self.clock = time.monotonic()
 
@@ -147,7 +148,7 @@ class Trainer:
             epoch_batches, plan.split, plan.views, epoch=epoch, first=progress.step - epoch * plan.batches,
             batches=plan.batches, batch_size=plan.settings.batch_size, every_view=plan.settings.every_view,
             total_steps=plan.total_steps, device=plan.device, augment=plan.settings.augment, share=plan.world.share,
-            layout=plan.memory_format,
+            layout=plan.memory_format, sampling=plan.settings.sampling,
         )  # fmt: skip
         seeds, _ = seeds_of(students)
         return zip(*(batches_of(seed=seed) for seed in seeds), strict=True)
@@ -210,8 +211,8 @@ class Trainer:
         progress.epochs.append(line)
         self.consistent = True
         self.mark("validation")
-        if student in self.events:
-            self.events[student].write(line)
+        if student in self.trackers:
+            self.trackers[student].write(line)
         if student.folder is not None:
             Run(student.folder).write_metrics(progress.epochs)
 
@@ -246,8 +247,8 @@ class Trainer:
     def _finish(self, student: Student) -> History:
         """Put the kept weights into the model, write both sets to the run folder, and drop the checkpoint."""
         plan, folder = self.plan, student.folder
-        if student in self.events:
-            self.events[student].close()
+        if student in self.trackers:
+            self.trackers[student].close()
         last = copy_weights(student.model)
         weights = {"last": last} if plan.validation is None else {"last": last, "best": student.best}
         if folder is not None:

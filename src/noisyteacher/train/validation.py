@@ -25,14 +25,16 @@ ESTIMATE_BATCH = 128
 class Validation:
     """Judges a model on one split after every epoch.
 
-    With labels by error (%), then NLL (nats). Without labels by the share (%) on which the model chooses the teacher's
-    class, then by the divergence KL(teacher || model) of their softmax outputs (nats): the NLL with the teacher's
-    probabilities as labels, less a constant.
+    With labels by error (%), or by the mean of the classes' errors (%), then NLL (nats). Without labels by the share
+    (%) on which the model chooses the teacher's class, then by the divergence KL(teacher || model) of their softmax
+    outputs (nats): the NLL with the teacher's probabilities as labels, less a constant.
     """
 
-    def __init__(self, val: Split, teacher: object, classes: int, device: str, precision: str) -> None:
+    def __init__(
+        self, val: Split, teacher: object, classes: int, device: str, precision: str, criterion: str = "error"
+    ) -> None:
         """teacher: anything `distil` takes; it runs once, here, and only if the split has no labels."""
-        self.val, self.device, self.precision = val, device, precision
+        self.val, self.device, self.precision, self.criterion = val, device, precision, criterion
         self.teacher_logits: Tensor | None = None
         self.identity: dict[str, Any] = {}
         """What a resumed run must have in common with the saved one."""
@@ -55,8 +57,11 @@ class Validation:
         scores = score(logits, self.val)
         assert scores.error is not None
         assert scores.nll is not None
-        error, nll = float(scores.error), float(scores.nll)
-        return {"val/error": error, "val/nll": nll}, [error, nll]
+        assert scores.balanced_accuracy is not None
+        line = {"val/error": float(scores.error), "val/nll": float(scores.nll)}
+        if self.criterion == "balanced_error":
+            line["val/balanced_error"] = 100 - float(scores.balanced_accuracy)
+        return line, [line[f"val/{self.criterion}"], line["val/nll"]]
 
 
 def batch_norms_lag(model: nn.Module, steps_per_epoch: int) -> bool:

@@ -1,0 +1,208 @@
+"""`classify` and the command `predict`: new images in, classes and probabilities out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import noisyteacher as nt
+from helpers import Call
+from noisyteacher.errors import DataError, MismatchError, UsageError
+from noisyteacher.models import as_classifier
+
+
+class Brightness(nn.Module):
+    """Logits [0, 2 m, 4 m], where m is the mean of the left half of the images in 0..1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor([0.0, 2.0, 4.0]))
+
+    def forward(self, ready: Tensor) -> Tensor:
+        return ready[..., : ready.shape[-1] // 2].mean((1, 2, 3))[:, None] * self.factors
+
+
+def probabilities(value: int) -> list[float]:
+    """Of the three classes for an image whose pixels all have this value."""
+    odds = [math.exp(2 * number * value / 255) for number in range(3)]
+    return [share / sum(odds) for share in odds]
+
+
+def model(channels: int = 1) -> nt.Classifier:
+    return as_classifier(Brightness(), input_shape=(channels, 4, 4))
+
+
+def image(path: Path, value: int = 0, shape: tuple[int, int] = (9, 9)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*shape, 3), value, np.uint8)).save(path)
+    return path
+
+
+def test_probabilities_of_every_image_in_order(tmp_path: Path) -> None:
+    """Five images in batches of two, one that cannot be read among them."""
+    values = [0, 255, 100, 30, 200]
+    paths = [image(tmp_path / f"{9 - row}.png", value) for row, value in enumerate(values)]
+    paths[2].write_text("no image")
+    found = list(nt.classify(model(), paths, class_names=["a", "b", "c"], top=9, batch_size=2, progress=False))
+    assert [prediction.file for prediction in found] == list(map(str, paths))
+    assert found[2].error == "cannot be decoded (not an image of a known format)"
+    assert (found[2].classes, found[2].probabilities) == ((), ())
+    for value, prediction in zip(values, found, strict=True):
+        if not prediction.error:
+            expected = dict(zip("abc", probabilities(value), strict=True))
+            assert dict(zip(prediction.classes, prediction.probabilities, strict=True)) == pytest.approx(expected)
+            assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
+    assert found[1].classes == ("c", "b", "a")
+
+
+def test_classes_are_numbers_without_names_and_one_by_default(tmp_path: Path) -> None:
+    (prediction,) = nt.classify(model(3), image(tmp_path / "a.png", 255), progress=False)
+    assert (prediction.file, prediction.classes) == (str(tmp_path / "a.png"), ("2",))
+    assert prediction.probabilities == pytest.approx((probabilities(255)[2],))
+
+
+def test_folders_are_read_at_any_depth(tmp_path: Path) -> None:
+    image(tmp_path / "b" / "c" / "1.png")
+    image(tmp_path / "a.jpg")
+    (tmp_path / "notes.txt").write_text("x")
+    found = [prediction.file for prediction in nt.classify(model(), tmp_path, progress=False)]
+    assert found == [str(tmp_path / "a.jpg"), str(tmp_path / "b" / "c" / "1.png")]
+
+
+def test_crop_and_squash(tmp_path: Path) -> None:
+    """A wide image: white at its left edge, which a crop of the middle does not see."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :2] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    shares = [
+        next(nt.classify(model(), tmp_path / "wide.png", top=1, fit=fit, progress=False)).probabilities[0]
+        for fit in ("crop", "squash")
+    ]
+    assert shares[0] == pytest.approx(1 / 3)
+    assert shares[1] > 0.4
+
+
+def test_the_callers_state_between_two_predictions(tmp_path: Path) -> None:
+    """Between two images the model is as it was, gradients are on, and no more than a batch has been computed."""
+    paths, done = [image(tmp_path / f"{number}.png") for number in range(4)], list[int]()
+    network = model().train()
+    predictions = nt.classify(network, paths, batch_size=2, progress=lambda count, total: done.append(count))
+    next(predictions)
+    assert torch.is_grad_enabled()
+    assert network.training
+    assert network.network.training
+    assert done == []
+    list(predictions)
+    assert done == [2, 4]
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"b\.png: no such file"):
+        nt.classify(model(), [path, tmp_path / "b.png"])
+    with pytest.raises(MismatchError, match="2 class names for a model of 3 classes"):
+        list(nt.classify(model(), path, class_names=["a", "b"], progress=False))
+    with pytest.raises(MismatchError, match=r"expected .* with 1 or 3 channels"):
+        nt.classify(model(2), path)
+    for options in ({"top": 0}, {"batch_size": 0}, {"fit": "stretch"}):
+        with pytest.raises(UsageError):
+            nt.classify(model(), path, **options)
+
+
+def test_logits_that_are_not_finite_are_an_error_of_the_image(tmp_path: Path) -> None:
+    network = model()
+    nn.init.constant_(next(network.parameters()), float("nan"))
+    (prediction,) = nt.classify(network, image(tmp_path / "a.png"), progress=False)
+    assert (prediction.classes, prediction.error) == ((), "the model's logits are not finite")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+NAMES = ("=cat", "dog")
+
+
+@pytest.fixture
+def run(call: Call, tmp_path: Path) -> str:
+    """The folder of a run that was trained on images packed by cropping, wide and of two classes."""
+    for number in range(20):
+        for value, name in ((20, NAMES[0]), (220, NAMES[1])):
+            image(tmp_path / "photos" / name / f"{number}.png", value + number, (8, 16))
+    nt.pack_data(tmp_path / "photos", tmp_path / "packed", size=8, grey=True)
+    code, out, _ = call("train", "--model", "mlp128", "--data", str(tmp_path / "packed"), "--epochs", "1", "-q")
+    assert code == 0
+    return out.partition("Run folder: ")[2].split()[0]
+
+
+def test_formats_and_exit_code(run: str, call: Call, tmp_path: Path) -> None:
+    photos = tmp_path / "new"
+    names = [str(image(photos / f"{number}.png", 80 * number, (8, 16))) for number in range(3)]
+    code, out, _ = call("predict", run, str(photos), "--format", "json", "--top", "2", "-q")
+    records = json.loads(out)
+    assert (code, [record["file"] for record in records]) == (0, names)
+    for record in records:
+        assert {entry["class"] for entry in record["top"]} == {*NAMES}
+        assert sum(entry["probability"] for entry in record["top"]) == pytest.approx(1)
+        assert {key: record[key] for key in ("class", "probability")} == record["top"][0]
+    (photos / "1.png").write_text("no image")
+    code, out, err = call("predict", run, str(photos), "--format", "csv", "-q")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (code, [row["file"] for row in rows]) == (3, [names[0], names[2]])
+    for row, record in zip(rows, (records[0], records[2]), strict=True):
+        assert row["class"].removeprefix("'") == record["class"]
+        assert row["class"].startswith("'=") or record["class"] == "dog"
+        assert float(row["probability"]) == pytest.approx(record["probability"])
+    assert "1.png: cannot be decoded" in err
+    assert "1 image could not be read" in err
+    code, out, _ = call("predict", run, str(photos), "-q")
+    assert code == 3
+    assert [line.split()[0] for line in out.splitlines()[2:]] == [names[0], names[2]]
+
+
+def test_no_image_can_be_read(run: str, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    code, out, _ = call("predict", run, str(tmp_path / "a.png"), "--format", "json", "-q")
+    assert (code, json.loads(out)) == (3, [])
+
+
+def test_images_are_brought_to_size_as_the_data_were(run: str, call: Call, tmp_path: Path) -> None:
+    """Black but for white edges, which a crop does not see: as black as a black image."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :2] = pixels[:, 14:] = 255
+    Image.fromarray(pixels).save(tmp_path / "edges.png")
+    black = image(tmp_path / "black.png", 0)
+    words = ("predict", run, str(tmp_path / "edges.png"), str(black), "--format", "json", "-q")
+    cropped, squashed = (json.loads(call(*words, *fit)[1]) for fit in ((), ("--fit", "squash")))
+    assert cropped[0]["probability"] == cropped[1]["probability"]
+    assert squashed[0]["probability"] != squashed[1]["probability"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_class_names_of_an_exported_folder(moved: bool, run: str, call: Call, tmp_path: Path) -> None:
+    call("export", run, "--format", "hub", "--output-dir", str(tmp_path / "out"), "-q")
+    hub = str(tmp_path / "out" / "hub")
+    if moved:  # without its config nothing says how the classes are called
+        hub = shutil.copy(f"{hub}/model.safetensors", str(tmp_path / "alone.safetensors"))
+    path = str(image(tmp_path / "a.png", 255))
+    code, out, err = call("predict", hub, path, "--format", "json", "--top", "2", "-q")
+    assert code == 0
+    assert {entry["class"] for entry in json.loads(out)[0]["top"]} == ({"0", "1"} if moved else {*NAMES})
+    assert ("nothing says how" in err) is moved
+
+
+def test_words_that_are_wrong(run: str, call: Call, tmp_path: Path) -> None:
+    code, out, err = call("predict", run, str(tmp_path / "no.png"), "--format", "json", "-q")
+    assert (code, out) == (1, "")
+    assert "no such file or folder" in err
+    code, _, err = call("predict", run, str(tmp_path), "--format", "xml", "-q")
+    assert code == 2
+    assert "csv, json, table" in err

@@ -1,0 +1,96 @@
+"""What `data check` says of a data set: class order, rare classes, images that two splits have, damaged files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import noisyteacher as nt
+from helpers import Call, blobs
+from noisyteacher.data.check import Twin, imbalance, twins
+
+
+def image(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """16 training images of ant, 2 of bee, and 4 of test, of which two are training images, one of another class."""
+    root = tmp_path / "photos"
+    for number in range(16):
+        image(root / "train" / "ant" / f"{number:02}.png", number)
+    for number in range(2):
+        image(root / "train" / "bee" / f"{number}.png", 100 + number)
+        image(root / "test" / "ant" / f"new-{number}.png", 200 + number)
+    image(root / "test" / "ant" / "seen.png", 3)
+    image(root / "test" / "bee" / "other.png", 4)
+    return root
+
+
+def test_twins_of_every_kind() -> None:
+    """Rows 1 and 5 of train are one image; row 2 of val is row 0 of train, with another label."""
+    train, val = blobs(9), blobs(6, "val", seed=1)
+    train.images[5], val.images[2] = train.images[1], train.images[0]
+    train = replace(train, labels=torch.tensor([0, 1, 2, 0, 1, 1, 0, 1, 2]))
+    done: list[int] = []
+    pairs = twins(nt.Splits("blobs", train, val), lambda count, total: done.append(count))
+    assert pairs == [Twin(("train", 1), ("train", 5), False), Twin(("train", 0), ("val", 2), True)]
+    assert done == [9, 15]
+    assert twins(nt.Splits("blobs", blobs(9), blobs(6, "val", seed=1))) == []
+
+
+def test_imbalance_by_hand() -> None:
+    data = nt.Splits("blobs", replace(blobs(6), labels=torch.tensor([0, 1, 1, 1, 1, 0])), blobs(6, "val", seed=1))
+    rare = imbalance(data)
+    assert rare == ("c", 0, "b", 4)
+    assert rare is not None
+    assert rare.ratio == float("inf")
+    assert imbalance(replace(data, train=replace(data.train, labels=None))) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_report_names_files(packed: bool, photos: Path, call: Call, tmp_path: Path) -> None:
+    where = str(nt.pack_data(photos, tmp_path / "packed").path) if packed else str(photos)
+    code, out, _ = call("data", "check", where, "--json", "-q")
+    summary = json.loads(out)
+    assert code == 0
+    assert summary["class_names"] == ["ant", "bee"]
+    pairs = {tuple(pair["images"]): pair["labels_differ"] for pair in summary["duplicates"]}
+    expected = {
+        ("train/ant/03.png", "test/ant/seen.png"): False,
+        ("train/ant/04.png", "test/bee/other.png"): True,
+    }
+    assert pairs == expected
+    assert {pair["splits"][1] for pair in summary["duplicates"]} == {"test"}
+    assert summary["imbalance"]["rarest"] == "bee"
+    code, out, _ = call("data", "check", where, "-q")
+    assert "Class order: 0 ant, 1 bee" in out
+    assert "train/ant/03.png = test/ant/seen.png" in out
+    assert "1 of these have two labels" in out
+    assert "student.sampling=balanced" in out
+
+
+def test_nothing_is_said_of_a_good_data_set(call: Call) -> None:
+    code, out, _ = call("data", "check", "mnist-5k", "-q")
+    assert code == 0
+    assert "Class order: 0 0, 1 1" in out
+    for word in ("Imbalance", "Duplicates", "labels"):
+        assert word not in out
+
+
+def test_all_damaged_files_are_named_at_once(photos: Path, call: Call) -> None:
+    for name in ("train/bee/0.png", "test/ant/new-0.png"):
+        (photos / name).write_bytes(b"no image")
+    code, out, err = call("data", "check", str(photos), "-q")
+    assert (code, out) == (1, "")
+    assert "2 images cannot be read" in err
+    assert "train/bee/0.png: cannot be decoded" in err
+    assert "test/ant/new-0.png: cannot be decoded" in err
