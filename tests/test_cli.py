@@ -31,7 +31,8 @@ pytestmark = pytest.mark.usefixtures("unrendered")
 
 COMMON = {"--help"}
 COMMANDS = {
-    "demo", "compress", "train", "extract", "distil", "evaluate", "predict", "measure", "export", "sweep", "paper",
+    "demo", "compress", "train", "extract", "distil", "evaluate", "predict", "measure", "bench", "export", "sweep",
+    "paper",
     "report",
     "runs ls", "runs show", "runs diff", "runs rm",
     "config init", "config check", "config explain", "data ls", "data check", "data pack",

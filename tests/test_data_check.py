@@ -13,7 +13,7 @@ from PIL import Image
 
 import noisyteacher as nt
 from helpers import Call, blobs
-from noisyteacher.data.check import Twin, imbalance, twins
+from noisyteacher.data_check import Twin, imbalance, twins
 
 
 def image(path: Path, value: int) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from noisyteacher.cli import app
 from noisyteacher.data import Splits, load_data, pack_data
-from noisyteacher.data.folders import role_of
+from noisyteacher.data.split import role_of
 from noisyteacher.errors import DataError, DataWarning, UsageError
 
 DICE = np.random.default_rng(0)

@@ -17,10 +17,11 @@ FLOORS = (
     ("sweep",),
     ("pipeline",),
     ("train", "export", "measure"),
-    ("data", "models", "store", "runs", "teachers", "objectives", "loss_groups", "evaluate", "classify", "extract"),
+    ("data", "models", "store", "runs", "teachers", "objectives", "loss_groups", "evaluate", "classify",
+     "data_check", "extract"),
     (
         "noise", "losses", "metrics", "stats", "rng", "device", "distributed", "process", "progress",
-        "config", "io", "tables", "text", "errors",
+        "bench", "config", "io", "tables", "text", "errors",
     ),
 )  # fmt: skip
 """From the top. A name is a module or a folder of the package."""

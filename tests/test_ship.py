@@ -56,7 +56,7 @@ def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_pat
     )
     assert [file.path.name for file in files] == ["model.pt2", "hub"]
     assert {str(file.relative_to(tmp_path / "out")) for file in tmp_path.rglob("*") if file.is_file()} == {
-        "model.pt2", "model.pt2.export.json", "hub.export.json",
+        "model.pt2", "model.pt2.export.json", "hub.export.json", "bench.py",
         "hub/README.md", "hub/config.json", "hub/model.safetensors",
     }  # fmt: skip
     assert [step[1:3] for step in seen] == [(number, 5) for number in range(6)]

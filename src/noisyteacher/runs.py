@@ -377,12 +377,12 @@ def versions() -> dict[str, str]:
 
 def host() -> dict[str, str | int | None]:
     """This machine. cores: that this process may use; threads: torch's; gpu: None without one."""
-    import torch  # only a new run needs it; listing runs must start fast
+    import torch  # only a new run needs these; listing runs must start fast
 
-    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    models = re.findall(r"model name\s*:\s*(.+)", info)
+    from noisyteacher.bench import processor
+
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

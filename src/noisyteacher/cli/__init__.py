@@ -25,7 +25,8 @@ from noisyteacher.text import printable_lines
 
 FUNCTIONS = (
     *(compress.demo, compress.compress, compress.train, compress.extract, compress.distil),
-    *(sweep.sweep, sweep.paper, models.evaluate, models.predict, models.measure, models.export, runs.report),
+    *(sweep.sweep, sweep.paper, models.evaluate, models.predict, models.measure, models.bench, models.export),
+    runs.report,
 )
 GROUPS = (runs.runs, runs.config, data.data, data.logits)
 COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,10 +80,17 @@ def demo(
 
 @o.with_options(
     f"config {o.DATA} teacher.name teacher.weights teacher.epochs student.name target.macs target.bytes "
-    f"target.parameters target.max_drop target.search target.minutes run.export {o.NOISE} {o.RECIPE} "
+    "target.parameters target.latency target.latency_record target.max_drop target.search target.minutes run.export "
+    f"{o.NOISE} {o.RECIPE} "
     f"run.seeds run.baselines {o.MACHINE} jobs overrides allow_import resume as_json quiet"
 )
-def compress(request: o.Request) -> None:
+def compress(
+    request: o.Request,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Only write the networks to be timed on a device (see: bench), untrained."),
+    ] = None,
+) -> None:
     """Compress a teacher into a student and measure what was saved.
 
     The students learn from the teacher's logits as they are: in short trainings noise lowered no test error. With
@@ -96,24 +104,45 @@ def compress(request: o.Request) -> None:
     Example: noisyteacher compress --data mnist --teacher lenet --student mlp800 --sigma 0.8 --alpha 0.15 --seeds 3
 
     Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-macs 4x --max-drop 1 --export onnx
-    """
-    if request.resume is None:
-        _compress_settings(request.with_teacher_preset().settings(), request)
-        return
-    request.refuse_beside("--resume")
-    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
-        from noisyteacher.pipeline import resume_compress
 
-        result = resume_compress(request.run(request.resume), begun, watch, request.allow_import, request.jobs)
-    _report(result, request)
+    Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-latency 2x --export onnx-int8
+    """
+    if candidates is not None:
+        _write_candidates(request, candidates)
+    elif request.resume is None:
+        _compress_settings(request.with_teacher_preset().settings(), request)
+    else:
+        request.refuse_beside("--resume")
+        with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
+            from noisyteacher.pipeline import resume_compress
+
+            result = resume_compress(request.run(request.resume), begun, watch, request.allow_import, request.jobs)
+        _report(result, request)
+
+
+def _write_candidates(request: o.Request, folder: Path) -> None:
+    """Write the candidates of a compression with these settings, and say what to do with them."""
+    from noisyteacher.config import build_config
+
+    config = build_config(request.with_teacher_preset().settings())
+    with request.progress() as watch:
+        from noisyteacher.pipeline import write_candidates
+
+        files = write_candidates(config, folder, watch, request.allow_import)
+    if request.as_json:
+        print_json({"folder": str(folder), "files": list(map(str, files))})
+        return
+    say(f"{folder}: {len(files)} files. Copy the folder to the device and run there, in it:")
+    say(f"  python bench.py {' '.join(file.name for file in files)} --output device.json")
+    say("Then compress with the same options, --latency-record device.json in place of --candidates.")
 
 
 def _compress_settings(settings: Values, request: o.Request) -> Result:
     """Compress as the settings say, and print the result, which is returned."""
-    from noisyteacher.config import LIMITS, build_config
+    from noisyteacher.config import build_config
 
     config = build_config(settings)
-    if config.student.name in ("", "auto") and all(getattr(config.target, name) is None for name in LIMITS):
+    if config.student.name in ("", "auto") and not config.target.limits_costs:
         say(
             "note: no student and no target: a student of at most a quarter of the teacher's multiplications is chosen "
             "(--target-macs 4x); --student NAME takes another",

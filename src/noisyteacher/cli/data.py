@@ -61,7 +61,7 @@ def data_check(
     config = build_config(request.settings({"data": {"name": name}}))
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
-        from noisyteacher.data.check import image_names, imbalance, twins, unreadable_files
+        from noisyteacher.data_check import image_names, imbalance, twins, unreadable_files
         from noisyteacher.pipeline import load_config_data
 
         packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None

@@ -1,4 +1,4 @@
-"""The commands for a trained model: evaluate, measure, export."""
+"""The commands for a trained model and its files: evaluate, measure, bench, export."""
 
 from __future__ import annotations
 
@@ -183,6 +183,44 @@ def measure(
             for layer in costs.layers
         ]
         print_table(("layer", "kind", "output", "parameters", "MACs"), rows, "lllrr")
+
+
+@o.with_options("as_json")
+def bench(
+    request: o.Request,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="The first is what the others are compared with.")
+    ],
+    runtime: Annotated[
+        str | None, typer.Option(help="onnx, executorch, litert or torch (default: by the file's ending).")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="That each file is called.")] = 2.0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON file to write.")] = None,
+) -> None:
+    """Say how fast exported files are: latency in their own runtime, in turns, with intervals.
+
+    For another machine copy the folder of an export: its bench.py is this command, without noisyteacher. The file that
+    --output writes is what compress --latency-record reads, and report where it lies in a run's folder best.
+
+    Example: noisyteacher bench best/model.onnx best/model-int8.onnx --threads 4 --output bench.json
+    """
+    from noisyteacher import bench as latency
+    from noisyteacher.errors import UsageError
+    from noisyteacher.io.files import write_bytes
+
+    try:
+        record = latency.bench(files, runtime, threads, batch, seconds)
+    except latency.BenchError as error:
+        raise UsageError(str(error)) from error
+    if output is not None:
+        write_bytes(output, latency.to_json(record).encode())
+    if request.as_json:
+        say(latency.to_json(record))
+        return
+    print_table(latency.HEADERS, latency.rows(record), "llrrrr")
+    say(f"\nLatency: {record.conditions}.")
 
 
 @o.with_options(f"{o.DATA} run.threads overrides allow_import as_json quiet")

@@ -378,6 +378,15 @@ class Target(Settings):
     """At most so many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
     parameters: str | Positive | None = None
     """At most so many parameters, or "8x": at most an eighth of the teacher's."""
+    latency: str | Positive | None = None
+    """At most so many milliseconds a call, "5ms", or "2x": twice as fast as the teacher or faster; of the first file of
+    run.export (default onnx) in its own runtime."""
+    latency_threads: Count = 1
+    """CPU threads of that runtime."""
+    latency_batch: Count = 1
+    """Images per call."""
+    latency_record: str = ""
+    """File that bench wrote where the student will run (empty: this machine); it has threads and batch of its own."""
     max_drop: NotNegative | None = None
     """Points of validation accuracy the student may lose against its teacher; more is exit code 3."""
     students: list[str] = field(default_factory=list)
@@ -389,7 +398,22 @@ class Target(Settings):
     minutes: Positive | None = None
     """Minutes that the whole run may take, the teacher's training included; fewer epochs and tries if it is short."""
 
+    @property
+    def limits_costs(self) -> bool:
+        """Whether anything limits what the student costs."""
+        return any(getattr(self, name) is not None for name in (*LIMITS, "latency"))
+
     def contradictions(self) -> Iterator[tuple[str, str]]:
+        if self.latency is None and self.latency_record:
+            yield "latency_record", "has no effect without latency: leave it out, or say latency too"
+        for name in ("latency_threads", "latency_batch"):
+            if getattr(self, name) != 1 and (self.latency is None or self.latency_record):
+                reason = "without latency" if self.latency is None else "beside latency_record, which has its own"
+                yield name, f"has no effect {reason}: leave it out"
+        try:
+            latency_limit(self.latency or "1x", 1.0)
+        except ConfigError as error:
+            yield "latency", str(error)
         for name in LIMITS:
             value = getattr(self, name)
             try:
@@ -526,6 +550,19 @@ def limit(value: str | float, teachers: float) -> float:
     if not (math.isfinite(number) and (number >= 1 if is_ratio else number > 0)):
         raise ConfigError(f"given {value!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
     return teachers / number if is_ratio else number
+
+
+def latency_limit(value: str | float, teachers: float) -> float:
+    """The most milliseconds that target.latency allows beside a teacher of so many. `latency_limit("2x", 8.0) == 4.0`.
+
+    Raises ConfigError for a number alone, which could be either.
+    """
+    text = str(value).strip()
+    if not text.endswith(("ms", "x")):
+        raise ConfigError(
+            f"given {text!r}; expected milliseconds such as '5ms', or a ratio to the teacher such as '2x'"
+        )
+    return limit(text.removesuffix("ms"), teachers)
 
 
 Values = dict[str, Any]

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from noisyteacher.data.folders import role_of
 from noisyteacher.data.images import Part, Source
-from noisyteacher.data.split import ROLES
+from noisyteacher.data.split import ROLES, role_of
 from noisyteacher.errors import DataError
 from noisyteacher.text import few, printable
 

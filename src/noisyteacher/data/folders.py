@@ -10,24 +10,13 @@ from pathlib import Path
 import torch
 
 from noisyteacher.data.images import Part, Source, Unreadable, looks_like_an_image, readable
-from noisyteacher.data.split import ROLES
+from noisyteacher.data.split import ROLES, role_of
 from noisyteacher.errors import DataError
 from noisyteacher.text import few, printable
 
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Name of a split's folder in lower case -> its role; any case is read."""
 MAX_DEPTH = 64
 _IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "$recycle.bin"}
 """What systems leave in folders, in lower case; like names that begin with a dot, it is ignored silently."""
-
-
-def role_of(folder_name: str) -> str | None:
-    """The role that a folder of this name has: `role_of("Valid")` is "val", `role_of("cats")` is None."""
-    return SPLIT_FOLDERS.get(folder_name.lower())
 
 
 def folder_source(root: Path, follow_links: bool = False) -> Source:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load_official
 from noisyteacher.data.csv_labels import csv_source
-from noisyteacher.data.folders import folder_source, role_of
+from noisyteacher.data.folders import folder_source
 from noisyteacher.data.holdout import limited, make_splits
 from noisyteacher.data.images import Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
 from noisyteacher.data.packed import Packed, is_packed, write_packed
-from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers
+from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers, role_of
 from noisyteacher.errors import DataError, DataWarning, UsageError
 from noisyteacher.progress import Watch
 from noisyteacher.text import few, size_bytes, unknown_name

@@ -28,8 +28,19 @@ from noisyteacher.rng import generator
 from noisyteacher.text import few
 
 ROLES = ("train", "val", "test")
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Name of a split's folder in lower case -> its role; any case is read."""
 MAX_CLASSES = 100_000
 _CHUNK, _CHUNK_BYTES = 4096, 2**24
+
+
+def role_of(folder_name: str) -> str | None:
+    """The role that a folder of this name has: `role_of("Valid")` is "val", `role_of("cats")` is None."""
+    return SPLIT_FOLDERS.get(folder_name.lower())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

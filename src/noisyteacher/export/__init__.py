@@ -5,10 +5,12 @@ Every file is run by its own runtime on the validation split and compared with t
 """
 
 from noisyteacher.export.exporting import FORMATS as FORMATS
+from noisyteacher.export.exporting import calibration_images as calibration_images
 from noisyteacher.export.exporting import check_format_names as check_format_names
 from noisyteacher.export.exporting import check_formats as check_formats
 from noisyteacher.export.exporting import export as export
 from noisyteacher.export.exporting import export_all as export_all
+from noisyteacher.export.exporting import write_unchecked as write_unchecked
 from noisyteacher.export.hub import from_pretrained as from_pretrained
 from noisyteacher.export.outcome import Exported as Exported
 from noisyteacher.export.outcome import notes as notes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyteacher import bench
+from noisyteacher.bench import SIDECAR
 from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.device import check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
@@ -31,7 +33,7 @@ from noisyteacher.rng import generator
 from noisyteacher.runs import host, versions
 from noisyteacher.text import unknown_name
 
-SIDECAR, KIND, SCHEMA = ".export.json", "export", 1
+KIND, SCHEMA = "export", 1
 CALIBRATION = 512
 MAX_DIFFERENCE = 1e-4
 """Of the largest absolute logit: about fifty times the effect of rounding in another order (docs/export.md)."""
@@ -255,6 +257,20 @@ def export_all(
     return exported
 
 
+def write_unchecked(
+    model: Classifier, name: str, path: Path, class_names: Sequence[str], images: Tensor | None
+) -> None:
+    """Write the model in a format, to be timed: nothing is compared. Beside it lies what it is, for `bench`.
+
+    images: for the ranges of int8. Raises ExportError.
+    """
+    form = FORMATS[name]
+    with inference(model, torch.device("cpu")), export_errors(f"{name}: it cannot be written"):
+        form.write(model, path, class_names, images if form.precision == "int8" else None)
+    record = {"format": form.kind, "precision": form.precision, "model": {"architecture": model.architecture}}
+    write_json(path.with_name(path.name + SIDECAR), "unchecked export", SCHEMA, record)
+
+
 def _files(draft: Path) -> list[Path]:
     """The file, or the files of the folder with the weights first."""
     return sorted(draft.iterdir(), key=lambda file: file.name != HUB_WEIGHTS) if draft.is_dir() else [draft]
@@ -294,16 +310,11 @@ def _logits(run: Runner, split: Split) -> Tensor:
 
 
 def time_in_turns(runners: Mapping[str, Runner], images: Tensor, threads: int, runs: int) -> dict[str, Latency]:
-    """Wall time of each runner for these images, call by call in turns, so that all meet the same disturbances."""
-    times: dict[str, list[float]] = {name: [] for name in runners}
+    """Latency of each runner for these images, call by call in turns, so that all meet the same disturbances."""
     with cpu_threads(threads):
-        for turn in range(-max(3, runs // 10), runs):
-            for name, run in runners.items():
-                start = time.perf_counter_ns()
-                run(images)
-                if turn >= 0:
-                    times[name].append((time.perf_counter_ns() - start) / 1e6)
+        times = bench.time_in_turns({name: partial(run, images) for name, run in runners.items()}, 0.0, runs)
+    calls = {name: [ms for block in rounds for ms in block] for name, rounds in times.items()}
     return {
         name: Latency(percentile(measured, 50), percentile(measured, 95), len(images), threads, "cpu", runs)
-        for name, measured in times.items()
+        for name, measured in calls.items()
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from noisyteacher.bench import load_tflite
 from noisyteacher.export.torch_export import Runner, export_errors
 from noisyteacher.models import Classifier
 
@@ -52,17 +53,11 @@ def _quantized(path: Path, images: Tensor) -> bytes:
 
 @contextlib.contextmanager
 def run_tflite(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the file by LiteRT's interpreter, image by image, with so many threads."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    run = Interpreter(str(path), num_threads=threads).get_signature_runner()
-    (images_name,), (logits_name,) = run.get_input_details(), run.get_output_details()
-
-    def logits(images: Tensor) -> Tensor:
-        rows = [run(**{images_name: image.numpy()})[logits_name] for image in torch.split(images, 1)]
-        return torch.cat([torch.from_numpy(row) for row in rows])
-
-    yield logits
+    """Yield a runner of the file by LiteRT's runtime, image by image, with so many threads."""
+    with load_tflite(path, threads) as loaded:
+        yield lambda images: torch.cat(
+            [torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)]
+        )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisyteacher.bench import load_onnx
 from noisyteacher.errors import ExportError
 from noisyteacher.export.torch_export import CALIBRATION_BATCH, INPUT_FORMAT, Runner, export_errors, traced
 from noisyteacher.models import Classifier
@@ -92,9 +93,5 @@ def _quantized(proto: Any, path: Path, images: Tensor) -> Any:
 @contextlib.contextmanager
 def run_onnx(path: Path, threads: int) -> Iterator[Runner]:
     """Yield a runner of the file by onnxruntime, on the CPU with so many threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    yield lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    with load_onnx(path, threads) as loaded:
+        yield lambda images: torch.from_numpy(loaded.run(images.numpy()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisyteacher.bench import load_pte
 from noisyteacher.errors import ExportError, NoisyTeacherError
 from noisyteacher.models import Classifier
 
@@ -112,17 +112,7 @@ def _quantized(program: torch.export.ExportedProgram, images: Tensor) -> torch.e
 @contextlib.contextmanager
 def run_pte(path: Path, threads: int) -> Iterator[Runner]:
     """Yield a runner of the file by ExecuTorch's runtime, image by image, with so many threads in XNNPACK."""
-    with contextlib.redirect_stderr(io.StringIO()):  # the runtime reports on the CPU
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
-        threads_before = portable_lib._threadpool_get_thread_count()
-        portable_lib._unsafe_reset_threadpool(threads)
-    try:
-        method = Runtime.get().load_program(path).load_method("forward")
-        if method is None:
-            raise ExportError("ExecuTorch finds no method 'forward' in the file")
-        yield lambda images: torch.cat([method.execute([image])[0] for image in torch.split(images, 1)])
-    finally:
-        with contextlib.redirect_stderr(io.StringIO()):
-            portable_lib._unsafe_reset_threadpool(threads_before)
+    with load_pte(path, threads) as loaded:
+        yield lambda images: torch.cat(
+            [torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)]
+        )

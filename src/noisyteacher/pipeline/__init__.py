@@ -4,8 +4,10 @@ from noisyteacher.pipeline.compression import build_models as build_models
 from noisyteacher.pipeline.compression import compress as compress
 from noisyteacher.pipeline.compression import compress_config as compress_config
 from noisyteacher.pipeline.compression import resume_compress as resume_compress
+from noisyteacher.pipeline.compression import write_candidates as write_candidates
 from noisyteacher.pipeline.compression_result import HANDED_OVER as HANDED_OVER
 from noisyteacher.pipeline.compression_result import REPORT as REPORT
+from noisyteacher.pipeline.compression_result import SEARCH_COSTS as SEARCH_COSTS
 from noisyteacher.pipeline.compression_result import Result as Result
 from noisyteacher.pipeline.compression_result import choice_table as choice_table
 from noisyteacher.pipeline.compression_result import search_table as search_table
@@ -21,6 +23,7 @@ from noisyteacher.pipeline.experiment import train_runs as train_runs
 from noisyteacher.pipeline.handover import calibrated as calibrated
 from noisyteacher.pipeline.handover import provenance_of as provenance_of
 from noisyteacher.pipeline.handover import ship as ship
+from noisyteacher.pipeline.latency import read_record as read_record
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER as CHECKING_TEACHER
 from noisyteacher.pipeline.preflight import check_teacher as check_teacher
 from noisyteacher.pipeline.preflight import wrong_names as wrong_names

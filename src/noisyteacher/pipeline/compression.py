@@ -8,20 +8,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from noisyteacher import bench
 from noisyteacher.config import Config, Recipe, Teacher, Values, build_config, describe
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.export import check_formats
-from noisyteacher.io.files import Json
-from noisyteacher.models import Classifier, is_onnx_file
+from noisyteacher.export import FORMATS, check_formats
+from noisyteacher.io.files import Json, make_folder, write_bytes
+from noisyteacher.models import Classifier, as_classifier, is_onnx_file
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline import experiment as steps
@@ -30,7 +32,8 @@ from noisyteacher.pipeline.class_order import Check
 from noisyteacher.pipeline.compression_result import Result, judged
 from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainedModel
 from noisyteacher.pipeline.fairness import regime_of
-from noisyteacher.pipeline.handover import choose_best, write_best
+from noisyteacher.pipeline.handover import BENCH, choose_best, write_best
+from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
@@ -41,12 +44,13 @@ from noisyteacher.pipeline.search import (
     larger_than_teacher,
     price_candidates,
     search_student,
+    within_latency,
 )
 from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work, seconds_per_answer, training_seconds
 from noisyteacher.progress import Watch, message, reported, stage
-from noisyteacher.runs import Run, as_json, compare, is_run, new_run
+from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import plural
+from noisyteacher.text import flat, plural
 
 CLOCK = time.monotonic
 EXPORT_S = 5.0
@@ -203,6 +207,8 @@ def _compress_in_run(
         with suppress(UsageError):  # a network that cannot be measured
             warning = larger_than_teacher(name, costs_of(network, data), costs_of(teacher_network, data))
     if folder is None:
+        if config.target.latency_record:
+            read_record(config.target.latency_record)  # a damaged file is refused before a folder is made
         title = pretrained.run_title(name, pretrained.network_name(teacher), data.name)
         run = new_run(config.run.output_dir, "compress", name, record, command=command, title=title)
     else:
@@ -221,11 +227,42 @@ def _compress_in_run(
         noise_candidates=candidates,
     )
     with run.lock(shared=True), steps.errors_recorded(run):
-        compression = Compression(experiment, search, teacher_network, started, jobs)
+        timings = None if config.target.latency is None else Timings(config, data, teacher_network, run)
+        if search is not None and timings is not None:
+            with stage(on_progress, "timing candidate networks"):
+                build = partial(build_network, config.student, data=data, teacher=teacher_network)
+                search = within_latency(search, timings, build)
+        compression = Compression(experiment, search, teacher_network, started, jobs, timings)
         compression.warn(warning)
         result = compression.compress()
         run.write_result(result.describe())
     return result
+
+
+def write_candidates(
+    config: Config, folder: Path, on_progress: Watch | None = None, allow_import: bool = False
+) -> list[Path]:
+    """Write the teacher and the networks that `compress_config` would choose from, untrained, with what times them.
+
+    The files are for `bench` on a device, whose record is `target.latency_record`. Raises UsageError without a limit
+    on the latency, and where a student is named.
+    """
+    config = resolve.with_student_to_choose(config)
+    if config.target.latency is None or config.student.name != AUTO or config.target.latency_record:
+        problem = "they are for a student to be chosen by a latency that is yet to be measured"
+        raise UsageError(f"candidates: {problem}: say target.latency, and neither a student nor a latency_record")
+    data = resolve.load_config_data(config, on_progress)
+    config = resolve.resolve_auto(config, data, decide_label_weight=False)
+    teacher, _ = build_models(config.teacher.name, AUTO, data, config, allow_import)
+    with stage(on_progress, "pricing candidate networks"):
+        search = price_candidates(config, teacher, data)
+    names = [candidate.name for candidate in search.fitting]
+    networks = {name: build_network(config.student, name, data, teacher=teacher) for name in names}
+    make_folder(folder)
+    with stage(on_progress, "writing candidate networks"):
+        files, _ = write_networks({TEACHER: teacher, **networks}, folder, config, data)
+    write_bytes(folder / BENCH, Path(bench.__file__).read_bytes())
+    return list(files.values())
 
 
 def build_models(
@@ -277,7 +314,12 @@ def _interrupted_run(path: Path, record: Values) -> Run:
     if not is_run(path):
         raise UsageError(f"{path}: not a run folder: leave run= out to start a new run")
     run = Run.open(path)
-    differences = [key for key, _, _ in compare(run.config, as_json(record, "config")) if key != "run.output_dir"]
+    defaults = flat(as_json(describe(Config()), "config"))  # of settings that came later than the run
+    differences = [
+        key
+        for key, old, new in compare(run.config, as_json(record, "config"))
+        if key != "run.output_dir" and not (old is ABSENT and new == defaults.get(key, ABSENT))
+    ]
     if differences:  # where the folder was made does not matter: it may have been moved since
         keys = ", ".join(differences[:4])
         raise MismatchError(
@@ -296,9 +338,10 @@ class Compression:
         teacher_network: Classifier,
         started: float,
         jobs: int = 1,
+        timings: Timings | None = None,
     ) -> None:
         config, data = experiment.config, experiment.data
-        self.experiment, self.search, self.jobs = experiment, search, jobs
+        self.experiment, self.search, self.jobs, self.timings = experiment, search, jobs, timings
         self.comparable = data.train.labels is not None and data.val.labels is not None
         self.short_run = self.comparable and (search is not None or not config.run.baselines)
         self.pace = self._pace(teacher_network, started)
@@ -422,6 +465,20 @@ class Compression:
         self.stages.number = self.stages.total - 1
         caveats, title = [overlap] if overlap else [], self.stages.next("export")
         self.best_record["files"], self.failed = write_best(self.experiment, self.best, title, caveats)
+        if self.timings is not None:
+            self.best_record["latency"] = self._latency(self.timings, self.best_record["files"])
+
+    def _latency(self, timings: Timings, files: Sequence[Json]) -> Json | None:
+        """The latency of the student's file beside the limit; None where that file could not be written."""
+        form = FORMATS[timed_format(self.experiment.config)]
+        timed = (file for file in files if (file["format"], file["precision"]) == (form.kind, form.precision))
+        file = next(timed, None)
+        if file is None:
+            return None
+        with stage(self.experiment.on_progress, "timing the student's file"):
+            path = self.experiment.run.path / file["path"]
+            timing = timings.of_file(file["sha256"], path, as_classifier(self.best.model))
+        return None if timing is None else timing.describe()
 
     def result(self) -> Result:
         """Measure the costs, and judge the noise."""

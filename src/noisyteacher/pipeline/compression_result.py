@@ -30,6 +30,8 @@ RATIO_WORDS = {
     "latency_ms": ("faster", "SLOWER", "as fast"),
 }
 """Cost -> words for a student with less of it than the teacher, with more, and with as much."""
+SEARCH_COSTS = {name: COSTS[name] for name in LIMITS} | {"latency": ("latency ms", "≤ {:.3f}".format)}
+"""The same as COSTS for the table of networks; of a latency the upper end of its interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,14 @@ class Result(RunResult):
         return [Exported.read(record) for record in (self.best or {}).get("files", ())]
 
     @property
+    def latency(self) -> Json | None:
+        """The latency of the file that is handed over beside `target.latency`; None where that is not set."""
+        return (self.best or {}).get("latency")
+
+    @property
     def holds(self) -> bool:
-        """Whether all that was checked holds: the loss of accuracy, and a file in every format."""
-        within = self.best is None or bool(self.best["holds"])
+        """Whether all that was checked holds: the loss of accuracy, the latency, and a file in every format."""
+        within = self.best is None or bool(self.best["holds"] and (self.latency or {"met": True})["met"])
         return within and not self.failed and all(file.holds for file in self.files)
 
     def table(self) -> Table:
@@ -136,12 +143,14 @@ class Result(RunResult):
                 notes.append(f"{name}: {'; '.join(words)}.")
         if self.best is not None:
             notes.append(sentence(self.best["summary"]))
+        if self.latency is not None:
+            notes.append(sentence(self.latency["summary"]))
         costs = self.conditions[-1].costs
         if costs is not None and (latency := costs.latency_ms) is not None:
             notes.append(
-                f"Latency: median of {latency.runs} forward passes, batch {latency.batch}, {latency.threads} "
-                f"thread(s), {latency.device}. Training: mean over seeds, validation left out; storing the teacher's "
-                f"logits took {duration(self.extraction_s)} once."
+                f"Latency{' in the table' if self.latency else ''}: median of {latency.runs} forward passes, batch "
+                f"{latency.batch}, {latency.threads} thread(s), {latency.device}. Training: mean over seeds, "
+                f"validation left out; storing the teacher's logits took {duration(self.extraction_s)} once."
             )
         return notes
 
@@ -153,6 +162,8 @@ class Result(RunResult):
             before, after = (row.cost(name) for row in pair)
             bound = name == "macs" and any(row.costs is not None and row.costs.unsupported for row in pair)
             gains[name] = before / after if before and after and not bound else None
+        if self.latency is not None and self.latency["times_as_fast"]:  # of the file itself
+            gains["latency_ms"] = self.latency["times_as_fast"][0]
         return gains
 
     def compression_verdict(self) -> str:
@@ -302,6 +313,8 @@ def loss_warnings(result: Result) -> tuple[str, ...]:
     if best is not None and not best["holds"]:
         drop, allowed = f"{best['drop']:.2f} points", f"{best['max_drop']:g}"
         warnings.append(f"validation lost {drop} against the teacher, {allowed} are allowed")
+    if result.latency is not None and not result.latency["met"]:
+        warnings.append(result.latency["summary"])
     warnings += [f"{file.name} does not hold: {file.reason}" for file in result.files if not file.holds]
     warnings += [f"{name} was not written: {reason}" for name, reason in result.failed.items()]
     for check in result.checks:
@@ -333,11 +346,11 @@ def search_table(search: Json | None) -> Table | None:
     """A row per network that was considered for a student, by the record of the search; None without a search."""
     if not search or not search["table"]:
         return None
-    rows = []
+    rows, columns = [], {name: column for name, column in SEARCH_COSTS.items() if name in search["table"][0]}
     for row in search["table"]:
-        costs = ("" if row[name] is None else COSTS[name][1](row[name]) for name in LIMITS)
+        costs = ("" if row[name] is None else written(row[name]) for name, (_, written) in columns.items())
         error = row["val_error_%"]
         rows.append((row["student"], *costs, "" if error is None else f"{error:.2f}", row["outcome"]))
-    headers = ("student", *(COSTS[name][0] for name in LIMITS), "validation error %", "outcome")
+    headers = ("student", *(name for name, _ in columns.values()), "validation error %", "outcome")
     strong = frozenset(number for number, row in enumerate(rows) if row[0] == search["chosen"])
-    return Table(headers, tuple(rows), "lrrrrl", strong=strong)
+    return Table(headers, tuple(rows), f"l{'r' * (len(columns) + 1)}l", strong=strong)

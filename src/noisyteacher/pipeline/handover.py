@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from noisyteacher import bench
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
 from noisyteacher.evaluate import calibrate, evaluate
@@ -34,7 +35,7 @@ from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import SPLIT_NAMES, escaped
 
-HUB = "hub"
+HUB, BENCH = "hub", "bench.py"
 
 
 def choose_best(
@@ -122,9 +123,10 @@ def ship(
     """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
 
     formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, and `hub` is a
-    folder with weights, config and a model card. provenance, licence, caveats: for the card. options: `max_difference`,
-    `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called with (format, error) for each format that
-    cannot be written, which is left out. Without it this raises what `nt.export`
+    folder with weights, config and a model card; `bench.py` beside the files times them. provenance, licence, caveats:
+    for the card. options: `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called
+    with (format, error) for each format that cannot be written, which is left out. Without it this raises what
+    `nt.export`
     raises; then no file of any format has been written.
     """
     if not formats:
@@ -137,6 +139,8 @@ def ship(
     if on_progress is not None:
         options["progress"] = partial(on_progress, "export")
     files = export_all(model, paths, data=data, **options)
+    if any(file.format != HUB for file in files):
+        write_bytes(target / BENCH, Path(bench.__file__).read_bytes())
     if any(file.format == HUB for file in files):
         _write_card(target / HUB, model, data, files, provenance, licence=licence, caveats=caveats)
     return files

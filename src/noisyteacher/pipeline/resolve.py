@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import nn
 
-from noisyteacher.config import LIMITS, Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error
+from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
@@ -98,15 +98,17 @@ def resolve_noise(settings: NoiseSettings, choice: Choice) -> tuple[Noise | None
 
 def with_student_to_choose(config: Config) -> Config:
     """The Config of a compression: a student that is not named is chosen, and where nothing limits its costs, among
-    networks of at most a quarter of the teacher's multiplications.
+    networks of at most a quarter of the teacher's multiplications. Where its latency is limited it is exported too.
     """
-    student, target = config.student, config.target
+    student, target, run = config.student, config.target, config.run
     if not student.name and student.options:
         raise UsageError("student.options: no effect where the student is chosen: leave them out, or name the student")
     student = replace(student, name=student.name or AUTO)
-    if student.name == AUTO and all(getattr(target, name) is None for name in LIMITS):
+    if student.name == AUTO and not target.limits_costs:
         target = replace(target, macs=DEFAULT_LIMIT)
-    return replace(config, student=student, target=target)
+    if target.latency is not None and set(run.export) <= {"hub"}:
+        run = replace(run, export=["onnx", *run.export])
+    return replace(config, student=student, target=target, run=run)
 
 
 def with_papers_student(config: Config) -> Config:

@@ -19,8 +19,9 @@ from noisyteacher.data import Splits
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
-from noisyteacher.models import COMPACT, PAPER, SHRINK, build_model
+from noisyteacher.models import COMPACT, PAPER, SHRINK, Classifier, build_model
 from noisyteacher.pipeline.experiment import Experiment, Logits, train_student
+from noisyteacher.pipeline.latency import Timings
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import short_epochs, with_epochs
 from noisyteacher.pipeline.results import COSTS
@@ -53,6 +54,8 @@ class Candidate:
     bytes: int
     parameters: int
     over: tuple[str, ...]
+    latency: float | None = None
+    """Milliseconds, the upper end of the interval; None where it is not limited, or not measured yet."""
 
     @property
     def family(self) -> str:
@@ -99,7 +102,8 @@ class StudentSearch:
 
     def use(self, candidate: Candidate) -> float:
         """The share that a network uses of the limit that is tightest for it; above 1 it breaks that limit."""
-        return max(float(getattr(candidate, name)) / most for name, most in self.allowed.items())
+        costs = {name: getattr(candidate, name) for name in self.allowed}
+        return max((cost / self.allowed[name] for name, cost in costs.items() if cost is not None), default=0.0)
 
     def binding(self, chosen: Candidate) -> tuple[str, ...]:
         """The limits that kept out the next larger network; empty where there is none."""
@@ -139,16 +143,56 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
     if target.students:
         candidates, notes = list(map(price, target.students)), list[str]()
     else:
-        candidates, notes = all_candidates(price, data.input_shape, target.search)
+        candidates, notes = all_candidates(price, data.input_shape, target.search, target.latency is not None)
     candidates = sorted(set(candidates), key=lambda network: (-network.macs, network.bytes, network.name))
     search = replace(search, candidates=tuple(candidates), notes=tuple(notes))
     if not search.fitting:
-        nearest = min(candidates, key=search.use)
-        raise UsageError(
-            f"target: none of {len(candidates)} networks ({few([network.name for network in candidates])}) keeps "
-            f"within the limits; the nearest, {nearest.name!r}, has {search.excess(nearest)}: allow more, or name a "
-            "smaller network in target.students"
-        )
+        raise none_fits(search)
+    return search
+
+
+def none_fits(search: StudentSearch) -> UsageError:
+    """The error where no candidate is within the limits: it names the nearest."""
+    if not search.candidates:
+        return UsageError(f"target: no candidate has a latency ({'; '.join(search.notes)}): see --candidates")
+    nearest, names = min(search.candidates, key=search.use), [network.name for network in search.candidates]
+    return UsageError(
+        f"target: none of {len(names)} networks ({few(names)}) keeps within the limits; the nearest, {nearest.name!r}, "
+        f"has {search.excess(nearest)}: allow more, or name a smaller network in target.students"
+    )
+
+
+def within_latency(search: StudentSearch, timings: Timings, build: Callable[[str], Classifier]) -> StudentSearch:
+    """The search with the latencies of the candidates that may be tried; those whose interval is not within are over.
+
+    build: the untrained network of a name. Networks that cannot be exported, or that a device's record lacks, are left
+    out. Raises UsageError where none is within the limits.
+    """
+    tries = timings.config.target.search
+    while untimed := [candidate for candidate in search.fitting[:tries] if candidate.latency is None]:
+        networks = {candidate.name: build(candidate.name) for candidate in untimed}
+        unknown = {name: network for name, network in networks.items() if timings.find(network) is None}
+        if unknown and not timings.device:
+            timings.measure(unknown)
+        candidates = list(search.candidates)
+        for candidate in untimed:
+            timing, index = timings.find(networks[candidate.name]), candidates.index(candidate)
+            if timing is None:
+                timings.missing.setdefault(candidate.name, f"not in {timings.device}")
+                del candidates[index]
+                continue
+            search = replace(search, limits={"latency": timing.most_ms, **search.limits})
+            _, _, high = timing.share
+            over = (*candidate.over, "latency") if high > 1 else candidate.over
+            candidates[index] = replace(candidate, latency=high * search.limits["latency"], over=over)
+        search = replace(search, candidates=tuple(candidates))
+    if rest := sum(candidate.latency is None for candidate in search.fitting):
+        search = replace(search, notes=(*search.notes, f"{plural(rest, 'network')} not to be tried were not timed"))
+    if timings.missing:
+        names, reason = few(list(timings.missing)), next(iter(timings.missing.values()))
+        search = replace(search, notes=(*search.notes, f"without a timing, and left out: {names} ({reason})"))
+    if not search.fitting:
+        raise none_fits(search)
     return search
 
 
@@ -173,10 +217,15 @@ def larger_than_teacher(name: str, student: Mapping[str, float], teacher: Mappin
 
 
 def all_candidates(
-    price: Callable[[str], Candidate], shape: tuple[int, int, int], tries: int
+    price: Callable[[str], Candidate], shape: tuple[int, int, int], tries: int, much_narrower: bool = False
 ) -> tuple[list[Candidate], list[str]]:
-    """The candidates for images of this shape where none are named, and sentences on those that could not be."""
-    candidates, notes = [candidate for member in COMPACT for candidate in _compact_candidates(member, price)], []
+    """The candidates for images of this shape where none are named, and sentences on those that could not be.
+
+    much_narrower: of every network also copies that are far below the limits, for limits that are measured later.
+    """
+    narrower, ratios = ((*NARROWER, NARROWER[-1] / 2), RATIOS[3::4]) if much_narrower else (NARROWER, RATIOS)
+    candidates = [candidate for member in COMPACT for candidate in _compact_candidates(member, price, narrower)]
+    notes: list[str] = []
 
     def add(names: Sequence[str]) -> None:
         for name in names:
@@ -193,14 +242,14 @@ def all_candidates(
     if find_spec("torch_pruning") is None:
         notes.append("torch-pruning is not installed (pip install 'noisyteacher[prune]'): no narrower teachers")
         return candidates, notes
-    for ratio in RATIOS:  # until as many are within the limits as may be tried
+    for ratio in ratios:  # until as many are within the limits as may be tried
         add([f"{SHRINK}{ratio:g}"])
         if sum(candidate.family == "shrink" and not candidate.over for candidate in candidates) == tries:
             break
     return candidates, notes
 
 
-def _compact_candidates(member: str, price: Callable[[str], Candidate]) -> list[Candidate]:
+def _compact_candidates(member: str, price: Callable[[str], Candidate], narrower: Sequence[float]) -> list[Candidate]:
     """A compact network as it is named, at the largest width within the limits, parts of that, and the next width."""
 
     @cache
@@ -210,7 +259,7 @@ def _compact_candidates(member: str, price: Callable[[str], Candidate]) -> list[
     index = bisect_left(WIDTHS, True, key=lambda width: bool(at(width).over))  # costs grow with the width
     widths = {1.0, *WIDTHS[index : index + 1]}
     if index:
-        widths |= {WIDTHS[index - 1], *(max(WIDTHS[0], int(32 * part * WIDTHS[index - 1]) / 32) for part in NARROWER)}
+        widths |= {WIDTHS[index - 1], *(max(WIDTHS[0], int(32 * part * WIDTHS[index - 1]) / 32) for part in narrower)}
     last_wins = map(at, sorted(widths, key=lambda width: width == 1))
     return list({(candidate.macs, candidate.parameters): candidate for candidate in last_wins}.values())
 
@@ -319,7 +368,9 @@ def search_rows(search: StudentSearch, errors: Mapping[str, float], tries: int) 
     outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.use)[:1]}
     rows = []
     for candidate, outcome in outcomes.items():
-        costs = {key: getattr(candidate, key) for key in LIMITS}
+        costs = {
+            key: getattr(candidate, key) for key in (*LIMITS, *(["latency"] if "latency" in search.limits else []))
+        }
         row = {"student": candidate.name, **costs, "val_error_%": errors.get(candidate.name), "outcome": outcome}
         rows.append(row)
     return rows

@@ -175,8 +175,9 @@ def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
     layers = [tables.layers(title, row) for title, row in tables.networks(study)]
     drawn = figures.trade_offs([study]) if alone else []
     yield Section("Costs", [], drawn, [tables.costs(study), *layers])
-    best = [sentence(result.best["summary"])] if result.best else []
-    yield Section("What is handed over", best, tables=[tables.exported(study)])
+    handed_over = (result.best, (result.best or {}).get("latency"))
+    best = [sentence(record["summary"]) for record in handed_over if record]
+    yield Section("What is handed over", best, tables=[tables.exported(study), *tables.latencies(study)])
 
 
 def _answers(study: Study, rows: Sequence[Condition]) -> Iterable[Section]:

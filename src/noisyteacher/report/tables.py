@@ -8,10 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyteacher.config import LIMITS
-from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, Result, p_note, search_table
+from noisyteacher import bench
+from noisyteacher.pipeline import (
+    COSTS,
+    SEARCH_COSTS,
+    Condition,
+    Difference,
+    Estimate,
+    Result,
+    p_note,
+    read_record,
+    search_table,
+)
 from noisyteacher.report.study import Study, latency_conditions
-from noisyteacher.runs import by_name
+from noisyteacher.runs import BEST, by_name
 from noisyteacher.stats import binomial_interval
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, count, duration, flat, signed, size_bytes
@@ -184,8 +194,8 @@ def searched(study: Study) -> Table | None:
     search, table = study.result.search, search_table(study.result.search)
     if search is None or table is None:
         return None
-    limits = search["limits"]
-    words = [COSTS[name][1](limits[name]) if name in limits else NOTHING for name in LIMITS]
+    limits, names = search["limits"], [name for name in SEARCH_COSTS if name in search["table"][0]]
+    words = [SEARCH_COSTS[name][1](limits[name]) if name in limits else NOTHING for name in names]
     rows = (("limit", *words, NOTHING, ""), *table.rows)
     note = f"Validation, n = {search['n']:,} images, after {search['epochs']} epoch(s) with seed {search['seed']}."
     return Table(table.headers, rows, table.align, (note,), frozenset({0, *(number + 1 for number in table.strong)}))
@@ -199,6 +209,15 @@ def exported(study: Study) -> Table | None:
     return (
         table(result.files, result.failed) if isinstance(result, Result) and (result.files or result.failed) else None
     )
+
+
+def latencies(study: Study) -> list[Table]:
+    """A table per record of `bench` in the run's folder `best`: what was measured where the student runs."""
+    records = map(read_record, sorted((study.run.path / BEST).glob("bench*.json")))
+    return [
+        Table(bench.HEADERS, tuple(bench.rows(record)), "llrrrr", (f"Latency: {record.conditions}.",))
+        for record in records
+    ]
 
 
 def failures(study: Study) -> Table | None:

@@ -1,0 +1,328 @@
+"""Latency of exported files by the runtime that runs them: python bench.py model.onnx [FILE ...] --output bench.json
+
+Files are timed in turns, and each is compared with the first. Needs numpy and the runtime of the files (onnxruntime for
+.onnx, executorch for .pte, ai-edge-litert for .tflite, torch for .pt2), not noisyteacher: copy this file to the device
+with the files, and with the FILE.export.json beside each, by which `noisyteacher compress --latency-record` knows the
+networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KIND, SCHEMA, SIDECAR = "latency", 1, ".export.json"
+ROUNDS, SECONDS = 20, 2.0
+"""How often every file has its turn, and how long it is called in all."""
+SUFFIXES = {".onnx": "onnx", ".ort": "onnx", ".pte": "executorch", ".tflite": "litert", ".pt2": "torch"}
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+
+class BenchError(ValueError):
+    """What was given cannot be timed."""
+
+
+class Loaded(NamedTuple):
+    """A file that its runtime has loaded: images `[B, C, H, W]` to logits `[B, K]`, the shape and type of its images.
+
+    Of the shape, B is a number where the file takes no other.
+    """
+
+    run: Callable[[Any], Any]
+    shape: Sequence[Any]
+    type: str = "uint8"
+
+
+@contextlib.contextmanager
+def load_onnx(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
+    """Yield the file loaded by onnxruntime, on the CPU with so many threads; all else is onnxruntime's default."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    images = session.get_inputs()[0]
+    yield Loaded(lambda batch: session.run(None, {images.name: batch})[0], images.shape, TYPES.get(images.type, "?"))
+
+
+@contextlib.contextmanager
+def load_pte(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
+    """Yield the file loaded by ExecuTorch, with so many threads in XNNPACK."""
+    import torch
+
+    with contextlib.redirect_stderr(io.StringIO()):  # the runtime reports on the CPU
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        threads_before = portable_lib._threadpool_get_thread_count()
+        portable_lib._unsafe_reset_threadpool(threads)
+    try:
+        method = Runtime.get().load_program(Path(path)).load_method("forward")
+        if method is None:
+            raise BenchError(f"{path}: ExecuTorch finds no method 'forward' in it: export the model again")
+        shape = method.metadata.input_tensor_meta(0).sizes()
+        yield Loaded(lambda images: method.execute([torch.from_numpy(images)])[0].numpy(), shape)
+    finally:
+        with contextlib.redirect_stderr(io.StringIO()):
+            portable_lib._unsafe_reset_threadpool(threads_before)
+
+
+@contextlib.contextmanager
+def load_tflite(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
+    """Yield the file loaded by LiteRT, with so many threads."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(os.fspath(path), num_threads=threads).get_signature_runner()
+    ((name, images),) = run.get_input_details().items()
+    (logits_name,) = run.get_output_details()
+    kind = images["dtype"].__name__
+    yield Loaded(lambda batch: run(**{name: batch})[logits_name], [int(size) for size in images["shape"]], kind)
+
+
+@contextlib.contextmanager
+def load_pt2(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
+    """Yield the file loaded by torch.export.load, with so many of torch's threads."""
+    import torch
+
+    program, threads_before = torch.export.load(os.fspath(path)), torch.get_num_threads()
+    run, example = program.module(), program.example_inputs[0][0]
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            shape, kind = ("batch", *example.shape[1:]), str(example.dtype).partition(".")[2]
+            yield Loaded(lambda images: run(torch.from_numpy(images)).numpy(), shape, kind)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+RUNTIMES: dict[str, tuple[Callable[..., contextlib.AbstractContextManager[Loaded]], str]] = {
+    "onnx": (load_onnx, "onnxruntime"),
+    "executorch": (load_pte, "executorch"),
+    "litert": (load_tflite, "ai_edge_litert"),
+    "torch": (load_pt2, "torch"),
+}
+"""Name -> how it loads a file (path, threads), and its package."""
+
+
+@dataclass(frozen=True)
+class FileLatency:
+    """Milliseconds of a call with a batch of images: the median of the rounds' medians with its 95 % interval, and the
+    95th percentile of all calls.
+    """
+
+    file: str
+    sha256: str
+    runtime: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    p95_ms: float
+    calls: int
+    round_ms: list[float]
+    """The median of each round."""
+    export: dict[str, Any] | None = None
+    """Format, precision and architecture, as FILE.export.json beside the file says; None without it."""
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Files that were timed in turns on one machine under the same conditions."""
+
+    machine: str
+    threads: int
+    batch: int
+    files: list[FileLatency]
+    time: str
+    """When, UTC."""
+
+    @property
+    def conditions(self) -> str:
+        """`median of 20 rounds in turns, batch 1, 1 thread(s); measured on: AMD EPYC, 2 cores, Linux 6.1`."""
+        turns = f"median of {len(self.files[0].round_ms)} rounds in turns, batch {self.batch}, {self.threads} thread(s)"
+        return f"{turns}; latency measured on: {self.machine}"
+
+
+def bench(
+    files: Sequence[str | os.PathLike[str]],
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> LatencyRecord:
+    """Time these files in turns with random images; `seconds` each, and at least ROUNDS calls.
+
+    runtime: a name of RUNTIMES, by default by the ending of each file. Raises BenchError.
+    """
+    calls: dict[str, Callable[[], Any]] = {}
+    names: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for path in map(str, files):
+            name = runtime or SUFFIXES.get(Path(path).suffix.lower(), "")
+            if name not in RUNTIMES:
+                what, known = ("runtime", RUNTIMES) if runtime else ("ending of a file", SUFFIXES)
+                raise BenchError(f"{runtime or path}: unknown {what}, expected one of {', '.join(known)}")
+            if path in calls or not os.path.isfile(path):
+                raise BenchError(f"{path}: {'named twice' if path in calls else 'there is no such file'}")
+            load, package = RUNTIMES[name]
+            try:
+                calls[path] = _call(path, stack.enter_context(load(path, threads)), batch)
+                calls[path]()
+            except ImportError as error:
+                raise BenchError(f"{path}: needs {package}, which is not installed: pip install {package}") from error
+            except BenchError:
+                raise
+            except Exception as error:  # whatever a runtime raises for a file it cannot read or run
+                raise BenchError(f"{path}: {package} cannot run it ({str(error).splitlines()[0][:200]})") from error
+            names[path] = f"{package} {version(package)}"
+        times = time_in_turns(calls, seconds, clock=clock)
+    return LatencyRecord(
+        machine=machine(),
+        threads=threads,
+        batch=batch,
+        files=[_file_latency(path, names[path], rounds) for path, rounds in times.items()],
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _call(path: str, loaded: Loaded, batch: int) -> Callable[[], Any]:
+    fixed, *sizes = loaded.shape
+    if isinstance(fixed, int) and fixed != batch:
+        raise BenchError(f"{path}: takes {fixed} image(s) a call, batch {batch} was given: give batch {fixed}")
+    if loaded.type == "?" or not all(isinstance(size, int) for size in sizes):
+        raise BenchError(f"{path}: takes {list(loaded.shape)}: expected images [batch, channels, height, width]")
+    images = np.random.default_rng(0).integers(0, 256, (batch, *sizes)).astype(loaded.type)
+    return lambda: loaded.run(images)
+
+
+def _file_latency(path: str, runtime: str, rounds: Sequence[Sequence[float]]) -> FileLatency:
+    sidecar, times = Path(path + SIDECAR), [ms for block in rounds for ms in block]
+    export = None
+    if sidecar.is_file():
+        beside = json.loads(sidecar.read_text(encoding="utf-8"))
+        export = {"format": beside["format"], "precision": beside["precision"], "model": beside["model"]}
+    digest, medians = hashlib.sha256(Path(path).read_bytes()).hexdigest(), [float(np.median(block)) for block in rounds]
+    p95 = float(np.percentile(times, 95))
+    return FileLatency(path, digest, runtime, *median_interval(medians), p95, len(times), medians, export)
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float = SECONDS,
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[list[float]]]:
+    """Milliseconds of the calls by name and round, after a round that does not count; another begins each round.
+
+    In its turn each is called once without being timed, to get over what ran before it, then at least once, and for its
+    share of the seconds.
+    """
+    names = list(calls)
+    times: dict[str, list[list[float]]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            call = calls[name]
+            block: list[float] = []
+            call()
+            began = clock()
+            while not block or clock() - began < seconds / rounds:
+                start = clock()
+                call()
+                block.append(1e3 * (clock() - start))
+            if number:
+                times[name].append(block)
+    return times
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median with its 95 % interval, of order statistics (binomial): for 20 values the 6th and the 15th.
+
+    With fewer than six, the interval is the range and covers less.
+    """
+    ordered, n, rank, tail = sorted(values), len(values), 0, 2.0 ** -len(values)
+    while tail <= 0.025:
+        rank += 1
+        tail += math.comb(n, rank) / 2**n
+    rank = max(rank, 1)
+    return float(np.median(ordered)), ordered[rank - 1], ordered[n - rank]
+
+
+def speed_up(file: FileLatency, reference: FileLatency) -> tuple[float, float, float]:
+    """How many times as fast as the reference: the median of the ratios within each round, with its 95 % interval."""
+    return median_interval([slow / fast for slow, fast in zip(reference.round_ms, file.round_ms)])  # noqa: B905
+
+
+def machine() -> str:
+    """This machine's processor, cores that this process may use, and system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor()}, {cores} cores, {platform.system()} {platform.release()}"
+
+
+def processor() -> str:
+    """The name of this machine's processor, as far as the system has one."""
+    info = Path("/proc/cpuinfo").read_text(errors="replace") if os.path.exists("/proc/cpuinfo") else ""
+    names = re.findall(r"(?:model name|Hardware|Model)\s*:\s*(.+)", info)
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def to_json(record: LatencyRecord) -> str:
+    """The record as a JSON file holds it."""
+    return json.dumps({"kind": KIND, "schema": SCHEMA, **asdict(record)}, indent=1)
+
+
+HEADERS = ("file", "runtime", "latency ms", "95 % interval", "p95 ms", "times as fast")
+
+
+def rows(record: LatencyRecord) -> list[tuple[str, ...]]:
+    """A row of HEADERS per file; the first file is what the others are compared with."""
+    first, *_ = record.files
+    table: list[tuple[str, ...]] = []
+    for file in record.files:
+        ratio = "" if file is first else "{:.2f} [{:.2f}, {:.2f}]".format(*speed_up(file, first))
+        interval = f"[{file.low_ms:.3f}, {file.high_ms:.3f}]"
+        name = os.path.basename(file.file)
+        table.append((name, file.runtime, f"{file.median_ms:.3f}", interval, f"{file.p95_ms:.3f}", ratio))
+    return table
+
+
+def main() -> None:
+    """The command line of this file on its own."""
+    parser = argparse.ArgumentParser(description="Latency of exported files, timed in turns.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="the first is what the others are compared with")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="default: by the ending of each file")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1, help="images per call")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that each file is called")
+    parser.add_argument("--output", help="the JSON file to write")
+    given = parser.parse_args()
+    try:
+        record = bench(given.files, given.runtime, given.threads, given.batch, given.seconds)
+    except BenchError as error:
+        sys.exit(f"error: {error}")
+    table = (HEADERS, *rows(record))
+    widths = [max(map(len, column)) for column in zip(*table)]  # noqa: B905
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]  # noqa: B905
+    sys.stdout.write("\n".join([*lines, "", record.conditions, ""]))
+    if given.output:
+        Path(given.output).write_text(to_json(record))
+
+
+if __name__ == "__main__":
+    main()
