@@ -29,8 +29,8 @@ from noisyteacher.errors import (
     UsageError,
 )
 from noisyteacher.export import FORMATS, Exported, check_formats, export_all, from_pretrained, notes, table, verdict
-from noisyteacher.export.exporting import calibration_images
 from noisyteacher.export.outcome import compare
+from noisyteacher.export.quantization import calibration_images
 from noisyteacher.io.files import check_seal
 from noisyteacher.measure import Latency
 from noisyteacher.models import MODELS, PREPROCESS

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from noisyteacher.evaluate import predict as predict
     from noisyteacher.export import Exported as Exported
     from noisyteacher.export import export as export
+    from noisyteacher.export import fake_quantized as fake_quantized
     from noisyteacher.export import from_pretrained as from_pretrained
     from noisyteacher.extract import extract as extract
     from noisyteacher.losses import logit_regression as logit_regression
@@ -60,7 +61,7 @@ NAMES = {
     "data": "Batch Packed Split Splits load_data pack_data",
     "errors": "NoisyTeacherError",
     "evaluate": "Scores calibrate evaluate predict",
-    "export": "Exported export from_pretrained",
+    "export": "Exported export fake_quantized from_pretrained",
     "extract": "extract",
     "losses": "logit_regression soft_targets",
     "measure": "Costs measure",

@@ -81,7 +81,7 @@ def demo(
 @o.with_options(
     f"config {o.DATA} teacher.name teacher.weights teacher.epochs student.name target.macs target.bytes "
     "target.parameters target.latency target.latency_record target.max_drop target.search target.minutes run.export "
-    f"{o.NOISE} {o.RECIPE} "
+    f"student.qat_epochs {o.NOISE} {o.RECIPE} "
     f"run.seeds run.baselines {o.MACHINE} jobs overrides allow_import resume as_json quiet"
 )
 def compress(

@@ -270,6 +270,11 @@ class Student(Recipe):
     the teacher has more than 75 % of the errors of a student on labels alone."""
     combine: Literal["mean", "geometric", "pick", "pick-row"] = "mean"
     """How several teachers' logits become one: their mean, geometric mean, or one picked per batch or per row."""
+    qat_epochs: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Quantization-aware training: epochs for which the best student learns on, rounded to int8 (needs the extra
+    `mobile`); its files in int8 are then the better of these and of those by calibration alone. 0: none."""
+    qat_lr: Positive | None = None
+    """Base learning rate of these epochs (empty: a tenth of lr)."""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         yield from super().contradictions()
@@ -278,6 +283,8 @@ class Student(Recipe):
             yield "loss_options", "temperature is a setting of its own: name student.temperature"
         for name, problem in wrong_loss_options(self.loss, self.loss_options | temperature):
             yield name if name in temperature else f"loss_options.{name}", problem
+        if self.qat_lr is not None and not self.qat_epochs:
+            yield "qat_lr", f"{self.qat_lr:g} has no effect without qat_epochs: leave it out"
         if self.name == "auto" and self.options:
             yield "options", "have no effect where the student is chosen: leave them out, or name the student"
         if self.weights and (self.name == "auto" or self.name.startswith("shrink:")):
@@ -495,6 +502,12 @@ class Config(Settings):
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
         if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():
             yield "target", "has no effect where student.name is not auto: leave it out, or let the student be chosen"
+        if student.qat_epochs and not {"onnx-int8", "pte-int8"} & {*self.run.export}:
+            yield (
+                "student.qat_epochs",
+                f"{student.qat_epochs} has no effect without a file in int8: add onnx-int8 or "
+                "pte-int8 to run.export (--export), or leave it out",
+            )
         chosen = "auto" in (noise.sigma, noise.alpha)
         if not chosen and self.choice != Choice() and (noise.off or not self.choice.over_recipe):
             yield "choice", 'has no effect where the noise is not chosen: leave it out, or set noise.sigma = "auto"'

@@ -18,23 +18,24 @@ from torch import Tensor, nn
 
 from noisyteacher import bench
 from noisyteacher.bench import SIDECAR
-from noisyteacher.data import Split, Splits, load_data
+from noisyteacher.data import Split, load_data
 from noisyteacher.device import check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
 from noisyteacher.export.litert import run_tflite, write_tflite
 from noisyteacher.export.onnx import run_onnx, write_onnx
 from noisyteacher.export.outcome import Comparison, Exported, compare
-from noisyteacher.export.torch_export import Runner, export_errors, run_pt2, run_pte, write_pt2, write_pte
+from noisyteacher.export.quantization import CALIBRATION, FakeQuantized, calibration_images, in_int8
+from noisyteacher.export.torch_export import run_pt2, run_pte, write_pt2, write_pte
+from noisyteacher.export.tracing import Runner, export_errors
 from noisyteacher.io.files import read_bytes, sha256, write_bytes, write_json
 from noisyteacher.measure import Latency, percentile
-from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, saved_bytes, weights_fingerprint
+from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, bare_network, saved_bytes, weights_fingerprint
 from noisyteacher.rng import generator
 from noisyteacher.runs import host, versions
 from noisyteacher.text import unknown_name
 
 KIND, SCHEMA = "export", 1
-CALIBRATION = 512
 MAX_DIFFERENCE = 1e-4
 """Of the largest absolute logit: about fifty times the effect of rounding in another order (docs/export.md)."""
 MAX_DROP = 1.0
@@ -54,6 +55,21 @@ class Format:
     """(path, threads)."""
     needs: tuple[str, ...] = ()
     extra: str = ""
+
+    @property
+    def int8(self) -> bool:
+        """Whether weights and activations of the network are in int8."""
+        return self.precision == "int8"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file that its runtime has run, not yet where it belongs, and whether quantization-aware training made it."""
+
+    path: Path
+    run: Runner
+    comparison: Comparison
+    qat: bool
 
 
 _ONNX, _MOBILE, _LITERT = (
@@ -87,12 +103,16 @@ def check_formats(names: Sequence[str], model: Classifier | None = None) -> None
     """Raises UsageError for wrong names, a missing package, or a format that cannot hold this model."""
     check_format_names(names)
     for name in names:
-        missing = [package for package in FORMATS[name].needs if importlib.util.find_spec(package) is None]
-        if missing:
-            extra = FORMATS[name].extra
-            raise UsageError(f"format {name!r} needs {' and '.join(missing)}: pip install 'noisyteacher[{extra}]'")
+        check_packages(f"format {name!r}", FORMATS[name].needs, FORMATS[name].extra)
         if name == "hub" and model is not None:
             check_rebuildable(model)
+
+
+def check_packages(what: str, packages: Sequence[str] = _MOBILE, extra: str = "mobile") -> None:
+    """Raises UsageError naming the extra where a package is missing that `what` needs."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UsageError(f"{what} needs {' and '.join(missing)}: pip install 'noisyteacher[{extra}]'")
 
 
 def export(
@@ -101,6 +121,7 @@ def export(
     *,
     data: Any = None,
     int8: bool = False,
+    twin: nn.Module | None = None,
     max_difference: float | None = None,
     max_drop: float | None = None,
     calibration: int | None = None,
@@ -112,8 +133,9 @@ def export(
     Uint8 images `[B, C, H, W]` go in and logits `[B, K]` come out, the preprocessing is inside; .onnx and .pt2 take any
     B, .pte and .tflite take 1. data: what `load_data` takes. The file is compared with torch on its whole validation
     split; without data on random images, and then there is no accuracy. int8 (not .pt2) sets its ranges on
-    `calibration` training images (512) and needs data. Latencies are the median of `runs` calls with `threads` threads
-    (torch's number by default). The model itself is unchanged afterwards.
+    `calibration` training images (512) and needs data; with a trained `twin` (of `nt.fake_quantized`) a second file is
+    made of that, and the file that loses less on validation is kept, of equals the second. Latencies are the median of
+    `runs` calls with `threads` threads (torch's number by default). The model itself is unchanged afterwards.
 
     The result says whether the file `holds`: in fp32 no logit is further from torch's than `max_difference` (1e-4 of
     the largest logit), in int8 accuracy falls by at most `max_drop` points (1.0; without labels: agreement with torch).
@@ -142,6 +164,7 @@ def export(
         model,
         {name: target},
         data=data,
+        twin=twin,
         max_difference=max_difference,
         max_drop=MAX_DROP if max_drop is None else max_drop,
         calibration=CALIBRATION if calibration is None else calibration,
@@ -156,6 +179,7 @@ def export_all(
     paths: Mapping[str, Path],
     *,
     data: Any = None,
+    twin: nn.Module | None = None,
     max_difference: float | None = None,
     max_drop: float = MAX_DROP,
     calibration: int = CALIBRATION,
@@ -187,11 +211,13 @@ def export_all(
         raise UsageError(f"runs {runs!r}: it must be a whole number of 1 or more")
     threads = torch.get_num_threads() if threads is None else check_threads(threads)
     class_names = [str(number) for number in range(classifier.classes)] if splits is None else splits.class_names
-    int8 = any(FORMATS[name].precision == "int8" for name in paths)
+    int8 = any(FORMATS[name].int8 for name in paths)
     images = calibration_images(splits, calibration) if int8 else None
+    graph = None if twin is None else _twin_graph(twin, int8)
     report, steps = progress or (lambda done, total, note: None), 2 * len(paths) + 1
     runners: dict[str, Runner] = {"torch": classifier}
-    drafts: dict[str, tuple[Path, Comparison]] = {}
+    drafts: dict[str, list[Draft]] = {}
+    """The file to keep, then the one that is not."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
         running.enter_context(inference(classifier, torch.device("cpu")))
         split = _random_images(classifier) if splits is None else splits.val
@@ -199,18 +225,25 @@ def export_all(
         torch_logits = _logits(classifier, split)
         if not torch.isfinite(torch_logits).all():
             raise TrainingError(f"{classifier.name!r}: its logits on {checked_on} are not finite: nothing to export")
+        sources: list[tuple[Classifier, Tensor | None]] = [(classifier, images)]
+        sources += [] if graph is None else [(in_int8(classifier, graph), None)]
         for number, name in enumerate(paths):
-            form, draft = FORMATS[name], Path(scratch) / f"{name}.{FORMATS[name].kind}"
+            form, candidates = FORMATS[name], list[Draft]()
             try:
                 check_formats([name], classifier)
-                report(2 * number, steps, f"writing {name}")
-                with export_errors(f"{name}: it cannot be written"):
-                    form.write(classifier, draft, class_names, images if form.precision == "int8" else None)
-                report(2 * number + 1, steps, f"running {name}")
-                with export_errors(f"{name}: its own runtime cannot run the file"):
-                    runner = running.enter_context(form.run(draft, threads))
-                    drafts[name] = draft, compare(_logits(runner, split), torch_logits, split.labels)
-                    runners[name] = runner
+                for source, ranges_from in sources if form.int8 else [(classifier, None)]:
+                    qat = source is not classifier
+                    draft = Path(scratch) / f"{name}{'-qat' if qat else ''}.{form.kind}"
+                    report(2 * number, steps, f"writing {name}")
+                    with export_errors(f"{name}: it cannot be written"):
+                        form.write(source, draft, class_names, ranges_from)
+                    report(2 * number + 1, steps, f"running {name}")
+                    with export_errors(f"{name}: its own runtime cannot run the file"):
+                        runner = running.enter_context(form.run(draft, threads))
+                        comparison = compare(_logits(runner, split), torch_logits, split.labels)
+                        candidates.append(Draft(draft, runner, comparison, qat))
+                drafts[name] = sorted(candidates, key=lambda draft: (draft.comparison.drop, not draft.qat))
+                runners[name] = drafts[name][0].run
             except NoisyTeacherError as error:
                 if on_failure is None:
                     raise
@@ -221,12 +254,14 @@ def export_all(
         image = split.images_at(torch.zeros(1, dtype=torch.int64))
         latencies = time_in_turns(runners, image, threads, runs)
         exported, torch_bytes = [], saved_bytes(classifier)
-        for name, (draft, comparison) in drafts.items():
-            form, contents = FORMATS[name], read_bytes(_files(draft)[0])
-            tolerance, holds = _judge(form, comparison, max_difference, max_drop)
+        for name, (kept, *rejected) in drafts.items():
+            form, contents = FORMATS[name], read_bytes(_files(kept.path)[0])
+            tolerance, holds = _judge(form, kept.comparison, max_difference, max_drop)
             runtime = f"{form.needs[-1]} {version(form.needs[-1])}" if form.needs else f"torch {torch.__version__}"
             file = Exported(
-                **vars(comparison),
+                **vars(kept.comparison),
+                qat=kept.qat,
+                rejected=rejected[0].comparison if rejected else None,
                 path=paths[name],
                 format=form.kind,
                 precision=form.precision,
@@ -247,9 +282,9 @@ def export_all(
             "versions": versions(),
             "host": host(),
         }
-        for (draft, _), file in zip(drafts.values(), exported, strict=True):
-            for part in _files(draft):
-                write_bytes(file.path if part == draft else file.path / part.name, read_bytes(part))
+        for (kept, *_), file in zip(drafts.values(), exported, strict=True):
+            for part in _files(kept.path):
+                write_bytes(file.path if part == kept.path else file.path / part.name, read_bytes(part))
             ranges = {} if file.precision == "fp32" or images is None else {"calibration_images": len(images)}
             sidecar = file.path.with_name(file.path.name + SIDECAR)
             write_json(sidecar, KIND, SCHEMA, {**file.describe(), "path": file.path.name, **ranges, **record})
@@ -278,22 +313,21 @@ def _files(draft: Path) -> list[Path]:
 
 def _judge(form: Format, file: Comparison, max_difference: float | None, max_drop: float) -> tuple[float, bool]:
     """The tolerance for a file, and whether the file is within it."""
-    if form.precision == "int8":
+    if form.int8:
         return max_drop, file.drop <= max_drop + 1e-9  # a drop of exactly this may be rounded up
     tolerance = MAX_DIFFERENCE * file.logit_scale if max_difference is None else max_difference
     tolerance = 0.0 if form.kind == "hub" else tolerance
     return tolerance, file.difference <= tolerance
 
 
-def calibration_images(data: Splits | None, count: int) -> Tensor:
-    """`count` training images, drawn by the generator (0, "export", "calibration"), uint8 `[n, C, H, W]`.
-
-    All of them if there are fewer. Raises UsageError without data.
-    """
-    if data is None:
-        raise UsageError("int8 sets its ranges on training images and no data were given: pass data=")
-    rows = torch.randperm(len(data.train), generator=generator(0, "export", "calibration"))[:count]
-    return data.train.images_at(rows.sort().values)
+def _twin_graph(twin: nn.Module, int8: bool) -> nn.Module:
+    """The graph of a fake-quantized twin. Raises UsageError for another model, and where no file in int8 is written."""
+    network = bare_network(twin) if isinstance(twin, Classifier) else twin
+    if not isinstance(network, FakeQuantized):
+        raise UsageError(f"twin: given a {type(network).__name__}; expected nt.fake_quantized(model, data)")
+    if not int8:
+        raise UsageError("twin has no effect on files in fp32: leave it out, or write one in int8")
+    return network.graph
 
 
 def _random_images(model: Classifier) -> Split:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from noisyteacher.errors import DataError, FileFormatError, UsageError
-from noisyteacher.export.torch_export import INPUT_FORMAT, Runner
+from noisyteacher.export.tracing import INPUT_FORMAT, Runner
 from noisyteacher.io.files import read_json, write_json
 from noisyteacher.models import HUB_WEIGHTS, PREPROCESS, Classifier, load_model, model_record, save_model
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from noisyteacher.bench import load_tflite
-from noisyteacher.export.torch_export import Runner, export_errors
+from noisyteacher.export.tracing import Runner, export_errors
 from noisyteacher.models import Classifier
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from noisyteacher.bench import load_onnx
 from noisyteacher.errors import ExportError
-from noisyteacher.export.torch_export import CALIBRATION_BATCH, INPUT_FORMAT, Runner, export_errors, traced
+from noisyteacher.export.quantization import CALIBRATION_BATCH
+from noisyteacher.export.tracing import INPUT_FORMAT, Runner, export_errors, traced
 from noisyteacher.models import Classifier
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

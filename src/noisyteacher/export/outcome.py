@@ -17,6 +17,10 @@ from noisyteacher.stats import Quantity
 from noisyteacher.tables import Table
 from noisyteacher.text import size_bytes
 
+QAT_NOTE = (
+    "PTQ: ranges calibrated on training images; QAT: trained further while rounded to int8. Kept is the one that loses "
+    "less here."
+)
 HEADERS = ("format", "precision", "accuracy %", "agreement %", "logit difference", "size", "latency ms", "holds")
 
 
@@ -64,6 +68,10 @@ class Exported(Comparison):
     """Both timed in turns, call by call, under the same conditions."""
     runtime: str
     """Name and version of the runtime that ran the file."""
+    qat: bool = False
+    """Whether weights and ranges were learned by quantization-aware training; else ranges were calibrated alone."""
+    rejected: Comparison | None = None
+    """The file that was made the other way, where both were, which loses more and was not kept."""
 
     @property
     def name(self) -> str:
@@ -85,17 +93,29 @@ class Exported(Comparison):
 
     def describe(self) -> dict[str, object]:
         """All fields for JSON, shares with their unit and n."""
-        shares = {name: value.describe() for name, value in vars(self).items() if isinstance(value, Quantity)}
-        return {**asdict(self), **shares, "path": str(self.path), "n": self.n, "reason": self.reason}
+        rejected = None if self.rejected is None else asdict(self.rejected) | _shares(self.rejected)
+        named = {"path": str(self.path), "n": self.n, "reason": self.reason, "rejected": rejected}
+        return {**asdict(self), **_shares(self), **named}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Exported:
         """The Exported that `describe` made the record of."""
-        values = {field.name: record[field.name] for field in fields(cls)}
-        for name in ("agreement", "accuracy", "torch_accuracy"):
-            values[name] = None if values[name] is None else Quantity(**values[name])
-        latencies = {name: Latency(**values[name]) for name in ("latency_ms", "torch_latency_ms")}
-        return cls(**{**values, **latencies, "path": Path(record["path"])})
+        values = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        values |= {name: Latency(**values[name]) for name in ("latency_ms", "torch_latency_ms")}
+        if (rejected := record.get("rejected")) is not None:
+            values["rejected"] = Comparison(**rejected | _quantities(rejected))
+        return cls(**values | _quantities(record) | {"path": Path(record["path"])})
+
+
+def _shares(comparison: Comparison) -> dict[str, object]:
+    """The shares of images, with their unit and n."""
+    return {name: value.describe() for name, value in vars(comparison).items() if isinstance(value, Quantity)}
+
+
+def _quantities(record: Mapping[str, Any]) -> dict[str, Quantity | None]:
+    """The Quantities that `_shares` made the record's entries of."""
+    shares = {name: record[name] for name in ("agreement", "accuracy", "torch_accuracy")}
+    return {name: None if share is None else Quantity(**share) for name, share in shares.items()}
 
 
 def compare(logits: Tensor, torch_logits: Tensor, labels: Tensor | None) -> Comparison:
@@ -127,12 +147,19 @@ def table(exported: Sequence[Exported], failed: Mapping[str, str] | None = None)
         size = f"{size_bytes(file.bytes)} ({file.bytes / file.torch_bytes:.2f}x)"
         median = file.latency_ms.median
         latency = f"{median:.3f} ({median / file.torch_latency_ms.median:.2f}x)"
-        scores = (_percent(file.accuracy), _percent(file.agreement), f"{file.difference:.2g}")
-        rows.append((file.format, file.precision, *scores, size, latency, "yes" if file.holds else "NO"))
+        ways = (" QAT", " PTQ") if file.qat else (" PTQ", " QAT")
+        way = "" if file.rejected is None else ways[0]
+        rows.append((file.format, file.precision + way, *_scores(file), size, latency, "yes" if file.holds else "NO"))
+        if file.rejected is not None:
+            rows.append((file.format, file.precision + ways[1], *_scores(file.rejected), "-", "-", "not kept"))
     for name in failed or ():
         kind, _, precision = name.partition("-")
         rows.append((kind, precision or "fp32", *"-----", "FAILED"))
     return Table(HEADERS, tuple(rows), "llrrrrrl", tuple(notes(exported, failed)))
+
+
+def _scores(file: Comparison) -> tuple[str, str, str]:
+    return _percent(file.accuracy), _percent(file.agreement), f"{file.difference:.2g}"
 
 
 def _percent(value: float | None) -> str:
@@ -152,6 +179,7 @@ def notes(exported: Sequence[Exported], failed: Mapping[str, str] | None = None)
         f"Latency: median of {latency.runs} calls, taken in turns, batch {latency.batch}, {latency.threads} thread(s), "
         f"{latency.device}. Ratios: to torch and its weights file (below 1: smaller, faster).",
         f"Run by: {', '.join(dict.fromkeys(file.runtime for file in exported))}.",
+        *([QAT_NOTE] if any(file.rejected for file in exported) else []),
         *(f"{file.name} does not hold: {file.reason}." for file in exported if not file.holds),
         *failures,
     ]

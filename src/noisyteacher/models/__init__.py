@@ -10,11 +10,13 @@ from noisyteacher.models.classifier import Classifier as Classifier
 from noisyteacher.models.classifier import Reordered as Reordered
 from noisyteacher.models.classifier import Rescaled as Rescaled
 from noisyteacher.models.classifier import as_classifier as as_classifier
+from noisyteacher.models.classifier import bare_network as bare_network
 from noisyteacher.models.classifier import head_parameters as head_parameters
 from noisyteacher.models.classifier import learn_in_unit as learn_in_unit
 from noisyteacher.models.classifier import logits_of as logits_of
 from noisyteacher.models.classifier import reordered as reordered
 from noisyteacher.models.classifier import rescale as rescale
+from noisyteacher.models.classifier import with_network as with_network
 from noisyteacher.models.external import WHOLE as WHOLE
 from noisyteacher.models.external import ZOO as ZOO
 from noisyteacher.models.external import class_names_of as class_names_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
@@ -215,6 +216,16 @@ def bare_network(model: Classifier) -> nn.Module:
     while isinstance(network, (Reordered, Rescaled)):
         network = network.network
     return network
+
+
+def with_network(model: Classifier, network: nn.Module) -> Classifier:
+    """A copy of the model with this network in place of its `bare_network`."""
+    copied = copy.deepcopy(model)
+    part: Any = copied
+    while isinstance(part.network, (Reordered, Rescaled)):
+        part = part.network
+    part.network = network
+    return copied
 
 
 def head_parameters(parameters: Mapping[str, Tensor], classes: int | None = None, stacked: bool = False) -> set[str]:

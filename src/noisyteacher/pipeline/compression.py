@@ -20,8 +20,8 @@ from noisyteacher.config import Config, Recipe, Teacher, Values, build_config, d
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
-from noisyteacher.errors import MismatchError, UsageError
-from noisyteacher.export import FORMATS, check_formats
+from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
 from noisyteacher.io.files import Json, make_folder, write_bytes
 from noisyteacher.models import Classifier, as_classifier, is_onnx_file
 from noisyteacher.noise import Noise
@@ -32,7 +32,7 @@ from noisyteacher.pipeline.class_order import Check
 from noisyteacher.pipeline.compression_result import Result, judged
 from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainedModel
 from noisyteacher.pipeline.fairness import regime_of
-from noisyteacher.pipeline.handover import BENCH, choose_best, write_best
+from noisyteacher.pipeline.handover import BENCH, choose_best, train_twin, write_best
 from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.pretrained import build_network, display_name
@@ -55,6 +55,8 @@ from noisyteacher.text import flat, plural
 CLOCK = time.monotonic
 EXPORT_S = 5.0
 """Seconds that writing and checking an exported file is assumed to need."""
+QAT_SLOWDOWN = 3.0
+"""How much longer an epoch is assumed to take where everything is rounded to int8."""
 SHORT_RUN = "labels-short"
 """The child run of a short student on labels, which the teacher is compared with."""
 
@@ -274,6 +276,10 @@ def build_models(
     """
     resolve_device(config.run.device)
     check_formats(config.run.export)
+    if config.student.qat_epochs:
+        check_packages("student.qat_epochs")
+        if world().size > 1:
+            raise UsageError("student.qat_epochs: quantization-aware training runs in one process: leave it out")
     for recipe in (config.teacher, config.student):
         expand_views(recipe.views)
     weight, unlabelled = config.student.label_weight, ", ".join(resolve.unlabelled_roles(data))
@@ -287,6 +293,8 @@ def build_models(
         raise UsageError("the student has a torch.jit module, which cannot be copied for every seed: pass it as Python")
     network = build_network(config.student, student, data, teacher=first)
     check_formats(config.run.export, network)
+    if config.student.qat_epochs:
+        fake_quantized(network, data)  # raises what it would raise after all trainings
     return first, network
 
 
@@ -346,7 +354,8 @@ class Compression:
         self.short_run = self.comparable and (search is not None or not config.run.baselines)
         self.pace = self._pace(teacher_network, started)
         trainings = number_of_trials(experiment) + len(experiment.conditions) * config.run.seeds + self.short_run
-        self.stages = StageTitles(2 + self.pace.whole.tries + trainings + bool(config.run.export))
+        self.at_the_end = bool(config.student.qat_epochs) + bool(config.run.export)
+        self.stages = StageTitles(2 + self.pace.whole.tries + trainings + self.at_the_end)
         self.trained: dict[str, list[TrainedModel]] = {}
         self.checks: list[Check] = []
         self.warnings: list[str] = []
@@ -462,9 +471,15 @@ class Compression:
         who = "the teacher, and through its weights the student," if self.experiment.inherits else "the teacher"
         overlap = pretrained.seen_before(self.teacher.result.get("trained_on"), self.experiment.data, who)
         self.warnings += [overlap] if overlap else []
-        self.stages.number = self.stages.total - 1
+        self.stages.number, twin = self.stages.total - self.at_the_end, None
+        if self.experiment.config.student.qat_epochs:
+            condition, title = self.best_record["condition"], self.stages.next("quantization-aware training")
+            try:
+                twin, self.best_record["qat"] = train_twin(self.experiment, self.best, condition, self.logits, title)
+            except NoisyTeacherError as error:  # the student is trained all the same
+                self.warn(f"quantization-aware training failed, files in int8 are calibrated alone: {error}")
         caveats, title = [overlap] if overlap else [], self.stages.next("export")
-        self.best_record["files"], self.failed = write_best(self.experiment, self.best, title, caveats)
+        self.best_record["files"], self.failed = write_best(self.experiment, self.best, title, caveats, twin)
         if self.timings is not None:
             self.best_record["latency"] = self._latency(self.timings, self.best_record["files"])
 
@@ -627,8 +642,8 @@ def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher
     live_s = answer_s * len(data.train) if experiment.live else 0.0
     views = 0 if experiment.live else len(expand_views(config.student.views))
     logits_s = answer_s * sum(len(split) * (views if role == "train" else 1) for role, split in data.parts.items())
-    export_s = EXPORT_S * len(config.run.export)
-    return Speeds(teacher_s, logits_s, tuple(epoch_s + live_s for epoch_s in seconds), export_s)
+    end_s = EXPORT_S * len(config.run.export) + QAT_SLOWDOWN * config.student.qat_epochs * max(seconds)
+    return Speeds(teacher_s, logits_s, tuple(epoch_s + live_s for epoch_s in seconds), end_s)
 
 
 def outline(experiment: Experiment, search: StudentSearch | None, short_run: bool) -> list[str]:
@@ -646,4 +661,6 @@ def outline(experiment: Experiment, search: StudentSearch | None, short_run: boo
     titles = [experiment.titles[name].removeprefix("student, ") for name in experiment.conditions]
     seeds, trainings = plural(config.run.seeds, "seed"), plural(len(titles) * config.run.seeds, "training")
     conditions, epochs = plural(len(titles), "condition"), plural(config.student.epochs, "epoch")
-    return [*lines, f"students: {conditions} ({', '.join(titles)}) x {seeds} = {trainings}; {epochs} each"]
+    lines += [f"students: {conditions} ({', '.join(titles)}) x {seeds} = {trainings}; {epochs} each"]
+    qat = plural(config.student.qat_epochs, "epoch")
+    return [*lines, *([f"quantization-aware training of the best: {qat}"] if config.student.qat_epochs else [])]

@@ -20,7 +20,7 @@ from noisyteacher.pipeline.fairness import regime_words
 from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences
 from noisyteacher.runs import Run
 from noisyteacher.tables import Table
-from noisyteacher.text import SPLIT_NAMES, duration, sentence, sigma_words, size_bytes
+from noisyteacher.text import SPLIT_NAMES, duration, plural, sentence, sigma_words, size_bytes
 
 REPORT = "report.html"
 HANDED_OVER = "handed over"
@@ -143,6 +143,10 @@ class Result(RunResult):
                 notes.append(f"{name}: {'; '.join(words)}.")
         if self.best is not None:
             notes.append(sentence(self.best["summary"]))
+            if qat := self.best.get("qat"):
+                errors = ", ".join(f"{name} {error:.2f} %" for name, error in qat["val_error_%"].items())
+                recipe = f"{plural(qat['epochs'], 'epoch')} at lr {qat['lr']:g}"
+                notes.append(f"QAT: {recipe}; validation {self.scored} {errors} (n = {qat['n']:,}).")
         if self.latency is not None:
             notes.append(sentence(self.latency["summary"]))
         costs = self.conditions[-1].costs

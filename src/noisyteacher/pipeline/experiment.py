@@ -495,10 +495,17 @@ class StudentTask(NamedTuple):
 
 
 def student_spec(
-    experiment: Experiment, run: str, condition: str, noise: Noise | None, seed: int, logits: Logits, title: str
+    experiment: Experiment,
+    run: str,
+    condition: str,
+    noise: Noise | None,
+    seed: int,
+    logits: Logits,
+    title: str,
+    twin: models.Classifier | None = None,
 ) -> TrainingSpec:
     """How one student is trained with one seed in the child run `run`: on labels alone where the condition is `labels`,
-    else distilled from the teacher's logits under the noise.
+    else distilled from the teacher's logits under the noise. A fake-quantized `twin` learns on in its place.
     """
     config, data = experiment.config, experiment.data
     source = logits[experiment.source]
@@ -512,11 +519,13 @@ def student_spec(
         kind = "distil"
         parents |= {"store": source.digest} if isinstance(source, LogitStore) else {}
         objective = distil(distillation_source(experiment, logits), noise=noise, **distill_options(config))
-    model = first_student(experiment, logits, seed)
+    model = first_student(experiment, logits, seed) if twin is None else twin
     options = fit_options(config.student, model, data)
     record = _network_record(display_name(experiment.student), config.student, options, data, seed)
     record["objective"] = objective.describe()
-    if isinstance(experiment.student, nn.Module):
+    if twin is not None:
+        record |= twin.architecture["options"]
+    elif isinstance(experiment.student, nn.Module):
         record["module"] = module_record(experiment.student)
     elif config.student.weights:
         record["weights"] = models.weights_fingerprint(model)

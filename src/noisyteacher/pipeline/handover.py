@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from noisyteacher import bench
 from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
 from noisyteacher.evaluate import calibrate, evaluate
-from noisyteacher.export import FORMATS, Exported, check_format_names, export_all
+from noisyteacher.export import FORMATS, Exported, check_format_names, export_all, fake_quantized
 from noisyteacher.export.card import PREDICT, Provenance, card, predict_script, way_to_load
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json, make_folder, read_json, write_bytes
@@ -28,9 +29,18 @@ from noisyteacher.models import (
     save_model,
     weights_file,
 )
-from noisyteacher.pipeline.experiment import Experiment, TrainedModel, data_record, measure_costs
+from noisyteacher.pipeline.experiment import (
+    Experiment,
+    Logits,
+    TrainedModel,
+    data_record,
+    measure_costs,
+    student_spec,
+    train_run,
+)
 from noisyteacher.pipeline.pretrained import run_of, weights_of
-from noisyteacher.progress import Watch
+from noisyteacher.pipeline.resolve import fit_options
+from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import SPLIT_NAMES, escaped
@@ -76,8 +86,42 @@ def choose_best(
     }
 
 
+def train_twin(
+    experiment: Experiment, best: TrainedModel, condition: str, logits: Logits, title: str
+) -> tuple[nn.Module, Json]:
+    """The best student's fake-quantized twin, trained on for `qat_epochs` in the child run `qat`, and a record of it.
+
+    By the recipe of its condition, without noise, warm-up and frozen layers, in fp32, at a tenth of the rate.
+    """
+    recipe, data = experiment.recipe(condition), experiment.data
+    recipe = replace(
+        recipe,
+        epochs=recipe.qat_epochs,
+        lr=recipe.lr / 10 if recipe.qat_lr is None else recipe.qat_lr,
+        optimizer=fit_options(recipe, best.model, data)["optimizer"],
+        warmup_epochs=0.0,
+        freeze_epochs=0.0,
+        patience=None,
+        precision="fp32",
+    )
+    experiment = experiment.with_recipe(recipe)
+    run = replace(experiment.config.run, trace=False, profile=False)
+    experiment = replace(experiment, config=replace(experiment.config, run=run))
+    seed = best.run.info["seed"] or 0
+    with stage(experiment.on_progress, "tracing the student"):
+        twin = fake_quantized(best.model, data)
+    trained = train_run(student_spec(experiment, "qat", condition, None, seed, logits, title, twin))
+    names = {"fp32": best.val_error, "fake-quantized": trained.val_error}
+    record = {"run": trained.run.path.name, "epochs": recipe.epochs, "lr": recipe.lr, "n": len(data.val)}
+    return trained.model, record | {"val_error_%": names, "seconds": trained.result["training"]["seconds"]}
+
+
 def write_best(
-    experiment: Experiment, best: TrainedModel, title: str, caveats: Sequence[str] = ()
+    experiment: Experiment,
+    best: TrainedModel,
+    title: str,
+    caveats: Sequence[str] = (),
+    twin: nn.Module | None = None,
 ) -> tuple[list[Json], dict[str, str]]:
     """Write the run's folder `best`: the weights, the exported files, a script that runs the ONNX file where there is
     one, and a model card. Returns the records of the files, and by format why it could not be written.
@@ -96,7 +140,8 @@ def write_best(
     try:
         if formats:
             on_progress = None if watch is None else lambda _, done, total, note: watch(title, done, total, note)
-            files = ship(best.model, data, folder, formats, provenance, on_progress, on_failure=failed.__setitem__)
+            options: Json = {"on_failure": failed.__setitem__, "twin": twin}
+            files = ship(best.model, data, folder, formats, provenance, on_progress, **options)
     except WriteError:
         raise
     except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
@@ -124,10 +169,9 @@ def ship(
 
     formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, and `hub` is a
     folder with weights, config and a model card; `bench.py` beside the files times them. provenance, licence, caveats:
-    for the card. options: `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`, called
-    with (format, error) for each format that cannot be written, which is left out. Without it this raises what
-    `nt.export`
-    raises; then no file of any format has been written.
+    for the card. options: `twin`, `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`,
+    called with (format, error) for each format that cannot be written, which is left out. Without it this raises what
+    `nt.export` raises; then no file of any format has been written.
     """
     if not formats:
         raise UsageError(f"no format was named: choose from {', '.join(FORMATS)}")
