@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +55,8 @@ class Format:
     """(path, threads)."""
     needs: tuple[str, ...] = ()
     extra: str = ""
+    takes_twin: bool = False
+    """Whether int8 can be written of a fake-quantized twin: LiteRT would keep its weights in fp32."""
 
     @property
     def int8(self) -> bool:
@@ -79,10 +81,10 @@ _ONNX, _MOBILE, _LITERT = (
 )
 FORMATS = {
     "onnx": Format("onnx", "fp32", write_onnx, run_onnx, _ONNX, "export"),
-    "onnx-int8": Format("onnx", "int8", write_onnx, run_onnx, _ONNX, "export"),
+    "onnx-int8": Format("onnx", "int8", write_onnx, run_onnx, _ONNX, "export", True),
     "pt2": Format("pt2", "fp32", write_pt2, run_pt2),
     "pte": Format("pte", "fp32", write_pte, run_pte, _MOBILE, "mobile"),
-    "pte-int8": Format("pte", "int8", write_pte, run_pte, _MOBILE, "mobile"),
+    "pte-int8": Format("pte", "int8", write_pte, run_pte, _MOBILE, "mobile", True),
     "tflite": Format("tflite", "fp32", write_tflite, run_tflite, _LITERT, "litert"),
     "tflite-int8": Format("tflite", "int8", write_tflite, run_tflite, _LITERT, "litert"),
     "hub": Format("hub", "fp32", write_hub, run_hub),
@@ -213,7 +215,7 @@ def export_all(
     class_names = [str(number) for number in range(classifier.classes)] if splits is None else splits.class_names
     int8 = any(FORMATS[name].int8 for name in paths)
     images = calibration_images(splits, calibration) if int8 else None
-    graph = None if twin is None else _twin_graph(twin, int8)
+    graph = None if twin is None else _twin_graph(twin, paths)
     report, steps = progress or (lambda done, total, note: None), 2 * len(paths) + 1
     runners: dict[str, Runner] = {"torch": classifier}
     drafts: dict[str, list[Draft]] = {}
@@ -225,13 +227,13 @@ def export_all(
         torch_logits = _logits(classifier, split)
         if not torch.isfinite(torch_logits).all():
             raise TrainingError(f"{classifier.name!r}: its logits on {checked_on} are not finite: nothing to export")
-        sources: list[tuple[Classifier, Tensor | None]] = [(classifier, images)]
-        sources += [] if graph is None else [(in_int8(classifier, graph), None)]
+        of_twin: list[tuple[Classifier, Tensor | None]] = [] if graph is None else [(in_int8(classifier, graph), None)]
         for number, name in enumerate(paths):
             form, candidates = FORMATS[name], list[Draft]()
             try:
                 check_formats([name], classifier)
-                for source, ranges_from in sources if form.int8 else [(classifier, None)]:
+                of_model = (classifier, images if form.int8 else None)
+                for source, ranges_from in [of_model, *(of_twin if form.takes_twin else [])]:
                     qat = source is not classifier
                     draft = Path(scratch) / f"{name}{'-qat' if qat else ''}.{form.kind}"
                     report(2 * number, steps, f"writing {name}")
@@ -320,13 +322,14 @@ def _judge(form: Format, file: Comparison, max_difference: float | None, max_dro
     return tolerance, file.difference <= tolerance
 
 
-def _twin_graph(twin: nn.Module, int8: bool) -> nn.Module:
-    """The graph of a fake-quantized twin. Raises UsageError for another model, and where no file in int8 is written."""
+def _twin_graph(twin: nn.Module, formats: Iterable[str]) -> nn.Module:
+    """The graph of a fake-quantized twin. Raises UsageError for another model, and where no format takes it."""
     network = bare_network(twin) if isinstance(twin, Classifier) else twin
     if not isinstance(network, FakeQuantized):
         raise UsageError(f"twin: given a {type(network).__name__}; expected nt.fake_quantized(model, data)")
-    if not int8:
-        raise UsageError("twin has no effect on files in fp32: leave it out, or write one in int8")
+    if not any(FORMATS[name].takes_twin for name in formats):
+        takers = ", ".join(name for name, form in FORMATS.items() if form.takes_twin)
+        raise UsageError(f"twin has no effect on {', '.join(formats)}: leave it out, or write one of {takers}")
     return network.graph
 
 
