@@ -13,7 +13,7 @@ locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 SOURCES := src tests scripts benchmarks examples docs
 
-.PHONY: demo test check lint types unit test-faults test-gpu bench bench-short bench-peers docs clean
+.PHONY: demo test check lint types unit test-faults test-gpu bench bench-short bench-peers bench-accuracy docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -57,11 +57,28 @@ bench: $(VENV)/.installed-dev
 bench-short: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,rounds --quiet --short
 
-# Beside KD_Lib, torchdistill and PyTorch's tutorial, in turns, about five minutes; the peers go into a folder of their own.
+# Beside KD_Lib, torchdistill and PyTorch's tutorial, in turns, about five minutes.
 bench-peers: THREADS ?= 2
-bench-peers: $(VENV)/.installed-dev
-	$(PIP) --no-deps --require-hashes --upgrade --target build/peers --requirement benchmarks/peers/requirements.txt
+bench-peers: build/peers/.installed
 	PYTHONPATH=build/peers OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/peers --threads $(THREADS)
+
+# Test error after MINUTES beside torchdistill, timm and labels alone: hours, in as many sittings as you like.
+# make bench-accuracy DATA=cifar10.npz; DATA=photos TEACHER=runs/mine STUDENT=compact-m
+bench-accuracy: THREADS ?= 2
+bench-accuracy: MINUTES ?= 2,5,15
+bench-accuracy: SEEDS ?= 3
+bench-accuracy: DATA ?= cifar10
+bench-accuracy: TEACHER ?= pretrained:nin-cifar10
+bench-accuracy: STUDENT ?= compact-s
+bench-accuracy: OUT ?= benchmarks/results/accuracy-$(notdir $(basename $(DATA))).json
+bench-accuracy: build/peers/.installed
+	PYTHONPATH=build/peers $(BIN)/python benchmarks/accuracy --threads $(THREADS) --minutes $(MINUTES) --seeds $(SEEDS) \
+		--data '$(DATA)' --teacher '$(TEACHER)' --student '$(STUDENT)' --out '$(OUT)'
+
+# Without their own requirements, in a folder of their own.
+build/peers/.installed: benchmarks/peers/requirements.txt $(VENV)/.installed-dev
+	$(PIP) --no-deps --require-hashes --upgrade --target build/peers --requirement $<
+	touch $@
 
 # The site, every warning an error: open build/docs/index.html.
 docs: $(VENV)/.installed-dev
