@@ -42,6 +42,7 @@ COMPRESS = {
     "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
     "--loss", "--teacher-epochs", "--teacher-weights", "--student-weights",
     "--student-head", "--jobs", "-j", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
+    "--target-latency", "--latency-record", "--candidates", "--qat",
     "--max-drop", "--search", "--minutes", "--export", "--baselines", "--output-dir", "--device", "--threads", "--set",
     "--allow-import", "--resume", "--json", "--quiet", "-q",
 }  # fmt: skip

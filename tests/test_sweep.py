@@ -37,7 +37,7 @@ from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, partial_result, resume_sweep, sweep
 from noisyteacher.sweep import workers as workers_module
-from noisyteacher.sweep.spec import expand
+from noisyteacher.sweep.spec import build_spec, expand
 from noisyteacher.sweep.workers import Cell, local, train_all, train_cell
 
 SIGMA: dict[str, list[Any]] = {"noise.sigma": [0.5]}
@@ -111,10 +111,21 @@ def test_the_chosen_noise_is_trained_on_the_further_seeds_of_the_control(tmp_pat
     for name in ("result.json", "conditions.json", f"{chosen}-seed3/result.json", "clean-seed1/result.json"):
         (run.path / name).unlink()
     assert contents(Run(resume_sweep(run).path)) == before
-    for wrong, grid in ((1, GRID), (3, GRID), (4, {"student.lr": [0.001, 0.002]})):
+    for wrong, grid in ((1, GRID), (4, {"student.lr": [0.001, 0.002]})):
         settings["run"]["control_seeds"] = wrong
         with pytest.raises(UsageError, match=rf"control_seeds={wrong}: expected"):
             sweep(settings, grid, seeds=2)
+
+
+@pytest.mark.parametrize(("controls", "fresh", "trainings"), [(2, 0, 8), (3, 0, 9), (4, 2, 12)])
+def test_one_further_seed_judges_nothing_and_trains_no_noise(
+    tmp_path: Path, controls: int, fresh: int, trainings: int
+) -> None:
+    """Labels alone, clean and two noises with two seeds each; a paired test needs two further ones."""
+    settings = base(tmp_path)
+    settings["run"] |= {"control_seeds": controls}
+    spec = build_spec(settings, GRID, seeds=2)
+    assert (len(spec.fresh_seeds), spec.trainings) == (fresh, trainings)
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -114,7 +114,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 def test_settings_of_distil() -> None:
-    with pytest.raises(ConfigError, match=r"temperature=4\.0 has no effect"):
+    with pytest.raises(ConfigError, match=r"temperature=4\.0: has no effect"):
         nt.distil(table(1), temperature=4.0)
     with pytest.raises(ConfigError, match=r"label_weight=1\.0"):
         nt.distil(table(1), label_weight=1.0)

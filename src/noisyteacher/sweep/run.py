@@ -200,7 +200,7 @@ def _run(
     result = train([cell for condition, seed, cell in cells if seed in spec.seeds_of(condition)])
     chosen = {verdict.condition for verdict in result.verdicts}
     noisy = [(seed, cell) for condition, seed, cell in cells if condition.kind == "noisy" and condition.name in chosen]
-    if fresh := [cell for seed, cell in noisy if seed >= spec.seeds]:
+    if fresh := [cell for seed, cell in noisy if seed in spec.fresh_seeds]:
         result = train(fresh)
     # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one, except
     # with `stack`: a resumed sweep groups the cells that are left anew, which changes the rounding.

@@ -87,8 +87,14 @@ class SweepSpec:
 
     @property
     def control_seeds(self) -> int:
-        """How many seeds clean students have, and in the end the noise that validation prefers in each family."""
+        """How many seeds clean students have."""
         return self.base.run.control_seeds or self.seeds
+
+    @property
+    def fresh_seeds(self) -> range:
+        """The further seeds, on which the noise that validation prefers in each family is judged: two or more."""
+        seeds = range(self.seeds, self.control_seeds)
+        return seeds if len(seeds) > 1 else range(0)
 
     def seeds_of(self, condition: ConditionSpec) -> range:
         """The seeds that a condition is trained with before a noise is chosen."""
@@ -99,7 +105,7 @@ class SweepSpec:
     def trainings(self) -> int:
         """How many trainings there are, those of chosen noises included."""
         chosen = sum(bool(family.noisy) for family in self.families)
-        more = chosen * (self.control_seeds - self.seeds)
+        more = chosen * len(self.fresh_seeds)
         return sum(len(self.seeds_of(condition)) for condition in self.conditions) + more
 
     def by_teacher(self) -> dict[str, list[ConditionSpec]]:
@@ -142,11 +148,10 @@ def build_spec(
         raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     controls = config.run.control_seeds
-    judged = controls is not None and (controls == count or controls >= count + 2)
-    if controls is not None and not (judged and any(family.noisy for family in families)):
+    if controls is not None and not (controls >= count and any(family.noisy for family in families)):
         raise UsageError(
-            f"run.control_seeds={controls}: expected a sweep over noise, and the {plural(count, 'seed')} of a noise or "
-            "at least two more, on which the chosen noise is judged: give more, or leave it out"
+            f"run.control_seeds={controls}: expected a sweep over noise and at least the {plural(count, 'seed')} of a "
+            "noise: give more, or leave it out"
         )
     resolved = [replace(spec, config=with_papers_student(resolve_auto(spec.config))) for spec in conditions]
     settings = as_json({"base": describe(config), "grids": [dict(grid) for grid in grids], "seeds": count}, "config")
