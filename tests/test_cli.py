@@ -192,6 +192,19 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert not teacher.path.exists()
 
 
+def test_weights_of_another_run_are_refused(call: Call) -> None:
+    for seed in ("0", "1"):
+        assert call("train", "--model", "lenet", "--epochs", "1", "--seed", seed, *SMALL)[0] == 0
+    first, second = (run.path for run in list_runs("runs"))
+    mine, theirs = first / "weights.safetensors", second / "weights.safetensors"
+    assert call("evaluate", str(first), "-q")[0] == 0
+    mine.write_bytes(theirs.read_bytes())
+    for command in (("evaluate", str(first)), ("export", str(first), "--format", "hub", "--output-dir", "out")):
+        code, _, err = call(*command)
+        assert code == 1
+        assert "not the weights that the run's result is about" in " ".join(err.split())
+
+
 def test_compress_and_resume_a_done_one(call: Call) -> None:
     code, out, err = call(
         "compress", *NAMED, "--epochs", "1", "--teacher-epochs", "1", "--seeds", "2", *SMALL, "--json", "-q"

@@ -151,6 +151,34 @@ class Evil:
         return os.mkdir, ("pwned",)
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.arange(30) % 3 + 1.0, r"float64.*astype"),
+        (np.where(np.arange(30) % 3, np.nan, 1), r"float64.*astype"),
+        (np.eye(3)[np.arange(30) % 3], r"float64.*argmax\(1\)"),
+        (np.eye(3, dtype=np.int64)[np.arange(30) % 3], r"\[30, 3\].*argmax\(1\)"),
+        (np.array(["cat", "dog", "owl"])[np.arange(30) % 3], r"np\.unique\(y, return_inverse=True\)"),
+        (np.arange(30) % 3 + 1, r"labels begin at 1: .*save y - 1"),
+    ],
+)
+def test_labels_of_another_form_are_explained(labels: Any, words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 8, 8), np.uint8), y=labels)
+    with pytest.raises(DataError, match=words):
+        load_data(tmp_path / "a.npz")
+
+
+def test_an_npz_with_the_names_of_medmnist(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for number, (role, rows) in enumerate({"train": 30, "val": 9, "test": 6}.items()):
+        arrays[f"{role}_images"] = np.random.default_rng(number).integers(0, 256, (rows, 8, 8), np.uint8)
+        arrays[f"{role}_labels"] = (np.arange(rows) % 3)[:, None]
+    np.savez(tmp_path / "a.npz", **arrays)
+    for role, split in load_data(tmp_path / "a.npz").parts.items():
+        assert torch.equal(split.images_at(torch.arange(len(split)))[:, 0], torch.from_numpy(arrays[f"{role}_images"]))
+        assert labels_of(split).tolist() == arrays[f"{role}_labels"][:, 0].tolist()
+
+
 def test_pickled_objects_in_an_npz_are_never_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     np.savez(path, **arrays(y_train=np.array([Evil()] * 40, dtype=object)))

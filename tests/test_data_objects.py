@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from helpers import labels_of
 from noisyteacher.data import load_data
@@ -190,6 +190,18 @@ def test_torch_datasets_and_subsets_with_given_splits() -> None:
 
 
 GOOD = [(pixels, row % 2) for row, pixels in enumerate(PIXELS)]
+
+
+def test_random_transforms_are_refused() -> None:
+    class Random(Dataset[Any]):
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+            return torch.rand(1, 8, 8), row % 3
+
+    with pytest.raises(DataError, match="differs when it is read again"):
+        load_data({"train": Random()})
 
 
 @pytest.mark.parametrize(

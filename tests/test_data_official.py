@@ -204,6 +204,22 @@ def test_bad_mat_files(svhn_root: Path, changes: dict[str, Any], words: str) -> 
         load_data("svhn", root=svhn_root, verify=False)
 
 
+def test_a_mat_file_with_much_behind_its_data_is_refused(svhn_root: Path) -> None:
+    path = svhn_root / "test_32x32.mat"
+    with path.open("ab") as stream:
+        stream.write(bytes(16))
+    with pytest.raises(DataError, match=r"test_32x32\.mat: .*no variable at byte"):
+        load_data("svhn", root=svhn_root, verify=False)
+
+
+def test_a_mat_file_of_more_images_than_svhn_is_not_unpacked(svhn_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisyteacher.data.builtin.SVHN_MOST", 19)
+    monkeypatch.setattr(scipy.io, "loadmat", lambda *_, **__: pytest.fail("it was unpacked"))
+    mat(svhn_root / "train_32x32.mat", 20)
+    with pytest.raises(DataError, match=r"train_32x32\.mat: .*has 19 images"):
+        load_data("svhn", root=svhn_root, verify=False)
+
+
 def test_truncated_mat_files(svhn_root: Path) -> None:
     path = svhn_root / "train_32x32.mat"
     whole = path.read_bytes()

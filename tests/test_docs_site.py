@@ -118,6 +118,12 @@ def raised(function: Any) -> set[str]:
     return {"UnknownNameError" if name in makers else name for name in names if name != "StopIteration"}
 
 
+def test_errors_that_public_docstrings_name_are_public() -> None:
+    texts = [inspect.getdoc(CALLABLES[name]) or "" for name in CALLABLES] + [nt.NoisyTeacher.__doc__ or ""]
+    named = {name for text in texts for name in re.findall(r"\b[A-Z]\w+Error\b", text)}
+    assert named - set(dir(builtins)) <= set(nt.__all__)
+
+
 @pytest.mark.parametrize("name", CALLABLES)
 def test_a_public_docstring_says_what_a_caller_needs(name: str) -> None:
     function = CALLABLES[name]

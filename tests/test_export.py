@@ -554,6 +554,17 @@ def test_the_hub_folder_gives_back_the_model(files: dict[str, Exported], lenet: 
     assert (config["num_labels"], config["architecture"]["name"]) == (10, "lenet")
 
 
+def test_a_link_in_the_place_of_a_hub_folder_is_not_written_through(lenet: nt.Classifier, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "config.json").write_text("mine")
+    (tmp_path / "hub").symlink_to(victim)
+    with pytest.raises(UsageError, match="a link, which is not written through"):
+        export_all(lenet, {"hub": tmp_path / "hub"})
+    assert [file.name for file in victim.iterdir()] == ["config.json"]
+    assert (victim / "config.json").read_text() == "mine"
+
+
 def test_a_hub_folder_that_is_not_whole(files: dict[str, Exported], tmp_path: Path) -> None:
     source = files["hub"].path
     for name in ("config.json", "model.safetensors"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 
 from noisyteacher import cli, load_data, pack_data
 from noisyteacher.cli.output import print_table, say
-from noisyteacher.errors import DataError, FileFormatError
+from noisyteacher.config import build_config, read_config
+from noisyteacher.data.builtin import read_cifar_batch
+from noisyteacher.errors import ConfigError, DataError, FileFormatError
 from noisyteacher.io import files
+from noisyteacher.models.weights import read_state_dict
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.text import harmless
 
@@ -96,9 +100,78 @@ def test_nothing_that_a_terminal_would_obey_is_printed(capsys: pytest.CaptureFix
     assert harmless(HOSTILE) == "a\\u001b[31mred\\u0007\\u009b1m"
 
 
+def doubling(last: bytes) -> bytes:
+    """A pickle of tuples that hold their predecessor twice, 60 deep, and then `last`; the deepest has number 60."""
+    tuples = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(60))
+    return b"\x80\x02)q\x00" + tuples + last + b"."
+
+
+DOUBLING = {
+    "a key": b"}h\x3cK\x01s",
+    "an entry": b"}(X\x04\0\0\0datah\x3cX\x06\0\0\0labelsh\x3cu",
+    "the whole": b"h\x3c",
+    "in a set": b"\x8f(h\x3c\x90",
+}
+
+
+@pytest.mark.parametrize("where", DOUBLING)
+@pytest.mark.timeout(20)
+def test_tuples_that_double_are_neither_hashed_nor_printed(where: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nested deeper"):
+        read_cifar_batch(doubling(DOUBLING[where]), "batch")
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", doubling(DOUBLING[where]))
+        archive.writestr("a/version", "3\n")
+    with pytest.raises(FileFormatError, match="nested deeper"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+@pytest.mark.timeout(20)
+def test_lists_that_double_are_not_printed() -> None:
+    lists = b"".join(b"]q" + bytes([n + 1]) + b"(h" + bytes([n]) + b"h" + bytes([n]) + b"e" for n in range(60))
+    array = b"cnumpy\nndarray\n)R(K\x01h\x3ccnumpy\ndtype\n(h\x3ctR\x89C\0tb"
+    pickled = b"\x80\x03)q\0" + lists + b"}(X\x04\0\0\0data" + array + b"X\x06\0\0\0labels]u."
+    with pytest.raises(DataError, match="expected uint8"):
+        read_cifar_batch(pickled, "batch")
+
+
+def test_a_result_with_a_number_of_400_digits_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("broken", "whole"):
+        run = new_run(tmp_path, "train", name, {})
+        run.write_result({"training": {"seconds": 1}})
+    files.write_json(run.path / "result.json", "run-result", 1, {"result": {"training": {"seconds": 10**400}}})
+    with pytest.raises(FileFormatError, match="401 digits"):
+        run.result()
+    monkeypatch.setattr("sys.argv", ["noisyteacher", "runs", "ls", "--output-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "damaged" in printed
+    assert "done" in printed
+
+
+LARGE_SETTINGS = {
+    "parts": "a" + ".a" * 30_000 + " = 1",
+    "quoted parts": '"a"' + ' . "a"' * 9_000 + " = 1",
+    "header": "[a" + ".a" * 30_000 + "]",
+    "bytes": "x = [" + "1," * 40_000 + "]",
+    "names": "[student]\n" + "\n".join(f"t{n} = 1" for n in range(6_000)),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_SETTINGS)
+@pytest.mark.timeout(10)
+def test_settings_of_any_size_are_refused_soon(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(LARGE_SETTINGS[kind])
+    with pytest.raises(ConfigError, match=r"nested deeper|at most 65536|6000 settings are wrong"):
+        build_config(read_config(tmp_path / "a.toml"))
+
+
 def npz_claiming(path: Path, shape: tuple[int, ...], method: int) -> None:
     import io
-    import zipfile
 
     header = io.BytesIO()
     claim: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -246,6 +246,11 @@ def test_factories_that_do_not_fit_are_refused() -> None:
         build_model(f"{__name__}:SHAPE", Data())
 
 
+def test_a_path_that_does_not_exist_is_said_to_be_none() -> None:
+    with pytest.raises(UnknownNameError, match=r"'\./nope': no file or folder of that name"):
+        build_model("./nope", classes=3, input_shape=(1, 8, 8))
+
+
 def test_the_nearest_name_is_looked_for_among_other_libraries_too(monkeypatch: pytest.MonkeyPatch) -> None:
     registered = {"timm": {"resnet18", "vgg11"}, "torchvision": {"resnet18"}}
     monkeypatch.setattr(external, "network_names", lambda library: frozenset(registered[library]))

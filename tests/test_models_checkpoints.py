@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from noisyteacher.errors import FileFormatError, MismatchError
+from noisyteacher.errors import DataWarning, FileFormatError, MismatchError
 from noisyteacher.models import load_foreign
 
 State = dict[str, Tensor]
@@ -90,6 +90,16 @@ def test_half_precision_and_safetensors(state: State, tmp_path: Path) -> None:
     safetensors.torch.save_file({f"net.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
     load_foreign(classifier, tmp_path / "a.safetensors")
     assert holds(classifier, state)
+
+
+def test_that_a_file_holds_averaged_weights_too_is_said(tmp_path: Path) -> None:
+    model = nt.build_model("mlp128", classes=3, input_shape=(1, 4, 4))
+    state = {name: value.clone() for name, value in model.network.state_dict().items()}
+    averaged = {name: value + 1 for name, value in state.items()}
+    torch.save({"state_dict_ema": averaged, "state_dict": state}, tmp_path / "a.pth")
+    with pytest.warns(DataWarning, match=r"under 'state_dict' are taken; it has 'state_dict_ema' too"):
+        load_foreign(model, tmp_path / "a.pth")
+    assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
 
 
 @pytest.mark.parametrize(

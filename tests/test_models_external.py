@@ -225,6 +225,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in kinds}
 
 
+@pytest.mark.parametrize(
+    ("depth", "words"), [(2_000, "more layers than a file with 1 tensors"), (10**6, "over 524,288")]
+)
+@pytest.mark.timeout(60)
+def test_the_layers_that_a_file_names_are_bounded_by_its_tensors(depth: int, words: str, tmp_path: Path) -> None:
+    for name, options in (
+        ("timm:vit_tiny_patch16_224", {"depth": depth}),
+        ("hf:x", {"config": {"model_type": "vit", "num_hidden_layers": depth}}),
+    ):
+        architecture = {"classes": 10, "input_shape": [3, 224, 224], "preprocess": "scale"}
+        record = {"architecture": {"name": name, "options": options, **architecture}}
+        write_tensors(tmp_path / "a.safetensors", "model", 1, {"network.a": torch.zeros(1)}, record)
+        with pytest.raises(FileFormatError, match=words):
+            nt.load_model(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_a_classifier_of_transformers(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification

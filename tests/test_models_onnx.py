@@ -184,6 +184,46 @@ def test_hostile_models(change: Callable[[Any], Any], message: str, tmp_path: Pa
         load_onnx(inner / "a.onnx", input_shape=SHAPE)
 
 
+def endless() -> Any:
+    """A graph whose loop of 2^62 turns comes before the answer."""
+    helper, types = onnx.helper, onnx.TensorProto
+    turn = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Sin", ["x"], ["y"])],
+        "turn",
+        [
+            helper.make_tensor_value_info("i", types.INT64, []),
+            helper.make_tensor_value_info("go", types.BOOL, []),
+            helper.make_tensor_value_info("x", types.FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("again", types.BOOL, []), helper.make_tensor_value_info("y", types.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("Loop", ["turns", "go", "flat"], ["last"], body=turn),
+        helper.make_node("Gemm", ["last", "w"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("turns", types.INT64, [], [2**62]),
+        helper.make_tensor("go", types.BOOL, [], [True]),
+        helper.make_tensor("w", types.FLOAT, [16, 3], [0.1] * 48),
+    ]
+    images = helper.make_tensor_value_info("images", types.FLOAT, ["B", 1, 4, 4])
+    logits = helper.make_tensor_value_info("logits", types.FLOAT, ["B", 3])
+    return helper.make_model(
+        helper.make_graph(nodes, "endless", [images], [logits], constants),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+@pytest.mark.timeout(30)
+def test_a_graph_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noisyteacher.models.onnx_teacher.FIRST_ANSWER_S", 0.2)
+    (tmp_path / "endless.onnx").write_bytes(endless().SerializeToString())
+    with pytest.raises(MismatchError, match="no answer within"):
+        load_onnx(tmp_path / "endless.onnx", input_shape=(1, 4, 4))
+
+
 def test_damaged_and_unfit_models(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "dynamic.onnx").read_bytes()
     for number, data in enumerate((b"", b"not a model", whole[: len(whole) // 2], whole[:-20])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
@@ -250,6 +251,55 @@ def test_half_precision_that_overflows_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"overflow.*float16"):
         nt.perturb(logits, sigma=1.0, alpha=1.0, draw="row", generator=generator(0, "h"))
     assert torch.equal(nt.perturb(logits, sigma=1.0, alpha=0.0), logits)
+
+
+def test_float32_that_overflows_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"overflow.*float32"):
+        nt.perturb(clean(), sigma=1e38, alpha=1.0, draw="row", generator=generator(0, "o"))
+
+
+@pytest.mark.parametrize("distribution", get_args(schema.Distribution))
+def test_draws_do_not_depend_on_the_default_dtype(distribution: schema.Distribution) -> None:
+    logits, results = clean(), []
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            draws = generator(3, "dtype")
+            noisy = nt.perturb(logits, sigma=0.5, alpha=0.5, draw="row", distribution=distribution, generator=draws)
+            results.append(noisy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(*results)
+
+
+UNFIT: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: clean().to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([clean()[0], clean()[1]], layout=torch.jagged),
+    "float8": lambda: clean().to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_tensors_that_cannot_be_perturbed_are_refused(kind: str) -> None:
+    with pytest.raises(MismatchError, match=f"{kind}.*dense"):
+        nt.perturb(UNFIT[kind](), sigma=0.5, alpha=0.5)
+
+
+def test_torch_may_map_compile_and_export_it() -> None:
+    class Noisy(torch.nn.Module):
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return nt.perturb(logits, sigma=0.5, alpha=1.0, draw="row")
+
+    logits = clean(48).view(3, 16, 10)
+    mapped = torch.vmap(Noisy(), randomness="different")(logits)
+    compiled = torch.compile(Noisy(), fullgraph=True, backend="eager")
+    exported = torch.export.export(Noisy(), (logits[0],)).module()
+    for noisy in (mapped[0], compiled(logits[0]), exported(logits[0])):
+        assert noisy.shape == (16, 10)
+        factors = noisy / logits[0] - 1
+        assert 0.3 < float(factors.std()) < 0.7
+    assert not torch.equal(mapped[0] / logits[0], mapped[1] / logits[1])
+    assert nt.perturb(logits[0].to("meta"), sigma=0.5, alpha=0.5).is_meta
 
 
 SCALES = {

@@ -540,3 +540,9 @@ def test_no_scheduler_there(tmp_path: Path) -> None:
     with pytest.raises(NoisyTeacherError, match="no dask scheduler answers"):
         sweep(base(tmp_path), {"noise.sigma": [0.5]}, scheduler="tcp://127.0.0.1:9")
     assert not list(tmp_path.iterdir())
+
+
+def test_tls_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `cluster`")
+    with pytest.raises(NoisyTeacherError, match="tls:// is not supported, use tcp://"):
+        sweep(base(tmp_path), {"noise.sigma": [0.5]}, scheduler="tls://127.0.0.1:9")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import draw_of, perturbed
+from noisyteacher.distributed import World
 from noisyteacher.errors import (
     ConfigError,
     DataError,
@@ -203,6 +207,47 @@ def test_noisy_teacher_refuses() -> None:
         frozen(torch.rand(2, 1, 4, 4))
     kept = frozen(torch.rand(2, 1, 4, 4), rows=torch.tensor([3, 5]))
     assert kept.shape == (2, CLASSES)
+
+
+def test_ranks_of_a_group_draw_other_noise_but_for_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, frozen = nt.Noise(sigma=0.9, alpha=1.0, draw="row"), nt.Noise(sigma=0.9, alpha=1.0, draw="row", frozen=True)
+    images, rows = torch.rand(8, 1, 4, 4), torch.arange(8)
+    results = []
+    for rank in (0, 1, 1):
+        monkeypatch.setattr("noisyteacher.teachers.world", partial(World, rank, 2))
+        noisy = nt.NoisyTeacher(net(), fresh, seed=3)(images)
+        results.append((noisy, nt.NoisyTeacher(net(), frozen, seed=3, total_rows=8)(images, rows=rows)))
+    assert not torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[1][0], results[2][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_noisy_teacher_may_be_shared_by_threads() -> None:
+    noisy = nt.NoisyTeacher(nn.Identity(), nt.Noise(sigma=0.5, alpha=1.0), seed=0)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(noisy, [torch.ones(1, 4)] * 800))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({tuple(answer[0].tolist()) for answer in answers}) == 800
+    assert int(noisy.calls) == 800
+
+
+def test_a_noisy_teacher_made_in_inference_mode_works_outside() -> None:
+    with torch.inference_mode():
+        noisy = nt.NoisyTeacher(net(), nt.Noise(sigma=0.5, alpha=1.0))
+        noisy(torch.rand(2, 1, 4, 4))
+    student = net().requires_grad_()
+    loss = nt.logit_regression(student(torch.rand(2, 1, 4, 4)), noisy(torch.rand(2, 1, 4, 4)))
+    torch.autograd.backward(loss)
+    assert int(noisy.calls) == 2
+
+
+def test_a_noisy_teacher_refuses_noise_that_overflows() -> None:
+    with pytest.raises(TrainingError, match="overflow"):
+        nt.NoisyTeacher(net(), nt.Noise(sigma=1e38, alpha=1.0, draw="row"))(torch.rand(64, 1, 4, 4) * 1e3)
 
 
 def test_evaluate_by_hand() -> None:

@@ -24,6 +24,7 @@ from helpers import blobs, labels_of, small
 from noisyteacher.errors import (
     ConfigError,
     DataError,
+    DataWarning,
     FileFormatError,
     MismatchError,
     TrainingError,
@@ -164,6 +165,20 @@ def test_the_earliest_of_equal_epochs_is_the_best() -> None:
     assert history.best_epoch == 1
 
 
+def test_resuming_on_another_number_of_threads_is_said(tmp_path: Path) -> None:
+    def stop(tick: Tick) -> None:
+        raise KilledError
+
+    state = tmp_path / "checkpoint" / "state.safetensors"
+    with pytest.raises(KilledError):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=2, run=tmp_path, progress=stop, checkpoint_every_s=0.0)
+    tensors, record = read_tensors(state, "checkpoint", 1)
+    assert record["threads"] == torch.get_num_threads()
+    write_tensors(state, "checkpoint", 1, tensors, {**record, "threads": record["threads"] + 1})
+    with pytest.warns(DataWarning, match=r"resumed on \d+ thread.* begun on \d+"):
+        nt.fit(small(), blobs(), nt.supervised(), epochs=2, run=tmp_path, resume=True, checkpoint_every_s=0.0)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, run=tmp_path)
     steps: list[Tick] = []
@@ -293,6 +308,19 @@ def test_gradients_too_large_to_add_up_are_finite_all_the_same() -> None:
     model.bias.grad = torch.tensor([1.0, torch.nan])
     with pytest.raises(TrainingError, match="the gradient of bias is not finite at step 1"):
         check_gradients([(name, value.grad) for name, value in model.named_parameters()], 0)
+
+
+def test_models_that_cannot_be_written_to_are_refused() -> None:
+    expanded, layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), nn.Linear(64, 3, device="meta")
+    expanded.register_buffer("shared", torch.zeros(1).expand(5))
+    for model, words in (
+        (expanded, "shared share memory"),
+        (nn.Sequential(nn.Flatten(), layer), "meta device"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            nt.fit(model, blobs(), nt.supervised(), epochs=1)
+    with pytest.raises(UsageError, match="tensor without values"):
+        nt.save_model(layer, "nowhere.safetensors")
 
 
 def test_the_test_split_is_refused() -> None:

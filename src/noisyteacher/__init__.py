@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from noisyteacher.data import Splits as Splits
     from noisyteacher.data import load_data as load_data
     from noisyteacher.data import pack_data as pack_data
+    from noisyteacher.errors import ConfigError as ConfigError
+    from noisyteacher.errors import DataError as DataError
+    from noisyteacher.errors import DataWarning as DataWarning
+    from noisyteacher.errors import ExportError as ExportError
+    from noisyteacher.errors import FileFormatError as FileFormatError
+    from noisyteacher.errors import MismatchError as MismatchError
     from noisyteacher.errors import NoisyTeacherError as NoisyTeacherError
+    from noisyteacher.errors import StoreError as StoreError
+    from noisyteacher.errors import TrainingError as TrainingError
+    from noisyteacher.errors import UnknownNameError as UnknownNameError
+    from noisyteacher.errors import UsageError as UsageError
+    from noisyteacher.errors import WriteError as WriteError
     from noisyteacher.evaluate import Scores as Scores
     from noisyteacher.evaluate import calibrate as calibrate
     from noisyteacher.evaluate import evaluate as evaluate
@@ -59,7 +70,10 @@ __version__ = "0.1.0"
 NAMES = {
     "classify": "Prediction classify",
     "data": "Batch Packed Split Splits load_data pack_data",
-    "errors": "NoisyTeacherError",
+    "errors": (
+        "ConfigError DataError DataWarning ExportError FileFormatError MismatchError NoisyTeacherError StoreError "
+        "TrainingError UnknownNameError UsageError WriteError"
+    ),
     "evaluate": "Scores calibrate evaluate predict",
     "export": "Exported export fake_quantized from_pretrained",
     "extract": "extract",

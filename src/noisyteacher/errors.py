@@ -35,7 +35,7 @@ class DataError(NoisyTeacherError):
 
 
 class DataWarning(UserWarning):
-    """A data set was read in part, or not as its owner may think; the message names what was left out."""
+    """Work goes on, but not as its owner may think: the message names what was left out, or what may differ."""
 
 
 class FileFormatError(NoisyTeacherError):

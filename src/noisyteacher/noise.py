@@ -133,8 +133,8 @@ def sample_unit_noise(
     draws is that of a single one.
     """
     device = generator.device if generator is not None else torch.device("cpu")
-    chance = torch.rand(batch, 1, generator=generator, device=device)
-    position = torch.rand((), generator=generator, device=device)
+    chance = torch.rand(batch, 1, generator=generator, device=device, dtype=torch.float32)
+    position = torch.rand((), generator=generator, device=device, dtype=torch.float32)
     shape = {"batch": (1, classes), "row": (batch, classes), "scalar": (batch, 1)}[draw]
     units = [_unit(distribution, shape, generator, device) for _ in range(draws)]
     return UnitNoise(chance, position, units[0] if draws == 1 else torch.stack(units))
@@ -143,9 +143,9 @@ def sample_unit_noise(
 def _unit(distribution: str, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Noise of standard deviation 1."""
     if distribution == "gaussian":
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
     if distribution == "uniform":
-        return (torch.rand(shape, generator=generator, device=device) * 2 - 1) * math.sqrt(3)
+        return (torch.rand(shape, generator=generator, device=device, dtype=torch.float32) * 2 - 1) * math.sqrt(3)
     # Laplace, by the inverse of its distribution function
     centred = torch.rand(shape, generator=generator, device=device, dtype=torch.float64) - 0.5
     tail = torch.log1p(-2 * centred.abs().clamp(max=0.5 - 2**-54))
@@ -209,19 +209,20 @@ def perturb(
     and `generator` are ignored: this is what training steps use, with sigma and alpha as tensors where many students
     are trained together.
     Raises ConfigError for impossible settings, MismatchError unless the logits are a tensor `[B, K]`, TrainingError
-    when they are not finite or overflow half precision, UsageError for a generator of another type.
+    when they or the result are not finite, UsageError for a generator of another type. Under torch.vmap (with
+    `randomness="different"`), torch.compile and torch.export, and on the meta device, values are not checked.
     Source: Sau & Balasubramanian 2016, Eq. 2 and Algorithm 1; TeKAP (ICLR 2025); sampled: Kaplun et al. 2022.
 
     >>> teacher = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     >>> torch.equal(perturb(teacher, sigma=0.0, alpha=0.5), teacher)
     True
     """
+    drawn_here = unit_noise is None
     if unit_noise is None:
         check_logits(logits)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise UsageError(f"generator is a {type(generator).__name__}: expected a torch.Generator")
-        noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)  # type: ignore[arg-type]
-        sigma, alpha = noise.sigma, noise.alpha
+        sigma, alpha = _checked_size(sigma, alpha, draw, kind, distribution)
         if not 0 < temperature < math.inf:
             raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
         unit_noise = sample_unit_noise(draw, distribution, logits.shape[0], logits.shape[1], generator)
@@ -237,9 +238,29 @@ def perturb(
     else:
         noisy = (wide * (1 - deviation) if kind == "mix" else wide) + xi
     result = torch.where(selected & (deviation != 0), noisy.to(logits.dtype), logits)
-    if half and not torch.isfinite(result).all():
-        raise TrainingError(f"perturbed logits overflow {logits.dtype}: give them as float32, or lower sigma")
+    if half or drawn_here:
+        check_noisy_logits(result)
     return result
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _checked_size(
+    sigma: float | tuple[float, float], alpha: float, draw: Draw, kind: Kind, distribution: Distribution
+) -> tuple[float | tuple[float, float], float]:
+    """Sigma and alpha as numbers. Raises ConfigError for impossible settings."""
+    noise = Noise(sigma=sigma, alpha=alpha, draw=draw, kind=kind, distribution=distribution)
+    return noise.sigma, noise.alpha
+
+
+def check_noisy_logits(logits: Tensor) -> None:
+    """Raises TrainingError when logits that were finite no longer are, now that they are perturbed."""
+    if _has_values(logits) and not torch.isfinite(logits).all():
+        raise TrainingError(f"perturbed logits overflow {logits.dtype}: give them in a wider type, or lower sigma")
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether the tensor's values can be read: not while it is traced, mapped over or without memory."""
+    return not (tensor.is_meta or torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(tensor))
 
 
 def _with_sampled_class(logits: Tensor, unit: Tensor, share: Tensor, temperature: float) -> Tensor:
@@ -260,8 +281,13 @@ def check_logits(logits: Tensor) -> None:
     """Raises MismatchError unless the logits are float `[B, K]` with K >= 2, TrainingError unless they are finite."""
     if not isinstance(logits, Tensor):
         raise MismatchError(f"logits are a {type(logits).__name__}: expected a torch tensor of floats [B, K], K >= 2")
+    if logits.is_nested or logits.layout != torch.strided or logits.dtype.itemsize < 2:
+        kind = "nested" if logits.is_nested else f"{logits.dtype} {logits.layout}"
+        raise MismatchError(f"logits are a {kind} tensor: give a dense one of floats of 16 bits or more (.to_dense())")
     if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise MismatchError(f"logits are {logits.dtype} {list(logits.shape)}: expected floats [B, K], K >= 2")
+    if not _has_values(logits):
+        return
     if not math.isfinite(float(logits.detach().sum())) and not torch.isfinite(logits).all():  # the sum is faster
         row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
         raise TrainingError(

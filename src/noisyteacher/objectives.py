@@ -470,7 +470,7 @@ def _of_draws(function: Callable[..., Tensor], student: Tensor, teacher: Tensor,
 @lru_cache(maxsize=64)
 def _constant(value: float | tuple[float, float]) -> Tensor:
     """The value as a tensor, the same one at every step; never changed in place."""
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _unit_noise(noise: Noise, batch: Batch, classes: int) -> UnitNoise:
@@ -512,9 +512,9 @@ def label_inputs(batch: Batch) -> Inputs:
 @lru_cache(maxsize=8)
 def _label_flips(share: float, seed: int, rows: int) -> Tensor:
     """For each row 0 if its label stays, else a number in 0..1 that picks one of the other classes, `[N]`."""
-    draws, flips = generator(seed, "label noise"), torch.zeros(rows)
+    draws, flips = generator(seed, "label noise"), torch.zeros(rows, dtype=torch.float32)
     chosen = torch.randperm(rows, generator=draws)[: round(share * rows)]
-    flips[chosen] = 1 - torch.rand(len(chosen), generator=draws)
+    flips[chosen] = 1 - torch.rand(len(chosen), generator=draws, dtype=torch.float32)
     return flips
 
 

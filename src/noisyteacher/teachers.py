@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
+from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
 from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
-from noisyteacher.noise import Noise, check_logits, perturb, unit_noise_at
+from noisyteacher.noise import Noise, check_logits, check_noisy_logits, perturb, unit_noise_at
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
 from noisyteacher.text import unknown_name
@@ -252,11 +254,17 @@ def as_teacher(source: object, combine: str = "mean") -> Teacher:
     )
 
 
+_COUNTING = threading.Lock()
+"""Held while a NoisyTeacher takes the number of its call; a lock of its own could not be copied with it."""
+
+
 class NoisyTeacher(nn.Module):
     """A module that returns the teacher's logits with noise on them, for any training loop.
 
     The teacher is put in eval mode and stays there, without gradients. Step n sees the draw of the stream (seed,
-    "noise", n); the counter is a buffer, so a restored state dict continues where it stopped. `total_rows` is needed
+    "noise", n); the counter is a buffer, so a restored state dict continues where it stopped. In a process group each
+    rank above 0 draws from a seed of its own, (seed, "rank", rank), but for frozen noise, which belongs to rows.
+    Threads may share it: each call takes the next n. `total_rows` is needed
     for frozen noise, `total_steps` for noise with a schedule. Raises UsageError for wrong arguments, MismatchError for
     frozen noise without row numbers and a schedule without `total_steps`.
     Source: Sau & Balasubramanian 2016, section 3.3, Algorithm 1.
@@ -302,11 +310,15 @@ class NoisyTeacher(nn.Module):
         with torch.no_grad():
             logits = logits_of(self.teacher(*inputs, **named)).float()
             check_logits(logits)
-            noise, step, (batch, classes) = self.noise, int(self.calls), logits.shape
-            unit_noise = unit_noise_at(
-                noise, seed=self.seed, step=step, batch=batch, classes=classes, rows=rows, total_rows=self.total_rows
-            )
-            sigma = noise.sigma_at(step, self.total_steps)
+            noise, rank, (batch, classes) = self.noise, world().rank, logits.shape
+            seed = derive_seed(self.seed, "rank", rank) if rank and not noise.frozen else self.seed
+            with _COUNTING:
+                step = int(self.calls)
+                unit_noise = unit_noise_at(
+                    noise, seed=seed, step=step, batch=batch, classes=classes, rows=rows, total_rows=self.total_rows
+                )
+                sigma = noise.sigma_at(step, self.total_steps)
+                self.calls = self.calls + 1  # not in place, which inference mode would forbid
             noisy = perturb(logits, sigma=sigma, alpha=noise.alpha, kind=noise.kind, unit_noise=unit_noise)
-            self.calls += 1
+            check_noisy_logits(noisy)
             return noisy

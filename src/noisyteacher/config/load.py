@@ -6,6 +6,7 @@ Every problem is a sentence that begins with the setting's key.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -17,14 +18,20 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from noisyteacher.config.schema import FLAGS, PRESETS, WITH_MOMENTUM, Config, Flag, Settings, Values
-from noisyteacher.errors import ConfigError
+from noisyteacher.errors import ConfigError, FileFormatError
+from noisyteacher.io.files import read_bytes
 from noisyteacher.text import flat, nearest, unknown_name
 
 MAX_LENGTH = 200
 """Characters of a value that a message shows."""
 RANGES = ("greater", "less", "finite", "too_short", "string_too")
 """Beginnings of pydantic's types of errors whose message says what is allowed."""
+MAX_BYTES = 2**16
+"""Bytes of a settings file that are read at most."""
+MOST_HINTS = 50
+"""Unknown settings for which the nearest name is looked for."""
 DEEPEST = 16
+LONG_KEY = re.compile(rf"(?:(?:(?<![\w-])[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEEPEST + 1}}}")
 TOO_DEEP = f"nested deeper than {DEEPEST} levels: no setting is"
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "empty"}
 S = TypeVar("S", bound=Settings)
@@ -115,10 +122,10 @@ def _sentences(kind: type[Settings], error: ValidationError) -> Iterator[str]:
         key = ".".join(names)
         if key not in details or detail["type"].startswith(RANGES):
             details[key] = detail
-    for key, detail in details.items():
+    for number, (key, detail) in enumerate(details.items()):
         value, expected = short_repr(detail["input"]), types.get(key, "a number, true, false or text")
         if detail["type"] == "unexpected_keyword_argument":
-            close = nearest(key, types)
+            close = nearest(key, types) if number < MOST_HINTS else None
             problem = f"unknown setting; {f'did you mean {close!r}?' if close else 'see: noisyteacher config explain'}"
         elif detail["type"].startswith(RANGES):
             problem = f"given {value}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
@@ -137,9 +144,14 @@ def read_config(path: str | Path | None, overrides: tuple[str, ...] = (), settin
     settings = {} if settings is None else settings
     if path is not None:
         try:
-            settings = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
+            if LONG_KEY.search(text):  # tomllib takes minutes for keys of thousands of parts
+                raise RecursionError
+            settings = tomllib.loads(text)
+        except FileFormatError as error:
+            raise ConfigError(str(error)) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
         except RecursionError as error:
             raise ConfigError(f"{path}: {TOO_DEEP}") from error
         except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits

@@ -42,7 +42,7 @@ def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tenso
     if augment == "randaugment":
         return randaugment(images, draws), None
     partner = torch.randperm(len(images), generator=draws).to(images.device)
-    share = torch.rand(len(images), generator=draws).to(images.device)
+    share = torch.rand(len(images), generator=draws, dtype=torch.float32).to(images.device)
     return mixed(images, partner, share), (partner, share)
 
 
@@ -57,7 +57,7 @@ def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     pixels = images.float()
     for _ in range(OPERATIONS_EACH):
         chosen = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
-        sign = torch.randint(2, (len(images),), generator=generator).to(images.device) * 2.0 - 1.0
+        sign = torch.randint(2, (len(images),), generator=generator).to(images.device).float() * 2 - 1
         for number, operation in enumerate(OPERATIONS.values()):
             rows = (chosen == number).nonzero().flatten().to(images.device)
             if len(rows):
@@ -70,7 +70,7 @@ def _geometric(kind: str, most: float) -> Callable[[Tensor, Tensor], Tensor]:
     def operation(images: Tensor, sign: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         amount = sign * most * MAGNITUDE
-        matrix = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
+        matrix = torch.eye(2, 3, device=images.device, dtype=torch.float32).repeat(len(images), 1, 1)
         if kind == "rotate":  # degrees; in units of half the height and width the grid is no square
             angle = amount * math.pi / 180
             matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()

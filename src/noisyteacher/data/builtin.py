@@ -11,12 +11,12 @@ import hashlib
 import math
 import os
 import pickle
+import reprlib
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from noisyteacher.data.holdout import make_splits, partition, per_class
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError
 from noisyteacher.io.files import remove_new_folders_on_error
+from noisyteacher.io.pickles import Recorded, Unpickler
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DATASETS = ("mnist-5k", "mnist", "cifar10", "svhn")
@@ -65,6 +66,9 @@ SVHN_MD5 = {
     "extra": "a93ce644f1a588dc4d68dda5feec44a7",
     "test": "eb5a983be6a315427106f1b164d9cef3",
 }
+SVHN_MOST = 531_131
+"""Images of the largest part, extra."""
+MAT_MATRIX, MAT_COMPRESSED, MAX_VARIABLES = 14, 15, 8
 SVHN_VAL_PER_CLASS = {"train": 400, "extra": 200}
 
 
@@ -232,43 +236,35 @@ def read_cifar_batch(data: bytes, title: str) -> tuple[Tensor, Tensor]:
     Raises DataError that begins with the title.
     """
     try:
-        batch = _BatchUnpickler(BytesIO(data), encoding="bytes").load()
+        batch = _BatchUnpickler(data).load()
         array, labels = (batch[key.encode()] if key.encode() in batch else batch[key] for key in ("data", "labels"))
         _, shape, dtype, fortran_order, pixels = array.state
         if dtype.arguments[0] not in (b"u1", "u1") or fortran_order or shape[1:] != (3 * 32 * 32,):
-            raise ValueError(f"its array is {dtype.arguments[0]!r:.40} {shape!r:.40}, expected uint8 [N, 3072]")
+            raise ValueError(f"its array is {_short(dtype.arguments[0])} {_short(shape)}, expected uint8 [N, 3072]")
         images = np.frombuffer(pixels, np.uint8).reshape(shape).reshape(-1, 3, 32, 32)
         if not isinstance(labels, list) or len(labels) != len(images) or not labels:
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
         for row, label in enumerate(labels):
             if type(label) is not int or not 0 <= label < len(CIFAR_CLASSES):
-                raise ValueError(f"label {label!r:.40} of row {row} is out of range 0..9")
+                raise ValueError(f"label {_short(label)} of row {row} is out of range 0..9")
     except Exception as error:  # a pickle can lead to any exception
         raise DataError(f"{title}: not a CIFAR-10 batch, or truncated or damaged: {error!s:.200}") from error
     return torch.from_numpy(images.copy()), torch.tensor(labels)
 
 
-class _Recorded:
-    """What a name in a batch's pickle becomes: an object that records its arguments and state, and does nothing."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments, self.state = arguments, ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+def _short(value: object) -> str:
+    """`repr` of the first parts of what a file holds, cut to 40 characters."""
+    return reprlib.repr(value)[:40]
 
 
-class _BatchUnpickler(pickle._Unpickler):
-    """Reads the pickle of a uint8 array and a list without importing anything.
-
-    In Python, not C: there a number in the pickle decides how much memory is taken.
-    """
+class _BatchUnpickler(Unpickler):
+    """Reads the pickle of a uint8 array and a list without importing anything."""
 
     NAMES: dict[tuple[str, str], Any] = {  # noqa: RUF012 - never changed
-        ("numpy.core.multiarray", "_reconstruct"): _Recorded,
-        ("numpy._core.multiarray", "_reconstruct"): _Recorded,
-        ("numpy", "ndarray"): _Recorded,
-        ("numpy", "dtype"): _Recorded,
+        ("numpy.core.multiarray", "_reconstruct"): Recorded,
+        ("numpy._core.multiarray", "_reconstruct"): Recorded,
+        ("numpy", "ndarray"): Recorded,
+        ("numpy", "dtype"): Recorded,
         ("_codecs", "encode"): str.encode,
     }
 
@@ -295,11 +291,29 @@ def _svhn_splits(paths: list[Path], seed: int) -> Splits:
     return Splits("svhn", full.subset(torch.cat(train_rows)), val_split, test, "local-contrast")
 
 
+def _check_mat_size(path: Path) -> None:
+    """Raises ValueError for a MATLAB 5 file with other content than a few variables, or with more images than SVHN."""
+    from scipy.io import whosmat
+
+    with path.open("rb") as stream:
+        order, end, variables = (">" if stream.read(128)[126:] == b"MI" else "<"), path.stat().st_size, 0
+        while (begin := stream.tell()) < end:
+            kind, size = struct.unpack(f"{order}II", stream.read(8))
+            variables += 1
+            if kind not in (MAT_MATRIX, MAT_COMPRESSED) or begin + 8 + size > end or variables > MAX_VARIABLES:
+                raise ValueError(f"no variable at byte {begin} of {end}")
+            stream.seek(size, os.SEEK_CUR)
+    for name, shape, _ in whosmat(os.fspath(path)):
+        if math.prod(shape) > 3072 * SVHN_MOST:
+            raise ValueError(f"{name} is {list(shape)}: SVHN's largest part has {SVHN_MOST:,} images")
+
+
 def _read_mat(path: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, 3, 32, 32]` and labels int64 `[N]` in 0..9 of a .mat file. Raises DataError naming it."""
     from scipy.io import loadmat
 
     try:
+        _check_mat_size(path)
         content = loadmat(os.fspath(path), variable_names=["X", "y"])
         pixels, labels = content["X"], content["y"]
     except Exception as error:  # scipy raises whatever a damaged file leads to

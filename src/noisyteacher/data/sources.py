@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from noisyteacher.text import few, size_bytes, unknown_name
 MAX_BYTES = 4 * 2**30
 FILES = (".npz", ".csv")
 """Suffixes of the files that are data sets."""
+LOOKED_AT_TWICE = 8
+"""Images of a data set object that are read twice."""
+MEDMNIST = {
+    f"{role}_{kind}": f"{letter}_{role}" for role in ROLES for kind, letter in (("images", "x"), ("labels", "y"))
+}
+"""MedMNIST's names of arrays -> ours."""
 NPZ_ARRAYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "classes")
 _READ_AHEAD = 16
 """Images of a Hugging Face data set in memory at once."""
@@ -257,6 +264,12 @@ def npz_source(path: Path, max_bytes: int | None = MAX_BYTES) -> Source:
             limit = len(class_names) or MAX_CLASSES
             numbers = None if labels is None else class_numbers(labels, len(pixels), title, limit)
             parts.append(Part(role, list(map(str, range(len(pixels)))), numbers, pixels))
+    firsts = [int(part.labels.min()) for part in parts if part.labels is not None]
+    if firsts and min(firsts) == 1 and not class_names:
+        raise DataError(
+            f"{path}: labels begin at 1: expected the class numbers from 0: save y - 1, or, if class 0 has no images "
+            "here, the names of all classes in an array 'classes'"
+        )
     roles = [part.role for part in parts]
     if roles != ["all"] and roles[:1] != ["train"]:
         raise DataError(f"{path}: no array 'x_train', or more than x and y (it has {', '.join(arrays) or 'nothing'})")
@@ -270,6 +283,7 @@ def read_npz(path: Path, max_bytes: int | None = None) -> dict[str, NDArray[Any]
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
+                name = MEDMNIST.get(name, name)
                 if name not in NPZ_ARRAYS:
                     raise DataError(f"{path}: {unknown_name('array', name, NPZ_ARRAYS)}")
                 with archive.open(info) as stream:
@@ -286,7 +300,7 @@ def read_npz(path: Path, max_bytes: int | None = None) -> dict[str, NDArray[Any]
                 if max_bytes is not None and total > max_bytes:
                     raise DataError(f"{path}: more than {size_bytes(max_bytes)} of arrays: raise max_bytes= in Python")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {MEDMNIST.get(name, name): arrays[name] for name in arrays.files}
     except DataError:
         raise
     except Exception as error:  # zipfile, its decompressors and numpy raise a dozen kinds for damaged bytes
@@ -314,7 +328,7 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
 
     Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
     one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1. Each
-    item is read once, and a random transform is frozen. Class names come from `.classes`. Raises UsageError, DataError.
+    item is stored once, so random transforms are refused. Class names: `.classes`. Raises UsageError, DataError.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
@@ -331,6 +345,9 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             kind = type(dataset).__name__
             raise UsageError(f"{title}: unsupported data source: {kind}; expected a name, a path, or a sized dataset")
+        looks = [[*islice(_items(dataset, title, []), LOOKED_AT_TWICE)] for _ in range(2)]
+        if any(not np.array_equal(*images) for images in zip(*looks, strict=True)):
+            raise DataError(f"{title}: an image differs when it is read again: pass the data without random transforms")
         names, labels = [f"item {row}" for row in range(len(dataset))], list[int]()
         items = _items(dataset, title, labels)
         pixels = stack_images(items, names, title, max_bytes, "resizing them in the dataset")

@@ -207,6 +207,9 @@ def export_all(
             "input_shape=...)"
         )
     check_format_names(list(paths))
+    for path in paths.values():
+        if path.is_symlink():
+            raise UsageError(f"{path}: a link, which is not written through: remove it, or name another folder")
     if on_failure is None:
         check_formats(list(paths), classifier)
     if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:

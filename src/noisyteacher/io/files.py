@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -28,7 +29,7 @@ Json = dict[str, Any]
 """A JSON object whose keys belong to the caller: a record, a config, a result, the metrics of an epoch."""
 StrPath = str | os.PathLike[str]
 SEAL, BLANK = b"crc32c=", b"00000000"
-MAX_TEXT = 2**30
+MAX_TEXT = 2**25
 """Bytes of a text file that are read at most."""
 REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another output folder",
@@ -190,11 +191,17 @@ def read_bytes(path: StrPath, most: int | None = None) -> bytes:
 def parse_json(text: bytes | str) -> Any:
     """The value of a JSON text. Raises ValueError for anything else, including NaN and numbers that overflow."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
         json.dumps(value, allow_nan=False)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     return value
+
+
+def _integer(digits: str) -> int:
+    if math.isinf(float(digits)):
+        raise ValueError(f"a number of {len(digits)} digits is over the limit")
+    return int(digits)
 
 
 def header(kind: str, schema: int) -> Json:

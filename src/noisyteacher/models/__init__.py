@@ -11,6 +11,7 @@ from noisyteacher.models.classifier import Reordered as Reordered
 from noisyteacher.models.classifier import Rescaled as Rescaled
 from noisyteacher.models.classifier import as_classifier as as_classifier
 from noisyteacher.models.classifier import bare_network as bare_network
+from noisyteacher.models.classifier import check_trainable as check_trainable
 from noisyteacher.models.classifier import head_parameters as head_parameters
 from noisyteacher.models.classifier import learn_in_unit as learn_in_unit
 from noisyteacher.models.classifier import logits_of as logits_of

@@ -291,6 +291,15 @@ def as_classifier(
     return model
 
 
+def check_trainable(module: nn.Module) -> None:
+    """Raises UsageError for weights without values, or whose elements share memory, which cannot be written."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise UsageError(f"the model's {name} is on the meta device, without values: load its weights first")
+        if torch._debug_has_internal_overlap(tensor) == 1:
+            raise UsageError(f"elements of the model's {name} share memory, as after expand(): keep a copy, by clone()")
+
+
 def count_classes(model: Classifier) -> int:
     """The number of logits for two blank images, without a trace in the model's mode or the random state."""
     shape = model.input_shape or ()

@@ -387,6 +387,8 @@ def unknown_network(name: str, names: Collection[str]) -> UnknownNameError:
     """The error for a network's name that is not among `names`: it suggests the nearest and lists all."""
     close = " or ".join(map(repr, nearest_networks(name, sorted(names))))
     hint = f"did you mean {close}? " if close else ""
+    if os.sep in name:
+        hint = f"no file or folder of that name is there, and it is no network's: {hint}"
     return UnknownNameError(
         f"unknown model {name!r}: {hint}expected {', '.join(sorted(names))}, or timm:NAME, torchvision:NAME, hf:NAME"
     )

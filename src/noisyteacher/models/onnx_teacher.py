@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -17,6 +19,8 @@ from noisyteacher.io.files import read_bytes
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
 from noisyteacher.models.preprocess import Resized, Scale, Shape, Untouched
 
+FIRST_ANSWER_S = 300.0
+"""Seconds that a model may take for its first batch."""
 ONNX = "onnx"
 """Ending of such a file, and prefix of the network's name in an architecture."""
 INPUT_TYPES = {
@@ -92,6 +96,7 @@ class OnnxNetwork(nn.Module):
             if message.DESCRIPTOR.name == "TensorProto" and message.data_location == 1:
                 raise FileFormatError("the ONNX model refers to other files, which are not read here")
         self._sessions: dict[int, Any] = {}
+        self._has_answered = False
         inputs, outputs = self._session().get_inputs(), self._session().get_outputs()
         if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) != 4:
             signature = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
@@ -118,10 +123,33 @@ class OnnxNetwork(nn.Module):
         for part in torch.split(x, self.sizes[0] or max(len(x), 1)):
             missing = (self.sizes[0] or len(part)) - len(part)
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            with _errors(MismatchError, f"the ONNX model failed on images {list(padded.shape)}"):
-                (output,) = session.run([self.output], {session.get_inputs()[0].name: padded.numpy()})
+            with (
+                _errors(MismatchError, f"the ONNX model failed on images {list(padded.shape)}"),
+                self._time_limit() as options,
+            ):
+                (output,) = session.run([self.output], {session.get_inputs()[0].name: padded.numpy()}, options)
             logits.append(logits_of(torch.from_numpy(output))[: len(part)])
         return torch.cat(logits).float().to(images.device)
+
+    @contextlib.contextmanager
+    def _time_limit(self) -> Iterator[Any]:
+        """Options of a run that end it after FIRST_ANSWER_S: a graph may loop for ever. Later answers have no limit."""
+        from onnxruntime import RunOptions
+
+        options, begin = RunOptions(), time.monotonic()
+        timer = threading.Timer(FIRST_ANSWER_S, setattr, (options, "terminate", True))
+        timer.daemon = True
+        if not self._has_answered:
+            timer.start()
+        try:
+            yield options
+            self._has_answered = True
+        except Exception as error:
+            if options.terminate:
+                raise TimeoutError(f"no answer within {time.monotonic() - begin:.0f} s") from error
+            raise
+        finally:
+            timer.cancel()
 
     def costs(self, shape: Shape) -> tuple[int, int, tuple[str, ...]]:
         """Elements of the weights, multiplications for one image (C, H, W), and the operations without a formula."""

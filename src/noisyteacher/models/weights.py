@@ -7,13 +7,16 @@ cannot make `load_model` import it unless the caller allows it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import re
+import threading
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,14 @@ import safetensors.torch
 import torch
 from numpy._core import multiarray
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.errors import DataWarning, FileFormatError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
+from noisyteacher.io.pickles import Unpickler
 from noisyteacher.io.tensors import read_tensors, sealed_tensors, tensor_bytes, write_tensors
 from noisyteacher.models.build import MODELS, PREFIX, build_model
 from noisyteacher.models.classifier import (
@@ -59,6 +67,8 @@ WRAPPERS = (
 """Keys under which training programs keep a model's state dict, in the order in which they are tried."""
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".pickle")
 """Usual endings of torch.save's files, in any case; the first bytes decide whether a file is one."""
+MAX_OPTION = 2**19
+"""The largest number in a file's options for a network of another library: words of a text model are counted there."""
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     *((getattr(pathlib, name), f"{module}.{name}")
@@ -89,8 +99,9 @@ def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str,
     classifier = as_classifier(model)
     state = dict(classifier.state_dict())
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UsageError(f"the model's state {name!r} is a {type(value).__name__}: only tensors are saved")
+        if not isinstance(value, Tensor) or value.is_meta:
+            kind = "tensor without values" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"the model's state {name!r} is a {kind}: only tensors with values are saved")
     if reserved := sorted({"architecture", "checksum", "kind", "schema"} & (record or {}).keys()):
         raise UsageError(f"the record may not use the names {reserved}: the file needs them itself")
     return state, {"architecture": classifier.architecture, **(record or {})}
@@ -179,6 +190,8 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
                 raise FileFormatError(f"the file of the network {name!r} is missing")
             return Classifier(front, OnnxNetwork(file), architecture)
         if library in ZOO:
+            if _largest(origin["options"]) > MAX_OPTION:
+                raise FileFormatError(f"an option of {origin['name']!r} is over {MAX_OPTION:,}, which no network needs")
             with seeded(0, "init", rest):
                 model = Classifier(front, ZOO[library](rest, classes, shape, origin["options"]).network, architecture)
         else:
@@ -196,7 +209,7 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
         return _checked(_fill(build(), tensors, path), narrower, path)
     try:
         # On the meta device nothing is allocated before names and shapes are known to fit the file.
-        with torch.device("cpu" if library == ONNX else "meta"):
+        with torch.device("cpu" if library == ONNX else "meta"), _bounded_layers(len(tensors)):
             model = build()
         differences = _differences(model.state_dict(), tensors)
         if library in ZOO and not differences:  # has tensors that are not in its state dict: build it on the CPU
@@ -206,6 +219,32 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
     except (NoisyTeacherError, TypeError, RuntimeError) as error:
         raise FileFormatError(f"{path}: the architecture in it cannot be built: {error}") from error
     return _checked(_fill(model, tensors, path, assign=library not in (*ZOO, ONNX)), narrower, path)
+
+
+def _largest(options: Any) -> int:
+    """The largest whole number in nested options."""
+    values = options.values() if isinstance(options, dict) else options if isinstance(options, list) else ()
+    return max(map(_largest, values), default=0) if values else options if isinstance(options, int) else 0
+
+
+@contextlib.contextmanager
+def _bounded_layers(tensors: int) -> Iterator[None]:
+    """Raise MismatchError when this thread builds far more parts of networks than a file with so many tensors has."""
+    most, thread, counted = 10_000 + 20 * tensors, threading.get_ident(), itertools.count(1)
+
+    def count_part(*part: Any) -> None:
+        if threading.get_ident() == thread and next(counted) > most:
+            raise MismatchError(f"it has more layers than a file with {tensors} tensors fills")
+
+    hooks = [
+        register(count_part)
+        for register in (register_module_module_registration_hook, register_module_parameter_registration_hook)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _checked(model: Classifier, narrower: bool, path: Path) -> Classifier:
@@ -329,6 +368,9 @@ def _read_torch_file(path: StrPath) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise zipfile.BadZipFile("compressed, which torch.save never does")  # mapped, it would be misread
+            for member in archive.infolist():
+                if member.filename.endswith("/data.pkl"):
+                    Unpickler(archive.read(member)).load()  # refuses what would never end
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -349,7 +391,16 @@ def _unwrap(record: Any, path: StrPath) -> dict[str, Tensor]:
         if not isinstance(inner, dict):
             break
         record = inner
-        inner = next((record[key] for key in WRAPPERS if isinstance(record.get(key), dict) and record[key]), None)
+        sets = [key for key in WRAPPERS if isinstance(record.get(key), dict) and record[key]]
+        if len(sets) > 1:
+            others = ", ".join(map(repr, sets[1:]))
+            warnings.warn(
+                f"{path}: the weights under {sets[0]!r} are taken; it has {others} too: for these, save them alone by "
+                f"torch.save(torch.load(file)[{sets[1]!r}], 'other.pth')",
+                DataWarning,
+                stacklevel=2,
+            )
+        inner = record[sets[0]] if sets else None
     entries = record.items() if isinstance(record, dict) else ()
     tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:

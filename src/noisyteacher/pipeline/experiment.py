@@ -265,6 +265,7 @@ def _load_if_done(spec: TrainingSpec) -> TrainedModel | None:
     if result is None:
         return None
     models.load_weights(spec.model, spec.run.path / WEIGHTS)
+    pretrained.check_weights(spec.model, spec.run)
     return TrainedModel(spec.model, spec.run, result)
 
 
@@ -293,6 +294,7 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         training["trace"] = on_rank_zero(lambda: trace_record(model, experiment.data.train, objective, views[0]))
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
     result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
+    result["weights"] = models.weights_fingerprint(model)
     if history.profile is not None:
         result["profile"] = profiled(model, history.profile, spec.fit_options)
     if spec.with_costs:

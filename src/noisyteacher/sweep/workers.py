@@ -124,8 +124,9 @@ def cluster(address: str) -> Iterator[MakeExecutor]:
         raise UsageError("--scheduler needs dask: pip install 'noisyteacher[cluster]'") from error
     try:
         client = Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise NoisyTeacherError(f"{address}: no dask scheduler answers there: {error}") from error
+    except (OSError, TimeoutError, TypeError, ValueError) as error:
+        hint = "; tls:// is not supported, use tcp:// in a trusted network" if address.startswith("tls") else ""
+        raise NoisyTeacherError(f"{address}: no dask scheduler answers there: {error}{hint}") from error
     try:
         yield lambda: client.get_executor(pure=False, retries=RETRIES)
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Split
-from noisyteacher.errors import FileFormatError, MismatchError
+from noisyteacher.errors import DataWarning, FileFormatError, MismatchError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import read_tensors, tensor_bytes, write_tensors
 from noisyteacher.runs import CHECKPOINT
@@ -34,7 +35,11 @@ def write_checkpoint(student: Student) -> None:
     tensors |= {f"best/{name}": value for name, value in student.best.items()}
     for index, slots in student.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items() if isinstance(value, Tensor)}
-    record = {"settings": student.identity, "progress": vars(student.progress)}
+    record = {
+        "settings": student.identity,
+        "progress": vars(student.progress),
+        "threads": torch.get_num_threads(),
+    }
     write_tensors(student.folder / STATE, KIND, SCHEMA, tensors, record, student.folder)
 
 
@@ -51,6 +56,13 @@ def read_checkpoint(folder: Path, student: Student) -> None:
     if not isinstance(saved, dict):
         raise FileFormatError(f"{path}: no table 'settings' in it")
     check_identity(path, saved, student.identity)
+    if (threads := record.get("threads")) not in (None, torch.get_num_threads()):
+        warnings.warn(
+            f"{folder}: resumed on {torch.get_num_threads()} thread(s), begun on {threads}: the last bits of numbers "
+            "may differ from those of an unbroken run",
+            DataWarning,
+            stacklevel=2,
+        )
     optimizer = student.optimizer
     try:
         progress = Progress(**record["progress"])

@@ -18,7 +18,7 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models import Classifier, as_classifier, head_parameters, learn_in_unit
+from noisyteacher.models import Classifier, as_classifier, check_trainable, head_parameters, learn_in_unit
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import Watch, counted, reported
 from noisyteacher.runs import WEIGHTS
@@ -113,6 +113,7 @@ def fit(
         every_view=every_view, sampling=sampling, augment=augment, batch_norm=batch_norm, precision=precision,
         patience=patience, keep=keep, criterion=criterion,
     )  # fmt: skip
+    check_trainable(model)
     with reported(world().leads if progress is True else progress, _started) as tick:
         classifier = as_classifier(model, input_shape=split.input_shape)
         _check_scale([model], [classifier], [objective])
@@ -170,6 +171,8 @@ def fit_many(
     checked = _settings(
         seeds, folders[0], {"resume": resume, "tensorboard": tensorboard, "track": bool(track)}, **settings
     )
+    for model in models:
+        check_trainable(model)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
     _check_scale(models, classifiers, objectives)
     for run_folder in folders:
