@@ -13,7 +13,8 @@ locked = $(PIP) --require-hashes --no-deps --no-build-isolation --requirement $(
 either = $(call locked,$(1),) || $(call locked,$(1),--extra-index-url https://download.pytorch.org/whl/cpu)
 SOURCES := src tests scripts benchmarks examples docs
 
-.PHONY: demo test check lint types unit test-faults test-gpu bench bench-short bench-peers bench-accuracy docs clean
+.PHONY: demo test check lint types unit test-lowest test-newest test-faults test-gpu bench bench-short bench-peers \
+	bench-accuracy docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/noisyteacher demo
@@ -36,6 +37,19 @@ types: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+
+# With the lowest versions that pyproject.toml allows, and with the newest that the index has, each in build/:
+# `make test-newest PYTHON=python3.13 TESTS=tests/test_train.py` for another Python and fewer tests.
+TESTS ?= tests
+test-lowest test-newest: test-%: build/%/.installed
+	OMP_NUM_THREADS=1 build/$*/bin/pytest --numprocesses 2 --ignore tests/test_supply_chain.py $(TESTS)
+
+build/lowest/.installed build/newest/.installed: build/%/.installed: pyproject.toml
+	$(PYTHON) -m venv build/$*
+	$(if $(filter lowest,$*),$(PYTHON) scripts/lowest.py > build/lowest/constraints.txt)
+	$(if $(filter lowest,$*),PIP_CONSTRAINT=build/lowest/constraints.txt) build/$*/bin/python -m pip install --quiet \
+		--editable '.[$(EXTRAS)]'
+	touch $@
 
 # Every fault at every place, instead of the few that `make test` tries: under half an hour.
 test-faults: $(VENV)/.installed-dev

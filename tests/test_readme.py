@@ -76,7 +76,11 @@ def test_make_blocks(target: str) -> None:
     assert "exec make test" in ci
 
 
-CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ make" not in block]
+CONSOLE = [block for kind, block in BLOCKS if kind == "console" and "$ noisyteacher" in block]
+
+
+def test_the_first_block_installs_the_package() -> None:
+    assert README.count("```", 0, README.index("$ pip install noisyteacher ")) == 1
 
 
 @pytest.mark.parametrize("number", range(len(CONSOLE)))

@@ -48,7 +48,7 @@ WATCHED = 2000
 """At most so many validation images are evaluated after an epoch; settings are chosen on all of them."""
 TRACES = 8
 """How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
-TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10-gpu"}
+TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10"}
 TUNING = {
     "sgd": ((0.03, 0.06, 0.12), (0.0, 2e-3, 1e-2, 3e-2)),
     "sgd-soft": ((0.3, 0.6, 1.2), (0.0, 2e-4, 1e-3, 3e-3)),

@@ -95,11 +95,11 @@ class WeightsAndBiases:
 
 
 TRACKERS: dict[str, tuple[type[Tracker], str]] = {
-    "tensorboard": (TensorBoard, "noisyteacher[track]"),
+    "tensorboard": (TensorBoard, "track"),
     "mlflow": (MLflow, "mlflow"),
     "wandb": (WeightsAndBiases, "wandb"),
 }
-"""Name in `run.track` -> its class, and what to install for it."""
+"""Name in `run.track` -> its class, and the extra that brings what it needs."""
 
 
 class Trackers:
@@ -114,11 +114,13 @@ class Trackers:
         for name in dict.fromkeys(names):
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
-            kind, package = TRACKERS[name]
+            kind, extra = TRACKERS[name]
             try:
                 self.open[name] = kind(run, flat, done)
             except ImportError as error:
-                raise UsageError(f"{name} is not installed: pip install '{package}', or leave it out") from error
+                raise UsageError(
+                    f"{name} is not installed: pip install 'noisyteacher[{extra}]', or leave it out"
+                ) from error
             except Exception as error:  # whatever these libraries raise for a server, a file or a login
                 raise UsageError(f"{name} cannot record this run: {error}") from error
 
