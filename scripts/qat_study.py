@@ -3,7 +3,7 @@
     python scripts/qat_study.py DATA OUT.jsonl [--seeds 3] [--limit 1500] [--epochs 8] [--qat 2] STUDENT...
     python scripts/qat_study.py --table FILE.json
 
-Every student is distilled from `pretrained:nin-cifar10-gpu`. `longer` is its control: the fp32 student itself, trained
+Every student is distilled from `pretrained:nin-cifar10`. `longer` is its control: the fp32 student itself, trained
 for the epochs and at the rate of the quantization-aware training, then calibrated. All are judged on one set of test
 rows.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import noisyteacher as nt
 
-TEACHER = "pretrained:nin-cifar10-gpu"
+TEACHER = "pretrained:nin-cifar10"
 RECIPE: dict[str, Any] = {
     "batch_size": 32,
     "optimizer": "muon",
