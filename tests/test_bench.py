@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -176,6 +177,12 @@ def test_the_command(folder: Path, call: Call, tmp_path: Path) -> None:
         (("broken.onnx",), "broken.onnx: onnxruntime cannot run it"),
         (("broken.onnx", "--runtime", "tvm"), "tvm: unknown runtime, expected one of onnx, executorch, litert, torch"),
         (("model.onnx", "model.onnx"), "model.onnx: named twice"),
+        (("model.onnx", "--seconds", "inf"), "threads 1, batch 1, seconds inf: expected"),
+        (("no_json.onnx",), "no_json.onnx.export.json: does not say what no_json.onnx is"),
+        (
+            ("stale.onnx",),
+            'stale.onnx.export.json: does not say what stale.onnx is (ValueError("it is another file\'s"))',
+        ),
     ],
 )
 def test_files_that_cannot_be_timed(
@@ -183,9 +190,26 @@ def test_files_that_cannot_be_timed(
 ) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-    code, _, err = call("bench", *words, "--seconds", "0")
+    for name in ("no_json.onnx", "stale.onnx"):
+        (tmp_path / name).write_bytes((folder / "model.onnx").read_bytes())
+    (tmp_path / "no_json.onnx.export.json").write_text("[1]")
+    (tmp_path / "stale.onnx.export.json").write_bytes((folder / "model.pt2.export.json").read_bytes())
+    code, _, err = call("bench", "--seconds", "0", *words)
     assert code == 2
     assert message in err
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes((folder / "model.onnx").read_bytes())
+    first, second, third = bench.rows(bench.bench([folder / "model.onnx", copy, folder / "model.pt2"], seconds=0))
+    assert (first[0], second[0], third[0]) == (str(folder / "model.onnx"), str(copy), "model.pt2")
+
+
+@pytest.mark.parametrize("option", [{"threads": 0}, {"batch": -1}, {"seconds": math.nan}])
+def test_numbers_that_time_nothing_are_refused(option: dict[str, Any], folder: Path) -> None:
+    with pytest.raises(BenchError, match="expected at least 1 thread and 1 image, and a finite time"):
+        bench.bench([folder / "model.onnx"], **option)
 
 
 def test_a_runtime_that_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

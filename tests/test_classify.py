@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +169,16 @@ def test_formats_and_exit_code(run: str, call: Call, tmp_path: Path) -> None:
     code, out, _ = call("predict", run, str(photos), "-q")
     assert code == 3
     assert [line.split()[0] for line in out.splitlines()[2:]] == [names[0], names[2]]
+
+
+def test_a_file_whose_name_is_no_text(run: str, tmp_path: Path) -> None:
+    """In JSON its bytes are escaped, so that Python's json reads the name back."""
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    image(Path(os.fsdecode(path)), 255)
+    command = [sys.executable, "-m", "noisyteacher", "predict", run, os.fsdecode(path), "--format", "json", "-q"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert [os.fsencode(entry["file"]) for entry in json.loads(done.stdout.decode("utf-8"))] == [path]
 
 
 def test_no_image_can_be_read(run: str, call: Call, tmp_path: Path) -> None:

@@ -37,10 +37,12 @@ def test_all_problems_at_once_with_the_nearest_name() -> None:
                 "studnt": {},
                 "student": {"epochs": 0, "lr": "fast"},
                 "data": 3,
+                "run": {"track": "mlflow"},
             }
         )
     for part in (
-        "8 settings are wrong",
+        "9 settings are wrong",
+        "run.track: given 'mlflow'; expected list of tensorboard | mlflow | wandb; did you mean ['mlflow']?",
         "noise.sigmaa: unknown setting; did you mean 'noise.sigma'?",
         "noise.alpha: given 2",
         "noise.sigma: given -1",

@@ -106,6 +106,8 @@ def test_classes_are_in_the_order_of_numbers_where_all_are_numbers() -> None:
         ("", "columns are none; expected one column for the path"),
         ("path,label,split\n0.png,a,test\n1.png,b,test\n", "no row has the split train"),
         ("path,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,val\n", r"2\.png: label 'c': a class that no split"),
+        ("path,label\n0.png,cat, black\n1.png,dog\n", r"line 2: more cells than columns: put quotes around .* ','"),
+        ("path,label\n0.png,1\n1.png,1.0\n2.png,2\n", r"labels '1' and '1\.0' are one number written in two ways"),
         ('path,label\n"0.png,a\n', "not a CSV file in UTF-8"),
     ],
 )  # fmt: skip
@@ -114,6 +116,12 @@ def test_what_is_wrong_in_a_file_is_named(text: str, words: str, tmp_path: Path)
     for read in (lambda: load_data(path), lambda: pack_data(path, tmp_path / "out")):
         with pytest.raises(DataError, match=words):
             read()
+
+
+def test_an_absolute_path_and_a_relative_one_are_one_file(tmp_path: Path) -> None:
+    path = write(tmp_path, f"path,label\n0.png,a\n1.png,b\n{tmp_path}/0.png,b\n", images=2)
+    with pytest.raises(DataError, match=r"0\.png and /.*/0\.png are one file: keep one row"):
+        load_data(path)
 
 
 def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:

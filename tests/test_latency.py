@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,9 @@ def test_a_limit_is_milliseconds_or_a_ratio_to_the_teacher(setting: str, most: f
         ({"latency": "5"}, r"target\.latency: given '5'; expected milliseconds"),
         ({"latency": "5s"}, r"target\.latency: given '5s'; expected milliseconds"),
         ({"latency": "0.5x"}, r"target\.latency: given '0\.5x'"),
-        ({"latency": "0ms"}, r"target\.latency: given '0'"),
+        ({"latency": "0ms"}, r"target\.latency: given '0ms'; expected milliseconds"),
+        ({"latency": "2xms"}, r"target\.latency: given '2xms'; expected milliseconds"),
+        ({"latency": "1e400ms"}, r"target\.latency: given '1e400ms'; expected milliseconds"),
         ({"latency_record": "phone.json"}, r"target\.latency_record: has no effect without latency"),
         ({"latency_threads": 2}, r"target\.latency_threads: has no effect without latency"),
         (
@@ -336,6 +339,10 @@ def test_a_record_of_other_networks_leaves_no_candidate(tmp_path: Path) -> None:
         lambda record: record | {"files": [record["files"][0] | {"round_ms": []}]},
         lambda record: record | {"files": [record["files"][0] | {"round_ms": [0.0]}]},
         lambda record: record | {"files": [*record["files"], record["files"][0] | {"round_ms": [1.0]}]},
+        lambda record: record | {"files": [record["files"][0] | {"round_ms": [1.0, math.inf]}]},
+        lambda record: record | {"files": [record["files"][0] | {"median_ms": 0.5}]},
+        lambda record: record | {"files": [record["files"][0] | {"export": {"model": None}}]},
+        lambda record: record | {"files": [*record["files"], record["files"][0] | {"round_ms": []}]},
         lambda record: record | {"threads": "many"},
         lambda record: [record],
     ],
@@ -371,6 +378,12 @@ def test_a_missing_record_is_refused_before_a_folder_is_made(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
+def test_candidates_are_not_written_of_a_run_that_is_resumed(call: Call) -> None:
+    code, _, err = call("compress", "--resume", "run", "--candidates", "folder")
+    assert code == 2
+    assert "--resume takes the run's own settings; leave out candidates" in " ".join(err.split())
+
+
 def test_with_a_latency_much_narrower_networks_are_candidates_too() -> None:
     def price(name: str) -> Candidate:
         size = int(6400 * float(name.partition(":")[2] or 1))
@@ -399,7 +412,7 @@ def test_from_the_candidates_to_a_device_and_back(call: Call, tmp_path: Path) ->
     timed = [file_latency("", [ms] * 20) for ms in order.values()]
     files_there = [
         FileLatency(
-            **{**vars(file), "round_ms": other.round_ms, "median_ms": other.median_ms, "low_ms": 0, "high_ms": 9}
+            **{**vars(file), **{name: getattr(other, name) for name in ("round_ms", "median_ms", "low_ms", "high_ms")}}
         )
         for file, other in zip(record.files, timed, strict=True)
     ]

@@ -427,6 +427,8 @@ def test_csv_is_neither_formula_nor_text_where_it_is_a_number(sweep: Run, tmp_pa
     assert rows[0]["interval"] == "wilson"
     for text in ("=1+1", "+1", "-x", "@a", "\tb", "\rc", "  =d", "\n=e"):
         assert harmless(text) == f"'{text}"
+    assert (harmless("-1"), harmless("-0.5")) == ("-1", "-0.5")  # classes whose names are numbers
+    assert harmless("-1+1") == "'-1+1"
     assert (harmless(-0.5), harmless(-3), harmless("a=b"), harmless(None), harmless(True)) == (
         -0.5,
         -3,

@@ -170,8 +170,12 @@ def bench(
 
     runtime: a name of RUNTIMES, by default by the ending of each file. Raises BenchError.
     """
+    if threads < 1 or batch < 1 or not 0 <= seconds < math.inf:
+        given = f"threads {threads}, batch {batch}, seconds {seconds:g}"
+        raise BenchError(f"{given}: expected at least 1 thread and 1 image, and a finite time of 0 or more")
     calls: dict[str, Callable[[], Any]] = {}
     names: dict[str, str] = {}
+    exports: dict[str, tuple[str, dict[str, Any] | None]] = {}
     with contextlib.ExitStack() as stack:
         for path in map(str, files):
             name = runtime or SUFFIXES.get(Path(path).suffix.lower(), "")
@@ -182,6 +186,7 @@ def bench(
                 raise BenchError(f"{path}: {'named twice' if path in calls else 'there is no such file'}")
             load, package = RUNTIMES[name]
             try:
+                exports[path] = _export(path)
                 calls[path] = _call(path, stack.enter_context(load(path, threads)), batch)
                 calls[path]()
             except ImportError as error:
@@ -189,14 +194,16 @@ def bench(
             except BenchError:
                 raise
             except Exception as error:  # whatever a runtime raises for a file it cannot read or run
-                raise BenchError(f"{path}: {package} cannot run it ({str(error).splitlines()[0][:200]})") from error
+                raise BenchError(
+                    f"{path}: {package} cannot run it ({(str(error) or repr(error)).splitlines()[0][:200]})"
+                ) from error
             names[path] = f"{package} {version(package)}"
         times = time_in_turns(calls, seconds, clock=clock)
     return LatencyRecord(
         machine=machine(),
         threads=threads,
         batch=batch,
-        files=[_file_latency(path, names[path], rounds) for path, rounds in times.items()],
+        files=[_file_latency(path, names[path], rounds, *exports[path]) for path, rounds in times.items()],
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
@@ -207,17 +214,31 @@ def _call(path: str, loaded: Loaded, batch: int) -> Callable[[], Any]:
         raise BenchError(f"{path}: takes {fixed} image(s) a call, batch {batch} was given: give batch {fixed}")
     if loaded.type == "?" or not all(isinstance(size, int) for size in sizes):
         raise BenchError(f"{path}: takes {list(loaded.shape)}: expected images [batch, channels, height, width]")
-    images = np.random.default_rng(0).integers(0, 256, (batch, *sizes)).astype(loaded.type)
+    images = np.random.default_rng(0).integers(0, 256, (batch, *sizes), np.uint8).astype(loaded.type)
     return lambda: loaded.run(images)
 
 
-def _file_latency(path: str, runtime: str, rounds: Sequence[Sequence[float]]) -> FileLatency:
-    sidecar, times = Path(path + SIDECAR), [ms for block in rounds for ms in block]
-    export = None
-    if sidecar.is_file():
+def _export(path: str) -> tuple[str, dict[str, Any] | None]:
+    """The file's SHA-256, and what its FILE.export.json says, if there is one."""
+    digest, sidecar = hashlib.sha256(Path(path).read_bytes()).hexdigest(), Path(path + SIDECAR)
+    if not sidecar.is_file():
+        return digest, None
+    try:
         beside = json.loads(sidecar.read_text(encoding="utf-8"))
-        export = {"format": beside["format"], "precision": beside["precision"], "model": beside["model"]}
-    digest, medians = hashlib.sha256(Path(path).read_bytes()).hexdigest(), [float(np.median(block)) for block in rounds]
+        export = {name: beside[name] for name in ("format", "precision", "model")}
+        if beside["sha256"] != digest:
+            raise ValueError("it is another file's")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(
+            f"{sidecar}: does not say what {path} is ({error!r}): copy both again, or delete it"
+        ) from error
+    return digest, export
+
+
+def _file_latency(
+    path: str, runtime: str, rounds: Sequence[Sequence[float]], digest: str, export: dict[str, Any] | None
+) -> FileLatency:
+    times, medians = [ms for block in rounds for ms in block], [float(np.median(block)) for block in rounds]
     p95 = float(np.percentile(times, 95))
     return FileLatency(path, digest, runtime, *median_interval(medians), p95, len(times), medians, export)
 
@@ -293,11 +314,13 @@ HEADERS = ("file", "runtime", "latency ms", "95 % interval", "p95 ms", "times as
 def rows(record: LatencyRecord) -> list[tuple[str, ...]]:
     """A row of HEADERS per file; the first file is what the others are compared with."""
     first, *_ = record.files
+    short = [os.path.basename(file.file) for file in record.files]
     table: list[tuple[str, ...]] = []
     for file in record.files:
         ratio = "" if file is first else "{:.2f} [{:.2f}, {:.2f}]".format(*speed_up(file, first))
         interval = f"[{file.low_ms:.3f}, {file.high_ms:.3f}]"
         name = os.path.basename(file.file)
+        name = file.file if short.count(name) > 1 else name
         table.append((name, file.runtime, f"{file.median_ms:.3f}", interval, f"{file.p95_ms:.3f}", ratio))
     return table
 
@@ -321,7 +344,10 @@ def main() -> None:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]  # noqa: B905
     sys.stdout.write("\n".join([*lines, "", record.conditions, ""]))
     if given.output:
-        Path(given.output).write_text(to_json(record))
+        try:
+            Path(given.output).write_text(to_json(record))
+        except OSError as error:
+            sys.exit(f"error: {given.output}: cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":

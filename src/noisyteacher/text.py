@@ -14,6 +14,7 @@ from noisyteacher.errors import UnknownNameError
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 """A split's role -> its name in a sentence."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NEGATIVE = re.compile(r"-[0-9]+(\.[0-9]+)?")
 _DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!])")
 
@@ -102,12 +103,14 @@ def printable_lines(text: object) -> str:
 
 
 def harmless(value: object) -> object:
-    """The value as a CSV cell. Text that begins like a formula gets a leading apostrophe; numbers stay numbers."""
+    """The value as a CSV cell. Text that begins like a formula gets a leading apostrophe; numbers, `-1` too, stay."""
     if value is None or isinstance(value, bool):
         return "" if value is None else str(value).lower()
     if isinstance(value, (int, float)):
         return value
     text = "".join(character if character in "\t\r\n" else printable(character) for character in str(value))
+    if _NEGATIVE.fullmatch(text):
+        return text
     return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
 
 

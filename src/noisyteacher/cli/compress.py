@@ -107,17 +107,17 @@ def compress(
 
     Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-latency 2x --export onnx-int8
     """
-    if candidates is not None:
-        _write_candidates(request, candidates)
-    elif request.resume is None:
-        _compress_settings(request.with_teacher_preset().settings(), request)
-    else:
-        request.refuse_beside("--resume")
+    if request.resume is not None:
+        request.refuse_beside("--resume", candidates=candidates)
         with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
             from noisyteacher.pipeline import resume_compress
 
             result = resume_compress(request.run(request.resume), begun, watch, request.allow_import, request.jobs)
         _report(result, request)
+    elif candidates is not None:
+        _write_candidates(request, candidates)
+    else:
+        _compress_settings(request.with_teacher_preset().settings(), request)
 
 
 def _write_candidates(request: o.Request, folder: Path) -> None:

@@ -44,6 +44,8 @@ class SafeStream:
     def __init__(self, stream: TextIO | None, is_stdout: bool) -> None:
         self.stream, self.is_stdout = stream or io.StringIO(), is_stdout
         self.error = OSError("it is closed") if stream is None else None
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be of bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

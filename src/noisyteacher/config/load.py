@@ -130,8 +130,10 @@ def _sentences(kind: type[Settings], error: ValidationError) -> Iterator[str]:
         elif detail["type"].startswith(RANGES):
             problem = f"given {value}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
         else:
-            close = nearest(str(detail["input"]), expected.split(" | "))
-            problem = f"given {value}; expected {expected}{f'; did you mean {close!r}?' if close else ''}"
+            words = expected.removeprefix("list of ").split(" | ")
+            close = nearest(str(detail["input"]), words) if len(words) > 1 else None
+            meant = [close] if detail["type"] == "list_type" else close
+            problem = f"given {value}; expected {expected}{f'; did you mean {meant!r}?' if close else ''}"
         yield f"{key[:MAX_LENGTH]}: {problem}"
 
 
@@ -260,7 +262,7 @@ def type_name(hint: Any) -> str:
         return " | ".join(arguments)
     if origin is list:
         item = type_name(arguments[0])
-        return "list of text" if item == "text" else f"list of {item}s"
+        return f"list of {item}" if item == "text" or " | " in item else f"list of {item}s"
     if origin in (dict, tuple):
         return "table" if origin is dict else "[low, high]"
     return " or ".join(map(type_name, arguments)) if arguments else TYPES[hint]

@@ -568,14 +568,19 @@ def limit(value: str | float, teachers: float) -> float:
 def latency_limit(value: str | float, teachers: float) -> float:
     """The most milliseconds that target.latency allows beside a teacher of so many. `latency_limit("2x", 8.0) == 4.0`.
 
-    Raises ConfigError for a number alone, which could be either.
+    Raises ConfigError for what is neither, such as a number alone.
     """
     text = str(value).strip()
-    if not text.endswith(("ms", "x")):
-        raise ConfigError(
-            f"given {text!r}; expected milliseconds such as '5ms', or a ratio to the teacher such as '2x'"
-        )
-    return limit(text.removesuffix("ms"), teachers)
+    try:
+        if text.endswith("x"):
+            return limit(text, teachers)
+        if text.endswith("ms"):
+            return limit(str(float(text.removesuffix("ms"))), teachers)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"given {text!r}; expected milliseconds such as '5ms', or a ratio to the teacher of 1 or more such as '2x'"
+    )
 
 
 Values = dict[str, Any]

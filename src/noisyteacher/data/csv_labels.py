@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,10 @@ def csv_source(path: Path, root: Path | None = None) -> Source:
         count = f"{len(missing):,} of {len(rows):,} files are not in {folder}: {few(missing, 3)}"
         remedy = "paths have their suffix and are relative to the CSV's folder, or to --data-root (in Python root=)"
         raise DataError(f"{path}: {count}; {remedy}")
+    first: dict[str, str] = {}
+    for name in rows:
+        if (earlier := first.setdefault(os.path.normpath(folder / name), name)) != name:
+            raise DataError(f"{path}: {printable(earlier)} and {printable(name)} are one file: keep one row")
     parts: list[Part] = []
     numbers: dict[str, int] = {}
     for role in ("all", *ROLES):
@@ -66,9 +71,18 @@ def csv_source(path: Path, root: Path | None = None) -> Source:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Names of classes in the order of their numbers: alphabetical as for folders, numeric where all are numbers."""
+    """Names of classes in the order of their numbers: alphabetical as for folders, numeric where all are numbers.
+
+    Raises DataError for two spellings of a number, such as 1 and 1.0.
+    """
     ordered = sorted(names)
-    return sorted(ordered, key=float) if all(map(_NUMBER.fullmatch, ordered)) else ordered
+    if not all(map(_NUMBER.fullmatch, ordered)):
+        return ordered
+    ordered.sort(key=float)
+    for first, second in pairwise(ordered):
+        if float(first) == float(second):
+            raise DataError(f"labels {first!r} and {second!r} are one number written in two ways: write it in one")
+    return ordered
 
 
 def _read_rows(path: Path) -> tuple[dict[str, _Row], str]:
@@ -84,6 +98,8 @@ def _read_rows(path: Path) -> tuple[dict[str, _Row], str]:
                 name, label = (cells[columns[meaning]].strip() for meaning in ("path", "label"))
                 split = cells[columns["split"]].strip() if "split" in columns else None
                 line = f"{path}, line {reader.line_num}"
+                if any(cells.get(None) or ()):  # an unquoted comma would cut a label short
+                    raise DataError(f"{line}: more cells than columns: put quotes around a cell with a {delimiter!r}")
                 if not name:
                     raise DataError(f"{line}: no path in column {columns['path']!r}")
                 role = "all" if split is None else role_of(split)

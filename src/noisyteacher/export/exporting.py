@@ -308,6 +308,7 @@ def write_unchecked(
     with inference(model, torch.device("cpu")), export_errors(f"{name}: it cannot be written"):
         form.write(model, path, class_names, images if form.precision == "int8" else None)
     record = {"format": form.kind, "precision": form.precision, "model": {"architecture": model.architecture}}
+    record["sha256"] = sha256([read_bytes(path)])
     write_json(path.with_name(path.name + SIDECAR), "unchecked export", SCHEMA, record)
 
 

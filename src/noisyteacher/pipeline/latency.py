@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -68,10 +69,23 @@ def read_record(path: StrPath) -> LatencyRecord:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{path}: not a record of noisyteacher bench: {str(error)[:200]}") from error
-    rounds = {len(file.round_ms) for file in record.files}
-    if len(rounds) != 1 or 0 in rounds or not all(ms > 0 for file in record.files for ms in file.round_ms):
-        raise FileFormatError(f"{path}: not a record of noisyteacher bench: every file needs as many times above 0")
+    if len({len(file.round_ms) for file in record.files}) != 1 or not all(map(_consistent, record.files)):
+        raise FileFormatError(
+            f"{path}: not a record of noisyteacher bench: every file needs as many times above 0, with their median "
+            "and interval, and the export that bench wrote: run bench again"
+        )
     return record
+
+
+def _consistent(file: FileLatency) -> bool:
+    """Whether the file's times are such, its median and interval theirs, and its export names a model."""
+    summary = (file.median_ms, file.low_ms, file.high_ms)
+    return (
+        bool(file.round_ms)
+        and all(0 < ms < math.inf for ms in file.round_ms)
+        and all(map(math.isclose, summary, median_interval(file.round_ms)))
+        and isinstance((file.export or {}).get("model", {}), dict)
+    )
 
 
 @dataclass(frozen=True)
