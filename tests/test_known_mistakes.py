@@ -136,7 +136,7 @@ def test_alpha_is_a_share_of_the_samples() -> None:
         shares = [float(draw_of(noise, 64, CLASSES, generator(s, "a")).selected.float().mean()) for s in range(50)]
         assert all(0.2 < share < 0.8 for share in shares)
 
-    def one_coin(*shape: Any, generator: Any = None, device: Any = None) -> Tensor:
+    def one_coin(*shape: Any, generator: Any = None, **options: Any) -> Tensor:
         return real_rand((), generator=generator).expand(*shape) if shape else real_rand((), generator=generator)
 
     real_rand = torch.rand
