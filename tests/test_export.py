@@ -258,28 +258,33 @@ def test_every_preprocessing_is_in_the_onnx_file(front: str, tmp_path: Path) -> 
         ).abs().max() < 1e-4 * exported.logit_scale
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_pte_file_runs_in_executorch(int8: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("executorch", reason="needs the extra mobile")
+def exported_residual(path: Path, int8: bool) -> tuple[nt.Exported, Tensor, Tensor]:
+    """A network with batch norms, which holds in the file and is unchanged by it; images, and its logits for them."""
     small = splits((3, 14, 14))
     model = nt.build_model(Residual(), small, preprocess="local-contrast", seed=0)
     for _ in range(3):
         model.train()(small.train.images_at(torch.arange(40)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     limits: dict[str, Any] = {"int8": True, "max_drop": 30} if int8 else {}
-    exported = nt.export(model, tmp_path / "m.pte", data=small, runs=2, **limits)
+    exported = nt.export(model, path, data=small, runs=2, **limits)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert exported.holds
+    images = small.val.images_at(torch.arange(len(small.val)))
+    with torch.no_grad():
+        return exported, images, model.eval()(images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_pte_file_runs_in_executorch(int8: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("executorch", reason="needs the extra mobile")
+    exported, images, ours = exported_residual(tmp_path / "m.pte", int8)
     assert exported.runtime.startswith("executorch 1.")
     assert capfd.readouterr() == ("", "")
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(exported.path).load_method("forward")
     assert method is not None
-    images = small.val.images_at(torch.arange(len(small.val)))
-    with torch.no_grad():
-        ours = model.eval()(images)
     theirs = torch.cat([method.execute([image])[0].clone() for image in torch.split(images, 1)])
     assert (theirs - ours).abs().max().item() == pytest.approx(exported.difference, rel=1e-3, abs=1e-6)
     assert (exported.difference > 1e-4) == int8
@@ -290,23 +295,12 @@ def test_a_pte_file_runs_in_executorch(int8: bool, tmp_path: Path, capfd: pytest
 def test_a_tflite_file_runs_in_litert(int8: bool, tmp_path: Path) -> None:
     interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra litert")
     pytest.importorskip("litert_torch", reason="needs the extra litert")
-    small = splits((3, 14, 14))
-    model = nt.build_model(Residual(), small, preprocess="local-contrast", seed=0)
-    for _ in range(3):
-        model.train()(small.train.images_at(torch.arange(40)))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    limits: dict[str, Any] = {"int8": True, "max_drop": 30} if int8 else {}
-    exported = nt.export(model, tmp_path / "m.tflite", data=small, runs=2, **limits)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert exported.holds
+    exported, images, ours = exported_residual(tmp_path / "m.tflite", int8)
     assert exported.runtime.startswith("ai_edge_litert 2.")
     run = interpreter.Interpreter(str(exported.path)).get_signature_runner()
     ((name, image_details),) = run.get_input_details().items()
     assert (image_details["dtype"], tuple(image_details["shape"])) == (np.uint8, (1, 3, 14, 14))
-    images = small.val.images_at(torch.arange(len(small.val)))
     theirs = np.concatenate([next(iter(run(**{name: image[None]}).values())) for image in images.numpy()])
-    with torch.no_grad():
-        ours = model.eval()(images)
     assert (torch.from_numpy(theirs) - ours).abs().max().item() == pytest.approx(
         exported.difference, rel=1e-3, abs=1e-6
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from noisyteacher.bench import load_tflite
-from noisyteacher.export.tracing import Runner, export_errors
+from noisyteacher.export.tracing import Runner, export_errors, one_by_one
 from noisyteacher.models import Classifier
 
 
@@ -55,9 +55,7 @@ def _quantized(path: Path, images: Tensor) -> bytes:
 def run_tflite(path: Path, threads: int) -> Iterator[Runner]:
     """Yield a runner of the file by LiteRT's runtime, image by image, with so many threads."""
     with load_tflite(path, threads) as loaded:
-        yield lambda images: torch.cat(
-            [torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)]
-        )
+        yield one_by_one(loaded)
 
 
 @contextlib.contextmanager

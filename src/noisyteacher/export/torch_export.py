@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noisyteacher.bench import load_pte
 from noisyteacher.export.quantization import calibrated, in_int8
-from noisyteacher.export.tracing import Runner, export_errors, traced
+from noisyteacher.export.tracing import Runner, export_errors, one_by_one, traced
 from noisyteacher.models import Classifier
 
 
@@ -46,6 +46,4 @@ def write_pte(model: Classifier, path: Path, class_names: Sequence[str], images:
 def run_pte(path: Path, threads: int) -> Iterator[Runner]:
     """Yield a runner of the file by ExecuTorch's runtime, image by image, with so many threads in XNNPACK."""
     with load_pte(path, threads) as loaded:
-        yield lambda images: torch.cat(
-            [torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)]
-        )
+        yield one_by_one(loaded)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from noisyteacher.bench import Loaded
 from noisyteacher.errors import ExportError, NoisyTeacherError
 from noisyteacher.models import Classifier
 
@@ -44,6 +45,11 @@ def export_errors(what: str) -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         root.removeHandler(null_handler)
+
+
+def one_by_one(loaded: Loaded) -> Runner:
+    """A runner of a file that takes one image per call."""
+    return lambda images: torch.cat([torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)])
 
 
 def traced(model: Classifier, batch: int | None = None) -> torch.export.ExportedProgram:
