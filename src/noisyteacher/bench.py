@@ -171,8 +171,8 @@ def bench(
     runtime: a name of RUNTIMES, by default by the ending of each file. Raises BenchError.
     """
     if threads < 1 or batch < 1 or not 0 <= seconds < math.inf:
-        given = f"threads {threads}, batch {batch}, seconds {seconds:g}"
-        raise BenchError(f"{given}: expected at least 1 thread and 1 image, and a finite time of 0 or more")
+        conditions = f"threads {threads}, batch {batch}, seconds {seconds:g}"
+        raise BenchError(f"{conditions}: expected at least 1 thread and 1 image, and a finite time of 0 or more")
     calls: dict[str, Callable[[], Any]] = {}
     names: dict[str, str] = {}
     exports: dict[str, tuple[str, dict[str, Any] | None]] = {}
@@ -180,8 +180,8 @@ def bench(
         for path in map(str, files):
             name = runtime or SUFFIXES.get(Path(path).suffix.lower(), "")
             if name not in RUNTIMES:
-                what, known = ("runtime", RUNTIMES) if runtime else ("ending of a file", SUFFIXES)
-                raise BenchError(f"{runtime or path}: unknown {what}, expected one of {', '.join(known)}")
+                what, choices = ("runtime", RUNTIMES) if runtime else ("ending of a file", SUFFIXES)
+                raise BenchError(f"{runtime or path}: unknown {what}, expected one of {', '.join(choices)}")
             if path in calls or not os.path.isfile(path):
                 raise BenchError(f"{path}: {'named twice' if path in calls else 'there is no such file'}")
             load, package = RUNTIMES[name]
@@ -334,20 +334,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images per call")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that each file is called")
     parser.add_argument("--output", help="the JSON file to write")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        record = bench(given.files, given.runtime, given.threads, given.batch, given.seconds)
+        record = bench(options.files, options.runtime, options.threads, options.batch, options.seconds)
     except BenchError as error:
         sys.exit(f"error: {error}")
     table = (HEADERS, *rows(record))
     widths = [max(map(len, column)) for column in zip(*table)]  # noqa: B905
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]  # noqa: B905
     sys.stdout.write("\n".join([*lines, "", record.conditions, ""]))
-    if given.output:
+    if options.output:
         try:
-            Path(given.output).write_text(to_json(record))
+            Path(options.output).write_text(to_json(record))
         except OSError as error:
-            sys.exit(f"error: {given.output}: cannot be written ({error.strerror})")
+            sys.exit(f"error: {options.output}: cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":

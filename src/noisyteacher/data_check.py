@@ -55,8 +55,8 @@ def twins(splits: Splits, report: Callable[[int, int], None] | None = None) -> l
                 digest = blake2b(tensor_bytes(image), digest_size=16).digest()
                 first = firsts.setdefault(digest, (role, row))
                 if first != (role, row):
-                    labels, others = split.labels, splits.parts[first[0]].labels
-                    differ = labels is not None and others is not None and bool(labels[row] != others[first[1]])
+                    labels, earlier = split.labels, splits.parts[first[0]].labels
+                    differ = labels is not None and earlier is not None and bool(labels[row] != earlier[first[1]])
                     pairs.append(Twin(first, (role, row), differ))
             done += len(rows)
             if report is not None:

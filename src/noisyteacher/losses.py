@@ -88,9 +88,9 @@ def dkd(
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of the target `[B]`, log-probabilities of the other classes among themselves (0 at the target)."""
         scaled = logits.float() / temperature
-        others = scaled.masked_fill(is_target, -math.inf)
-        odds = scaled.masked_fill(~is_target, 0.0).sum(1) - others.logsumexp(1)
-        return odds, others.log_softmax(1).masked_fill(is_target, 0.0)
+        non_target = scaled.masked_fill(is_target, -math.inf)
+        odds = scaled.masked_fill(~is_target, 0.0).sum(1) - non_target.logsumexp(1)
+        return odds, non_target.log_softmax(1).masked_fill(is_target, 0.0)
 
     (odds, rest), (teacher_odds, teacher_rest) = split(student), split(teacher)
     of_rest = (teacher_rest.exp() * (teacher_rest - rest)).sum(1)

@@ -156,8 +156,8 @@ def table_of_predictions(top: int) -> Iterator[WriteRow]:
     rows: list[tuple[str, ...]] = []
 
     def write_row(file: str, classes: Sequence[tuple[str, float]]) -> None:
-        (best, probability), *others = classes
-        rows.append((file, best, f"{probability:.4f}", ", ".join(f"{name} {share:.4f}" for name, share in others)))
+        (best, probability), *next_best = classes
+        rows.append((file, best, f"{probability:.4f}", ", ".join(f"{name} {share:.4f}" for name, share in next_best)))
 
     yield write_row
     columns = 3 if top == 1 else 4

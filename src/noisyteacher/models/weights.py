@@ -393,9 +393,9 @@ def _unwrap(record: Any, path: StrPath) -> dict[str, Tensor]:
         record = inner
         sets = [key for key in WRAPPERS if isinstance(record.get(key), dict) and record[key]]
         if len(sets) > 1:
-            others = ", ".join(map(repr, sets[1:]))
+            further = ", ".join(map(repr, sets[1:]))
             warnings.warn(
-                f"{path}: the weights under {sets[0]!r} are taken; it has {others} too: for these, save them alone by "
+                f"{path}: the weights under {sets[0]!r} are taken; it has {further} too: for these, save them alone by "
                 f"torch.save(torch.load(file)[{sets[1]!r}], 'other.pth')",
                 DataWarning,
                 stacklevel=2,

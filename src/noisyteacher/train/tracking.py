@@ -60,9 +60,9 @@ class MLflow:
         experiment = self.client.get_experiment_by_name(PROJECT)
         number = self.client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
         tag = f"{PROJECT}.run"
-        found = self.client.search_runs([number], f"tags.`{tag}` = '{_identity(run)}'") if done else []
-        if found:
-            self.id = found[0].info.run_id
+        earlier = self.client.search_runs([number], f"tags.`{tag}` = '{_identity(run)}'") if done else []
+        if earlier:
+            self.id = earlier[0].info.run_id
             return
         self.id = self.client.create_run(number, tags={tag: _identity(run)}, run_name=_title(run)).info.run_id
         for name, value in settings.items():
