@@ -1,82 +1,116 @@
-"""Narrower copies that inherit the teacher's weights against random ones, at several lengths of training.
+"""Narrower copies that inherit the teacher's weights against copies drawn at random, at several lengths of training.
 
-python scripts/measure_starts.py --data FILE --work WORK [--teacher nin] [--seeds 3]
+    python scripts/measure_starts.py DATA OUT.jsonl [--teacher nin] [--seeds 3]
+    python scripts/measure_starts.py --table FILE.json
 
-Each condition is one call of `nt.compress` with the default recipe, as a user would make it, on 2,000 training images;
-finished ones are read. For every length each kind of start takes the learning rate, the default or a third of it, with
-the lower validation error at seed 0; the other seeds judge it on test. `resnet18` is trained first, on all images.
+`shrink:0.5` is distilled with the default recipe from 2,000 images, other ones for every seed. At every length, each
+kind of start takes the learning rate with the lowest validation error at seed 0; the other seeds are judged on test.
+`resnet18` is trained first, on 10,000 images. Trainings that OUT.jsonl holds are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from qat_study import LOSS, RECIPE
 
 import noisyteacher as nt
-from noisyteacher.pipeline import Result
-from noisyteacher.runs import Run
 from noisyteacher.stats import paired_difference
 
 TEACHERS = {"nin": "pretrained:nin-cifar10", "resnet18": "timm:resnet18"}
-EPOCHS, STARTS, RATES, IMAGES = (2, 6, 16), ("random", "magnitude"), (0.01, 0.003), 2000
-"""0.01 is the default's."""
+EPOCHS, STARTS, RATES, IMAGES = (2, 6, 16), ("random", "magnitude"), (0.01, 0.003, 0.001), 2000
 
 
-def trained_teacher(name: str, file: str, work: Path) -> str:
-    """What `compress` takes as the teacher: the shipped NIN, or the weights of a ResNet that is trained here."""
-    weights = work / f"{name}.safetensors"
-    if name != "nin" and not weights.exists():
-        data = nt.load_data(file)
+def trained_teacher(name: str, data: nt.Splits, out: Path) -> nt.Classifier:
+    """The shipped NIN, or a ResNet trained here."""
+    if name == "nin":
+        return nt.load_model(TEACHERS[name])
+    weights = out.with_suffix(f".{name}.safetensors")
+    if not weights.exists():
         model = nt.build_model(TEACHERS[name], data, seed=0)
         nt.fit(
-            model, data.train, nt.supervised(), val=data.val, epochs=20, batch_size=64, optimizer="adamw", lr=2e-3,
-            weight_decay=0.05, schedule="cosine", views=["mirror*crop"], run=work / name, resume=True,
+            model, data.train.take(10_000), nt.supervised(), epochs=15, batch_size=64, optimizer="adamw", lr=2e-3,
+            weight_decay=0.05, schedule="cosine", warmup_epochs=1.0, views=["mirror*crop"], progress=False,
         )  # fmt: skip
         nt.save_model(model, weights)
-    return TEACHERS[name] if name == "nin" else str(weights)
+    return nt.load_model(weights)
 
 
-def compressed(teacher: str, data: nt.Splits, work: Path, start: str, epochs: int, lr: float, seeds: int) -> Result:
-    """The result of one call."""
-    outputs = work / f"{start}-{epochs}-{lr:g}-{seeds}"
-    started = sorted(outputs.glob("*-compress-*")) if outputs.exists() else []
-    if started and (done := Run.open(started[-1]).result()) is not None:
-        return Result.read(started[-1], done)
-    return nt.compress(
-        teacher, "shrink:0.5", data, seeds=seeds, epochs=epochs, lr=lr, baselines=False, checks=False,
-        output_dir=outputs, run=started[-1] if started else None, options={"init": start},
+def trained(
+    teacher: nt.Classifier, data: nt.Splits, store: nt.LogitStore, start: str, epochs: int, lr: float, seed: int
+) -> nt.Classifier:
+    """`shrink:0.5` of the teacher after its training."""
+    student = nt.build_model("shrink:0.5", data, seed=seed, teacher=teacher, init=start)
+    nt.fit(
+        student, data.train, nt.distil(store, **LOSS), epochs=epochs, lr=lr, warmup_epochs=0.5, seed=seed, **RECIPE
     )  # fmt: skip
+    return student
 
 
 def main() -> None:
-    """Measure one teacher; a JSON line per length."""
+    """Measure one teacher, a JSON line per training; or print the table of such lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("data")
+    parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--teacher", choices=TEACHERS, default="nin")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print the table of a file of such lines")
     options = parser.parse_args()
-    teacher = trained_teacher(options.teacher, options.data, options.work)
-    data, work = nt.load_data(options.data, train_limit=IMAGES), options.work / f"{options.teacher}-students"
-    for epochs in EPOCHS:
-        errors, rates = {}, {}
-        for start in STARTS:
-            pilots = {lr: val_error(compressed(teacher, data, work, start, epochs, lr, 1)) for lr in RATES}
-            rates[start] = min(RATES, key=lambda lr: pilots[lr])
-            result = compressed(teacher, data, work, start, epochs, rates[start], 1 + options.seeds)
-            errors[start] = list(result.conditions[-1].errors[1:])
+    if options.table:
+        print(table([json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]))
+        return
+    whole = nt.load_data(options.data)
+    assert whole.test is not None
+    teacher = trained_teacher(options.teacher, whole, options.out)
+    teacher_error = nt.evaluate(teacher, whole.test.take(5000), progress=False).error
+    rows = torch.randperm(len(whole.train), generator=torch.Generator().manual_seed(0))
+    lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = {(line["teacher"], line["epochs"], line["start"], line["lr"], line["seed"]): line for line in lines}
+
+    for seed in range(1 + options.seeds):
+        data = replace(whole, train=whole.train.subset(rows[seed * IMAGES : (seed + 1) * IMAGES]))
+        split = whole.test.take(5000) if seed else whole.val
+        store = nt.extract(
+            teacher, data.train, f"{options.out}.{options.teacher}-{seed}", views=RECIPE["views"], progress=False
+        )  # fmt: skip
+        for epochs in EPOCHS:
+            for start in STARTS:
+                pilots = {lr: done.get((options.teacher, epochs, start, lr, 0)) for lr in RATES}
+                for lr in RATES if seed == 0 else [best_rate(pilots)]:
+                    key = (options.teacher, epochs, start, lr, seed)
+                    if key in done:
+                        continue
+                    student = trained(teacher, data, store, start, epochs, lr, seed)
+                    line = dict(zip(("teacher", "epochs", "start", "lr", "seed"), key, strict=True))
+                    line |= {"split": split.role, "n": len(split), "teacher_error_%": teacher_error}
+                    done[key] = line | {"error_%": nt.evaluate(student, split, progress=False).error}
+                    with options.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(done[key]) + "\n")
+
+
+def best_rate(pilots: Mapping[float, Mapping[str, Any] | None]) -> float:
+    """The learning rate with the lowest validation error."""
+    return min(pilots, key=lambda lr: float((pilots[lr] or {})["error_%"]))
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A row per teacher and length: mean test errors, and their paired difference with its 95 % interval."""
+    rows = ["| teacher | epochs | random | inherited | inherited - random |", "|---|--:|--:|--:|--:|"]
+    judged = [line for line in lines if line["split"] == "test"]
+    for teacher, epochs in dict.fromkeys((line["teacher"], line["epochs"]) for line in judged):
+        cell = [line for line in judged if (line["teacher"], line["epochs"]) == (teacher, epochs)]
+        errors = {start: [line["error_%"] for line in cell if line["start"] == start] for start in STARTS}
         difference = paired_difference(errors["random"], errors["magnitude"])
-        record = {"teacher": options.teacher, "epochs": epochs, "rates": rates, "errors": errors, "n": result.n["test"]}
-        record["difference"] = {key: getattr(difference, key) for key in ("mean", "low", "high", "p", "n")}
-        print(json.dumps(record), flush=True)
-
-
-def val_error(result: Result) -> float:
-    """The validation error (%) of the only student."""
-    (run,) = result.conditions[-1].runs
-    record = Run.open(result.path / run).result()
-    return float(record["scores"]["val"]["error"]["value"])
+        means = " | ".join(f"{sum(values) / len(values):.2f}" for values in errors.values())
+        interval = f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+        rows.append(f"| `{TEACHERS[teacher]}` | {epochs} | {means} | {interval} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
