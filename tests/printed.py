@@ -32,3 +32,12 @@ def words(text: str) -> list[list[str]]:
         if kept:
             lines.append(kept)
     return lines
+
+
+def shows(expected: str, printed: str) -> bool:
+    """Whether the words of both are the same; in the expected text one line `...` may stand for lines left out."""
+    lines, (head, *tails) = words(printed), [words(part) for part in re.split(r"^\.\.\.$", expected, flags=re.M)]
+    if not tails:
+        return lines == head
+    (tail,) = tails
+    return len(lines) > len(head) + len(tail) and lines[: len(head)] == head and lines[-len(tail) :] == tail

@@ -23,7 +23,7 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher import cli
-from printed import commands, words
+from printed import commands, shows, words
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -147,7 +147,7 @@ def test_a_page_can_be_followed(page: Path, user: User, tmp_path: Path, request:
             assert words(str(raised.value)) == words(expected)
         elif block.kind == "python":
             printed = user.python(block.text)
-            assert expected is None or words(printed) == words(expected)
+            assert expected is None or shows(expected, printed)
         else:
             for line, output in commands(block.text):
                 printed = user.command(line)

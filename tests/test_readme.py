@@ -13,7 +13,7 @@ import pytest
 
 from helpers import Call
 from noisyteacher.cli import build_command
-from printed import commands, words
+from printed import commands, shows, words
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,5 +92,5 @@ def test_console_blocks(number: int, call: Call) -> None:
         code, output, errors = call(*arguments)
         assert code == 0, errors
         if expected.strip():
-            assert words(output) == words(expected), command
+            assert shows(expected, output), (command, output)
             assert exact(command, output) == exact(command, expected), command
