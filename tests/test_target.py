@@ -322,8 +322,21 @@ def priced(shape: tuple[int, int, int], limits: dict[str, float]) -> StudentSear
         costs = {"macs": cost, "bytes": 4 * cost, "parameters": cost}
         return Candidate(name, **costs, over=tuple(key for key, most in allowed.items() if costs[key] > most))
 
-    candidates, notes = all_candidates(price, shape, tries=4)
+    candidates, notes = all_candidates(price, shape)
     return StudentSearch(limits, teacher, tuple(candidates), notes=tuple(notes))
+
+
+@pytest.mark.parametrize("most", [700.0, 5_000.0, 26_000.0, 89_000.0])
+def test_the_widest_narrower_teacher_within_the_limit_is_a_candidate(
+    most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "find_spec", lambda name: object())
+    copies = [network for network in priced((3, 64, 64), {"macs": most}).candidates if network.family == "shrink"]
+    widest = max(number for number in range(1, 16) if 100_000 * (number / 16) ** 2 <= most)
+    ratios = {round(16 * float(network.name.partition(":")[2])): bool(network.over) for network in copies}
+    assert ratios == {widest: False, max(1, widest * 3 // 4): False, max(1, widest // 2): False} | (
+        {widest + 1: True} if widest < 15 else {}
+    )
 
 
 @pytest.mark.parametrize("most", [700.0, 5_000.0, 26_000.0, 99_000.0])
@@ -374,7 +387,7 @@ def test_unnamed_candidates_are_all_that_take_the_images_and_none_larger_than_th
     search = price_candidates(build_config({"student": {"name": "auto"}, "target": {"macs": "1x"}}), teacher, data)
     networks = {network.name: network for network in search.candidates}
     assert {"lenet", "mlp800", "compact-xs", "compact-m", "shrink:0.9375"} <= set(networks)
-    assert len([name for name in networks if name.startswith("shrink")]) == 4  # narrower ones would not be tried
+    assert len([name for name in networks if name.startswith("shrink")]) == 3
     assert networks["mlp800"].over == ("bytes", "parameters")  # with half of the multiplications
     assert search.excess(networks["mlp800"]) == "2.96 times the teacher's bytes, 2.96 times the teacher's parameters"
     for network in search.fitting:

@@ -29,9 +29,9 @@ from noisyteacher.pipeline.timing import Pace, StageTitles
 from noisyteacher.runs import folder_name
 from noisyteacher.text import few, plural
 
-RATIOS = tuple(number / 16 for number in range(15, 0, -1))  # narrower copies of a teacher, the widest first
+RATIOS = tuple(number / 16 for number in range(1, 16))  # of the channels of a teacher that a narrower copy keeps
 WIDTHS = tuple(number / 32 for number in range(1, 129))  # of a compact network
-NARROWER = (0.75, 0.5)  # parts of the largest width within the limits that are candidates too
+NARROWER = (0.75, 0.5)  # parts of the largest width or ratio within the limits that are candidates too
 GREY = ("lenet", "mlp800")
 MEANT_FOR = {(1, 28, 28): GREY, (3, 32, 32): tuple(name for name in PAPER if name not in (*GREY, "mlp128"))}
 """The paper's networks by the only images for which they are candidates."""
@@ -143,7 +143,7 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
     if target.students:
         candidates, notes = list(map(price, target.students)), list[str]()
     else:
-        candidates, notes = all_candidates(price, data.input_shape, target.search, target.latency is not None)
+        candidates, notes = all_candidates(price, data.input_shape, target.latency is not None)
     candidates = sorted(set(candidates), key=lambda network: (-network.macs, network.bytes, network.name))
     search = replace(search, candidates=tuple(candidates), notes=tuple(notes))
     if not search.fitting:
@@ -217,20 +217,24 @@ def larger_than_teacher(name: str, student: Mapping[str, float], teacher: Mappin
 
 
 def all_candidates(
-    price: Callable[[str], Candidate], shape: tuple[int, int, int], tries: int, much_narrower: bool = False
+    price: Callable[[str], Candidate], shape: tuple[int, int, int], much_narrower: bool = False
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates for images of this shape where none are named, and sentences on those that could not be.
 
     much_narrower: of every network also copies that are far below the limits, for limits that are measured later.
     """
-    narrower, ratios = ((*NARROWER, NARROWER[-1] / 2), RATIOS[3::4]) if much_narrower else (NARROWER, RATIOS)
-    candidates = [candidate for member in COMPACT for candidate in _compact_candidates(member, price, narrower)]
+    parts = (*NARROWER, NARROWER[-1] / 2) if much_narrower else NARROWER
     notes: list[str] = []
 
+    def priced(name: str) -> Candidate | None:
+        with suppress(MismatchError, UsageError):  # a network that does not take the images
+            return price(name)
+        return None
+
+    candidates = [candidate for member in COMPACT for candidate in _of_widths(priced, member, WIDTHS, parts, (1.0,))]
+
     def add(names: Sequence[str]) -> None:
-        for name in names:
-            with suppress(MismatchError, UsageError):  # a network that does not take the images
-                candidates.append(price(name))
+        candidates.extend(candidate for candidate in map(priced, names) if candidate)
 
     add(MEANT_FOR.get(shape, ()))
     if min(shape[1:]) < SMALLEST_MOBILE:
@@ -242,26 +246,31 @@ def all_candidates(
     if find_spec("torch_pruning") is None:
         notes.append("torch-pruning is not installed (pip install 'noisyteacher[prune]'): no narrower teachers")
         return candidates, notes
-    for ratio in ratios:  # until as many are within the limits as may be tried
-        add([f"{SHRINK}{ratio:g}"])
-        if sum(candidate.family == "shrink" and not candidate.over for candidate in candidates) == tries:
-            break
-    return candidates, notes
+    return [*candidates, *_of_widths(priced, SHRINK.rstrip(":"), RATIOS, parts)], notes
 
 
-def _compact_candidates(member: str, price: Callable[[str], Candidate], narrower: Sequence[float]) -> list[Candidate]:
-    """A compact network as it is named, at the largest width within the limits, parts of that, and the next width."""
+def _of_widths(
+    priced: Callable[[str], Candidate | None],
+    name: str,
+    widths: Sequence[float],
+    parts: Sequence[float],
+    always: Sequence[float] = (),
+) -> list[Candidate]:
+    """A network at the largest of equally spaced widths within the limits, at parts of that, and at the next width.
+
+    Costs grow with the width. `always` are widths that are candidates whatever they cost.
+    """
 
     @cache
-    def at(width: float) -> Candidate:
-        return price(member if width == 1 else f"{member}:{width:g}")
+    def at(width: float) -> Candidate | None:
+        return priced(name if width == 1 else f"{name}:{width:g}")
 
-    index = bisect_left(WIDTHS, True, key=lambda width: bool(at(width).over))  # costs grow with the width
-    widths = {1.0, *WIDTHS[index : index + 1]}
+    index = bisect_left(widths, True, key=lambda width: bool(network.over) if (network := at(width)) else False)
+    chosen, step = {*always, *widths[index : index + 1]}, widths[0]
     if index:
-        widths |= {WIDTHS[index - 1], *(max(WIDTHS[0], int(32 * part * WIDTHS[index - 1]) / 32) for part in narrower)}
-    last_wins = map(at, sorted(widths, key=lambda width: width == 1))
-    return list({(candidate.macs, candidate.parameters): candidate for candidate in last_wins}.values())
+        chosen |= {widths[index - 1], *(max(1, int(part * widths[index - 1] / step)) * step for part in parts)}
+    last_wins = map(at, sorted(chosen, key=lambda width: width == 1))
+    return list({(network.macs, network.parameters): network for network in last_wins if network}.values())
 
 
 @dataclass(frozen=True)
