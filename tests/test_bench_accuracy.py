@@ -121,14 +121,14 @@ def test_a_snapshot_holds_the_weights_of_its_time_and_of_the_last_model_that_tra
     assert [float(weights[name].max()) for _, weights in snapshots.points] == [140, 150]
 
 
-@pytest.mark.parametrize("name", ["ours", "labels"])
+@pytest.mark.parametrize(("name", "minutes"), [("ours", 0.15), ("labels", 0.02)])  # ours is done after 200 epochs
 def test_ours_and_labels_alone_train_the_student_they_get(
-    contestants: Any, data: nt.Splits, teacher: Classifier, student: Classifier, name: str
+    contestants: Any, data: nt.Splits, teacher: Classifier, student: Classifier, name: str, minutes: float
 ) -> None:
     side = contestants.CONTESTANTS[name]
     before = copy.deepcopy(student)
     options = dict(side.candidates[0]) if side.candidates else {}
-    record = compete(contestants, side.train, data, teacher, student, minutes=0.02, options=options)
+    record = compete(contestants, side.train, data, teacher, student, minutes=minutes, options=options)
     assert record["epochs"] >= 1
     assert record["curve"][-1] == [record["seconds"], record["test_error"]]
     assert record["test_error"] < contestants.error(before, data.test) - 20
@@ -152,7 +152,7 @@ def test_timm_trains_by_its_schedule_until_the_time_is_up(
     monkeypatch.setattr(optim, "create_optimizer_v2", observed)
     before = copy.deepcopy(student)
     side, now, few = contestants.CONTESTANTS["timm"], Seconds(step=0.1), replace(data, train=blobs(16))
-    options = {"lr": 0.05, "scale": 0.67}
+    options = {"lr": 0.05}
     record = compete(contestants, side.train, few, teacher, student, minutes=0.5, options=options, now=now)
     assert 30 <= record["seconds"] < 31
     assert record["epochs"] == len(rates)  # all 16 images make a batch
@@ -176,7 +176,7 @@ def test_the_order_of_contestants_rotates_and_pilots_come_first(records: Any) ->
     pilots = [run for run in runs if run.candidate is not None]
     assert runs[: len(pilots)] == pilots
     assert {(run.contestant, run.minutes, run.candidate) for run in pilots} == {
-        (name, minutes, number) for minutes in (2, 2.5) for name, number in (("timm", 0), ("timm", 1), ("labels", 0))
+        (name, 2.5, number) for name, number in (("timm", 0), ("timm", 1), ("labels", 0))
     }
     assert {run.seed for run in pilots}.isdisjoint(range(3))
     comparison = runs[len(pilots) :]
@@ -200,13 +200,25 @@ def test_runs_that_are_done_are_read_again_and_other_conditions_refused(records:
         records.Records(path, CONDITIONS | {"threads": 1})
 
 
-def test_validation_chooses_among_the_pilots_of_the_same_length(records: Any, tmp_path: Path) -> None:
+def test_validation_chooses_among_the_pilots(records: Any, tmp_path: Path) -> None:
     book = records.Records(tmp_path / "runs.json", CONDITIONS)
-    for minutes, errors in {2.0: (4, 3, 3), 5.0: (1, 3, 3)}.items():
-        for candidate, error in enumerate(errors):
-            book.add(records.Run("timm", minutes, records.PILOT_SEED, candidate), {"val_error": error})
+    for candidate, error in enumerate((4, 3, 3)):
+        book.add(records.Run("timm", 5.0, records.PILOT_SEED, candidate), {"val_error": error})
+    book.add(records.Run("labels", 5.0, records.PILOT_SEED, 0), {"val_error": 1})
     book.add(records.Run("timm", 2.0, 0), {"val_error": 0})
-    assert [book.chosen("timm", minutes, 5.0) for minutes in (2.0, 5.0, 15.0)] == [1, 0, 0]
+    assert [book.chosen(name) for name in ("timm", "labels")] == [1, 0]
+
+
+def test_every_other_side_has_as_many_trials_and_ours_none(contestants: Any) -> None:
+    counts = {name: len(side.candidates) for name, side in contestants.CONTESTANTS.items()}
+    assert counts == {"ours": 0, "torchdistill": 3, "timm": 3, "labels": 3}
+
+
+def test_minutes_that_were_refused_are_reported_beside_the_table(records: Any, full: Any) -> None:
+    rows = records.summary(full)
+    full.add(records.Run("ours", 0.5, 0), {"refused": "too few", "options": {}})
+    assert records.summary(full) == rows
+    assert list(records.refusals(full)) == ["ours, 0.5 min, seed 0: refused: too few"]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher.config import build_config
-from noisyteacher.errors import FileFormatError
+from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.pipeline import compress_config, compression, resume_compress
 from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.timing import (
@@ -21,17 +21,15 @@ from noisyteacher.pipeline.timing import (
     Work,
     estimate,
     fit_into,
+    total,
     training_seconds,
 )
 from noisyteacher.runs import Run, new_run
+from noisyteacher.store import LogitStore
 from noisyteacher.text import rough_duration
 
 WORK = Work(20, 20, 6, tries=3)
 SPEEDS = Speeds(5.0, 7.0, (2.0, 4.0, 1.0), 3.0)
-
-
-def total(work: Work, speeds: Speeds = SPEEDS) -> float:
-    return sum(estimate(work, speeds).values())
 
 
 def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
@@ -40,8 +38,12 @@ def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
         "teacher": 100, "logits": 7, "comparison": 0, "search": 10 + 20 + 5, "noise": 0, "students": 6 * 80,
         "export": 3,
     }  # fmt: skip
-    assert total(WORK) == 100 + 7 + 35 + 480 + 3
+    assert total(WORK, SPEEDS) == 100 + 7 + 35 + 480 + 3
     assert estimate(replace(WORK, tries=1), SPEEDS)["students"] == 6 * 40
+    # the answers for each view; a score for each of 6 students, 3 tries and 2 trials of the noise
+    assert total(replace(WORK, views=4), replace(SPEEDS, view=2.5)) == total(WORK, SPEEDS) + 10
+    scored = replace(WORK, noise_runs=2, noise_epochs=1)
+    assert total(scored, replace(SPEEDS, scoring=2.0)) == total(scored, SPEEDS) + 22
     assert estimate(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS)["noise"] == 10 * 12
     assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["search"] == 4 + 8 + 2
     assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == 4
@@ -56,7 +58,7 @@ def test_the_trials_of_the_noise_are_shortened_first_where_time_is_short() -> No
 
 
 def test_time_enough_changes_nothing() -> None:
-    assert fit_into(WORK, SPEEDS, total(WORK)) == WORK
+    assert fit_into(WORK, SPEEDS, total(WORK, SPEEDS)) == WORK
 
 
 def test_fewer_networks_are_tried_where_less_than_half_of_the_epochs_would_be_left() -> None:
@@ -79,6 +81,60 @@ def test_what_fits_is_never_longer_than_the_time_and_grows_with_it() -> None:
             assert total(plan, speeds) <= max(seconds, least)
             assert plan.student_epochs >= before or plan.tries > 1
             before = plan.student_epochs
+
+
+def test_views_and_epochs_fit_the_time_and_no_better_pair_does() -> None:
+    """For fast and slow teachers and students, against a search through all pairs."""
+    for rows, answer_s, step_s, minutes in product((500, 4_000, 45_000), (1e-5, 2e-3, 2e-2), (5e-3, 0.1), (1, 5, 60)):
+        work = Work(0, 20, 2, views=10, most_epochs=200)
+        speeds = Speeds(0.0, 200 * answer_s, (rows / 64 * step_s,), 1.0, rows * answer_s, 3 * step_s)
+        pairs = {
+            (views, epochs): total(replace(work, views=views, student_epochs=epochs), speeds)
+            for views, epochs in product(range(1, 11), range(1, 201))
+            if views == 1 or epochs >= 4 * views
+        }
+        possible = [pair for pair, seconds in pairs.items() if seconds <= 60 * minutes]
+        plan = fit_into(work, speeds, 60 * minutes)
+        if possible:
+            assert plan.views * plan.student_epochs == max(views * epochs for views, epochs in possible)
+            assert (plan.views, plan.student_epochs) in possible
+        else:
+            assert (plan.views, plan.student_epochs) == (1, 1)
+
+
+def test_few_epochs_see_clean_images_and_time_to_spare_makes_more_of_them() -> None:
+    # a view of 45,000 images takes 90 s, an epoch 20 s
+    work, speeds = Work(0, 20, 1, views=10, most_epochs=200), Speeds(0.0, 10.0, (20.0,), view=90.0)
+    plans = {seconds: fit_into(work, speeds, seconds) for seconds in (120, 285, 855, 1310, 3000, 9000)}
+    assert {seconds: (plan.views, plan.student_epochs) for seconds, plan in plans.items()} == {
+        120: (1, 1), 285: (1, 9), 855: (4, 24), 1310: (7, 33), 3000: (10, 104), 9000: (10, 200),
+    }  # fmt: skip
+    named = replace(work, most_epochs=0)
+    assert fit_into(named, speeds, 1310) == named  # as named, although other views and epochs would fit too
+    assert fit_into(named, speeds, 9000) == named
+
+
+def test_only_the_students_get_more_epochs_than_their_recipe() -> None:
+    work, speeds = Work(8, 20, 1, tries=2, try_epochs=3, most_epochs=200), Speeds(1.0, 0.0, (1.0, 1.0))
+    plan = fit_into(work, speeds, 8 + 2 * 3 + 50)
+    assert plan == replace(work, student_epochs=50)
+
+
+def test_minutes_that_are_too_few_are_refused_with_those_it_takes(tmp_path: Path) -> None:
+    run, speeds = new_run(tmp_path, "compress", "x", {}), Speeds(0.0, 4.0, (23.0,), view=60.0)
+    work = Work(0, 20, 2, views=10, most_epochs=200)
+
+    def pace(minutes: float) -> Pace:
+        return Pace(run, work, lambda: speeds, minutes, None, lambda: 10.0, 0.0)
+
+    # 4 + 60 + 2 x 23 s, a reserve of 5 %, and the 10 s that have passed are 2.097 minutes
+    with pytest.raises(
+        UsageError, match=r"2\.09 min are too few here: .* it takes 3 min \(start 10 s, logits 65 s, students 45 s\)"
+    ):
+        pace(2.09).begin()
+    assert not (run.path / FILE).exists()
+    assert (pace(2.1).begin().views, pace(2.1).begin().student_epochs) == (1, 1)
+    assert pace(0.1).begin().views == 1  # a resumed run goes on as it was decided
 
 
 def test_a_decision_is_kept_for_whoever_resumes_the_run(tmp_path: Path) -> None:
@@ -151,7 +207,7 @@ SMALL: dict[str, Any] = {
 def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that stands still, with epochs that were measured to take 10 s (teacher) and 5 s (student)."""
     monkeypatch.setattr(compression, "CLOCK", lambda: 0.0)
-    monkeypatch.setattr(compression, "measure_speeds", lambda *_: Speeds(10.0, 1.0, (5.0,)))
+    monkeypatch.setattr(compression, "measure_speeds", lambda *_: Speeds(10.0, 1.0, (5.0,), view=0.5))
     config = build_config(
         {**SMALL, "target": {"minutes": 1.0}, "run": {"output_dir": str(tmp_path), "baselines": False}}
     )
@@ -168,8 +224,9 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
 
     with pytest.raises(StopError):
         compress_config(config, on_run_created=runs.append, on_progress=stop)
-    # 57 s: 80 + 1 + 5 + 20 s do not fit; with 4 of 8, 1 and 2 of 4 epochs 40 + 1 + 5 + 10 = 56 s do
-    assert ("plan", "time: about 55 s: teacher 40 s, logits 1 s, comparison 5 s, students 10 s") in lines
+    # 57 s: 80 + 3 + 5 + 20 s do not fit; with 4 of 8, 1 and 2 of 4 epochs and a view 40 + 1.5 + 5 + 10 = 56.5 s do
+    assert ("plan", "time: about 55 s: teacher 40 s, logits 2 s, comparison 5 s, students 10 s") in lines
+    assert any(note.startswith("1 min: students get 2 epochs (recipe: 4) on 1 of 4 views") for _, note in lines)
     monkeypatch.setattr(
         compression, "measure_speeds", lambda *_: Speeds(0.01, 0.01, (0.01,))
     )  # resumed on a fast machine
@@ -179,4 +236,5 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
     assert student.config["recipe"]["epochs"] == 4  # the time that the students have was not decided before
     assert result.time is not None
     assert result.time["epochs"] == {"teacher": 4, "student": 4}
-    assert "1 min allowed 4 of 8 epochs of the teacher" in str(result)
+    assert LogitStore.open(result.path / result.store).views == ("clean",)  # as decided before
+    assert "1 min allowed 4 of 8 epochs of the teacher, 1 of 4 views" in str(result)

@@ -283,10 +283,11 @@ def test_slower_short_runs_leave_fewer_tries_and_epochs(monkeypatch: pytest.Monk
     assert "1 of 3 networks to try" in outcome.sentences[0]
 
 
-def test_too_little_time_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    outcome = searched(monkeypatch, tmp_path, 0.1)
+def test_time_that_runs_out_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # the teacher's epoch, the short runs and the students' are 21 s; the short run takes ten times as long as planned
+    outcome = searched(monkeypatch, tmp_path, 0.4, slower=10.0)
     assert (outcome.teacher_epochs, len(outcome.tried), outcome.experiment.config.student.epochs) == (1, 1, 1)
-    assert outcome.sentences[-1] == "the whole run took 7.0 s, MORE than 0.1 min"
+    assert outcome.sentences[-1] == "the whole run took 25.0 s, MORE than 0.4 min"
 
 
 def test_errors_within_the_uncertainty_are_reported() -> None:

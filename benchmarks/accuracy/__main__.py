@@ -1,8 +1,9 @@
 """Test error after some minutes of wall clock, beside torchdistill, timm and labels alone: `make bench-accuracy`.
 
 All sides get the same teacher, the same student with the same first weights (per seed), the same images, and the same
-minutes, each in a process of its own. Ours is as it comes; the options of each peer are chosen on validation in pilots
-first. Runs that are done are kept: the same command goes on where it was stopped (Ctrl-C), and prints the table.
+minutes, each in a process of its own. Ours is as it comes, without its controls; the learning rate of each other side
+is chosen on validation first, among three, in pilots of one length and seed. Runs that are done are kept: the same
+command goes on where it was stopped (Ctrl-C), and prints the table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.process import cores, tune_memory
 
 HERE = Path(__file__).resolve().parent
@@ -84,11 +85,14 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(spec["threads"])
     data = nt.load_data(spec["data"], train_limit=spec["train_limit"])
-    return run(
-        CONTESTANTS[spec["contestant"]], data, nt.load_model(spec["teacher"]), nt.load_model(spec["start"]),
-        minutes=spec["minutes"], options=spec["options"], workers=spec["threads"], seed=spec["seed"],
-        pilot=spec["candidate"] is not None,
-    )  # fmt: skip
+    try:
+        return run(
+            CONTESTANTS[spec["contestant"]], data, nt.load_model(spec["teacher"]), nt.load_model(spec["start"]),
+            minutes=spec["minutes"], options=spec["options"], workers=spec["threads"], seed=spec["seed"],
+            pilot=spec["candidate"] is not None,
+        )  # fmt: skip
+    except UsageError as error:  # too few minutes
+        return {"refused": str(error)}
 
 
 def first_weights(folder: str, name: str, data: Any, seed: int) -> str:
@@ -116,7 +120,7 @@ def compare(options: argparse.Namespace) -> None:
     import torch
     from contestants import CONTESTANTS
     from figure import standalone
-    from records import QUIET, Records, comparisons, figure, schedule, summary, table
+    from records import QUIET, Records, comparisons, figure, refusals, schedule, summary, table
 
     import noisyteacher as nt
     from noisyteacher.models import weights_fingerprint
@@ -150,7 +154,7 @@ def compare(options: argparse.Namespace) -> None:
         for number, run in enumerate(missing, 1):
             candidates, candidate = CONTESTANTS[run.contestant].candidates, run.candidate
             if candidates and candidate is None:
-                candidate = records.chosen(run.contestant, run.minutes, options.pilot_minutes)
+                candidate = records.chosen(run.contestant)
             chosen = {} if candidate is None else dict(candidates[candidate])
             record = train_in_process({
                 **vars(run), "data": options.data, "train_limit": options.train_limit, "teacher": options.teacher,
@@ -159,10 +163,10 @@ def compare(options: argparse.Namespace) -> None:
             })  # fmt: skip
             records.add(run, {"options": chosen, **record})
             what = f"pilot {chosen}" if run.candidate is not None else f"seed {run.seed}"
-            error = record.get("test_error", record["val_error"])
-            print(f"[{number}/{len(missing)}] {run.contestant}, {run.minutes:g} min, {what}: {error:.2f} %", flush=True)
+            outcome = record.get("refused") or f"{record.get('test_error', record['val_error']):.2f} %"
+            print(f"[{number}/{len(missing)}] {run.contestant}, {run.minutes:g} min, {what}: {outcome}", flush=True)
     rows = summary(records)
-    print("\n".join([*table(rows), "", *comparisons(rows)]))
+    print("\n".join([*table(rows), "", *comparisons(rows), *refusals(records)]))
     drawing = figure(rows, {name: side.title for name, side in CONTESTANTS.items()}, conditions)
     options.out.with_suffix(".svg").write_text(standalone(drawing.svg("accuracy")), encoding="utf-8")
     print(options.out, options.out.with_suffix(".svg"))
@@ -184,7 +188,7 @@ def main() -> None:
     parser.add_argument("--student", default="compact-s", help="a network by name")
     parser.add_argument("--minutes", type=numbers, default=[2.0, 5.0, 15.0], help="2,5,15")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pilot-minutes", type=float, default=5.0, help="pilots of longer times last so long")
+    parser.add_argument("--pilot-minutes", type=float, help="length of a pilot (default: the middle of --minutes)")
     names = ["ours", "torchdistill", "timm", "labels"]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
     parser.add_argument("--threads", type=int, default=cores())
@@ -192,6 +196,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "accuracy.json")
     parser.add_argument("--train", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.pilot_minutes = options.pilot_minutes or sorted(options.minutes)[len(options.minutes) // 2]
     if options.train:
         options.out.write_text(json.dumps(train(options.train)))
         return

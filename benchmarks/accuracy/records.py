@@ -37,15 +37,11 @@ class Run:
 
 
 def schedule(candidates: dict[str, int], minutes: Sequence[float], seeds: int, pilot_minutes: float) -> Iterator[Run]:
-    """The pilots, then the comparison; in it the order of the contestants rotates with seed and time.
-
-    A pilot of a longer time lasts `pilot_minutes`.
-    """
-    for length in sorted({min(budget, pilot_minutes) for budget in minutes}):
-        for candidate in range(max(candidates.values())):
-            for name, count in candidates.items():
-                if candidate < count:
-                    yield Run(name, length, PILOT_SEED, candidate)
+    """The pilots, then the comparison; in it the order of the contestants rotates with seed and time."""
+    for candidate in range(max(candidates.values())):
+        for name, count in candidates.items():
+            if candidate < count:
+                yield Run(name, pilot_minutes, PILOT_SEED, candidate)
     names = list(candidates)
     for seed in range(seeds):
         for place, budget in enumerate(sorted(minutes)):
@@ -84,17 +80,16 @@ class Records:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
 
-    def chosen(self, contestant: str, minutes: float, pilot_minutes: float) -> int:
+    def chosen(self, contestant: str) -> int:
         """The candidate with the lowest validation error in the pilots, the first of equals."""
-        length = min(minutes, pilot_minutes)
         pilots = [run for run in self.runs if run["candidate"] is not None and run["contestant"] == contestant]
-        errors = {run["candidate"]: run["val_error"] for run in pilots if run["minutes"] == length}
+        errors = {run["candidate"]: run["val_error"] for run in pilots}
         return min(sorted(errors), key=lambda candidate: errors[candidate])
 
 
 def summary(records: Records) -> list[dict[str, Any]]:
     """A row per contestant and time, in this order: test errors by seed with their interval, seconds used."""
-    done = [run for run in records.runs if run["candidate"] is None]
+    done = [run for run in records.runs if run["candidate"] is None and "refused" not in run]
     rows = []
     for (name, minutes), group in groupby(
         sorted(done, key=_place), key=lambda run: (run["contestant"], run["minutes"])
@@ -115,6 +110,13 @@ def summary(records: Records) -> list[dict[str, Any]]:
             "curve": _mean_curve([run["curve"] for run in runs]),
         })  # fmt: skip
     return rows
+
+
+def refusals(records: Records) -> Iterator[str]:
+    """A sentence for every run whose minutes were refused."""
+    for run in records.runs:
+        if "refused" in run:
+            yield f"{run['contestant']}, {run['minutes']:g} min, seed {run['seed']}: refused: {run['refused']}"
 
 
 def _place(run: dict[str, Any]) -> tuple[int, float, int]:

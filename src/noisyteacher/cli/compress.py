@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,17 +108,19 @@ def compress(
 
     Example: noisyteacher compress --teacher pretrained:lenet-mnist --target-latency 2x --export onnx-int8
     """
+    started = time.monotonic()  # before torch is loaded
     if request.resume is not None:
         request.refuse_beside("--resume", candidates=candidates)
         with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
             from noisyteacher.pipeline import resume_compress
 
-            result = resume_compress(request.run(request.resume), begun, watch, request.allow_import, request.jobs)
+            run = request.run(request.resume)
+            result = resume_compress(run, begun, watch, request.allow_import, request.jobs, started)
         _report(result, request)
     elif candidates is not None:
         _write_candidates(request, candidates)
     else:
-        _compress_settings(request.with_teacher_preset().settings(), request)
+        _compress_settings(request.with_teacher_preset().settings(), request, started)
 
 
 def _write_candidates(request: o.Request, folder: Path) -> None:
@@ -137,7 +140,7 @@ def _write_candidates(request: o.Request, folder: Path) -> None:
     say("Then compress with the same options, --latency-record device.json in place of --candidates.")
 
 
-def _compress_settings(settings: Values, request: o.Request) -> Result:
+def _compress_settings(settings: Values, request: o.Request, started: float | None = None) -> Result:
     """Compress as the settings say, and print the result, which is returned."""
     from noisyteacher.config import build_config
 
@@ -158,6 +161,7 @@ def _compress_settings(settings: Values, request: o.Request) -> Result:
             on_progress=watch,
             allow_import=request.allow_import,
             jobs=request.jobs,
+            started=started,
         )
     _report(result, request)
     return result

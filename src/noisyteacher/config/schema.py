@@ -403,7 +403,8 @@ class Target(Settings):
     epochs: Count | None = None
     """Length of each short run (empty: a quarter of the student's epochs)."""
     minutes: Positive | None = None
-    """Minutes that the whole run may take, the teacher's training included; fewer epochs and tries if it is short."""
+    """Minutes that the whole run may take, the teacher's training included: fewer views, epochs and tries if it is
+    short; if it is long, up to 200 epochs for students, unless student.epochs is set to others than 20."""
 
     @property
     def limits_costs(self) -> bool:

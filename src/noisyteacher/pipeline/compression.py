@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from noisyteacher import bench
-from noisyteacher.config import Config, Recipe, Teacher, Values, build_config, describe
-from noisyteacher.data import Splits, expand_views, load_data
+from noisyteacher.config import Config, Recipe, Teacher, TrainSettings, Values, build_config, describe
+from noisyteacher.data import Splits, expand_views, load_data, samples_of
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
@@ -46,7 +46,15 @@ from noisyteacher.pipeline.search import (
     search_student,
     within_latency,
 )
-from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work, seconds_per_answer, training_seconds
+from noisyteacher.pipeline.timing import (
+    MOST_EPOCHS,
+    Pace,
+    Speeds,
+    StageTitles,
+    Work,
+    seconds_per_answer,
+    training_seconds,
+)
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
@@ -107,6 +115,7 @@ def compress(
     `warning` are sentences.
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
+    started = CLOCK()
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
         raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     distillation = {"temperature": temperature, "loss": loss, "label_weight": label_weight, "scale": scale}
@@ -132,7 +141,9 @@ def compress(
             if isinstance(model, nn.Module):
                 record[f"{role}_module"] = steps.module_record(model)
         folder = None if run is None else Path(run)
-        return _compress_in_run(config, splits, teacher, student, folder, record, on_progress, allow_import, jobs=jobs)
+        return _compress_in_run(
+            config, splits, teacher, student, folder, record, on_progress, allow_import, started, jobs=jobs
+        )
 
 
 def compress_config(
@@ -144,13 +155,29 @@ def compress_config(
     on_progress: Watch | None = None,
     allow_import: bool = False,
     jobs: int = 1,
+    started: float | None = None,
 ) -> Result:
-    """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run."""
+    """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run.
+
+    started: the value of `time.monotonic` from which the minutes count (by default now).
+    """
+    started = CLOCK() if started is None else started
     with cpu_threads(config.run.threads):
         data = resolve.load_config_data(config, on_progress)
         teacher, student, folder = config.teacher.name, config.student.name, None if run is None else run.path
         return _compress_in_run(
-            config, data, teacher, student, folder, {}, on_progress, allow_import, command, on_run_created, jobs
+            config,
+            data,
+            teacher,
+            student,
+            folder,
+            {},
+            on_progress,
+            allow_import,
+            started,
+            command,
+            on_run_created,
+            jobs,
         )
 
 
@@ -160,6 +187,7 @@ def resume_compress(
     on_progress: Watch | None = None,
     allow_import: bool = False,
     jobs: int = 1,
+    started: float | None = None,
 ) -> Result:
     """Resume an interrupted compression with the settings of its own config.json; a finished run is only read."""
     if run.info["kind"] != "compress":
@@ -170,7 +198,13 @@ def resume_compress(
         return Result.read(run.path, result)
     config = build_config(run.config, unused_noise=True)
     return compress_config(
-        config, run=run, on_run_created=on_run_created, on_progress=on_progress, allow_import=allow_import, jobs=jobs
+        config,
+        run=run,
+        on_run_created=on_run_created,
+        on_progress=on_progress,
+        allow_import=allow_import,
+        jobs=jobs,
+        started=started,
     )
 
 
@@ -183,15 +217,15 @@ def _compress_in_run(
     record: Json,
     on_progress: Watch | None,
     allow_import: bool,
+    started: float,
     command: str | None = None,
     on_run_created: Callable[[Run], None] | None = None,
     jobs: int = 1,
 ) -> Result:
     """The result of a compression in a new run, or in the interrupted run in `folder`.
 
-    record: what config.json holds beside or in place of the settings.
+    record: what config.json holds beside or in place of the settings. started: the time of CLOCK when it was called.
     """
-    started = CLOCK()
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
     config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
@@ -377,13 +411,15 @@ class Compression:
         return self.result()
 
     def plan(self) -> None:
-        """Fit the teacher's epochs into the time, and say what is about to be done."""
-        experiment, config = self.experiment, self.experiment.config
-        epochs = self.pace.begin().teacher_epochs or config.teacher.epochs
-        for line in outline(experiment, self.search, self.short_run):
+        """Fit the teacher's epochs and the views into the time, and say what is about to be done."""
+        experiment, config, work = self.experiment, self.experiment.config, self.pace.begin()
+        student = config.student
+        if work.views < self.pace.whole.views:
+            student = replace(student, views=list(expand_views(student.views)[: work.views]))
+        teacher = with_epochs(config.teacher, work.teacher_epochs or config.teacher.epochs)
+        self.experiment = replace(experiment, config=replace(config, teacher=teacher, student=student))
+        for line in outline(self.experiment, self.search, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
-        config = replace(config, teacher=with_epochs(config.teacher, epochs))
-        self.experiment = replace(experiment, config=config)
 
     def prepare_teacher(self) -> None:
         """Load or train the teacher, store its logits, check both."""
@@ -413,7 +449,11 @@ class Compression:
             student = steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title)
             self._compare_teacher(student, short=True)
         if self.search is None:
-            recipe, epochs = self.experiment.config.student, self.pace.again("student").student_epochs
+            speeds = () if self.pace.speeds is None else self.pace.speeds.students
+            if self.short_run and speeds:
+                training = student.result["training"]
+                speeds = (max(training["seconds"] / training["epochs"], *speeds),)
+            recipe, epochs = self.experiment.config.student, self.pace.again("student", speeds).student_epochs
             self.experiment = self.experiment.with_recipe(with_epochs(recipe, epochs))
             return
         outcome = search_student(self.experiment, self.search, self.logits, self.stages, self.pace)
@@ -612,6 +652,8 @@ class Compression:
             noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
             comparisons=int(self.short_run),
+            views=0 if experiment.live or config.student.every_view else len(expand_views(config.student.views)),
+            most_epochs=MOST_EPOCHS if config.student.epochs == TrainSettings.epochs else 0,
         )
 
         def measure() -> Speeds | None:
@@ -624,7 +666,7 @@ class Compression:
 def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier) -> Speeds | None:
     """The speeds of this machine for an experiment; None where a network cannot be timed."""
     config, data, device = experiment.config, experiment.data, experiment.config.run.device
-    answer_s = seconds_per_answer(teacher_network, data.train, device, CLOCK)
+    answer_s = seconds_per_answer(teacher_network, data.train, device, CLOCK, config.teacher.logits_precision)
     students: list[str | nn.Module] = [copy.deepcopy(experiment.student)]
     if search is not None:
         students = [network.name for network in search.fitting[: config.target.search]]
@@ -639,14 +681,24 @@ def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher
             return None
         seconds.append(epoch_s)
     teacher_s = 0.0 if experiment.teacher_is_trained else seconds.pop()
-    live_s = answer_s * len(data.train) if experiment.live else 0.0
-    views = 0 if experiment.live else len(expand_views(config.student.views))
-    logits_s = answer_s * sum(len(split) * (views if role == "train" else 1) for role, split in data.parts.items())
-    end_s = EXPORT_S * len(config.run.export) + QAT_SLOWDOWN * config.student.qat_epochs * max(seconds)
-    return Speeds(teacher_s, logits_s, tuple(epoch_s + live_s for epoch_s in seconds), end_s)
+    view_s = answer_s * len(data.train)
+    live_s = view_s if experiment.live else 0.0
+    others = sum(len(split) for role, split in data.parts.items() if role != "train")
+    logits_s = 2 * answer_s * others  # scored, then stored
+    if config.student.every_view and not experiment.live:
+        logits_s += view_s * len(expand_views(config.student.views))
+    samples = samples_of(data.train, expand_views(config.student.views), config.student.every_view)
+    return Speeds(
+        teacher=teacher_s,
+        logits=logits_s,
+        students=tuple(epoch_s + live_s for epoch_s in seconds),
+        end=EXPORT_S * len(config.run.export) + QAT_SLOWDOWN * config.student.qat_epochs * max(seconds),
+        view=view_s,
+        scoring=max(seconds) * others / 3 / (samples + len(data.val) / 3),  # without a backward pass
+    )
 
 
-def outline(experiment: Experiment, search: StudentSearch | None, short_run: bool) -> list[str]:
+def outline(experiment: Experiment, search: StudentSearch | None, short_run: bool, student_epochs: int) -> list[str]:
     """What is about to be done: the teacher, the short runs, the students."""
     config, data = experiment.config, experiment.data
     names = ", ".join(display_name(name) for name, _ in pretrained.teachers_of(experiment.teacher, config))
@@ -660,7 +712,7 @@ def outline(experiment: Experiment, search: StudentSearch | None, short_run: boo
     lines += [f"trials that choose the noise: {trials}, clean and noisy"] if trials else []
     titles = [experiment.titles[name].removeprefix("student, ") for name in experiment.conditions]
     seeds, trainings = plural(config.run.seeds, "seed"), plural(len(titles) * config.run.seeds, "training")
-    conditions, epochs = plural(len(titles), "condition"), plural(config.student.epochs, "epoch")
+    conditions, epochs = plural(len(titles), "condition"), plural(student_epochs, "epoch")
     lines += [f"students: {conditions} ({', '.join(titles)}) x {seeds} = {trainings}; {epochs} each"]
     qat = plural(config.student.qat_epochs, "epoch")
     return [*lines, *([f"quantization-aware training of the best: {qat}"] if config.student.qat_epochs else [])]

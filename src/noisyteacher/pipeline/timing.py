@@ -1,4 +1,4 @@
-"""How long a compression takes: speeds of this machine, and the epochs that fit into `target.minutes`.
+"""How long a compression takes: speeds of this machine, and the views and epochs that fit into `target.minutes`.
 
 Decisions are kept in the run's folder: a resumed run must not decide again by the speeds of another machine.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -20,19 +21,21 @@ from torch import Tensor, nn
 
 from noisyteacher.config import type_adapter
 from noisyteacher.data import Batch, Split, Splits, expand_views, samples_of
-from noisyteacher.device import inference, resolve_device
-from noisyteacher.errors import FileFormatError, NoisyTeacherError
+from noisyteacher.device import channels_last, inference, precision_context, resolve_device
+from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.objectives import supervised
 from noisyteacher.pipeline.resolve import short_epochs
 from noisyteacher.progress import Watch, message
 from noisyteacher.runs import Run
-from noisyteacher.text import duration, rough_duration
+from noisyteacher.text import duration, plural, rough_duration
 from noisyteacher.train import fit
 from noisyteacher.train.history import Tick
 
 FILE, KIND, SCHEMA = "plan.json", "compression-plan", 2
 RESERVE = 0.05  # share of the remaining time that is not planned with: measured speeds vary
+MOST_EPOCHS = 200  # of students, where the minutes and not the user say how many
+EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
 HALF = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
 STEPS, LONG_ENOUGH_S = 6, 0.5  # a training is timed for so many steps after the first, or until they took so long
 IMAGES = 32  # in the batch by which the teacher's answers are timed
@@ -66,6 +69,8 @@ class Work:
     noise_runs: int = 0  # trials that choose the noise
     noise_epochs: int | None = None
     comparisons: int = 0  # short runs on labels alone, which the teacher is compared with; as long as a try
+    views: int = 0  # under which the teacher's answers for the training images are stored; 0: nothing to choose
+    most_epochs: int = 0  # of a student where there is time for more than student_epochs
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,11 @@ class Speeds:
     """Measured on this machine, in seconds. An epoch includes its validation."""
 
     teacher: float  # an epoch
-    logits: float  # storing all the teacher's logits
+    logits: float  # the teacher's answers, but those that depend on the number of views
     students: tuple[float, ...]  # an epoch of each network that may be tried, or of the one that is named
     end: float = 0.0  # measuring and exporting
+    view: float = 0.0  # the teacher's answers for the training images under a view
+    scoring: float = 0.0  # scoring a trained student on validation and test
 
 
 def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
@@ -83,34 +90,59 @@ def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
     tried = speeds.students[: work.tries]
     slowest = max(tried or speeds.students)
     try_epochs = short_epochs(work.student_epochs, work.try_epochs)
+    noise_epochs = work.noise_epochs or work.student_epochs
     return {
         "teacher": work.teacher_epochs * speeds.teacher,
-        "logits": speeds.logits,
-        "comparison": work.comparisons * try_epochs * speeds.students[0],
-        "search": try_epochs * sum(tried),
-        "noise": work.noise_runs * (work.noise_epochs or work.student_epochs) * slowest,
-        "students": work.students * work.student_epochs * slowest,
+        "logits": speeds.logits + work.views * speeds.view,
+        "comparison": work.comparisons * (try_epochs * speeds.students[0] + speeds.scoring),
+        "search": try_epochs * sum(tried) + len(tried) * speeds.scoring,
+        "noise": work.noise_runs * (noise_epochs * slowest + speeds.scoring),
+        "students": work.students * (work.student_epochs * slowest + speeds.scoring),
         "export": speeds.end,
     }
 
 
+def total(work: Work, speeds: Speeds) -> float:
+    """Seconds of all the work."""
+    return sum(estimate(work, speeds).values())
+
+
+def shares(work: Work, speeds: Speeds) -> str:
+    """What the time is for: `teacher 40 s, logits 1 s, students 10 s`."""
+    times = estimate(work, speeds).items()
+    return ", ".join(f"{name} {rough_duration(seconds)}" for name, seconds in times if seconds)
+
+
 def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
-    """The work that can be done in so many seconds, at least one epoch of everything and one try, however few they are.
+    """The work that can be done in so many seconds, at least one view, an epoch of everything and one try, however few.
 
     Where time is short the noise is chosen in a quarter of the student's epochs. Then all epochs are cut by one factor;
-    fewer networks are tried before less than half of the epochs would remain.
+    fewer networks are tried before less than half of the epochs would remain. Where there is time for more, students
+    get up to `most_epochs`. Of the views there are as many as make views x epochs greatest, with EPOCHS_PER_VIEW each.
     """
-    if work.noise_runs and sum(estimate(work, speeds).values()) > seconds:
+    fits = total(work, speeds) <= seconds
+    if fits and work.most_epochs <= work.student_epochs:
+        return work
+    if work.noise_runs and not fits:
         work = replace(work, noise_epochs=short_epochs(work.student_epochs, work.noise_epochs))
-    cut, full = work, {name: value for name, value in asdict(work).items() if name.endswith("epochs") and value}
+    full = {name: n for name in ("teacher_epochs", "try_epochs", "noise_epochs") if (n := getattr(work, name))}
+
+    def cut(tries: int, views: int, epochs: int) -> Work:
+        share = min(1.0, epochs / work.student_epochs)
+        others: dict[str, Any] = {name: max(1, int(n * share + 1e-9)) for name, n in full.items()}
+        return replace(work, tries=tries, views=views, student_epochs=epochs, **others)
+
+    most = max(work.student_epochs, work.most_epochs)
     for tries in range(work.tries, min(1, work.tries) - 1, -1):
-        fewest = 1 if tries <= 1 else math.ceil(HALF * work.student_epochs)
-        for epochs in range(work.student_epochs, fewest - 1, -1):
-            share = epochs / work.student_epochs
-            cut = replace(work, tries=tries, **{name: max(1, int(n * share + 1e-9)) for name, n in full.items()})
-            if sum(estimate(cut, speeds).values()) <= seconds:
-                return cut
-    return cut
+        plans = []
+        for views in range(min(1, work.views), work.views + 1):
+            fewest = math.ceil(HALF * work.student_epochs) if tries > 1 else 1
+            lengths = range(max(fewest, EPOCHS_PER_VIEW * views if views > 1 else 1), most + 1)
+            fitting = bisect_right(lengths, seconds, key=lambda n: total(cut(tries, views, n), speeds))
+            plans += [cut(tries, views, epochs) for epochs in lengths[:fitting][-1:]]
+        if plans:
+            return max(plans, key=lambda plan: max(1, plan.views) * plan.student_epochs)
+    return cut(min(1, work.tries), min(1, work.views), 1)
 
 
 @dataclass
@@ -156,12 +188,36 @@ class Pace:
         self.speeds = self.measure() if begin is None else begin.speeds
 
     def begin(self) -> Work:
-        """The work that fits into the minutes; the estimate of its time is shown."""
+        """The work that fits into the minutes; it and the estimate of its time are shown.
+
+        Raises UsageError where not even one view and one epoch of everything fit.
+        """
+        if self.speeds is None:
+            return self._decide("begin", self.whole, None)
+        least = fit_into(self.whole, self.speeds, 0.0)
+        if "begin" not in self.record.decisions and total(least, self.speeds) > self.remaining():
+            enough = math.ceil((self.spent + total(least, self.speeds) / (1 - RESERVE)) / 60)
+            raise UsageError(
+                f"target.minutes: {self.minutes:.3g} min are too few here: with one epoch of every training, and the "
+                f"teacher's answers to clean images alone, it takes {enough} min (start {rough_duration(self.spent)}, "
+                f"{shares(least, self.speeds)}): allow so many, or use fewer images (--set data.limit=N)"
+            )
         work = self._decide("begin", self.whole, self.speeds)
-        if self.speeds is not None:
-            times = estimate(work, self.speeds)
-            shares = ", ".join(f"{name} {rough_duration(seconds)}" for name, seconds in times.items() if seconds)
-            message(self.on_progress, "plan", f"time: about {rough_duration(sum(times.values()))}: {shares}")
+        message(
+            self.on_progress,
+            "plan",
+            f"time: about {rough_duration(total(work, self.speeds))}: {shares(work, self.speeds)}",
+        )
+        if self.minutes is not None:
+            epoch_s = max(self.speeds.students[: work.tries] or self.speeds.students)
+            words = f"{self.minutes:.3g} min: students get {plural(work.student_epochs, 'epoch')} (recipe: "
+            words += f"{self.whole.student_epochs})"
+            if work.views:
+                words += f" on {work.views} of {plural(self.whole.views, 'view')}, because the teacher's answers to a "
+                words += f"view take {rough_duration(self.speeds.view)}, and an epoch {rough_duration(epoch_s)}"
+            else:
+                words += f", because an epoch takes {rough_duration(epoch_s)}"
+            message(self.on_progress, "plan", words)
         return work
 
     def again(self, stage: str, students: tuple[float, ...] = (), tries: int | None = None) -> Work:
@@ -169,8 +225,8 @@ class Pace:
 
         students: newer speeds of them; tries: networks still to be tried (by default as planned).
         """
-        work = replace(self.whole, teacher_epochs=0, comparisons=0, tries=self.whole.tries if tries is None else tries)
-        speeds = self.speeds
+        tries, speeds = self.whole.tries if tries is None else tries, self.speeds
+        work = replace(self.whole, teacher_epochs=0, comparisons=0, views=0, tries=tries)
         if speeds is not None:
             speeds = replace(speeds, teacher=0.0, logits=0.0, students=students or speeds.students)
         return self._decide(stage, work, speeds)
@@ -190,8 +246,9 @@ class Pace:
         """Whether a try leaves the time for half of the students' epochs, at the speed of the best network so far."""
         if self.record.tried is not None or self.speeds is None:
             return self.record.tried is None or index < len(self.record.tried)
-        students = self.whole.students * max(1, int(HALF * self.decided.student_epochs)) * epoch_seconds
-        return epochs * self.speeds.students[index] + students <= self.remaining()
+        half = replace(self.whole, student_epochs=max(1, int(HALF * self.decided.student_epochs)))
+        students = estimate(replace(half, tries=0), replace(self.speeds, students=(epoch_seconds,)))["students"]
+        return epochs * self.speeds.students[index] + self.speeds.scoring + students <= self.remaining()
 
     def keep_tried(self, names: list[str]) -> None:
         """Record which networks there was time to try."""
@@ -217,11 +274,17 @@ class Pace:
         if self.minutes is None:
             return None
         begin, whole = self.record.decisions.get("begin"), self.whole
-        epochs = {"teacher": (begin.work if begin else whole).teacher_epochs, "student": student_epochs}
+        work = begin.work if begin else whole
+        epochs = {"teacher": work.teacher_epochs, "student": student_epochs}
         requested = {"teacher": whole.teacher_epochs, "student": whole.student_epochs}
         counts = {f"epochs of the {role}": (epochs[role], requested[role]) for role in epochs}
+        counts["views"] = (work.views, whole.views)
         counts["networks to try"] = (whole.tries if tried is None else tried, whole.tries)
-        cut = ", ".join(f"{done} of {planned} {what}" for what, (done, planned) in counts.items() if done < planned)
+        cut = ", ".join(
+            f"{done} {'of' if done < planned else 'instead of'} {planned} {what}"
+            for what, (done, planned) in counts.items()
+            if done != planned
+        )
         over = "MORE than" if self.spent > 60 * self.minutes else "of"
         took = f"the whole run took {duration(self.spent)}, {over} {self.minutes:.3g} min"
         return {
@@ -229,6 +292,8 @@ class Pace:
             "spent_s": self.spent,
             "epochs": epochs,
             "epochs_requested": requested,
+            "views": work.views,
+            "views_requested": whole.views,
             "tries": tried,
             "tries_requested": None if tried is None else whole.tries,
             "summary": [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took],
@@ -270,13 +335,16 @@ def training_seconds(
     return median(steps[1:] or steps) * batches  # the first step sets things up
 
 
-def seconds_per_answer(model: nn.Module, split: Split, device: str, clock: Clock = time.monotonic) -> float:
-    """Seconds of a forward pass per image of the split, in a batch of many."""
-    images = split.first_images(min(IMAGES, len(split)))
-    with inference(model, resolve_device(device)) as target:
-        images = images.to(target)
-        model(images[:1])
-        start = clock()
-        logits: Tensor = model(images)
-        float(logits.sum())  # a GPU has answered once a number is there
-        return (clock() - start) / len(images)
+def seconds_per_answer(
+    model: nn.Module, split: Split, device: str, clock: Clock = time.monotonic, precision: str = "fp32"
+) -> float:
+    """Seconds of a forward pass per image of the split, in batches of many, as logits are stored."""
+    target = resolve_device(device)
+    images = split.first_images(min(IMAGES, len(split))).to(target)
+    with inference(model, target), channels_last(model, images), precision_context(precision, target):
+        times: list[float] = []
+        while len(times) < 2 or (len(times) <= STEPS and times[-1] - times[0] < LONG_ENOUGH_S):
+            logits: Tensor = model(images)
+            float(logits.sum())  # a GPU has answered once a number is there
+            times.append(clock())
+    return median(after - before for before, after in pairwise(times)) / len(images)  # the first call sets things up
