@@ -95,7 +95,7 @@ def chosen(config: Config) -> tuple[Experiment, dict[str, Any]]:
         config=config, data=data, teacher="lenet", student="mlp800", run=Run("nowhere"), noise=noise,
         noise_candidates=candidates,
     )  # fmt: skip
-    return choose_noise(experiment, {}, StageTitles(99))
+    return choose_noise(experiment, {"train": nt.build_model("lenet", data)}, StageTitles(99))
 
 
 def test_more_weight_decays_come_between_those_that_are_named() -> None:
@@ -114,7 +114,7 @@ def test_clean_students_have_as_many_trials_as_long_and_all_the_weight_decays(
     student = {"name": "mlp800", "epochs": 7, "weight_decay": decay}
     config = build_config({"student": student, "noise": {"sigma": "auto"}, "choice": {"seeds": 2, **choice}})
     _, record = chosen(config)
-    trials: dict[bool, list[tuple[Any, float, float, int]]] = {True: [], False: []}
+    trials: dict[bool, list[tuple[Any, float | str, float, int]]] = {True: [], False: []}
     for task in tasks:
         recipe = task.experiment.config.student
         trials[task.noise is None].append((task.noise, recipe.lr, recipe.weight_decay, task.seed))
@@ -136,7 +136,7 @@ def test_short_trials_are_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_kind_gets_the_recipe_with_its_lowest_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = {(False, 0.1, 0.2): 1.0, (True, 0.2, 0.0): 2.0}
+    errors: dict[tuple[bool, float | str, float], float] = {(False, 0.1, 0.2): 1.0, (True, 0.2, 0.0): 2.0}
 
     def error(task: StudentTask) -> float:
         recipe = task.experiment.config.student

@@ -151,8 +151,9 @@ def test_template_and_explanation_tell_what_presets_decide() -> None:
     assert config.build_config(tomllib.loads(named)).student.lr == 0.5
     explained = {key: (default, doc) for key, _, default, doc in config.explain()}
     assert explained["student.lr"] == (
-        0.01,
-        "Base learning rate. Preset paper: 0.001. Preset modern: 0.01. Preset patient: 0.03.",
+        "auto",
+        "Base learning rate; auto: 0.01, or 0.003 for a student with the weights of half its teacher's channels. "
+        "Preset paper: 0.001. Preset modern: 0.01. Preset patient: 0.03.",
     )
     assert "Preset" not in explained["student.epochs"][1]
     with pytest.raises(UnknownNameError, match="did you mean 'modern'"):

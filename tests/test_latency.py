@@ -390,8 +390,7 @@ def test_with_a_latency_much_narrower_networks_are_candidates_too() -> None:
         return Candidate(name, size, size, size, ("macs",) if size > 6400 else ())
 
     known, more = (
-        {candidate.name for candidate in all_candidates(price, (1, 28, 28), narrower)[0]}
-        for narrower in (False, True)
+        {candidate.name for candidate in all_candidates(price, (1, 28, 28), narrower)[0]} for narrower in (False, True)
     )
     assert {name for name in more - known if name.startswith("compact-s")} == {"compact-s:0.25"}
     assert {name for name in more - known if name.startswith("shrink")} == {"shrink:0.1875"}

@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 import noisyteacher as nt
-from noisyteacher.config import build_config
+from noisyteacher.config import Student, build_config
 from noisyteacher.errors import ConfigError, UsageError
+from noisyteacher.models import model_record
 from noisyteacher.pipeline import (
     compress_config,
     distil_config,
     wrong_names,
 )
+from noisyteacher.pipeline.resolve import learning_rate
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import sweep
 
 pytest.importorskip("torch_pruning", reason="needs the extra prune")
+LENET = "pretrained:lenet-mnist"
 OF_LENET = {"of": {"name": "lenet", "options": {"dropout": 0.0}}}
 
 
@@ -51,6 +54,7 @@ def test_a_compression_narrows_the_teacher_it_trains(tmp_path: Path) -> None:
         250 * 10 + 10
     )
     assert "compress-shrink-0.5" in result.path.name
+    assert Run.open(result.path / "noisy-seed0").config["recipe"]["lr"] == 0.003  # it has the teacher's weights
 
 
 def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Path, data: nt.Splits) -> None:
@@ -125,6 +129,8 @@ def test_distilled_from_a_store_alone(tmp_path: Path, data: nt.Splits) -> None:
     nt.extract(nt.build_model("lenet", data), data.train, tmp_path / "store")
     trained = distil_config(build_config(settings(tmp_path / "runs")), tmp_path / "store")
     assert nt.load_model(trained.run.path / "weights.safetensors").architecture["options"] == OF_LENET
+    record = model_record(trained.run.path / "weights.safetensors")
+    assert record["training"]["settings"]["lr"] == 0.01  # its weights are random
     nt.extract(nt.build_model(f"{__name__}:factory", data), data.train, tmp_path / "other")
     with pytest.raises(UsageError, match=r"would import and call '.*:factory', which a file names"):
         distil_config(build_config(settings(tmp_path / "none")), tmp_path / "other")
@@ -143,3 +149,13 @@ def test_a_preset_of_a_compression_is_resolved_in_its_config(tmp_path: Path, dat
     assert [student[name] for name in ("preset", "optimizer", "lr", "batch_size")] == ["modern", "adamw", 0.002, 128]
     (child,) = [run for run in list_runs(tmp_path) if run.path.name == "clean-seed0"]
     assert len(child.config["recipe"]["views"]) == 18
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "rate"),
+    [("shrink:0.5", "magnitude", 0.003), ("shrink:0.4375", "magnitude", 0.01), ("shrink:0.5", "random", 0.01)],
+)
+def test_a_student_with_half_of_its_teachers_weights_has_a_lower_rate(name: str, init: str, rate: float) -> None:
+    student = nt.build_model(name, classes=10, input_shape=(1, 28, 28), teacher=nt.load_model(LENET), init=init)
+    assert learning_rate(Student(), student) == rate
+    assert learning_rate(Student(lr=0.02), student) == 0.02

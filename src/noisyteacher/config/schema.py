@@ -207,7 +207,8 @@ class Recipe(TrainSettings, Network):
     batch_size: Count = 32
     optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"  # type: ignore[assignment]
     """Adam, adamw, sgd (with momentum), muon, or auto: muon, but adamw where muon would cost half a step more."""
-    lr: Positive = 1e-2
+    lr: Positive | Literal["auto"] = "auto"  # type: ignore[assignment]
+    """Base learning rate; auto: 0.01, or 0.003 for a student with the weights of half its teacher's channels."""
     weight_decay: NotNegative = 0.05
     schedule: Schedule = "cosine"
     warmup_epochs: NotNegative = 0.5

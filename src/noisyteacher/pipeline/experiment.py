@@ -562,4 +562,5 @@ def _train_quietly(task: StudentTask) -> None:
 
 def recipe_words(recipe: Student) -> str:
     """`lr 0.06, weight decay 0.01`."""
-    return f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}"
+    rate = recipe.lr if isinstance(recipe.lr, str) else f"{recipe.lr:g}"
+    return f"lr {rate}, weight decay {recipe.weight_decay:g}"

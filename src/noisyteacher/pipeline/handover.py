@@ -39,7 +39,6 @@ from noisyteacher.pipeline.experiment import (
     train_run,
 )
 from noisyteacher.pipeline.pretrained import run_of, weights_of
-from noisyteacher.pipeline.resolve import fit_options
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
@@ -94,11 +93,12 @@ def train_twin(
     By the recipe of its condition, without noise, warm-up and frozen layers, in fp32, at a tenth of the rate.
     """
     recipe, data = experiment.recipe(condition), experiment.data
+    before: Json = best.run.config["recipe"]
     recipe = replace(
         recipe,
         epochs=recipe.qat_epochs,
-        lr=recipe.lr / 10 if recipe.qat_lr is None else recipe.qat_lr,
-        optimizer=fit_options(recipe, best.model, data)["optimizer"],
+        lr=before["lr"] / 10 if recipe.qat_lr is None else recipe.qat_lr,
+        optimizer=before["optimizer"],
         warmup_epochs=0.0,
         freeze_epochs=0.0,
         patience=None,

@@ -7,13 +7,22 @@ from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from noisyteacher.config import Student
 from noisyteacher.errors import TrainingError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.experiment import Experiment, Logits, StudentTask, recipe_words, train_ahead, train_student
-from noisyteacher.pipeline.resolve import with_epochs
+from noisyteacher.pipeline.experiment import (
+    Experiment,
+    Logits,
+    StudentTask,
+    first_student,
+    recipe_words,
+    train_ahead,
+    train_student,
+)
+from noisyteacher.pipeline.resolve import learning_rate, with_epochs
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.text import plural, sigma_words
 
@@ -60,10 +69,12 @@ def noise_trials(experiment: Experiment) -> list[NoiseTrial]:
     decay = student.weight_decay
     decays = sorted({*(choice.weight_decays or ([decay, 5 * decay] if decay else [0.0, FIRST_DECAY]))})
 
+    rates: Sequence[float | Literal["auto"]] = choice.lrs or [student.lr]
+
     def trials(noise: Noise | None, decays: Sequence[float]) -> list[NoiseTrial]:
         recipes = [
             replace(student, lr=lr, weight_decay=decay, decay_biases=student.decay_biases or not decay)
-            for lr in choice.lrs or [student.lr]
+            for lr in rates
             for decay in decays
         ]
         return [NoiseTrial(noise, recipe) for recipe in recipes]
@@ -105,6 +116,8 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jo
     than the best clean one. The trials have seeds of their own. Test data are not looked at.
     """
     choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
+    student = replace(student, lr=learning_rate(student, first_student(experiment, logits)))
+    experiment = experiment.with_recipe(student)
     epochs, seeds = choice.epochs or student.epochs, [PILOT_SEED + number for number in range(choice.seeds)]
 
     def task(trial: NoiseTrial, seed: int) -> StudentTask:

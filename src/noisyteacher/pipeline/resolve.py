@@ -15,6 +15,8 @@ from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
 from noisyteacher.errors import UsageError
 from noisyteacher.measure import measure
+from noisyteacher.models import SHRINK, Classifier
+from noisyteacher.models.narrow import ratio_of
 from noisyteacher.noise import Noise
 from noisyteacher.progress import Watch, stage
 from noisyteacher.train.optim import preferred_optimizer
@@ -25,6 +27,9 @@ DEFAULT_LIMIT = "4x"
 """The limit on a chosen student's multiplications where nothing limits its costs."""
 PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
 """Data set -> the student of the paper, which a sweep and `distil` take where none is named."""
+LR, INHERITED_LR, HALF = 0.01, 0.003, 0.5
+"""The learning rate of a student that `auto` means; the second where it keeps the weights of so many of its teacher's
+channels."""
 LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT = 0.3, 0.7
 """The label weight that `auto` means; the second where the teacher is hardly better than a student on labels."""
 SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
@@ -135,9 +140,19 @@ def short_epochs(epochs: int, named: int | None) -> int:
     return named or max(1, round(epochs / 4))
 
 
+def learning_rate(recipe: Recipe, model: nn.Module) -> float:
+    """The base learning rate of a Recipe for the network that is to be trained."""
+    if not isinstance(recipe.lr, str):
+        return recipe.lr
+    if not (isinstance(model, Classifier) and model.name.startswith(SHRINK) and model.inherited_head is not None):
+        return LR
+    return INHERITED_LR if ratio_of(model.name) >= HALF else LR
+
+
 def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
-    """The options of `fit` in a Recipe; `optimizer = "auto"` is decided by the network that is to be trained."""
+    """The options of `fit` in a Recipe; what `auto` means for optimizer and rate is decided by the network."""
     options: Values = {name: getattr(recipe, name) for name in TrainSettings.__dataclass_fields__}
+    options["lr"] = learning_rate(recipe, model)
     if recipe.optimizer == AUTO:
         macs = measure(model, data.input_shape, latency=False).macs
         options["optimizer"] = preferred_optimizer(model, macs, recipe.batch_size)
