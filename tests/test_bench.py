@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -197,6 +198,20 @@ def test_files_that_cannot_be_timed(
     code, _, err = call("bench", "--seconds", "0", *words)
     assert code == 2
     assert message in err
+
+
+def test_a_file_that_torch_cannot_read_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"no program")
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign, assignment]
+    logging.getLogger("torch.export").addHandler(handler)
+    try:
+        with pytest.raises(BenchError, match=r"a\.pt2: torch cannot run it"):
+            bench.bench([tmp_path / "a.pt2"])
+    finally:
+        logging.getLogger("torch.export").removeHandler(handler)
+    assert not logged
 
 
 def test_files_of_one_name_are_told_apart_by_their_paths(folder: Path, tmp_path: Path) -> None:

@@ -72,11 +72,15 @@ def test_the_folder_holds_the_student_that_validation_prefers(result: Result, da
     ]
     ours, best = (nt.load_model(path) for path in (folder, result.path / best_run(result) / "weights.safetensors"))
     assert all(torch.equal(value, best.state_dict()[name]) for name, value in ours.state_dict().items())
+    means = [row.scores["val"]["error"].mean for row in result.conditions]
+    assert result.best is not None
+    assert result.best["mean_val_error_%"] == pytest.approx(min(means))
+    assert len(set(means)) > 1
     record = model_record(folder / "model.safetensors")
     assert (record["run"], record["data"]["name"]) == (best_run(result), "mnist-5k")
     row, seed = result.handed_over
     assert nt.evaluate(ours, data.test).error == row.errors[seed]  # type: ignore[arg-type]
-    assert (row.name, row.runs[seed]) == (result.best["condition"], best_run(result))  # type: ignore[index]
+    assert (row.name, row.runs[seed]) == (result.best["condition"], best_run(result))
     card = (folder / "README.md").read_text()
     assert f"Run: {result.path.name}/{best_run(result)}." in card
     assert 'nt.load_model("FOLDER")' in card
@@ -176,6 +180,7 @@ def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tm
              "onnx", "-q")  # fmt: skip
     code, out, err = call("compress", *words)
     assert code == 0, err
+    out_compress = out
     run = Path(next(line for line in out.splitlines() if line.startswith("Run folder: ")).split(": ", 1)[1])
     result = Result.read(run, Run.open(run).result() or {})
     row, seed = result.handed_over
@@ -189,6 +194,7 @@ def test_the_command_hands_over_files_that_the_next_commands_take(call: Call, tm
     code, out, err = call("export", f"{run}/best", "--format", "hub", "--runs", "1", "-q")
     assert code == 0, err
     assert f"exports/{run.name}" in out
+    assert f"  {run}/best/bench.py (times the files without noisyteacher)" in out_compress.splitlines()
     script = run / "best" / "predict.py"
     images = nt.load_data("mnist-5k", limit=LIMIT).val.images_at(torch.arange(3))
     np.save(tmp_path / "three.npy", images.permute(0, 2, 3, 1).numpy())

@@ -372,7 +372,7 @@ def test_distil_with_a_named_sigma_is_a_noisy_experiment(tmp_path: Path, monkeyp
     ("noise", "choice", "problem"),
     [
         ({"sigma": "auto", "alpha": 0.5}, {"alphas": [0.1]}, r"choice\.alphas: .* noise\.alpha"),
-        ({"sigma": "auto"}, {"alphas": [0.1]}, r"choice\.alphas: .* noise\.alpha"),
+        ({"sigma": "auto"}, {"alphas": [0.1]}, r"alpha is 0\.15 \(default 0\.15\): .* --alpha auto"),
         ({"sigma": 0.5}, {"sigmas": [0.1], "lrs": [0.1]}, r"choice\.sigmas: .* noise\.sigma"),
         ({"sigma": "auto"}, {"sigmas": [0.0]}, r"choice\.sigmas: .* no noise"),
         ({"sigma": "auto", "alpha": "auto"}, {"alphas": [0.0]}, r"choice\.alphas: .* no noise"),

@@ -39,7 +39,8 @@ COMMANDS = {
     "logits show", "logits verify",
 }  # fmt: skip
 COMPRESS = {
-    "--data", "--data-root", "--data-dir", "--teacher", "--student", "--noise", "--sigma", "--alpha", "--draw",
+    "--data", "--data-root", "--data-dir", "--size", "--fit", "--teacher", "--student", "--noise", "--sigma", "--alpha",
+    "--draw",
     "--loss", "--teacher-epochs", "--teacher-weights", "--student-weights",
     "--student-head", "--jobs", "-j", "--seeds", "--target-macs", "--target-bytes", "--target-parameters",
     "--target-latency", "--latency-record", "--candidates", "--qat",
@@ -77,7 +78,8 @@ def test_the_surface_is_frozen() -> None:
     for name in ("compress", "distil", "sweep", "train"):
         assert options_of(name) >= TRAINING, name
     assert options_of("train") - TRAINING == {
-        "--model", "--data", "--data-root", "--data-dir", "--output-dir", "--device", "--threads", "--profile", "--set",
+        "--model", "--data", "--data-root", "--data-dir", "--size", "--fit",
+        "--output-dir", "--device", "--threads", "--profile", "--set",
         "--seed", "--resume", "--json", "--quiet", "-q", "--weights", "--head",
     }  # fmt: skip
 
@@ -203,6 +205,9 @@ def test_weights_of_another_run_are_refused(call: Call) -> None:
         code, _, err = call(*command)
         assert code == 1
         assert "not the weights that the run's result is about" in " ".join(err.split())
+    code, out, _ = call("report", str(first), str(second), "--format", "md", "--output", "-")
+    assert code == 0
+    assert out.count("not the weights that the run's result is about") == 1
 
 
 def test_compress_and_resume_a_done_one(call: Call) -> None:

@@ -78,6 +78,27 @@ def test_the_report_names_files(packed: bool, photos: Path, call: Call, tmp_path
     assert "student.sampling=balanced" in out
 
 
+def test_images_are_cropped_or_squashed_to_a_rectangle_and_without_class_folders_have_no_labels(
+    call: Call, tmp_path: Path
+) -> None:
+    """Images of 4 x 12 whose outer columns are bright: none of these is left where they are cropped."""
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, [0, 1, 10, 11]] = 240
+    for role in ("train", "test"):
+        (tmp_path / "flat" / role).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(pixels).save(tmp_path / "flat" / role / f"{number}.png")
+    words = ("data", "check", str(tmp_path / "flat"), "--set", "data.classes=2", "--json", "-q")
+    for fit in ("squash", "crop"):
+        code, out, err = call(*words, "--size", "2,3", "--fit", fit)
+        assert code == 0, err
+        summary = json.loads(out)
+        assert (summary["classes"], summary["input_shape"]) == (2, [3, 2, 3])
+        assert summary["splits"]["train"]["per_class"] is None
+        assert (summary["splits"]["test"]["mean"] == [0.0] * 3) == (fit == "crop")
+    assert call(*words, "--fit", "crop")[0] == 2
+
+
 def test_nothing_is_said_of_a_good_data_set(call: Call) -> None:
     code, out, _ = call("data", "check", "mnist-5k", "-q")
     assert code == 0

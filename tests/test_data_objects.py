@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -69,13 +70,15 @@ def test_train_val_test_folders_are_taken_as_they_are(folder: Path) -> None:
 
 def test_grey_and_size(folder: Path) -> None:
     paint(folder / "cat" / "big.png", 200, (60, 40))
-    with pytest.raises(DataError, match=r"big\.png: 40x60 \(3 channels.*by --set data\.size=32"):
+    with pytest.raises(DataError, match=r"big\.png: 40x60 \(3 channels.*by --size 4 "):
         load_data(folder)
     data = load_data(folder, size=(8, 5), grey=True)
     assert data.input_shape == (1, 8, 5)
     # Pillow's grey of a red r is r * 0.299, rounded.
     assert int(data.train.images.max()) == round(200 * 0.299)
     assert load_data(folder, size=7).input_shape == (3, 7, 7)
+    with pytest.raises(UsageError, match="fit has no effect"):
+        load_data(folder, fit="crop")
     with pytest.raises(UsageError, match="size 0"):
         load_data(folder, size=0)
 
@@ -85,7 +88,7 @@ def test_sizes_that_differ_between_train_and_test_are_refused(tmp_path: Path) ->
         for number in range(5):
             paint(tmp_path / "train" / name / f"{number}.png", number)
         paint(tmp_path / "test" / name / "0.png", 1, (5, 5))
-    with pytest.raises(DataError, match=r"0\.png: 5x5 .*the first image is 4x6 .*by --set data\.size="):
+    with pytest.raises(DataError, match=r"0\.png: 5x5 .*the first image is 4x6 .*by --size 4 "):
         load_data(tmp_path)
 
 
@@ -189,6 +192,16 @@ def test_torch_datasets_and_subsets_with_given_splits() -> None:
     assert [len(split) for split in load_data({"train": train, "test": test}).parts.values()] == [18, 2, 4]
 
 
+def test_data_sets_of_hugging_face_keep_their_split_and_class_names() -> None:
+    class Column(list[Any]):
+        features: ClassVar[dict[str, Any]] = {"image": object(), "label": SimpleNamespace(names=["cat", "dog"])}
+
+    rows = Column({"image": pixels, "label": row % 2} for row, pixels in enumerate(PIXELS))
+    data = load_data({"train": rows, "validation": rows, "test": rows})
+    assert [len(split) for split in data.parts.values()] == [30, 30, 30]
+    assert data.class_names == ("cat", "dog")
+
+
 GOOD = [(pixels, row % 2) for row, pixels in enumerate(PIXELS)]
 
 
@@ -252,7 +265,7 @@ def test_labels_beyond_the_class_names_are_refused() -> None:
         (3, "unsupported data source: int"),
         (iter(GOOD), "unsupported data source"),
         ((GOOD, GOOD), "a tuple of 2"),
-        ({"train": GOOD, "valid": GOOD}, "expected train and"),
+        ({"train": GOOD, "more": GOOD}, "expected train and"),
         ({"test": GOOD}, "expected train and"),
     ],
 )

@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_tensors_of_another_network(change: Callable[[State], Any], message: str
 def test_files_that_hold_something_else(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises((FileFormatError, MismatchError), match=message):
         load_foreign(model(), saved(tmp_path / "a.pt", content))
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="needs the extra zoo")
+def test_weights_for_another_size_name_the_option_that_fits(tmp_path: Path) -> None:
+    small, large = (nt.build_model("timm:test_vit", classes=3, input_shape=(3, 64, 64), img_size=n) for n in (64, 32))
+    path = saved(tmp_path / "a.pth", large.network.state_dict())
+    with pytest.raises(MismatchError, match=r"another size: name it, for example options\.img_size=224"):
+        load_foreign(small, path)
+    load_foreign(large, path)
+
+
+def test_auxiliary_heads_that_the_network_lacks_are_left_out(state: State, tmp_path: Path) -> None:
+    classifier = model()
+    heads = {"aux1.fc2.weight": torch.ones(7, 3), "AuxLogits.fc.bias": torch.ones(7)}
+    load_foreign(classifier, saved(tmp_path / "a.pth", {**state, **heads}))
+    assert holds(classifier, state)
 
 
 def test_values_that_are_not_finite(state: State, tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ def test_a_width_can_stand_in_the_name(tmp_path: Path) -> None:
     assert nt.measure(named, latency=False).macs == stem * 1024 + sum(macs for _, macs in blocks) + 72 * 10
     with pytest.raises(UsageError, match=r"'compact-s:wide': expected compact-s:WIDTH, .* such as compact-s:0.75"):
         small("compact-s:wide")
+    with pytest.raises(UsageError, match="'mlp128:64': mlp128 has no width to choose"):
+        small("mlp128:64")
     with pytest.raises(UsageError, match="multiplies the channels"):
         small("compact-s:0")
     with pytest.raises(UsageError, match="keep one of them"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,30 @@ def endless() -> Any:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
+
+
+def test_a_graph_that_takes_32_gb_is_refused_before_they_are_taken(tmp_path: Path) -> None:
+    """A tensor of 2^33 floats; onnxruntime itself refuses Expand and Tile of this size, but not a constant."""
+    helper, types = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["zero"], keepdims=0),
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("Add", ["flat", "zero"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("images", types.FLOAT, ["B", 3, 1, 1])
+    logits = helper.make_tensor_value_info("logits", types.FLOAT, ["B", 3])
+    size = helper.make_tensor("size", types.INT64, [1], [2**33])
+    model = helper.make_model(
+        helper.make_graph(nodes, "huge", [images], [logits], [size]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    (tmp_path / "huge.onnx").write_bytes(model.SerializeToString())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(MismatchError, match=r"takes more than .* of memory"):
+        load_onnx(tmp_path / "huge.onnx", input_shape=(3, 1, 1))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # in KiB: 1 GiB
 
 
 @pytest.mark.timeout(30)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -540,6 +540,24 @@ def test_no_scheduler_there(tmp_path: Path) -> None:
     with pytest.raises(NoisyTeacherError, match="no dask scheduler answers"):
         sweep(base(tmp_path), {"noise.sigma": [0.5]}, scheduler="tcp://127.0.0.1:9")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_is_gone_ends_the_sweep_in_a_sentence(tmp_path: Path) -> None:
+    class Gone(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> Future[Any]:  # as dask's executor answers then
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+        def shutdown(self, wait: bool = True) -> None:  # type: ignore[override]
+            """Dask's has no further parameter."""
+
+    cells = [
+        Cell(str(tmp_path), f"a-seed{seed}", "clean", seed, {"student": {"epochs": 1}}, {}, None) for seed in (0, 1)
+    ]
+    with pytest.raises(NoisyTeacherError, match=r"the scheduler is gone: .* --resume"):
+        train_all(cells, Gone, lambda *_: None)
 
 
 def test_tls_is_refused_in_a_sentence(tmp_path: Path) -> None:

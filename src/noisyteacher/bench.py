@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -100,7 +101,13 @@ def load_pt2(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
     """Yield the file loaded by torch.export.load, with so many of torch's threads."""
     import torch
 
-    program, threads_before = torch.export.load(os.fspath(path)), torch.get_num_threads()
+    logger, threads_before = logging.getLogger("torch.export"), torch.get_num_threads()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it logs the traceback of an error that it then raises
+    try:
+        program = torch.export.load(os.fspath(path))
+    finally:
+        logger.setLevel(level)
     run, example = program.module(), program.example_inputs[0][0]
     torch.set_num_threads(threads)
     try:

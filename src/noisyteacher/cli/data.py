@@ -43,7 +43,7 @@ def data_ls(request: o.Request) -> None:
 
 
 @data.command("check")
-@o.with_options("data.root overrides as_json quiet")
+@o.with_options("data.root data.size data.fit overrides as_json quiet")
 def data_check(
     request: o.Request,
     name: Annotated[str, typer.Argument(help="A data set's name, a .npz or .csv file, or a folder.")],

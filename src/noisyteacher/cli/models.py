@@ -103,8 +103,9 @@ def predict(
         names = class_names_of(path, classifier)
         if names is None:
             say(f"note: nothing says how {path} calls its classes: they are numbered", err=True)
-        data = Path((data_settings_of(path) or {}).get("name", ""))
-        fit = fit or (Packed.open(data).fit if is_packed(data) else "squash")
+        settings = data_settings_of(path) or {}
+        data = Path(settings.get("name", ""))
+        fit = fit or (Packed.open(data).fit if is_packed(data) else settings.get("fit", "squash"))
         report = False if watch is None else counted(watch, "predicting", "images")
         options = {"top": top, "fit": fit, "batch_size": batch_size, "device": request.flags.get("run.device", "auto")}
         for image in classify(classifier, paths, class_names=names, threads=cores(), progress=report, **options):

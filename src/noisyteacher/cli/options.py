@@ -66,7 +66,7 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
     "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
 }
 """Options that are no settings, by the field of Request."""
-DATA = "data.name data.root"
+DATA = "data.name data.root data.size data.fit"
 NOISE = "student.loss auto_noise noise.sigma noise.alpha noise.draw"
 """The loss, and the noise on it."""
 MACHINE = "run.output_dir run.device run.threads"
@@ -252,7 +252,9 @@ def _setting_option(key: str, words: tuple[str, str] | None) -> tuple[Any, typer
         text = not_empty(value)
         if text is not None and get_origin(hint) is list:
             return [word.strip() for word in text.split(",")]
-        return parse_value(text) if text is not None and float in kinds and str not in kinds else text
+        if text is not None and "," in text and text[0] != "[" and tuple in [get_origin(kind) for kind in kinds]:
+            text = f"[{text}]"
+        return parse_value(text) if text is not None and kinds & {int, float} and str not in kinds else text
 
     return kind | None, typer.Option(*spellings, help=about, callback=parse if kind is str else None)
 

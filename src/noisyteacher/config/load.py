@@ -118,8 +118,9 @@ def _sentences(kind: type[Settings], error: ValidationError) -> Iterator[str]:
     depth = 2 if kind is Config else 1
     details: dict[str, ErrorDetails] = {}
     for detail in error.errors():
-        names = [str(name) for name in detail["loc"][: depth + ("options" in detail["loc"][:depth])]]
-        key = ".".join(names)
+        names = [str(name) for name in detail["loc"]]
+        key = ".".join(names[:depth])
+        key = ".".join(names[: depth + (types.get(key) == "table")])
         if key not in details or detail["type"].startswith(RANGES):
             details[key] = detail
     for number, (key, detail) in enumerate(details.items()):
@@ -263,8 +264,10 @@ def type_name(hint: Any) -> str:
     if origin is list:
         item = type_name(arguments[0])
         return f"list of {item}" if item == "text" or " | " in item else f"list of {item}s"
-    if origin in (dict, tuple):
-        return "table" if origin is dict else "[low, high]"
+    if origin is dict:
+        return "table"
+    if origin is tuple:
+        return f"[{', '.join(map(type_name, arguments))}]"
     return " or ".join(map(type_name, arguments)) if arguments else TYPES[hint]
 
 

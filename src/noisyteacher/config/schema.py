@@ -158,8 +158,10 @@ class Data(Settings):
     folder that the paths in a .csv file begin in (default: the file's own)."""
     verify: bool = True
     """Compare official files with their published MD5 sums and packed images with their checksums; false: do not."""
-    size: Count | None = None
-    """Side in pixels to which the images of a folder are scaled; needed where their sizes differ."""
+    size: Count | tuple[Count, Count] | None = None
+    """Side in pixels, or [height, width], that images of a folder are brought to; needed where their sizes differ."""
+    fit: Literal["squash", "crop"] = "squash"
+    """How: the whole image is squashed, or the largest centred window of that shape is cropped first."""
     grey: bool = False
     """Read the images of a folder as one channel."""
     classes: Annotated[int, Field(ge=2)] | list[str] | None = None
@@ -174,6 +176,8 @@ class Data(Settings):
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.name == "mnist-5k" and self.root is not None:
             yield "root", "has no effect with mnist-5k, which comes with the package: leave it out"
+        if self.fit != "squash" and self.size is None:
+            yield "fit", f"{self.fit!r} has no effect without a size to bring images to: name data.size (--size)"
 
 
 @dataclass(kw_only=True)
@@ -517,7 +521,10 @@ class Config(Settings):
         for name in ("sigma", "alpha"):
             candidates, default = (getattr(choice, f"{name}s") for choice in (self.choice, Choice()))
             if getattr(noise, name) != "auto" and candidates != default:
-                words = f'has no effect beside noise.{name} = {getattr(noise, name)}: leave it out, or say "auto" there'
+                words = (
+                    f"has no effect while noise.{name} is {getattr(noise, name)} (default "
+                    f"{getattr(NoiseSettings, name)}): leave it out, or let validation choose: --{name} auto"
+                )
                 yield f"choice.{name}s", words
             elif getattr(noise, name) == "auto" and not any(candidates):
                 yield f"choice.{name}s", f"given {candidates}, which are no noise at all: give a candidate above 0"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FITS = ("crop", "squash")
 """How an image is brought to a size: the largest centred window of that shape, scaled; or the whole image, scaled."""
 MAX_PIXELS = 2**27
+USUAL_SIDE = 224
+"""Pixels of the images that most networks of libraries were trained on: larger ones are advised to become so."""
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64
@@ -158,6 +160,7 @@ def check_shape(image: NDArray[np.uint8], shape: tuple[int, ...], name: str, rem
     """Raise DataError naming the image unless it has the shape (C, H, W) of the first."""
     if image.shape != shape:
         sizes = [f"{height}x{width} ({channels} channels)" for channels, height, width in (image.shape, shape)]
+        remedy = remedy.format(min(USUAL_SIDE, *image.shape[1:], *shape[1:]))
         raise DataError(
             f"{printable(name)}: {sizes[0]}, but the first image is {sizes[1]}: bring them to one by {remedy}"
         )
@@ -186,7 +189,8 @@ def stack_images(
             if size > max_bytes:
                 raise DataError(
                     f"{title}: {len(names)} images of {list(image.shape)} take {size_bytes(size)} of memory, more than "
-                    f"{size_bytes(max_bytes)}; make them smaller by {remedy}, or raise max_bytes= in Python"
+                    f"{size_bytes(max_bytes)}; make them smaller by {remedy.format(USUAL_SIDE)}, or raise "
+                    "max_bytes= in Python"
                 )
             stacked = np.empty((len(names), *(shape or image.shape)), np.uint8)
         check_shape(image, stacked.shape[1:], name, remedy)

@@ -185,7 +185,7 @@ def _write_images(
                     shape, size = image.shape, image.nbytes * sum(len(part.names) for part in source.parts)
                     if size > (free := shutil.disk_usage(out).free):
                         raise WriteError(f"{out}: {size_bytes(size)} are needed, {size_bytes(free)} are free")
-                check_shape(image, shape, names[row], "--size 64 (in Python size=64)")
+                check_shape(image, shape, names[row], "--size {0} (in Python size={0})")
                 stream.write(image.tobytes())
                 rows.append(row)
             if watch is not None and (row % 64 == 0 or row == len(names) - 1):

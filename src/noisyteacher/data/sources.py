@@ -56,6 +56,7 @@ def load_data(
     train_limit: int | None = None,
     extra: bool = True,
     size: int | tuple[int, int] | None = None,
+    fit: str = "squash",
     grey: bool = False,
     classes: int | Sequence[str] | None = None,
     max_bytes: int = MAX_BYTES,
@@ -70,18 +71,20 @@ def load_data(
     verify: refuse official files with another MD5 (False says so in `.note`), and packed images with another checksum.
     seed: of the draw that holds rows out where the source has no validation split; runs to be compared must share it.
     limit: at most so many rows of each split, each class in proportion. train_limit: the same of train alone.
-    extra: False leaves SVHN's 531,131 extra images out. size (pixels, or (height, width)), grey: resize the images of a
-        folder or `.csv` file, to one channel. classes: the number or the names, where these are not labelled.
+    extra: False leaves SVHN's 531,131 extra images out. size (pixels, or (height, width)), fit (`squash` or `crop`),
+        grey: resize the images of a folder or `.csv` file, to one channel. classes: the number or the names, where
+        these are not labelled.
     max_bytes: refuse a source that takes more memory (4 GiB by default).
     Raises UnknownNameError with the nearest name, UsageError for an option that has no effect on this source,
     DataError naming the file and what to do. Warns (DataWarning) of files in a folder that are not read as images.
     """
-    resize, name = Resize.of(size, grey), source if isinstance(source, str) and source in DATASETS else None
+    resize, name = Resize.of(size, grey, fit), source if isinstance(source, str) and source in DATASETS else None
     path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
     folder = path is not None and os.path.isdir(path) and not is_packed(path)
     image_files = folder or (path is not None and path.suffix == ".csv" and not is_packed(path))
     for option, is_set, has_effect in (
         ("size", size is not None, image_files),
+        ("fit", fit != "squash", image_files and size is not None),
         ("grey", grey, image_files),
         ("classes", classes is not None, image_files),
         ("extra", not extra, name == "svhn"),
@@ -227,7 +230,7 @@ def _read(source: Source, resize: Resize, seed: int, max_bytes: int) -> Splits:
     for part in source.parts:
         images = part.images
         if not isinstance(images, np.ndarray):
-            title, remedy = f"{source.name} ({part.role})", "--set data.size=32 (in Python size=32)"
+            title, remedy = f"{source.name} ({part.role})", "--size {0} (in Python size={0})"
             images = stack_images(decode_all(images, resize), part.names, title, max_bytes, remedy, shape)
             shape = images.shape[1:]
             max_bytes -= images.nbytes
@@ -328,7 +331,8 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
 
     Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
     one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1. Each
-    item is stored once, so random transforms are refused. Class names: `.classes`. Raises UsageError, DataError.
+    item is stored once, so random transforms are refused. Class names: `.classes`, or those
+    of a column in `.features`. Raises UsageError, DataError.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
@@ -336,8 +340,11 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         source = dict(zip(ROLES, source, strict=True))
     if not isinstance(source, Mapping):
         source = {"all": source}
-    elif "train" not in source or not {*source} <= {*ROLES}:
-        raise UsageError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
+    else:
+        by_role = {role: part for role in ROLES for key, part in source.items() if role_of(str(key)) == role}
+        if "train" not in by_role or len(by_role) < len(source):
+            raise UsageError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
+        source = by_role
     parts: list[Part] = []
     class_names: tuple[str, ...] = ()
     for role, dataset in source.items():
@@ -355,7 +362,9 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         parts.append(Part(role, names, torch.tensor(labels), pixels))
         while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):  # a Subset
             dataset = dataset.dataset
-        class_names = class_names or tuple(map(str, getattr(dataset, "classes", ())))
+        features = getattr(dataset, "features", None) or {}  # of a data set of Hugging Face
+        named = next((feature.names for feature in features.values() if hasattr(feature, "names")), ())
+        class_names = class_names or tuple(map(str, getattr(dataset, "classes", named)))
     return _source("objects", "dataset", parts, class_names)
 
 

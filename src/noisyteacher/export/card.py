@@ -18,7 +18,7 @@ from noisyteacher.models import HUB_WEIGHTS, ONNX, ZOO, Classifier, first_origin
 from noisyteacher.stats import binomial_interval
 from noisyteacher.text import count, duration, escaped, few, sentence, sigma_words, size_bytes
 
-PREDICT = "predict.py"
+PREDICT, BENCH = "predict.py", "bench.py"
 ON_THE_HUB = {
     "mnist": "ylecun/mnist",
     "mnist-5k": "ylecun/mnist",

@@ -46,6 +46,7 @@ from noisyteacher.models.weights import ENDINGS as ENDINGS
 from noisyteacher.models.weights import HUB_WEIGHTS as HUB_WEIGHTS
 from noisyteacher.models.weights import begins_as_torch_file as begins_as_torch_file
 from noisyteacher.models.weights import code_fingerprint as code_fingerprint
+from noisyteacher.models.weights import file_fingerprint as file_fingerprint
 from noisyteacher.models.weights import load_foreign as load_foreign
 from noisyteacher.models.weights import load_model as load_model
 from noisyteacher.models.weights import load_weights as load_weights

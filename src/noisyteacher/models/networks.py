@@ -168,9 +168,11 @@ def paper_network(name: str, classes: int, input_shape: Shape, **options: float 
 def without_width(name: str) -> tuple[str, dict[str, float]]:
     """The network's name without its width, and the width as an option; any other name unchanged, without options.
 
-    `without_width("compact-s:0.75") == ("compact-s", {"width": 0.75})`. Raises UsageError for a width without a number.
+    `without_width("compact-s:0.75") == ("compact-s", {"width": 0.75})`. Raises UsageError for a wrong width.
     """
     member, colon, width = name.partition(":")
+    if colon and member in PAPER:
+        raise UsageError(f"model {name!r}: {member} has no width to choose, {', '.join(COMPACT)} have")
     if member not in COMPACT or not colon:
         return name, {}
     try:

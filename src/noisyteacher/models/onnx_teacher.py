@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from noisyteacher.errors import FileFormatError, MismatchError, NoisyTeacherErro
 from noisyteacher.io.files import read_bytes
 from noisyteacher.models.classifier import Classifier, as_classifier, logits_of
 from noisyteacher.models.preprocess import Resized, Scale, Shape, Untouched
+from noisyteacher.text import size_bytes
 
 FIRST_ANSWER_S = 300.0
 """Seconds that a model may take for its first batch."""
+MAX_MEMORY = 2**33
+"""Bytes that all models of a process may take together while they run."""
 ONNX = "onnx"
 """Ending of such a file, and prefix of the network's name in an architecture."""
 INPUT_TYPES = {
@@ -145,6 +149,8 @@ class OnnxNetwork(nn.Module):
             yield options
             self._has_answered = True
         except Exception as error:
+            if "Available memory of" in str(error):
+                raise MemoryError(f"it takes more than {size_bytes(MAX_MEMORY)} of memory") from error
             if options.terminate:
                 raise TimeoutError(f"no answer within {time.monotonic() - begin:.0f} s") from error
             raise
@@ -203,9 +209,20 @@ class OnnxNetwork(nn.Module):
 
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+                _register_allocator()
+                options.add_session_config_entry("session.use_env_allocators", "1")
                 session = onnxruntime.InferenceSession(self._bytes(), options, providers=["CPUExecutionProvider"])
             self._sessions = {threads: session}
         return self._sessions[threads]
+
+
+@cache
+def _register_allocator() -> None:
+    """Register an allocator of at most MAX_MEMORY bytes with onnxruntime; sessions that do not name it keep theirs."""
+    import onnxruntime as ort
+
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": MAX_MEMORY, "arena_extend_strategy": 1}))
 
 
 def _parse(data: bytes) -> Any:

@@ -309,9 +309,9 @@ def load_foreign(model: Classifier, path: StrPath, *, head: str = "keep") -> int
 
     head: `keep` loads the last layer too, `new` leaves it as built, and an empty text leaves it where the file has
     other classes. The state dict may be under one of WRAPPERS, and its names may have one prefix (`module.`, `model.`);
-    entries with another prefix, an optimizer's state for instance, are ignored. Floating-point tensors are converted to
-    the network's dtype. Raises FileFormatError when the file is damaged, would run code or has values that are not
-    finite; MismatchError with the tensors that do not fit.
+    entries with another prefix, an optimizer's state for instance, and auxiliary heads (aux1.) that the network lacks
+    are ignored. Floating-point tensors are converted to the network's dtype. Raises FileFormatError when the file is
+    damaged, would run code or has values that are not finite; MismatchError with the tensors that do not fit.
     """
     expected = model.network.state_dict()
     counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
@@ -323,6 +323,7 @@ def load_foreign(model: Classifier, path: StrPath, *, head: str = "keep") -> int
             "as the model, or start from it with a new head"
         )
     state = counters | _strip_prefix(content, expected, path)  # older files have no counters
+    state = {name: value for name, value in state.items() if name in expected or not name.lower().startswith("aux")}
     classes = _classes_of_other_head(expected, state, model.classes) if state.keys() == expected.keys() else None
     if classes is not None and head == "keep":
         problem = f"its head has {classes} classes, {model.name!r} here {model.classes}"
@@ -336,8 +337,11 @@ def load_foreign(model: Classifier, path: StrPath, *, head: str = "keep") -> int
         elif fits or classes is not None:
             state[name] = ours
     if differences := _differences(expected, state):
-        network = f"{model.name!r} with {model.classes} classes"
-        raise MismatchError(f"{path}: its tensors are not those of {network} ({differences}): name their network")
+        network, advice = f"{model.name!r} with {model.classes} classes", "name their network"
+        if any("pos" in name and state[name].shape != expected[name].shape for name in state.keys() & expected.keys()):
+            option = "img_size" if model.name.startswith("timm:") else "image_size"
+            advice = f"they are for images of another size: name it, for example options.{option}=224"
+        raise MismatchError(f"{path}: its tensors are not those of {network} ({differences}): {advice}")
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise FileFormatError(f"{path}: its tensor {name} has values that are not finite")
@@ -438,13 +442,20 @@ def _classes_of_other_head(
 
 def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over the network's tensors in order of name: name, dtype, shape and bytes of each."""
-    return _fingerprint(as_classifier(model).network)
+    return _fingerprint(as_classifier(model).network.state_dict())
+
+
+def file_fingerprint(path: StrPath) -> str:
+    """`weights_fingerprint` of the model in a file, which is not built. Raises FileFormatError."""
+    tensors, _ = read_tensors(path, KIND, SCHEMA)
+    prefix = "network."
+    return _fingerprint({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
 
 
 def preprocess_fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over the preprocessing: its printed form (kind and settings) and its buffers."""
     preprocess = as_classifier(model).preprocess
-    return sha256([_printed(preprocess), _fingerprint(preprocess).encode()])
+    return sha256([_printed(preprocess), _fingerprint(preprocess.state_dict()).encode()])
 
 
 def code_fingerprint(model: nn.Module) -> str:
@@ -459,9 +470,9 @@ def _printed(module: nn.Module) -> bytes:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(module)).encode()
 
 
-def _fingerprint(module: nn.Module) -> str:
+def _fingerprint(state: Mapping[str, Any]) -> str:
     parts: list[bytes] = []
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         is_tensor = isinstance(value, Tensor)
         described = f"{value.dtype}\x1f{tuple(value.shape)}" if is_tensor else f"{value!r}"
         parts += [f"{name}\x1f{described}\x1f".encode(), tensor_bytes(value) if is_tensor else b""]

@@ -27,6 +27,7 @@ from noisyteacher.pipeline.latency import read_record as read_record
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER as CHECKING_TEACHER
 from noisyteacher.pipeline.preflight import check_teacher as check_teacher
 from noisyteacher.pipeline.preflight import wrong_names as wrong_names
+from noisyteacher.pipeline.pretrained import check_weights as check_weights
 from noisyteacher.pipeline.pretrained import class_names_of as class_names_of
 from noisyteacher.pipeline.pretrained import data_settings_of as data_settings_of
 from noisyteacher.pipeline.pretrained import is_model_path as is_model_path

@@ -22,6 +22,7 @@ from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
+from noisyteacher.export.card import BENCH
 from noisyteacher.io.files import Json, make_folder, write_bytes
 from noisyteacher.models import Classifier, as_classifier, is_onnx_file
 from noisyteacher.noise import Noise
@@ -32,7 +33,7 @@ from noisyteacher.pipeline.class_order import Check
 from noisyteacher.pipeline.compression_result import Result, judged
 from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainedModel
 from noisyteacher.pipeline.fairness import regime_of
-from noisyteacher.pipeline.handover import BENCH, choose_best, train_twin, write_best
+from noisyteacher.pipeline.handover import choose_best, train_twin, write_best
 from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.pretrained import build_network, display_name
@@ -58,7 +59,7 @@ from noisyteacher.pipeline.timing import (
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import flat, plural
+from noisyteacher.text import few, flat, plural
 
 CLOCK = time.monotonic
 EXPORT_S = 5.0
@@ -287,6 +288,8 @@ def write_candidates(
     if config.target.latency is None or config.student.name != AUTO or config.target.latency_record:
         problem = "they are for a student to be chosen by a latency that is yet to be measured"
         raise UsageError(f"candidates: {problem}: say target.latency, and neither a student nor a latency_record")
+    if earlier := [path.name for path in folder.glob(f"*{bench.SIDECAR}")]:
+        raise UsageError(f"{folder}: has exported networks already ({few(sorted(earlier))}): name another folder")
     data = resolve.load_config_data(config, on_progress)
     config = resolve.resolve_auto(config, data, decide_label_weight=False)
     teacher, _ = build_models(config.teacher.name, AUTO, data, config, allow_import)

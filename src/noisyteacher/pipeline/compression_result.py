@@ -12,7 +12,7 @@ from noisyteacher.config import LIMITS
 from noisyteacher.errors import FileFormatError
 from noisyteacher.export import Exported
 from noisyteacher.export import table as export_table
-from noisyteacher.export.card import PREDICT
+from noisyteacher.export.card import BENCH, PREDICT
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json
 from noisyteacher.models import HUB_WEIGHTS
@@ -190,11 +190,15 @@ class Result(RunResult):
         return f"{saved}; {SPLIT_NAMES[self.role]} {loss} (n = {self.n[self.role]:,})"
 
     def paths(self) -> Json:
-        """Where things are: `run`, `best` (the student's folder), `weights`, `card`, `predict`, `report`, `files`.
+        """Where things are: `run`, `best` (the student's folder), `weights`, `card`, `predict`, `bench`, `report`,
+        `files`.
 
         `files` has a `path` and `bytes` per exported file. A path is None where there is no such file.
         """
-        best, inside = self.best_student, {"best": "", "weights": HUB_WEIGHTS, "predict": PREDICT, "card": CARD}
+        best, inside = (
+            self.best_student,
+            {"best": "", "weights": HUB_WEIGHTS, "predict": PREDICT, "bench": BENCH, "card": CARD},
+        )
         paths = {name: None if best is None else best / file for name, file in inside.items()}
         paths["report"] = self.path / REPORT
         files = [{"path": str(self.path / file.path), "bytes": file.bytes} for file in self.files]
@@ -236,6 +240,7 @@ class Result(RunResult):
         if paths["weights"]:
             files.insert(0, (paths["weights"], size_bytes(Path(paths["weights"]).stat().st_size)))
         files.append((paths["predict"], "runs the ONNX file without noisyteacher"))
+        files += [(paths["bench"], "times the files without noisyteacher")]
         files += [(paths["card"], "model card"), (paths["report"], "report")]
         return [
             f"Verdict: {self.compression_verdict()}.",

@@ -16,7 +16,7 @@ from noisyteacher.data import Splits
 from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
 from noisyteacher.evaluate import calibrate, evaluate
 from noisyteacher.export import FORMATS, Exported, check_format_names, export_all, fake_quantized
-from noisyteacher.export.card import PREDICT, Provenance, card, predict_script, way_to_load
+from noisyteacher.export.card import BENCH, PREDICT, Provenance, card, predict_script, way_to_load
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json, make_folder, read_json, write_bytes
 from noisyteacher.models import (
@@ -44,7 +44,7 @@ from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import SPLIT_NAMES, escaped
 
-HUB, BENCH = "hub", "bench.py"
+HUB = "hub"
 
 
 def choose_best(

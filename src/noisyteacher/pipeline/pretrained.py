@@ -190,20 +190,19 @@ def load_teacher(
         ours = f"{data.classes} and {data.input_shape}"
         raise MismatchError(f"{file}: the model has {theirs}, the data {data.name!r} have {ours}")
     run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) else None
-    if is_run(file.parent):
-        check_weights(model, Run(file.parent))
+    owner = Run(file.parent) if run is None and is_run(file.parent) else run
+    if owner is not None and not is_onnx_file(file):
+        check_weights(owner, file)
     return in_order(model, settings), run
 
 
-def check_weights(model: nn.Module, run: Run) -> None:
+def check_weights(run: Run, file: Path) -> None:
     """Raises FileFormatError when these are not the weights that the run's result is about."""
     expected = None
     with suppress(FileFormatError):  # a damaged result is reported where it is read
         expected = (run.result() or {}).get("weights")  # earlier versions did not write it
-    if expected not in (None, models.weights_fingerprint(model)):
-        raise FileFormatError(
-            f"{run.path / WEIGHTS}: not the weights that the run's result is about: put that run's own file back"
-        )
+    if expected is not None and expected != models.file_fingerprint(file):
+        raise FileFormatError(f"{file}: not the weights that the run's result is about: put that run's own file back")
 
 
 def _load_named(name: str, data: Splits, settings: Teacher) -> Classifier:

@@ -21,11 +21,12 @@ from noisyteacher.pipeline import (
     Result,
     RunResult,
     Verdict,
+    check_weights,
     condition_of,
     condition_of_run,
 )
 from noisyteacher.report.study import Curve, Details, Study
-from noisyteacher.runs import Run, RunInfo, is_run, list_runs
+from noisyteacher.runs import WEIGHTS, Run, RunInfo, is_run, list_runs
 from noisyteacher.sweep import SweepResult, partial_result
 from noisyteacher.text import SPLIT_NAMES, sentence
 
@@ -113,6 +114,12 @@ def _study(run: Run) -> Study:
             trainings[child.path.name] = Training(child.info, child.config, child.result() or {}, child.metrics())
         except FileFormatError as error:
             notes.append(f"{error}: left out.")
+    for part in (run, *children):
+        try:
+            if (file := part.path / WEIGHTS).exists():
+                check_weights(part, file)
+        except FileFormatError as error:
+            notes.append(f"Warning: {error}.")
     result = _result(run, trainings)
     rows, verdicts, handed_over = result.rows, result.verdicts, None
     if isinstance(result, Result) and result.best is not None:

@@ -16,6 +16,7 @@ from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -217,6 +218,10 @@ def _train_batch(
                         finish(
                             cell, f"its process died {deaths[cell.name]} times: is there enough memory? Use fewer jobs"
                         )
+                except CancelledError as error:
+                    raise NoisyTeacherError(
+                        "the scheduler is gone: start it again, and continue the sweep with --resume"
+                    ) from error
                 except Exception as error:  # how a cluster reports a worker that is gone for good
                     finish(cell, _reason(error))
             report()
@@ -224,7 +229,9 @@ def _train_batch(
         if local_pool is not None:
             end(local_pool, PATIENCE_S)  # its workers save a checkpoint
         else:
-            executor.shutdown(wait=False, cancel_futures=True)
+            for future in running:
+                future.cancel()
+            executor.shutdown(wait=False)
         raise
     executor.shutdown(wait=True)
 
