@@ -1,11 +1,11 @@
 """Errors of students as fp32, as int8 by calibration, and as int8 after quantization-aware training: a JSON line each.
 
-    python scripts/qat_study.py DATA OUT.jsonl [--seeds 3] [--limit 1500] [--epochs 8] [--qat 2] STUDENT...
+    python scripts/qat_study.py DATA OUT.jsonl [--limit 1500] [--rows 5000] [--epochs 8] [--qat 2] STUDENT...
     python scripts/qat_study.py --table FILE.json
 
-Every student is distilled from `pretrained:nin-cifar10`. `longer` is its control: the fp32 student itself, trained
-for the epochs and at the rate of the quantization-aware training, then calibrated. All are judged on one set of test
-rows.
+Every student is distilled from `pretrained:nin-cifar10` on `limit` images, and judged on `rows` of test, the same for
+all. `longer` is its control: the fp32 student itself, trained for the epochs and at the rate of the quantization-aware
+training, then calibrated.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("out", nargs="?")
     parser.add_argument("students", nargs="*")
-    for option, default in (("seeds", 3), ("limit", 1500), ("epochs", 8), ("qat", 2)):
+    for option, default in (("seeds", 3), ("limit", 1500), ("rows", 5000), ("epochs", 8), ("qat", 2)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--table", action="store_true", help="print the table of a file of such lines")
     options = parser.parse_intermixed_args()
     if options.table:
         print(table([json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]))
         return
-    data = nt.load_data(options.data, limit=options.limit)
+    data = nt.load_data(options.data, limit=options.rows, train_limit=options.limit)
     data = replace(data, val=nt.load_data(options.data, limit=options.limit // 4).val)
     store = nt.extract(nt.load_model(TEACHER), data.train, Path(options.out + ".logits"), views="clean,mirror")
     for seed in range(options.seeds):
