@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import noisyteacher as nt
 from helpers import Call
 from noisyteacher.data import Split, Splits
 from noisyteacher.export import FORMATS
+from noisyteacher.io.files import read_json, write_json
 from noisyteacher.pipeline import provenance_of, ship
 from noisyteacher.runs import Run
 
@@ -75,6 +77,16 @@ def test_ship_leaves_the_files_and_a_card_from_the_run(compressed: Path, tmp_pat
     assert "sigma 0.5 on the teacher's logits, alpha 0.25, one draw a batch" in text
     assert "1,276,810 parameters" in text
     assert "No licence was stated" not in text
+
+
+def test_a_card_does_not_say_where_the_teacher_was(compressed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / compressed.name
+    shutil.copytree(compressed, folder)
+    config = read_json(folder / "config.json", "run-config", 1)["config"]
+    config["teacher"]["name"] = str(tmp_path / "private" / "big-teacher")
+    write_json(folder / "config.json", "run-config", 1, {"config": config})
+    words = provenance_of(Run.open(folder / "noisy-seed0")).teacher
+    assert words.startswith("big-teacher (teacher with weights ")
 
 
 def test_the_card_s_lines_run(compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

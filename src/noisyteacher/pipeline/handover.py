@@ -250,4 +250,7 @@ def _teacher_words(run: Run) -> str:
             name = read_json(Path(run.config["store"]) / INDEX, KIND, SCHEMA)["meta"]["teacher"]["name"]
     except (NoisyTeacherError, KeyError, TypeError):  # moved or removed since: the fingerprint still identifies it
         name = None
-    return f"a {weights}" if name is None else f"{escaped(str(name))} ({weights})"
+    if name is None:
+        return f"a {weights}"
+    name = Path(name).name if os.path.isabs(name) else name  # where it was is nobody's business
+    return f"{escaped(name)} ({weights})"
