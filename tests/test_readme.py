@@ -40,11 +40,11 @@ def test_all_blocks_are_of_a_kind_that_is_executed() -> None:
 
 def test_a_block_that_takes_minutes_has_options_that_are_there() -> None:
     (block,) = (block for kind, block in BLOCKS if kind == "sh")
-    line = shlex.split(block.replace("\\\n", " "))
-    assert line[0] == "noisyteacher"
-    command = build_command(line[1])
-    options = {flag for parameter in command.params for flag in parameter.opts}
-    assert {word for word in line if word.startswith("--")} <= options
+    for line in map(shlex.split, block.replace("\\\n", " ").splitlines()):
+        assert line[0] == "noisyteacher"
+        command = build_command(line[1])
+        options = {flag for parameter in command.params for flag in parameter.opts}
+        assert {word for word in line if word.startswith("--")} <= options
 
 
 def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import noisyteacher as nt
 from helpers import Call
@@ -208,3 +209,36 @@ def test_weights_on_the_command_line(folder: Path, tmp_path: Path, call: Call) -
     code, _, err = call("train", "--model", "hf:somebody/model", "--data", data)
     assert code == 2
     assert "to train it further say teacher.options.pretrained=true" in err
+
+
+class Witness(nn.Module):
+    """A linear teacher that counts how often it, or a copy of it, is shown an image."""
+
+    times = 0
+
+    def __init__(self, image: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(image.numel(), 2)
+        self.image = image.flatten() / 255
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        Witness.times += int(torch.isclose(images.flatten(1), self.image).all(1).sum())
+        logits: torch.Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(("precision", "times"), [("fp32", 2), ("bf16", 3)])
+def test_a_trained_teacher_is_scored_by_the_answers_that_are_stored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, times: int
+) -> None:
+    """A store shows it an image twice, the second time to see whether the answer repeats; bf16 logits are rounded."""
+    data = nt.load_data(folder / "grey.npz")
+    assert data.test is not None
+    teacher = Witness(data.test.images_at(torch.tensor([39])))
+    monkeypatch.setattr(Witness, "times", 0)
+    options: dict[str, Any] = {"baselines": False, "checks": False, "epochs": 1, "views": "clean"}
+    result = nt.compress(
+        teacher, "mlp128", data, teacher_training={"logits_precision": precision}, output_dir=tmp_path, **options
+    )
+    assert Witness.times == times
+    assert result.rows[0].errors == pytest.approx([float(nt.evaluate(teacher, data.test).error or 0)])

@@ -98,12 +98,18 @@ def evaluate(
 
 
 def judge(
-    model: nn.Module, split: Split, *, teacher: object = None, device: str = "auto", **options: Any
+    model: object, split: Split, *, teacher: object = None, device: str = "auto", **options: Any
 ) -> tuple[Scores, Tensor]:
-    """The same as `evaluate`, and the logits `[N, K]` that the scores were computed from."""
+    """The same as `evaluate`, and the logits `[N, K]` that the scores were computed from.
+
+    model: a module, or its logits as anything else that `distil` takes as a teacher.
+    """
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
-    logits = predict(model, split, device=device, **options)
+    if isinstance(model, nn.Module):
+        logits = predict(model, split, device=device, **options)
+    else:
+        logits = answers_of(model, split, split.classes)
     scores = score(logits, split)
     if teacher is not None:
         targets = answers_of(teacher, split, split.classes, batch_size=options.get("batch_size", 512), device=device)

@@ -687,7 +687,8 @@ def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher
     view_s = answer_s * len(data.train)
     live_s = view_s if experiment.live else 0.0
     others = sum(len(split) for role, split in data.parts.items() if role != "train")
-    logits_s = 2 * answer_s * others  # scored, then stored
+    once = experiment.teacher_is_trained and config.teacher.logits_precision == "fp32"  # scored by what is stored
+    logits_s = (1 if once else 2) * answer_s * others
     if config.student.every_view and not experiment.live:
         logits_s += view_s * len(expand_views(config.student.views))
     samples = samples_of(data.train, expand_views(config.student.views), config.student.every_view)

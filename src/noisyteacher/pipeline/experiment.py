@@ -321,10 +321,16 @@ def measure_costs(
         return None, f"the costs of the {name} are unknown, as it cannot be measured ({reason})"
 
 
-def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mapping[str, object]) -> Json:
+def scores_and_details(
+    experiment: Experiment,
+    model: nn.Module,
+    teachers: Mapping[str, object],
+    answers: Mapping[str, object] | None = None,
+) -> Json:
     """The model's `scores` on validation and test by role, and the `details` behind them, JSON-able.
 
-    A split without labels is left out unless there is a teacher to agree with.
+    A split without labels is left out unless there is a teacher to agree with. answers: stores of the model's logits by
+    role, so that it need not be run.
     """
     scores, details = {}, {}
     for role, split in experiment.data.parts.items():
@@ -332,7 +338,8 @@ def scores_and_details(experiment: Experiment, model: nn.Module, teachers: Mappi
             continue
         progress = counted_if_slow(experiment.on_progress, f"evaluating on {role}", "images")
         device, teacher = experiment.config.run.device, teachers.get(role)
-        measured, logits = judge(model, split, teacher=teacher, device=device, progress=progress)
+        source = (answers or {}).get(role, model)
+        measured, logits = judge(source, split, teacher=teacher, device=device, progress=progress)
         scores[role] = measured.describe()
         if split.labels is not None:
             details[role] = _details(logits, split.labels)
@@ -389,10 +396,13 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
     run = experiment.run.child(name, "given", record, parents=None if source is None else {"run": source.id})
     with stage(experiment.on_progress, title), run.lock():
         if run.state != "done":
-            from_file = isinstance(teacher, str) and pretrained.is_model_path(teacher)
+            from_file, answers = isinstance(teacher, str) and pretrained.is_model_path(teacher), dict[str, object]()
             with errors_recorded(run):
                 models.save_model(model, run.path / WEIGHTS, within=run.path)
-                result = scores_and_details(experiment, model, {}) | {
+                if settings.logits_precision == "fp32":  # they are stored anyway: the teacher need not answer twice
+                    roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
+                    answers = {role: _stored(experiment, model, role, title) for role in roles}
+                result = scores_and_details(experiment, model, {}, answers) | {
                     "classes": pretrained.stated_class_names(model, source, settings.class_order),
                     "training": None if source is None else (source.result() or {}).get("training"),
                     "trained_on": pretrained.trained_on(str(teacher)) if from_file else None,
@@ -423,21 +433,27 @@ def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> di
     For the views the students train on, and of clean images for the splits on which they are compared with it. Where
     students see augmented images no store can serve: `live` is then the teacher itself, in place of `train`.
     """
-    config, watch, folder = experiment.config, experiment.on_progress, experiment.run.path
-    precision, views = config.teacher.logits_precision, expand_views(config.student.views)
     logits: dict[str, LogitStore | nn.Module] = dict.fromkeys(
         ["teacher", *(["live"] if experiment.live else [])], teacher
     )
+    for role in experiment.data.parts:
+        if role != "train" or not experiment.live:
+            logits[role] = _stored(experiment, teacher, role, title)
+    return logits
+
+
+def _stored(experiment: Experiment, teacher: nn.Module, role: str, title: str) -> LogitStore:
+    """The store of the teacher's logits for the split of this role; read where it is complete."""
+    config, watch, folder = experiment.config, experiment.on_progress, experiment.run.path
+    precision, split = config.teacher.logits_precision, experiment.data.parts[role]
     with experiment.run.lock(shared=True):
         make_folder(folder / LOGITS, folder)
-        for role, split in experiment.data.parts.items():
-            if role == "train" and experiment.live:
-                continue
-            path = folder / LOGITS / store_name(display_name(experiment.teacher), split, teacher, precision)
-            progress = False if watch is None else counted(watch, f"{title} ({role})", "answers")
-            options: Json = {"views": views if role == "train" else "clean", "device": config.run.device}
-            logits[role] = extract(teacher, split, path, precision=precision, progress=progress, **options)
-    return logits
+        path = folder / LOGITS / store_name(display_name(experiment.teacher), split, teacher, precision)
+        progress = False if watch is None else counted(watch, f"{title} ({role})", "answers")
+        options: Json = {"views": expand_views(config.student.views) if role == "train" else "clean"}
+        return extract(
+            teacher, split, path, precision=precision, progress=progress, device=config.run.device, **options
+        )
 
 
 def extract_more_teachers(
