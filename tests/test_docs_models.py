@@ -8,6 +8,7 @@ from pathlib import Path
 import noisyteacher as nt
 from noisyteacher.config import PRESETS, Config
 from noisyteacher.models import COMPACT, MODELS
+from noisyteacher.pipeline.resolve import INHERITED_LR, LR
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 ROW = re.compile(
@@ -54,8 +55,8 @@ def test_the_presets_are_described() -> None:
         )
         assert [cell.strip() for cell in rows[name]] == [words(value) for value in values], name
         assert paper["teacher"][name] == paper["student"][name]
-    assert rows["lr"][0].strip() == f"{default.student.lr:g}, teacher {default.teacher.lr:g}"
-    for name in ("views", "optimizer", "label_weight"):
+    assert rows["lr"][0].strip() == f"auto: {LR:g}, wide copies {INHERITED_LR:g}; teacher {default.teacher.lr:g}"
+    for name in ("views", "optimizer", "label_weight", "lr"):
         assert rows[name][0].startswith("auto: ")
         assert getattr(default.student, name) in ("auto", ["auto"])
     assert rows["loss"][0].startswith(default.student.loss)
