@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import noisyteacher as nt
@@ -219,6 +221,34 @@ def test_the_script_has_class_names_as_literals_and_the_image_shape() -> None:
     assert (names["CLASSES"], names["SHAPE"]) == (['a"b', "\u202e]; import os"], (8, 6, 3))
     assert text.isascii()
     compile(text, "predict.py", "exec")
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("size", [(31, 17), (16, 40)])
+def test_the_script_brings_a_picture_to_the_size_as_in_training(
+    fit: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for label in ("a", "b"):
+        (tmp_path / "set" / "train" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(pixels).save(tmp_path / "set" / "train" / label / f"{number}.png")
+    expected = nt.load_data(tmp_path / "set", size=(8, 6), fit=fit).train.images_at(torch.tensor([0]))
+    seen: list[Any] = []
+
+    class Session:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
+            seen.append(inputs["images"])
+            return [np.zeros((1, 2), np.float32)]
+
+    (tmp_path / "model.onnx").touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "set" / "train" / "a" / "0.png")])
+    script = compile(predict_script(["a", "b"], (3, 8, 6), fit), "predict.py", "exec")
+    exec(script, {"__file__": str(tmp_path / "predict.py")})
+    assert np.array_equal(seen[0], expected.numpy())
 
 
 # ---------------------------------------------------------------------------------- costs that are not known, overlaps

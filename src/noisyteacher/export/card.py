@@ -122,11 +122,12 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def predict_script(class_names: Sequence[str], input_shape: Sequence[int]) -> str:
+def predict_script(class_names: Sequence[str], input_shape: Sequence[int], fit: str = "squash") -> str:
     """A Python script that runs `model.onnx` or `model-int8.onnx` beside it with onnxruntime and numpy.
 
-    `input_shape` is (channels, height, width). Names are written as ASCII literals, whatever is in them.
+    `input_shape` is (channels, height, width), `fit` how pictures are brought to it (data.images.FITS). Names are
+    written as ASCII literals, whatever is in them.
     """
     channels, height, width = input_shape
     classes = ascii([str(name) for name in class_names])
-    return TEMPLATES.get_template("predict.py.jinja").render(classes=classes, shape=(height, width, channels))
+    return TEMPLATES.get_template("predict.py.jinja").render(classes=classes, shape=(height, width, channels), fit=fit)

@@ -30,6 +30,7 @@ from noisyteacher.pipeline.preflight import wrong_names as wrong_names
 from noisyteacher.pipeline.pretrained import check_weights as check_weights
 from noisyteacher.pipeline.pretrained import class_names_of as class_names_of
 from noisyteacher.pipeline.pretrained import data_settings_of as data_settings_of
+from noisyteacher.pipeline.pretrained import fit_of as fit_of
 from noisyteacher.pipeline.pretrained import is_model_path as is_model_path
 from noisyteacher.pipeline.pretrained import is_pretrained as is_pretrained
 from noisyteacher.pipeline.pretrained import load_teacher as load_teacher

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
 from noisyteacher import models
 from noisyteacher.config import Config, Recipe, Teacher, Values
-from noisyteacher.data import Splits
+from noisyteacher.data import Packed, Splits, is_packed
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
 from noisyteacher.export.hub import CONFIG, KIND, SCHEMA
 from noisyteacher.io.files import Json, StrPath, read_json
@@ -338,6 +338,12 @@ def data_settings_of(where: StrPath) -> Json | None:
             data = None if over_data or config.get("call") == "python" else by_name(config).get("data")
             return dict(data) if isinstance(data, dict) else None
     return None
+
+
+def fit_of(settings: Mapping[str, Any]) -> str:
+    """How images were brought to their size, `crop` or `squash`, by the settings `data`."""
+    path = Path(str(settings.get("name", "")))
+    return Packed.open(path).fit if is_packed(path) else str(settings.get("fit", "squash"))
 
 
 def other_data(where: StrPath, data: Splits) -> str | None:
