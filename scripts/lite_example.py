@@ -40,7 +40,9 @@ def rename_tensors(weights: str, out: str) -> None:
     """Save the tensors of the weights under the names that timm's network has for them, which stand in their order."""
     network = nt.build_model("timm:tf_efficientnet_lite0", classes=1000, input_shape=(3, 224, 224)).network
     tensors = torch.load(weights, weights_only=True)
-    renamed = dict(zip(network.state_dict(), tensors.values(), strict=True))
+    pairs = list(zip(network.state_dict(), tensors.items(), strict=True))
+    assert all(name.split(".")[-1] == theirs.split(".")[-1] for name, (theirs, _) in pairs), "not in timm's order"
+    renamed = {name: tensor for name, (_, tensor) in pairs}
     network.load_state_dict(renamed)  # raises where a shape differs
     torch.save(renamed, out)
 

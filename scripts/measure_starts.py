@@ -3,8 +3,8 @@
     python scripts/measure_starts.py DATA OUT.jsonl [--teacher nin] [--seeds 3]
     python scripts/measure_starts.py --table FILE.json
 
-`shrink:0.5` is distilled with the default recipe from 2,000 images, other ones for every seed. At every length, each
-kind of start takes the learning rate with the lowest validation error at seed 0; the other seeds are judged on test.
+`shrink:0.5` is distilled by the recipe of qat_study.py from 2,000 images, other ones for every seed. At every length,
+each start takes the learning rate with the lowest validation error at seed 0; the other seeds are judged on test.
 `resnet18` is trained first, on 10,000 images. Trainings that OUT.jsonl holds are not repeated.
 """
 
@@ -102,7 +102,7 @@ def best_rate(pilots: Mapping[float, Mapping[str, Any] | None]) -> float:
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """A row per teacher and length: mean test errors, and their paired difference with its 95 % interval."""
     rows = ["| teacher | epochs | random | inherited | inherited - random |", "|---|--:|--:|--:|--:|"]
-    judged = [line for line in lines if line["split"] == "test"]
+    judged = sorted((line for line in lines if line["split"] == "test"), key=lambda line: int(line["seed"]))
     for teacher, epochs in dict.fromkeys((line["teacher"], line["epochs"]) for line in judged):
         cell = [line for line in judged if (line["teacher"], line["epochs"]) == (teacher, epochs)]
         errors = {start: [line["error_%"] for line in cell if line["start"] == start] for start in STARTS}

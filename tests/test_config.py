@@ -152,8 +152,8 @@ def test_template_and_explanation_tell_what_presets_decide() -> None:
     explained = {key: (default, doc) for key, _, default, doc in config.explain()}
     assert explained["student.lr"] == (
         "auto",
-        "Base learning rate; auto: 0.01, or 0.003 for a student with the weights of half its teacher's channels. "
-        "Preset paper: 0.001. Preset modern: 0.01. Preset patient: 0.03.",
+        "Base learning rate; auto: 0.01, 0.003 for a student with the weights of half its teacher's channels "
+        "or more. Preset paper: 0.001. Preset modern: 0.01. Preset patient: 0.03.",
     )
     assert "Preset" not in explained["student.epochs"][1]
     with pytest.raises(UnknownNameError, match="did you mean 'modern'"):

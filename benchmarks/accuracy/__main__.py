@@ -91,7 +91,9 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
             minutes=spec["minutes"], options=spec["options"], workers=spec["threads"], seed=spec["seed"],
             pilot=spec["candidate"] is not None,
         )  # fmt: skip
-    except UsageError as error:  # too few minutes
+    except UsageError as error:
+        if "target.minutes" not in str(error):
+            raise
         return {"refused": str(error)}
 
 

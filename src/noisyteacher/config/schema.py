@@ -161,7 +161,7 @@ class Data(Settings):
     size: Count | tuple[Count, Count] | None = None
     """Side in pixels, or [height, width], that images of a folder are brought to; needed where their sizes differ."""
     fit: Literal["squash", "crop"] = "squash"
-    """How: the whole image is squashed, or the largest centred window of that shape is cropped first."""
+    """How images are brought to that size: squash the whole, or crop the largest centred window of that shape first."""
     grey: bool = False
     """Read the images of a folder as one channel."""
     classes: Annotated[int, Field(ge=2)] | list[str] | None = None
@@ -212,7 +212,7 @@ class Recipe(TrainSettings, Network):
     optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"  # type: ignore[assignment]
     """Adam, adamw, sgd (with momentum), muon, or auto: muon, but adamw where muon would cost half a step more."""
     lr: Positive | Literal["auto"] = "auto"  # type: ignore[assignment]
-    """Base learning rate; auto: 0.01, or 0.003 for a student with the weights of half its teacher's channels."""
+    """Base learning rate; auto: 0.01, 0.003 for a student with the weights of half its teacher's channels or more."""
     weight_decay: NotNegative = 0.05
     schedule: Schedule = "cosine"
     warmup_epochs: NotNegative = 0.5
@@ -242,6 +242,7 @@ class Teacher(Recipe):
     name: str = "lenet"
     """A network by name (timm:NAME, hf:NAME, pkg.module:factory, ...), or a run folder, weights file or .onnx."""
     lr: Positive = 1e-3
+    """Base learning rate."""
     logits_precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the stored logits; bf16 rounds them to about three digits. No auto: stores suit any machine."""
     label_noise: Share = 0.0
@@ -409,7 +410,7 @@ class Target(Settings):
     """Length of each short run (empty: a quarter of the student's epochs)."""
     minutes: Positive | None = None
     """Minutes that the whole run may take, the teacher's training included: fewer views, epochs and tries if it is
-    short; if it is long, up to 200 epochs for students, unless student.epochs is set to others than 20."""
+    short; if it is long, up to 200 epochs for students, unless student.epochs is not 20."""
 
     @property
     def limits_costs(self) -> bool:

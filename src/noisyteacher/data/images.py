@@ -33,7 +33,7 @@ FITS = ("crop", "squash")
 """How an image is brought to a size: the largest centred window of that shape, scaled; or the whole image, scaled."""
 MAX_PIXELS = 2**27
 USUAL_SIDE = 224
-"""Pixels of the images that most networks of libraries were trained on: larger ones are advised to become so."""
+"""Pixels of the images that most networks of libraries were trained on: the size advised for larger ones."""
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64

@@ -222,7 +222,8 @@ def _register_allocator() -> None:
     import onnxruntime as ort
 
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": MAX_MEMORY, "arena_extend_strategy": 1}))
+    with contextlib.suppress(Exception):  # the process has registered one already, which sessions then take
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg({"max_mem": MAX_MEMORY, "arena_extend_strategy": 1}))
 
 
 def _parse(data: bytes) -> Any:

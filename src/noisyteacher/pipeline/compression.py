@@ -646,6 +646,8 @@ class Compression:
         if minutes is not None and (several_processes or config.teacher.also):
             what = "a group of processes" if several_processes else "several teachers"
             raise UsageError(f"target.minutes: the time of {what} cannot be planned: leave it out")
+        views = expand_views(config.student.views)
+        of_the_recipe = tuple(views) == resolve.default_views(experiment.data, config.student.epochs)
         work = Work(
             teacher_epochs=0 if experiment.teacher_is_trained else config.teacher.epochs,
             student_epochs=config.student.epochs,
@@ -655,7 +657,7 @@ class Compression:
             noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
             comparisons=int(self.short_run),
-            views=0 if experiment.live or config.student.every_view else len(expand_views(config.student.views)),
+            views=len(views) if of_the_recipe and not (experiment.live or config.student.every_view) else 0,
             most_epochs=MOST_EPOCHS if config.student.epochs == TrainSettings.epochs else 0,
         )
 

@@ -267,6 +267,8 @@ def _of_widths(
 
     index = bisect_left(widths, True, key=lambda width: bool(network.over) if (network := at(width)) else False)
     chosen, step = {*always, *widths[index : index + 1]}, widths[0]
+    while index and at(widths[index - 1]) is None:  # one that does not take the images
+        index -= 1
     if index:
         chosen |= {widths[index - 1], *(max(1, int(part * widths[index - 1] / step)) * step for part in parts)}
     last_wins = map(at, sorted(chosen, key=lambda width: width == 1))

@@ -118,7 +118,8 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
 
     Where time is short the noise is chosen in a quarter of the student's epochs. Then all epochs are cut by one factor;
     fewer networks are tried before less than half of the epochs would remain. Where there is time for more, students
-    get up to `most_epochs`. Of the views there are as many as make views x epochs greatest, with EPOCHS_PER_VIEW each.
+    get up to `most_epochs`. Of the views there are as many as make views x epochs greatest, with EPOCHS_PER_VIEW each;
+    where the epochs are named, with as few as the recipe has.
     """
     fits = total(work, speeds) <= seconds
     if fits and work.most_epochs <= work.student_epochs:
@@ -132,17 +133,21 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
         others: dict[str, Any] = {name: max(1, int(n * share + 1e-9)) for name, n in full.items()}
         return replace(work, tries=tries, views=views, student_epochs=epochs, **others)
 
-    most = max(work.student_epochs, work.most_epochs)
+    most, per_view = max(work.student_epochs, work.most_epochs), float(EPOCHS_PER_VIEW)
+    if not work.most_epochs:
+        per_view = min(per_view, work.student_epochs / max(1, work.views))
     for tries in range(work.tries, min(1, work.tries) - 1, -1):
-        plans = []
+        plans = [work] if fits and tries == work.tries else []
         for views in range(min(1, work.views), work.views + 1):
             fewest = math.ceil(HALF * work.student_epochs) if tries > 1 else 1
-            lengths = range(max(fewest, EPOCHS_PER_VIEW * views if views > 1 else 1), most + 1)
+            least = math.ceil(views * per_view) if views > 1 else 1
+            lengths = range(max(fewest, least), most + 1)
             fitting = bisect_right(lengths, seconds, key=lambda n: total(cut(tries, views, n), speeds))
             plans += [cut(tries, views, epochs) for epochs in lengths[:fitting][-1:]]
         if plans:
             return max(plans, key=lambda plan: max(1, plan.views) * plan.student_epochs)
-    return cut(min(1, work.tries), min(1, work.views), 1)
+    least_work: dict[str, Any] = {**dict.fromkeys(full, 1), "student_epochs": 1}
+    return replace(work, tries=min(1, work.tries), views=min(1, work.views), **least_work)
 
 
 @dataclass
@@ -199,7 +204,7 @@ class Pace:
             enough = math.ceil((self.spent + total(least, self.speeds) / (1 - RESERVE)) / 60)
             raise UsageError(
                 f"target.minutes: {self.minutes:.3g} min are too few here: with one epoch of every training, and the "
-                f"teacher's answers to clean images alone, it takes {enough} min (start {rough_duration(self.spent)}, "
+                f"teacher's answers to one view alone, it takes {enough} min (start {rough_duration(self.spent)}, "
                 f"{shares(least, self.speeds)}): allow so many, or use fewer images (--set data.limit=N)"
             )
         work = self._decide("begin", self.whole, self.speeds)
