@@ -34,6 +34,8 @@ FITS = ("crop", "squash")
 MAX_PIXELS = 2**27
 USUAL_SIDE = 224
 """Pixels of the images that most networks of libraries were trained on: the size advised for larger ones."""
+TO_ONE_SIZE = "--size {0} (in Python size={0})"
+"""What brings images of a folder or file to one size; {0} is the side."""
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64

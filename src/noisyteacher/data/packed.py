@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from noisyteacher.data.holdout import Content, make_splits
-from noisyteacher.data.images import Resize, Source, Unreadable, check_shape, decode_all
+from noisyteacher.data.images import TO_ONE_SIZE, Resize, Source, Unreadable, check_shape, decode_all
 from noisyteacher.data.split import ROLES, Splits, class_numbers
 from noisyteacher.errors import DataError, FileFormatError, UsageError, WriteError
 from noisyteacher.io import files
@@ -185,7 +185,7 @@ def _write_images(
                     shape, size = image.shape, image.nbytes * sum(len(part.names) for part in source.parts)
                     if size > (free := shutil.disk_usage(out).free):
                         raise WriteError(f"{out}: {size_bytes(size)} are needed, {size_bytes(free)} are free")
-                check_shape(image, shape, names[row], "--size {0} (in Python size={0})")
+                check_shape(image, shape, names[row], TO_ONE_SIZE)
                 stream.write(image.tobytes())
                 rows.append(row)
             if watch is not None and (row % 64 == 0 or row == len(names) - 1):

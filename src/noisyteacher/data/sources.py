@@ -24,7 +24,7 @@ from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load
 from noisyteacher.data.csv_labels import csv_source
 from noisyteacher.data.folders import folder_source
 from noisyteacher.data.holdout import limited, make_splits
-from noisyteacher.data.images import Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
+from noisyteacher.data.images import TO_ONE_SIZE, Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
 from noisyteacher.data.packed import Packed, is_packed, write_packed
 from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers, role_of
 from noisyteacher.errors import DataError, DataWarning, UsageError
@@ -230,8 +230,8 @@ def _read(source: Source, resize: Resize, seed: int, max_bytes: int) -> Splits:
     for part in source.parts:
         images = part.images
         if not isinstance(images, np.ndarray):
-            title, remedy = f"{source.name} ({part.role})", "--size {0} (in Python size={0})"
-            images = stack_images(decode_all(images, resize), part.names, title, max_bytes, remedy, shape)
+            title = f"{source.name} ({part.role})"
+            images = stack_images(decode_all(images, resize), part.names, title, max_bytes, TO_ONE_SIZE, shape)
             shape = images.shape[1:]
             max_bytes -= images.nbytes
         content[part.role] = torch.from_numpy(images), part.labels

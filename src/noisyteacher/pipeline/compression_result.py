@@ -240,7 +240,7 @@ class Result(RunResult):
         if paths["weights"]:
             files.insert(0, (paths["weights"], size_bytes(Path(paths["weights"]).stat().st_size)))
         files.append((paths["predict"], "runs the ONNX file without noisyteacher"))
-        files += [(paths["bench"], "times the files without noisyteacher")]
+        files.append((paths["bench"], "times the files without noisyteacher"))
         files += [(paths["card"], "model card"), (paths["report"], "report")]
         return [
             f"Verdict: {self.compression_verdict()}.",

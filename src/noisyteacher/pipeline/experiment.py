@@ -265,7 +265,7 @@ def _load_if_done(spec: TrainingSpec) -> TrainedModel | None:
     if result is None:
         return None
     models.load_weights(spec.model, spec.run.path / WEIGHTS)
-    pretrained.check_weights(spec.run, spec.run.path / WEIGHTS)
+    pretrained.check_weights(spec.run, spec.run.path / WEIGHTS, spec.model)
     return TrainedModel(spec.model, spec.run, result)
 
 

@@ -22,7 +22,7 @@ from noisyteacher.pipeline.experiment import (
     train_ahead,
     train_student,
 )
-from noisyteacher.pipeline.resolve import learning_rate, with_epochs
+from noisyteacher.pipeline.resolve import AUTO, learning_rate, with_epochs
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.text import plural, sigma_words
 
@@ -116,8 +116,9 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jo
     than the best clean one. The trials have seeds of their own. Test data are not looked at.
     """
     choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
-    student = replace(student, lr=learning_rate(student, first_student(experiment, logits)))
-    experiment = experiment.with_recipe(student)
+    if student.lr == AUTO:  # decided by the network, which is built for it
+        student = replace(student, lr=learning_rate(student, first_student(experiment, logits)))
+        experiment = experiment.with_recipe(student)
     epochs, seeds = choice.epochs or student.epochs, [PILOT_SEED + number for number in range(choice.seeds)]
 
     def task(trial: NoiseTrial, seed: int) -> StudentTask:

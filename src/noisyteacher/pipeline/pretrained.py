@@ -192,16 +192,21 @@ def load_teacher(
     run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) else None
     owner = Run(file.parent) if run is None and is_run(file.parent) else run
     if owner is not None and not is_onnx_file(file):
-        check_weights(owner, file)
+        check_weights(owner, file, model)
     return in_order(model, settings), run
 
 
-def check_weights(run: Run, file: Path) -> None:
-    """Raises FileFormatError when these are not the weights that the run's result is about."""
+def check_weights(run: Run, file: Path, model: nn.Module | None = None) -> None:
+    """Raises FileFormatError when the file's weights are not those that the run's result is about.
+
+    model: the one with the file's weights, where it is loaded already; else the file is read.
+    """
     expected = None
     with suppress(FileFormatError):  # a damaged result is reported where it is read
         expected = (run.result() or {}).get("weights")  # earlier versions did not write it
-    if expected is not None and expected != models.file_fingerprint(file):
+    if expected is None:
+        return
+    if expected != (models.file_fingerprint(file) if model is None else models.weights_fingerprint(model)):
         raise FileFormatError(f"{file}: not the weights that the run's result is about: put that run's own file back")
 
 
