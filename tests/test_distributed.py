@@ -29,7 +29,7 @@ from noisyteacher.errors import UsageError
 from noisyteacher.pipeline import distil_config
 from noisyteacher.runs import Run, list_runs
 
-LIMIT = 1500
+LIMIT, EPOCHS = 1500, 12  # long enough to be interrupted on a busy machine
 
 
 def alone_environment() -> dict[str, str]:
@@ -118,8 +118,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distil(store: Path, out: Path, *more: object) -> list[object]:
     return [
         "distil", store, "--data", "mnist-5k", "--student", "mlp800", "--sigma", "0.5", "--alpha", "0.5",
-        "--batch-size", "100", "--epochs", 4, "--precision", "fp32", "--output-dir", out, "--set", "run.checks=false",
-        "--set", f"data.limit={LIMIT}", *more,
+        "--batch-size", "100", "--epochs", EPOCHS, "--precision", "fp32", "--output-dir", out,
+        "--set", "run.checks=false", "--set", f"data.limit={LIMIT}", *more,
     ]  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     (run,) = list_runs(out)
     assert json.loads(printed[0])["run"] == str(run.path)
     assert printed[1] == ""
-    assert sum(process.err.count("epoch 1/4") for process in processes) == 1
+    assert sum(process.err.count(f"epoch 1/{EPOCHS}") for process in processes) == 1
     return run
 
 
@@ -142,8 +142,10 @@ def test_the_command_line_in_two_processes(unbroken: Run, store: Path, tmp_path:
     assert result["training"]["processes"] == 2
     assert call(*map(str, distil(store, tmp_path, "--quiet")))[0] == 0
     (single,) = list_runs(tmp_path)
-    for alone, two in zip(single.metrics(), unbroken.metrics(), strict=True):
-        assert two["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-4)
+    for epoch, (alone, two) in enumerate(zip(single.metrics(), unbroken.metrics(), strict=True)):
+        assert two["train/loss"] == pytest.approx(
+            alone["train/loss"], rel=1e-4 if epoch < 4 else 1e-3
+        )  # rounding grows
         assert two["val/error"] == pytest.approx(alone["val/error"], abs=0.5)
     whole = single.result()
     assert whole is not None
