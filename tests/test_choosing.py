@@ -13,6 +13,7 @@ import pytest
 
 import made_runs
 import noisyteacher as nt
+from helpers import Call
 from noisyteacher.cli import main
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import ConfigError, TrainingError, UsageError
@@ -32,7 +33,7 @@ from noisyteacher.pipeline.noise_choice import FIRST_DECAY, choose_noise, refine
 from noisyteacher.pipeline.resolve import resolve_noise
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.report import build_report, read_studies
-from noisyteacher.runs import WEIGHTS, Run
+from noisyteacher.runs import WEIGHTS, Run, list_runs
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -330,6 +331,20 @@ def test_a_resumed_run_keeps_its_choice(tmp_path: Path) -> None:
     first = compress_config(build_config(old, unused_noise=True))
     (first.path / "result.json").unlink()
     assert [row.name for row in resume_compress(Run.open(first.path)).rows] == ["teacher", "clean"]
+
+
+def test_no_noise_unless_it_is_asked_for(tmp_path: Path, call: Call) -> None:
+    """From Python and on the command line alike."""
+    small: dict[str, Any] = {"epochs": 1, "batch_size": 20, "teacher_training": {"epochs": 1}}
+    nt.compress("lenet", "mlp800", nt.load_data("mnist-5k", limit=40), output_dir=tmp_path, **small)
+    words = "compress --data mnist-5k --teacher lenet --teacher-epochs 1 --student mlp800 --epochs 1 --batch-size 20"
+    assert call(*words.split(), "--set", "data.limit=40", "--output-dir", str(tmp_path))[0] == 0
+    runs = [run for run in list_runs(tmp_path) if run.path.parent == tmp_path]
+    assert len(runs) == 2
+    for run in runs:
+        result = Result.read(run.path, run.result() or {})
+        assert [row.name for row in result.rows] == ["teacher", "labels", "clean"]
+        assert result.choice is None
 
 
 def test_a_noise_object_that_changes_nothing_is_no_noise(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 import made_runs as folders
 from noisyteacher import cli
@@ -481,6 +482,24 @@ def test_json_holds_every_number(sweep: Run) -> None:
     assert row["scores"]["test"]["error"]["per_seed"] == pytest.approx([0.6, 0.635, 0.645])
     assert row["against_clean"]["test"]["reference"] == "clean"
     assert row["costs"]["macs"] == 8000
+
+
+def test_layers_are_folded(compression_page: str) -> None:
+    open_page = re.sub(r"<details>.*?</details>", "", compression_page, flags=re.DOTALL)
+    assert compression_page.count("share of MACs") >= 2
+    assert "share of MACs" not in open_page
+    assert "<summary>Layers of the teacher lenet</summary>" in compression_page
+
+
+def test_axes_of_percentages_end_at_100(tmp_path: Path) -> None:
+    errors = {"labels": [100.0, 99.0, 98.0], "clean": [50.0] * 3, "noisy": [0.0, 0.0, 0.5]}
+    (study,) = read_studies(folders.compression(tmp_path, errors=errors))
+    for figure in trade_offs([study]):
+        canvas = Canvas()
+        figure.paint(canvas)
+        (axes,) = canvas.axes
+        assert axes.get_ylim()[1] <= 102
+        assert {0, 100} <= set(axes.get_yticks()) <= set(range(101))
 
 
 def test_many_classes(tmp_path: Path) -> None:

@@ -154,6 +154,34 @@ def test_the_page_in_a_browser(browser: Browser, page: Path, width: int, dark: b
     assert size > 7.5
 
 
+COLLISIONS = """
+[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].filter(text => text.textContent.trim());
+  return texts.flatMap((text, row) => texts.slice(row + 1).filter(other => {
+    const [a, b] = [text.getBoundingClientRect(), other.getBoundingClientRect()];
+    return Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+  }).map(other => text.textContent + ' / ' + other.textContent));
+})
+"""
+"""Texts of a figure that lie on each other."""
+
+
+@pytest.mark.parametrize("width", [390, 1180])
+def test_the_page_of_one_run_is_short_and_fits(browser: Browser, tmp_path: Path, width: int) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(build_report(folders.compression(tmp_path)), encoding="utf-8")
+    browser.show(file, width, dark=False)
+    assert browser.value("document.documentElement.scrollHeight") < (8000 if width < 500 else 6500)
+    assert browser.value(f"JSON.stringify({COLLISIONS})") == "[]"
+    rows = "[...document.querySelectorAll('table')].map(table => [table, table.querySelector('tr')])"
+    widths = f"{rows}.filter(([table, row]) => table.clientWidth > row.getBoundingClientRect().width + 1).length"
+    assert browser.value(widths) == 0
+    assert (
+        browser.value("[...document.querySelectorAll('table')].filter(table => !table.closest('.scroll')).length") == 0
+    )
+
+
 def test_a_request_would_be_seen_and_is_refused(browser: Browser, page: Path) -> None:
     """The test above can fail: a picture from elsewhere is noticed, and the page's own policy keeps it out."""
     bad = page.with_name("bad.html")

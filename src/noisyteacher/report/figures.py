@@ -473,8 +473,12 @@ def _rings(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 
 
 def _label(canvas: Canvas, axes: Axes, x: str, y: str, columns: int = 2) -> None:
-    """Names of the axes, and a legend above them, where it hides nothing."""
+    """Names of the axes, and a legend above them, where it hides nothing. Percentages have ticks from 0 to 100."""
     axes.set(xlabel=x, ylabel=y)
+    for axis in (axis for axis, name in ((axes.xaxis, x), (axes.yaxis, y)) if name.endswith("(%)")):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in axis.get_majorticklocs() if max(0, low) <= tick <= min(100, high)])
+        axis.set_view_interval(low, min(high, 102), ignore=True)
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
 
 

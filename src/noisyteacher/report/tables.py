@@ -123,9 +123,10 @@ def layers(title: str, row: Condition) -> Table | None:
         cells = (shape, count(layer.parameters), count(layer.macs), f"{share:.1f} %")
         rows.append((f"{layer.name}\n{layer.kind}", *cells))
     what = "network " if row.kind == "model" else "" if title.startswith(("teacher", "student")) else "student "
-    note = f"Layers of the {what}{title}: {count(total)} MACs per image in {len(active)} layers."
+    folded = f"Layers of the {what}{title}"
+    note = f"{folded}: {count(total)} MACs per image in {len(active)} layers."
     headers = ("layer", "output", "parameters", "MACs", "share of MACs")
-    return Table(headers, tuple(rows), notes=(note,), bar=4) if rows else None
+    return Table(headers, tuple(rows), notes=(note,), bar=4, folded=folded) if rows else None
 
 
 def beside_paper(study: Study) -> Table | None:
