@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,12 +136,18 @@ NAMES = ("=cat", "dog")
 
 
 @pytest.fixture
-def run(call: Call, tmp_path: Path) -> str:
-    """The folder of a run that was trained on images packed by cropping, wide and of two classes."""
+def photos(tmp_path: Path) -> Path:
+    """A folder of wide images of two classes."""
     for number in range(20):
         for value, name in ((20, NAMES[0]), (220, NAMES[1])):
             image(tmp_path / "photos" / name / f"{number}.png", value + number, (8, 16))
-    nt.pack_data(tmp_path / "photos", tmp_path / "packed", size=8, grey=True)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(call: Call, photos: Path, tmp_path: Path) -> str:
+    """The folder of a run that was trained on images packed by cropping."""
+    nt.pack_data(photos, tmp_path / "packed", size=8, grey=True)
     code, out, _ = call("train", "--model", "mlp128", "--data", str(tmp_path / "packed"), "--epochs", "1", "-q")
     assert code == 0
     return out.partition("Run folder: ")[2].split()[0]
@@ -187,35 +194,30 @@ def test_no_image_can_be_read(run: str, call: Call, tmp_path: Path) -> None:
     assert (code, json.loads(out)) == (3, [])
 
 
-def test_images_are_brought_to_size_as_the_data_were(run: str, call: Call, tmp_path: Path) -> None:
-    """Black but for white edges, which a crop does not see: as black as a black image."""
+def edges(folder: Path) -> tuple[str, str]:
+    """An image that is black but for white edges, which a crop does not see, and a black one."""
     pixels = np.zeros((8, 16), np.uint8)
     pixels[:, :2] = pixels[:, 14:] = 255
-    Image.fromarray(pixels).save(tmp_path / "edges.png")
-    black = image(tmp_path / "black.png", 0)
-    words = ("predict", run, str(tmp_path / "edges.png"), str(black), "--format", "json", "-q")
+    Image.fromarray(pixels).save(folder / "edges.png")
+    return str(folder / "edges.png"), str(image(folder / "black.png", 0))
+
+
+def test_images_are_brought_to_size_as_the_data_were(run: str, call: Call, tmp_path: Path) -> None:
+    words = ("predict", run, *edges(tmp_path), "--format", "json", "-q")
     cropped, squashed = (json.loads(call(*words, *fit)[1]) for fit in ((), ("--fit", "squash")))
     assert cropped[0]["probability"] == cropped[1]["probability"]
     assert squashed[0]["probability"] != squashed[1]["probability"]
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_class_names_of_an_exported_folder(moved: bool, run: str, call: Call, tmp_path: Path) -> None:
-    call("export", run, "--format", "hub", "--output-dir", str(tmp_path / "out"), "-q")
-    hub = str(tmp_path / "out" / "hub")
-    if moved:  # without its config nothing says how the classes are called
-        hub = shutil.copy(f"{hub}/model.safetensors", str(tmp_path / "alone.safetensors"))
-    path = str(image(tmp_path / "a.png", 255))
-    code, out, err = call("predict", hub, path, "--format", "json", "--top", "2", "-q")
-    assert code == 0
-    assert {entry["class"] for entry in json.loads(out)[0]["top"]} == ({"0", "1"} if moved else {*NAMES})
-    assert ("nothing says how" in err) is moved
-
-
-def test_words_that_are_wrong(run: str, call: Call, tmp_path: Path) -> None:
-    code, out, err = call("predict", run, str(tmp_path / "no.png"), "--format", "json", "-q")
-    assert (code, out) == (1, "")
-    assert "no such file or folder" in err
-    code, _, err = call("predict", run, str(tmp_path), "--format", "xml", "-q")
-    assert code == 2
-    assert "csv, json, table" in err
+def test_what_python_compressed_crops_as_its_data_were(photos: Path, call: Call, tmp_path: Path) -> None:
+    data = nt.load_data(photos, size=8, grey=True, fit="crop")
+    options: dict[str, Any] = {"epochs": 1, "teacher_training": {"epochs": 1}, "baselines": False, "export": ["onnx"]}
+    result = nt.compress("mlp128", "mlp128", data, output_dir=tmp_path / "runs", checks=False, **options)
+    shutil.copytree(result.path / "best", tmp_path / "alone")
+    for model in (result.path, tmp_path / "alone"):
+        rows = json.loads(call("predict", str(model), *edges(tmp_path), "--format", "json", "-q")[1])
+        assert rows[0]["probability"] == rows[1]["probability"]
+    images = edges(tmp_path)
+    script = [sys.executable, str(tmp_path / "alone" / "predict.py")]
+    answers = [subprocess.run([*script, name], capture_output=True, text=True, check=True).stdout for name in images]
+    assert answers[0] == answers[1]

@@ -95,14 +95,14 @@ def predict(
     unreadable = 0
     with request.progress(PATIENCE_S) as watch, WRITERS[format](top) as write_row:
         from noisyteacher.classify import classify
-        from noisyteacher.pipeline import class_names_of, data_settings_of, fit_of, load_teacher
+        from noisyteacher.pipeline import class_names_of, fit_of, load_teacher
 
         path = o.model_path(model, request.output_dir)
         classifier, _ = load_teacher(path, allow_import=request.allow_import)
         names = class_names_of(path, classifier)
         if names is None:
             say(f"note: nothing says how {path} calls its classes: they are numbered", err=True)
-        fit = fit or fit_of(data_settings_of(path) or {})
+        fit = fit or fit_of(path)
         report = False if watch is None else counted(watch, "predicting", "images")
         options = {"top": top, "fit": fit, "batch_size": batch_size, "device": request.flags.get("run.device", "auto")}
         for image in classify(classifier, paths, class_names=names, threads=cores(), progress=report, **options):

@@ -119,7 +119,7 @@ class Packed:
             part.role: (pixels, None if part.labels is None else torch.tensor(part.labels, dtype=torch.int64))
             for part, pixels in zip(self.parts, torch.split(images, list(self.rows.values())), strict=True)
         }
-        return replace(make_splits(self.name, content, self.class_names, seed), note=self.note)
+        return replace(make_splits(self.name, content, self.class_names, seed), note=self.note, fit=self.fit)
 
     def verify(self) -> int:
         """Read every image and compare the checksum; returns how many bytes there are. Raises DataError."""

@@ -235,7 +235,7 @@ def _read(source: Source, resize: Resize, seed: int, max_bytes: int) -> Splits:
             shape = images.shape[1:]
             max_bytes -= images.nbytes
         content[part.role] = torch.from_numpy(images), part.labels
-    return replace(make_splits(source.name, content, source.class_names, seed), note=source.note)
+    return replace(make_splits(source.name, content, source.class_names, seed), note=source.note, fit=resize.fit)
 
 
 # --- .npz -----------------------------------------------------------------------------------------------------------

@@ -174,7 +174,8 @@ class Splits:
     """A data set: what to train on, what to choose on, what to report on. Raises DataError when they do not fit.
 
     test: None when there is none. preprocess: the name of the preprocessing that models use for it by default.
-    views: the training views the paper uses for it. note: a sentence reports should repeat, or "".
+    views: the training views the paper uses for it. note: a sentence reports should repeat, or "". fit: how larger
+    images were brought to this size, `squash` or `crop`.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Splits:
     preprocess: str = "standardize"
     views: tuple[str, ...] = ("clean",)
     note: str = ""
+    fit: str = "squash"
 
     def __post_init__(self) -> None:
         for role, split in self.parts.items():

@@ -293,7 +293,7 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
             objective = objective.prepared(experiment.data.train, views)
         training["trace"] = on_rank_zero(lambda: trace_record(model, experiment.data.train, objective, views[0]))
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
-    result: Json = {**scores, "classes": list(experiment.data.class_names), "training": training}
+    result: Json = {**scores, **_described(experiment.data), "training": training}
     result["weights"] = models.weights_fingerprint(model)
     if history.profile is not None:
         result["profile"] = profiled(model, history.profile, spec.fit_options)
@@ -357,9 +357,14 @@ def _details(logits: Tensor, labels: Tensor) -> Json:
 
 
 def data_record(data: Splits) -> Json:
-    """The data set's name, its classes and the fingerprint of each split."""
+    """The data set's name, its classes, how images were brought to their size, the fingerprint of each split."""
     fingerprints = {role: split.fingerprint for role, split in data.parts.items()}
-    return {"name": data.name, "classes": list(data.class_names), **fingerprints}
+    return {"name": data.name, **_described(data), **fingerprints}
+
+
+def _described(data: Splits) -> Json:
+    """What somebody needs to use a model of these data."""
+    return {"classes": list(data.class_names), "fit": data.fit}
 
 
 def module_record(model: nn.Module) -> Json:

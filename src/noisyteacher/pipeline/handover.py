@@ -38,7 +38,7 @@ from noisyteacher.pipeline.experiment import (
     student_spec,
     train_run,
 )
-from noisyteacher.pipeline.pretrained import fit_of, run_of, weights_of
+from noisyteacher.pipeline.pretrained import run_of, weights_of
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
@@ -147,7 +147,7 @@ def write_best(
     except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
         failed = dict.fromkeys(formats, error) | failed
     if any(file.format == "onnx" for file in files):
-        script = predict_script(data.class_names, data.input_shape, fit_of(vars(experiment.config.data)))
+        script = predict_script(data.class_names, data.input_shape, data.fit)
         write_bytes(folder / PREDICT, script.encode(), within=folder)
     _write_card(folder, best.model, data, files, provenance, loader="load_model", caveats=caveats)
     records = [file.describe() | {"path": os.path.relpath(file.path, run.path)} for file in files]

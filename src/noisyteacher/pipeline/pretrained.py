@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import nn
 
 from noisyteacher import models
 from noisyteacher.config import Config, Recipe, Teacher, Values
-from noisyteacher.data import Packed, Splits, is_packed
+from noisyteacher.data import Splits
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
 from noisyteacher.export.hub import CONFIG, KIND, SCHEMA
 from noisyteacher.io.files import Json, StrPath, read_json
@@ -345,10 +345,13 @@ def data_settings_of(where: StrPath) -> Json | None:
     return None
 
 
-def fit_of(settings: Mapping[str, Any]) -> str:
-    """How images were brought to their size, `crop` or `squash`, by the settings `data`."""
-    path = Path(str(settings.get("name", "")))
-    return Packed.open(path).fit if is_packed(path) else str(settings.get("fit", "squash"))
+def fit_of(where: StrPath) -> str:
+    """How images are brought to the size of the model at this path, `crop` or `squash`, by its run or file."""
+    run, file = run_of(where), weights_of(where)
+    record = None if run is None else run.result()
+    if run is None and file.suffix == ".safetensors":
+        record = model_record(file).get("data")
+    return str((record or {}).get("fit", "squash"))
 
 
 def other_data(where: StrPath, data: Splits) -> str | None:
