@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from helpers import part
+from helpers import Call, part
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import (
@@ -199,6 +201,13 @@ def test_nothing_is_allocated_before_the_file_is_known_to_fit(tmp_path: Path, mo
     assert seen == ["meta", "cpu", "meta"]
 
 
+@pytest.mark.parametrize("name", ["timm:inception_v3", "torchvision:inception_v3"])
+def test_a_network_that_needs_larger_images_says_of_which_size(name: str) -> None:
+    with pytest.raises(MismatchError, match=r"it runs on images of 96 pixels: --size 96 \(size in Python\)"):
+        nt.build_model(name, classes=3, input_shape=(3, 64, 64))
+    nt.build_model(name, classes=3, input_shape=(3, 96, 96))
+
+
 # ------------------------------------------------------------------------------------------------- transformers
 
 
@@ -306,3 +315,26 @@ def test_a_model_of_transformers_that_is_not_there(monkeypatch: pytest.MonkeyPat
     (tmp_path / "config.json").write_text('{"model_type": "timm_wrapper", "architecture": "resnet18"}')
     with pytest.raises(UsageError, match="name it timm:resnet18"):
         nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))
+
+
+def test_evaluate_refuses_names_in_another_order_and_takes_the_setting(
+    folders: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
+    """Classes are called bee, cat, ant by the network and ant, bee, cat in the data."""
+    config = json.loads((folders["vit"] / "config.json").read_text())
+    moved = shutil.copytree(folders["vit"], tmp_path / "moved")
+    (moved / "config.json").write_text(json.dumps({**config, "id2label": {"0": "bee", "1": "cat", "2": "ant"}}))
+    rng = np.random.default_rng(0)
+    names, labels = np.array(["ant", "bee", "cat"]), np.arange(30) % 3
+    pixels = rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels, classes=names)
+    words = ("evaluate", f"hf:{moved}", "--data", str(tmp_path / "a.npz"), "--json", "-q")
+    setting = "teacher.class_order=[2,0,1]"
+    code, _, err = call(*words)
+    assert code == 2
+    assert "'ant' is class 0 of the data and 2 of the model" in err
+    assert f"the model of evaluate, is put in order by --set '{setting}'" in err
+    code, out, err = call(*words, "--set", setting)
+    assert code == 0, err
+    same = json.loads(call("evaluate", f"hf:{folders['vit']}", *words[2:])[1])
+    assert json.loads(out)["nll"] != same["nll"]

@@ -37,14 +37,15 @@ def evaluate(
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.evaluate import evaluate as score
         from noisyteacher.evaluate import recall_by_class
-        from noisyteacher.pipeline import load_teacher
+        from noisyteacher.pipeline import check_stated_order, load_teacher
 
         path = o.model_path(model, request.output_dir)
         config, splits = request.data_for(path, watch)
         part = splits.parts.get(split)
         if part is None:
             raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
-        classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
+        classifier, run = load_teacher(path, splits, request.allow_import, config.teacher)
+        check_stated_order(classifier, run, splits, config.teacher)
         second = None
         if teacher is not None:
             second, _ = load_teacher(o.model_path(teacher, request.output_dir), splits, request.allow_import)

@@ -17,6 +17,10 @@ from noisyteacher.rng import kept_draws
 
 Options = dict[str, Any]
 """Keyword arguments of a network's builder; JSON-able where they are recorded."""
+FORWARD_ERRORS = (RuntimeError, TypeError, ValueError)
+"""What a network raises at images that it does not take."""
+USUAL_SIDES = (64, 96, 128, 160, 192, 224, 256, 299, 384)
+"""Sizes of square images to advise where a network needs larger ones."""
 
 
 class Architecture(TypedDict):
@@ -302,16 +306,31 @@ def check_trainable(module: nn.Module) -> None:
 
 def count_classes(model: Classifier) -> int:
     """The number of logits for two blank images, without a trace in the model's mode or the random state."""
-    shape = model.input_shape or ()
+    shape = tuple(model.input_shape or ())
     try:
-        with inference(model) as device, kept_draws(device):
-            blank = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
-            logits = logits_of(model.network(model.preprocess(blank)))
+        logits = _blank_logits(model, shape)
     except MismatchError:
         raise
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise MismatchError(
-            f"{model.name!r} failed on images of shape {tuple(shape)}: {error}; check input_shape and preprocess="
-        ) from error
+    except FORWARD_ERRORS as error:
+        side = next((side for side in USUAL_SIDES if side > max(shape[1:], default=side) and _runs_at(model, side)), 0)
+        larger = f"it runs on images of {side} pixels: --size {side} (size in Python)"
+        advice = larger if side else "check input_shape and preprocess="
+        raise MismatchError(f"{model.name!r} failed on images of shape {shape}: {error}; {advice}") from error
     model.check_logits(logits, 2)
     return int(logits.shape[1])
+
+
+def _blank_logits(model: Classifier, shape: Sequence[int]) -> Tensor:
+    """The logits for two blank images."""
+    with inference(model) as device, kept_draws(device):
+        blank = torch.zeros((2, *shape), dtype=torch.uint8, device=device)
+        return logits_of(model.network(model.preprocess(blank)))
+
+
+def _runs_at(model: Classifier, side: int) -> bool:
+    """Whether the network answers to square images of so many pixels."""
+    try:
+        _blank_logits(model, (*(model.input_shape or ())[:1], side, side))
+    except (*FORWARD_ERRORS, MismatchError):
+        return False
+    return True

@@ -25,6 +25,7 @@ from noisyteacher.pipeline.handover import provenance_of as provenance_of
 from noisyteacher.pipeline.handover import ship as ship
 from noisyteacher.pipeline.latency import read_record as read_record
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER as CHECKING_TEACHER
+from noisyteacher.pipeline.preflight import check_stated_order as check_stated_order
 from noisyteacher.pipeline.preflight import check_teacher as check_teacher
 from noisyteacher.pipeline.preflight import wrong_names as wrong_names
 from noisyteacher.pipeline.pretrained import check_weights as check_weights

@@ -105,7 +105,8 @@ def _remedy(order: Sequence[int], present: Sequence[int] | None) -> str:
     """The setting that puts outputs in this order, on top of the present one."""
     combined = [present[output] for output in order] if present else order
     setting = f"--set 'teacher.class_order=[{','.join(map(str, combined))}]'"
-    return f"a first teacher is put in order by {setting} (in Python class_order in teacher_training)"
+    who = "a first teacher, or the model of evaluate, is put in order by"
+    return f"{who} {setting} (in Python class_order in teacher_training)"
 
 
 def _key(name: str) -> str:

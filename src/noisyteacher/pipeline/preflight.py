@@ -19,12 +19,14 @@ from noisyteacher.device import channels_last, check_threads, inference, precisi
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.evaluate import answers_of, predict
 from noisyteacher.io.files import Json
+from noisyteacher.models import Classifier
 from noisyteacher.objectives import Distillation
 from noisyteacher.pipeline.class_order import Check, check_class_assignment, check_class_names
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel
-from noisyteacher.pipeline.pretrained import is_model_path
+from noisyteacher.pipeline.pretrained import is_model_path, stated_class_names
 from noisyteacher.pipeline.resolve import AUTO
 from noisyteacher.rng import seeded
+from noisyteacher.runs import Run
 from noisyteacher.stats import LEVEL, discordant_p
 from noisyteacher.store import LogitStore
 from noisyteacher.text import plural, unknown_name
@@ -105,6 +107,14 @@ def check_output_order(teacher: nn.Module, split: Split, settings: Teacher, devi
     if split.labels is not None:
         predicted = predict(teacher, split, device=device).argmax(1)
         raise_failed_checks([check_class_assignment(predicted, split, "the teacher", settings.class_order)], True)
+
+
+def check_stated_order(model: Classifier, run: Run | None, data: Splits, settings: Teacher) -> None:
+    """Raises MismatchError where a trained model or its run names the classes in another order than the data."""
+    names = stated_class_names(model, run, settings.class_order)
+    check = check_class_names(names, data.class_names, "the model", settings.class_order)
+    if check.passed is False:
+        raise MismatchError(check.message)
 
 
 def raise_failed_checks(checks: list[Check], strict: bool) -> list[Check]:
