@@ -297,7 +297,7 @@ def test_products_before_between_and_after_layers_belong_to_the_parent() -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["mm", "convolution", "_fft_r2c", "_cdist_forward", "linalg_qr", "_trilinear", "cholesky"]
+    "name", ["mm", "convolution", "_fft_r2c", "_cdist_forward", "linalg_qr", "_trilinear", "cholesky_solve"]
 )
 def test_operations_that_multiply_are_not_free(name: str) -> None:
     packet = getattr(torch.ops.aten, name)

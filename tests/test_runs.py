@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_a_new_run_says_what_was_asked_and_where_it_runs(tmp_path: Path) -> None
     assert list(info) == ["kind", "name", "parents", "seed", "command", "versions", "host", "started"]
     assert (info["kind"], info["parents"], info["seed"]) == ("distil", {"teacher": "abc"}, 3)
     assert info["command"] == ["noisyteacher", "distil"]
-    assert info["versions"]["torch"] == torch.__version__
+    assert info["versions"]["torch"] == version("torch")
     assert info["versions"]["python"] == platform.python_version()
     assert set(info["versions"]) == {"noisyteacher", "torch", "numpy", "python"}
     assert set(info["host"]) == {"cpu", "cores", "threads", "gpu", "platform"}
