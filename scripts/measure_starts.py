@@ -4,7 +4,7 @@
     python scripts/measure_starts.py --table FILE.json
 
 `shrink:0.5` is distilled by the recipe of qat_study.py from 2,000 images, other ones for every seed. At every length,
-each start takes the learning rate with the lowest validation error at seed 0, of four; the other seeds are judged on
+each start takes the learning rate with the lowest validation error at seed 0, of five; the other seeds are judged on
 test.
 `resnet18` is trained first, on 10,000 images. Trainings that OUT.jsonl holds are not repeated.
 """
@@ -25,7 +25,7 @@ import noisyteacher as nt
 from noisyteacher.stats import paired_difference
 
 TEACHERS = {"nin": "pretrained:nin-cifar10", "resnet18": "timm:resnet18"}
-EPOCHS, STARTS, RATES, IMAGES = (2, 6, 16), ("random", "magnitude"), (0.03, 0.01, 0.003, 0.001), 2000
+EPOCHS, STARTS, RATES, IMAGES = (2, 6, 16), ("random", "magnitude"), (0.1, 0.03, 0.01, 0.003, 0.001), 2000
 
 
 def trained_teacher(name: str, data: nt.Splits, out: Path) -> nt.Classifier:

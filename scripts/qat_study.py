@@ -5,7 +5,7 @@
 
 Every student is distilled from `pretrained:nin-cifar10` on `limit` images, and judged on `rows` of test, the same for
 all. `longer` is its control: the fp32 student itself, trained for the epochs and at the rate of the quantization-aware
-training, then calibrated.
+training, then calibrated. Lines that OUT.jsonl holds are not measured again.
 """
 
 from __future__ import annotations
@@ -110,10 +110,15 @@ def main() -> None:
     data = nt.load_data(options.data, limit=options.rows, train_limit=options.limit)
     data = replace(data, val=nt.load_data(options.data, limit=options.limit // 4).val)
     store = nt.extract(nt.load_model(TEACHER), data.train, Path(options.out + ".logits"), views="clean,mirror")
+    out = Path(options.out)
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+    done = {(line["student"], line["seed"]) for line in lines}
     for seed in range(options.seeds):
         for name in options.students:
+            if (name, seed) in done:
+                continue
             line = json.dumps(measure(name, seed, data, store, options.epochs, options.qat))
-            with Path(options.out).open("a", encoding="utf-8") as file:
+            with out.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 
