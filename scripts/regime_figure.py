@@ -95,11 +95,15 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(curve[x], curve[key], color=COLOURS[kind], label=label, marker=marker, markersize=3)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            if key != "clean_loss":
+                axis.yaxis.set_major_formatter("{x:,.0f}")
+                axis.yaxis.set_minor_formatter("{x:,.0f}")
             axis.grid(alpha=0.3, which="both", linewidth=0.4)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_title(heading)
             axis.set_xlabel("steps" if row == len(records) - 1 else "")
-        axes[row][0].set_ylabel(record["cell"]["name"])
+        cell = record["cell"]
+        axes[row][0].set_ylabel(f"{cell['data']}, {cell['rows']:,} images, {cell['student']}, {cell['optimizer']}")
         axes[row][0].legend(frameon=False, fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
