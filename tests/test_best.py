@@ -224,11 +224,12 @@ def test_the_script_has_class_names_as_literals_and_the_image_shape() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-@pytest.mark.parametrize("size", [(31, 17), (16, 40)])
+@pytest.mark.parametrize(("size", "deep"), [((31, 17), False), ((16, 40), False), ((16, 40), True)])
 def test_the_script_brings_a_picture_to_the_size_as_in_training(
-    fit: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit: str, size: tuple[int, int], deep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 65536, size, np.uint16) if deep else rng.integers(0, 256, (*size, 3), np.uint8)
     for label in ("a", "b"):
         (tmp_path / "set" / "train" / label).mkdir(parents=True)
         for number in range(2):

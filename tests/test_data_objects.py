@@ -103,10 +103,32 @@ def test_a_corrupt_image_is_named(folder: Path, ending: str) -> None:
             load_data(folder, size=4)
 
 
-def test_sixteen_bits_are_refused_not_clipped(folder: Path) -> None:
-    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(folder / "ant" / "deep.png")
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_of_sixteen_bits_the_high_byte_is_kept(tmp_path: Path, ending: str) -> None:
+    values, folder = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6), tmp_path / "deep"
+    for label in ("ant", "bee"):
+        (folder / label).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(values).save(folder / label / f"{number}.{ending}")
+    high = torch.from_numpy((values >> 8).astype(np.uint8))
+    assert all(torch.equal(image[0], high) for image in load_data(folder, grey=True).train.images)
+    assert all(torch.equal(image, high.expand(3, 4, 6)) for image in load_data(folder).train.images)
+    small = np.asarray(Image.fromarray(high.numpy()).resize((3, 2), Image.Resampling.BILINEAR))
+    assert np.array_equal(load_data(folder, size=(2, 3), grey=True).train.images[0, 0].numpy(), small)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((4, 6), 4095, np.uint16), "whose largest value is 4095: scale it to 65535"),
+        (np.full((4, 6), 0.5, np.float32), "of mode 'F' with values from 0.5 to 0.5: convert it to 8 bits"),
+        (np.full((4, 6), 70000, np.int32), "of mode 'I' with values from 70000 to 70000: convert it to 8 bits"),
+    ],
+)
+def test_values_that_no_high_byte_stands_for_are_refused(values: Any, message: str, folder: Path) -> None:
+    Image.fromarray(values).save(folder / "ant" / "deep.tif")
     for size in (None, 9):
-        with pytest.raises(DataError, match=r"deep\.png: an image of mode 'I;16' has more than 8 bits"):
+        with pytest.raises(DataError, match=rf"deep\.tif: .*{message}"):
             load_data(folder, size=size)
 
 

@@ -2,8 +2,8 @@
 
 Only the formats of FORMATS are read, whatever a file is called: Pillow knows others that start programs (EPS). The size
 that an image declares is checked before a pixel is decoded. Orientation tags are applied; palettes and CMYK become RGB;
-transparency is dropped, which leaves the colours as they are stored; an animation gives its first frame; grey images of
-more than 8 bits are refused, colours of 16 bits keep the high byte of each channel (docs/formats.md).
+transparency is dropped, which leaves the colours as they are stored; an animation gives its first frame; of 16 bits the
+high byte is kept (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -151,11 +151,29 @@ def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
 
 
 def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
-    """A Pillow image as uint8 `[C, H, W]`: three channels, or one if `grey`. Raises DataError beyond 8 bits."""
-    if image.mode in _DEEP_MODES:  # Pillow would clip these at 255 silently
-        raise DataError(f"an image of mode {image.mode!r} has more than 8 bits a channel; convert it to 8 bits first")
-    array = np.asarray(image.convert("L" if grey else "RGB"))
+    """A Pillow image as uint8 `[C, H, W]`: three channels, or one if `grey`. Raises DataError as `eight_bits`."""
+    array = np.asarray(eight_bits(image).convert("L" if grey else "RGB"))
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image; of a grey one of 16 bits the high byte, as Pillow keeps of colours (grey it would clip at 255).
+
+    Raises DataError for floating point, for values beyond 16 bits, and for those that hardly reach the high byte.
+    """
+    from PIL import Image
+
+    if image.mode not in _DEEP_MODES:
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high >= 1 << 16:
+        raise DataError(f"an image of mode {image.mode!r} with values from {low} to {high}: convert it to 8 bits first")
+    if 0 < high < 1 << 12:
+        raise DataError(
+            f"a grey image of 16 bits whose largest value is {high}: scale it to 65535, or to 8 bits, first"
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def check_shape(image: NDArray[np.uint8], shape: tuple[int, ...], name: str, remedy: str) -> None:
@@ -214,7 +232,7 @@ def _decode(image: EncodedImage, resize: Resize) -> NDArray[np.uint8]:
             opened.load()
             with contextlib.suppress(Exception):  # a damaged tag of a good image turns nothing
                 ImageOps.exif_transpose(opened, in_place=True)
-            return pixels_of(_scaled(opened, resize), resize.grey)
+            return pixels_of(_scaled(eight_bits(opened), resize), resize.grey)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -252,5 +270,4 @@ def _scaled(image: Image.Image, resize: Resize) -> Image.Image:
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
         box = max(0.0, left), max(0.0, top), min(float(width), left + crop_width), min(float(height), top + crop_height)
     # Palettes and bit masks cannot be interpolated: convert them to colours first.
-    coloured = image if image.mode in _DEEP_MODES else image.convert("L" if resize.grey else "RGB")
-    return coloured.resize(resize.shape[::-1], Image.Resampling.BILINEAR, box=box)
+    return image.convert("L" if resize.grey else "RGB").resize(resize.shape[::-1], Image.Resampling.BILINEAR, box=box)

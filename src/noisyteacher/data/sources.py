@@ -24,7 +24,17 @@ from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load
 from noisyteacher.data.csv_labels import csv_source
 from noisyteacher.data.folders import folder_source
 from noisyteacher.data.holdout import limited, make_splits
-from noisyteacher.data.images import TO_ONE_SIZE, Part, Resize, Source, Unreadable, decode_all, pixels_of, stack_images
+from noisyteacher.data.images import (
+    TO_ONE_SIZE,
+    Part,
+    Resize,
+    Source,
+    Unreadable,
+    decode_all,
+    eight_bits,
+    pixels_of,
+    stack_images,
+)
 from noisyteacher.data.packed import Packed, is_packed, write_packed
 from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers, role_of
 from noisyteacher.errors import DataError, DataWarning, UsageError
@@ -395,6 +405,7 @@ def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.u
 def _object_pixels(image: Any) -> NDArray[np.uint8]:
     """uint8 `[C, H, W]` of any image that an item may have. Raises DataError, OSError for a damaged Pillow image."""
     if hasattr(image, "convert") and hasattr(image, "mode"):
+        image = eight_bits(image)
         return pixels_of(image, grey=image.mode in ("1", "L", "LA"))
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
