@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,6 +67,8 @@ def reference() -> ModuleType:
 @pytest.mark.parametrize("name", ["cli.md", "config.md"])
 def test_references_are_up_to_date(name: str, reference: ModuleType) -> None:
     assert set(reference.PAGES) == {"cli.md", "config.md"}
+    if tuple(map(int, version("typer").split(".")[:2])) < (0, 29):
+        pytest.skip("the pages are made with typer 0.29 and newer")
     assert (DOCS / name).read_text(encoding="utf-8") == reference.PAGES[name](), "run python scripts/make_reference.py"
 
 
