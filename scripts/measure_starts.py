@@ -4,8 +4,7 @@
     python scripts/measure_starts.py --table FILE.json
 
 `shrink:0.5` is distilled by the recipe of qat_study.py from 2,000 images, other ones for every seed. At every length,
-each start takes the learning rate with the lowest validation error at seed 0, of five; the other seeds are judged on
-test.
+each start takes the learning rate with the lowest validation error at seed 0; the other seeds are judged on test.
 `resnet18` is trained first, on 10,000 images. Trainings that OUT.jsonl holds are not repeated.
 """
 
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qat_study import LOSS, RECIPE
+from qat_study import LOSS, RECIPE, read_lines
 
 import noisyteacher as nt
 from noisyteacher.stats import paired_difference
@@ -64,15 +63,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of a file of such lines")
     options = parser.parse_args()
     if options.table:
-        print(table([json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]))
+        print(table(read_lines(Path(options.data))))
         return
     whole = nt.load_data(options.data)
     assert whole.test is not None
     teacher = trained_teacher(options.teacher, whole, options.out)
     teacher_error = nt.evaluate(teacher, whole.test.take(5000), progress=False).error
     rows = torch.randperm(len(whole.train), generator=torch.Generator().manual_seed(0))
-    lines = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(line["teacher"], line["epochs"], line["start"], line["lr"], line["seed"]): line for line in lines}
+    keys = ("teacher", "epochs", "start", "lr", "seed")
+    done = {tuple(line[name] for name in keys): line for line in read_lines(options.out)}
 
     for seed in range(1 + options.seeds):
         data = replace(whole, train=whole.train.subset(rows[seed * IMAGES : (seed + 1) * IMAGES]))
@@ -88,10 +87,9 @@ def main() -> None:
                     if key in done:
                         continue
                     student = trained(teacher, data, store, start, epochs, lr, seed)
-                    line = dict(zip(("teacher", "epochs", "start", "lr", "seed"), key, strict=True))
-                    line |= {"split": split.role, "n": len(split)} | (
-                        {"teacher_error_%": teacher_error} if seed else {}
-                    )
+                    line = dict(zip(keys, key, strict=True)) | {"split": split.role, "n": len(split)}
+                    if seed:  # judged on test, as the teacher is
+                        line["teacher_error_%"] = teacher_error
                     done[key] = line | {"error_%": nt.evaluate(student, split, progress=False).error}
                     with options.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(done[key]) + "\n")

@@ -36,6 +36,11 @@ FILES = {"onnx": "student.onnx", "pte": "student.pte"}
 COLUMNS = ("fp32", "longer fp32", "PTQ", "longer PTQ", "QAT")
 
 
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a file with one per line; none where there is no file yet."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
 def int8_errors(
     model: nt.Classifier, data: nt.Splits, twin: nt.Classifier | None = None
 ) -> dict[str, dict[str, float]]:
@@ -105,14 +110,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of a file of such lines")
     options = parser.parse_intermixed_args()
     if options.table:
-        print(table([json.loads(line) for line in Path(options.data).read_text(encoding="utf-8").splitlines()]))
+        print(table(read_lines(Path(options.data))))
         return
     data = nt.load_data(options.data, limit=options.rows, train_limit=options.limit)
     data = replace(data, val=nt.load_data(options.data, limit=options.limit // 4).val)
     store = nt.extract(nt.load_model(TEACHER), data.train, Path(options.out + ".logits"), views="clean,mirror")
     out = Path(options.out)
-    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    done = {(line["student"], line["seed"]) for line in lines}
+    done = {(line["student"], line["seed"]) for line in read_lines(out)}
     for seed in range(options.seeds):
         for name in options.students:
             if (name, seed) in done:

@@ -151,8 +151,8 @@ def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
 
 
 def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
-    """A Pillow image as uint8 `[C, H, W]`: three channels, or one if `grey`. Raises DataError as `eight_bits`."""
-    array = np.asarray(eight_bits(image).convert("L" if grey else "RGB"))
+    """A Pillow image of `eight_bits` as uint8 `[C, H, W]`: three channels, or one if `grey`."""
+    array = np.asarray(image.convert("L" if grey else "RGB"))
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
