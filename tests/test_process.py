@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from typing import Any
@@ -27,8 +26,10 @@ split = Split(images, torch.arange(96) % 10, torch.arange(96), "train", "noise",
 model = nt.build_model("compact-xs", classes=10, input_shape=(3, 32, 32), seed=0)
 before, counts = dict(os.environ), []
 changed = lambda before: [name for name in os.environ if os.environ[name] != before.get(name)]
-count = lambda tick: counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-history = nt.fit(model, split, nt.supervised(), epochs=9, batch_size=96, precision="fp32", progress=count)
+history = nt.fit(model, split, nt.supervised(), epochs=9, batch_size=96, precision="fp32")
+for _ in range(6):
+    torch.ones(64 << 20, dtype=torch.uint8)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 losses = [line["train/loss"] for line in history.epochs]
 print(json.dumps({"tuned": tuned, "pages": os.environ.get(process.LARGE_PAGES), "changed": changed(before),
                   "faults": [after - before for before, after in zip(counts, counts[1:])], "losses": losses}))
@@ -36,7 +37,10 @@ print(json.dumps({"tuned": tuned, "pages": os.environ.get(process.LARGE_PAGES), 
 
 
 def trained(*arguments: str, **environment: str) -> dict[str, Any]:
-    """What a training of nine steps reports from a process of its own, with its page faults after the first."""
+    """What a process of its own reports: losses of nine steps, then the page faults of blocks of 64 MB, but the first.
+
+    64 MB is more than glibc ever keeps by itself (32 MB on 64 bits, mallopt(3): M_MMAP_THRESHOLD).
+    """
     inherited = {
         name: value for name, value in os.environ.items() if name not in (process.VARIABLE, process.LARGE_PAGES)
     }
@@ -62,9 +66,7 @@ def test_a_tuned_process_keeps_its_memory_and_computes_the_same(library: dict[st
     tuned = trained("tune")
     assert (tuned["tuned"], tuned["pages"]) == (True, "1")
     assert tuned["losses"] == library["losses"]
-    untuned, kept = (statistics.median(report["faults"][4:]) for report in (library, tuned))  # the first steps grow
-    assert untuned > 300
-    assert kept < untuned / 10
+    assert 10 * max(tuned["faults"]) < min(library["faults"])
 
 
 def test_a_library_changes_nothing(library: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Test error after some minutes of wall clock, beside torchdistill, timm and labels alone: `make bench-accuracy`.
 
 All sides get the same teacher, the same student with the same first weights (per seed), the same images, and the same
-minutes, each in a process of its own. Ours is as it comes, without its controls; the learning rate of each other side
-is chosen on validation first, among three, in pilots of one length and seed. Runs that are done are kept: the same
-command goes on where it was stopped (Ctrl-C), and prints the table.
+minutes, each in a process of its own. Ours is as it comes, without its controls; the learning rate and batch size of
+each other side are chosen on validation first, of four pairs, in pilots of one length and seed. Runs that are done are
+kept: the same command goes on where it was stopped (Ctrl-C), and prints the table.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def compare(options: argparse.Namespace) -> None:
     from records import QUIET, Records, comparisons, figure, refusals, schedule, summary, table
 
     import noisyteacher as nt
+    from noisyteacher.device import resolve_precision
     from noisyteacher.models import weights_fingerprint
     from noisyteacher.runs import host
 
@@ -138,7 +139,8 @@ def compare(options: argparse.Namespace) -> None:
         "teacher": Path(options.teacher).name, "teacher_weights": weights_fingerprint(teacher),
         "student": options.student, "threads": options.threads, "pilot_minutes": options.pilot_minutes,
         "train_limit": options.train_limit, "cpu": host()["cpu"], "kernels": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
+        "precision": resolve_precision("auto", torch.device("cpu")), "python": platform.python_version(),
+        "candidates": {name: list(map(dict, CONTESTANTS[name].candidates)) for name in CONTESTANTS},
         "versions": versions(),
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +171,8 @@ def compare(options: argparse.Namespace) -> None:
             print(f"[{number}/{len(missing)}] {run.contestant}, {run.minutes:g} min, {what}: {outcome}", flush=True)
     rows = summary(records)
     print("\n".join([*table(rows), "", *comparisons(rows), *refusals(records)]))
+    if not rows:
+        return
     drawing = figure(rows, {name: side.title for name, side in CONTESTANTS.items()}, conditions)
     options.out.with_suffix(".svg").write_text(standalone(drawing.svg("accuracy")), encoding="utf-8")
     print(options.out, options.out.with_suffix(".svg"))

@@ -3,7 +3,8 @@
 Every side sees the same uint8 images of the same size; both networks carry their own preprocessing. Schedules of the
 peers, written in epochs, run over the share of the time that is spent, so that they end with it. Each side decides
 itself what it does in its time: ours also plans, stores the teacher's logits, checks, validates and writes files in it,
-the peers neither validate nor write anything.
+the peers neither validate nor write anything. The peers run in the precision and memory format that ours takes, the
+teacher included; ours stores logits in fp32.
 
 torchdistill 1.1.5: the optimizer, schedule, crops and loss of its CIFAR-10 configuration
 (configs/sample/cifar10/kd/resnet20_from_densenet_bc_k12_depth100-final_run.yaml), by its DistillationBox.
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.data import Split
+from noisyteacher.device import precision_context, resolve_precision
 from noisyteacher.models import Classifier
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline.resolve import fit_options, resolve_auto
@@ -39,8 +41,7 @@ from noisyteacher.pipeline.timing import RESERVE, training_seconds
 
 SNAPSHOTS = 8
 """A copy of the student's weights is kept at so many equal parts of the time, but the last."""
-BATCH = 128
-"""Images per update, in the recipes of both peers."""
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -143,17 +144,32 @@ class Photographs(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.arrays[row])), self.labels[row]
 
 
+class InPrecision(nn.Module):
+    """A network in channels-last format and in the precision of our own trainings; logits in fp32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = resolve_precision("auto", CPU)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with precision_context(self.precision, CPU):
+            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
 def ours(task: Task) -> tuple[Classifier, dict[str, Any]]:
     """`nt.compress` with its defaults, but no controls, and the minutes that remain, in which it stores logits too."""
     minutes = (task.clock.budget_s - task.clock.seconds) / 60
     with tempfile.TemporaryDirectory() as folder:
         result = nt.compress(
             task.teacher, task.student, task.data, target={"minutes": minutes}, baselines=False, output_dir=folder,
-            progress=False,
+            device="cpu", progress=False,
         )  # fmt: skip
         model = nt.load_model(result.path / "best" / "model.safetensors")
     assert result.time is not None
-    return model, {"epochs": result.time["epochs"]["student"], "extraction_s": result.extraction_s}
+    done = {"epochs": result.time["epochs"]["student"], "views": result.time["views"]}
+    return model, {**done, "extraction_s": result.extraction_s}
 
 
 def labels_alone(task: Task) -> tuple[Classifier, dict[str, Any]]:
@@ -192,7 +208,7 @@ def torchdistill(task: Task) -> tuple[Classifier, dict[str, Any]]:
         "num_epochs": epochs,
         "train_data_loader": {
             "dataset_id": "train", "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
-            "kwargs": {"batch_size": BATCH, **_worker_options(task)},
+            "kwargs": {"batch_size": task.options["batch_size"], **_worker_options(task)},
         },
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only"},
@@ -201,7 +217,8 @@ def torchdistill(task: Task) -> tuple[Classifier, dict[str, Any]]:
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": criterion, "weight": 1}}}},
     }  # fmt: skip
     images = {"train": Photographs(task.data.train, transform)}
-    box = get_distillation_box(task.teacher, task.student, images, settings, torch.device("cpu"), None, False, 1.0)
+    teacher, student = InPrecision(task.teacher), InPrecision(task.student)
+    box = get_distillation_box(teacher, student, images, settings, CPU, None, False, 1.0)
 
     def step(batch: Any) -> None:
         while box.lr_scheduler.last_epoch < int(epochs * task.clock.share):
@@ -226,16 +243,18 @@ def timm(task: Task) -> tuple[Classifier, dict[str, Any]]:
     )  # fmt: skip
     images = Photographs(task.data.train, transform)
     loader = DataLoader(
-        images, batch_size=min(BATCH, len(images)), shuffle=True, drop_last=True, **_worker_options(task)
-    )
+        images, batch_size=min(task.options["batch_size"], len(images)), shuffle=True, drop_last=True,
+        **_worker_options(task),
+    )  # fmt: skip
     channels = task.data.input_shape[0]
-    for model in (task.teacher, task.student):  # both prepare their images themselves: nothing to convert
+    teacher, student = InPrecision(task.teacher), InPrecision(task.student)
+    for model in (teacher, student):  # both prepare their images themselves: nothing to convert
         model.pretrained_cfg = {"mean": (0.0,) * channels, "std": (1.0,) * channels}  # type: ignore[assignment]
     distillation = LogitDistillationTask(
-        task.student, DistillationTeacher(task.teacher), criterion_kwargs={"smoothing": 0.1}, task_loss_weight=0.3,
+        student, DistillationTeacher(teacher), criterion_kwargs={"smoothing": 0.1}, task_loss_weight=0.3,
         temperature=4.0, verbose=False,
     )  # fmt: skip
-    optimizer = create_optimizer_v2(task.student, opt="sgd", lr=task.options["lr"], momentum=0.9, weight_decay=2e-5)
+    optimizer = create_optimizer_v2(student, opt="sgd", lr=task.options["lr"], momentum=0.9, weight_decay=2e-5)
     epochs = 300
     scheduler = CosineLRScheduler(optimizer, t_initial=epochs, warmup_t=5, warmup_lr_init=1e-5)
 
@@ -273,16 +292,19 @@ CONTESTANTS: dict[str, Contestant] = {
         "torchdistill",
         torchdistill,
         ("torchdistill.core.distillation", "torchvision.transforms"),
-        tuple({"lr": lr} for lr in (0.1, 0.03, 0.3)),
+        tuple({"lr": lr, "batch_size": size} for lr, size in ((0.1, 128), (0.3, 128), (0.1, 32), (0.03, 32))),
     ),
     "timm": Contestant(
         "timm",
         timm,
         ("timm.data", "timm.optim", "timm.scheduler", "timm.task.distillation"),
-        tuple({"lr": lr} for lr in (0.05, 0.015, 0.15)),
+        tuple({"lr": lr, "batch_size": size} for lr, size in ((0.05, 128), (0.15, 128), (0.05, 32), (0.015, 32))),
     ),
     "labels": Contestant(
-        "labels alone", labels_alone, ("noisyteacher.pipeline",), tuple({"lr": lr} for lr in (0.01, 0.003, 0.03))
+        "labels alone",
+        labels_alone,
+        ("noisyteacher.pipeline",),
+        tuple({"lr": lr, "batch_size": size} for lr, size in ((0.01, 32), (0.003, 32), (0.03, 32), (0.03, 128))),
     ),
 }
 
@@ -302,6 +324,7 @@ def run(
 ) -> dict[str, Any]:
     """Train within the minutes, then score: seconds, errors (%) on validation and, unless it is a pilot, on test.
 
+    seed: also of the order of the training images, because `nt.compress` counts its own seeds from 0.
     `curve` holds (seconds, test error) of the snapshots and of the trained student. Nothing is scored before the clock
     has stopped.
     """
@@ -311,7 +334,8 @@ def run(
     import_torchvision()  # where it does not fit torch, the peers' own import fails
     for name in contestant.imports:
         import_module(name)
-    untrained, unseen = copy.deepcopy(student), replace(data, test=None)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    untrained, unseen = copy.deepcopy(student), replace(data, train=data.train.subset(order), test=None)
     clock = Clock(60 * minutes, now)
     snapshots = Snapshots(clock)
     snapshots.watch(student)

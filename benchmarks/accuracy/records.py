@@ -88,8 +88,13 @@ class Records:
 
 
 def summary(records: Records) -> list[dict[str, Any]]:
-    """A row per contestant and time, in this order: test errors by seed with their interval, seconds used."""
-    done = [run for run in records.runs if run["candidate"] is None and "refused" not in run]
+    """A row per contestant and time, in this order: test errors by seed with their interval, seconds used.
+
+    None for a time that was refused, were it for one seed.
+    """
+    done = [run for run in records.runs if run["candidate"] is None]
+    refused = {(run["contestant"], run["minutes"]) for run in done if "refused" in run}
+    done = [run for run in done if (run["contestant"], run["minutes"]) not in refused]
     rows = []
     for (name, minutes), group in groupby(
         sorted(done, key=_place), key=lambda run: (run["contestant"], run["minutes"])
