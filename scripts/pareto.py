@@ -19,7 +19,7 @@ from typing import Any
 from noisyteacher.cli.output import progress, show_table
 from noisyteacher.config import read_config
 from noisyteacher.paper.reference import value
-from noisyteacher.pipeline import COSTS
+from noisyteacher.pipeline.results import COSTS
 from noisyteacher.runs import find_run
 from noisyteacher.sweep import SweepResult, resume_sweep, sweep
 from noisyteacher.tables import Table

@@ -10,8 +10,9 @@ import torch
 from helpers import write_logits
 from noisyteacher.measure import Costs, Latency, LayerCost
 from noisyteacher.paper import PaperResult
-from noisyteacher.pipeline import Condition, Estimate, Family, PaperRow, Result, Verdict, condition_of
+from noisyteacher.pipeline import Result
 from noisyteacher.pipeline.compression_result import judged
+from noisyteacher.pipeline.results import Condition, Estimate, Family, PaperRow, Verdict, condition_of
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import FINGERPRINTS, Plan
 from noisyteacher.sweep import SweepResult, analyse

@@ -17,7 +17,8 @@ from noisyteacher.data import apply_view, epoch_batches
 from noisyteacher.data.augment import MAGNITUDE, OPERATIONS, augmented, mixed
 from noisyteacher.errors import ConfigError, MismatchError, UnknownNameError
 from noisyteacher.objectives import label_inputs, label_term
-from noisyteacher.pipeline import compress_config, distil_config
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.single_step import distil_config
 
 IMAGES = torch.randint(0, 256, (12, 3, 10, 14), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -23,8 +23,10 @@ from noisyteacher.errors import UsageError
 from noisyteacher.export import FORMATS
 from noisyteacher.export.card import predict_script
 from noisyteacher.models import model_record
-from noisyteacher.pipeline import Result, data_settings_of, load_teacher, provenance_of, seen_before, trained_on
+from noisyteacher.pipeline import Result
 from noisyteacher.pipeline.compression_result import loss_warnings
+from noisyteacher.pipeline.handover import provenance_of
+from noisyteacher.pipeline.pretrained import data_settings_of, load_teacher, seen_before, trained_on
 from noisyteacher.report import build_report
 from noisyteacher.report.load import read_study
 from noisyteacher.report.page import page
@@ -291,6 +293,10 @@ def test_a_teacher_that_has_seen_the_images_is_reported(data: nt.Splits, result:
     assert source == {"name": "mnist-5k", "train": data.train.fingerprint}
     assert seen_before(source, data) is None
     assert trained_on(result.path / "best") == source
+    start = nt.compress(
+        "lenet", "pretrained:lenet-mnist", data, epochs=1, baselines=False, output_dir=result.path.parent
+    )
+    assert any(warning.startswith("the start of the student was trained on mnist, ") for warning in start.warnings)
     swapped = replace(data, val=replace(data.train, role="val", images=data.train.images.clone()))
     assert "a training set" not in str(seen_before(source, swapped))
     assert "contains validation images of mnist-5k" in str(seen_before({**source, "name": None}, swapped))
@@ -305,3 +311,14 @@ def test_warnings_of_a_lost_accuracy_and_of_equal_costs(result: Result) -> None:
     rows = tuple(replace(row, costs=result.rows[0].costs) for row in result.conditions)
     equal = replace(result, conditions=rows)
     assert equal.summary()["compression"].startswith("as many MACs, as large, as fast; ")
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70000), ("I", 4095)])
+def test_the_script_refuses_pictures_whose_values_training_refuses(
+    mode: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new(mode, (8, 8), value).save(tmp_path / "picture.tiff")
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "picture.tiff")])
+    with pytest.raises(SystemExit, match="expected grey of 8 bits, or of 16 up to 65535"):
+        exec(compile(predict_script(["a", "b"], (1, 8, 8)), "predict.py", "exec"), {"__file__": "predict.py"})

@@ -12,7 +12,8 @@ import pytest
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, UsageError
-from noisyteacher.pipeline import compress_config, compression, resume_compress
+from noisyteacher.pipeline import compression
+from noisyteacher.pipeline.compression import compress_config, resume_compress
 from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.timing import (
     FILE,

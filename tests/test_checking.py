@@ -18,7 +18,9 @@ from noisyteacher.config import build_config
 from noisyteacher.data import Batch
 from noisyteacher.errors import MismatchError
 from noisyteacher.models import Standardize
-from noisyteacher.pipeline import class_order, compress_config, distil_config, preflight, train_config
+from noisyteacher.pipeline import class_order, preflight
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.single_step import distil_config, train_config
 from noisyteacher.runs import list_runs
 
 NAMES = ("dark", "middle", "bright")

@@ -18,19 +18,13 @@ from noisyteacher.cli import main
 from noisyteacher.config import Config, build_config, describe
 from noisyteacher.errors import ConfigError, TrainingError, UsageError
 from noisyteacher.models import model_record
-from noisyteacher.pipeline import (
-    Experiment,
-    Result,
-    TrainingSpec,
-    compress_config,
-    distil_config,
-    noise_choice,
-    resume_compress,
-)
+from noisyteacher.pipeline import Result, noise_choice
+from noisyteacher.pipeline.compression import compress_config, resume_compress
 from noisyteacher.pipeline.compression_result import judged
-from noisyteacher.pipeline.experiment import StudentTask
+from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainingSpec
 from noisyteacher.pipeline.noise_choice import FIRST_DECAY, choose_noise, refined
 from noisyteacher.pipeline.resolve import resolve_noise
+from noisyteacher.pipeline.single_step import distil_config
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.runs import WEIGHTS, Run, list_runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import noisyteacher as nt
-from helpers import labels_of, part
+from helpers import Call, labels_of, part
 from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.models import Reordered, reordered, weights_fingerprint
-from noisyteacher.pipeline import compress_config, distil_config, extract_config, train_config
 from noisyteacher.pipeline.class_order import check_class_names, find_reorder, natural_order
+from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.preflight import predictions
+from noisyteacher.pipeline.single_step import distil_config, extract_config, train_config
 
 NUMBERS = 12
 TEXT = sorted(map(str, range(NUMBERS)))
@@ -195,3 +197,43 @@ def test_weak_teachers_are_no_reordered_ones(classes: int, per_class: int, accur
     names = sorted(map(str, range(classes)))
     for seed in range(10):
         assert find_reorder(*answers(list(range(classes)), accuracy, per_class, seed), names) is None
+
+
+def test_names_are_compared_wherever_a_trained_model_meets_data(tmp_path: Path, call: Call) -> None:
+    """By a run, its weights file, a copied best: in evaluate, as its teacher, in extract, export and compress."""
+    labels = np.arange(60) % 3
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    for name, classes in (("ours", ["ant", "bee", "cat"]), ("theirs", ["bee", "cat", "ant"])):
+        arrays: dict[str, Any] = {f"x_{role}": pixels for role in ("train", "val", "test")}
+        arrays |= {f"y_{role}": labels for role in ("train", "val", "test")}
+        np.savez(tmp_path / name, classes=np.array(classes), **arrays)
+    data = nt.load_data(tmp_path / "ours.npz")
+    options: dict[str, Any] = {"epochs": 1, "teacher_training": {"epochs": 1}, "baselines": False, "checks": False}
+    result = nt.compress("mlp128", "mlp128", data, output_dir=tmp_path / "runs", **options)
+    alone = shutil.copytree(result.path / "best", tmp_path / "alone")
+    other = ("--data", str(tmp_path / "theirs.npz"), "-q")
+    weights = str(result.path / "teacher" / "weights.safetensors")
+    nt.save_model(nt.build_model("mlp128", data), tmp_path / "nameless.safetensors")
+    for command in (
+        *(("evaluate", str(model)) for model in (result.path, weights, alone)),
+        ("evaluate", str(tmp_path / "nameless.safetensors"), "--teacher", weights),
+        ("extract", weights),
+        ("export", str(result.path), "--format", "onnx"),
+        ("compress", "--teacher", weights, "--student", "mlp128", "--epochs", "1"),
+    ):
+        code, _, err = call(*command, *other)
+        assert (code, "'ant' is class 2 of the data and 0 of" in err) == (2, True), (command, err)
+    assert call("evaluate", str(alone), "--data", str(tmp_path / "ours.npz"), "-q")[0] == 0
+
+
+def test_the_classes_of_further_teachers_are_compared_too(folder: Path, tmp_path: Path) -> None:
+    data = nt.load_data(folder, grey=True)
+    further = nt.build_model(f"{__name__}:Levels", data, preprocess="scale")
+    nt.save_model(further, tmp_path / "further.safetensors")
+    order = [int(name) for name in TEXT]
+    teacher: dict[str, Any] = {"name": f"{__name__}:Levels", "weights": str(saved(folder, tmp_path))}
+    teacher |= {"preprocess": "scale", "class_order": order, "also": [str(tmp_path / "further.safetensors")]}
+    chosen = settings(folder, tmp_path / "runs", **teacher)
+    chosen["student"]["augment"] = "mixup"  # answers of the teachers are not stored
+    with pytest.raises(MismatchError, match=r"teacher 2's classes stand in another order: 16\.67 % of val"):
+        compress_config(build_config(chosen), allow_import=True)

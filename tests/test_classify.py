@@ -173,6 +173,10 @@ def test_formats_and_exit_code(run: str, call: Call, tmp_path: Path) -> None:
         assert float(row["probability"]) == pytest.approx(record["probability"])
     assert "1.png: cannot be decoded" in err
     assert "1 image could not be read" in err
+    header, *cells = csv.reader(
+        io.StringIO(call("predict", run, str(photos), "--format", "csv", "--top", "99", "-q")[1])
+    )
+    assert {len(header)} == {len(line) for line in cells} == {1 + 2 * len(NAMES)}
     code, out, _ = call("predict", run, str(photos), "-q")
     assert code == 3
     assert [line.split()[0] for line in out.splitlines()[2:]] == [names[0], names[2]]

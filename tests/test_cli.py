@@ -194,6 +194,14 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert not teacher.path.exists()
 
 
+def test_the_last_weights_of_a_run_are_a_file_like_any_other(call: Call) -> None:
+    assert call("train", "--model", "lenet", "--epochs", "2", *SMALL)[0] == 0
+    (run,) = list_runs("runs")
+    nt.save_model(nt.build_model("lenet", classes=10, input_shape=(1, 28, 28), seed=9), run.path / "last.safetensors")
+    code, _, err = call("evaluate", str(run.path / "last.safetensors"), *SMALL[:2], "-q")
+    assert code == 0, err
+
+
 def test_weights_of_another_run_are_refused(call: Call) -> None:
     for seed in ("0", "1"):
         assert call("train", "--model", "lenet", "--epochs", "1", "--seed", seed, *SMALL)[0] == 0
@@ -229,12 +237,12 @@ def test_compress_and_resume_a_done_one(call: Call) -> None:
 
 def test_without_a_student_one_is_chosen_or_asked_for(call: Call, npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """compress chooses and says so at once; a sweep and distil take the paper's on MNIST, and else want a name."""
-    from noisyteacher import pipeline
+    from noisyteacher.pipeline import compression
 
     def stop(config: object, **options: object) -> None:
         raise UsageError("stop")
 
-    monkeypatch.setattr(pipeline, "compress_config", stop)
+    monkeypatch.setattr(compression, "compress_config", stop)
     for words, noted in (((), True), (("--student", "auto"), True), (("--target-bytes", "8x"), False), (NAMED, False)):
         _, _, err = call("compress", "--data", str(npz), *words)
         assert ("a student of at most a quarter of the teacher's multiplications is chosen" in err) == noted

@@ -13,7 +13,7 @@ from PIL import Image
 
 import noisyteacher as nt
 from helpers import Call, blobs
-from noisyteacher.data_check import Twin, imbalance, twins
+from noisyteacher.data_check import Twin, image_names, imbalance, twins
 
 
 def image(path: Path, value: int) -> None:
@@ -97,6 +97,12 @@ def test_images_are_cropped_or_squashed_to_a_rectangle_and_without_class_folders
         assert summary["splits"]["train"]["per_class"] is None
         assert (summary["splits"]["test"]["mean"] == [0.0] * 3) == (fit == "crop")
     assert call(*words, "--fit", "crop")[0] == 2
+
+
+def test_a_data_set_by_name_is_no_folder_that_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image(tmp_path / "mnist-5k" / "train" / "a" / "0.png", 0)
+    monkeypatch.chdir(tmp_path)
+    assert image_names(nt.load_data("mnist-5k"), "mnist-5k")(("test", 7)) == "row 7 of test"
 
 
 def test_nothing_is_said_of_a_good_data_set(call: Call) -> None:

@@ -249,6 +249,7 @@ def test_random_transforms_are_refused() -> None:
         ([*GOOD, (PIXELS[0], None)], "item 30: label None"),
         ([*GOOD, (PIXELS[0][:4], 0)], "item 30: 4x7 .*the first image is 5x7"),
         ([*GOOD, (PIXELS[0].astype(np.float32), 0)], "item 30: ndarray float32"),
+        ([*GOOD, (torch.zeros(5, 7, 3, dtype=torch.uint8), 0)], r"item 30: tensor \[5, 7, 3\]; .*permute\(2, 0, 1\)"),
         ([*GOOD, (torch.randn(3, 5, 7), 0)], "item 30: float tensor with values .*expected 0..1"),
         ([*GOOD, (torch.full((3, 5, 7), torch.nan), 0)], "item 30: float tensor with values nan"),
         ([*GOOD, (torch.zeros(3, 5, 7, dtype=torch.int64), 0)], "item 30: Tensor torch.int64"),

@@ -523,3 +523,12 @@ def test_several_parquet_files_are_one_part(tmp_path: Path) -> None:
     of_files: list[Any] = list(sources.hugging_face_source(tmp_path).parts[0].images)
     assert of_files == list(sources.hugging_face_source(dataset).parts[0].images)
     assert [decode(data).transpose(1, 2, 0).tolist() for data in of_files] == pixels.tolist()
+
+
+def test_the_record_of_many_images_is_read_though_it_is_long(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisyteacher.io.files.MAX_TEXT", 500)
+    packed = pack_data(source, tmp_path / "out", size=8)
+    assert (tmp_path / "out" / "packed.json").stat().st_size > 500
+    assert packed.rows == {"all": 20}

@@ -39,11 +39,6 @@ def test_rows_go_through_the_index() -> None:
     assert torch.equal(part.images_at(torch.arange(2)), split.images_at(rows))
 
 
-def test_targets_is_the_old_name_of_labels() -> None:
-    with pytest.warns(DeprecationWarning, match=r"use Split\.labels"):
-        assert torch.equal(make([4, 0, 2]).targets, torch.tensor([0, 0, 2]))
-
-
 def test_each_row_takes_its_own_view() -> None:
     split = make([1, 2])
     seen = split.images_at(torch.tensor([0, 1]), ("clean", "mirror"), torch.tensor([1, 0]))
@@ -99,8 +94,6 @@ def test_unlabelled_splits_have_images_and_no_targets() -> None:
     assert split.labels is None
     with pytest.raises(DataError, match="no labels"):
         split.labels_at(torch.tensor([1]))
-    with pytest.warns(DeprecationWarning, match="targets"), pytest.raises(DataError, match="no labels"):
-        _ = split.targets
 
 
 @pytest.mark.parametrize(

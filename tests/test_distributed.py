@@ -26,7 +26,7 @@ from helpers import Call, Fork, run_command, wait_until
 from noisyteacher.config import build_config
 from noisyteacher.distributed import World, launch_command, process_group, processes
 from noisyteacher.errors import UsageError
-from noisyteacher.pipeline import distil_config
+from noisyteacher.pipeline.single_step import distil_config
 from noisyteacher.runs import Run, list_runs
 
 LIMIT, EPOCHS = 1500, 12  # long enough to be interrupted on a busy machine

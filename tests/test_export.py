@@ -627,3 +627,11 @@ def test_the_winner_is_the_one_that_was_measured() -> None:
     assert [row[:2] for row in rows] == [("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8")]
     assert rows[2][headers.index("size")] == "300 B (0.30x)"
     assert rows[2][headers.index("latency ms")] == "0.700 (0.70x)"
+
+
+def test_a_hub_folder_of_a_model_that_scales_its_images(tmp_path: Path) -> None:
+    model = nt.build_model("compact-xs", classes=3, input_shape=(3, 20, 20), preprocess="scale@16x16-bilinear")
+    (exported,) = export_all(model, {"hub": tmp_path / "hub"}, runs=1)
+    again = from_pretrained(exported.path)
+    images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    assert torch.equal(again(images), model.eval()(images))

@@ -11,7 +11,8 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.config.schema import TrainSettings
-from noisyteacher.pipeline import compress_config, noise_choice
+from noisyteacher.pipeline import compression, noise_choice
+from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.fairness import FITTED, WINDOW, is_fair, regime_of, regime_words
 from noisyteacher.runs import Run
 from noisyteacher.train.state import noise_clock
@@ -131,6 +132,30 @@ def test_a_compression_states_its_regime(tmp_path: Path) -> None:
     assert record["clock"] == pytest.approx(noise_clock(recipe, nt.Noise(**settings["noise"]), 2, 1.0))
     assert regime_words(record)[1:] in str(result.verdict)
     assert result.describe()["regime"] == result.regime
+
+
+def test_the_unit_of_a_regime_is_that_of_what_the_student_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one teacher picked per batch, not of the mean of two."""
+    units: list[float] = []
+
+    def seen(recipe: Any, noise: nt.Noise, classes: int, unit: float, lines: Any) -> Any:
+        units.append(unit)
+        return regime_of(recipe, noise, classes, unit, lines)
+
+    monkeypatch.setattr(compression, "regime_of", seen)
+    settings: dict[str, Any] = {
+        "data": {"limit": 60},
+        "teacher": {"epochs": 1, "also": ["mlp128"]},
+        "student": {"name": "mlp128", "epochs": 1},
+        "noise": {"sigma": 0.9, "alpha": 0.5},
+        "run": {"output_dir": str(tmp_path), "baselines": False},
+    }
+    for combine in ("mean", "pick"):
+        settings["student"]["combine"] = combine
+        compress_config(build_config(settings))
+    assert units[0] != units[1]
 
 
 def test_where_no_noise_was_chosen_its_regime_is_stated_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import build_model, load_model, save_model
 from noisyteacher.models.classifier import learn_in_unit, reordered, rescale
 from noisyteacher.models.external import import_torchvision
-from noisyteacher.pipeline import compress_config
+from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.search import price_candidates
 from noisyteacher.sweep import sweep
 

@@ -20,8 +20,10 @@ from noisyteacher.bench import FileLatency, LatencyRecord, median_interval
 from noisyteacher.config import Config, build_config, latency_limit
 from noisyteacher.errors import ConfigError, ExportError, FileFormatError, UsageError
 from noisyteacher.io.files import write_json
-from noisyteacher.pipeline import Result, compress_config, resume_compress, search_table
+from noisyteacher.pipeline import Result
 from noisyteacher.pipeline import latency as latency_module
+from noisyteacher.pipeline.compression import compress_config, resume_compress
+from noisyteacher.pipeline.compression_result import search_table
 from noisyteacher.pipeline.latency import FILE, Timing, Timings, read_record
 from noisyteacher.pipeline.resolve import with_student_to_choose
 from noisyteacher.pipeline.search import Candidate, StudentSearch, all_candidates, within_latency

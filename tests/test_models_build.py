@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -249,6 +250,11 @@ def test_factories_that_do_not_fit_are_refused() -> None:
 def test_a_path_that_does_not_exist_is_said_to_be_none() -> None:
     with pytest.raises(UnknownNameError, match=r"'\./nope': no file or folder of that name"):
         build_model("./nope", classes=3, input_shape=(1, 8, 8))
+
+
+def test_a_path_that_exists_is_said_to_be_no_network(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="that is a file or folder, and a network's name is expected"):
+        build_model(str(tmp_path), classes=3, input_shape=(1, 8, 8))
 
 
 def test_the_nearest_name_is_looked_for_among_other_libraries_too(monkeypatch: pytest.MonkeyPatch) -> None:

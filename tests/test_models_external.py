@@ -338,3 +338,10 @@ def test_evaluate_refuses_names_in_another_order_and_takes_the_setting(
     assert code == 0, err
     same = json.loads(call("evaluate", f"hf:{folders['vit']}", *words[2:])[1])
     assert json.loads(out)["nll"] != same["nll"]
+
+
+def test_options_that_would_leave_weights_of_transformers_at_random_are_refused(folders: dict[str, Path]) -> None:
+    name, shape = f"hf:{folders['vit']}", (3, 16, 16)
+    with pytest.raises(MismatchError, match=r"its weights do not fit its config with these options, from vit\."):
+        nt.build_model(name, classes=3, input_shape=shape, pretrained=True, intermediate_size=48)
+    nt.build_model(name, classes=5, input_shape=shape, pretrained=True)

@@ -18,7 +18,7 @@ import noisyteacher as nt
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import load_model, load_onnx, save_model, weights_fingerprint
-from noisyteacher.pipeline import load_teacher
+from noisyteacher.pipeline.pretrained import load_teacher
 
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 pytest.importorskip("onnxruntime", reason="needs the extra export")

@@ -13,8 +13,9 @@ import noisyteacher as nt
 from noisyteacher.config import Teacher, build_config
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.models import load_foreign, weights_fingerprint
-from noisyteacher.pipeline import compress_config, is_pretrained, load_teacher, train_config
-from noisyteacher.pipeline.pretrained import build_network
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.pretrained import build_network, is_pretrained, load_teacher
+from noisyteacher.pipeline.single_step import train_config
 from noisyteacher.runs import Run
 
 SIDE = 8

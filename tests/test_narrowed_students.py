@@ -13,12 +13,10 @@ import noisyteacher as nt
 from noisyteacher.config import Student, build_config
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.models import model_record
-from noisyteacher.pipeline import (
-    compress_config,
-    distil_config,
-    wrong_names,
-)
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.preflight import wrong_names
 from noisyteacher.pipeline.resolve import learning_rate
+from noisyteacher.pipeline.single_step import distil_config
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import sweep
 

@@ -16,7 +16,7 @@ from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
 from noisyteacher.paper.reference import curve, matching_curves, reference, value
 from noisyteacher.paper.run import adapted, paper_number, with_teacher
-from noisyteacher.pipeline import Condition
+from noisyteacher.pipeline.results import Condition
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import expand
 

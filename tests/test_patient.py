@@ -18,7 +18,8 @@ from noisyteacher.config import Student, build_config
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import ConfigError, TrainingError, UsageError
 from noisyteacher.models import load_weights, reordered
-from noisyteacher.pipeline import compress_config, train_config
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.single_step import train_config
 from noisyteacher.runs import Run
 from noisyteacher.train.curvature import gauss_newton_trace
 from noisyteacher.train.optim import build_optimizer

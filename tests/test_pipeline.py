@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import noisyteacher as nt
+from helpers import labels_of
 from noisyteacher.config import build_config
 from noisyteacher.errors import (
     ConfigError,
@@ -21,15 +23,10 @@ from noisyteacher.errors import (
 )
 from noisyteacher.evaluate import predict
 from noisyteacher.models import as_classifier, weights_fingerprint
-from noisyteacher.pipeline import (
-    Experiment,
-    Result,
-    TrainingSpec,
-    extract_config,
-    resume_compress,
-    train_config,
-    train_run,
-)
+from noisyteacher.pipeline import Result
+from noisyteacher.pipeline.compression import resume_compress
+from noisyteacher.pipeline.experiment import Experiment, TrainingSpec, train_run
+from noisyteacher.pipeline.single_step import extract_config, train_config
 from noisyteacher.runs import Run, list_runs, new_run, remove_run
 from noisyteacher.store import LogitStore
 
@@ -43,7 +40,7 @@ def data() -> nt.Splits:
 NOISE = nt.Noise(sigma=0.5, alpha=0.5, draw="row")
 
 
-def compressed(data: nt.Splits, folder: Path, teacher: str | nn.Module = "lenet", **options: Any) -> Result:
+def compressed(data: nt.Splits, folder: Path, teacher: str | Path | nn.Module = "lenet", **options: Any) -> Result:
     settings: dict[str, Any] = {"noise": NOISE, "seeds": 2, "epochs": 2, **options}
     if teacher == "lenet":
         settings.setdefault("teacher_training", {"epochs": 2})
@@ -321,3 +318,41 @@ def test_threads_are_set_for_a_run_alone(tmp_path: Path) -> None:
     trained = train_config(build_config(settings))
     assert trained.result["training"]["threads"] == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_a_run_is_not_resumed_with_other_labels(tmp_path: Path, data: nt.Splits) -> None:
+    """Fingerprints of images leave labels out; what is done would be compared with what is yet to be."""
+    options: dict[str, Any] = {"seeds": 1, "baselines": False}
+    whole = compressed(data, tmp_path, **options)
+    given = compressed(data, tmp_path, whole.path / "teacher", **options)
+    assert data.test is not None
+    labels = labels_of(data.test)
+    labels[0] = (labels[0] + 1) % 10
+    changed = replace(data, test=replace(data.test, labels=labels))
+    for result, teacher in ((whole, "lenet"), (given, whole.path / "teacher")):
+        (result.path / "result.json").unlink()
+        with pytest.raises(MismatchError, match="teacher: was done with other labels of the same images"):
+            compressed(changed, tmp_path, teacher, **options, run=result.path)
+        again = compressed(data, tmp_path, teacher, **options, run=result.path)
+        assert again.rows[-1].errors == result.rows[-1].errors
+
+
+def test_a_run_is_resumed_in_the_precision_that_it_measured(
+    tmp_path: Path, data: nt.Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from noisyteacher import device
+
+    monkeypatch.setattr(device, "_faster_precision", lambda _: "fp32")
+    result = compressed(data, tmp_path, seeds=1, baselines=False)
+    (result.path / "result.json").unlink()
+    monkeypatch.setattr(device, "_faster_precision", lambda _: "bf16")
+    again = compressed(data, tmp_path, seeds=1, baselines=False, run=result.path)
+    assert again.rows[-1].errors == result.rows[-1].errors
+
+
+def test_models_may_be_paths_and_nothing_else(tmp_path: Path, data: nt.Splits) -> None:
+    first = compressed(data, tmp_path, seeds=1, baselines=False)
+    second = compressed(data, tmp_path, first.path / "teacher", seeds=1, baselines=False, epochs=1)
+    assert second.rows[0].errors == first.rows[0].errors
+    with pytest.raises(UsageError, match=r"student=7: expected a network's name, the path of a trained model"):
+        nt.compress("lenet", 7, data, output_dir=tmp_path)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from helpers import blobs, small
 from noisyteacher import device
 from noisyteacher.config import build_config
 from noisyteacher.data import Split
-from noisyteacher.pipeline import compress_config
+from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.runs import Run
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.data import expand_views
-from noisyteacher.pipeline import distil_config, extract_config, resolve_auto, train_config
-from noisyteacher.pipeline.resolve import default_views
+from noisyteacher.pipeline.resolve import default_views, resolve_auto
+from noisyteacher.pipeline.single_step import distil_config, extract_config, train_config
 from noisyteacher.runs import Run
 from noisyteacher.train.optim import preferred_optimizer
 

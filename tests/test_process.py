@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from noisyteacher import process
+from noisyteacher.errors import NoisyTeacherError
 
 SCRIPT = """
 import json, os, resource, sys
@@ -93,3 +94,15 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(process.LARGE_PAGES, "0")
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
     assert not process.tune_memory()
+
+
+class Unsendable:
+    """What a full /dev/shm makes of a tensor on its way to another process."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: Success (0)")
+
+
+def test_a_full_shared_memory_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(NoisyTeacherError, match=r"/dev/shm has no space for the data of 2 processes .*--shm-size"):
+        process.run_in_workers(len, [(Unsendable(),)], 2, 1, "training", None)

@@ -24,7 +24,7 @@ from noisyteacher.noise import UnitNoise, sample_unit_noise, unit_noise_at
 from noisyteacher.objectives import input_noise_of
 from noisyteacher.paper import relatives
 from noisyteacher.paper.regime import Workspace
-from noisyteacher.pipeline import train_config
+from noisyteacher.pipeline.single_step import train_config
 from noisyteacher.rng import generator
 
 STRONG = nt.Noise(sigma=0.9, alpha=0.5, draw="row")

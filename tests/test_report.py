@@ -23,7 +23,7 @@ from matplotlib.figure import Figure as Canvas
 import made_runs as folders
 from noisyteacher import cli
 from noisyteacher.errors import FileFormatError, UnknownNameError, UsageError
-from noisyteacher.pipeline import Condition, Difference, Family, Verdict
+from noisyteacher.pipeline.results import Condition, Difference, Family, Verdict
 from noisyteacher.report import build_report, read_studies
 from noisyteacher.report.figures import COLOURS, Figure, along, confusion, groups, trade_offs
 from noisyteacher.report.formats import as_csv, as_json, markdown

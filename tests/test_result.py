@@ -11,7 +11,8 @@ import pytest
 
 import made_runs
 from noisyteacher.errors import FileFormatError
-from noisyteacher.pipeline import Estimate, Result
+from noisyteacher.pipeline import Result
+from noisyteacher.pipeline.results import Estimate
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError, WriteError
 from noisyteacher.io.files import write_json
-from noisyteacher.pipeline import network_name, run_title
+from noisyteacher.pipeline.pretrained import network_name, run_title
 from noisyteacher.runs import ABSENT, Run, as_json, diff_runs, find_run, is_run, list_runs, new_run, remove_run
 
 CONFIG = {"student": "mlp800", "noise": {"sigma": 0.9, "alpha": 0.5}, "views": ["clean", "mirror"], "epochs": 20}

@@ -18,7 +18,7 @@ from helpers import Call
 from noisyteacher.data import Split, Splits
 from noisyteacher.export import FORMATS
 from noisyteacher.io.files import read_json, write_json
-from noisyteacher.pipeline import provenance_of, ship
+from noisyteacher.pipeline.handover import provenance_of, ship
 from noisyteacher.runs import Run
 
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")

@@ -32,7 +32,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
-from noisyteacher.pipeline import student_spec
+from noisyteacher.pipeline.experiment import student_spec
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, partial_result, resume_sweep, sweep

@@ -10,7 +10,7 @@ from scipy import stats as oracle
 
 from noisyteacher.config import flat_grids, parse_grid
 from noisyteacher.errors import ConfigError
-from noisyteacher.pipeline import Condition, Family, Verdict, condition_of
+from noisyteacher.pipeline.results import Condition, Family, Verdict, condition_of
 from noisyteacher.stats import detectable, mean_interval, paired_difference, t_quantile
 from noisyteacher.sweep import ConditionSpec, analyse, expand
 

@@ -12,8 +12,11 @@ import noisyteacher as nt
 from noisyteacher.config import Config, build_config, describe, limit
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.models.external import import_torchvision
-from noisyteacher.pipeline import Experiment, Result, compress_config, distil_config, resume_compress, search_table
+from noisyteacher.pipeline import Result
 from noisyteacher.pipeline import search as search_module
+from noisyteacher.pipeline.compression import compress_config, resume_compress
+from noisyteacher.pipeline.compression_result import search_table
+from noisyteacher.pipeline.experiment import Experiment
 from noisyteacher.pipeline.resolve import with_student_to_choose
 from noisyteacher.pipeline.search import (
     Candidate,
@@ -24,6 +27,7 @@ from noisyteacher.pipeline.search import (
     search_rows,
     search_student,
 )
+from noisyteacher.pipeline.single_step import distil_config
 from noisyteacher.pipeline.timing import Pace, Speeds, StageTitles, Work
 from noisyteacher.runs import Run, new_run
 
@@ -236,7 +240,8 @@ def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | Non
         epochs = experiment.config.student.epochs
         now[0] += 2 * slower * epochs
         result = {"training": {"seconds": 2 * slower * epochs, "epochs": epochs}}
-        return SimpleNamespace(result=result, val_error=errors[str(experiment.student)])
+        run = SimpleNamespace(path=Path(args[0]))
+        return SimpleNamespace(result=result, run=run, val_error=errors[str(experiment.student)])
 
     monkeypatch.setattr(search_module, "train_student", train)
     config = build_config({"student": {"name": "auto", "epochs": 20}, "noise": {"sigma": 0.5}, "target": {"macs": 100}})

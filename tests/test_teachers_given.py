@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ from helpers import Call
 from noisyteacher.config import Teacher, build_config
 from noisyteacher.errors import ConfigError, FileFormatError, MismatchError, UsageError
 from noisyteacher.models import save_model, weights_fingerprint
-from noisyteacher.pipeline import is_model_path, is_pretrained, load_teacher
-from noisyteacher.pipeline.pretrained import display_name
+from noisyteacher.pipeline.pretrained import display_name, is_model_path, is_pretrained, load_teacher, teachers_of
 from noisyteacher.runs import Run
 
 
@@ -242,3 +242,21 @@ def test_a_trained_teacher_is_scored_by_the_answers_that_are_stored(
     )
     assert Witness.times == times
     assert result.rows[0].errors == pytest.approx([float(nt.evaluate(teacher, data.test).error or 0)])
+
+
+def test_the_weights_of_a_named_teacher_may_be_those_of_a_run(folder: Path, tmp_path: Path) -> None:
+    data = nt.load_data(folder / "grey.npz")
+    trained = nt.build_model("mlp800", data)
+    nt.fit(trained, data.train, nt.supervised(), epochs=1, run=tmp_path / "run", progress=False)
+    model, _ = load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=str(tmp_path / "run")))
+    assert weights_fingerprint(model) == weights_fingerprint(trained)
+
+
+def test_settings_of_the_first_teacher_have_no_effect_on_a_trained_further_one(folder: Path) -> None:
+    settings = {"name": "lenet", "options": {"dropout": 0.5}, "label_noise": 0.2, "also": ["mlp800"]}
+    config = build_config({"teacher": settings, "student": {"name": "mlp800"}, "noise": {"sigma": 0.0}})
+    assert [teacher.label_noise for _, teacher in teachers_of("lenet", config)] == [0.2, 0.2]
+    config = replace(config, teacher=replace(config.teacher, also=[str(folder / "ours.safetensors")]))
+    (_, first), (_, further) = teachers_of("lenet", config)
+    assert (first.options, first.label_noise) == ({"dropout": 0.5}, 0.2)
+    assert (further.options, further.label_noise) == ({}, 0.0)

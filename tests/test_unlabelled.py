@@ -13,7 +13,8 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.errors import DataError, UsageError
-from noisyteacher.pipeline import compress_config, distil_config, train_config
+from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.single_step import distil_config, train_config
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run
 from noisyteacher.sweep import sweep

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.pipeline import Estimate
+from noisyteacher.pipeline.results import Estimate
 from noisyteacher.report.figures import COLOURS, Figure
 from noisyteacher.stats import PERCENT, evidence, paired_difference
 from noisyteacher.text import plural

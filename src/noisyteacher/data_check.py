@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from noisyteacher.data.builtin import DATASETS
 from noisyteacher.data.images import Resize, Source, Unreadable, decode_all
 from noisyteacher.data.packed import Packed, is_packed
 from noisyteacher.data.sources import is_saved, parquet_files, path_source
@@ -102,6 +103,8 @@ def unreadable_files(source: str, root: str | None = None, threads: int = 1) -> 
 
 def _image_files(source: str, root: str | None) -> Source | None:
     """The image files of a folder or a CSV file; None for a data set of another kind."""
+    if source in DATASETS:
+        return None
     path = Path(source).expanduser()
     folder = path.is_dir() and not (is_packed(path) or is_saved(path) or parquet_files(path))
     return path_source(path, True, None, root) if folder or (path.is_file() and path.suffix == ".csv") else None

@@ -125,6 +125,13 @@ def run_in_workers(
         raise NoisyTeacherError(
             "a process that trained students died: is there enough memory? Use fewer jobs"
         ) from error
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "/torch_" not in str(error):
+            raise
+        raise NoisyTeacherError(
+            f"/dev/shm has no space for the data of {jobs} processes ({error}): use one job, or give a container more "
+            "(docker run --shm-size)"
+        ) from error
     finally:
         end(pool)  # an interruption must not wait for what is queued
 

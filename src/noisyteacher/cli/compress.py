@@ -49,7 +49,7 @@ def demo(
     run: Values = {"output_dir": request.output_dir, "threads": 1}  # the networks are too small for more
     teacher: Values = {"teacher": {"preset": "paper", "epochs": 4}, "run": run}
     with request.progress() as watch:
-        from noisyteacher.pipeline import train_config
+        from noisyteacher.pipeline.single_step import train_config
 
         trained = train_config(build_config(teacher), on_progress=watch)
     settings: Values = {
@@ -112,7 +112,7 @@ def compress(
     if request.resume is not None:
         request.refuse_beside("--resume", candidates=candidates)
         with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
-            from noisyteacher.pipeline import resume_compress
+            from noisyteacher.pipeline.compression import resume_compress
 
             run = request.run(request.resume)
             result = resume_compress(run, begun, watch, request.allow_import, request.jobs, started)
@@ -129,7 +129,7 @@ def _write_candidates(request: o.Request, folder: Path) -> None:
 
     config = build_config(request.with_teacher_preset().settings())
     with request.progress() as watch:
-        from noisyteacher.pipeline import write_candidates
+        from noisyteacher.pipeline.compression import write_candidates
 
         files = write_candidates(config, folder, watch, request.allow_import)
     if request.as_json:
@@ -152,7 +152,7 @@ def _compress_settings(settings: Values, request: o.Request, started: float | No
             err=True,
         )
     with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
-        from noisyteacher.pipeline import compress_config
+        from noisyteacher.pipeline.compression import compress_config
 
         result = compress_config(
             config,
@@ -173,7 +173,7 @@ def _report(result: Result, request: o.Request) -> None:
     if result.search is not None or best.get("files") or best.get("failed"):
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.io.files import write_bytes
-        from noisyteacher.pipeline import REPORT
+        from noisyteacher.pipeline.compression_result import REPORT
         from noisyteacher.report import build_report
 
         try:
@@ -252,7 +252,8 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
         resumable(kind, request.options_to_resume()) as begun,
         replace(request, quiet=request.quiet or rank() > 0).progress() as watch,
     ):
-        from noisyteacher.pipeline import distil_config, profile_table, resume_single, train_config
+        from noisyteacher.pipeline.single_step import distil_config, resume_single, train_config
+        from noisyteacher.train.history import profile_table
 
         if request.resume is not None:
             request.refuse_beside("--resume")
@@ -301,7 +302,7 @@ def extract(
     Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
     """
     with request.progress() as watch:
-        from noisyteacher.pipeline import extract_config
+        from noisyteacher.pipeline.single_step import extract_config
 
         path = teacher if "teacher.weights" in request.flags else o.model_path(teacher, request.output_dir)
         named = replace(request, flags=request.flags | {"teacher.name": path})

@@ -62,7 +62,7 @@ def data_check(
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
         from noisyteacher.data_check import image_names, imbalance, twins, unreadable_files
-        from noisyteacher.pipeline import load_config_data
+        from noisyteacher.pipeline.resolve import load_config_data
 
         packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
         with stage(watch, f"checking {config.data.name}"):
@@ -256,7 +256,7 @@ def logits_verify(
     record: Values = {}
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.device import resolve_device
-        from noisyteacher.pipeline import load_teacher
+        from noisyteacher.pipeline.pretrained import load_teacher
         from noisyteacher.store import LogitStore
 
         opened = LogitStore.open(store)

@@ -37,18 +37,21 @@ def evaluate(
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.evaluate import evaluate as score
         from noisyteacher.evaluate import recall_by_class
-        from noisyteacher.pipeline import check_stated_order, load_teacher
+        from noisyteacher.pipeline.preflight import check_stated_order
+        from noisyteacher.pipeline.pretrained import load_teacher
 
         path = o.model_path(model, request.output_dir)
         config, splits = request.data_for(path, watch)
         part = splits.parts.get(split)
         if part is None:
             raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
-        classifier, run = load_teacher(path, splits, request.allow_import, config.teacher)
-        check_stated_order(classifier, run, splits, config.teacher)
+        classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
+        check_stated_order(path, classifier, splits, config.teacher)
         second = None
         if teacher is not None:
-            second, _ = load_teacher(o.model_path(teacher, request.output_dir), splits, request.allow_import)
+            second_path = o.model_path(teacher, request.output_dir)
+            second, _ = load_teacher(second_path, splits, request.allow_import)
+            check_stated_order(second_path, second, splits, who="the second model")
         report = False if watch is None else counted(watch, f"evaluating on {split}", "images")
         measured = score(classifier, part, teacher=second, device=config.run.device, progress=report)
     scores, recall = measured.describe(), recall_by_class(measured, part)
@@ -94,9 +97,9 @@ def predict(
     if format not in WRITERS:
         raise unknown_name("format", format, WRITERS)
     unreadable = 0
-    with request.progress(PATIENCE_S) as watch, WRITERS[format](top) as write_row:
+    with request.progress(PATIENCE_S) as watch:
         from noisyteacher.classify import classify
-        from noisyteacher.pipeline import class_names_of, fit_of, load_teacher
+        from noisyteacher.pipeline.pretrained import class_names_of, fit_of, load_teacher
 
         path = o.model_path(model, request.output_dir)
         classifier, _ = load_teacher(path, allow_import=request.allow_import)
@@ -106,12 +109,13 @@ def predict(
         fit = fit or fit_of(path)
         report = False if watch is None else counted(watch, "predicting", "images")
         options = {"top": top, "fit": fit, "batch_size": batch_size, "device": request.flags.get("run.device", "auto")}
-        for image in classify(classifier, paths, class_names=names, threads=cores(), progress=report, **options):
-            if image.error:
-                unreadable += 1
-                say(f"{image.file}: {image.error}", err=True)
-            else:
-                write_row(image.file, list(zip(image.classes, image.probabilities, strict=True)))
+        with WRITERS[format](min(top, classifier.classes or top)) as write_row:
+            for image in classify(classifier, paths, class_names=names, threads=cores(), progress=report, **options):
+                if image.error:
+                    unreadable += 1
+                    say(f"{image.file}: {image.error}", err=True)
+                else:
+                    write_row(image.file, list(zip(image.classes, image.probabilities, strict=True)))
     if unreadable:
         say(f"{plural(unreadable, 'image')} could not be read", err=True)
         raise typer.Exit(3)
@@ -140,7 +144,7 @@ def measure(
         from noisyteacher.errors import UsageError
         from noisyteacher.measure import measure as measure_costs
         from noisyteacher.models import MODELS, ZOO, build_model
-        from noisyteacher.pipeline import load_teacher
+        from noisyteacher.pipeline.pretrained import load_teacher
 
         if threads is not None:
             check_threads(threads)
@@ -260,13 +264,16 @@ def export(
         from noisyteacher.device import cpu_threads
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.export import check_format_names, check_formats, verdict
-        from noisyteacher.pipeline import calibrated, load_teacher, provenance_of, seen_before, ship, trained_on
+        from noisyteacher.pipeline.handover import calibrated, provenance_of, ship
+        from noisyteacher.pipeline.preflight import check_stated_order
+        from noisyteacher.pipeline.pretrained import load_teacher, seen_before, trained_on
 
         names = [name.strip() for name in formats.split(",")]
         (check_formats if len(names) == 1 else check_format_names)(names)
         path = o.model_path(model, request.output_dir)
         config, splits = request.data_for(path, watch)
-        classifier, _ = load_teacher(path, splits, request.allow_import)
+        classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
+        check_stated_order(path, classifier, splits, config.teacher)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)
         overlap = seen_before(trained_on(path), splits, "this model")
         failed: dict[str, NoisyTeacherError] = {}

@@ -173,7 +173,8 @@ class Request:
         """
         from noisyteacher.config import build_config
         from noisyteacher.errors import UsageError
-        from noisyteacher.pipeline import data_settings_of, load_config_data
+        from noisyteacher.pipeline.pretrained import data_settings_of
+        from noisyteacher.pipeline.resolve import load_config_data
 
         base: Values = {}
         overridden = any(override.partition("=")[0].strip() == "data.name" for override in self.overrides or ())
@@ -261,7 +262,7 @@ def _setting_option(key: str, words: tuple[str, str] | None) -> tuple[Any, typer
 
 def note_other_data(model: str, splits: Splits) -> None:
     """One line on stderr when the model was trained on other data than these."""
-    from noisyteacher.pipeline import other_data
+    from noisyteacher.pipeline.pretrained import other_data
 
     if (note := other_data(model, splits)) is not None:
         say(f"note: {note}", err=True)
@@ -274,7 +275,7 @@ def model_path(name: str, output_dir: str, networks: Collection[str] = ()) -> st
     """
     from noisyteacher.errors import UsageError
     from noisyteacher.models import ZOO, nearest_networks, unknown_network
-    from noisyteacher.pipeline import is_model_path
+    from noisyteacher.pipeline.pretrained import is_model_path
     from noisyteacher.runs import find_run
 
     if name.partition(":")[0] in ("pretrained", *ZOO) or (is_model_path(name) and os.path.exists(name)):

@@ -163,7 +163,7 @@ def config_check(request: o.Request, path: Annotated[Path, typer.Argument(help="
     """
     from noisyteacher.config import describe, flat_grids
     from noisyteacher.errors import ConfigError
-    from noisyteacher.pipeline import wrong_names
+    from noisyteacher.pipeline.preflight import wrong_names
     from noisyteacher.sweep import base_config, expand
 
     settings = replace(request, config=path).settings()

@@ -25,6 +25,8 @@ from noisyteacher.progress import Watch
 from noisyteacher.text import plural, printable, size_bytes
 
 RECORD, IMAGES, KIND, SCHEMA = "packed.json", "images.u8", "packed-data", 2
+MOST_RECORD = 2**30
+"""Bytes of `packed.json`, which names every image: about 20 million of them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Packed:
         if not (folder / RECORD).exists():
             raise DataError(f"{folder}: an unfinished pack without {RECORD}: run data pack again")
         try:
-            content = files.read_json(folder / RECORD, KIND, SCHEMA)
+            content = files.read_json(folder / RECORD, KIND, SCHEMA, MOST_RECORD)
             packed = TypeAdapter(cls).validate_python(content | {"path": folder})
             roles = list(packed.rows)
             if len(roles) < len(packed.parts) or (roles != ["all"] and not {"train"} <= {*roles} <= {*ROLES}):
@@ -89,11 +91,6 @@ class Packed:
         """One line: `Packed('pets-64', train 900, val 100, [3, 64, 64], 10 classes)`."""
         sizes = ", ".join(f"{role} {rows}" for role, rows in self.rows.items())
         return f"Packed({str(self.path)!r}, {sizes}, {list(self.input_shape)}, {len(self.class_names)} classes)"
-
-    @property
-    def record(self) -> Packed:
-        """The content of `packed.json`: this object."""
-        return self
 
     @property
     def rows(self) -> dict[str, int]:

@@ -414,6 +414,11 @@ def _object_pixels(image: Any) -> NDArray[np.uint8]:
                 values = f"{float(pixels.min()):.4g}..{float(pixels.max()):.4g}"
                 raise DataError(f"float tensor with values {values}; expected 0..1, without normalisation")
             pixels = (pixels.double() * 255).round().to(torch.uint8)
+        if pixels.ndim == 3 and pixels.shape[0] > 4:
+            shape = list(pixels.shape)
+            raise DataError(
+                f"tensor {shape}; expected [C, H, W] of at most 4 channels (from [H, W, C]: permute(2, 0, 1))"
+            )
         array = pixels.numpy() if pixels.ndim == 3 else pixels[None].numpy()
     elif isinstance(image, np.ndarray) and image.ndim == 2:
         array = image[None]

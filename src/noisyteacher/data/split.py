@@ -6,7 +6,6 @@ Which rows a batch has, in which order and under which views, is a function of (
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -130,12 +129,6 @@ class Split:
             raise DataError(f"{self.name} ({self.role}): the images have no labels; use an objective that needs none")
         self._image_rows(rows)
         return self.labels[rows.to(self.labels.device)]
-
-    @property
-    def targets(self) -> Tensor:
-        """Deprecated: `labels`, int64 `[N]`. Raises DataError when the split is unlabelled."""
-        warnings.warn("Split.targets is deprecated: use Split.labels", DeprecationWarning, stacklevel=2)
-        return self.labels_at(torch.arange(len(self)))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import bench
-from noisyteacher.bench import SIDECAR
+from noisyteacher.bench import SIDECAR, load_onnx, load_pte, load_tflite
 from noisyteacher.data import Split, load_data
 from noisyteacher.device import check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
-from noisyteacher.export.litert import run_tflite, write_tflite
-from noisyteacher.export.onnx import run_onnx, write_onnx
+from noisyteacher.export.litert import write_tflite
+from noisyteacher.export.onnx import write_onnx
 from noisyteacher.export.outcome import Comparison, Exported, compare
 from noisyteacher.export.quantization import CALIBRATION, FakeQuantized, calibration_images, in_int8
-from noisyteacher.export.torch_export import run_pt2, run_pte, write_pt2, write_pte
-from noisyteacher.export.tracing import Runner, export_errors
+from noisyteacher.export.torch_export import run_pt2, write_pt2, write_pte
+from noisyteacher.export.tracing import Runner, export_errors, run_file
 from noisyteacher.io.files import read_bytes, sha256, write_bytes, write_json
 from noisyteacher.measure import Latency, percentile
 from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, bare_network, saved_bytes, weights_fingerprint
@@ -58,11 +58,6 @@ class Format:
     takes_twin: bool = False
     """Whether int8 can be written of a fake-quantized twin: LiteRT would keep its weights in fp32."""
 
-    @property
-    def int8(self) -> bool:
-        """Whether weights and activations of the network are in int8."""
-        return self.precision == "int8"
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -80,13 +75,13 @@ _ONNX, _MOBILE, _LITERT = (
     ("litert_torch", "ai_edge_litert"),
 )
 FORMATS = {
-    "onnx": Format("onnx", "fp32", write_onnx, run_onnx, _ONNX, "export"),
-    "onnx-int8": Format("onnx", "int8", write_onnx, run_onnx, _ONNX, "export", True),
+    "onnx": Format("onnx", "fp32", write_onnx, partial(run_file, load_onnx), _ONNX, "export"),
+    "onnx-int8": Format("onnx", "int8", write_onnx, partial(run_file, load_onnx), _ONNX, "export", True),
     "pt2": Format("pt2", "fp32", write_pt2, run_pt2),
-    "pte": Format("pte", "fp32", write_pte, run_pte, _MOBILE, "mobile"),
-    "pte-int8": Format("pte", "int8", write_pte, run_pte, _MOBILE, "mobile", True),
-    "tflite": Format("tflite", "fp32", write_tflite, run_tflite, _LITERT, "litert"),
-    "tflite-int8": Format("tflite", "int8", write_tflite, run_tflite, _LITERT, "litert"),
+    "pte": Format("pte", "fp32", write_pte, partial(run_file, load_pte), _MOBILE, "mobile"),
+    "pte-int8": Format("pte", "int8", write_pte, partial(run_file, load_pte), _MOBILE, "mobile", True),
+    "tflite": Format("tflite", "fp32", write_tflite, partial(run_file, load_tflite), _LITERT, "litert"),
+    "tflite-int8": Format("tflite", "int8", write_tflite, partial(run_file, load_tflite), _LITERT, "litert"),
     "hub": Format("hub", "fp32", write_hub, run_hub),
 }
 """Name -> format. `hub` is a folder, every other a single file."""
@@ -216,7 +211,7 @@ def export_all(
         raise UsageError(f"runs {runs!r}: it must be a whole number of 1 or more")
     threads = torch.get_num_threads() if threads is None else check_threads(threads)
     class_names = [str(number) for number in range(classifier.classes)] if splits is None else splits.class_names
-    int8 = any(FORMATS[name].int8 for name in paths)
+    int8 = any(FORMATS[name].precision == "int8" for name in paths)
     images = calibration_images(splits, calibration) if int8 else None
     graph = None if twin is None else _twin_graph(twin, paths)
     report, steps = progress or (lambda done, total, note: None), 2 * len(paths) + 1
@@ -235,7 +230,7 @@ def export_all(
             form, candidates = FORMATS[name], list[Draft]()
             try:
                 check_formats([name], classifier)
-                of_model = (classifier, images if form.int8 else None)
+                of_model = (classifier, images if form.precision == "int8" else None)
                 for source, ranges_from in [of_model, *(of_twin if form.takes_twin else [])]:
                     qat = source is not classifier
                     draft = Path(scratch) / f"{name}{'-qat' if qat else ''}.{form.kind}"
@@ -319,7 +314,7 @@ def _files(draft: Path) -> list[Path]:
 
 def _judge(form: Format, file: Comparison, max_difference: float | None, max_drop: float) -> tuple[float, bool]:
     """The tolerance for a file, and whether the file is within it."""
-    if form.int8:
+    if form.precision == "int8":
         return max_drop, file.drop <= max_drop + 1e-9  # a drop of exactly this may be rounded up
     tolerance = MAX_DIFFERENCE * file.logit_scale if max_difference is None else max_difference
     tolerance = 0.0 if form.kind == "hub" else tolerance

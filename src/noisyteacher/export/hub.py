@@ -12,7 +12,7 @@ from torch import Tensor
 from noisyteacher.errors import DataError, FileFormatError, UsageError
 from noisyteacher.export.tracing import INPUT_FORMAT, Runner
 from noisyteacher.io.files import read_json, write_json
-from noisyteacher.models import HUB_WEIGHTS, PREPROCESS, Classifier, load_model, model_record, save_model
+from noisyteacher.models import HUB_WEIGHTS, Classifier, is_preprocess, load_model, model_record, save_model
 
 CONFIG, KIND, SCHEMA = "config.json", "hub-config", 1
 CARD = "README.md"
@@ -36,7 +36,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, allow_import: bool = Fals
 def check_rebuildable(model: Classifier) -> None:
     """Raises UsageError when the model cannot be built again from its name, as `from_pretrained` must."""
     preprocess = model.architecture["preprocess"]
-    if model.name.startswith("module:") or preprocess not in PREPROCESS:
+    if model.name.startswith("module:") or not is_preprocess(preprocess):
         raise UsageError(
             f"hub: {model.name!r} with preprocessing {preprocess!r} cannot be built again from its name: build it by "
             "build_model('pkg.module:factory', ...), or leave hub out (onnx, pt2 and pte hold the whole network)"

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noisyteacher.bench import load_tflite
-from noisyteacher.export.tracing import Runner, export_errors, one_by_one
+from noisyteacher.export.tracing import export_errors
 from noisyteacher.models import Classifier
 
 
@@ -49,13 +48,6 @@ def _quantized(path: Path, images: Tensor) -> bytes:
     samples = ({tensors["inputs"][0]: image.numpy()} for image in torch.split(images, 1))
     calibrator.calibrate({signature: list(samples)}, manager)
     return bytes(Quantizer(str(path), recipe).quantize(calibrator.get_model_qsvs()).quantized_model)
-
-
-@contextlib.contextmanager
-def run_tflite(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the file by LiteRT's runtime, image by image, with so many threads."""
-    with load_tflite(path, threads) as loaded:
-        yield one_by_one(loaded)
 
 
 @contextlib.contextmanager

@@ -7,19 +7,17 @@ from its smallest and largest value over the calibration images. The preprocessi
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisyteacher.bench import load_onnx
 from noisyteacher.errors import ExportError
 from noisyteacher.export.quantization import CALIBRATION_BATCH
-from noisyteacher.export.tracing import INPUT_FORMAT, Runner, export_errors, traced
+from noisyteacher.export.tracing import INPUT_FORMAT, export_errors, traced
 from noisyteacher.models import Classifier
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -89,10 +87,3 @@ def _quantized(proto: Any, path: Path, images: Tensor) -> Any:
         nodes_to_exclude=preprocessing,
     )
     return type(proto).FromString(path.read_bytes())
-
-
-@contextlib.contextmanager
-def run_onnx(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the file by onnxruntime, on the CPU with so many threads."""
-    with load_onnx(path, threads) as loaded:
-        yield lambda images: torch.from_numpy(loaded.run(images.numpy()))

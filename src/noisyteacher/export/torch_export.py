@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noisyteacher.bench import load_pte
 from noisyteacher.export.quantization import calibrated, in_int8
-from noisyteacher.export.tracing import Runner, export_errors, one_by_one, traced
+from noisyteacher.export.tracing import Runner, export_errors, traced
 from noisyteacher.models import Classifier
 
 
@@ -40,10 +39,3 @@ def write_pte(model: Classifier, path: Path, class_names: Sequence[str], images:
 
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(lowered.to_executorch().buffer)
-
-
-@contextlib.contextmanager
-def run_pte(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the file by ExecuTorch's runtime, image by image, with so many threads in XNNPACK."""
-    with load_pte(path, threads) as loaded:
-        yield one_by_one(loaded)

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +49,17 @@ def export_errors(what: str) -> Iterator[None]:
         root.removeHandler(null_handler)
 
 
-def one_by_one(loaded: Loaded) -> Runner:
-    """A runner of a file that takes one image per call."""
-    return lambda images: torch.cat([torch.from_numpy(loaded.run(image.numpy())) for image in torch.split(images, 1)])
+@contextlib.contextmanager
+def run_file(load: Callable[[Path, int], AbstractContextManager[Loaded]], path: Path, threads: int) -> Iterator[Runner]:
+    """Yield a runner of the file that `load` opens (`bench.load_onnx`, ...), in pieces of the size that it takes."""
+    with load(path, threads) as loaded:
+        size = loaded.shape[0]
+
+        def run(images: Tensor) -> Tensor:
+            pieces = torch.split(images, size if isinstance(size, int) else max(1, len(images)))
+            return torch.cat([torch.from_numpy(loaded.run(piece.numpy())) for piece in pieces])
+
+        yield run
 
 
 def traced(model: Classifier, batch: int | None = None) -> torch.export.ExportedProgram:

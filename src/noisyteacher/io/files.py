@@ -216,12 +216,12 @@ def write_json(path: StrPath, kind: str, schema: int, content: Json, within: Pat
     write_bytes(path, seal(text.encode(errors="backslashreplace") + b"\n"), within)
 
 
-def read_json(path: StrPath, kind: str, schema: int) -> Json:
-    """The content of a sealed JSON file, without its `header`.
+def read_json(path: StrPath, kind: str, schema: int, most: int | None = None) -> Json:
+    """The content of a sealed JSON file of at most so many bytes (by default MAX_TEXT), without its `header`.
 
-    Raises FileFormatError naming the file when it is missing, damaged, or of another kind or schema.
+    Raises FileFormatError naming the file when it is missing, larger, damaged, or of another kind or schema.
     """
-    data = read_bytes(path, MAX_TEXT)
+    data = read_bytes(path, most or MAX_TEXT)
     check_seal(data, path)
     try:
         record = parse_json(data)

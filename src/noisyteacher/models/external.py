@@ -20,7 +20,7 @@ from torch import nn
 from torch.library import Library
 
 from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
-from noisyteacher.models.classifier import Architecture, Options
+from noisyteacher.models.classifier import Architecture, Options, head_parameters
 from noisyteacher.models.preprocess import MODES, Resized, Shape, Standardize
 from noisyteacher.text import nearest
 
@@ -178,9 +178,13 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
     with _quiet(transformers.utils.logging), _library_errors(f"hf:{name}{NOT_BUILT[bool(pretrained)]}", pretrained):
         if pretrained:
             safe |= {"use_safetensors": True, "ignore_mismatched_sizes": pretrained is True}
-            network = auto.from_pretrained(name, **safe, **lookup)
+            network, report = auto.from_pretrained(name, output_loading_info=True, **safe, **lookup)
         else:
-            network = auto.from_config(**safe)
+            network, report = auto.from_config(**safe), {"mismatched_keys": ()}
+    head = head_parameters(dict(network.named_parameters()))
+    if mismatched := sorted({key for key, *_ in report["mismatched_keys"]} - head):
+        what = f"its weights do not fit its config with these options, from {mismatched[0]} on"
+        raise MismatchError(f"hf:{name}: {what}: leave the options out, or say pretrained=false")
     size = _sides(fields.get("image_size"))
     statistics = None if stated is not None else _processor_statistics(name, lookup, size)
     recorded_name = f"hf:{os.path.basename(os.path.normpath(name))}" if os.path.isdir(name) else None
@@ -387,7 +391,9 @@ def unknown_network(name: str, names: Collection[str]) -> UnknownNameError:
     """The error for a network's name that is not among `names`: it suggests the nearest and lists all."""
     close = " or ".join(map(repr, nearest_networks(name, sorted(names))))
     hint = f"did you mean {close}? " if close else ""
-    if os.sep in name:
+    if os.path.exists(name):
+        hint = "that is a file or folder, and a network's name is expected; start from its weights by weights=: "
+    elif os.sep in name:
         hint = f"no file or folder of that name is there, and it is no network's: {hint}"
     return UnknownNameError(
         f"unknown model {name!r}: {hint}expected {', '.join(sorted(names))}, or timm:NAME, torchvision:NAME, hf:NAME"

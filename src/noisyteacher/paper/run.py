@@ -18,21 +18,11 @@ from noisyteacher.io.files import Json
 from noisyteacher.paper import objectives, regime, relatives
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import curve, value
-from noisyteacher.pipeline import (
-    Condition,
-    Difference,
-    Estimate,
-    PaperRow,
-    RunResult,
-    Verdict,
-    Watch,
-    is_model_path,
-    load_config_data,
-    load_teacher,
-    p_note,
-    resolve_auto,
-    train_config,
-)
+from noisyteacher.pipeline.pretrained import is_model_path, load_teacher
+from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
+from noisyteacher.pipeline.results import Condition, Difference, Estimate, PaperRow, RunResult, Verdict, p_note
+from noisyteacher.pipeline.single_step import train_config
+from noisyteacher.progress import Watch
 from noisyteacher.runs import Run, as_json, is_run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.tables import Table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +15,15 @@ import torch
 from torch import nn
 
 from noisyteacher import bench
-from noisyteacher.config import Config, Recipe, Teacher, TrainSettings, Values, build_config, describe
-from noisyteacher.data import Splits, expand_views, load_data, samples_of
+from noisyteacher.config import Config, Teacher, TrainSettings, Values, build_config, describe
+from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
 from noisyteacher.export.card import BENCH
 from noisyteacher.io.files import Json, make_folder, write_bytes
-from noisyteacher.models import Classifier, as_classifier, is_onnx_file
+from noisyteacher.models import PREFIX, Classifier, as_classifier, is_onnx_file
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
 from noisyteacher.pipeline import experiment as steps
@@ -36,6 +35,7 @@ from noisyteacher.pipeline.fairness import regime_of
 from noisyteacher.pipeline.handover import choose_best, train_twin, write_best
 from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
+from noisyteacher.pipeline.plan import measure_speeds, outline
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
@@ -53,26 +53,20 @@ from noisyteacher.pipeline.timing import (
     Speeds,
     StageTitles,
     Work,
-    seconds_per_answer,
-    training_seconds,
 )
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import few, flat, plural
+from noisyteacher.text import few, flat
 
 CLOCK = time.monotonic
-EXPORT_S = 5.0
-"""Seconds that writing and checking an exported file is assumed to need."""
-QAT_SLOWDOWN = 3.0
-"""How much longer an epoch is assumed to take where everything is rounded to int8."""
 SHORT_RUN = "labels-short"
 """The child run of a short student on labels, which the teacher is compared with."""
 
 
 def compress(
-    teacher: str | nn.Module,
-    student: str | nn.Module,
+    teacher: str | os.PathLike[str] | nn.Module,
+    student: str | os.PathLike[str] | nn.Module,
     data: Any,
     *,
     noise: Noise | str | None = None,
@@ -117,6 +111,7 @@ def compress(
     Raises NoisyTeacherError; what was done before stays in the run folder.
     """
     started = CLOCK()
+    teacher, student = _model_or_name(teacher, "teacher"), _model_or_name(student, "student")
     if not (noise is None or isinstance(noise, Noise) or noise == AUTO):
         raise UsageError(f"noise={noise!r}: expected an nt.Noise, None, or 'auto'")
     distillation = {"temperature": temperature, "loss": loss, "label_weight": label_weight, "scale": scale}
@@ -143,8 +138,23 @@ def compress(
                 record[f"{role}_module"] = steps.module_record(model)
         folder = None if run is None else Path(run)
         return _compress_in_run(
-            config, splits, teacher, student, folder, record, on_progress, allow_import, started, jobs=jobs
+            config,
+            splits,
+            teacher,
+            student,
+            record,
+            folder=folder,
+            on_progress=on_progress,
+            allow_import=allow_import,
+            started=started,
+            jobs=jobs,
         )
+
+
+def _model_or_name(model: object, role: str) -> str | nn.Module:
+    if not isinstance(model, (str, os.PathLike, nn.Module)):
+        raise UsageError(f"{role}={model!r}: expected a network's name, the path of a trained model, or an nn.Module")
+    return model if isinstance(model, nn.Module) else os.fspath(model)
 
 
 def compress_config(
@@ -171,14 +181,14 @@ def compress_config(
             data,
             teacher,
             student,
-            folder,
             {},
-            on_progress,
-            allow_import,
-            started,
-            command,
-            on_run_created,
-            jobs,
+            folder=folder,
+            on_progress=on_progress,
+            allow_import=allow_import,
+            started=started,
+            command=command,
+            on_run_created=on_run_created,
+            jobs=jobs,
         )
 
 
@@ -214,8 +224,9 @@ def _compress_in_run(
     data: Splits,
     teacher: str | nn.Module,
     student: str | nn.Module,
-    folder: Path | None,
     record: Json,
+    *,
+    folder: Path | None,
     on_progress: Watch | None,
     allow_import: bool,
     started: float,
@@ -229,6 +240,8 @@ def _compress_in_run(
     """
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
+    if folder is not None and is_run(folder):
+        config = resolve.with_recorded_precisions(config, Run.open(folder).config)
     config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
     student = config.student.name if student == "" else student
     record = describe(config) | record
@@ -421,7 +434,8 @@ class Compression:
             student = replace(student, views=list(expand_views(student.views)[: work.views]))
         teacher = with_epochs(config.teacher, work.teacher_epochs or config.teacher.epochs)
         self.experiment = replace(experiment, config=replace(config, teacher=teacher, student=student))
-        for line in outline(self.experiment, self.search, self.short_run, work.student_epochs):
+        tries, trials = self.pace.whole.tries, number_of_trials(self.experiment)
+        for line in outline(self.experiment, tries, trials, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
 
     def prepare_teacher(self) -> None:
@@ -432,10 +446,11 @@ class Compression:
         )
         started = time.monotonic()
         self.logits = steps.extract_logits(experiment, self.teacher.model, self.stages.next("teacher's logits"))
-        self.logits |= steps.extract_more_teachers(experiment, "teacher")
+        more_logits, more_teachers = steps.extract_more_teachers(experiment, "teacher")
+        self.logits |= more_logits
         self.extraction_s = time.monotonic() - started
         with stage(experiment.on_progress, preflight.CHECKING_TEACHER):
-            self.checks += preflight.check_teacher(experiment, self.teacher, self.logits)
+            self.checks += preflight.check_teacher(experiment, self.teacher, self.logits, more_teachers)
 
     def choose_student(self) -> None:
         """Choose the student where it is not named, and fit its epochs into the time.
@@ -512,8 +527,13 @@ class Compression:
         """Choose the best student on validation and write it as files."""
         self.best, self.best_record = choose_best(self.experiment, self.teacher, self.trained)
         who = "the teacher, and through its weights the student," if self.experiment.inherits else "the teacher"
-        overlap = pretrained.seen_before(self.teacher.result.get("trained_on"), self.experiment.data, who)
-        self.warnings += [overlap] if overlap else []
+        sources = {who: self.teacher.result.get("trained_on")}
+        student = self.experiment.student
+        if isinstance(student, str) and student.startswith(PREFIX):
+            sources["the start of the student"] = pretrained.trained_on(student)
+        overlaps = [pretrained.seen_before(source, self.experiment.data, who) for who, source in sources.items()]
+        caveats = [overlap for overlap in overlaps if overlap is not None]
+        self.warnings += caveats
         self.stages.number, twin = self.stages.total - self.at_the_end, None
         if self.experiment.config.student.qat_epochs:
             condition, title = self.best_record["condition"], self.stages.next("quantization-aware training")
@@ -521,7 +541,7 @@ class Compression:
                 twin, self.best_record["qat"] = train_twin(self.experiment, self.best, condition, self.logits, title)
             except NoisyTeacherError as error:  # the student is trained all the same
                 self.warn(f"quantization-aware training failed, files in int8 are calibrated alone: {error}")
-        caveats, title = [overlap] if overlap else [], self.stages.next("export")
+        title = self.stages.next("export")
         self.best_record["files"], self.failed = write_best(self.experiment, self.best, title, caveats, twin)
         if self.timings is not None:
             self.best_record["latency"] = self._latency(self.timings, self.best_record["files"])
@@ -601,7 +621,8 @@ class Compression:
         experiment, noise = self.experiment, self.best_noise
         if noise is None:
             return None
-        source = distil(steps.distillation_source(experiment, self.logits), scale="rms")
+        combine = experiment.config.student.combine
+        source = distil(steps.distillation_source(experiment, self.logits), scale="rms", combine=combine)
         unit = source.prepared(experiment.data.train, expand_views(experiment.config.student.views)).unit
         records = {}
         kind = "clean" if experiment.noise is None else "noisy"
@@ -647,12 +668,13 @@ class Compression:
             what = "a group of processes" if several_processes else "several teachers"
             raise UsageError(f"target.minutes: the time of {what} cannot be planned: leave it out")
         views = expand_views(config.student.views)
+        to_try = [] if search is None else [network.name for network in search.fitting[: config.target.search]]
         of_the_recipe = tuple(views) == resolve.default_views(experiment.data, config.student.epochs)
         work = Work(
             teacher_epochs=0 if experiment.teacher_is_trained else config.teacher.epochs,
             student_epochs=config.student.epochs,
             students=len(experiment.conditions) * config.run.seeds,
-            tries=0 if search is None else min(config.target.search, len(search.fitting)),
+            tries=len(to_try),
             try_epochs=None if search is None else config.target.epochs,
             noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
@@ -663,62 +685,6 @@ class Compression:
 
         def measure() -> Speeds | None:
             timed = not several_processes and (experiment.on_progress is not None or minutes is not None)
-            return measure_speeds(experiment, search, teacher_network) if timed else None
+            return measure_speeds(experiment, to_try, teacher_network, CLOCK) if timed else None
 
         return Pace(experiment.run, work, measure, minutes, experiment.on_progress, CLOCK, started)
-
-
-def measure_speeds(experiment: Experiment, search: StudentSearch | None, teacher_network: Classifier) -> Speeds | None:
-    """The speeds of this machine for an experiment; None where a network cannot be timed."""
-    config, data, device = experiment.config, experiment.data, experiment.config.run.device
-    answer_s = seconds_per_answer(teacher_network, data.train, device, CLOCK, config.teacher.logits_precision)
-    students: list[str | nn.Module] = [copy.deepcopy(experiment.student)]
-    if search is not None:
-        students = [network.name for network in search.fitting[: config.target.search]]
-    networks = [build_network(config.student, student, data, teacher=teacher_network) for student in students]
-    trainings: list[tuple[Recipe, Classifier]] = [(config.student, network) for network in networks]
-    if not experiment.teacher_is_trained:
-        trainings.append((config.teacher, teacher_network))
-    seconds = []
-    for recipe, network in trainings:
-        epoch_s = training_seconds(network, data, resolve.fit_options(recipe, network, data), device, CLOCK)
-        if epoch_s is None:
-            return None
-        seconds.append(epoch_s)
-    teacher_s = 0.0 if experiment.teacher_is_trained else seconds.pop()
-    view_s = answer_s * len(data.train)
-    live_s = view_s if experiment.live else 0.0
-    others = sum(len(split) for role, split in data.parts.items() if role != "train")
-    once = experiment.teacher_is_trained and config.teacher.logits_precision == "fp32"  # scored by what is stored
-    logits_s = (1 if once else 2) * answer_s * others
-    if config.student.every_view and not experiment.live:
-        logits_s += view_s * len(expand_views(config.student.views))
-    samples = samples_of(data.train, expand_views(config.student.views), config.student.every_view)
-    return Speeds(
-        teacher=teacher_s,
-        logits=logits_s,
-        students=tuple(epoch_s + live_s for epoch_s in seconds),
-        end=EXPORT_S * len(config.run.export) + QAT_SLOWDOWN * config.student.qat_epochs * max(seconds),
-        view=view_s,
-        scoring=max(seconds) * others / 3 / (samples + len(data.val) / 3),  # without a backward pass
-    )
-
-
-def outline(experiment: Experiment, search: StudentSearch | None, short_run: bool, student_epochs: int) -> list[str]:
-    """What is about to be done: the teacher, the short runs, the students."""
-    config, data = experiment.config, experiment.data
-    names = ", ".join(display_name(name) for name, _ in pretrained.teachers_of(experiment.teacher, config))
-    how = f"trained for {plural(config.teacher.epochs, 'epoch')} on {len(data.train):,} images of {data.name}"
-    lines = [f"teacher: {names}, {'already trained' if experiment.teacher_is_trained else how}"]
-    tries = 0 if search is None else min(config.target.search, len(search.fitting))
-    short_runs = {"a student on labels": int(short_run), "the student": tries}
-    words = ", ".join(f"{number} for {what}" for what, number in short_runs.items() if number)
-    lines += [f"short runs: {words}"] if words else []
-    trials = number_of_trials(experiment)
-    lines += [f"trials that choose the noise: {trials}, clean and noisy"] if trials else []
-    titles = [experiment.titles[name].removeprefix("student, ") for name in experiment.conditions]
-    seeds, trainings = plural(config.run.seeds, "seed"), plural(len(titles) * config.run.seeds, "training")
-    conditions, epochs = plural(len(titles), "condition"), plural(student_epochs, "epoch")
-    lines += [f"students: {conditions} ({', '.join(titles)}) x {seeds} = {trainings}; {epochs} each"]
-    qat = plural(config.student.qat_epochs, "epoch")
-    return [*lines, *([f"quantization-aware training of the best: {qat}"] if config.student.qat_epochs else [])]

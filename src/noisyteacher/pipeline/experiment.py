@@ -17,7 +17,7 @@ from noisyteacher.config import Config, Recipe, Student
 from noisyteacher.data import Split, Splits, expand_views
 from noisyteacher.device import resolve_device
 from noisyteacher.distributed import on_rank_zero, peer_failure_as_error, world
-from noisyteacher.errors import NoisyTeacherError, UsageError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.evaluate import judge
 from noisyteacher.extract import extract
 from noisyteacher.io.files import Json, make_folder, sha256
@@ -32,6 +32,7 @@ from noisyteacher.progress import Watch, counted, counted_if_slow, message, stag
 from noisyteacher.runs import LOGITS, WEIGHTS, Run, as_json
 from noisyteacher.store import LogitStore
 from noisyteacher.train import History, fit, fit_many
+from noisyteacher.train.checkpoint import labels_fingerprint
 from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
 
@@ -264,9 +265,16 @@ def _load_if_done(spec: TrainingSpec) -> TrainedModel | None:
     result = on_rank_zero(lambda: spec.run.result() if spec.run.state == "done" else None)
     if result is None:
         return None
+    _check_labels(spec.run, result, spec.experiment.data)
     models.load_weights(spec.model, spec.run.path / WEIGHTS)
     pretrained.check_weights(spec.run, spec.run.path / WEIGHTS, spec.model)
     return TrainedModel(spec.model, spec.run, result)
+
+
+def _check_labels(run: Run, result: Json, data: Splits) -> None:
+    """Raises MismatchError where a finished run is of other labels than these; earlier versions recorded none."""
+    if result.get("labels") not in (None, labels_fingerprint(*data.parts.values())):
+        raise MismatchError(f"{run.path}: was done with other labels of the same images: start a new run")
 
 
 def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> TrainedModel:
@@ -294,7 +302,10 @@ def _evaluated(spec: TrainingSpec, history: History, together: int = 1) -> Train
         training["trace"] = on_rank_zero(lambda: trace_record(model, experiment.data.train, objective, views[0]))
     scores = on_rank_zero(lambda: scores_and_details(experiment, model, spec.teachers))
     result: Json = {**scores, **_described(experiment.data), "training": training}
-    result["weights"] = models.weights_fingerprint(model)
+    result |= {
+        "weights": models.weights_fingerprint(model),
+        "labels": labels_fingerprint(*experiment.data.parts.values()),
+    }
     if history.profile is not None:
         result["profile"] = profiled(model, history.profile, spec.fit_options)
     if spec.with_costs:
@@ -389,6 +400,7 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
     """The teacher: the module, loaded from its file, or trained; kept in the child run `name`."""
     teacher, data, settings = experiment.teacher, experiment.data, experiment.config.teacher
     source: Run | None = None
+    path = None if isinstance(teacher, nn.Module) else teacher
     if settings.label_noise and experiment.teacher_is_trained:
         raise UsageError(f"teacher.label_noise: has no effect on {display_name(teacher)}, which is trained already")
     if isinstance(teacher, nn.Module):
@@ -408,11 +420,13 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
                     roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
                     answers = {role: _stored(experiment, model, role, title) for role in roles}
                 result = scores_and_details(experiment, model, {}, answers) | {
-                    "classes": pretrained.stated_class_names(model, source, settings.class_order),
+                    "classes": pretrained.class_names_of(path, model, settings.class_order),
                     "training": None if source is None else (source.result() or {}).get("training"),
                     "trained_on": pretrained.trained_on(str(teacher)) if from_file else None,
+                    "labels": labels_fingerprint(*data.parts.values()),
                 }
                 run.write_result(result)
+        _check_labels(run, run.result() or {}, data)
     return TrainedModel(model, run, run.result() or {})
 
 
@@ -463,22 +477,24 @@ def _stored(experiment: Experiment, teacher: nn.Module, role: str, title: str) -
 
 def extract_more_teachers(
     experiment: Experiment, title: str, name: str = "teacher"
-) -> dict[str, LogitStore | nn.Module]:
-    """The logits of `teacher.also` for the training split, called train-2, train-3, ...; empty with one teacher.
+) -> tuple[dict[str, LogitStore | nn.Module], list[TrainedModel]]:
+    """The logits of `teacher.also` for the training split, called train-2, train-3, ..., and these teachers.
 
-    Live teachers are called live-2, live-3, ... Their child runs are NAME-2, NAME-3, ...
+    Live teachers are called live-2, live-3, ... Their child runs are NAME-2, NAME-3, ... Empty with one teacher.
     """
     logits: dict[str, LogitStore | nn.Module] = {}
+    teachers = []
     _, *more = pretrained.teachers_of(experiment.teacher, experiment.config)
     for number, (teacher, settings) in enumerate(more, 2):
         further = replace(experiment, teacher=teacher, config=replace(experiment.config, teacher=settings))
         trained = prepare_teacher(further, f"{title} {number}", f"{name}-{number}")
+        teachers.append(trained)
         if experiment.live:
             logits[f"live-{number}"] = trained.model
         else:
             further = replace(further, data=replace(experiment.data, test=None))
             logits[f"train-{number}"] = extract_logits(further, trained.model, f"{title} {number}'s logits")["train"]
-    return logits
+    return logits, teachers
 
 
 def store_name(teacher: str, split: Split, model: nn.Module, precision: str = "fp32") -> str:

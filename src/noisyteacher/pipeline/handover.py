@@ -38,7 +38,7 @@ from noisyteacher.pipeline.experiment import (
     student_spec,
     train_run,
 )
-from noisyteacher.pipeline.pretrained import run_of, weights_of
+from noisyteacher.pipeline.pretrained import is_model_path, run_of, weights_of
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
@@ -225,6 +225,8 @@ def provenance_of(where: str | Path | Run) -> Provenance:
 
     Raises FileFormatError for a damaged file; what is missing is left empty.
     """
+    if not isinstance(where, Run) and not is_model_path(str(where)):
+        return Provenance({})  # a library's network with its own weights
     path = where.path if isinstance(where, Run) else weights_file(where)
     settings = model_record(weights_of(path)).get("training", {}).get("settings", {})
     if isinstance(where, str) and where.startswith(PREFIX):

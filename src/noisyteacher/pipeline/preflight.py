@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,10 +23,9 @@ from noisyteacher.models import Classifier
 from noisyteacher.objectives import Distillation
 from noisyteacher.pipeline.class_order import Check, check_class_assignment, check_class_names
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel
-from noisyteacher.pipeline.pretrained import is_model_path, stated_class_names
+from noisyteacher.pipeline.pretrained import class_names_of, is_model_path
 from noisyteacher.pipeline.resolve import AUTO
 from noisyteacher.rng import seeded
-from noisyteacher.runs import Run
 from noisyteacher.stats import LEVEL, discordant_p
 from noisyteacher.store import LogitStore
 from noisyteacher.text import plural, unknown_name
@@ -39,8 +38,10 @@ GOOD_TEACHER = 0.75
 CHECKING_TEACHER, CHECKING_STUDENT = "checking the teacher", "checking the student's first step"
 
 
-def check_teacher(experiment: Experiment, teacher: TrainedModel, logits: Logits) -> list[Check]:
-    """The checks of a teacher and its stored logits.
+def check_teacher(
+    experiment: Experiment, teacher: TrainedModel, logits: Logits, more_teachers: Sequence[TrainedModel] = ()
+) -> list[Check]:
+    """The checks of a teacher and its stored logits, and of the class order of further teachers.
 
     Raises MismatchError with every one that fails, unless the settings say `run.checks = false`. The accuracy of a
     teacher that was trained here or in another run, with its preprocessing, is recorded and ends nothing.
@@ -57,9 +58,11 @@ def check_teacher(experiment: Experiment, teacher: TrainedModel, logits: Logits)
     checks.append(check_not_probabilities(val))
     if info["kind"] == "given":
         checks.append(check_class_assignment(predictions(val), data.val, "the teacher", order))
-    for role, store in stores.items():
-        if role.startswith("train-"):
-            checks.append(check_class_assignment(predictions(store), data.train, f"teacher {role[len('train-') :]}"))
+    for number, further in enumerate(more_teachers, 2):
+        checks.append(check_class_names(further.result.get("classes"), data.class_names, f"teacher {number}"))
+        if further.run.info["kind"] == "given":
+            predicted = predict(further.model, data.val, device=experiment.config.run.device).argmax(1)
+            checks.append(check_class_assignment(predicted, data.val, f"teacher {number}"))
     accuracy = check_accuracy(val, data.val)
     if info["kind"] == "given" and not info["parents"]:
         return raise_failed_checks([*checks, accuracy], strict)
@@ -109,10 +112,15 @@ def check_output_order(teacher: nn.Module, split: Split, settings: Teacher, devi
         raise_failed_checks([check_class_assignment(predicted, split, "the teacher", settings.class_order)], True)
 
 
-def check_stated_order(model: Classifier, run: Run | None, data: Splits, settings: Teacher) -> None:
-    """Raises MismatchError where a trained model or its run names the classes in another order than the data."""
-    names = stated_class_names(model, run, settings.class_order)
-    check = check_class_names(names, data.class_names, "the model", settings.class_order)
+def check_stated_order(
+    where: str, model: Classifier, data: Splits, settings: Teacher | None = None, who: str = "the model"
+) -> None:
+    """Raises MismatchError where a trained model names the classes in another order than the data (`class_names_of`).
+
+    settings: those that the model was loaded with; None where it could not have been put in order.
+    """
+    order = None if settings is None else settings.class_order
+    check = check_class_names(class_names_of(where, model, order or ()), data.class_names, who, order)
     if check.passed is False:
         raise MismatchError(check.message)
 

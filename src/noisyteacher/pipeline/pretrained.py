@@ -189,10 +189,9 @@ def load_teacher(
         theirs = f"{model.classes} classes and input_shape {model.input_shape}"
         ours = f"{data.classes} and {data.input_shape}"
         raise MismatchError(f"{file}: the model has {theirs}, the data {data.name!r} have {ours}")
-    run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) else None
-    owner = Run(file.parent) if run is None and is_run(file.parent) else run
-    if owner is not None and not is_onnx_file(file):
-        check_weights(owner, file, model)
+    run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) or path.name == WEIGHTS else None
+    if run is not None and not is_onnx_file(file):
+        check_weights(run, file, model)
     return in_order(model, settings), run
 
 
@@ -215,10 +214,10 @@ def _load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
     if not settings.weights:
         options = Values({"pretrained": WHOLE, **settings.options})
         return models.build_model(name, data, preprocess=preprocessing_of(settings, data), **options).eval()
-    model, ours = _without_weights(name, data, settings), False
+    model, file, ours = _without_weights(name, data, settings), weights_of(settings.weights), False
     with suppress(FileFormatError):
-        ours = not models.begins_as_torch_file(settings.weights) and bool(model_record(settings.weights))
-    (models.load_weights if ours else models.load_foreign)(model, settings.weights)
+        ours = not models.begins_as_torch_file(file) and bool(model_record(file))
+    (models.load_weights if ours else models.load_foreign)(model, file)
     return model.eval()
 
 
@@ -239,10 +238,17 @@ def in_order(model: Classifier, settings: Teacher | None) -> Classifier:
 
 
 def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str | nn.Module, Teacher]]:
-    """Every teacher with its settings: weights and class order are those of the first alone."""
+    """Every teacher with its settings: weights and class order are those of the first alone.
+
+    What describes a network that is built, or its training, has no effect on a further teacher in a file.
+    """
     yield teacher, config.teacher
+    built: Values = {"options": {}, "preprocess": "", "mean": [], "std": [], "label_noise": 0.0}
     for name in config.teacher.also:
-        yield name, replace(config.teacher, weights="", head="", class_order=[])
+        yield (
+            name,
+            replace(config.teacher, weights="", head="", class_order=[], **(built if is_model_path(name) else {})),
+        )
 
 
 def weights_of(where: StrPath) -> Path:
@@ -270,27 +276,35 @@ def run_of(where: StrPath) -> Run | None:
     return next((child for child in run.children() if child.path.name == best.get("run")), None)
 
 
-def stated_class_names(model: Classifier, run: Run | None, order: Sequence[int] = ()) -> list[str] | None:
-    """The class names in the order of a trained model's outputs, by its run (reordered since) or its architecture."""
-    if run is None:
+def class_names_of(where: StrPath | None, model: Classifier, order: Sequence[int] = ()) -> list[str] | None:
+    """The class names in the order of the outputs of a trained model; None where nothing says them.
+
+    By its run, the file or hub folder at `where` (None for a module that was passed in), or its architecture. order:
+    `teacher.class_order`, by which the outputs were reordered when it was loaded.
+    """
+    names = None if where is None or not is_model_path(os.fspath(where)) else _recorded_class_names(where)
+    if names is None:
         names = models.class_names_of(model.architecture)
         order = model.network.class_order.tolist() if isinstance(model.network, models.Reordered) else ()
-    else:
+    if names is None or len(names) != model.classes:
+        return None
+    return [str(names[output]) for output in (order or range(len(names)))]
+
+
+def _recorded_class_names(where: StrPath) -> Sequence[str] | None:
+    """The class names that the run, the weights file or the hub folder of a saved model says."""
+    run, file = run_of(where), weights_of(where)
+    if run is not None:
         data = run.config.get("data")
         names = (run.result() or {}).get("classes") or (data.get("classes") if isinstance(data, dict) else None)
-    if not isinstance(names, (list, tuple)):
+        if isinstance(names, (list, tuple)):
+            return names
+    if file.suffix != ".safetensors" or not file.exists():
         return None
-    return [str(names[output]) for output in (order if len(names) == len(order) else range(len(names)))]
-
-
-def class_names_of(where: StrPath, model: Classifier) -> list[str] | None:
-    """The class names in the order of the outputs of the model at this path, by its run, file or hub folder."""
-    names, file = stated_class_names(model, run_of(where)), weights_of(where)
-    if names is None and file.suffix == ".safetensors":
-        names = (model_record(file).get("data") or {}).get("classes")
-        if names is None and file.with_name(CONFIG).exists():
-            names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
-    return names if names is not None and len(names) == model.classes else None
+    names = (model_record(file).get("data") or {}).get("classes")
+    if names is None and file.with_name(CONFIG).exists():
+        names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
+    return names
 
 
 def _training_settings(where: StrPath) -> Json | None:

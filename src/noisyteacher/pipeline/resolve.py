@@ -55,6 +55,15 @@ def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_wei
     return replace(config, teacher=teacher, student=student)
 
 
+def with_recorded_precisions(config: Config, record: Values) -> Config:
+    """The Config with the precisions that a run recorded where it leaves them open: they are measured only once."""
+    parts = {}
+    for part in ("teacher", "student"):
+        recipe, recorded = getattr(config, part), (record.get(part) or {}).get("precision")
+        parts[part] = replace(recipe, precision=recorded) if recorded and recipe.precision == AUTO else recipe
+    return replace(config, **parts)
+
+
 def _resolve_recipe(recipe: R, device: torch.device, data: Splits | None) -> R:
     precision = on_rank_zero(lambda: resolve_precision(recipe.precision, device))
     recipe = replace(recipe, precision=cast("Literal['fp32', 'bf16']", precision))

@@ -20,7 +20,7 @@ from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, Classifier, build_model
-from noisyteacher.pipeline.experiment import Experiment, Logits, train_student
+from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel, train_student
 from noisyteacher.pipeline.latency import Timings
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import short_epochs, with_epochs
@@ -275,28 +275,6 @@ def _of_widths(
     return list({(network.macs, network.parameters): network for network in last_wins if network}.values())
 
 
-@dataclass(frozen=True)
-class SearchTrial:
-    """A candidate after its short run: the validation error (%) or, without labels, the disagreement (%)."""
-
-    run: str
-    error: float
-    seconds: float
-    epochs: int
-
-    @property
-    def epoch_seconds(self) -> float:
-        return self.seconds / max(1, self.epochs)
-
-
-def run_trial(experiment: Experiment, logits: Logits, run: str, stages: StageTitles) -> SearchTrial:
-    """Train the experiment's student without noise, with seed 0, in the child run of this name."""
-    title = stages.next(f"trying {display_name(experiment.student)}")
-    model = train_student(experiment, run, "clean", None, 0, logits, title)
-    training = model.result["training"]
-    return SearchTrial(run, model.val_error, training["seconds"], training["epochs"])
-
-
 def search_student(
     experiment: Experiment, search: StudentSearch, logits: Logits, stages: StageTitles, pace: Pace
 ) -> tuple[Experiment, Json]:
@@ -308,21 +286,26 @@ def search_student(
     work, student, n = pace.again("search"), experiment.config.student, len(experiment.data.val)
     epochs = short_epochs(work.student_epochs, work.try_epochs)
     end = stages.number + pace.whole.tries
-    trials: dict[Candidate, SearchTrial] = {}
+    trials: dict[Candidate, TrainedModel] = {}
 
     def best() -> Candidate:
-        return min(trials, key=lambda candidate: (trials[candidate].error, candidate.macs))
+        return min(trials, key=lambda candidate: (trials[candidate].val_error, candidate.macs))
+
+    def epoch_seconds(candidate: Candidate) -> float:
+        training = trials[candidate].result["training"]
+        return float(training["seconds"] / max(1, training["epochs"]))
 
     for index, candidate in enumerate(search.fitting[: work.tries]):
-        if trials and not pace.time_for_try(index, epochs, trials[best()].epoch_seconds):
+        if trials and not pace.time_for_try(index, epochs, epoch_seconds(best())):
             break
         short = experiment.with_student(candidate.name, with_epochs(student, epochs))
-        trials[candidate] = run_trial(short, logits, folder_name(f"search-{candidate.name}", 120), stages)
+        run, title = folder_name(f"search-{candidate.name}", 120), stages.next(f"trying {display_name(candidate.name)}")
+        trials[candidate] = train_student(short, run, "clean", None, 0, logits, title)
     stages.number, chosen = end, best()
     pace.keep_tried([candidate.name for candidate in trials])
     measured = 0.0 if pace.speeds is None else pace.speeds.students[list(trials).index(chosen)]
-    work = pace.again("student", (max(trials[chosen].epoch_seconds, measured),), tries=0)
-    errors = {candidate.name: trial.error for candidate, trial in trials.items()}
+    work = pace.again("student", (max(epoch_seconds(chosen), measured),), tries=0)
+    errors = {candidate.name: trial.val_error for candidate, trial in trials.items()}
     record: Json = {
         "by": "validation error",
         "n": n,
@@ -336,7 +319,12 @@ def search_student(
         "within": len(search.fitting),
         "table": search_rows(search, errors, experiment.config.target.search),
         "tried": [
-            {"name": candidate.name, "val_error_%": trial.error, "training_s": trial.seconds, "run": trial.run}
+            {
+                "name": candidate.name,
+                "val_error_%": trial.val_error,
+                "training_s": trial.result["training"]["seconds"],
+                "run": trial.run.path.name,
+            }
             for candidate, trial in trials.items()
         ],
         "summary": explain_search(search, errors, chosen, n, epochs),

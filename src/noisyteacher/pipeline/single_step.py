@@ -97,6 +97,7 @@ def extract_config(
         teacher, device = config.teacher, config.run.device
         model, _ = pretrained.load_teacher(teacher.name, data, allow_import, teacher)
         if config.run.checks:
+            preflight.check_stated_order(teacher.name, model, data, teacher, "the teacher")
             preflight.check_output_order(model, data.val, teacher, device)
         name = store_name(display_name(model), data.train, model, teacher.logits_precision)
         return extract(

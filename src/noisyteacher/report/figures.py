@@ -21,7 +21,7 @@ import numpy as np
 
 from noisyteacher.io.files import Json
 from noisyteacher.paper.reference import Curve, matching_curves
-from noisyteacher.pipeline import COSTS, Condition, Difference, Estimate, PaperRow
+from noisyteacher.pipeline.results import COSTS, Condition, Difference, Estimate, PaperRow
 from noisyteacher.report.study import Study, latency_conditions, network, setting
 from noisyteacher.text import SPLIT_NAMES, flat, plural, printable
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from noisyteacher.io.files import Json
-from noisyteacher.pipeline import COSTS, Condition, choice_table
+from noisyteacher.pipeline.compression_result import choice_table
+from noisyteacher.pipeline.results import COSTS, Condition
 from noisyteacher.report import tables
 from noisyteacher.report.page import page
 from noisyteacher.report.study import Study, heading, setting, tagged, verdict_text

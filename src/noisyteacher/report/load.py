@@ -13,18 +13,10 @@ from noisyteacher.config import NoiseSettings, type_adapter
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
-from noisyteacher.pipeline import (
-    HANDED_OVER,
-    KINDS,
-    Condition,
-    Estimate,
-    Result,
-    RunResult,
-    Verdict,
-    check_weights,
-    condition_of,
-    condition_of_run,
-)
+from noisyteacher.pipeline import Result
+from noisyteacher.pipeline.compression_result import HANDED_OVER
+from noisyteacher.pipeline.pretrained import check_weights
+from noisyteacher.pipeline.results import KINDS, Condition, Estimate, RunResult, Verdict, condition_of, condition_of_run
 from noisyteacher.report.study import Curve, Details, Study
 from noisyteacher.runs import WEIGHTS, Run, RunInfo, is_run, list_runs
 from noisyteacher.sweep import SweepResult, partial_result

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from noisyteacher.pipeline import HANDED_OVER, Condition, Verdict, choice_table
+from noisyteacher.pipeline.compression_result import HANDED_OVER, choice_table
+from noisyteacher.pipeline.results import Condition, Verdict
 from noisyteacher.report import figures, tables
 from noisyteacher.report.figures import Figure
 from noisyteacher.report.study import Study, heading, tagged, verdict_text

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyteacher.pipeline import HANDED_OVER, Condition, RunResult, Verdict
+from noisyteacher.pipeline.compression_result import HANDED_OVER
+from noisyteacher.pipeline.results import Condition, RunResult, Verdict
 from noisyteacher.runs import Run
 from noisyteacher.text import plural, sentence
 

@@ -9,17 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyteacher import bench
-from noisyteacher.pipeline import (
-    COSTS,
-    SEARCH_COSTS,
-    Condition,
-    Difference,
-    Estimate,
-    Result,
-    p_note,
-    read_record,
-    search_table,
-)
+from noisyteacher.pipeline import Result
+from noisyteacher.pipeline.compression_result import SEARCH_COSTS, search_table
+from noisyteacher.pipeline.latency import read_record
+from noisyteacher.pipeline.results import COSTS, Condition, Difference, Estimate, p_note
 from noisyteacher.report.study import Study, latency_conditions
 from noisyteacher.runs import BEST, by_name
 from noisyteacher.stats import binomial_interval

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from noisyteacher.pipeline import Condition, Family, RunResult, Trend, Verdict, differences, p_note
+from noisyteacher.pipeline.results import Condition, Family, RunResult, Trend, Verdict, differences, p_note
 from noisyteacher.stats import allowed, evidence, mean_interval, outcome, trend
 from noisyteacher.sweep.spec import varies_noise
 from noisyteacher.tables import Table

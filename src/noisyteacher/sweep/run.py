@@ -15,22 +15,12 @@ from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import write_json
 from noisyteacher.measure import Costs, measure
 from noisyteacher.models import load_model, model_record
-from noisyteacher.pipeline import (
-    CHECKING_TEACHER,
-    Condition,
-    Experiment,
-    Watch,
-    check_teacher,
-    condition_of,
-    extract_logits,
-    extract_more_teachers,
-    load_config_data,
-    prepare_teacher,
-    resolve_auto,
-    run_name,
-)
+from noisyteacher.pipeline.experiment import Experiment, extract_logits, extract_more_teachers, prepare_teacher
+from noisyteacher.pipeline.preflight import CHECKING_TEACHER, check_teacher
+from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
+from noisyteacher.pipeline.results import Condition, condition_of, run_name
 from noisyteacher.process import cores
-from noisyteacher.progress import reported, stage
+from noisyteacher.progress import Watch, reported, stage
 from noisyteacher.runs import WEIGHTS, Run, new_run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
@@ -233,9 +223,10 @@ def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher
         label = name if len(groups) == 1 else f"teacher {number}/{len(groups)}"
         teacher = prepare_teacher(experiment, label, name)
         logits = extract_logits(experiment, teacher.model, f"{label}'s logits")
-        logits |= extract_more_teachers(experiment, label, name)
+        more_logits, more_teachers = extract_more_teachers(experiment, label, name)
+        logits |= more_logits
         with stage(watch, CHECKING_TEACHER):
-            checks = [check.describe() for check in check_teacher(experiment, teacher, logits)]
+            checks = [check.describe() for check in check_teacher(experiment, teacher, logits, more_teachers)]
         yield Teacher(
             teacher.run,
             teacher.result,

@@ -14,16 +14,10 @@ from typing import Any
 from noisyteacher.config import Config, NoiseSettings, Values, build_config, describe, put
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.io.files import sha256
-from noisyteacher.pipeline import (
-    Family,
-    build_models,
-    load_config_data,
-    network_name,
-    require_student,
-    resolve_auto,
-    run_title,
-    with_papers_student,
-)
+from noisyteacher.pipeline.compression import build_models
+from noisyteacher.pipeline.pretrained import network_name, run_title
+from noisyteacher.pipeline.resolve import load_config_data, require_student, resolve_auto, with_papers_student
+from noisyteacher.pipeline.results import Family
 from noisyteacher.runs import as_json
 from noisyteacher.text import plural, sigma_words
 

@@ -37,16 +37,9 @@ from noisyteacher.errors import DataWarning, NoisyTeacherError, UsageError
 from noisyteacher.io.files import read_bytes
 from noisyteacher.models import SHRINK, load_model
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline import (
-    Experiment,
-    TrainingSpec,
-    load_config_data,
-    resolve_auto,
-    run_name,
-    student_spec,
-    train_run,
-    train_runs,
-)
+from noisyteacher.pipeline.experiment import Experiment, TrainingSpec, student_spec, train_run, train_runs
+from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
+from noisyteacher.pipeline.results import run_name
 from noisyteacher.process import WorkerTerminated, end, exit_terminated, worker_pool
 from noisyteacher.runs import METRICS, WEIGHTS, Run
 from noisyteacher.store import LogitStore
