@@ -134,6 +134,23 @@ def test_a_compression_states_its_regime(tmp_path: Path) -> None:
     assert result.describe()["regime"] == result.regime
 
 
+def test_the_regime_is_that_of_the_recipe_that_auto_meant(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "data": {"limit": 60},
+        "teacher": {"epochs": 1},
+        "student": {"name": "mlp128", "epochs": 1, "optimizer": "sgd", "loss": "logit_regression", "label_weight": 0},
+        "noise": {"sigma": 0.5, "alpha": 0.5},
+        "run": {"output_dir": str(tmp_path), "baselines": False},
+    }
+    result = compress_config(build_config(settings))
+    assert result.regime is not None
+    recipe = TrainSettings(epochs=1, optimizer="sgd", lr=0.01, batch_size=32, schedule="cosine", warmup_epochs=0.5)
+    assert result.regime["noisy"]["clock"] is not None
+    expected = noise_clock(recipe, nt.Noise(sigma=0.5, alpha=0.5), 2, 1.0)
+    assert expected is not None
+    assert result.regime["noisy"]["clock"] / expected > 1  # by the mean square of the logits
+
+
 def test_the_unit_of_a_regime_is_that_of_what_the_student_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,10 @@ import noisyteacher as nt
 from noisyteacher.config import Student, build_config
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.models import model_record
+from noisyteacher.pipeline import resolve
 from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.preflight import wrong_names
-from noisyteacher.pipeline.resolve import learning_rate
+from noisyteacher.pipeline.resolve import fit_options
 from noisyteacher.pipeline.single_step import distil_config
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import sweep
@@ -153,7 +154,12 @@ def test_a_preset_of_a_compression_is_resolved_in_its_config(tmp_path: Path, dat
     ("name", "init", "rate"),
     [("shrink:0.5", "magnitude", 0.003), ("shrink:0.4375", "magnitude", 0.01), ("shrink:0.5", "random", 0.01)],
 )
-def test_a_student_with_half_of_its_teachers_weights_has_a_lower_rate(name: str, init: str, rate: float) -> None:
-    student = nt.build_model(name, classes=10, input_shape=(1, 28, 28), teacher=nt.load_model(LENET), init=init)
-    assert learning_rate(Student(), student) == rate
-    assert learning_rate(Student(lr=0.02), student) == 0.02
+def test_a_student_with_half_of_its_teachers_weights_has_a_lower_rate(
+    name: str, init: str, rate: float, data: nt.Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = nt.build_model(name, data, teacher=nt.load_model(LENET), init=init)
+    assert fit_options(Student(), student, data)["lr"] == rate
+    assert fit_options(Student(lr=0.02), student, data)["lr"] == 0.02
+    monkeypatch.setattr(resolve, "MANY_IMAGES", 50)
+    monkeypatch.setattr(resolve, "preferred_optimizer", lambda *_: "muon")
+    assert fit_options(Student(), student, data)["batch_size"] == (32 if rate == 0.003 else 128)

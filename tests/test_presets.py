@@ -13,9 +13,11 @@ import torch
 import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.data import expand_views
-from noisyteacher.pipeline.resolve import default_views, resolve_auto
+from noisyteacher.pipeline import resolve
+from noisyteacher.pipeline.resolve import default_views, fit_options, resolve_auto
 from noisyteacher.pipeline.single_step import distil_config, extract_config, train_config
 from noisyteacher.runs import Run
+from noisyteacher.sweep.spec import expand
 from noisyteacher.train.optim import preferred_optimizer
 
 
@@ -64,6 +66,35 @@ def test_muon_where_its_products_are_cheap(network: str, shape: tuple[int, int, 
     model = nt.build_model(network, input_shape=shape, classes=10)
     macs = nt.measure(model, shape, latency=False).macs
     assert preferred_optimizer(model, macs, batch_size=32) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least", "batch_size", "lr"),
+    [
+        ({}, 40, 128, 0.03),
+        ({}, 41, 32, 0.01),
+        ({"lr": 0.02}, 40, 32, 0.02),
+        ({"optimizer": "adamw"}, 40, 32, 0.01),
+        ({"batch_size": 64}, 40, 64, 0.01),
+        ({"steps": 9}, 40, 32, 0.01),
+    ],
+)
+def test_many_images_are_learned_in_large_batches_where_the_trials_behind_it_hold(
+    recipe: dict[str, Any], least: int, batch_size: int, lr: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "MANY_IMAGES", least)
+    monkeypatch.setattr(resolve, "preferred_optimizer", lambda *_: "muon")  # on larger images
+    data = nt.load_data(images(tmp_path, 3))
+    config = resolve_auto(build_config({"student": {"name": "compact-xs", **recipe}}), data)
+    options = fit_options(config.student, nt.build_model("compact-xs", data), data)
+    assert (options["batch_size"], options["lr"]) == (batch_size, lr)
+
+
+def test_conditions_of_a_sweep_have_one_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "MANY_IMAGES", 40)
+    settings: dict[str, Any] = {"data": {"name": images(tmp_path, 3)}, "student": {"name": "compact-xs"}}
+    conditions, *_ = expand(settings, [{"student.lr": ["auto", 0.01]}])
+    assert {condition.config.student.batch_size for condition in conditions} == {32}
 
 
 def test_complex_weights_are_not_for_muon() -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.library import Library
 
 from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
-from noisyteacher.models.classifier import Architecture, Options, head_parameters
+from noisyteacher.models.classifier import Architecture, Options
 from noisyteacher.models.preprocess import MODES, Resized, Shape, Standardize
 from noisyteacher.text import nearest
 
@@ -181,10 +181,11 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
             network, report = auto.from_pretrained(name, output_loading_info=True, **safe, **lookup)
         else:
             network, report = auto.from_config(**safe), {"mismatched_keys": ()}
-    head = head_parameters(dict(network.named_parameters()))
-    if mismatched := sorted({key for key, *_ in report["mismatched_keys"]} - head):
-        what = f"its weights do not fit its config with these options, from {mismatched[0]} on"
-        raise MismatchError(f"hf:{name}: {what}: leave the options out, or say pretrained=false")
+    of_heads = (config_classes, classes)  # a mismatch that a new head is for
+    for key, saved, built in sorted(report["mismatched_keys"]):
+        if (saved[0], built[0]) != of_heads or config_classes == classes or saved[1:] != built[1:]:
+            what = f"its weights do not fit its config with these options, from {key} on"
+            raise MismatchError(f"hf:{name}: {what}: leave the options out, or say pretrained=false")
     size = _sides(fields.get("image_size"))
     statistics = None if stated is not None else _processor_statistics(name, lookup, size)
     recorded_name = f"hf:{os.path.basename(os.path.normpath(name))}" if os.path.isdir(name) else None

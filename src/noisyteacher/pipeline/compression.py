@@ -241,7 +241,7 @@ def _compress_in_run(
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
     if folder is not None and is_run(folder):
-        config = resolve.with_recorded_precisions(config, Run.open(folder).config)
+        config = resolve.with_recorded_choices(config, Run.open(folder).config)
     config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
     student = config.student.name if student == "" else student
     record = describe(config) | record
@@ -629,7 +629,10 @@ class Compression:
         for name in (name for name in self.trained if name.startswith(kind)):
             models = self.trained.get(name.replace("noisy", "clean")) or self.trained[name]
             lines = [model.run.metrics()[-1] for model in models]
-            records[name] = regime_of(experiment.recipe(name), noise, experiment.data.classes, unit, lines)
+            trained: Json = models[0].run.config["recipe"]  # with what auto meant
+            decided = {key: trained[key] for key in ("batch_size", "optimizer", "lr")}
+            recipe = replace(experiment.recipe(name), **decided)
+            records[name] = regime_of(recipe, noise, experiment.data.classes, unit, lines)
         return records
 
     def warn(self, warning: str | None) -> None:

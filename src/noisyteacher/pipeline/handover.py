@@ -99,6 +99,7 @@ def train_twin(
         epochs=recipe.qat_epochs,
         lr=before["lr"] / 10 if recipe.qat_lr is None else recipe.qat_lr,
         optimizer=before["optimizer"],
+        batch_size=before["batch_size"],
         warmup_epochs=0.0,
         freeze_epochs=0.0,
         patience=None,

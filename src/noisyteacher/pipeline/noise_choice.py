@@ -22,7 +22,7 @@ from noisyteacher.pipeline.experiment import (
     train_ahead,
     train_student,
 )
-from noisyteacher.pipeline.resolve import AUTO, learning_rate, with_epochs
+from noisyteacher.pipeline.resolve import AUTO, fit_options, with_epochs
 from noisyteacher.pipeline.timing import StageTitles
 from noisyteacher.text import plural, sigma_words
 
@@ -117,7 +117,8 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jo
     """
     choice, student, val = experiment.config.choice, experiment.config.student, experiment.data.val
     if student.lr == AUTO:  # decided by the network, which is built for it
-        student = replace(student, lr=learning_rate(student, first_student(experiment, logits)))
+        options = fit_options(student, first_student(experiment, logits), experiment.data)
+        student = replace(student, lr=options["lr"], batch_size=options["batch_size"])
         experiment = experiment.with_recipe(student)
     epochs, seeds = choice.epochs or student.epochs, [PILOT_SEED + number for number in range(choice.seeds)]
 

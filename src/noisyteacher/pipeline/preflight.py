@@ -24,7 +24,7 @@ from noisyteacher.objectives import Distillation
 from noisyteacher.pipeline.class_order import Check, check_class_assignment, check_class_names
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel
 from noisyteacher.pipeline.pretrained import class_names_of, is_model_path
-from noisyteacher.pipeline.resolve import AUTO
+from noisyteacher.pipeline.resolve import AUTO, fit_options
 from noisyteacher.rng import seeded
 from noisyteacher.stats import LEVEL, discordant_p
 from noisyteacher.store import LogitStore
@@ -79,7 +79,7 @@ def check_first_step(config: Config, data: Splits, objective: Distillation, mode
     objective.check(data.train, views, data.classes)
     objective = objective.weighed(model, data.train, views[0])
     first: Json = {"seed": 0, "epoch": 0, "first": 0, "batches": 1, "total_steps": max(2, student.epochs)}
-    sizes: Json = {"batch_size": student.batch_size, "every_view": student.every_view}
+    sizes: Json = {"batch_size": fit_options(student, model, data)["batch_size"], "every_view": student.every_view}
     batch = next(epoch_batches(data.train, views, device=device, **first, **sizes))
     gradient = check_gradient(copy.deepcopy(model).to(device), lambda logits: objective(logits, batch)[0], batch)
     return raise_failed_checks([check_no_loss(objective, batch), gradient], config.run.checks)

@@ -189,9 +189,10 @@ def load_teacher(
         theirs = f"{model.classes} classes and input_shape {model.input_shape}"
         ours = f"{data.classes} and {data.input_shape}"
         raise MismatchError(f"{file}: the model has {theirs}, the data {data.name!r} have {ours}")
-    run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) or path.name == WEIGHTS else None
-    if run is not None and not is_onnx_file(file):
-        check_weights(run, file, model)
+    run = run_of(name) if is_run(path) or BEST in (path.name, path.parent.name) else None
+    owner = run_of(name) if path.name == WEIGHTS else run
+    if owner is not None and not is_onnx_file(file):
+        check_weights(owner, file, model)
     return in_order(model, settings), run
 
 
@@ -240,15 +241,16 @@ def in_order(model: Classifier, settings: Teacher | None) -> Classifier:
 def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str | nn.Module, Teacher]]:
     """Every teacher with its settings: weights and class order are those of the first alone.
 
-    What describes a network that is built, or its training, has no effect on a further teacher in a file.
+    What describes a network that is built, or its training, is left out for a further teacher that is trained already.
     """
     yield teacher, config.teacher
-    built: Values = {"options": {}, "preprocess": "", "mean": [], "std": [], "label_noise": 0.0}
     for name in config.teacher.also:
-        yield (
-            name,
-            replace(config.teacher, weights="", head="", class_order=[], **(built if is_model_path(name) else {})),
-        )
+        settings = replace(config.teacher, weights="", head="", class_order=[])
+        if is_model_path(name):
+            settings = replace(settings, options={})
+            if not is_onnx_file(name):
+                settings = replace(settings, preprocess="", mean=[], std=[])
+        yield name, replace(settings, label_noise=0.0) if is_pretrained(name, settings) else settings
 
 
 def weights_of(where: StrPath) -> Path:
@@ -302,8 +304,9 @@ def _recorded_class_names(where: StrPath) -> Sequence[str] | None:
     if file.suffix != ".safetensors" or not file.exists():
         return None
     names = (model_record(file).get("data") or {}).get("classes")
-    if names is None and file.with_name(CONFIG).exists():
-        names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
+    if names is None and file.name == models.HUB_WEIGHTS and file.with_name(CONFIG).exists():
+        with suppress(FileFormatError):  # another library's
+            names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
     return names
 
 

@@ -27,9 +27,11 @@ DEFAULT_LIMIT = "4x"
 """The limit on a chosen student's multiplications where nothing limits its costs."""
 PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
 """Data set -> the student of the paper, which a sweep and `distil` take where none is named."""
-LR, INHERITED_LR, HALF = 0.01, 0.003, 0.5
-"""The learning rate of a student that `auto` means; the second where it keeps the weights of so many of its teacher's
-channels."""
+BATCH, LARGE_BATCH, MANY_IMAGES = 32, 128, 20_000
+"""The batch size that `auto` means; the second for so many training images and more, with Muon at LARGE_BATCH_LR."""
+LR, LARGE_BATCH_LR, INHERITED_LR, HALF = 0.01, 0.03, 0.003, 0.5
+"""The learning rate that `auto` means; the second with the large batch of `auto`, the third where a student keeps the
+weights of so many of its teacher's channels."""
 LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT = 0.3, 0.7
 """The label weight that `auto` means; the second where the teacher is hardly better than a student on labels."""
 SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
@@ -55,12 +57,13 @@ def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_wei
     return replace(config, teacher=teacher, student=student)
 
 
-def with_recorded_precisions(config: Config, record: Values) -> Config:
-    """The Config with the precisions that a run recorded where it leaves them open: they are measured only once."""
+def with_recorded_choices(config: Config, record: Values) -> Config:
+    """The Config with what a run has where it says auto: precisions, which are measured once, and batch sizes."""
     parts = {}
     for part in ("teacher", "student"):
-        recipe, recorded = getattr(config, part), (record.get(part) or {}).get("precision")
-        parts[part] = replace(recipe, precision=recorded) if recorded and recipe.precision == AUTO else recipe
+        recipe, recorded = getattr(config, part), record.get(part) or {}
+        names = [name for name in ("precision", "batch_size") if getattr(recipe, name) == AUTO and name in recorded]
+        parts[part] = replace(recipe, **{name: recorded[name] for name in names})
     return replace(config, **parts)
 
 
@@ -69,6 +72,8 @@ def _resolve_recipe(recipe: R, device: torch.device, data: Splits | None) -> R:
     recipe = replace(recipe, precision=cast("Literal['fp32', 'bf16']", precision))
     if data is None:
         return recipe
+    if recipe.steps is not None and recipe.batch_size == AUTO:
+        recipe = replace(recipe, batch_size=BATCH)
     if recipe.views == [AUTO]:
         views = default_views(data, length_in_epochs(recipe, data.train, ("clean",)))
         recipe = replace(recipe, views=list(views), every_view=recipe.every_view and len(views) > 1)
@@ -149,25 +154,26 @@ def short_epochs(epochs: int, named: int | None) -> int:
     return named or max(1, round(epochs / 4))
 
 
-def learning_rate(recipe: Recipe, model: nn.Module) -> float:
-    """The base learning rate of a Recipe for the network that is to be trained."""
-    if not isinstance(recipe.lr, str):
-        return recipe.lr
+def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
+    """The options of `fit` in a Recipe; the network decides what `auto` means for batch size, optimizer and rate."""
+    options: Values = {name: getattr(recipe, name) for name in TrainSettings.__dataclass_fields__}
+    size = BATCH if isinstance(recipe.batch_size, str) else recipe.batch_size
+    if recipe.optimizer == AUTO:
+        macs = measure(model, data.input_shape, latency=False).macs
+        options["optimizer"] = preferred_optimizer(model, macs, size)
+        if options["optimizer"] == "muon" and not recipe.decay_biases:
+            raise config_error(["decay_biases: false has no effect: optimizer auto is muon for this network"])
+    if recipe.lr == AUTO:
+        options["lr"] = _learning_rate(model)
+        if (options["lr"], options["optimizer"], recipe.batch_size) == (LR, "muon", AUTO):
+            size, options["lr"] = (LARGE_BATCH, LARGE_BATCH_LR) if len(data.train) >= MANY_IMAGES else (size, LR)
+    return {**options, "batch_size": size, "views": tuple(recipe.views)}
+
+
+def _learning_rate(model: nn.Module) -> float:
     if not (isinstance(model, Classifier) and model.name.startswith(SHRINK) and model.inherited_head is not None):
         return LR
     return INHERITED_LR if ratio_of(model.name) >= HALF else LR
-
-
-def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
-    """The options of `fit` in a Recipe; what `auto` means for optimizer and rate is decided by the network."""
-    options: Values = {name: getattr(recipe, name) for name in TrainSettings.__dataclass_fields__}
-    options["lr"] = learning_rate(recipe, model)
-    if recipe.optimizer == AUTO:
-        macs = measure(model, data.input_shape, latency=False).macs
-        options["optimizer"] = preferred_optimizer(model, macs, recipe.batch_size)
-        if options["optimizer"] == "muon" and not recipe.decay_biases:
-            raise config_error(["decay_biases: false has no effect: optimizer auto is muon for this network"])
-    return {**options, "views": tuple(recipe.views)}
 
 
 def distill_options(config: Config) -> Values:

@@ -16,7 +16,14 @@ from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.pipeline.compression import build_models
 from noisyteacher.pipeline.pretrained import network_name, run_title
-from noisyteacher.pipeline.resolve import load_config_data, require_student, resolve_auto, with_papers_student
+from noisyteacher.pipeline.resolve import (
+    AUTO,
+    BATCH,
+    load_config_data,
+    require_student,
+    resolve_auto,
+    with_papers_student,
+)
 from noisyteacher.pipeline.results import Family
 from noisyteacher.runs import as_json
 from noisyteacher.text import plural, sigma_words
@@ -195,7 +202,10 @@ def base_config(base: Mapping[str, object], grids: Sequence[Grid]) -> Config:
     """The Config of a sweep's settings, which may describe a noise whose sigma is 0 there and set on a grid."""
     noise = base.get("noise")
     names_sigma = any("noise.sigma" in grid for grid in grids) or (isinstance(noise, Mapping) and "sigma" in noise)
-    return build_config(base, unused_noise=names_sigma)
+    config = build_config(base, unused_noise=names_sigma)
+    if config.student.batch_size == AUTO:  # conditions must not differ in it because their rates or images do
+        config = replace(config, student=replace(config.student, batch_size=BATCH))
+    return config
 
 
 def varies_noise(axes: Iterable[str]) -> bool:
