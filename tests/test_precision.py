@@ -16,6 +16,7 @@ from noisyteacher import device
 from noisyteacher.config import build_config
 from noisyteacher.data import Split
 from noisyteacher.pipeline.compression import compress_config
+from noisyteacher.pipeline.resolve import resolve_auto
 from noisyteacher.runs import Run
 
 CPU = torch.device("cpu")
@@ -192,3 +193,22 @@ def test_logits_are_not_rounded_where_all_else_is(name: str) -> None:
     torch.testing.assert_close(logits, torch.nn.functional.linear(seen[0].float(), last.weight, last.bias))
     assert bool((logits != logits.bfloat16()).any())
     assert str(last) == str(torch.nn.Linear(last.in_features, 10))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "student", "teacher", "expected"),
+    [
+        (None, "bf16", "auto", "fp32"),
+        (5, "bf16", "auto", "bf16"),
+        (5, "fp32", "auto", "fp32"),
+        (5, "bf16", "fp32", "fp32"),
+        (None, "fp32", "bf16", "bf16"),
+    ],
+)
+def test_logits_are_stored_in_the_precision_of_students_where_time_is_short(
+    minutes: float | None, student: str, teacher: str, expected: str
+) -> None:
+    config = build_config({
+        "teacher": {"logits_precision": teacher}, "student": {"precision": student}, "target": {"minutes": minutes},
+    })  # fmt: skip
+    assert resolve_auto(config).teacher.logits_precision == expected

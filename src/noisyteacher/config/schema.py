@@ -248,8 +248,9 @@ class Teacher(Recipe):
     """Samples per update."""
     lr: Positive = 1e-3
     """Base learning rate."""
-    logits_precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the stored logits; bf16 rounds them to about three digits. No auto: stores suit any machine."""
+    logits_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the stored logits; bf16 rounds them to about three digits. auto: fp32, which suits any machine, and
+    with target.minutes what student.precision is."""
     label_noise: Share = 0.0
     """Share of the training labels that are replaced by another class where the teacher is trained."""
     class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)

@@ -49,6 +49,9 @@ def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_wei
     """
     device = resolve_device(config.run.device)
     teacher, student = _resolve_recipe(config.teacher, device, data), _resolve_recipe(config.student, device, data)
+    if teacher.logits_precision == AUTO:
+        hurried = config.target.minutes is not None
+        teacher = replace(teacher, logits_precision=student.precision if hurried else "fp32")
     if data is not None and student.label_weight == AUTO:
         if unlabelled_roles(data):
             student = replace(student, label_weight=0.0)
@@ -62,7 +65,8 @@ def with_recorded_choices(config: Config, record: Values) -> Config:
     parts = {}
     for part in ("teacher", "student"):
         recipe, recorded = getattr(config, part), record.get(part) or {}
-        names = [name for name in ("precision", "batch_size") if getattr(recipe, name) == AUTO and name in recorded]
+        open_settings = ("precision", "batch_size", "logits_precision")
+        names = [name for name in open_settings if getattr(recipe, name, "") == AUTO and name in recorded]
         parts[part] = replace(recipe, **{name: recorded[name] for name in names})
     return replace(config, **parts)
 
