@@ -8,7 +8,7 @@ from pathlib import Path
 import noisyteacher as nt
 from noisyteacher.config import PRESETS, Config
 from noisyteacher.models import COMPACT, MODELS
-from noisyteacher.pipeline.resolve import INHERITED_LR, LR
+from noisyteacher.pipeline.resolve import BATCH, INHERITED_LR, LARGE_BATCH, LARGE_BATCH_LR, LR, MANY_IMAGES
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 ROW = re.compile(
@@ -45,7 +45,7 @@ def test_the_presets_are_described() -> None:
     def words(value: object) -> str:
         return value if isinstance(value, str) else f"{value:g}"
 
-    for name in set(rows) - {"views", "loss", "label_weight", "lr", "optimizer"}:
+    for name in set(rows) - {"views", "loss", "label_weight", "lr", "optimizer", "batch_size"}:
         assert getattr(default.teacher, name) == getattr(default.student, name)
         values = (
             getattr(default.student, name),
@@ -55,8 +55,12 @@ def test_the_presets_are_described() -> None:
         )
         assert [cell.strip() for cell in rows[name]] == [words(value) for value in values], name
         assert paper["teacher"][name] == paper["student"][name]
-    assert rows["lr"][0].strip() == f"auto: {LR:g}, wide copies {INHERITED_LR:g}; teacher {default.teacher.lr:g}"
-    for name in ("views", "optimizer", "label_weight", "lr"):
+    rates = f"auto: {LR:g}, with {LARGE_BATCH} of auto {LARGE_BATCH_LR:g}, wide copies {INHERITED_LR:g}"
+    assert rows["lr"][0].strip() == f"{rates}; teacher {default.teacher.lr:g}"
+    sizes = f"auto: {BATCH}, students of {MANY_IMAGES:,} images and more {LARGE_BATCH}"
+    assert [cell.strip() for cell in rows["batch_size"]] == [sizes, "64", "128", "128"]
+    assert default.teacher.batch_size == BATCH
+    for name in ("views", "optimizer", "label_weight", "lr", "batch_size"):
         assert rows[name][0].startswith("auto: ")
         assert getattr(default.student, name) in ("auto", ["auto"])
     assert rows["loss"][0].startswith(default.student.loss)
