@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -127,6 +128,7 @@ class Fork:
             for number, suffix in ((1, "out"), (2, "err")):
                 os.dup2(os.open(f"{self.output}.{suffix}", os.O_WRONLY), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+            faulthandler.register(signal.SIGUSR1, file=2)
             os.environ.update(environment)
             warnings.resetwarnings()
             torch.set_num_threads(1)
@@ -160,9 +162,13 @@ class Fork:
         return self.code is not None
 
     def wait(self) -> int:
-        """Its exit code, once it has ended; it is killed when the patience is over."""
+        """Its exit code, once it has ended; when the patience is over it is killed, and the error has its stacks."""
         try:
             wait_until(self.ended, 0.002)
+        except AssertionError as error:
+            self.kill(signal.SIGUSR1)
+            time.sleep(1)
+            raise AssertionError(f"{error}: {self.err}") from error
         finally:
             if self.code is None:
                 self.kill(signal.SIGKILL)
