@@ -4,7 +4,7 @@ Every side sees the same uint8 images of the same size; both networks carry thei
 peers, written in epochs, run over the share of the time that is spent, so that they end with it. Each side decides
 itself what it does in its time: ours also plans, stores the teacher's logits, checks, validates and writes files in it,
 the peers neither validate nor write anything. The peers run in the precision and memory format that ours takes, the
-teacher included; ours stores logits in fp32.
+teacher included.
 
 torchdistill 1.1.5: the optimizer, schedule, crops and loss of its CIFAR-10 configuration
 (configs/sample/cifar10/kd/resnet20_from_densenet_bc_k12_depth100-final_run.yaml), by its DistillationBox.

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import library as torch_library
 from torch import nn
-from torch.library import Library
 
 from noisyteacher.errors import DataError, MismatchError, UnknownNameError, UsageError
 from noisyteacher.models.classifier import Architecture, Options
@@ -37,7 +37,7 @@ DROPPED = (
 )  # fmt: skip
 """Keys of a config that could download or run something, or do not describe the network."""
 NOT_BUILT = {True: ": its pretrained weights could not be loaded (or use teacher.weights)", False: " cannot be built"}
-_OPERATORS: list[Library] = []
+_OPERATORS: list[torch_library.Library] = []
 """Operators that were declared for torchvision; they exist as long as this list holds them."""
 
 
@@ -179,11 +179,12 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
         if pretrained:
             safe |= {"use_safetensors": True, "ignore_mismatched_sizes": pretrained is True}
             network, report = auto.from_pretrained(name, output_loading_info=True, **safe, **lookup)
+            mismatched = sorted(report["mismatched_keys"])
         else:
-            network, report = auto.from_config(**safe), {"mismatched_keys": ()}
-    of_heads = (config_classes, classes)  # a mismatch that a new head is for
-    for key, saved, built in sorted(report["mismatched_keys"]):
-        if (saved[0], built[0]) != of_heads or config_classes == classes or saved[1:] != built[1:]:
+            network, mismatched = auto.from_config(**safe), []
+    for key, saved, built in mismatched:
+        is_new_head = config_classes != classes and (saved[0], built[0]) == (config_classes, classes)
+        if not is_new_head or saved[1:] != built[1:]:
             what = f"its weights do not fit its config with these options, from {key} on"
             raise MismatchError(f"hf:{name}: {what}: leave the options out, or say pretrained=false")
     size = _sides(fields.get("image_size"))
@@ -216,7 +217,7 @@ def import_torchvision() -> Any:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        operators = Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        operators = torch_library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             operators.define(signature)  # type: ignore[no-untyped-call]

@@ -47,13 +47,7 @@ from noisyteacher.pipeline.search import (
     search_student,
     within_latency,
 )
-from noisyteacher.pipeline.timing import (
-    MOST_EPOCHS,
-    Pace,
-    Speeds,
-    StageTitles,
-    Work,
-)
+from noisyteacher.pipeline.timing import MOST_EPOCHS, Pace, Speeds, StageTitles, Work
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore

@@ -400,7 +400,6 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
     """The teacher: the module, loaded from its file, or trained; kept in the child run `name`."""
     teacher, data, settings = experiment.teacher, experiment.data, experiment.config.teacher
     source: Run | None = None
-    path = None if isinstance(teacher, nn.Module) else teacher
     if settings.label_noise and experiment.teacher_is_trained:
         raise UsageError(f"teacher.label_noise: has no effect on {display_name(teacher)}, which is trained already")
     if isinstance(teacher, nn.Module):
@@ -419,6 +418,7 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
                 if settings.logits_precision == "fp32":  # they are stored anyway: the teacher need not answer twice
                     roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
                     answers = {role: _stored(experiment, model, role, title) for role in roles}
+                path = None if isinstance(teacher, nn.Module) else teacher
                 result = scores_and_details(experiment, model, {}, answers) | {
                     "classes": pretrained.class_names_of(path, model, settings.class_order),
                     "training": None if source is None else (source.result() or {}).get("training"),
@@ -426,8 +426,9 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
                     "labels": labels_fingerprint(*data.parts.values()),
                 }
                 run.write_result(result)
-        _check_labels(run, run.result() or {}, data)
-    return TrainedModel(model, run, run.result() or {})
+        result = run.result() or {}
+        _check_labels(run, result, data)
+    return TrainedModel(model, run, result)
 
 
 def _train_teacher(experiment: Experiment, teacher: str, title: str, name: str) -> TrainedModel:
@@ -477,8 +478,9 @@ def _stored(experiment: Experiment, teacher: nn.Module, role: str, title: str) -
 
 def extract_more_teachers(
     experiment: Experiment, title: str, name: str = "teacher"
-) -> tuple[dict[str, LogitStore | nn.Module], list[TrainedModel]]:
-    """The logits of `teacher.also` for the training split, called train-2, train-3, ..., and these teachers.
+) -> tuple[dict[str, LogitStore | nn.Module], list[tuple[TrainedModel, LogitStore]]]:
+    """The logits of `teacher.also` for the training split, called train-2, train-3, ..., and these teachers, each with
+    its logits for validation.
 
     Live teachers are called live-2, live-3, ... Their child runs are NAME-2, NAME-3, ... Empty with one teacher.
     """
@@ -488,12 +490,11 @@ def extract_more_teachers(
     for number, (teacher, settings) in enumerate(more, 2):
         further = replace(experiment, teacher=teacher, config=replace(experiment.config, teacher=settings))
         trained = prepare_teacher(further, f"{title} {number}", f"{name}-{number}")
-        teachers.append(trained)
-        if experiment.live:
-            logits[f"live-{number}"] = trained.model
-        else:
-            further = replace(further, data=replace(experiment.data, test=None))
-            logits[f"train-{number}"] = extract_logits(further, trained.model, f"{title} {number}'s logits")["train"]
+        further = replace(further, data=replace(experiment.data, test=None))
+        stored = extract_logits(further, trained.model, f"{title} {number}'s logits")
+        logits[f"{experiment.source}-{number}"], val = stored[experiment.source], stored["val"]
+        assert isinstance(val, LogitStore)
+        teachers.append((trained, val))
     return logits, teachers
 
 

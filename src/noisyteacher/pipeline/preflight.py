@@ -39,9 +39,14 @@ CHECKING_TEACHER, CHECKING_STUDENT = "checking the teacher", "checking the stude
 
 
 def check_teacher(
-    experiment: Experiment, teacher: TrainedModel, logits: Logits, more_teachers: Sequence[TrainedModel] = ()
+    experiment: Experiment,
+    teacher: TrainedModel,
+    logits: Logits,
+    more_teachers: Sequence[tuple[TrainedModel, LogitStore]] = (),
 ) -> list[Check]:
     """The checks of a teacher and its stored logits, and of the class order of further teachers.
+
+    more_teachers: each with its logits for validation; those for training are among `logits`.
 
     Raises MismatchError with every one that fails, unless the settings say `run.checks = false`. The accuracy of a
     teacher that was trained here or in another run, with its preprocessing, is recorded and ends nothing.
@@ -58,11 +63,13 @@ def check_teacher(
     checks.append(check_not_probabilities(val))
     if info["kind"] == "given":
         checks.append(check_class_assignment(predictions(val), data.val, "the teacher", order))
-    for number, further in enumerate(more_teachers, 2):
+    for number, (further, further_val) in enumerate(more_teachers, 2):
         checks.append(check_class_names(further.result.get("classes"), data.class_names, f"teacher {number}"))
-        if further.run.info["kind"] == "given":
-            predicted = predict(further.model, data.val, device=experiment.config.run.device).argmax(1)
-            checks.append(check_class_assignment(predicted, data.val, f"teacher {number}"))
+        further_train = stores.get(f"train-{number}")
+        if further_train is not None and data.train.labels is not None:
+            checks.append(check_class_assignment(predictions(further_train), data.train, f"teacher {number}"))
+        else:
+            checks.append(check_class_assignment(predictions(further_val), data.val, f"teacher {number}"))
     accuracy = check_accuracy(val, data.val)
     if info["kind"] == "given" and not info["parents"]:
         return raise_failed_checks([*checks, accuracy], strict)

@@ -169,8 +169,9 @@ def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
             raise config_error(["decay_biases: false has no effect: optimizer auto is muon for this network"])
     if recipe.lr == AUTO:
         options["lr"] = _learning_rate(model)
-        if (options["lr"], options["optimizer"], recipe.batch_size) == (LR, "muon", AUTO):
-            size, options["lr"] = (LARGE_BATCH, LARGE_BATCH_LR) if len(data.train) >= MANY_IMAGES else (size, LR)
+        measured = (options["lr"], options["optimizer"], recipe.batch_size) == (LR, "muon", AUTO)
+        if measured and len(data.train) >= MANY_IMAGES:
+            size, options["lr"] = LARGE_BATCH, LARGE_BATCH_LR
     return {**options, "batch_size": size, "views": tuple(recipe.views)}
 
 
