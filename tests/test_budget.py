@@ -13,7 +13,7 @@ import noisyteacher as nt
 from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.pipeline import compression
-from noisyteacher.pipeline.compression import compress_config, resume_compress
+from noisyteacher.pipeline.compression import SHORT_RUN, compress_config, resume_compress
 from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.timing import (
     FILE,
@@ -68,6 +68,25 @@ def test_fewer_networks_are_tried_where_less_than_half_of_the_epochs_would_be_le
     assert fit_into(work, speeds, 28.5) == replace(work, student_epochs=10, tries=2)
     assert fit_into(work, speeds, 12.0) == replace(work, student_epochs=5, tries=1)
     assert fit_into(work, speeds, 0.0) == replace(work, student_epochs=1, tries=1)
+
+
+def test_a_named_student_is_compared_with_labels_for_a_tenth_of_the_time_at_most() -> None:
+    work, speeds = Work(0, 20, 1, comparisons=1), Speeds(0.0, 0.0, (2.0,), scoring=1.0)
+
+    def comparison(work: Work, seconds: float) -> tuple[float, int]:
+        plan = fit_into(work, speeds, seconds)
+        assert total(plan, speeds) <= max(seconds, 3.0)  # an epoch of the student, and its score
+        return estimate(plan, speeds)["comparison"], plan.student_epochs
+
+    # 9 and 5 s are left for it: 4 and 2 epochs and a score, not the quarter of 17 or 9 or so
+    assert comparison(work, 90) == (9.0, 20)
+    assert comparison(work, 50) == (5.0, 20)
+    assert comparison(replace(work, most_epochs=200), 50) == (5.0, 22)
+    assert comparison(work, 1000) == (5 * 2 + 1, 20)
+    assert comparison(work, 30) == (3.0, 13)
+    assert comparison(work, 29.9) == (0.0, 14)
+    assert comparison(work, 0.0) == (0.0, 1)
+    assert estimate(fit_into(replace(work, tries=1), speeds, 15.0), speeds)["comparison"] > 0  # as long as the try
 
 
 def test_what_fits_is_never_longer_than_the_time_and_grows_with_it() -> None:
@@ -245,3 +264,20 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
     assert result.time["epochs"] == {"teacher": 4, "student": 4}
     assert LogitStore.open(result.path / result.store).views == ("clean", "crop-y2-x2")  # as decided before
     assert "1 min allowed 4 of 8 epochs of the teacher, 2 of 4 views" in str(result)
+
+
+@pytest.mark.parametrize(("epoch_s", "compared"), [(5.0, True), (6.0, False)])
+def test_where_an_epoch_takes_more_than_a_tenth_of_the_minutes_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_s: float, compared: bool
+) -> None:
+    monkeypatch.setattr(compression, "CLOCK", lambda: 0.0)
+    monkeypatch.setattr(compression, "measure_speeds", lambda *_: Speeds(1.0, 1.0, (epoch_s,), view=0.5))
+    settings = {**SMALL, "target": {"minutes": 1.0}, "run": {"output_dir": str(tmp_path), "baselines": False}}
+    lines: list[tuple[str, str]] = []
+    result = compress_config(build_config(settings), on_progress=lambda stage, *_: lines.append((stage, str(_[-1]))))
+    assert (result.path / SHORT_RUN).exists() == compared
+    assert any("not compared with a short student on labels" in note for _, note in lines) == (not compared)
+    last = "[4/4] " if compared else "[3/3] "
+    assert any(stage.startswith(last) for stage, _ in lines)
+    student = Run.open(result.path / result.rows[-1].runs[0])
+    assert student.config["objective"]["label_weight"] in ((0.3, 0.7) if compared else (0.3,))

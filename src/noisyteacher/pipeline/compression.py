@@ -37,7 +37,7 @@ from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_f
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.plan import measure_speeds, outline
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, short_epochs, with_epochs
+from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
 from noisyteacher.pipeline.search import (
     StudentSearch,
@@ -397,9 +397,7 @@ class Compression:
         self.comparable = data.train.labels is not None and data.val.labels is not None
         self.short_run = self.comparable and (search is not None or not config.run.baselines)
         self.pace = self._pace(teacher_network, started)
-        trainings = number_of_trials(experiment) + len(experiment.conditions) * config.run.seeds + self.short_run
         self.at_the_end = bool(config.student.qat_epochs) + bool(config.run.export)
-        self.stages = StageTitles(2 + self.pace.whole.tries + trainings + self.at_the_end)
         self.trained: dict[str, list[TrainedModel]] = {}
         self.checks: list[Check] = []
         self.warnings: list[str] = []
@@ -423,14 +421,20 @@ class Compression:
     def plan(self) -> None:
         """Fit the teacher's epochs and the views into the time, and say what is about to be done."""
         experiment, config, work = self.experiment, self.experiment.config, self.pace.begin()
-        student = config.student
+        student, wanted = config.student, self.short_run
+        self.short_run = work.comparisons > 0
         if work.views < self.pace.whole.views:
             student = replace(student, views=list(expand_views(student.views)[: work.views]))
         teacher = with_epochs(config.teacher, work.teacher_epochs or config.teacher.epochs)
         self.experiment = replace(experiment, config=replace(config, teacher=teacher, student=student))
         tries, trials = self.pace.whole.tries, number_of_trials(self.experiment)
+        trainings = trials + len(experiment.conditions) * config.run.seeds + self.short_run
+        self.stages = StageTitles(2 + tries + trainings + self.at_the_end)
         for line in outline(self.experiment, tries, trials, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
+        if wanted and not self.short_run:
+            words = "not compared with a short student on labels, of which an epoch takes over a tenth of the time"
+            message(experiment.on_progress, "plan", words)
 
     def prepare_teacher(self) -> None:
         """Load or train the teacher, store its logits, check both."""
@@ -453,7 +457,7 @@ class Compression:
         """
         recipe, work = self.experiment.config.student, self.pace.decided
         if self.short_run:
-            recipe = with_epochs(recipe, short_epochs(work.student_epochs, work.try_epochs))
+            recipe = with_epochs(recipe, work.comparison_epochs)
             short = self.experiment.with_recipe(recipe)
             if self.search is not None:
                 short = self.experiment.with_student(self.search.fitting[0].name, recipe)

@@ -412,12 +412,11 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
     run = experiment.run.child(name, "given", record, parents=None if source is None else {"run": source.id})
     with stage(experiment.on_progress, title), run.lock():
         if run.state != "done":
-            from_file, answers = isinstance(teacher, str) and pretrained.is_model_path(teacher), dict[str, object]()
+            from_file = isinstance(teacher, str) and pretrained.is_model_path(teacher)
             with errors_recorded(run):
                 models.save_model(model, run.path / WEIGHTS, within=run.path)
-                if settings.logits_precision == "fp32":  # they are stored anyway: the teacher need not answer twice
-                    roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
-                    answers = {role: _stored(experiment, model, role, title) for role in roles}
+                roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
+                answers = {role: _stored(experiment, model, role, title) for role in roles}  # it need not answer twice
                 path = None if isinstance(teacher, nn.Module) else teacher
                 result = scores_and_details(experiment, model, {}, answers) | {
                     "classes": pretrained.class_names_of(path, model, settings.class_order),

@@ -47,8 +47,7 @@ def measure_speeds(
     view_s = answer_s * len(data.train)
     live_s = view_s if experiment.live else 0.0
     others = sum(len(split) for role, split in data.parts.items() if role != "train")
-    once = experiment.teacher_is_trained and config.teacher.logits_precision == "fp32"  # scored by what is stored
-    logits_s = (1 if once else 2) * answer_s * others
+    logits_s = (1 if experiment.teacher_is_trained else 2) * answer_s * others  # it is scored by what is stored
     if config.student.every_view and not experiment.live:
         logits_s += view_s * len(expand_views(config.student.views))
     samples = samples_of(data.train, expand_views(config.student.views), config.student.every_view)
@@ -70,7 +69,8 @@ def outline(experiment: Experiment, tries: int, trials: int, short_run: bool, st
     config, data = experiment.config, experiment.data
     names = ", ".join(display_name(name) for name, _ in pretrained.teachers_of(experiment.teacher, config))
     how = f"trained for {plural(config.teacher.epochs, 'epoch')} on {len(data.train):,} images of {data.name}"
-    lines = [f"teacher: {names}, {'already trained' if experiment.teacher_is_trained else how}"]
+    answers = "" if (precision := config.teacher.logits_precision) == "fp32" else f", scored by answers in {precision}"
+    lines = [f"teacher: {names}, {f'already trained{answers}' if experiment.teacher_is_trained else how}"]
     short_runs = {"a student on labels": int(short_run), "the student": tries}
     words = ", ".join(f"{number} for {what}" for what, number in short_runs.items() if number)
     lines += [f"short runs: {words}"] if words else []

@@ -23,7 +23,7 @@ from noisyteacher.models import COMPACT, PAPER, SHRINK, Classifier, build_model
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel, train_student
 from noisyteacher.pipeline.latency import Timings
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.resolve import short_epochs, with_epochs
+from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.results import COSTS
 from noisyteacher.pipeline.timing import Pace, StageTitles
 from noisyteacher.runs import folder_name
@@ -284,7 +284,7 @@ def search_student(
     of equals the network with fewer multiplications. Test data are not looked at.
     """
     work, student, n = pace.again("search"), experiment.config.student, len(experiment.data.val)
-    epochs = short_epochs(work.student_epochs, work.try_epochs)
+    epochs = work.short_epochs
     end = stages.number + pace.whole.tries
     trials: dict[Candidate, TrainedModel] = {}
 

@@ -37,6 +37,7 @@ RESERVE = 0.05  # share of the remaining time that is not planned with: measured
 MOST_EPOCHS = 200  # of students, where the minutes and not the user say how many
 EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
 HALF = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
+COMPARISON = 0.1  # the most of the time that a short student on labels may take, where no networks are tried
 STEPS, LONG_ENOUGH_S = 6, 0.5  # a training is timed for so many steps after the first, or until they took so long
 IMAGES = 32  # in the batch by which the teacher's answers are timed
 Clock = Callable[[], float]
@@ -69,8 +70,20 @@ class Work:
     noise_runs: int = 0  # trials that choose the noise
     noise_epochs: int | None = None
     comparisons: int = 0  # short runs on labels alone, which the teacher is compared with; as long as a try
+    most_comparison_epochs: int | None = None  # of such a run, where it must be shorter than a try
     views: int = 0  # under which the teacher's answers for the training images are stored; 0: nothing to choose
     most_epochs: int = 0  # of a student where there is time for more than student_epochs
+
+    @property
+    def short_epochs(self) -> int:
+        """Epochs of a try."""
+        return short_epochs(self.student_epochs, self.try_epochs)
+
+    @property
+    def comparison_epochs(self) -> int:
+        """Epochs of a short student on labels alone."""
+        most = self.most_comparison_epochs
+        return self.short_epochs if most is None else min(self.short_epochs, most)
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,12 @@ def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
     """Seconds by what they are for. A student yet to be chosen is as slow as the slowest that is tried."""
     tried = speeds.students[: work.tries]
     slowest = max(tried or speeds.students)
-    try_epochs = short_epochs(work.student_epochs, work.try_epochs)
     noise_epochs = work.noise_epochs or work.student_epochs
     return {
         "teacher": work.teacher_epochs * speeds.teacher,
         "logits": speeds.logits + work.views * speeds.view,
-        "comparison": work.comparisons * (try_epochs * speeds.students[0] + speeds.scoring),
-        "search": try_epochs * sum(tried) + len(tried) * speeds.scoring,
+        "comparison": work.comparisons * (work.comparison_epochs * speeds.students[0] + speeds.scoring),
+        "search": work.short_epochs * sum(tried) + len(tried) * speeds.scoring,
         "noise": work.noise_runs * (noise_epochs * slowest + speeds.scoring),
         "students": work.students * (work.student_epochs * slowest + speeds.scoring),
         "export": speeds.end,
@@ -119,8 +131,12 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
     Where time is short the noise is chosen in a quarter of the student's epochs. Then all epochs are cut by one factor;
     fewer networks are tried before less than half of the epochs would remain. Where there is time for more, students
     get up to `most_epochs`. Of the views there are as many as make views x epochs greatest, with EPOCHS_PER_VIEW each;
-    where the epochs are named, with as few as the recipe has.
+    where the epochs are named, with as few as the recipe has. A named student is compared with a short one on labels
+    for a tenth of the time at most, and not at all where an epoch takes longer.
     """
+    if work.comparisons and not work.tries:
+        affordable = max(0, int((COMPARISON * seconds - speeds.scoring) / speeds.students[0]))
+        work = replace(work, comparisons=min(1, affordable), most_comparison_epochs=affordable or None)
     fits = total(work, speeds) <= seconds
     if fits and work.most_epochs <= work.student_epochs:
         return work
