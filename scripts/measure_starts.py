@@ -65,6 +65,8 @@ def main() -> None:
     if options.table:
         print(table(read_lines(Path(options.data))))
         return
+    if options.out is None:
+        parser.error("out: missing; name the file that a line per training is written to")
     whole = nt.load_data(options.data)
     assert whole.test is not None
     teacher = trained_teacher(options.teacher, whole, options.out)
@@ -110,8 +112,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         errors = {start: judged([line for line in cell if line["start"] == start]) for start in STARTS}
         difference = paired_difference(errors["random"], errors["magnitude"])
         means = " | ".join(f"{sum(values) / len(values):.2f}" for values in errors.values())
-        interval = f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
-        rows.append(f"| `{TEACHERS[teacher]}` | {epochs} | {means} | {interval} |")
+        low, high = difference.low, difference.high
+        interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+        rows.append(f"| `{TEACHERS[teacher]}` | {epochs} | {means} | {difference.mean:+.2f}{interval} |")
     return "\n".join(rows)
 
 

@@ -112,6 +112,8 @@ def main() -> None:
     if options.table:
         print(table(read_lines(Path(options.data))))
         return
+    if options.out is None:
+        parser.error("out: missing; name the file that a line per student is written to")
     data = nt.load_data(options.data, limit=options.rows, train_limit=options.limit)
     data = replace(data, val=nt.load_data(options.data, limit=options.limit // 4).val)
     store = nt.extract(nt.load_model(TEACHER), data.train, Path(options.out + ".logits"), views="clean,mirror")

@@ -71,7 +71,9 @@ def arms(record: dict[str, Any]) -> str:
 
 
 def difference(record: dict[str, Any]) -> str:
-    """`-0.71 [-0.96, -0.46]`, bold where the interval does not hold 0."""
+    """`-0.71 [-0.96, -0.46]`, bold where the interval does not hold 0; the mean alone where there is none."""
+    if record["low"] is None or record["high"] is None:
+        return f"{record['mean']:+.2f}"
     text = f"{record['mean']:+.2f} [{record['low']:+.2f}, {record['high']:+.2f}]"
     return f"**{text}**" if record["low"] * record["high"] > 0 else text
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from ship_teacher import put
@@ -25,7 +26,7 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from noisyteacher import build_model, evaluate, fit, load_data, save_model
-from noisyteacher.data import Split
+from noisyteacher.data import DATASETS, Split
 from noisyteacher.data.views import view_name
 from noisyteacher.device import resolve_precision
 from noisyteacher.models import Classifier
@@ -88,7 +89,8 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="into the package, as pretrained:NAME")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = load_data(options.data, root=options.data_root, verify=not options.unverified)
+    official: dict[str, Any] = {"root": options.data_root, "verify": not options.unverified}
+    data = load_data(options.data, **(official if options.data in DATASETS else {}))
     how = RECIPES[options.device]
     nin = build_model("nin", data=data, seed=SEED, preprocess="standardize", dropout=how.dropout)
     network = normed(nin.network, how.unnormed)

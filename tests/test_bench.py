@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,40 @@ def test_a_runtime_that_is_missing_is_named(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BenchError, match="needs onnxruntime, which is not installed: pip install onnxruntime"):
         bench.bench([folder / "model.onnx"], seconds=0)
+
+
+def test_a_runtime_may_come_with_a_distribution_of_another_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "onnxruntime-gpu":
+            raise PackageNotFoundError(name)
+        return "1.99"
+
+    monkeypatch.setattr(bench, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    (file,) = bench.bench([folder / "model.onnx"], seconds=0).files
+    assert file.runtime == "onnxruntime 1.99"
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
+    assert bench.with_version("onnxruntime") == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("FLOAT16", [3, 4, 4], r"takes pixels of the type tensor\(float16\): expected uint8 or float32"),
+        ("FLOAT", [3, "height", "width"], r"takes \['batch', 3, 'height', 'width'\]: expected fixed numbers for"),
+    ],
+)
+def test_images_that_cannot_be_made_up_are_described(
+    kind: str, sizes: list[int | str], message: str, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    pytest.importorskip("onnxruntime")
+    helper, element, shape = onnx.helper, getattr(onnx.TensorProto, kind), ["batch", *sizes]
+    images, logits = (helper.make_tensor_value_info(name, element, shape) for name in ("images", "logits"))
+    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["logits"])], "same", [images], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    with pytest.raises(BenchError, match=message):
+        bench.bench([tmp_path / "a.onnx"])
 
 
 def test_a_file_with_a_fixed_batch_takes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import nn
 
 import noisyteacher as nt
 from helpers import Call
+from noisyteacher.cli.compress import _report
+from noisyteacher.cli.options import Request
 from noisyteacher.errors import UsageError
 from noisyteacher.export import FORMATS
 from noisyteacher.export.card import predict_script
 from noisyteacher.models import model_record
 from noisyteacher.pipeline import Result
-from noisyteacher.pipeline.compression_result import loss_warnings
+from noisyteacher.pipeline.compression_result import REPORT, loss_warnings
 from noisyteacher.pipeline.handover import provenance_of
 from noisyteacher.pipeline.pretrained import data_settings_of, load_teacher, seen_before, trained_on
 from noisyteacher.report import build_report
@@ -102,6 +105,12 @@ def test_a_format_that_fails_costs_no_other(result: Result, html: str) -> None:
     assert "FAILED" in text
     assert "WARNING: onnx was not written: onnx: it cannot be written (RuntimeError" in text
     assert "failed" in html
+
+
+def test_a_compression_whose_files_all_failed_has_a_report(result: Result) -> None:
+    with pytest.raises(typer.Exit):
+        _report(replace(result, best={**(result.best or {}), "files": []}), Request())
+    assert "an exporter&#39;s own error" in (result.path / REPORT).read_text(encoding="utf-8")
 
 
 def test_the_last_lines(result: Result) -> None:
@@ -237,6 +246,13 @@ def test_the_script_brings_a_picture_to_the_size_as_in_training(
         for number in range(2):
             Image.fromarray(pixels).save(tmp_path / "set" / "train" / label / f"{number}.png")
     expected = nt.load_data(tmp_path / "set", size=(8, 6), fit=fit).train.images_at(torch.tensor([0]))
+    picture = str(tmp_path / "set" / "train" / "a" / "0.png")
+    (seen,) = run_script(predict_script(["a", "b"], (3, 8, 6), fit), tmp_path, monkeypatch, picture)
+    assert np.array_equal(seen, expected.numpy())
+
+
+def run_script(script: str, folder: Path, patch: pytest.MonkeyPatch, *files: str, model: str = "model.onnx") -> Any:
+    """The arrays of pixels that the script brings its files to, with a runtime to which all classes are alike."""
     seen: list[Any] = []
 
     class Session:
@@ -244,14 +260,46 @@ def test_the_script_brings_a_picture_to_the_size_as_in_training(
 
         def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
             seen.append(inputs["images"])
-            return [np.zeros((1, 2), np.float32)]
+            return [np.zeros((len(inputs["images"]), 2), np.float32)]
 
-    (tmp_path / "model.onnx").touch()
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "set" / "train" / "a" / "0.png")])
-    script = compile(predict_script(["a", "b"], (3, 8, 6), fit), "predict.py", "exec")
-    exec(script, {"__file__": str(tmp_path / "predict.py")})
-    assert np.array_equal(seen[0], expected.numpy())
+    (folder / model).touch()
+    patch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    patch.setattr(sys, "argv", ["predict.py", *files])
+    exec(compile(script, "predict.py", "exec"), {"__file__": str(folder / "predict.py")})
+    return seen
+
+
+def test_the_script_takes_several_files_and_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, files = predict_script(["a", "b"], (1, 4, 4)), [str(tmp_path / name) for name in ("x.npy", "y.png")]
+    np.save(files[0], np.zeros((2, 4, 4, 1), np.uint8))
+    Image.new("L", (9, 9), 200).save(files[1])
+    run_script(script, tmp_path, monkeypatch, files[1])
+    assert capsys.readouterr().out.splitlines() == ["a 0.5000"]
+    shapes = [pixels.shape for pixels in run_script(script, tmp_path, monkeypatch, *files)]
+    assert shapes == [(2, 1, 4, 4), (1, 1, 4, 4)]
+    assert capsys.readouterr().out.splitlines() == [f"{name}: a 0.5000" for name in (files[0], *files)]
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "message"),
+    [
+        ([], "model.onnx", r"usage: python predict\.py IMAGE \[IMAGE \.\.\.\]"),
+        (["gone.png"], "model.onnx", r"gone\.png: cannot be read \(.*No such file"),
+        (["cut.png"], "model.onnx", r"cut\.png: cannot be read \("),
+        (["gone.png"], "model.pt2", r"neither model\.onnx nor model-int8\.onnx here"),
+    ],
+)
+def test_the_script_says_what_it_lacks(
+    files: list[str], model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(picture)
+    picture.write_bytes(picture.read_bytes()[:1000])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        run_script(predict_script(["a", "b"], (3, 8, 6)), tmp_path, monkeypatch, *files, model=model)
 
 
 # ---------------------------------------------------------------------------------- costs that are not known, overlaps
@@ -279,6 +327,9 @@ def test_a_student_that_cannot_be_copied_is_refused_before_anything_is_trained(d
         nt.compress("lenet", scripted(), data, output_dir=tmp_path)
     with pytest.raises(UsageError, match=r"hub: .* cannot be built again from its name"):
         nt.compress("lenet", nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, export=["hub"], output_dir=tmp_path)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    with pytest.raises(UsageError, match=r"hub: 'shrink:0\.5' .* build it, or what it was narrowed from"):
+        nt.compress(teacher, "shrink:0.5", data, export=["hub"], output_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -318,7 +369,5 @@ def test_the_script_refuses_pictures_whose_values_training_refuses(
     mode: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new(mode, (8, 8), value).save(tmp_path / "picture.tiff")
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "picture.tiff")])
     with pytest.raises(SystemExit, match="expected grey of 8 bits, or of 16 up to 65535"):
-        exec(compile(predict_script(["a", "b"], (1, 8, 8)), "predict.py", "exec"), {"__file__": "predict.py"})
+        run_script(predict_script(["a", "b"], (1, 8, 8)), tmp_path, monkeypatch, str(tmp_path / "picture.tiff"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from noisyteacher.pipeline.compression import SHORT_RUN, compress_config, resume
 from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.timing import (
     FILE,
+    NO_COMPARISON,
     Pace,
     Speeds,
     Work,
@@ -36,7 +38,7 @@ SPEEDS = Speeds(5.0, 7.0, (2.0, 4.0, 1.0), 3.0)
 def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
     # a student yet to be chosen is as slow as the slowest of those that are tried
     assert estimate(WORK, SPEEDS) == {
-        "teacher": 100, "logits": 7, "comparison": 0, "search": 10 + 20 + 5, "noise": 0, "students": 6 * 80,
+        "teacher": 100, "logits": 7, "student on labels": 0, "search": 10 + 20 + 5, "noise": 0, "students": 6 * 80,
         "export": 3,
     }  # fmt: skip
     assert total(WORK, SPEEDS) == 100 + 7 + 35 + 480 + 3
@@ -46,8 +48,8 @@ def test_what_the_work_needs_is_added_up_stage_by_stage() -> None:
     scored = replace(WORK, noise_runs=2, noise_epochs=1)
     assert total(scored, replace(SPEEDS, scoring=2.0)) == total(scored, SPEEDS) + 22
     assert estimate(replace(WORK, noise_runs=10, noise_epochs=3), SPEEDS)["noise"] == 10 * 12
-    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["search"] == 4 + 8 + 2
-    assert estimate(replace(WORK, try_epochs=2, comparisons=1), SPEEDS)["comparison"] == 4
+    assert estimate(replace(WORK, try_epochs=2, comparison_epochs=None), SPEEDS)["search"] == 4 + 8 + 2
+    assert estimate(replace(WORK, try_epochs=2, comparison_epochs=None), SPEEDS)["student on labels"] == 4
 
 
 def test_the_trials_of_the_noise_are_shortened_first_where_time_is_short() -> None:
@@ -71,12 +73,12 @@ def test_fewer_networks_are_tried_where_less_than_half_of_the_epochs_would_be_le
 
 
 def test_a_named_student_is_compared_with_labels_for_a_tenth_of_the_time_at_most() -> None:
-    work, speeds = Work(0, 20, 1, comparisons=1), Speeds(0.0, 0.0, (2.0,), scoring=1.0)
+    work, speeds = Work(0, 20, 1, comparison_epochs=None), Speeds(0.0, 0.0, (2.0,), scoring=1.0)
 
     def comparison(work: Work, seconds: float) -> tuple[float, int]:
         plan = fit_into(work, speeds, seconds)
         assert total(plan, speeds) <= max(seconds, 3.0)  # an epoch of the student, and its score
-        return estimate(plan, speeds)["comparison"], plan.student_epochs
+        return estimate(plan, speeds)["student on labels"], plan.student_epochs
 
     # 9 and 5 s are left for it: 4 and 2 epochs and a score, not the quarter of 17 or 9 or so
     assert comparison(work, 90) == (9.0, 20)
@@ -86,7 +88,9 @@ def test_a_named_student_is_compared_with_labels_for_a_tenth_of_the_time_at_most
     assert comparison(work, 30) == (3.0, 13)
     assert comparison(work, 29.9) == (0.0, 14)
     assert comparison(work, 0.0) == (0.0, 1)
-    assert estimate(fit_into(replace(work, tries=1), speeds, 15.0), speeds)["comparison"] > 0  # as long as the try
+    assert fit_into(replace(work, tries=1), speeds, 15.0).labels_epochs == 1  # as long as the try
+    tight = Speeds(0.0, 85.0, (9.0,))  # with a comparison of 9 s it is 103 s, without 94 s
+    assert total(fit_into(work, tight, 100.0), tight) == 94
 
 
 def test_what_fits_is_never_longer_than_the_time_and_grows_with_it() -> None:
@@ -196,6 +200,21 @@ def test_a_warm_up_shrinks_with_the_epochs() -> None:
     assert [with_epochs(recipe, epochs).warmup_epochs for epochs in (20, 8, 2, 1)] == [1.0, 1.0, 0.5, 0.25]
 
 
+def test_a_shortened_training_is_not_frozen_all_the_time() -> None:
+    recipe = build_config({"student": {"epochs": 20, "freeze_epochs": 2.0}}).student
+    assert [with_epochs(recipe, epochs).freeze_epochs for epochs in (30, 8, 3, 2, 1)] == [2.0, 2.0, 2.0, 0.5, 0.25]
+
+
+def test_a_try_leaves_time_for_the_trials_of_the_noise_and_the_files(tmp_path: Path) -> None:
+    # 95 s for a try and half of the student's 8 epochs, of 10 s each; two trials of the noise have an epoch each
+    run, longest = new_run(tmp_path, "compress", "x", {}), {}
+    for name, noise_runs, end_s in (("neither", 0, 0.0), ("noise", 2, 0.0), ("files", 0, 30.0)):
+        measure = partial(Speeds, 0.0, 0.0, (10.0, 10.0), end_s)
+        pace = Pace(run, Work(0, 8, 1, 2, noise_runs=noise_runs), measure, 100 / 60, None, lambda: 0.0)
+        longest[name] = max(epochs for epochs in range(10) if pace.time_for_try(1, epochs, 10.0))
+    assert longest == {"neither": 5, "noise": 3, "files": 2}
+
+
 @pytest.mark.parametrize(("views", "every_view", "steps"), [(("clean",), False, 6), (("clean", "mirror"), True, 12)])
 def test_a_training_is_timed_by_its_clock_and_stops_early(views: tuple[str, ...], every_view: bool, steps: int) -> None:
     data = nt.load_data("mnist-5k", limit=60)
@@ -210,7 +229,9 @@ def test_a_training_is_timed_by_its_clock_and_stops_early(views: tuple[str, ...]
         "augment": "mixup", "patience": 3, "precision": "fp32", "keep": "best",
     }  # fmt: skip
     model = nt.build_model("compact-xs:0.5", data)
-    assert training_seconds(model, data, recipe, "cpu", clock) == 3.0 * (steps + 2)  # 6 validation batches at a third
+    assert training_seconds(model, data, recipe, "cpu", clock) == pytest.approx(
+        1.1 * 3 * (steps + 2)
+    )  # 6 val batches at a third
     assert len(ticks) == 3  # two steps: the second took longer than half a second
     assert training_seconds(model, data, {**recipe, "lr": -1.0}, "cpu", clock) is None
 
@@ -221,7 +242,9 @@ def test_the_first_step_sets_things_up_and_does_not_count() -> None:
     recipe = {"batch_size": 20, "views": ("clean",), "every_view": False, "epochs": 2, "lr": 1e-3, "optimizer": "adam"}
     model = nt.build_model("compact-xs:0.5", data)
     # 60 / 20 steps and 60 / 20 validation batches at a third, each of the 2 s of the second step
-    assert training_seconds(model, data, {**recipe, "precision": "fp32"}, "cpu", lambda: next(times)) == 2 * (3 + 1)
+    assert training_seconds(model, data, {**recipe, "precision": "fp32"}, "cpu", lambda: next(times)) == 1.1 * 2 * (
+        3 + 1
+    )
 
 
 SMALL: dict[str, Any] = {
@@ -251,7 +274,7 @@ def test_the_minutes_bind_the_teacher_and_a_named_student(tmp_path: Path, monkey
     with pytest.raises(StopError):
         compress_config(config, on_run_created=runs.append, on_progress=stop)
     # 57 s: 80 + 3 + 5 + 20 s do not fit; with 4 of 8, 1 and 2 of 4 epochs and a view 40 + 1.5 + 5 + 10 = 56.5 s do
-    assert ("plan", "time: about 55 s: teacher 40 s, logits 2 s, comparison 5 s, students 10 s") in lines
+    assert ("plan", "time: about 55 s: teacher 40 s, logits 2 s, student on labels 5 s, students 10 s") in lines
     assert any(note.startswith("1 min: students get 2 epochs (recipe: 4) on 2 of 4 views") for _, note in lines)
     monkeypatch.setattr(
         compression, "measure_speeds", lambda *_: Speeds(0.01, 0.01, (0.01,))
@@ -276,7 +299,8 @@ def test_where_an_epoch_takes_more_than_a_tenth_of_the_minutes_nothing_is_compar
     lines: list[tuple[str, str]] = []
     result = compress_config(build_config(settings), on_progress=lambda stage, *_: lines.append((stage, str(_[-1]))))
     assert (result.path / SHORT_RUN).exists() == compared
-    assert any("not compared with a short student on labels" in note for _, note in lines) == (not compared)
+    assert any(note == NO_COMPARISON for _, note in lines) == (not compared)
+    assert (NO_COMPARISON in str(result)) == (not compared)
     last = "[4/4] " if compared else "[3/3] "
     assert any(stage.startswith(last) for stage, _ in lines)
     student = Run.open(result.path / result.rows[-1].runs[0])

@@ -74,8 +74,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch, error: Callable[[StudentTask], floa
     """Trials without training: their validation errors are those of `error`. Returns the trials, in order."""
     tasks: list[StudentTask] = []
 
-    def train(*task: Any) -> SimpleNamespace:
-        tasks.append(StudentTask(*task))
+    def train(task: StudentTask) -> SimpleNamespace:
+        tasks.append(task)
         return SimpleNamespace(val_error=error(tasks[-1]))
 
     monkeypatch.setattr(noise_choice, "train_student", train)
@@ -247,6 +247,11 @@ def test_distil_chooses_too(tmp_path: Path) -> None:
     assert Run.open(trained.run.path).metrics()[-1]["epoch"] == 4
     saved = model_record(trained.run.path / WEIGHTS)["training"]["settings"]
     assert saved["weight_decay"] == best["weight_decay"]
+    both = settings(
+        tmp_path / "both", {"sigma": "auto", "alpha": 0.5},
+        choice={"sigmas": [0.5], "lrs": [0.003], "weight_decays": [0.0], "controls": True},
+    )  # fmt: skip
+    assert distil_config(both, store.path).run.config["config"]["student"]["lr"] != 0.003
     assert chosen["sigma"] in (0.0, 0.5)
     (student,) = read_studies([trained.run])[0].result.conditions
     assert student.kind == ("noisy" if chosen["sigma"] else "clean")

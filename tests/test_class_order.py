@@ -18,10 +18,11 @@ import noisyteacher as nt
 from helpers import Call, labels_of, part
 from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, MismatchError, UsageError
-from noisyteacher.models import Reordered, reordered, weights_fingerprint
+from noisyteacher.models import Reordered, reordered, rescale, weights_fingerprint
 from noisyteacher.pipeline.class_order import check_class_names, find_reorder, natural_order
 from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.preflight import predictions
+from noisyteacher.pipeline.pretrained import class_names_of
 from noisyteacher.pipeline.single_step import distil_config, extract_config, train_config
 
 NUMBERS = 12
@@ -152,6 +153,16 @@ def test_reordered_models(tmp_path: Path) -> None:
     nt.save_model(moved, tmp_path / "wrong.safetensors")
     with pytest.raises(FileFormatError, match=r"wrong\.safetensors: class order \[1, 0, 1\]"):
         nt.load_model(tmp_path / "wrong.safetensors")
+
+
+def test_names_follow_the_outputs_through_every_wrapper() -> None:
+    """Names from an architecture are those of the bare network: of a reordered, then calibrated one, and once more."""
+    model = nt.build_model("mlp128", classes=3, input_shape=(1, 4, 4))
+    model.architecture["options"] = {"config": {"id2label": {"0": "ant", "1": "bee", "2": "cat"}}}
+    calibrated = rescale(reordered(model, [2, 0, 1]), 0.5)
+    assert class_names_of(None, calibrated) == ["cat", "ant", "bee"]
+    assert class_names_of(None, reordered(calibrated, [1, 2, 0])) == ["ant", "bee", "cat"]
+    assert class_names_of(None, model) == ["ant", "bee", "cat"]
 
 
 def test_names_in_another_order_offer_the_setting_too() -> None:

@@ -215,10 +215,11 @@ def test_images_are_brought_to_size_as_the_data_were(run: str, call: Call, tmp_p
 
 def test_what_python_compressed_crops_as_its_data_were(photos: Path, call: Call, tmp_path: Path) -> None:
     data = nt.load_data(photos, size=8, grey=True, fit="crop")
-    options: dict[str, Any] = {"epochs": 1, "teacher_training": {"epochs": 1}, "baselines": False, "export": ["onnx"]}
+    options: dict[str, Any] = {"epochs": 1, "teacher_training": {"epochs": 1}, "baselines": False}
+    options["export"] = ["onnx", "hub"]
     result = nt.compress("mlp128", "mlp128", data, output_dir=tmp_path / "runs", checks=False, **options)
     shutil.copytree(result.path / "best", tmp_path / "alone")
-    for model in (result.path, tmp_path / "alone"):
+    for model in (result.path, tmp_path / "alone", result.path / "best" / "hub"):
         rows = json.loads(call("predict", str(model), *edges(tmp_path), "--format", "json", "-q")[1])
         assert rows[0]["probability"] == rows[1]["probability"]
     images = edges(tmp_path)

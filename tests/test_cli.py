@@ -186,12 +186,39 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("logits", "verify", store["store"], "--teacher", teacher.id, "--json")
     assert code == 0
     assert (json.loads(out)["rows"], json.loads(out)["data"]["name"]) == (100, "mnist-5k")
+    order = "teacher.class_order=[1,0,2,3,4,5,6,7,8,9]"
+    code, _, err = call("logits", "verify", store["store"], "--teacher", teacher.id, "--set", order)
+    assert code == 1
+    assert "another model" in err
     assert "mirror" in call("logits", "show", store["store"])[1]
     assert len(json.loads(call("runs", "ls", "--json")[1])) == 2
     assert f"{distilled['run']}: done, distil, started" in call("runs", "show", distilled["run"])[1]
     assert call("runs", "diff", teacher.id, Path(distilled["run"]).name)[0] == 0
     assert call("runs", "rm", teacher.id, "--yes")[0] == 0
     assert not teacher.path.exists()
+
+
+def test_a_pretrained_model_and_an_onnx_file_of_any_size_are_measured(call: Call) -> None:
+    costs = json.loads(call("measure", "pretrained:nin-cifar10", "--json", "--runs", "1")[1])
+    assert costs["parameters"] == 966_986
+    onnx = pytest.importorskip("onnx", reason="needs the extra export")
+    pytest.importorskip("onnxruntime")
+    helper, element = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("images", element, ["batch", 3, "height", "width"])
+    logits = helper.make_tensor_value_info("logits", element, ["batch", 3])
+    graph = helper.make_graph(nodes, "means", [images], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "means.onnx")
+    code, out, err = call("measure", "means.onnx", "--input-shape", "3,16,20", "--json", "--runs", "1")
+    assert code == 0, err
+    assert json.loads(out)["macs"] == 0
+    code, _, err = call("measure", "means.onnx")
+    assert (code, "takes images of any size" in err) == (2, True)
+    code, _, err = call("measure", "means.onnx", "--input-shape", "3,16,20", "--classes", "3")
+    assert (code, "--classes has no effect on means.onnx" in err) == (2, True)
 
 
 def test_the_last_weights_of_a_run_are_a_file_like_any_other(call: Call) -> None:
@@ -334,11 +361,14 @@ WRONG = [
     (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),
     (("compress", "--data", "none.npz"), 1, "none.npz: no such file or folder"),
     (("compress", "nothing.toml"), 2, "nothing.toml: cannot be read"),
+    (("compress", "--jobs", "0", *SMALL), 2, "jobs=0: expected 1 or more processes"),
     (("train", "--resume", "7f3a9c"), 2, "no run '7f3a9c' in runs"),
     (("distil", "no-store"), 1, "no-store: no logit store here"),
     (("evaluate", "abc"), 2, "no run 'abc'"),
     (("evaluate", "abc", "--split", "tset"), 2, "did you mean 'test'?"),
-    (("measure", "nin", "--input-shape", "32"), 2, "input_shape"),
+    (("measure", "nin", "--input-shape", "32"), 2, "--input-shape '32': expected C,H,W"),
+    (("measure", "pretrained:lenet-mnist", "--input-shape", "1,28,28"), 2, "--input-shape has no effect on pretrained"),
+    (("measure", "pretrained:lenet-mnist", "--classes", "10"), 2, "--classes has no effect on pretrained:lenet-mnist"),
     (("logits", "verify", "nowhere"), 1, "nowhere: no logit store here"),
     (("runs", "rm", "nowhere", "--yes"), 2, "no run 'nowhere'"),
     (("config", "explain", "sigmma"), 2, "unknown setting 'sigmma'"),
@@ -554,6 +584,7 @@ def test_what_a_resumed_run_is_asked_besides_is_refused(call: Call, tmp_path: Pa
     for words, message in (
         (("train", "--resume", run, "--seed", "5"), "leave out seed"),
         (("train", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
+        (("compress", "--resume", run, "--pretrained"), "leave out pretrained"),
         (("distil", "--resume", run), "a train run, not a distil run"),
         (("compress", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),
         (("sweep", "--resume", run, "--output-dir", "elsewhere"), "leave --output-dir out"),

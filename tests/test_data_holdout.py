@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from noisyteacher.data.holdout import partition, per_class, splitmix64
+from noisyteacher.data import Split
+from noisyteacher.data.holdout import limited, partition, per_class, splitmix64
 from noisyteacher.errors import DataError
 
 
@@ -54,3 +55,13 @@ def test_per_class_takes_the_number_or_the_share() -> None:
     chosen, rest = per_class(labels, 5, 0.2, 0, "svhn")
     assert labels[chosen].bincount(minlength=4).tolist() == [5, 2, 0, 0]
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(64))
+
+
+def test_a_limit_of_rows_without_labels_is_a_draw_too() -> None:
+    """Files are often in the order of their classes: the first ones would be of one class."""
+    images = torch.zeros((200, 1, 2, 2), dtype=torch.uint8)
+    rows = limited(Split(images, None, torch.arange(200), "train", "photos", ("a", "b")), 20).index.tolist()
+    assert len(set(rows)) == 20
+    assert rows == sorted(rows)
+    assert rows[-1] >= 100
+    assert rows == limited(Split(images, None, torch.arange(200), "train", "photos", ("a", "b")), 20).index.tolist()

@@ -83,6 +83,14 @@ def test_grey_and_size(folder: Path) -> None:
         load_data(folder, size=0)
 
 
+@pytest.mark.parametrize("option", [{"root": "elsewhere"}, {"download": False}, {"verify": False}])
+def test_options_of_official_files_are_refused_elsewhere(option: dict[str, Any], folder: Path) -> None:
+    sources: tuple[Any, ...] = (folder, [], "mnist-5k")
+    for source in sources:
+        with pytest.raises(UsageError, match=f"{next(iter(option))} has no effect on .*: leave it out"):
+            load_data(source, **option)
+
+
 def test_sizes_that_differ_between_train_and_test_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for number in range(5):
@@ -222,6 +230,21 @@ def test_data_sets_of_hugging_face_keep_their_split_and_class_names() -> None:
     data = load_data({"train": rows, "validation": rows, "test": rows})
     assert [len(split) for split in data.parts.values()] == [30, 30, 30]
     assert data.class_names == ("cat", "dog")
+
+
+def test_class_names_are_those_of_the_labels_and_the_same_in_every_part() -> None:
+    def rows(*names: str) -> Any:
+        class Rows(list[Any]):
+            features: ClassVar[dict[str, Any]] = {
+                "camera": SimpleNamespace(names=["left", "right"]), "label": SimpleNamespace(names=list(names))
+            }  # fmt: skip
+
+        return Rows({"image": pixels, "label": row % 2} for row, pixels in enumerate(PIXELS))
+
+    assert load_data(rows("cat", "dog")).class_names == ("cat", "dog")
+    with pytest.raises(DataError, match="val: classes dog, cat, but the first part has cat, dog"):
+        load_data({"train": rows("cat", "dog"), "val": rows("dog", "cat")})
+    assert load_data({"train": Items(GOOD), "val": GOOD}).class_names == ("no", "yes")
 
 
 GOOD = [(pixels, row % 2) for row, pixels in enumerate(PIXELS)]

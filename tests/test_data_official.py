@@ -286,6 +286,12 @@ def test_a_file_that_arrives_damaged_leaves_nothing(site: tuple[str, Path], tmp_
     assert not (tmp_path / "root").exists()
 
 
+def test_a_file_that_is_there_and_cannot_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match=r"b: cannot be read \(IsADirectoryError: .*another root"):
+        OfficialFile(tmp_path / "b", "", "http://127.0.0.1:9/b").obtain()
+
+
 def test_without_a_network_the_sentence_names_url_target_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,8 +250,12 @@ def test_a_folder_whose_images_all_fail_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "x.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="no image of all can be read"):
-        pack_data(tmp_path / "bad", tmp_path / "out", size=4, skip_corrupt=True)
+    stages: list[str] = []
+    with pytest.raises(DataError, match="no image of bad can be read"):
+        pack_data(
+            tmp_path / "bad", tmp_path / "out", size=4, skip_corrupt=True, watch=lambda stage, *_: stages.append(stage)
+        )
+    assert set(stages) == {"packing bad"}
     assert not (tmp_path / "out" / "packed.json").exists()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import labels_of, part
+from noisyteacher import bench
 from noisyteacher.data import Split, Splits
 from noisyteacher.errors import (
     DataError,
@@ -307,6 +308,14 @@ def test_a_tflite_file_runs_in_litert(int8: bool, tmp_path: Path) -> None:
     assert (exported.difference > 1e-4) == int8
 
 
+def test_the_runtime_may_come_with_a_distribution_of_another_name(
+    tiny: tuple[nt.Classifier, Splits], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "with_version", lambda package: f"{package} of another distribution")
+    exported = nt.export(tiny[0], tmp_path / "m.onnx", data=tiny[1], runs=1)
+    assert exported.runtime == "onnxruntime of another distribution"
+
+
 @pytest.fixture
 def tiny() -> tuple[nt.Classifier, Splits]:
     small = splits((1, 8, 8))
@@ -495,8 +504,13 @@ def test_more_wrong_questions(tiny: tuple[nt.Classifier, Splits], tmp_path: Path
         check_formats(["onnx-int"])
     with pytest.raises(UsageError, match="named twice"):
         check_formats(["pt2", "pt2"])
-    with pytest.raises(UsageError, match="cannot be built again from its name"):
-        export_all(model, {"hub": tmp_path / "hub"}, data=small)
+    narrowed = nt.build_model("mlp800", classes=4, input_shape=(1, 8, 8))
+    narrowed.architecture |= {"name": "shrink:0.5", "options": {"of": {"name": "module:my.Net", "options": {}}}}
+    for network in (model, narrowed):
+        with pytest.raises(UsageError, match="cannot be built again from its name"):
+            check_formats(["hub"], network)
+        with pytest.raises(UsageError, match="cannot be built again from its name"):
+            export_all(network, {"hub": tmp_path / "hub"}, data=small)
     assert list(tmp_path.iterdir()) == []
 
 

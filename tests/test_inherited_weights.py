@@ -21,7 +21,7 @@ from noisyteacher.config import build_config
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import build_model, load_model, save_model
-from noisyteacher.models.classifier import learn_in_unit, reordered, rescale
+from noisyteacher.models.classifier import learn_in_unit, output_restorer, reordered, rescale
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.search import price_candidates
@@ -222,6 +222,17 @@ def test_class_order_and_scale_of_the_teacher_are_inherited_with_its_head() -> N
     fresh = copy_of(changed, 1.0, (1, 16, 16), init="random")
     before = fresh(batch)
     assert torch.allclose(learn_in_unit(fresh, 7.0)(batch), 7 * before, atol=1e-5)
+
+
+def test_what_a_unit_changes_is_undone_bit_by_bit() -> None:
+    teacher = nt.build_model("lenet", classes=5, input_shape=(1, 16, 16)).eval()
+    batch = images((1, 16, 16))
+    for student in (copy_of(teacher, 1.0, (1, 16, 16)), rescale(copy_of(teacher, 1.0, (1, 16, 16)), 3.0)):
+        before, names, restore = student(batch), list(student.state_dict()), output_restorer(student)
+        learn_in_unit(student, 7.0)
+        restore()
+        assert torch.equal(student(batch), before)
+        assert list(student.state_dict()) == names
 
 
 class Maxout(nn.Module):

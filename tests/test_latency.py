@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_a_limit_is_milliseconds_or_a_ratio_to_the_teacher(setting: str, most: f
     ("target", "problem"),
     [
         ({"latency": 5}, r"target\.latency: given '5.*'; expected milliseconds such as '5ms', or a ratio"),
+        ({"latency": ""}, r"target\.latency: given ''; expected milliseconds"),
         ({"latency": "5"}, r"target\.latency: given '5'; expected milliseconds"),
         ({"latency": "5s"}, r"target\.latency: given '5s'; expected milliseconds"),
         ({"latency": "0.5x"}, r"target\.latency: given '0\.5x'"),
@@ -281,6 +283,22 @@ def test_the_final_file_is_timed_once(benched: Bench, tmp_path: Path) -> None:
         assert timing is not None
         assert not timing.describe()["met"]
     assert together == [["t-99", "a-40"]]
+
+
+def test_a_student_that_is_built_as_its_teacher_is_has_a_timing_of_its_own(
+    benched: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benched({})
+
+    def run(paths: Sequence[Path], threads: int, batch: int) -> LatencyRecord:
+        times = zip(paths, (10.0, 4.0), strict=True)
+        return record_of(*(replace(device_file("t-99", ms), sha256=Path(path).name) for path, ms in times))
+
+    monkeypatch.setattr(bench, "bench", run)
+    timing = timings_of(config_of(), tmp_path).of_file("model.onnx", tmp_path / "model.onnx", Nets()("t-99"))
+    assert timing is not None
+    assert timing.teacher is not None
+    assert (timing.file.median_ms, timing.teacher.median_ms) == (4.0, 10.0)
 
 
 def written(path: Path, record: LatencyRecord) -> str:

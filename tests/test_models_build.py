@@ -221,6 +221,26 @@ def test_what_cannot_be_meant_is_refused() -> None:
         build_model(Answer(), classes=4, input_shape=(3, 8, 8))
 
 
+class Sized(nn.Module):
+    """Asserts the size of its images, as networks of timm and torchvision do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 96:
+            raise AssertionError(f"input height {x.shape[-1]} does not match the model's 96")
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def test_a_network_that_asserts_its_size_is_refused_with_the_size_that_it_takes() -> None:
+    with pytest.raises(MismatchError, match=r"failed on images of shape \(3, 32, 32\): input height 32.*--size 96"):
+        build_model(Sized(), classes=4, input_shape=(3, 32, 32))
+    assert build_model(Sized(), classes=4, input_shape=(3, 96, 96)).classes == 4
+
+
 def test_a_factory_gets_what_it_names() -> None:
     model = build_model(f"{__name__}:linear_factory", Data(), bias=False)
     assert isinstance(model, Classifier)

@@ -26,6 +26,7 @@ from noisyteacher.models import (
     load_weights,
     model_record,
     preprocess_fingerprint,
+    rescale,
     save_model,
     saved_bytes,
     weights_fingerprint,
@@ -155,6 +156,20 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_apart(tmp_path: Path
         assert "network.fc3.weight torch.float32 (5, 7) instead of torch.float32 (5, 800)" in text
         assert "network.fc3.bias torch.float64 (5,) instead of torch.float32 (5,)" in text
     assert weights_fingerprint(model) == before  # all or none
+
+
+def test_a_file_of_a_scaled_model_that_does_not_fit_leaves_no_scale_behind(tmp_path: Path) -> None:
+    scaled, plain = tmp_path / "scaled.safetensors", tmp_path / "plain.safetensors"
+    save_model(rescale(build_model("mlp128", classes=5, input_shape=SHAPE), 7.0), scaled)
+    save_model(small(seed=1), plain)
+    model, twice = small(), rescale(small(), 3.0)
+    for refusing in (model, twice):
+        before = weights_fingerprint(refusing)
+        with pytest.raises(FileFormatError, match="do not fit"):
+            load_weights(refusing, scaled)
+        assert weights_fingerprint(refusing) == before
+    load_weights(model, plain)
+    assert weights_fingerprint(model) == weights_fingerprint(small(seed=1))
 
 
 @pytest.mark.parametrize(

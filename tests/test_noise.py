@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import noisyteacher as nt
 from helpers import Draw, draw_of, perturbed, scale
+from noisyteacher import noise as noise_module
 from noisyteacher.config import schema
 from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
-from noisyteacher.noise import UnitNoise, unit_noise_at
+from noisyteacher.noise import UnitNoise, sample_unit_noise, unit_noise_at
 from noisyteacher.rng import generator
 
 
@@ -300,6 +301,23 @@ def test_torch_may_map_compile_and_export_it() -> None:
         assert 0.3 < float(factors.std()) < 0.7
     assert not torch.equal(mapped[0] / logits[0], mapped[1] / logits[1])
     assert nt.perturb(logits[0].to("meta"), sigma=0.5, alpha=0.5).is_meta
+
+
+def test_frozen_noise_is_drawn_once_for_each_of_many_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `fit_many` asks for it: at every step for all seeds in turn."""
+    draws: list[int] = []
+
+    def counted(draw: str, distribution: str, rows: int, *more: Any) -> UnitNoise:
+        draws.append(rows)
+        return sample_unit_noise(draw, distribution, rows, *more)
+
+    monkeypatch.setattr(noise_module, "sample_unit_noise", counted)
+    noise_module._frozen_unit_noise.cache_clear()
+    frozen, rows = nt.Noise(sigma=0.5, alpha=0.5, draw="row", frozen=True), torch.arange(3)
+    for step in range(2):
+        for seed in range(20):
+            unit_noise_at(frozen, seed=seed, step=step, batch=3, classes=4, rows=rows, total_rows=5)
+    assert draws == [5] * 20
 
 
 SCALES = {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import noisyteacher as nt
 from helpers import NOISES, SETTINGS, blobs, difference, network, small, table
+from noisyteacher import objectives as objectives_module
 from noisyteacher import process
 from noisyteacher.config import build_config
 from noisyteacher.config.schema import LOSS_OPTIONS
@@ -33,6 +34,7 @@ from noisyteacher.pipeline.fairness import regime_of
 from noisyteacher.pipeline.noise_choice import PILOT_SEED
 from noisyteacher.pipeline.preflight import check_no_loss
 from noisyteacher.pipeline.resolve import distill_options
+from noisyteacher.rng import generator
 from noisyteacher.runs import WEIGHTS
 from noisyteacher.sweep.spec import expand
 
@@ -362,6 +364,22 @@ def zeroed(part: nn.Module) -> None:
         part(torch.zeros(1, 64))
         for parameter in part.parameters():
             nn.init.zeros_(parameter)
+
+
+def test_labels_are_flipped_once_for_each_of_many_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `fit_many` asks for it: at every step for all seeds in turn."""
+    drawn: list[object] = []
+
+    def counted(seed: int, *purpose: str | int) -> torch.Generator:
+        drawn.append((seed, *purpose))
+        return generator(seed, *purpose)
+
+    monkeypatch.setattr(objectives_module, "generator", counted)
+    objectives_module._label_flips.cache_clear()
+    for step in range(2):
+        for seed in range(20):
+            nt.supervised(label_noise=0.3).inputs(replace(batch(step), seed=seed), {})
+    assert drawn == [(seed, "label noise") for seed in range(20)]
 
 
 def test_options_are_those_of_the_loss() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import pytest
 
 from noisyteacher import device
 from noisyteacher.cli import main
-from noisyteacher.errors import UnknownNameError, UsageError
-from noisyteacher.paper import BUDGETS, EXPERIMENTS, run_paper
+from noisyteacher.errors import ConfigError, UnknownNameError, UsageError
+from noisyteacher.paper import BUDGETS, EXPERIMENTS, regime, relatives, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
 from noisyteacher.paper.reference import curve, matching_curves, reference, value
-from noisyteacher.paper.run import adapted, paper_number, with_teacher
+from noisyteacher.paper.run import _study_result, adapted, paper_number, with_teacher
 from noisyteacher.pipeline.results import Condition
 from noisyteacher.runs import Run, list_runs
 from noisyteacher.sweep import expand
@@ -132,7 +132,7 @@ def test_every_kind_of_experiment_runs_and_is_read_again(
     tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The experiments' own grids, students and views, on a few generated images of the data set's shape."""
-    least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,), control=2)
+    least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,), control=3)
     monkeypatch.setitem(BUDGETS, "quick", least)
     parts = {"why": ["matched", "data"], "section5.4": ["drawn-sigma", "two-teachers"]}.get(name, [])
     overrides = {**SMALL, **tiny[experiment(name).name]}
@@ -147,7 +147,7 @@ def test_every_kind_of_experiment_runs_and_is_read_again(
     assert len(table.rows) == len(result.paper) > 2
     assert all(len(row) == len(table.headers) for row in table.rows)
     seeds = {row.kind: row.ours.n for row in result.paper if row.ours is not None and "soft" not in row.label}
-    assert seeds["clean"] == (2 if name == "table1" else 1)
+    assert seeds["clean"] == (3 if name == "table1" else 1)
     again = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert again.path == result.path
     assert again.paper == result.paper
@@ -198,6 +198,14 @@ def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str
     [
         ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
         ({"seeds": 0}, UsageError, "seeds=0: expected 1 or more"),
+        ({"jobs": 0}, UsageError, "jobs=0, stack=1: expected 1 or more"),
+        ({"jobs": 2, "stack": 8}, UsageError, "jobs, stack, .* only one of them"),
+        ({"overrides": {"student.epohcs": 2}}, ConfigError, r"student\.epohcs: .*did you mean 'student\.epochs'"),
+        ({"overrides": {"run.control_seeds": 1}}, UsageError, r"run\.control_seeds=1: expected"),
+        ({"overrides": {"target.minutes": 5.0}}, UsageError, r"target\.minutes: no effect on a sweep"),
+        ({"overrides": {"run.seeds": 7}}, UsageError, r"run\.seeds: no effect .* give --seeds"),
+        ({"overrides": {"run.output_dir": "x"}}, UsageError, r"run\.output_dir: no effect .* give --output-dir"),
+        ({"name": "table1", "extra": False}, UsageError, "extra: no effect on table1"),
         ({"teacher": "nin"}, UsageError, "teacher 'nin': expected a trained one"),
         ({"teacher": "hf:microsoft/resnet-18"}, UsageError, "expected a trained one"),
         ({"name": "table4", "sigmas": [0.3]}, UsageError, "table4 has sigmas of its own"),
@@ -213,6 +221,39 @@ def test_a_part_that_is_none(tmp_path: Path, words: dict[str, Any], error: type[
     with pytest.raises(error, match=message):
         run_paper(**{"name": "table6", "budget": "quick", "output_dir": tmp_path, **words})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_student_cannot_be_is_refused_before_its_teacher_is_trained(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    for name, message in (("lenet-cifra", "did you mean 'lenet-cifar'"), ("auto", "only compress chooses one")):
+        overrides = {**SMALL, **tiny["table3"], "student.name": name}
+        with pytest.raises(UsageError, match=message):
+            run_paper("table3", "quick", output_dir=tmp_path, overrides=overrides)
+    overrides = {**SMALL, **tiny["table3"], "run.profile": True}
+    with pytest.raises(UsageError, match=r"run\.profile measures the steps of one student"):
+        run_paper("table3", "quick", output_dir=tmp_path, overrides=overrides, stack=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_further_seed_of_the_control_is_left_out(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """With one seed a noise, `standard` would have two of its clean student: one further, which judges nothing."""
+    overrides = {**SMALL, **tiny["table1"]}
+    result = run_paper("table1", "standard", output_dir=tmp_path, overrides=overrides, seeds=1, sigmas=[0.9])
+    assert {row.ours.n for row in result.paper if row.ours} == {1}
+
+
+def test_the_rows_of_a_study_are_of_the_kind_of_their_arm(tmp_path: Path) -> None:
+    settings = {arm.title: asdict(arm) for arm in relatives.ARMS["logit_regression"]}
+    settings["noisy, no decay"] = {"lr": 0.1, "weight_decay": 0.0, "noise": regime.STRONG, "dropout": 0.0}
+    arms = {title: {"settings": each, "test_error_%": {"last": [1.0, 2.0]}} for title, each in settings.items()}
+    none: dict[str, Any] = {"contrasts": {}, "against_reference": {}, "against_clean_no_decay": {}}
+    record: dict[str, Any] = {"cell": {"name": "cell", "data": "mnist"}, "arms": arms, **none}
+    result = _study_result(tmp_path, "quick", relatives, [record])
+    kinds = {row.label.removeprefix("cell: "): row.kind for row in result.paper}
+    assert {kinds[name] for name in ("labels alone", "labels, smoothed by 0.1")} == {"labels"}
+    assert {kinds[name] for name in ("noise, mean of 3 draws", "mix, sigma 0.5", "noisy, no decay")} == {"noisy"}
+    assert {kinds[name] for name in ("clean", "permuted teacher", "teacher of 40 % wrong labels")} == {"clean"}
 
 
 def test_a_teacher_of_ones_own_stands_for_the_first_alone() -> None:
@@ -231,6 +272,10 @@ def test_the_papers_numbers_do_not_stand_beside_other_settings(tmp_path: Path, t
         ({"student.epochs": 3, "noise.draw": "row", "noise.alpha": 0.15}, ()),
         ({"noise.alpha": 0.5}, ("noise.alpha",)),
         ({"student.options": {"dropout": 0.1}, "noise.kind": "additive"}, ("student.options", "noise.kind")),
+        ({"student.loss": "soft_targets", "student.label_weight": 0.3}, ("student.loss", "student.label_weight")),
+        ({"student.loss": "logit_regression", "student.label_weight": 0, "noise.until": 1}, ()),
+        ({"student.scale": "rms", "noise.draws": 3}, ("student.scale", "noise.draws")),
+        ({"teacher.also": ["mlp800"], "student.combine": "pick"}, ("teacher.also", "student.combine")),
     ):
         assert adapted(part, {}, overrides).changed == changed
     result = run_paper("table1", "quick", output_dir=tmp_path, seeds=1, sigmas=[0.3],

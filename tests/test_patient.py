@@ -5,8 +5,9 @@ the trace of the Gauss-Newton matrix.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import noisyteacher as nt
 from helpers import blobs, table
 from noisyteacher.config import Student, build_config
 from noisyteacher.config.schema import TrainSettings
-from noisyteacher.errors import ConfigError, TrainingError, UsageError
+from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
 from noisyteacher.models import load_weights, reordered
 from noisyteacher.pipeline.compression import compress_config
 from noisyteacher.pipeline.single_step import train_config
@@ -265,6 +266,45 @@ def test_a_fit_that_is_refused_leaves_the_outputs_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="scales none, rms"):
         nt.fit_many(models, blobs(), objectives, seeds=[0, 1], epochs=1, **OPTIONS)
     assert not any("output_scale" in name for model in models for name, _ in model.named_buffers())
+
+
+def test_what_is_refused_behind_the_unit_leaves_the_outputs_alone_too(tmp_path: Path) -> None:
+    """A run of other settings, an unknown tracker, a frozen network, a stack that cannot be."""
+    objective = nt.distil(table(), scale="rms")
+    nt.fit(mlp(), blobs(), objective, run=tmp_path / "done", epochs=1, **OPTIONS)
+    images, resumed = blobs().images_at(torch.arange(4)), {**OPTIONS, "epochs": 2, "resume": True}
+    cases: list[tuple[nt.Classifier, dict[str, Any]]] = [
+        (mlp(), {"run": tmp_path / "done", **resumed}),
+        (mlp(), {"run": tmp_path / "new", "track": ["wandbb"], **OPTIONS}),
+        (mlp().requires_grad_(False), OPTIONS),
+    ]
+    for model, options in cases:
+        before = model.eval()(images)
+        with pytest.raises(nt.NoisyTeacherError):
+            nt.fit(model, blobs(), objective, **options)
+        assert torch.equal(model.eval()(images), before)
+    [model] = models = [mlp()]
+    before = model.eval()(images)
+    [outcome] = nt.fit_many(models, blobs(), [objective], seeds=[0], runs=[tmp_path / "done"], **resumed)
+    assert isinstance(outcome, MismatchError)
+    assert torch.equal(model.eval()(images), before)
+    with pytest.raises(UsageError, match="share weights, or are one"):
+        nt.fit_many([model, model], blobs(), [objective, objective], seeds=[0, 1], epochs=1, **OPTIONS)
+    assert torch.equal(model.eval()(images), before)
+
+
+def test_the_unit_is_measured_where_the_student_learns() -> None:
+    class Witness:
+        devices: ClassVar[set[str]] = set()
+
+        def logits(self, batch: nt.Batch) -> torch.Tensor:
+            self.devices.add(batch.images.device.type)
+            return torch.full((len(batch.rows), 3), 2.0)
+
+    witness: Any = Witness()
+    objective = replace(nt.distil(table(), scale="rms"), teacher=witness)
+    assert objective.prepared(blobs(), ("clean",), "meta").unit == 2.0
+    assert Witness.devices == {"meta"}
 
 
 def test_the_unit_of_teachers_that_are_picked_is_that_of_all() -> None:

@@ -18,6 +18,7 @@ from noisyteacher.config import build_config
 from noisyteacher.data import Split, Splits
 from noisyteacher.errors import ConfigError, ExportError, UsageError
 from noisyteacher.export import FORMATS, Exported, table
+from noisyteacher.export.quantization import scaled_as
 from noisyteacher.models import Rescaled, rescale
 
 MOBILE = importlib.util.find_spec("executorch") is not None and importlib.util.find_spec("torchao") is not None
@@ -111,6 +112,7 @@ def test_a_file_computes_what_the_trained_twin_computes(student: nt.Classifier, 
     twin = nt.fake_quantized(scaled, data)
     assert isinstance(twin.network, Rescaled)
     nt.fit(twin, data.train, nt.supervised(), val=data.val, epochs=3, lr=0.01, **FAST)
+    rescale(twin, 2.0)  # as a training with the scale rms does: the file has the twin's own
     expected = nt.predict(twin, data.val, progress=False)
     step = float(expected.max() - expected.min()) / 255
     for suffix in ("onnx", "pte"):
@@ -119,6 +121,15 @@ def test_a_file_computes_what_the_trained_twin_computes(student: nt.Classifier, 
         logits = run(file.path, images_of(data.val))
         assert (logits - expected).abs().max() <= 2 * step + 1e-6, suffix
         assert Exported.read(json.loads(json.dumps(file.describe()))) == file
+
+
+def test_a_file_gets_the_scale_that_its_twin_has_by_now(student: nt.Classifier, data: Splits) -> None:
+    """Of a student without a scale and of one with another, which both stay as they are."""
+    logits, twin = nt.predict(student, data.val, progress=False), rescale(copy.deepcopy(student), 3.0)
+    for model, scale in ((student, 1.0), (rescale(copy.deepcopy(student), 2.0), 2.0)):
+        assert scaled_as(model, student) is scaled_as(model, None) is model
+        torch.testing.assert_close(nt.predict(scaled_as(model, twin), data.val, progress=False), 3 * logits)
+        torch.testing.assert_close(nt.predict(model, data.val, progress=False), scale * logits)
 
 
 def run(path: Path, images: Tensor) -> Tensor:

@@ -4,6 +4,10 @@ against published tables and simulated studies.
 
 from __future__ import annotations
 
+import importlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,10 @@ import pytest
 import torch
 
 import noisyteacher as nt
+from helpers import PATIENCE
 from noisyteacher.errors import UsageError
-from noisyteacher.io.files import write_json
-from noisyteacher.paper import regime, run_paper
+from noisyteacher.io.files import lock, write_json
+from noisyteacher.paper import regime, relatives, run_paper
 from noisyteacher.paper.regime import Arm, Cell, Trained, Workspace
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, dunnett_p, paired_difference
 
@@ -116,6 +121,39 @@ def test_a_training_that_diverges_is_repeated_at_half_the_rate(
     slowest = regime.train_arm(workspace, CELL, replace(arm, lr=0.02), 5)
     assert (slowest.halvings, slowest.test) == (0, trained.test)
     assert rates == [0.08, 0.04, 0.02]
+
+
+@pytest.mark.parametrize("module", [regime, relatives], ids=["regime", "relatives"])
+def test_a_training_that_another_process_works_on_is_waited_for(
+    module: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is then read, not trained. The lock does not lie in the run folder, which is removed at the end."""
+    short = replace(workspace, folder=workspace.folder / module.KIND, epochs=2)
+    cell = relatives.CELLS["short-logit_regression"]
+
+    def train() -> Any:
+        if module is regime:
+            return regime.train_arm(short, CELL, Arm("clean", 0.03), 4)
+        return relatives.train_relative(short, cell, relatives.Arm("clean"), 0.01, 4)
+
+    trained = train()
+    (file,) = short.folder.glob("*/seed4/*.json")
+    assert not file.with_suffix("").exists()
+    content, wanted = file.read_bytes(), threading.Event()
+    file.unlink()
+
+    def announced(folder: Path) -> AbstractContextManager[None]:
+        wanted.set()
+        return lock(folder)
+
+    with ThreadPoolExecutor(1) as pool:
+        with regime.alone(file):
+            monkeypatch.setattr(regime, "lock", announced)
+            monkeypatch.setattr(module, "fit", None)  # cannot be called
+            waiting = pool.submit(train)
+            assert wanted.wait(PATIENCE)
+            file.write_bytes(content)
+        assert waiting.result() == trained
 
 
 def test_the_clock_counts_the_noise_that_was_drawn() -> None:
@@ -227,6 +265,13 @@ def test_an_interval_over_seeds_and_images_covers_both() -> None:
         crossed_difference(same[:1], same[:1])
 
 
+def test_a_difference_without_an_interval_is_printed_by_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    difference = importlib.import_module("regime_figure").difference
+    assert difference({"mean": -0.714, "low": None, "high": None}) == "-0.71"
+    assert difference({"mean": -0.714, "low": -0.96, "high": -0.46}) == "**-0.71 [-0.96, -0.46]**"
+
+
 def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"teacher": "pretrained:lenet-mnist"}, "teacher: no effect"),
@@ -234,6 +279,10 @@ def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:
         ({"parts": ["mnist-7-mlp128-sgd"]}, "unknown part of regime"),
         ({"overrides": {"student.lr": 0.1}}, "settings of the data alone"),
         ({"seeds": 1}, "needs two or more"),
+        ({"device": "cuda", "extra": False}, "device, extra: no effect on regime"),
+        ({"jobs": 0}, "jobs=0, stack=1: expected 1 or more"),
+        ({"overrides": {"data.lmit": 100}}, r"data\.lmit: unknown setting; did you mean 'data\.limit'"),
+        ({"overrides": {"data.limit": 0}}, r"data\.limit: given 0"),
     ):
         with pytest.raises(UsageError, match=message):
             run_paper("regime", output_dir=tmp_path, **options)

@@ -25,7 +25,7 @@ from noisyteacher import cli
 from noisyteacher.errors import FileFormatError, UnknownNameError, UsageError
 from noisyteacher.pipeline.results import Condition, Difference, Family, Verdict
 from noisyteacher.report import build_report, read_studies
-from noisyteacher.report.figures import COLOURS, Figure, along, confusion, groups, trade_offs
+from noisyteacher.report.figures import COLOURS, Figure, along, confusion, differences, groups, trade_offs
 from noisyteacher.report.formats import as_csv, as_json, markdown
 from noisyteacher.report.page import page as page_of
 from noisyteacher.report.study import Details, Study, verdict_text
@@ -619,10 +619,53 @@ def test_no_noise_compared_over_several_data_sets(tmp_path: Path) -> None:
 
 def test_the_test_behind_a_p_is_named(tmp_path: Path) -> None:
     run = folders.sweep(tmp_path)
-    assert "hold for all 3 at once (Dunnett); else paired t-test." in build_report(run, "md")
+    note = "hold for all noises of one clean student at once (up to 3; Dunnett); else paired t-test."
+    assert note in build_report(run, "md")
+    figure = differences(read_studies(run)[0])
+    assert figure is not None
+    assert "for all noises of one clean student at once (up to 3)." in figure.caption
     text = build_report(folders.compression(tmp_path), "md")
     assert "p of the paired t-test." in text
     assert "Dunnett" not in text
+
+
+def test_the_papers_curves_stand_beside_no_other_loss_and_no_other_noise(tmp_path: Path) -> None:
+    (study,) = read_studies(folders.sweep(tmp_path))
+    assert "Paper" in curves([study])[0]
+    others = {"noise.until": 0.5, "noise.schedule": "linear", "noise.draws": 3, "student.loss": "soft_targets"}
+    for key, value in others.items():
+        rows = [replace(row, settings={**row.settings, key: value}) for row in study.rows]
+        assert "Paper" not in curves([with_rows(study, *rows)])[0], key
+    study.run.config["base"]["student"] = {"loss": "soft_targets"}  # for all of them
+    assert "Paper" not in curves([study])[0]
+
+
+def test_noises_that_differ_in_length_or_draws_differ_in_the_csv(tmp_path: Path) -> None:
+    (study,) = read_studies(folders.sweep(tmp_path))
+    rows = [replace(row, settings={**row.settings, "noise.until": 0.5, "noise.draws": 3}) for row in study.rows]
+    cells = list(csv.DictReader(io.StringIO(as_csv([with_rows(study, *rows)]))))
+    assert {(row["noise_until"], row["noise_draws"]) for row in cells} == {("0.5", "3")}
+
+
+def test_figures_of_many_conditions_show_the_controls_the_best_students_and_what_was_chosen(tmp_path: Path) -> None:
+    noises = {"sigma0.1": 0.5, "sigma0.2": 0.6, "sigma0.3": 0.7, "sigma0.4": 1.5, "sigma0.5": 1.6}
+    (study,) = read_studies(folders.sweep(tmp_path, base={"labels": 3.0, "clean": 1.0, **noises}))
+
+    def picks(study: Study) -> list[str]:
+        return [row.name for row in study.picks()]
+
+    assert picks(study) == ["teacher", "labels", "sigma0.1", "sigma0.2", "sigma0.3", "clean"]
+    two = (
+        Family("f0", {}, "clean", "labels", ("sigma0.1", "sigma0.2"), ("sigma0.1",)),
+        Family("f1", {}, "clean", "labels", ("sigma0.4", "sigma0.5"), ("sigma0.5",)),
+    )
+    assert picks(with_rows(study, *study.rows, families=two)) == [
+        "teacher", "labels", "sigma0.1", "sigma0.2", "sigma0.3", "sigma0.5"
+    ]  # fmt: skip
+    teacher, labels, *students = study.rows
+    more = [replace(labels, name=f"labels{number}") for number in range(7)]
+    names = picks(with_rows(study, teacher, *more, *students, families=two))
+    assert names == ["teacher", "labels0", "labels1", "sigma0.1", "sigma0.2", "sigma0.5"]
 
 
 def test_a_result_from_before_dunnetts_test_is_shown_with_its_own_p(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 import noisyteacher as nt
 from helpers import Call
 from noisyteacher.data import Split, Splits
+from noisyteacher.data.builtin import CIFAR_CLASSES
 from noisyteacher.export import FORMATS
 from noisyteacher.io.files import read_json, write_json
 from noisyteacher.pipeline.handover import provenance_of, ship
@@ -167,6 +169,57 @@ def test_export_on_the_command_line(call: Call, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {Path(run).name}
 
 
+def test_a_card_has_no_scores_of_other_images_or_of_other_logits(call: Call) -> None:
+    run = json.loads(call("train", "--model", "mlp800", "--epochs", "1", *SMALL, "--json", "-q")[1])["run"]
+    words, card = ("--format", "hub", "--runs", "1", "-q"), Path("out/hub/README.md")
+    for more, scored, sentence in (
+        ((), True, ""),
+        (("--set", "data.limit=60"), False, "**Note:** This model was not trained on these data: its val split has"),
+        (("--calibrate",), False, "**Note:** The logits are divided by "),
+    ):
+        code, _, err = call("export", run, *words, *more, "--output-dir", "out")
+        assert code == 0, err
+        text = card.read_text()
+        assert sentence in text
+        assert ("| val | 100 |" in text, "\nAccuracy " in text) == (scored, not scored)
+        assert run not in text
+
+
+@pytest.mark.parametrize(("name", "scored"), [("cifar10", True), ("photos", False)])
+def test_a_card_says_which_images_a_pretrained_model_saw(call: Call, name: str, scored: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(f"{name}.npz", x=images, y=np.arange(60) % 10, classes=np.array(CIFAR_CLASSES))
+    words = ("--data", f"{name}.npz", "--format", "hub", "--runs", "1", "-q", "--json")
+    code, out, err = call("export", "pretrained:nin-cifar10", *words)
+    assert code == 0, err
+    text = Path("exports/nin-cifar10/hub/README.md").read_text()
+    assert "**Note:** It was trained on CIFAR-10 (JPEG q75): every image, test images too, went through JPEG" in text
+    assert ("| test | 10,000 | 11.67 |" in text) == scored
+    other = "this model was trained on cifar10, and nothing says whether photos has the same images"
+    assert (other in json.loads(out)["caveats"]) == (not scored)
+
+
+def test_an_onnx_file_is_shipped_without_scores(call: Call) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime")
+    data = nt.load_data("mnist-5k", limit=100)
+    nt.export(nt.load_model("pretrained:lenet-mnist"), "teacher.onnx", data=data, runs=1)
+    words = ("--data", "mnist-5k", "--set", "data.limit=100", "--format", "hub", "--runs", "1", "-q")
+    code, _, err = call("export", "teacher.onnx", *words)
+    assert code == 0, err
+    text = Path("exports/teacher/hub/README.md").read_text()
+    assert "How it was trained is not recorded in its files" in text
+    assert "\nAccuracy " in text
+
+
+def test_the_best_weights_of_two_runs_are_exported_to_two_folders(call: Call, compressed: Path) -> None:
+    weights = str(compressed / "best" / "model.safetensors")
+    words = ("--data", "mnist-5k", "--set", "data.limit=100", "--format", "pt2", "--runs", "1", "-q")
+    code, _, err = call("export", weights, *words)
+    assert code == 0, err
+    assert Path("exports", compressed.name, "model.pt2").exists()
+
+
 def test_an_export_over_its_tolerance_exits_with_3(call: Call) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     words = ("--data", "mnist-5k", "--set", "data.limit=100", "--format", "onnx", "--runs", "1", "-q")
@@ -205,6 +258,9 @@ def test_one_format_of_several_that_fails_is_a_line_and_exit_code_3(
         (("pretrained:lenet-mnist", "--format", ""), 2, "unknown format ''"),
         (("pretrained:lenet-mnist", "--format", "pt2"), 2, "name the data by --data"),
         (("pretrained:lenet-mnist", "--max-drop", "-1"), 2, "max-drop"),
+        (("pretrained:lenet-mnist", "--format", "pt2", "--max-drop", "1"), 2, "--max-drop has no effect on pt2"),
+        (("pretrained:lenet-mnist", "--format", "pt2", "--licence", "mit"), 2, "--licence has no effect on pt2: leave"),
+        (("pretrained:lenet-mnist", "--format", "hub", "--max-difference", "1"), 2, "--max-difference has no effect"),
         (("none.safetensors", "--format", "pt2"), 2, "no run"),
         (("pretrained:lenet-mnist", "--format", "pt2", "--data", "none.npz"), 1, "no such file"),
     ],

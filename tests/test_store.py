@@ -470,14 +470,17 @@ class Pictures:
 
 
 class Model(nn.Module):
-    """Computes `table`, but `error` away for view 2 of row 13; its dropout would change the logits in train mode."""
+    """Computes `table` of pixels / 255, but `error` away for view 2 of row 13; its dropout would change the logits in
+    train mode.
+    """
 
     def __init__(self, error: float = 0.0) -> None:
         super().__init__()
         self.drop, self.error = nn.Dropout(0.5), error
 
     def forward(self, images: Tensor) -> Tensor:
-        view, row = images[:, 0, 0, 0].float(), images[:, 0, 1, 1].float()
+        pixels = (255 * images).round()
+        view, row = pixels[:, 0, 0, 0], pixels[:, 0, 1, 1]
         logits = (1000 * view + row)[:, None] + torch.arange(CLASSES) / 8 - 7
         logits[(view == 2) & (row == 13), 2] += self.error
         output: Tensor = self.drop(logits)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
-from noisyteacher.pipeline.experiment import student_spec
+from noisyteacher.pipeline.experiment import StudentTask, student_spec
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, partial_result, resume_sweep, sweep
@@ -111,14 +112,14 @@ def test_the_chosen_noise_is_trained_on_the_further_seeds_of_the_control(tmp_pat
     for name in ("result.json", "conditions.json", f"{chosen}-seed3/result.json", "clean-seed1/result.json"):
         (run.path / name).unlink()
     assert contents(Run(resume_sweep(run).path)) == before
-    for wrong, grid in ((1, GRID), (4, {"student.lr": [0.001, 0.002]})):
+    for wrong, grid in ((1, GRID), (3, GRID), (4, {"student.lr": [0.001, 0.002]})):
         settings["run"]["control_seeds"] = wrong
         with pytest.raises(UsageError, match=rf"control_seeds={wrong}: expected"):
             sweep(settings, grid, seeds=2)
 
 
-@pytest.mark.parametrize(("controls", "fresh", "trainings"), [(2, 0, 8), (3, 0, 9), (4, 2, 12)])
-def test_one_further_seed_judges_nothing_and_trains_no_noise(
+@pytest.mark.parametrize(("controls", "fresh", "trainings"), [(2, 0, 8), (4, 2, 12), (5, 3, 14)])
+def test_further_seeds_are_of_the_clean_student_and_the_chosen_noise(
     tmp_path: Path, controls: int, fresh: int, trainings: int
 ) -> None:
     """Labels alone, clean and two noises with two seeds each; a paired test needs two further ones."""
@@ -126,6 +127,23 @@ def test_one_further_seed_judges_nothing_and_trains_no_noise(
     settings["run"] |= {"control_seeds": controls}
     spec = build_spec(settings, GRID, seeds=2)
     assert (len(spec.fresh_seeds), spec.trainings) == (fresh, trainings)
+
+
+@pytest.mark.parametrize(
+    ("parts", "keys"),
+    [
+        ({"run": {"export": ["onnx"]}}, "run.export"),
+        (
+            {"run": {"export": ["onnx-int8"]}, "student": {"name": "mlp800", "qat_epochs": 1}},
+            "student.qat_epochs, run.export",
+        ),
+        ({"target": {"minutes": 5.0, "max_drop": 1.0}}, "target.max_drop, target.minutes"),
+        ({"noise": {"sigma": 0.5}, "choice": {"lrs": [0.1, 0.2]}}, "choice.lrs"),
+    ],
+)
+def test_what_only_a_compression_looks_at_is_refused(tmp_path: Path, parts: dict[str, Any], keys: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{re.escape(keys)}: no effect on a sweep"):
+        build_spec(base(tmp_path, **parts), SIGMA)
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -170,9 +188,9 @@ def test_a_done_cell_is_never_run_again(copied: Run, tmp_path: Path, monkeypatch
     trained: list[str] = []
     real = student_spec
 
-    def counted(experiment: Any, run: str, *rest: Any) -> Any:
-        trained.append(run)
-        return real(experiment, run, *rest)
+    def counted(task: StudentTask) -> Any:
+        trained.append(task.run)
+        return real(task)
 
     monkeypatch.setattr(workers_module, "student_spec", counted)
     again = resume_sweep(copied)
@@ -275,9 +293,9 @@ def test_an_error_in_one_cell_is_a_failure_of_that_cell(
 ) -> None:
     real = student_spec
 
-    def broken(experiment: Any, run: str, *rest: Any) -> Any:
-        spec = real(experiment, run, *rest)
-        if run == "clean-seed0":
+    def broken(task: StudentTask) -> Any:
+        spec = real(task)
+        if task.run == "clean-seed0":
             raise kind("the disk has melted")
         return spec
 

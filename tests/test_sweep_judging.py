@@ -43,6 +43,8 @@ def test_what_does_not_vary_is_not_said() -> None:
         "sigma 0.01..1, on the student",
         "sigma 0.01..1",
     ]
+    assert names(BASE, {"noise.sigma": [0.3], "noise.until": [1.0, 0.3]})[2:] == ["sigma 0.3", "sigma 0.3, until 0.3"]
+    assert names({**BASE, "noise": {"sigma": 0.3, "until": 0.3}}, {"noise.draw": ["row"]})[2:] == ["sigma 0.3"]
 
 
 def test_several_grids_are_put_together() -> None:

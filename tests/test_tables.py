@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,3 +124,33 @@ def test_markdown_and_html_show_text_as_text() -> None:
     parser.handle_endtag = lambda tag: opened.remove(tag)  # type: ignore[method-assign]
     parser.feed(page)
     assert opened == []
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A script of the folder `scripts` as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    return importlib.import_module
+
+
+def test_a_table_of_one_seed_has_no_interval(script: Callable[[str], Any]) -> None:
+    lines = [
+        {"teacher": "nin", "epochs": 2, "start": start, "lr": 0.1, "seed": seed, "split": split, "error_%": error}
+        for start, error in (("random", 30.0), ("magnitude", 28.5))
+        for seed, split in ((0, "val"), (1, "test"))
+    ]
+    table = script("measure_starts").table
+    assert table(lines).endswith("| `pretrained:nin-cifar10` | 2 | 30.00 | 28.50 | -1.50 |")
+    second = [{**line, "seed": 2, "error_%": 29.0} for line in lines if line["seed"] == 1]
+    assert re.search(r"\| -0\.75 \[-\d+\.\d\d, \+\d+\.\d\d\] \|$", table([*lines, *second]))
+
+
+@pytest.mark.parametrize("name", ["measure_starts", "qat_study"])
+def test_a_script_without_the_file_to_write_says_so(
+    name: str, script: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "cifar10"])
+    with pytest.raises(SystemExit) as ended:
+        script(name).main()
+    assert ended.value.code == 2
+    assert "out: missing" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher.config import Config, build_config, describe, limit
-from noisyteacher.errors import ConfigError, UsageError
+from noisyteacher.errors import ConfigError, TrainingError, UsageError
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline import Result
 from noisyteacher.pipeline import search as search_module
 from noisyteacher.pipeline.compression import compress_config, resume_compress
 from noisyteacher.pipeline.compression_result import search_table
-from noisyteacher.pipeline.experiment import Experiment
+from noisyteacher.pipeline.experiment import Experiment, StudentTask
 from noisyteacher.pipeline.resolve import with_student_to_choose
 from noisyteacher.pipeline.search import (
     Candidate,
@@ -72,6 +73,9 @@ def test_limits_and_names_must_agree() -> None:
     limited = with_student_to_choose(build_config({"target": {"bytes": "8x"}}))
     assert (limited.student.name, limited.target.macs, limited.target.bytes) == ("auto", None, "8x")
     assert with_student_to_choose(build_config({"student": {"name": "mlp800"}})).target.macs is None
+    for unused in ({"options": {"dropout": 0.1}}, {"weights": "trained.safetensors"}):
+        with pytest.raises(UsageError, match=rf"student\.{next(iter(unused))}: no effect where the student is chosen"):
+            with_student_to_choose(build_config({"student": unused}))
     with pytest.raises(ConfigError, match=r"target: has no effect where student\.name is not auto"):
         build_config({"student": {"name": "mlp800"}, "target": {"macs": "4x"}})
     with pytest.raises(ConfigError, match=r"student\.options: have no effect"):
@@ -225,7 +229,13 @@ class Outcome(NamedTuple):
         return list(time["summary"])
 
 
-def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | None, slower: float = 1.0) -> Outcome:
+def searched(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    minutes: float | None,
+    slower: float = 1.0,
+    diverging: Collection[str] = (),
+) -> Outcome:
     """The outcome of a search among networks of validation errors 5, 4 and 6 %.
 
     An epoch was measured to take 5 s for the teacher and 2 s for a student; the short runs take `slower` times as long.
@@ -235,13 +245,14 @@ def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | Non
     tried: list[str] = []
     now = [0.0]
 
-    def train(experiment: Experiment, *args: Any) -> SimpleNamespace:
-        tried.append(str(experiment.student))
-        epochs = experiment.config.student.epochs
+    def train(task: StudentTask) -> SimpleNamespace:
+        name, epochs = str(task.experiment.student), task.experiment.config.student.epochs
+        tried.append(name)
+        if name in diverging:
+            raise TrainingError(f"{name}: the loss is nan")
         now[0] += 2 * slower * epochs
         result = {"training": {"seconds": 2 * slower * epochs, "epochs": epochs}}
-        run = SimpleNamespace(path=Path(args[0]))
-        return SimpleNamespace(result=result, run=run, val_error=errors[str(experiment.student)])
+        return SimpleNamespace(result=result, run=SimpleNamespace(path=Path(task.run)), val_error=errors[name])
 
     monkeypatch.setattr(search_module, "train_student", train)
     config = build_config({"student": {"name": "auto", "epochs": 20}, "noise": {"sigma": 0.5}, "target": {"macs": 100}})
@@ -250,7 +261,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, folder: Path, minutes: float | Non
         config=config, data=nt.load_data("mnist-5k", limit=60), teacher="lenet", student="auto", run=run
     )
     search = StudentSearch({"macs": 100.0}, TEACHER, tuple(candidate(name, 50) for name in errors))
-    work = Work(20, 20, 6, tries=3, comparisons=1)
+    work = Work(20, 20, 6, tries=3, comparison_epochs=None)
     pace = Pace(run, work, lambda: Speeds(5.0, 0.0, (2.0,) * 3), minutes, None, lambda: now[0], 0.0)
     teacher_epochs = pace.begin().teacher_epochs
     now[0] += 5 * teacher_epochs
@@ -286,6 +297,16 @@ def test_slower_short_runs_leave_fewer_tries_and_epochs(monkeypatch: pytest.Monk
     rows = {row["student"]: row["outcome"] for row in outcome.record["table"]}
     assert rows == {"a": "chosen", "b": "not tried: time", "c": "not tried: time"}
     assert "1 of 3 networks to try" in outcome.sentences[0]
+
+
+def test_a_network_whose_training_diverges_is_not_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    outcome = searched(monkeypatch, tmp_path, None, diverging=("b",))
+    assert outcome.tried == ["a", "b", "c"]
+    assert (outcome.experiment.student, outcome.record["chosen"]) == ("a", "a")
+    rows = {row["student"]: row["outcome"] for row in outcome.record["table"]}
+    assert rows == {"a": "chosen", "c": "error 1.00 points higher", "b": "its training diverged"}
+    with pytest.raises(TrainingError, match="a: the loss is nan"):
+        searched(monkeypatch, tmp_path, None, diverging=("a", "b", "c"))
 
 
 def test_time_that_runs_out_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
+from noisyteacher.evaluate import judge
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.teachers import as_teacher, geometric_logits
 
@@ -77,6 +79,28 @@ def test_several_teachers() -> None:
         nt.distil(tables, combine="geometrc")
     with pytest.raises(ConfigError, match="no effect with one teacher"):
         nt.distil(tables[0], combine="pick")
+
+
+def test_only_a_pick_by_row_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, drawn = [table(1), table(2)], list[object]()
+
+    def counted(seed: int, *purpose: str | int) -> torch.Generator:
+        drawn.append((seed, *purpose))
+        return generator(seed, *purpose)
+
+    monkeypatch.setattr("noisyteacher.teachers.generator", counted)
+    for combine in ("mean", "geometric", "pick"):
+        as_teacher(tables, combine).logits(batch(step=4))
+    assert not drawn
+    as_teacher(tables, "pick-row").logits(batch(step=4))
+    assert drawn == [(0, "teacher", 4)]
+
+
+def test_views_of_one_memory_are_teachers_of_their_own() -> None:
+    memory = torch.arange(9.0).view(3, 3)
+    keys = {as_teacher(view).key for view in (memory, memory.T, memory[:2], memory.view(torch.int32))}
+    assert len(keys) == 4
+    assert as_teacher(memory).key == as_teacher(memory.view(3, 3)).key
 
 
 def test_live_and_stored_teachers_agree(tmp_path: Path) -> None:
@@ -286,6 +310,32 @@ def test_evaluate_refuses_logits_that_are_not_finite() -> None:
         nt.evaluate(model, split())
 
 
+def test_evaluate_leaves_the_modes_of_its_teachers_as_they_were() -> None:
+    for teachers in ([net()], [net(), net()]):
+        for teacher in teachers:
+            teacher.train()
+        nt.evaluate(net(), split(), teacher=teachers if len(teachers) > 1 else teachers[0])
+        assert all(part.training for teacher in teachers for part in teacher.modules())
+
+
+def test_networks_that_are_judged_as_one_see_batches_of_the_size_that_was_named() -> None:
+    sizes: list[int] = []
+    teachers = [net(), net()]
+    teachers[1].register_forward_hook(lambda module, images, logits: sizes.append(len(logits)))
+    judge(teachers, split(), batch_size=10, device="cpu")
+    assert sizes[-3:] == [10, 10, 4]
+
+
+@pytest.mark.parametrize("size", [0, -1, "64", 2.0, True])
+def test_a_batch_size_is_a_whole_number(size: Any) -> None:
+    functions: tuple[Any, ...] = (nt.predict, nt.evaluate)
+    for ask in functions:
+        with pytest.raises(UsageError, match=f"batch_size={size!r}: expected a whole number >= 1"):
+            ask(net(), split(), batch_size=size)
+    with pytest.raises(UsageError, match="batch_size="):
+        judge(table(1), split(), batch_size=size)
+
+
 @pytest.mark.parametrize("outputs", [1, 5])
 def test_evaluate_refuses_a_model_of_other_classes(outputs: int) -> None:
     with pytest.raises(MismatchError, match=rf"{outputs} class(es)?.*'toy'.*have 3"):
@@ -300,6 +350,8 @@ def test_evaluate_refuses_a_model_of_other_classes(outputs: int) -> None:
         ({"label_weight": "1"}, "label_weight='1'"),
         ({"label_weight": float("nan")}, "label_weight=nan"),
         ({"label_weight": True}, "label_weight=True"),
+        ({"label_weight": None}, "label_weight=None"),
+        ({"loss_weight": None}, "loss_weight=None"),
         ({"loss": "soft_targets", "temperature": "4"}, "temperature='4'"),
         ({"loss": "soft_targets", "temperature": float("inf")}, "temperature=inf"),
         ({"loss": "soft_targets", "temperature": True}, "temperature=True"),
@@ -322,6 +374,25 @@ def test_a_live_teacher_of_another_precision_is_refused_before_the_first_step() 
         nt.fit(net(), split(), nt.distil(net().double()), epochs=1)
     with pytest.raises(MismatchError, match=r"the teacher failed on an image of shape \(1, 4, 4\)"):
         nt.fit(net(), split(), nt.distil(nn.Sequential(nn.Flatten(), nn.Linear(9, 3))), epochs=1)
+
+
+class Refusing(nn.Module):
+    """Raises an error at every image."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise self.error("images of 224 pixels")
+
+
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError, TypeError, ValueError])
+def test_a_live_teacher_of_other_images_is_refused_whatever_it_raises(error: type[Exception]) -> None:
+    with pytest.raises(
+        MismatchError, match=r"the teacher failed on an image of shape \(1, 4, 4\): images of 224 pixels"
+    ):
+        nt.fit(net(), split(), nt.distil(Refusing(error)), epochs=1)
 
 
 def test_noisy_teacher_takes_a_module_a_noise_and_whole_numbers() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import noisyteacher as nt
-from helpers import SETTINGS, blobs
+from helpers import SETTINGS, blobs, network
 from noisyteacher.config import build_config
-from noisyteacher.errors import ConfigError, UnknownNameError, UsageError
+from noisyteacher.errors import ConfigError, DataError, TrainingError, UnknownNameError, UsageError
+from noisyteacher.train import trainer
 
 
 class Client:
@@ -44,8 +47,9 @@ class Client:
             raise ValueError(f"Invalid value {name!r}: names may only contain alphanumerics, underscores, ...")
         self.runs[key]["metrics"][name, step] = value
 
-    def set_terminated(self, key: str) -> None:
+    def set_terminated(self, key: str, status: str) -> None:
         self.runs[key]["ended"] += 1
+        self.runs[key]["status"] = status
 
 
 @pytest.fixture
@@ -70,8 +74,9 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def log(self, numbers: dict[str, float], step: int) -> None:
             self.lines.append((step, numbers))
 
-        def finish(self) -> None:
+        def finish(self, exit_code: int) -> None:
             self.ended += 1
+            self.exit_code = exit_code
 
     module = ModuleType("wandb")
     module.init = Run  # type: ignore[attr-defined]
@@ -100,7 +105,7 @@ def test_mlflow_gets_every_number_of_every_epoch(mlflow: dict[str, Any], tmp_pat
     }
     assert run["metrics"] == expected
     assert ("noise/selected_percent", 1) in expected
-    assert (run["name"], run["ended"]) == ("outer/inner", 1)
+    assert (run["name"], run["ended"], run["status"]) == ("outer/inner", 1, "FINISHED")
     assert {"epochs": 3, "lr": 3e-3, "seed": 0}.items() <= run["params"].items()
 
 
@@ -128,7 +133,7 @@ def test_wandb_is_offline_unless_it_is_set_up(wandb: list[Any], tmp_path: Path, 
     assert wandb[0].options["config"]["epochs"] == 3
     assert [step for step, _ in wandb[0].lines] == [1, 2, 3]
     assert wandb[0].lines[1][1]["val/error"] == history.epochs[1]["val/error"]
-    assert wandb[0].ended == 1
+    assert (wandb[0].ended, wandb[0].exit_code) == (1, 0)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     train(tmp_path / "b", track=["wandb"])
     assert wandb[1].options["mode"] is None
@@ -149,6 +154,32 @@ def test_a_tracker_that_fails_ends_no_training(
     mlflow.clear()
     with pytest.raises(UsageError, match="mlflow cannot record this run: the server is gone"):
         train(tmp_path / "b", track=["mlflow"])
+
+
+@pytest.mark.parametrize("cause", ["loss", "data"])
+def test_a_training_that_fails_is_recorded_as_failed(
+    cause: str, mlflow: dict[str, Any], wandb: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both when a student alone fails, and when an error of this package ends all of them."""
+
+    def gone(*arguments: object, **options: object) -> None:
+        raise DataError("a file is gone")
+
+    def objective(logits: Tensor, batch: nt.Batch) -> Tensor:
+        return logits.sum() * math.nan
+
+    if cause == "data":
+        monkeypatch.setattr(trainer, "epoch_batches", gone)
+    with pytest.raises(TrainingError if cause == "loss" else DataError):
+        nt.fit(network(0), blobs(), objective, run=tmp_path, track=["mlflow", "wandb"], progress=False, **SETTINGS)
+    (run,) = mlflow.values()
+    assert (run["ended"], run["status"]) == (1, "FAILED")
+    assert (wandb[0].ended, wandb[0].exit_code) == (1, 1)
+
+
+def test_one_tracker_may_be_named_without_a_list(wandb: list[Any], tmp_path: Path) -> None:
+    train(tmp_path / "a", track="wandb")
+    assert [step for step, _ in wandb[0].lines] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])

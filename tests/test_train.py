@@ -447,6 +447,15 @@ def test_a_number_that_is_not_finite_is_named() -> None:
         nt.fit(small(), blobs(), objective, epochs=1)
 
 
+@pytest.mark.parametrize("name", ["epoch", "step", "samples", "train/loss", "lr", "seconds", "val/error", "val/mine"])
+def test_a_number_with_a_name_of_the_training_is_refused(name: str) -> None:
+    def objective(logits: Tensor, batch: nt.Batch) -> tuple[Tensor, dict[str, float]]:
+        return logits.square().mean(), {name: 1.0}
+
+    with pytest.raises(TrainingError, match=f"number '{name}' has the name of .*: rename it"):
+        nt.fit(small(), blobs(), objective, epochs=1)
+
+
 def test_a_trained_model_answers_like_the_one_loaded_from_its_file(tmp_path: Path) -> None:
     """Bit for bit, convolutions included: whether a teacher was just trained or loaded must not change its logits."""
     model = nt.build_model("lenet", classes=3, input_shape=(1, 16, 16))
@@ -521,6 +530,18 @@ def test_a_wrong_val_is_refused_before_the_first_step(val: nt.Split, error: type
 def test_a_model_of_other_classes_than_val_is_refused_before_the_first_step() -> None:
     with pytest.raises(MismatchError, match="the model has 3 classes, val 2"):
         nt.fit(small(), blobs(classes=2), nt.distil(torch.zeros(96, 3)), val=blobs(30, "val", classes=2), epochs=1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_val_teacher_of_other_classes_is_refused_before_the_first_step(several: bool) -> None:
+    model, other = small(), nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    teacher = [small(), other] if several else other
+    before, steps = taken(model), list[Tick]()
+    options: dict[str, Any] = {"val": unlabelled(blobs(30, "val")), "epochs": 1, "progress": steps.append}
+    with pytest.raises(MismatchError, match=r"the teacher has 5 class\(es\), the student 3"):
+        nt.fit(model, blobs(), nt.supervised(), val_teacher=teacher, **options)
+    assert not steps
+    assert unchanged(model, before)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def load_onnx(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     images = session.get_inputs()[0]
-    yield Loaded(lambda batch: session.run(None, {images.name: batch})[0], images.shape, TYPES.get(images.type, "?"))
+    kind = TYPES.get(images.type, images.type)
+    yield Loaded(lambda batch: session.run(None, {images.name: batch})[0], images.shape, kind)
 
 
 @contextlib.contextmanager
@@ -204,7 +205,7 @@ def bench(
                 raise BenchError(
                     f"{path}: {package} cannot run it ({(str(error) or repr(error)).splitlines()[0][:200]})"
                 ) from error
-            names[path] = f"{package} {version(package)}"
+            names[path] = with_version(package)
         times = time_in_turns(calls, seconds, clock=clock)
     return LatencyRecord(
         machine=machine(),
@@ -219,10 +220,25 @@ def _call(path: str, loaded: Loaded, batch: int) -> Callable[[], Any]:
     fixed, *sizes = loaded.shape
     if isinstance(fixed, int) and fixed != batch:
         raise BenchError(f"{path}: takes {fixed} image(s) a call, batch {batch} was given: give batch {fixed}")
-    if loaded.type == "?" or not all(isinstance(size, int) for size in sizes):
-        raise BenchError(f"{path}: takes {list(loaded.shape)}: expected images [batch, channels, height, width]")
+    if loaded.type.startswith("tensor("):  # one of onnxruntime's that is not among TYPES
+        raise BenchError(f"{path}: takes pixels of the type {loaded.type}: expected uint8 or float32")
+    if not all(isinstance(size, int) for size in sizes):
+        raise BenchError(
+            f"{path}: takes {list(loaded.shape)}: expected fixed numbers for channels, height and width, as in "
+            "['batch', 3, 32, 32]: export it for images of one size"
+        )
     images = np.random.default_rng(0).integers(0, 256, (batch, *sizes), np.uint8).astype(loaded.type)
     return lambda: loaded.run(images)
+
+
+def with_version(package: str) -> str:
+    """The package's name and version, whatever distribution it came with: `onnxruntime 1.32.0`."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # onnxruntime-gpu, ai-edge-litert-nightly
+        from importlib.metadata import packages_distributions  # Python 3.10
+
+        return " ".join([package, *map(version, packages_distributions().get(package, [])[:1])])
 
 
 def _export(path: str) -> tuple[str, dict[str, Any] | None]:

@@ -52,6 +52,12 @@ def check_threads(threads: int) -> int:
     return threads
 
 
+def check_count(name: str, number: object, least: int = 1) -> None:
+    """Raises UsageError unless the number, an argument of this name, is a whole one and `least` or more."""
+    if not (type(number) is int and number >= least):
+        raise UsageError(f"{name}={number!r}: expected a whole number >= {least}")
+
+
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
     """Inside, torch uses so many CPU threads; None leaves them as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from noisyteacher import metrics
 from noisyteacher.data import Split
-from noisyteacher.device import PROBE_BATCH, channels_last, inference, precision_context, resolve_device
+from noisyteacher.device import PROBE_BATCH, channels_last, check_count, inference, precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError, UsageError
 from noisyteacher.models import Classifier, Rescaled, as_classifier, rescale
 from noisyteacher.progress import counted, reported
@@ -60,9 +61,10 @@ def predict(
 ) -> Tensor:
     """The model's logits in eval mode for every clean image of the split, `[N, K]` fp32 on the CPU, in row order.
 
-    progress: True reports on stderr, a function is called with (done, total). Raises MismatchError unless the model
-    returns `[B, K]`.
+    progress: True reports on stderr, a function is called with (done, total). Raises UsageError for a wrong batch_size,
+    MismatchError unless the model returns `[B, K]`.
     """
+    check_count("batch_size", batch_size)
     classifier, target = as_classifier(model), resolve_device(device)
     batches: list[Tensor] = []
     with (
@@ -106,14 +108,12 @@ def judge(
     """
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
-    if isinstance(model, nn.Module):
-        logits = predict(model, split, device=device, **options)
-    else:
-        logits = answers_of(model, split, split.classes)
+    size = options.get("batch_size", 512)
+    answers = partial(answers_of, split=split, classes=split.classes, batch_size=size, device=device)
+    logits = predict(model, split, device=device, **options) if isinstance(model, nn.Module) else answers(model)
     scores = score(logits, split)
     if teacher is not None:
-        targets = answers_of(teacher, split, split.classes, batch_size=options.get("batch_size", 512), device=device)
-        scores = replace(scores, agreement=Quantity(metrics.agreement(logits, targets), "%", len(split)))
+        scores = replace(scores, agreement=Quantity(metrics.agreement(logits, answers(teacher)), "%", len(split)))
     return scores, logits
 
 
@@ -170,9 +170,9 @@ def calibrate(model: nn.Module, split: Split, **options: Any) -> tuple[Classifie
 
 def answers_of(teacher: object, split: Split, classes: int, *, batch_size: int = 512, device: str = "auto") -> Tensor:
     """The same as `predict` for anything `distil` takes as a teacher. Raises MismatchError when it does not fit."""
+    check_count("batch_size", batch_size)
     source = as_teacher(teacher)
-    if not isinstance(source, LiveTeacher):
-        source.check(split, ("clean",), classes)
+    source.check(split, ("clean",), classes)
     return _logits_of(source, split, batch_size, device)
 
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from noisyteacher.data import Split, expand_views
-from noisyteacher.device import PRECISIONS, PROBE_BATCH, channels_last, inference, precision_context, resolve_device
+from noisyteacher.device import (
+    PRECISIONS,
+    PROBE_BATCH,
+    channels_last,
+    check_count,
+    inference,
+    precision_context,
+    resolve_device,
+)
 from noisyteacher.errors import StoreError, UsageError
 from noisyteacher.io.files import remove_new_folders_on_error, sha256
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
@@ -59,9 +67,8 @@ def extract(
             raise unknown_name(what, name, choices)
     names, target = expand_views(views), resolve_device(device)
     size = BATCH_SIZES.get(target.type, 128) if batch_size is None else batch_size
-    for name, number, minimum in (("batch_size", size, 1), ("rows_per_shard", rows_per_shard, 0)):
-        if type(number) is not int or number < minimum:
-            raise UsageError(f"{name}={number!r}: expected a whole number >= {minimum}")
+    check_count("batch_size", size)
+    check_count("rows_per_shard", rows_per_shard, 0)
     fingerprints = {  # of the model as passed in, which is what a later `check` of the store compares
         "teacher": weights_fingerprint(model),
         "data": split.fingerprint,

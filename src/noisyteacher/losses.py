@@ -12,10 +12,10 @@ from noisyteacher.errors import ConfigError, MismatchError
 
 
 def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
-    """1/(2T) * sum over the T samples of ||g - z||^2, a scalar. Both `[T, K]`.
+    """1/(2B) * sum over the B samples of ||g - z||^2, a scalar. Both `[B, K]`.
 
-    Not `F.mse_loss`, which divides by T*K and is smaller by the factor K/2.
-    Raises MismatchError unless the shapes are equal (a teacher with one output would broadcast silently) and T >= 1.
+    Not `F.mse_loss`, which divides by B*K and is smaller by the factor K/2.
+    Raises MismatchError unless the shapes are equal (a teacher with one output would broadcast silently) and B >= 1.
     Source: Ba & Caruana 2014; Sau & Balasubramanian 2016, Eq. 1 (and Eq. 3 with perturbed teacher logits).
 
     >>> import torch

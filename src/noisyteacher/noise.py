@@ -25,13 +25,16 @@ from noisyteacher.config.schema import Distribution, Draw, Kind
 from noisyteacher.errors import ConfigError, MismatchError, TrainingError, UsageError
 from noisyteacher.rng import generator as seeded_generator
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
+SIGMA_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "late": lambda progress: float(progress >= 0.5),
 }
 """Schedule -> factor on sigma after a share `progress` (0..1) of the run's steps."""
+TABLES = 128
+"""Tables of frozen noise, and of flipped labels, that are kept: `fit_many` reads one for each seed at every step.
+One of noise by row takes 4 * rows * classes * draws bytes."""
 Sigma = float | tuple[float, float] | Tensor
 """A standard deviation, a (low, high) range, or either as a tensor (`[]` or `[2]`)."""
 
@@ -88,7 +91,7 @@ class Noise(NoiseSettings):
             raise MismatchError(f"noise with {setting} needs the length of the run: give total_steps")
         progress = min(1.0, step / total_steps)
         is_on = self.until == 1 or progress < self.until
-        factor = SCHEDULES[self.schedule](progress) if is_on else 0.0
+        factor = SIGMA_SCHEDULES[self.schedule](progress) if is_on else 0.0
         return low * factor, high * factor
 
 
@@ -181,7 +184,7 @@ def unit_noise_at(
     return _frozen_unit_noise(noise.draw, noise.distribution, seed, total_rows, classes, noise.draws).rows(rows)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=TABLES)
 def _frozen_unit_noise(draw: str, distribution: str, seed: int, total_rows: int, classes: int, draws: int) -> UnitNoise:
     return sample_unit_noise(draw, distribution, total_rows, classes, seeded_generator(seed, "frozen noise"), draws)
 

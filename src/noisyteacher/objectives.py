@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ from noisyteacher.losses import (
     ttm,
 )
 from noisyteacher.models import as_classifier
-from noisyteacher.noise import Noise, UnitNoise, perturb, unit_noise_at
+from noisyteacher.noise import TABLES, Noise, UnitNoise, perturb, unit_noise_at
 from noisyteacher.rng import generator, seeded
 from noisyteacher.teachers import Teacher, as_teacher, check_live, live_networks, logit_rms
 from noisyteacher.text import unknown_name
@@ -275,9 +275,11 @@ class Distillation(Objective):
     def live_networks(self) -> tuple[nn.Module, ...]:
         return live_networks(self.teacher)
 
-    def prepared(self, split: Split, views: Sequence[str]) -> Distillation:
-        """The objective with the unit of its scale, measured on the split under the first of the views."""
-        return self if self.scale != "rms" else replace(self, unit=logit_rms(self.teacher, split, views[0]))
+    def prepared(self, split: Split, views: Sequence[str], device: str | torch.device = "cpu") -> Distillation:
+        """The objective with the unit of its scale, measured on the split under the first of the views; live networks
+        run on the device.
+        """
+        return self if self.scale != "rms" else replace(self, unit=logit_rms(self.teacher, split, views[0], device))
 
     def weighed(self, model: nn.Module, split: Split, view: str = "clean") -> Distillation:
         """The objective with a number for the loss weight `auto`: the one by which the initial gradient of the
@@ -407,7 +409,7 @@ def supervised(*, label_noise: float = 0.0, label_smoothing: float = 0.0) -> Sup
     differ. Source: messy collaboration, Arani, Sarfraz & Zonooz 2021; Szegedy et al. 2016.
     """
     for name, share in (("label_noise", label_noise), ("label_smoothing", label_smoothing)):
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        if not _is_number(share) or not 0 <= share <= 1:
             raise ConfigError(f"{name}={share!r}: expected a share, 0 to 1")
     return Supervised(label_noise, label_smoothing)
 
@@ -444,9 +446,9 @@ def distil(
         raise ConfigError(f"{name}={options[name]!r}: {problem}")
     if temperature is not None:
         check_temperature(temperature)
-    if loss_weight != "auto" and (isinstance(loss_weight, (bool, str)) or not 0 < loss_weight < math.inf):
+    if loss_weight != "auto" and not (_is_number(loss_weight) and 0 < loss_weight < math.inf):
         raise ConfigError(f"loss_weight={loss_weight!r}: expected a finite number above 0, or 'auto'")
-    if isinstance(label_weight, (bool, str)) or not 0 <= label_weight < 1:
+    if not _is_number(label_weight) or not 0 <= label_weight < 1:
         raise ConfigError(f"label_weight={label_weight!r}: expected 0 <= w < 1 (for labels alone use supervised())")
     if scale not in SCALES:
         raise unknown_name("scale", str(scale), SCALES)
@@ -457,6 +459,11 @@ def distil(
     for name, problem in wrong_pairs(loss, scale, noise):
         raise ConfigError(f"{name}: {problem}")
     return LOSSES[loss](as_teacher(teacher, combine), noise, label_weight, scale, loss_weight=loss_weight, **options)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether the value is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _of_draws(function: Callable[..., Tensor], student: Tensor, teacher: Tensor, *target: Tensor) -> Tensor:
@@ -509,7 +516,7 @@ def label_inputs(batch: Batch) -> Inputs:
     return {"labels": batch.labels, "partner_labels": partner_labels, "share": share}
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=TABLES)
 def _label_flips(share: float, seed: int, rows: int) -> Tensor:
     """For each row 0 if its label stays, else a number in 0..1 that picks one of the other classes, `[N]`."""
     draws, flips = generator(seed, "label noise"), torch.zeros(rows, dtype=torch.float32)

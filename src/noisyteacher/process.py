@@ -123,7 +123,8 @@ def run_in_workers(
         return [future.result() for future in futures]
     except concurrent.futures.BrokenExecutor as error:
         raise NoisyTeacherError(
-            "a process that trained students died: is there enough memory? Use fewer jobs"
+            "a process that trained students died: use fewer jobs if memory is short. A script must start them "
+            "under `if __name__ == '__main__':`, with networks of its own in a module that can be imported"
         ) from error
     except RuntimeError as error:
         if "shared memory" not in str(error) and "/torch_" not in str(error):

@@ -24,6 +24,7 @@ from noisyteacher.device import channels_last, inference, precision_context
 from noisyteacher.errors import FileFormatError, MismatchError, StoreError, UsageError
 from noisyteacher.io import files
 from noisyteacher.io.tensors import map_tensors, read_record, read_tensors, write_tensors
+from noisyteacher.models import as_classifier
 from noisyteacher.rng import generator
 from noisyteacher.text import few, unknown_name
 
@@ -32,8 +33,10 @@ INDEX, SHARD_FILES = "store.json", "shard-[0-9][0-9][0-9][0-9][0-9]*.safetensors
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARD_BYTES, SHARD_ANSWERS = 32_000_000, 65_536
 """Bytes of logits and forward passes per shard, at most: what an interruption can cost."""
-ROUNDING = {"fp32": 0.0, "bf16": 2**-6, "float32": 0.0, "float16": 2**-11}
-"""Precision of the arithmetic or dtype on disk -> largest rounding error, as a share of a row's largest |logit|."""
+ROUNDING = {"fp32": 0.0, "bf16": 2**-6}
+"""Precision of the arithmetic -> its largest rounding error, as a share of a row's largest |logit|."""
+DISK_ROUNDING = {"float32": 0.0, "float16": 2**-11}
+"""Dtype on disk -> its largest rounding error, as the same share."""
 FINGERPRINTS = ("teacher", "data", "preprocessing", "code")
 NAN = float("nan")
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -251,9 +254,10 @@ class LogitStore:
     ) -> VerifyReport:
         """Read all checksums again and compare `sample` rows of every view with the model's logits.
 
-        The model runs where it is, in eval mode and in the store's precision. tolerance: absolute, in logits, on top of
-        the store's rounding. Raises StoreError naming the shard, or the view and row whose logits differ by more;
-        MismatchError when the split has other rows; UsageError for a model without a split or no rows.
+        The model runs where it is, in eval mode and in the store's precision; a bare module is wrapped as by `extract`.
+        tolerance: absolute, in logits, on top of the store's rounding. Raises StoreError naming the shard, or the view
+        and row whose logits differ by more; MismatchError when the split has other rows; UsageError for a model without
+        a split or no rows.
         """
         if (model is None) != (split is None) or sample < 1:
             raise UsageError(f"verify needs both the model and the split, or neither, and sample >= 1, got {sample}")
@@ -266,10 +270,11 @@ class LogitStore:
             return VerifyReport(len(self.shards), total, 0, NAN, largest)
         if len(split) != self.rows:
             raise MismatchError(f"{self.path}: {self.rows} rows in the store, {len(split)} in the split")
+        classifier = as_classifier(model)
         rows = torch.randperm(self.rows, generator=generator(seed, "verify-store"))[:sample].sort().values
         for view in self.views:
             stored = self.logits(view, rows)
-            logits = torch.cat([self._run(model, split.images_at(batch, view)) for batch in torch.split(rows, 64)])
+            logits = torch.cat([self._run(classifier, split.images_at(part, view)) for part in torch.split(rows, 64)])
             difference, allowed = (logits - stored).abs().amax(1), tolerance + self.rounding(stored)
             wrong = (~(difference <= allowed)).nonzero().flatten().tolist()  # "not within": a NaN is never beyond
             for row in wrong[:1]:
@@ -283,7 +288,7 @@ class LogitStore:
 
     def rounding(self, stored: Tensor) -> Tensor:
         """The largest difference that rounding alone makes between stored and exact logits `[B, K]`, per row: `[B]`."""
-        return (ROUNDING[self.plan.precision] + ROUNDING[self.dtype]) * stored.abs().amax(dim=1)
+        return (ROUNDING[self.plan.precision] + DISK_ROUNDING[self.dtype]) * stored.abs().amax(dim=1)
 
     def _run(self, model: nn.Module, images: Tensor) -> Tensor:
         with inference(model) as device:

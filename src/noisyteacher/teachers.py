@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
+from noisyteacher.device import inference, precise
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
-from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
+from noisyteacher.models import FORWARD_ERRORS, as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, check_logits, check_noisy_logits, perturb, unit_noise_at
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
@@ -72,7 +73,7 @@ class TableTeacher:
 
     @property
     def key(self) -> Hashable:
-        return "table", self.table.data_ptr(), self.table.shape
+        return "table", self.table.data_ptr(), self.table.shape, self.table.stride(), self.table.dtype
 
     def logits(self, batch: Batch) -> Tensor:
         return self.table[batch.rows.to(self.table.device)]
@@ -106,10 +107,12 @@ class LiveTeacher:
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         image = split.images_at(torch.zeros(1, dtype=torch.int64))
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         try:
-            logits = frozen_forward(self.module, image.to(device))
-        except RuntimeError as error:
+            with inference(self.module) as device:
+                logits = self.module(image.to(device))
+        except MismatchError:
+            raise
+        except FORWARD_ERRORS as error:
             dtypes = ", ".join(sorted({str(parameter.dtype) for parameter in self.module.parameters()}))
             raise MismatchError(
                 f"the teacher failed on an image of shape {split.input_shape}: {error}; images reach it as float32, "
@@ -179,9 +182,12 @@ class SeveralTeachers:
             pick = derive_seed(batch.seed, "teacher", batch.step) % len(self.teachers)
             return self.teachers[pick].logits(batch)
         logits = torch.stack([teacher.logits(batch).to(batch.images.device) for teacher in self.teachers])
-        draws = generator(batch.seed, "teacher", batch.step)
-        picks = torch.randint(len(self.teachers), (batch.whole_size,), generator=draws)[batch.share]
-        return COMBINE[self.combine](logits, picks.to(logits.device))
+        picks: int | Tensor = 0
+        if self.combine == "pick-row":
+            draws = generator(batch.seed, "teacher", batch.step)
+            picks = torch.randint(len(self.teachers), (batch.whole_size,), generator=draws)[batch.share]
+            picks = picks.to(logits.device)
+        return COMBINE[self.combine](logits, picks)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
         for teacher in self.teachers:
@@ -198,25 +204,28 @@ def _members(teacher: Teacher) -> list[Teacher]:
     return [leaf for member in teacher.teachers for leaf in _members(member)]
 
 
-def logits_at(teacher: Teacher, split: Split, rows: Tensor, view: str = "clean") -> Tensor:
-    """The teacher's logits `[B, K]` for rows of the split under a view, as in the first step of a training."""
+def logits_at(
+    teacher: Teacher, split: Split, rows: Tensor, view: str = "clean", device: str | torch.device = "cpu"
+) -> Tensor:
+    """The teacher's logits `[B, K]` for rows of the split under a view, as in the first step of a training there."""
     which = torch.zeros(len(rows), dtype=torch.int64)
-    return teacher.logits(Batch(split.images_at(rows, view), None, rows, (view,), which, 0, 0, len(split)))
+    images = split.images_at(rows, view).to(device)
+    return teacher.logits(Batch(images, None, rows, (view,), which, 0, 0, len(split)))
 
 
-def logit_rms(teacher: Teacher, split: Split, view: str) -> float:
-    """The root mean square of the teacher's logits for all rows of the split under this view. Raises TrainingError for
-    logits that are all 0.
+def logit_rms(teacher: Teacher, split: Split, view: str, device: str | torch.device = "cpu") -> float:
+    """The root mean square of the teacher's logits for all rows of the split under this view; live networks run on the
+    device. Raises TrainingError for logits that are all 0.
     """
     if isinstance(teacher, SeveralTeachers) and teacher.combine.startswith("pick"):  # each is as likely
-        return math.sqrt(
-            sum(logit_rms(member, split, view) ** 2 for member in teacher.teachers) / len(teacher.teachers)
-        )
+        sizes = [logit_rms(member, split, view, device) for member in teacher.teachers]
+        return math.sqrt(sum(size**2 for size in sizes) / len(sizes))
     total, count = 0.0, 0
-    for rows in torch.split(torch.arange(len(split)), 512):
-        logits = logits_at(teacher, split, rows, view)
-        total += float(logits.double().square().sum())
-        count += logits.numel()
+    with precise("fp32", torch.device(device)):
+        for rows in torch.split(torch.arange(len(split)), 512):
+            logits = logits_at(teacher, split, rows, view, device).cpu()
+            total += float(logits.double().square().sum())
+            count += logits.numel()
     if not total:
         raise TrainingError("the teacher's logits are all 0: there is no scale to divide them by")
     return math.sqrt(total / count)

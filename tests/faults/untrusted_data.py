@@ -27,7 +27,7 @@ from noisyteacher.data.builtin import CIFAR_BATCHES as BATCHES
 from noisyteacher.data.builtin import CIFAR_FOLDER as FOLDER
 from noisyteacher.data.builtin import read_cifar_batch as read_batch
 from noisyteacher.data.builtin import read_idx
-from noisyteacher.data.images import decode
+from noisyteacher.data.images import Resize, Unreadable, decode_all
 from noisyteacher.data.packed import RECORD
 from noisyteacher.errors import DataError
 
@@ -176,10 +176,9 @@ def images(folder: Path) -> Untrusted:
         return png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:]
 
     def read(path: Path) -> None:
-        try:
-            decode(path)
-        except DataError as error:  # its sentence is told behind the file's name by who calls it
-            raise DataError(f"{path}: {error}") from error
+        (image,) = decode_all([path], Resize())
+        if isinstance(image, Unreadable):  # its sentence is told behind the file's name by who calls it
+            raise DataError(f"{path}: {image.reason}")
 
     size = st.sampled_from([*EXTREMES, 7, 9, 20_000])
     small = st.integers(0, 255)

@@ -169,8 +169,7 @@ def _compress_settings(settings: Values, request: o.Request, started: float | No
 
 def _report(result: Result, request: o.Request) -> None:
     """Print the result, after a report.html where files or a choice are to be shown; exit with 3 if a check fails."""
-    best = result.best or {}
-    if result.search is not None or best.get("files") or best.get("failed"):
+    if result.search is not None or result.files or result.failed:
         from noisyteacher.errors import NoisyTeacherError
         from noisyteacher.io.files import write_bytes
         from noisyteacher.pipeline.compression_result import REPORT

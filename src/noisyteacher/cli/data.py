@@ -266,7 +266,8 @@ def logits_verify(
         else:
             path = o.model_path(teacher, request.output_dir)
             config, splits = request.data_for(path, watch)
-            model = load_teacher(path, splits, request.allow_import)[0].to(resolve_device(config.run.device))
+            model, _ = load_teacher(path, splits, request.allow_import, config.teacher)
+            model = model.to(resolve_device(config.run.device))
             opened.check(data=splits.train.fingerprint)
             o.note_other_data(path, splits)
             with stage(watch, "reading the store and recomputing a sample"):

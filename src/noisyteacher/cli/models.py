@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -125,8 +125,10 @@ def predict(
 def measure(
     request: o.Request,
     model: Annotated[str, typer.Argument(help="A run, a weights file, a network's name or pkg.module:factory.")],
-    classes: Annotated[int, typer.Option(help="Classes of a network given by name.")] = 10,
-    input_shape: Annotated[str, typer.Option(help="C,H,W of a network given by name.")] = "1,28,28",
+    classes: Annotated[int | None, typer.Option(help="Classes of a network given by name (default: 10).")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="C,H,W of a network given by name (default: 1,28,28), or of an ONNX file.")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A line per layer.")] = False,
     batch: Annotated[int, typer.Option(help="Images per call.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
@@ -143,20 +145,26 @@ def measure(
         from noisyteacher.device import check_threads
         from noisyteacher.errors import UsageError
         from noisyteacher.measure import measure as measure_costs
-        from noisyteacher.models import MODELS, ZOO, build_model
+        from noisyteacher.models import MODELS, PREFIX, ZOO, build_model, is_onnx_file, load_onnx
         from noisyteacher.pipeline.pretrained import load_teacher
 
         if threads is not None:
             check_threads(threads)
-        if model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model):
-            try:
-                shape = tuple(int(size) for size in input_shape.split(","))
-            except ValueError as error:
-                raise UsageError(f"--input-shape {input_shape!r}: expected C,H,W, for example 3,32,32") from error
-            classifier = build_model(model, classes=classes, input_shape=shape)
+        shape = None if input_shape is None else _shape(input_shape)
+        named = model in MODELS or model.partition(":")[0] in ZOO or (":" in model and "/" not in model)
+        if named and not model.startswith(PREFIX):
+            count_of_classes = 10 if classes is None else classes
+            classifier = build_model(model, classes=count_of_classes, input_shape=shape or (1, 28, 28))
         else:
             path = o.model_path(model, request.output_dir, MODELS)
-            classifier, _ = load_teacher(path, allow_import=request.allow_import)
+            of_onnx = is_onnx_file(path)
+            for option, value in (("--classes", classes), ("--input-shape", None if of_onnx else shape)):
+                if value is not None:
+                    raise UsageError(f"{option} has no effect on {model}, which states it: leave it out")
+            if of_onnx:
+                classifier = load_onnx(path, input_shape=shape)
+            else:
+                classifier, _ = load_teacher(path, allow_import=request.allow_import)
         with stage(watch, "measuring costs"):
             costs = measure_costs(classifier, batch=batch, threads=threads, device=device, runs=runs)
     if request.as_json:
@@ -186,6 +194,17 @@ def measure(
             for layer in costs.layers
         ]
         print_table(("layer", "kind", "output", "parameters", "MACs"), rows, "lllrr")
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """The shape that the text `C,H,W` names. Raises UsageError."""
+    from noisyteacher.errors import UsageError
+
+    try:
+        channels, height, width = map(int, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--input-shape {text!r}: expected C,H,W, for example 3,32,32") from error
+    return channels, height, width
 
 
 @o.with_options("as_json")
@@ -240,7 +259,9 @@ def export(
         str | None,
         typer.Option("--output-dir", help="Folder for the files (default: exports/MODEL).", callback=o.not_empty),
     ] = None,
-    max_drop: Annotated[float, typer.Option(min=0, help="Points of accuracy that int8 may lose.")] = 1.0,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Points of accuracy that int8 may lose (default: 1).")
+    ] = None,
     max_difference: Annotated[
         float | None,
         typer.Option(min=0, help="Largest difference of an fp32 logit (default: 1e-4 of the largest logit)."),
@@ -262,22 +283,33 @@ def export(
     """
     with request.progress() as watch:
         from noisyteacher.device import cpu_threads
-        from noisyteacher.errors import NoisyTeacherError
-        from noisyteacher.export import check_format_names, check_formats, verdict
+        from noisyteacher.errors import NoisyTeacherError, UsageError
+        from noisyteacher.export import FORMATS, check_format_names, check_formats, verdict
+        from noisyteacher.models import is_onnx_file
         from noisyteacher.pipeline.handover import calibrated, provenance_of, ship
         from noisyteacher.pipeline.preflight import check_stated_order
-        from noisyteacher.pipeline.pretrained import load_teacher, seen_before, trained_on
+        from noisyteacher.pipeline.pretrained import data_note, load_teacher, other_data
 
         names = [name.strip() for name in formats.split(",")]
         (check_formats if len(names) == 1 else check_format_names)(names)
+        precisions = {FORMATS[name].precision for name in names if name != "hub"}
+        for option, value, has_effect in (
+            ("--licence", licence, "hub" in names),
+            ("--max-difference", max_difference, "fp32" in precisions),
+            ("--max-drop", max_drop, "int8" in precisions),
+        ):
+            if value is not None and not has_effect:
+                raise UsageError(f"{option} has no effect on {', '.join(names)}: leave it out")
         path = o.model_path(model, request.output_dir)
         config, splits = request.data_for(path, watch)
         classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
         check_stated_order(path, classifier, splits, config.teacher)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)
-        overlap = seen_before(trained_on(path), splits, "this model")
         failed: dict[str, NoisyTeacherError] = {}
-        caveats = [overlap] if overlap else []
+        other, provenance = other_data(path, splits, "this model"), provenance_of(path)
+        if other or calibrate or is_onnx_file(path):  # the run's scores are of other images, or of other logits
+            provenance = replace(provenance, scores={})
+        caveats = [words for words in (data_note(path), other) if words]
         with cpu_threads(config.run.threads):
             if calibrate:
                 classifier, sentence = calibrated(classifier, splits)
@@ -287,7 +319,7 @@ def export(
                 splits,
                 folder,
                 names,
-                provenance_of(path),
+                provenance,
                 watch,
                 licence=licence,
                 max_difference=max_difference,
@@ -318,6 +350,6 @@ def _export_name(model: str) -> str:
     from noisyteacher.runs import BEST, Run, is_run
 
     path = Path(model)
-    if path.suffix == ".safetensors" or (path.name == BEST and is_run(path.parent)):
-        path = path.parent if is_run(path.parent) else path
-    return Run(path).id.replace("/", "-") if is_run(path) else path.name.partition(":")[2] or path.stem
+    folder = path.parent if path.is_file() else path
+    folder = folder.parent if folder.name == BEST else folder
+    return Run(folder).id.replace("/", "-") if is_run(folder) else path.name.partition(":")[2] or path.stem

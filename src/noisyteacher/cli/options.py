@@ -60,8 +60,8 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
     ),
     "resume": (str | None, typer.Option("--resume", metavar="RUN", help="Resume an interrupted run.")),
     "jobs": (int, typer.Option("--jobs", "-j", help="Processes on this machine; the cores are shared out.")),
-    "stack": (int, typer.Option(help="Instead: students trained at once in this process, for a GPU.")),
-    "scheduler": (str | None, typer.Option(help="Instead: a dask scheduler, such as tcp://host:8786.")),
+    "stack": (int, typer.Option(help="In place of --jobs: students trained at once in this process, for a GPU.")),
+    "scheduler": (str | None, typer.Option(help="In place of --jobs: a dask scheduler, such as tcp://host:8786.")),
     "as_json": (bool, typer.Option("--json", help="Print the result as JSON.")),
     "quiet": (bool, typer.Option("--quiet", "-q", help="No progress on stderr.")),
 }
@@ -150,6 +150,7 @@ class Request:
         named = [key for key in self.flags if key != "run.output_dir"]
         more |= {
             "noise": self.auto_noise,
+            "pretrained": self.pretrained,
             "seed": self.seed is not None,
             "CONFIG or --set": self.config or self.overrides,
         }

@@ -138,7 +138,9 @@ def runs_rm(
 @config.command("init")
 def config_init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compress.toml"),
-    preset: Annotated[str, typer.Option(help="standard, paper or modern: what the settings begin with.")] = "standard",
+    preset: Annotated[
+        str, typer.Option(help="What the settings begin with: standard, paper, modern or patient.")
+    ] = "standard",
 ) -> None:
     """Write a TOML file with every setting at its default and its meaning beside it.
 

@@ -145,7 +145,7 @@ def paper(
                 budget,
                 data_root=request.flags.get("data.root"),
                 verify=verify,
-                extra=extra,
+                extra=extra or (experiment == "all" and name != "table2"),
                 teacher=teacher,
                 parts=part or (),
                 sigmas=_sigmas(sigmas),

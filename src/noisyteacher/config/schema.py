@@ -279,7 +279,7 @@ class Student(Recipe):
     """Factor on the teacher's term; auto: what makes its initial gradient as large as that of soft targets at T = 4."""
     label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Weight of the cross-entropy on labels; the rest is the teacher's. auto: 0.3, without labels 0; in compress 0.7 if
-    the teacher has more than 75 % of the errors of a student on labels alone."""
+    the teacher has more than 75 % of the errors of a student on labels alone, where there is time for one."""
     combine: Literal["mean", "geometric", "pick", "pick-row"] = "mean"
     """How several teachers' logits become one: their mean, geometric mean, or one picked per batch or per row."""
     qat_epochs: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -431,7 +431,7 @@ class Target(Settings):
                 reason = "without latency" if self.latency is None else "beside latency_record, which has its own"
                 yield name, f"has no effect {reason}: leave it out"
         try:
-            latency_limit(self.latency or "1x", 1.0)
+            latency_limit("1x" if self.latency is None else self.latency, 1.0)
         except ConfigError as error:
             yield "latency", str(error)
         for name in LIMITS:

@@ -139,7 +139,7 @@ class OfficialFile:
         """Fetch the file if it is missing; returns whether it is the official one.
 
         It gets its name once its MD5 matches. Raises DataError naming path, URL and what to do when it cannot be
-        fetched, and when it has another MD5 and `verify` is set.
+        fetched, when it is there and cannot be read, and when it has another MD5 and `verify` is set.
         """
         try:
             if download and self.url and not self.path.exists():
@@ -151,6 +151,9 @@ class OfficialFile:
                 digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         except Exception as error:  # requests, urllib3, ssl, sockets, hashes and disks: each has its own family
             reason = f"{type(error).__name__}: {error!s:.99}"
+            if os.path.exists(self.path):
+                problem = f"cannot be read ({reason}): make it a file that you may read, or name another root"
+                raise DataError(f"{self.path}: {problem}") from error
             raise DataError(
                 f"{self.path}: missing, and could not be fetched ({reason}; download={download}): fetch "
                 f"{self.url or CIFAR_URL} and put it there, name another root, or {self.hint}"

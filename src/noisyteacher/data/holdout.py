@@ -80,7 +80,7 @@ def make_splits(
         splits[role] = Split(images, labels, torch.arange(len(images)), role, name, class_names)
     full = splits["train"]
     size = max(1, round(len(full) / share))
-    strata = torch.zeros(len(full), dtype=torch.int64) if full.labels is None else full.labels
+    strata = _strata(full)
     # The purpose is not the name of the data: renaming a file or moving a folder must not change its hold-out.
     if "all" in content:
         test, val, train = partition(strata, [size, size], seed, purpose)
@@ -91,10 +91,13 @@ def make_splits(
     return Splits(name, splits["train"], splits["val"], splits.get("test"))
 
 
+def _strata(split: Split) -> Tensor:
+    """The labels `[N]`, or one class for all rows where there are none."""
+    return torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels
+
+
 def limited(split: Split, limit: int) -> Split:
-    """At most `limit` rows of the split, every class in proportion; the same rows every time."""
+    """At most `limit` rows of the split, drawn with every class in proportion; the same rows every time."""
     if limit >= len(split):
         return split
-    if split.labels is None:
-        return split.take(limit)
-    return split.subset(partition(split.labels, [limit], 0, "limit", split.role)[0])
+    return split.subset(partition(_strata(split), [limit], 0, "limit", split.role)[0])

@@ -132,7 +132,7 @@ def decode_all(
 
     def decoded(image: EncodedImage | Unreadable) -> NDArray[np.uint8] | Unreadable:
         try:
-            return image if isinstance(image, Unreadable) else _decode(image, resize)
+            return image if isinstance(image, Unreadable) else decode(image, resize)
         except DataError as error:
             return Unreadable(str(error))
 
@@ -142,12 +142,6 @@ def decode_all(
             with warnings.catch_warnings(action="ignore"):  # in this thread alone: it changes state of the process
                 pixels = list(map(decoded, chunk) if threads == 1 else pool.map(decoded, chunk))
             yield from pixels
-
-
-def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
-    """The pixels of an image, uint8 `[C, H, W]`. Raises DataError with the reason, which does not name the file."""
-    with warnings.catch_warnings(action="ignore"):  # Pillow's, on damaged metadata
-        return _decode(image, resize)
 
 
 def pixels_of(image: Image.Image, grey: bool = False) -> NDArray[np.uint8]:
@@ -220,7 +214,8 @@ def stack_images(
     return stacked
 
 
-def _decode(image: EncodedImage, resize: Resize) -> NDArray[np.uint8]:
+def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
+    """The pixels of an image, uint8 `[C, H, W]`. Raises DataError with the reason, which does not name the file."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(image, np.ndarray):

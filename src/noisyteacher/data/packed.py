@@ -174,6 +174,7 @@ def _write_images(
     left_out: list[dict[str, str]] = []
     for part in source.parts:
         names, rows = [printable(name) for name in part.names], list[int]()
+        title = printable(source.name) if part.role == "all" else part.role
         for row, image in enumerate(decode_all(part.images, resize, jobs)):
             if isinstance(image, Unreadable):
                 left_out.append({"part": part.role, "file": names[row], "reason": printable(image.reason)})
@@ -186,9 +187,9 @@ def _write_images(
                 stream.write(image.tobytes())
                 rows.append(row)
             if watch is not None and (row % 64 == 0 or row == len(names) - 1):
-                watch(f"packing {part.role}", row + 1, len(names), f"{len(left_out)} unreadable")
+                watch(f"packing {title}", row + 1, len(names), f"{len(left_out)} unreadable")
         if not rows:
-            raise _unreadable(f"no image of {part.role} can be read", left_out)
+            raise _unreadable(f"no image of {title} can be read", left_out)
         labels = None if part.labels is None else part.labels[rows].tolist()
         parts.append(PackedPart(part.role, [names[row] for row in rows], labels))
     return shape, parts, left_out

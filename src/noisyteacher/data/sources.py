@@ -90,9 +90,14 @@ def load_data(
     """
     resize, name = Resize.of(size, grey, fit), source if isinstance(source, str) and source in DATASETS else None
     path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
-    folder = path is not None and os.path.isdir(path) and not is_packed(path)
-    image_files = folder or (path is not None and path.suffix == ".csv" and not is_packed(path))
+    official, packed_folder = name not in (None, "mnist-5k"), path is not None and is_packed(path)
+    folder = path is not None and os.path.isdir(path) and not packed_folder
+    csv_file = path is not None and path.suffix == ".csv" and not (folder or packed_folder)
+    image_files = folder or csv_file
     for option, is_set, has_effect in (
+        ("root", root is not None, official or csv_file),
+        ("download", not download, official),
+        ("verify", not verify, official or packed_folder),
         ("size", size is not None, image_files),
         ("fit", fit != "squash", image_files and size is not None),
         ("grey", grey, image_files),
@@ -234,6 +239,13 @@ def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...
     return Source(kind, name, tuple(parts), class_names or tuple(map(str, range(highest + 1))))
 
 
+def _same_classes(first: tuple[str, ...], names: tuple[str, ...], title: str) -> tuple[str, ...]:
+    """The class names of the first parts, or of a further one where they have none. Raises DataError if they differ."""
+    if first and names and first != names:
+        raise DataError(f"{title}: classes {few(names)}, but the first part has {few(first)}")
+    return first or names
+
+
 def _read(source: Source, resize: Resize, seed: int, max_bytes: int) -> Splits:
     content: dict[str, tuple[Tensor, Tensor | None]] = {}
     shape: tuple[int, ...] | None = None
@@ -341,8 +353,8 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
 
     Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
     one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1. Each
-    item is stored once, so random transforms are refused. Class names: `.classes`, or those
-    of a column in `.features`. Raises UsageError, DataError.
+    item is stored once, so random transforms are refused. Class names, one list for all: `.classes`, or those of the
+    column `label` in `.features`. Raises UsageError, DataError.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
@@ -372,9 +384,10 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         parts.append(Part(role, names, torch.tensor(labels), pixels))
         while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):  # a Subset
             dataset = dataset.dataset
-        features = getattr(dataset, "features", None) or {}  # of a data set of Hugging Face
-        named = next((feature.names for feature in features.values() if hasattr(feature, "names")), ())
-        class_names = class_names or tuple(map(str, getattr(dataset, "classes", named)))
+        features = getattr(dataset, "features", None)
+        label = features.get("label") if isinstance(features, Mapping) else None  # of a data set of Hugging Face
+        named = getattr(label, "names", None) or ()
+        class_names = _same_classes(class_names, tuple(map(str, getattr(dataset, "classes", named))), title)
     return _source("objects", "dataset", parts, class_names)
 
 
@@ -481,9 +494,7 @@ def hugging_face_source(source: Any) -> Source:
     for role, part_content in by_role.items():
         title = f"{name}, {role}"
         rows, numbers, cells, names = read(part_content, title)
-        if class_names and names and class_names != names:
-            raise DataError(f"{title}: classes {few(names)}, but the first part has {few(class_names)}")
-        class_names = class_names or names
+        class_names = _same_classes(class_names, names, title)
         if numbers is not None and len(numbers) and bool((numbers == -1).all()):  # test splits of competitions
             numbers = None
         labels = None if numbers is None else class_numbers(numbers, rows, f"{title}: the column of labels")

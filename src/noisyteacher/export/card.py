@@ -11,10 +11,10 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader
 
 from noisyteacher.data import Splits
-from noisyteacher.errors import UsageError
+from noisyteacher.export.hub import way_to_load
 from noisyteacher.export.outcome import Exported, table
 from noisyteacher.measure import Costs
-from noisyteacher.models import HUB_WEIGHTS, ONNX, ZOO, Classifier, first_origin, is_preprocess
+from noisyteacher.models import HUB_WEIGHTS, Classifier
 from noisyteacher.stats import binomial_interval
 from noisyteacher.text import count, duration, escaped, few, sentence, sigma_words, size_bytes
 
@@ -53,19 +53,6 @@ class Provenance:
     licence: str = ""
     run: str = ""
     """The run's id."""
-
-
-def way_to_load(architecture: Record) -> Literal["name", "import", "module"]:
-    """`name` where `load_model(path)` is enough, `import` where it takes `allow_import=True`, and `module` where the
-    user must build the network and call `load_weights`.
-    """
-    try:
-        origin = first_origin(architecture)["name"]
-    except UsageError:
-        return "module"
-    if origin.startswith("module:") or not is_preprocess(architecture["preprocess"]):
-        return "module"
-    return "name" if ":" not in origin or origin.partition(":")[0] in (*ZOO, ONNX) else "import"
 
 
 def card(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
 from noisyteacher.export.litert import write_tflite
 from noisyteacher.export.onnx import write_onnx
 from noisyteacher.export.outcome import Comparison, Exported, compare
-from noisyteacher.export.quantization import CALIBRATION, FakeQuantized, calibration_images, in_int8
+from noisyteacher.export.quantization import CALIBRATION, FakeQuantized, calibration_images, in_int8, scaled_as
 from noisyteacher.export.torch_export import run_pt2, write_pt2, write_pte
 from noisyteacher.export.tracing import Runner, export_errors, run_file
 from noisyteacher.io.files import read_bytes, sha256, write_bytes, write_json
@@ -41,6 +40,8 @@ MAX_DIFFERENCE = 1e-4
 MAX_DROP = 1.0
 """Points of accuracy that int8 may lose."""
 BATCH = 256
+Writer = Callable[[Classifier, Path, Sequence[str], Tensor | None], None]
+"""Called with (model, path, class names, calibration images for int8, None for fp32)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Format:
 
     kind: str
     precision: str
-    write: Callable[[Classifier, Path, Sequence[str], Tensor | None], None]
-    """(model, path, class names, calibration images for int8, None for fp32)."""
+    write: Writer
     run: Callable[[Path, int], AbstractContextManager[Runner]]
     """(path, threads)."""
     needs: tuple[str, ...] = ()
@@ -163,7 +163,7 @@ def export(
         data=data,
         twin=twin,
         max_difference=max_difference,
-        max_drop=MAX_DROP if max_drop is None else max_drop,
+        max_drop=max_drop,
         calibration=CALIBRATION if calibration is None else calibration,
         threads=threads,
         runs=runs,
@@ -178,7 +178,7 @@ def export_all(
     data: Any = None,
     twin: nn.Module | None = None,
     max_difference: float | None = None,
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = None,
     calibration: int = CALIBRATION,
     threads: int | None = None,
     runs: int = 50,
@@ -225,9 +225,12 @@ def export_all(
         torch_logits = _logits(classifier, split)
         if not torch.isfinite(torch_logits).all():
             raise TrainingError(f"{classifier.name!r}: its logits on {checked_on} are not finite: nothing to export")
-        of_twin: list[tuple[Classifier, Tensor | None]] = [] if graph is None else [(in_int8(classifier, graph), None)]
+        of_twin: list[tuple[Classifier, Tensor | None]] = []
+        if graph is not None:
+            of_twin.append((in_int8(scaled_as(classifier, twin), graph), None))
         for number, name in enumerate(paths):
             form, candidates = FORMATS[name], list[Draft]()
+            write: Writer = form.write if name != "hub" or splits is None else partial(write_hub, fit=splits.fit)
             try:
                 check_formats([name], classifier)
                 of_model = (classifier, images if form.precision == "int8" else None)
@@ -236,7 +239,7 @@ def export_all(
                     draft = Path(scratch) / f"{name}{'-qat' if qat else ''}.{form.kind}"
                     report(2 * number, steps, f"writing {name}")
                     with export_errors(f"{name}: it cannot be written"):
-                        form.write(source, draft, class_names, ranges_from)
+                        write(source, draft, class_names, ranges_from)
                     report(2 * number + 1, steps, f"running {name}")
                     with export_errors(f"{name}: its own runtime cannot run the file"):
                         runner = running.enter_context(form.run(draft, threads))
@@ -257,7 +260,7 @@ def export_all(
         for name, (kept, *rejected) in drafts.items():
             form, contents = FORMATS[name], read_bytes(_files(kept.path)[0])
             tolerance, holds = _judge(form, kept.comparison, max_difference, max_drop)
-            runtime = f"{form.needs[-1]} {version(form.needs[-1])}" if form.needs else f"torch {torch.__version__}"
+            runtime = bench.with_version(form.needs[-1]) if form.needs else f"torch {torch.__version__}"
             file = Exported(
                 **vars(kept.comparison),
                 qat=kept.qat,
@@ -312,10 +315,11 @@ def _files(draft: Path) -> list[Path]:
     return sorted(draft.iterdir(), key=lambda file: file.name != HUB_WEIGHTS) if draft.is_dir() else [draft]
 
 
-def _judge(form: Format, file: Comparison, max_difference: float | None, max_drop: float) -> tuple[float, bool]:
+def _judge(form: Format, file: Comparison, max_difference: float | None, max_drop: float | None) -> tuple[float, bool]:
     """The tolerance for a file, and whether the file is within it."""
     if form.precision == "int8":
-        return max_drop, file.drop <= max_drop + 1e-9  # a drop of exactly this may be rounded up
+        most = MAX_DROP if max_drop is None else max_drop
+        return most, file.drop <= most + 1e-9  # a drop of exactly this may be rounded up
     tolerance = MAX_DIFFERENCE * file.logit_scale if max_difference is None else max_difference
     tolerance = 0.0 if form.kind == "hub" else tolerance
     return tolerance, file.difference <= tolerance

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from noisyteacher.data import Splits, load_data
 from noisyteacher.errors import UsageError
 from noisyteacher.export.tracing import export_errors, trace
-from noisyteacher.models import Classifier, as_classifier, bare_network, weights_fingerprint, with_network
+from noisyteacher.models import (
+    Classifier,
+    Rescaled,
+    as_classifier,
+    bare_network,
+    rescale,
+    weights_fingerprint,
+    with_network,
+)
 from noisyteacher.rng import generator
 
 CALIBRATION, CALIBRATION_BATCH = 512, 32
@@ -118,6 +126,13 @@ def _learning(config: Any) -> Any:
         ),
     )
     return replace(config, input_activation=activation, output_activation=activation, weight=weight)
+
+
+def scaled_as(model: Classifier, twin: nn.Module | None) -> Classifier:
+    """The model, or a copy of it with the output scale that its twin has by now, as after a training with `rms`."""
+    if not (isinstance(twin, Classifier) and isinstance(twin.network, Rescaled)):
+        return model
+    return rescale(copy.deepcopy(model), float(twin.network.output_scale))
 
 
 def in_int8(model: Classifier, prepared: nn.Module) -> Classifier:

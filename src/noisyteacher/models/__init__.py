@@ -5,6 +5,7 @@ from noisyteacher.models.build import OWN as OWN
 from noisyteacher.models.build import PREFIX as PREFIX
 from noisyteacher.models.build import build_model as build_model
 from noisyteacher.models.build import training_images as training_images
+from noisyteacher.models.classifier import FORWARD_ERRORS as FORWARD_ERRORS
 from noisyteacher.models.classifier import Architecture as Architecture
 from noisyteacher.models.classifier import Classifier as Classifier
 from noisyteacher.models.classifier import Reordered as Reordered
@@ -15,6 +16,7 @@ from noisyteacher.models.classifier import check_trainable as check_trainable
 from noisyteacher.models.classifier import head_parameters as head_parameters
 from noisyteacher.models.classifier import learn_in_unit as learn_in_unit
 from noisyteacher.models.classifier import logits_of as logits_of
+from noisyteacher.models.classifier import output_restorer as output_restorer
 from noisyteacher.models.classifier import reordered as reordered
 from noisyteacher.models.classifier import rescale as rescale
 from noisyteacher.models.classifier import with_network as with_network

@@ -17,8 +17,8 @@ from noisyteacher.rng import kept_draws
 
 Options = dict[str, Any]
 """Keyword arguments of a network's builder; JSON-able where they are recorded."""
-FORWARD_ERRORS = (RuntimeError, TypeError, ValueError)
-"""What a network raises at images that it does not take."""
+FORWARD_ERRORS = (AssertionError, RuntimeError, TypeError, ValueError)
+"""What a network raises at images that it does not take; `torch._assert`, which timm and torchvision use, the first."""
 USUAL_SIDES = (64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Sizes of square images to advise where a network needs larger ones."""
 
@@ -188,6 +188,24 @@ def learn_in_unit(model: Classifier, unit: float) -> Classifier:
     if model.inherited_head is not None and not isinstance(model.network, Rescaled):
         _change_head(model, partial(torch.mul, other=1 / float(unit)))
     return rescale(model, unit)
+
+
+def output_restorer(model: Classifier) -> Callable[[], None]:
+    """A function that undoes a later `learn_in_unit`: network, scale and head are then those of now."""
+    network, scale = model.network, 1.0
+    if isinstance(network, Rescaled):
+        scale = float(network.output_scale)
+    head = dict(network.named_modules()).get(model.inherited_head) if model.inherited_head else None
+    values = [] if head is None else [(parameter, parameter.data) for parameter in head.parameters()]
+
+    def restore() -> None:
+        model.network = network
+        if isinstance(network, Rescaled):
+            rescale(model, scale)
+        for parameter, value in values:
+            parameter.data = value.to(parameter.device)
+
+    return restore
 
 
 def _change_head(model: Classifier, change: Callable[[Tensor], Tensor]) -> None:

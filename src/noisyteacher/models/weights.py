@@ -38,6 +38,7 @@ from noisyteacher.models.build import MODELS, PREFIX, build_model
 from noisyteacher.models.classifier import (
     Classifier,
     Options,
+    Rescaled,
     as_classifier,
     count_classes,
     head_parameters,
@@ -134,9 +135,14 @@ def load_weights(model: nn.Module, path: StrPath) -> None:
     """Replace the model's tensors by those of the file, all or none. Raises FileFormatError with what does not fit."""
     tensors, _ = read_tensors(path, KIND, SCHEMA)
     classifier = as_classifier(model)
-    if "network.output_scale" in tensors and classifier is model:
+    network = classifier.network
+    if "network.output_scale" in tensors and classifier is model and not isinstance(network, Rescaled):
         rescale(classifier, 1.0)
-    _fill(classifier, tensors, path)
+    try:
+        _fill(classifier, tensors, path)
+    except FileFormatError:
+        classifier.network = network
+        raise
 
 
 def model_record(path: StrPath) -> Json:

@@ -15,9 +15,24 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
+from noisyteacher.io.files import Json
 from noisyteacher.text import unknown_name
 
 T = TypeVar("T")
+PAPERS_SETTINGS: Json = {
+    "teacher.also": [],
+    "student.loss": "logit_regression",
+    "student.scale": "none",
+    "student.label_weight": 0.0,
+    "student.combine": "mean",
+    "noise.kind": "multiplicative",
+    "noise.distribution": "gaussian",
+    "noise.draws": 1,
+    "noise.frozen": False,
+    "noise.schedule": "constant",
+    "noise.until": 1.0,
+}
+"""What all curves of the paper have in common, by dotted setting: they do not belong beside other settings."""
 
 
 @dataclass(frozen=True)

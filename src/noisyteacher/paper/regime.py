@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -28,7 +29,7 @@ from noisyteacher.data import Split, Splits, load_data
 from noisyteacher.errors import TrainingError
 from noisyteacher.evaluate import predict
 from noisyteacher.extract import extract
-from noisyteacher.io.files import Json, read_json, write_json
+from noisyteacher.io.files import Json, lock, make_folder, read_json, write_json
 from noisyteacher.models import Classifier, build_model, load_model
 from noisyteacher.noise import Noise
 from noisyteacher.objectives import distil
@@ -294,15 +295,37 @@ def measured_halving(clean: Mapping[str, list[float]], noisy: Mapping[str, list[
     return None
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside, no other process works on what becomes of this path; one that does is waited for.
+
+    The lock is that of an empty folder beside it, which stays: a run folder is removed when its training is done.
+    """
+    folder = path.with_name(f"{path.name}.lock")
+    make_folder(folder)
+    with lock(folder):
+        yield
+
+
 def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint.
 
-    A training that diverges is trained anew at half the rate, clean or noisy, as its user would.
+    A training that diverges is trained anew at half the rate, clean or noisy, as its user would. One that another
+    process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}.json"
-    if file.exists():
-        record = read_json(file, KIND, SCHEMA)["trained"]
-        return Trained(**{**record, "arm": Arm(**record["arm"])})
+    if not file.exists():
+        with alone(file):
+            if not file.exists():
+                trained = _train_arm(workspace, cell, arm, seed, file.with_suffix(""))
+                write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
+                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+    record = read_json(file, KIND, SCHEMA)["trained"]
+    return Trained(**{**record, "arm": Arm(**record["arm"])})
+
+
+def _train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int, folder: Path) -> Trained:
+    """The student, judged; its training is kept in the folder."""
     splits, store = workspace.load()
     assert splits.test is not None
     rows = draw_subset(splits.train, cell.rows, seed)
@@ -311,7 +334,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     noise = None if arm.noise is None else Noise(**arm.noise)
     objective = distil(logits, noise=noise, loss=cell.loss, temperature=cell.temperature, scale="rms")
     clean = replace(objective, noise=None).prepared(train, ("clean",))
-    epochs, folder = workspace.epochs or cell.epochs, file.with_suffix("")
+    epochs = workspace.epochs or cell.epochs
     trace_file, traces = folder / "traces.json", dict[str, float]()
     if trace_file.exists():
         traces = read_json(trace_file, KIND, SCHEMA)["traces"]
@@ -331,10 +354,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
         )
     except TrainingError:
         slower = train_arm(workspace, cell, replace(arm, lr=arm.lr / 2), seed)
-        trained = replace(slower, arm=arm, halvings=slower.halvings + 1)
-        write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
-        shutil.rmtree(folder, ignore_errors=True)
-        return trained
+        return replace(slower, arm=arm, halvings=slower.halvings + 1)
     val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
     for weights, state in (("best", history.best), ("last", history.last)):
         student.load_state_dict(state)
@@ -347,10 +367,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
         curve[name] = [line[key] for line in history.epochs]
     curve["clean_loss"] = [line.get("train/clean_loss", line["train/loss"]) for line in history.epochs]
     clock = clock_of(arm, history.epochs[-1]["step"], cell.batch)
-    trained = Trained(arm, seed, val, test, wrong, float(loss), clock, len(splits.test), curve)
-    write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
-    shutil.rmtree(folder)
-    return trained
+    return Trained(arm, seed, val, test, wrong, float(loss), clock, len(splits.test), curve)
 
 
 def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -27,6 +28,7 @@ from noisyteacher.objectives import distil, supervised
 from noisyteacher.paper.regime import (
     STRONG,
     Workspace,
+    alone,
     build_student,
     difference_record,
     draw_subset,
@@ -84,8 +86,8 @@ class Arm:
 
     @property
     def family(self) -> tuple[str, str]:
-        """Arms with an equal one are tested together: Dunnett's test pools their residuals, and those of labels alone
-        or of a random teacher are not like the others'."""
+        """Arms with an equal one are tested together: Dunnett's test pools their residuals, and those of labels,
+        of a random teacher and of a mean target are not like the others'."""
         return self.reference, "labels" if self.teacher == "labels" else self.control
 
     @property
@@ -160,8 +162,8 @@ NOTES = (
     "128, its last weights. short: 40 epochs of Adam, its rate falling linearly. patient: 400 epochs of SGD, its rate "
     "holding for 60 % of the steps. Logits are divided by their root mean square; soft targets at T = 4 of raw logits. "
     "Every arm's rate was chosen on a pilot seed by validation. Differences have simultaneous intervals (Dunnett), "
-    "labels alone and a random teacher apart: fickle teachers against the same teacher without dropout, one of wrong "
-    "labels against one of right ones, the others against clean.",
+    "labels, a random teacher and the mean target apart: fickle teachers against the same teacher without dropout, one "
+    "of wrong labels against one of right ones, the others against clean.",
 )
 
 
@@ -201,11 +203,12 @@ def prepare_teachers(workspace: Workspace, watch: Watch | None) -> None:
     for number, (name, (options, labels)) in enumerate(TRAINED.items()):
         if watch is not None:
             watch("teachers", number, len(TRAINED), name)
-        model = build_model("lenet", splits, **options)
-        fit(
-            model, splits.train, supervised(**labels), val=splits.val, epochs=workspace.epochs or TEACHER_EPOCHS,
-            precision="fp32", device="cpu", run=workspace.folder / f"teacher-{name}", resume=True, progress=False,
-        )  # fmt: skip
+        model, folder = build_model("lenet", splits, **options), workspace.folder / f"teacher-{name}"
+        with alone(folder):
+            fit(
+                model, splits.train, supervised(**labels), val=splits.val, epochs=workspace.epochs or TEACHER_EPOCHS,
+                precision="fp32", device="cpu", run=folder, resume=True, progress=False,
+            )  # fmt: skip
         store(model, path=workspace.folder / f"logits-{name}")
         for seed in range(COPIES if name == "dropout" else 0):
             store(model, path=workspace.folder / f"logits-copy{seed}", dropout_seed=seed)
@@ -223,11 +226,21 @@ def targets_of(workspace: Workspace, arm: Arm, rows: Tensor, seed: int) -> list[
 
 def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int) -> Json:
     """The student of this arm, rate and seed, judged: `val` and `test` (%), `wrong` (the misclassified test images as
-    bits in hexadecimal), `train_error` (%), `diverged`. Read from its file where that is done, else resumed.
+    bits in hexadecimal), `train_error` (%), `diverged`. Read from its file where that is done, else resumed; one that
+    another process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}-lr{lr:g}.json"
-    if file.exists():
-        return dict(read_json(file, KIND, SCHEMA)["trained"])
+    if not file.exists():
+        with alone(file):
+            if not file.exists():
+                trained = _train_relative(workspace, cell, arm, lr, seed, file.with_suffix(""))
+                write_json(file, KIND, SCHEMA, {"trained": trained})
+                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+    return dict(read_json(file, KIND, SCHEMA)["trained"])
+
+
+def _train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int, folder: Path) -> Json:
+    """The student, judged; its training is kept in the folder."""
     splits, _ = workspace.load()
     assert splits.test is not None
     rows = draw_subset(splits.train, cell.rows, seed)
@@ -248,7 +261,7 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
         teacher = source if arm.combine != "mean" else source[0]
         objective = distil(teacher, noise=noise, loss=cell.loss, combine=arm.combine, **temperature)
     recipe = REGIMES[cell.regime] | ({"epochs": workspace.epochs} if workspace.epochs else {})
-    folder, diverged = file.with_suffix(""), False
+    diverged = False
     try:
         fit(
             student, train, objective, seed=seed, lr=lr, precision="fp32", device="cpu", run=folder, resume=True,
@@ -259,10 +272,7 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
     errors, wrong, judged = dict[str, float](), "", None if diverged else student
     for name, split in (("train_error", train), ("val", splits.val), ("test", splits.test)):
         errors[name], wrong = errors_of(judged, split)  # of the test images, which come last
-    trained = {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged, **errors, "wrong": wrong}
-    write_json(file, KIND, SCHEMA, {"trained": trained})
-    shutil.rmtree(folder, ignore_errors=True)
-    return trained
+    return {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged, **errors, "wrong": wrong}
 
 
 def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:

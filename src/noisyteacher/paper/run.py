@@ -17,22 +17,28 @@ from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
 from noisyteacher.paper import objectives, regime, relatives
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
-from noisyteacher.paper.reference import curve, value
+from noisyteacher.paper.reference import PAPERS_SETTINGS, curve, value
 from noisyteacher.pipeline.pretrained import is_model_path, load_teacher
 from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
 from noisyteacher.pipeline.results import Condition, Difference, Estimate, PaperRow, RunResult, Verdict, p_note
 from noisyteacher.pipeline.single_step import train_config
-from noisyteacher.progress import Watch
+from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import Run, as_json, is_run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, sweep
+from noisyteacher.sweep.run import check_workers
+from noisyteacher.sweep.spec import build_spec
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
 STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives, "objectives": objectives}
 """Name -> the module of a study of our own: its cells, budgets, teachers and `run_cell`."""
-NOISE = ("sigma", "alpha", "kind", "distribution", "target", "schedule", "until")
-STATED = ("data.name", "teacher.name", "student.name", "student.options", *(f"noise.{name}" for name in NOISE))
+STATED = (
+    *("data.name", "teacher.name", "student.name", "student.options", "student.preset"),
+    *("noise.sigma", "noise.alpha", "noise.target", *PAPERS_SETTINGS),
+)
 """Settings that the paper states: its numbers do not belong beside those of other settings."""
+OWN_OPTIONS = {"run.seeds": "--seeds", "run.output_dir": "--output-dir"}
+"""Settings that are options of an experiment -> the option."""
 OF_FILES = ("class_order", "logits_precision", "preprocess", "mean", "std")
 """Settings of a teacher that apply to one that is trained already."""
 SECTION54 = {
@@ -88,35 +94,52 @@ def run_paper(
     `output_dir`. The same call again resumes or reads the run folder that it left there. parts: only these of the
     experiment (`student3` of table6); sigmas, seeds: instead of the budget's. overrides: dotted settings for every
     sweep; where they change what the paper states, its numbers are left out. jobs, stack, scheduler: as in `sweep`.
-    Raises UnknownNameError, UsageError for a teacher or sigmas without effect, and whatever `sweep` raises.
+    Raises UnknownNameError, UsageError for what has no effect, and whatever `sweep` raises.
     """
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
     if seeds is not None and seeds < 1:
         raise UsageError(f"seeds={seeds}: expected 1 or more")
+    check_workers(jobs, stack, scheduler)
     if name in STUDIES:
-        unused = {"teacher": teacher, "sigmas": sigmas, "scheduler": scheduler, "stack": stack if stack > 1 else None}
+        unused = {
+            "teacher": teacher,
+            "sigmas": sigmas,
+            "scheduler": scheduler,
+            "stack": stack > 1,
+            "device": device not in (AUTO, "cpu"),
+            "extra": not extra,
+        }
         if wrong := [option for option, value in unused.items() if value]:
             raise UsageError(f"{', '.join(wrong)}: no effect on {name}: leave it out")
         data = {"root": data_root, "verify": verify, **(overrides or {})}
         return _run_study(name, budget, data, parts, seeds, jobs, output_dir, command, begun, watch)
     chosen = experiment(SAME.get(name, name))
+    for key, option in OWN_OPTIONS.items():
+        if key in (overrides or {}):
+            raise UsageError(f"{key}: no effect on an experiment of the paper: give {option} in its place")
     if sigmas and not varies_sigma(name):
         raise UsageError(f"sigmas: {chosen.name} has sigmas of its own: leave them out")
     size = BUDGETS[budget]
     size = replace(size, sigmas=tuple(sigmas) or size.sigmas, seeds=seeds or size.seeds)
-    machine: Json = {"data.root": data_root, "run.device": None if device == "auto" else device}
+    machine: Json = {"data.root": data_root, "run.device": None if device == AUTO else device}
     machine["data.verify"] = None if verify else False
     available = chosen.parts(size)
     _check_parts(chosen.name, parts, [part.name for part in available])
-    selected = []
-    for part in available:
-        if part.name in parts or not parts:
-            machine["run.control_seeds"] = size.seeds * part.control if part.control > 1 else None
-            machine["data.extra"] = False if not extra and part.base["data"]["name"] == "svhn" else None
-            selected.append(adapted(part, machine, overrides or {}))
+    selected = [part for part in available if part.name in parts or not parts]
+    if not (extra or any(part.base["data"]["name"] == "svhn" for part in selected)):
+        raise UsageError(f"extra: no effect on {chosen.name}, which is not on SVHN: leave it out")
+    for number, part in enumerate(selected):
+        controls = size.seeds * part.control
+        machine["run.control_seeds"] = controls if controls > size.seeds + 1 else None  # one more would judge nothing
+        machine["data.extra"] = False if not extra and part.base["data"]["name"] == "svhn" else None
+        selected[number] = adapted(part, machine, overrides or {})
     if teacher is not None:
         selected = with_teacher(teacher, chosen, selected)
+    specs = [build_spec(part.base, part.grids, size.seeds) for part in selected]
+    with stage(watch, "checking the settings"):  # before a folder is made or a teacher trained
+        for spec in specs:
+            spec.check(stack)
     described = {part.name: {"base": part.base, "grids": part.grids} for part in selected}
     content = {"experiment": chosen.name, "budget": size.name, "seeds": size.seeds, "parts": described}
     run = _open_run(output_dir, content, command, begun)
@@ -158,8 +181,10 @@ def _run_study(
         raise UsageError(f"seeds={seeds}: {name} compares over seeds, so it needs two or more")
     cells = [study.CELLS[part] for part in parts or names]
     cells = [replace(cell, seeds=seeds or number or cell.seeds) for cell in cells]
-    content: Json = {"experiment": name, "budget": budget, "cells": [asdict(cell) for cell in cells]}
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
+    for data_name in dict.fromkeys(cell.data for cell in cells):
+        build_config({"data": {"name": data_name, **named}})
+    content: Json = {"experiment": name, "budget": budget, "cells": [asdict(cell) for cell in cells]}
     if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
         content["data"] = other
     run = _open_run(output_dir, content, command, begun)
@@ -182,7 +207,8 @@ def _study_result(path: Path, budget: str, study: Any, records: Sequence[Json]) 
         for title, arm in record["arms"].items():
             gap = (record.get("against_reference") or record["against_clean_no_decay"]).get(title)
             difference = None if gap is None else Difference(**{"reference": "clean, no decay", **gap})
-            kind = "clean" if title.startswith("clean") else "noisy"
+            settings = arm["settings"]
+            kind = "noisy" if settings["noise"] else "labels" if settings.get("teacher") == "labels" else "clean"
             ours = Estimate.of(arm["test_error_%"]["last"])
             rows.append(PaperRow(name, f"{name}: {title}", kind, None, ours, difference))
         for question, contrast in record["contrasts"].items():

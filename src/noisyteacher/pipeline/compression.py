@@ -47,7 +47,7 @@ from noisyteacher.pipeline.search import (
     search_student,
     within_latency,
 )
-from noisyteacher.pipeline.timing import MOST_EPOCHS, Pace, Speeds, StageTitles, Work
+from noisyteacher.pipeline.timing import MOST_EPOCHS, NO_COMPARISON, Pace, Speeds, StageTitles, Work
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
@@ -92,8 +92,8 @@ def compress(
     student: a name, `pkg.module:factory`, or an nn.Module (every seed then starts from its weights). data: anything
     `load_data` takes. noise: None distils without; "auto" chooses sigma and alpha, or no noise, on validation.
     baselines: also train the same students, with the same seeds, on labels and without noise, for a paired verdict.
-    training: options of `fit` for the students, and `preset` ("standard", "paper", "modern"), which decides what is
-    not named here, `loss` and `label_weight` included.
+    training: options of `fit` for the students, and `preset` ("standard", "paper", "modern", "patient"), which decides
+    what is not named here, `loss` and `label_weight` included.
     target: what a student "auto", chosen on validation, may cost, as in `[target]`: `{"macs": "4x", "bytes": "8x"}`.
     export: formats to write of the student that is best on validation ("onnx", "tflite-int8", any of `export.FORMATS`)
     into the run's folder `best`, beside its weights and model card. Failed formats are in the result (`failed`).
@@ -232,6 +232,8 @@ def _compress_in_run(
 
     record: what config.json holds beside or in place of the settings. started: the time of CLOCK when it was called.
     """
+    if jobs < 1:
+        raise UsageError(f"jobs={jobs}: expected 1 or more processes")
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
     if folder is not None and is_run(folder):
@@ -422,7 +424,7 @@ class Compression:
         """Fit the teacher's epochs and the views into the time, and say what is about to be done."""
         experiment, config, work = self.experiment, self.experiment.config, self.pace.begin()
         student, wanted = config.student, self.short_run
-        self.short_run = work.comparisons > 0
+        self.short_run = work.labels_epochs > 0
         if work.views < self.pace.whole.views:
             student = replace(student, views=list(expand_views(student.views)[: work.views]))
         teacher = with_epochs(config.teacher, work.teacher_epochs or config.teacher.epochs)
@@ -430,11 +432,10 @@ class Compression:
         tries, trials = self.pace.whole.tries, number_of_trials(self.experiment)
         trainings = trials + len(experiment.conditions) * config.run.seeds + self.short_run
         self.stages = StageTitles(2 + tries + trainings + self.at_the_end)
-        for line in outline(self.experiment, tries, trials, self.short_run, work.student_epochs):
+        for line in outline(self.experiment, work.tries, trials, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
         if wanted and not self.short_run:
-            words = "not compared with a short student on labels, of which an epoch takes over a tenth of the time"
-            message(experiment.on_progress, "plan", words)
+            message(experiment.on_progress, "plan", NO_COMPARISON)
 
     def prepare_teacher(self) -> None:
         """Load or train the teacher, store its logits, check both."""
@@ -444,9 +445,9 @@ class Compression:
         )
         started = time.monotonic()
         self.logits = steps.extract_logits(experiment, self.teacher.model, self.stages.next("teacher's logits"))
+        self.extraction_s = time.monotonic() - started
         more_logits, more_teachers = steps.extract_more_teachers(experiment, "teacher")
         self.logits |= more_logits
-        self.extraction_s = time.monotonic() - started
         with stage(experiment.on_progress, preflight.CHECKING_TEACHER):
             self.checks += preflight.check_teacher(experiment, self.teacher, self.logits, more_teachers)
 
@@ -457,13 +458,13 @@ class Compression:
         """
         recipe, work = self.experiment.config.student, self.pace.decided
         if self.short_run:
-            recipe = with_epochs(recipe, work.comparison_epochs)
+            recipe = with_epochs(recipe, work.labels_epochs)
             short = self.experiment.with_recipe(recipe)
             if self.search is not None:
                 short = self.experiment.with_student(self.search.fitting[0].name, recipe)
             title = self.stages.next(f"{self.experiment.titles['labels']}, short")
-            student = steps.train_student(short, SHORT_RUN, "labels", None, 0, self.logits, title)
-            self._compare_teacher(student, short=True)
+            student = steps.train_student(StudentTask(short, SHORT_RUN, "labels", None, 0, self.logits, title))
+            self._compare_teacher(student, short)
         if self.search is None:
             speeds = () if self.pace.speeds is None else self.pace.speeds.students
             if self.short_run and speeds:
@@ -489,9 +490,9 @@ class Compression:
     def train_on_labels(self) -> None:
         """Train the first student on labels, before anything is distilled, to see whether the teacher is better."""
         if "labels" in self.experiment.controls:
-            self.trained["labels"] = [steps.train_student(*self._task("labels", 0))]
+            self.trained["labels"] = [steps.train_student(self._task("labels", 0))]
             if self.comparable:
-                self._compare_teacher(self.trained["labels"][0], short=False)
+                self._compare_teacher(self.trained["labels"][0])
 
     def choose_noise(self) -> None:
         """Choose on validation the noise where it is not named, and the recipes of clean and noisy students."""
@@ -518,7 +519,7 @@ class Compression:
         ]
         steps.train_ahead(todo, self.jobs, "training the students")
         for task in todo:
-            self.trained.setdefault(task.condition, []).append(steps.train_student(*task))
+            self.trained.setdefault(task.condition, []).append(steps.train_student(task))
         self.trained = {condition: self.trained[condition] for condition in conditions}
 
     def hand_over(self) -> None:
@@ -646,9 +647,12 @@ class Compression:
         experiment = experiment.with_recipe(experiment.recipe(condition))
         return StudentTask(experiment, run_name(condition, seed), condition, noise, seed, self.logits, title)
 
-    def _compare_teacher(self, student: TrainedModel, short: bool) -> None:
-        """Warn where the teacher is worse than a student on labels, and decide the label weight that `auto` means."""
-        comparison = preflight.compare_teacher(self.experiment, self.logits, student, short)
+    def _compare_teacher(self, student: TrainedModel, short: Experiment | None = None) -> None:
+        """Warn where the teacher is worse than a student on labels, and decide the label weight that `auto` means.
+
+        short: by which the student was trained, where that was a short run.
+        """
+        comparison = preflight.compare_teacher(short or self.experiment, self.logits, student, short is not None)
         self.warn(comparison.warning())
         recipe = self.experiment.config.student
         if recipe.label_weight == AUTO:
@@ -679,13 +683,14 @@ class Compression:
             try_epochs=None if search is None else config.target.epochs,
             noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
-            comparisons=int(self.short_run),
+            comparison_epochs=None if self.short_run else 0,
             views=len(views) if of_the_recipe and not (experiment.live or config.student.every_view) else 0,
             most_epochs=MOST_EPOCHS if config.student.epochs == TrainSettings.epochs else 0,
         )
 
         def measure() -> Speeds | None:
-            timed = not several_processes and (experiment.on_progress is not None or minutes is not None)
+            plannable = not (several_processes or config.teacher.also)
+            timed = plannable and (experiment.on_progress is not None or minutes is not None)
             return measure_speeds(experiment, to_try, teacher_network, CLOCK) if timed else None
 
         return Pace(experiment.run, work, measure, minutes, experiment.on_progress, CLOCK, started)

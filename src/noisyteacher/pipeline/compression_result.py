@@ -154,7 +154,7 @@ class Result(RunResult):
             notes.append(
                 f"Latency{' in the table' if self.latency else ''}: median of {latency.runs} forward passes, batch "
                 f"{latency.batch}, {latency.threads} thread(s), {latency.device}. Training: mean over seeds, "
-                f"validation left out; storing the teacher's logits took {duration(self.extraction_s)} once."
+                f"validation left out; storing the teacher's logits took {duration(self.extraction_s)}."
             )
         return notes
 

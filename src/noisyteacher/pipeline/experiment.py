@@ -522,30 +522,22 @@ def first_student(experiment: Experiment, logits: Logits, seed: int = 0) -> mode
 
 
 class StudentTask(NamedTuple):
-    """The arguments of `train_student`, as values that travel to another process."""
+    """One student with one seed, as values that travel to another process."""
 
     experiment: Experiment
     run: str
+    """Name of the child run."""
     condition: str
+    """`labels`: trained on labels alone; else distilled."""
     noise: Noise | None
     seed: int
     logits: Logits
     title: str
 
 
-def student_spec(
-    experiment: Experiment,
-    run: str,
-    condition: str,
-    noise: Noise | None,
-    seed: int,
-    logits: Logits,
-    title: str,
-    twin: models.Classifier | None = None,
-) -> TrainingSpec:
-    """How one student is trained with one seed in the child run `run`: on labels alone where the condition is `labels`,
-    else distilled from the teacher's logits under the noise. A fake-quantized `twin` learns on in its place.
-    """
+def student_spec(task: StudentTask, twin: models.Classifier | None = None) -> TrainingSpec:
+    """How the student of this task is trained; a fake-quantized `twin` learns on in its place."""
+    experiment, run, condition, noise, seed, logits, title = task
     config, data = experiment.config, experiment.data
     source = logits[experiment.source]
     if isinstance(source, LogitStore):
@@ -573,11 +565,9 @@ def student_spec(
     return TrainingSpec(experiment, child, model, objective, options, seed, title, teachers)
 
 
-def train_student(
-    experiment: Experiment, run: str, condition: str, noise: Noise | None, seed: int, logits: Logits, title: str
-) -> TrainedModel:
-    """One student, trained as `student_spec` says."""
-    return train_run(student_spec(experiment, run, condition, noise, seed, logits, title))
+def train_student(task: StudentTask) -> TrainedModel:
+    """The student of this task, trained."""
+    return train_run(student_spec(task))
 
 
 def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
@@ -594,7 +584,7 @@ def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
 
 def _train_quietly(task: StudentTask) -> None:
     with suppress(NoisyTeacherError):
-        train_student(*task)
+        train_student(task)
 
 
 def recipe_words(recipe: Student) -> str:

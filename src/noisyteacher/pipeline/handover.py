@@ -13,11 +13,11 @@ from torch import nn
 
 from noisyteacher import bench
 from noisyteacher.data import Splits
-from noisyteacher.errors import NoisyTeacherError, UsageError, WriteError
+from noisyteacher.errors import NoisyTeacherError, WriteError
 from noisyteacher.evaluate import calibrate, evaluate
-from noisyteacher.export import FORMATS, Exported, check_format_names, export_all, fake_quantized
-from noisyteacher.export.card import BENCH, PREDICT, Provenance, card, predict_script, way_to_load
-from noisyteacher.export.hub import CARD
+from noisyteacher.export import FORMATS, Exported, export_all, fake_quantized
+from noisyteacher.export.card import BENCH, PREDICT, Provenance, card, predict_script
+from noisyteacher.export.hub import CARD, way_to_load
 from noisyteacher.io.files import Json, make_folder, read_json, write_bytes
 from noisyteacher.models import (
     HUB_WEIGHTS,
@@ -32,13 +32,14 @@ from noisyteacher.models import (
 from noisyteacher.pipeline.experiment import (
     Experiment,
     Logits,
+    StudentTask,
     TrainedModel,
     data_record,
     measure_costs,
     student_spec,
     train_run,
 )
-from noisyteacher.pipeline.pretrained import is_model_path, run_of, weights_of
+from noisyteacher.pipeline.pretrained import is_model_path, run_of, training_settings
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
 from noisyteacher.store import INDEX, KIND, SCHEMA
@@ -111,7 +112,7 @@ def train_twin(
     seed = best.run.info["seed"] or 0
     with stage(experiment.on_progress, "tracing the student"):
         twin = fake_quantized(best.model, data)
-    trained = train_run(student_spec(experiment, "qat", condition, None, seed, logits, title, twin))
+    trained = train_run(student_spec(StudentTask(experiment, "qat", condition, None, seed, logits, title), twin))
     names = {"fp32": best.val_error, "fake-quantized": trained.val_error}
     record = {"run": trained.run.path.name, "epochs": recipe.epochs, "lr": recipe.lr, "n": len(data.val)}
     return trained.model, record | {"val_error_%": names, "seconds": trained.result["training"]["seconds"]}
@@ -169,15 +170,12 @@ def ship(
 ) -> list[Exported]:
     """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
 
-    formats: names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, and `hub` is a
-    folder with weights, config and a model card; `bench.py` beside the files times them. provenance, licence, caveats:
-    for the card. options: `twin`, `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and `on_failure`,
-    called with (format, error) for each format that cannot be written, which is left out. Without it this raises what
-    `nt.export` raises; then no file of any format has been written.
+    formats: different names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, `hub`
+    is a folder with weights, config and a model card; `bench.py` beside the files times them. provenance, licence,
+    caveats: for the card. options: `twin`, `max_difference`, `max_drop`, `threads`, `runs` as in `nt.export`, and
+    `on_failure`, called with (format, error) for each format that cannot be written, which is left out. Without it this
+    raises what `nt.export` raises; then no file of any format has been written.
     """
-    if not formats:
-        raise UsageError(f"no format was named: choose from {', '.join(FORMATS)}")
-    check_format_names(formats)
     target, paths = Path(folder), {}
     for name in formats:
         suffix = "" if FORMATS[name].precision == "fp32" else f"-{FORMATS[name].precision}"
@@ -229,7 +227,7 @@ def provenance_of(where: str | Path | Run) -> Provenance:
     if not isinstance(where, Run) and not is_model_path(str(where)):
         return Provenance({})  # a library's network with its own weights
     path = where.path if isinstance(where, Run) else weights_file(where)
-    settings = model_record(weights_of(path)).get("training", {}).get("settings", {})
+    settings = training_settings(path) or {}
     if isinstance(where, str) and where.startswith(PREFIX):
         entry = pretrained()[where.removeprefix(PREFIX)]
         return Provenance(settings, entry["scores"], entry["training"], licence=entry["licence"].lower())

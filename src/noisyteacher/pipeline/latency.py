@@ -165,12 +165,15 @@ class Timings:
         """The first timing of this network, or of this file of it; None without one."""
         assert self.config.target.latency is not None
         for record in self.records:
-            if (file := self._entry(record, network)) is not None and sha256 in ("", file.sha256):
+            if (file := self._entry(record, network, sha256)) is not None:
                 return Timing(record, file, self._entry(record, self.teacher), self.config.target.latency)
         return None
 
     def measure(self, networks: Mapping[str, Classifier]) -> None:
-        """Export the networks as they are, and time them here in turns with the teacher; what fails is in `missing`."""
+        """Export the networks as they are, and time them here in turns with the teacher.
+
+        What cannot be exported is in `missing`. Raises UsageError for a file that its runtime cannot run.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             files, failed = write_networks({TEACHER: self.teacher, **networks}, Path(scratch), self.config, self.data)
             self.missing |= {name: reason for name, reason in failed.items() if name != TEACHER}
@@ -198,12 +201,13 @@ class Timings:
         content = {"records": [asdict(kept) for kept in self.records]}
         write_json(self.run.path / FILE, KIND, SCHEMA, content, self.run.path)
 
-    def _entry(self, record: LatencyRecord, network: Classifier) -> FileLatency | None:
-        """The timing of this network in the timed format."""
+    def _entry(self, record: LatencyRecord, network: Classifier, sha256: str = "") -> FileLatency | None:
+        """The first timing of this network, or of this file of it, in the timed format."""
         form, architecture = FORMATS[timed_format(self.config)], as_json(network.architecture, "architecture")
         export = {"format": form.kind, "precision": form.precision}
         for file in record.files:
             stated = file.export or {}
-            if stated.get("model", {}).get("architecture") == architecture and export.items() <= stated.items():
+            same_network = stated.get("model", {}).get("architecture") == architecture
+            if same_network and export.items() <= stated.items() and sha256 in ("", file.sha256):
                 return file
         return None

@@ -176,6 +176,6 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jo
 def _val_error(task: StudentTask) -> float:
     """The validation error (%) of a trial; 100 where its training fails, as at too high a rate."""
     try:
-        return train_student(*task).val_error
+        return train_student(task).val_error
     except TrainingError:
         return 100.0

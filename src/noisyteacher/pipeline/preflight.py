@@ -46,10 +46,9 @@ def check_teacher(
 ) -> list[Check]:
     """The checks of a teacher and its stored logits, and of the class order of further teachers.
 
-    more_teachers: each with its logits for validation; those for training are among `logits`.
-
-    Raises MismatchError with every one that fails, unless the settings say `run.checks = false`. The accuracy of a
-    teacher that was trained here or in another run, with its preprocessing, is recorded and ends nothing.
+    more_teachers: each with its logits for validation; those for training are among `logits`. The accuracy of a teacher
+    that was trained here or in another run, with its preprocessing, is recorded and ends nothing. Raises MismatchError
+    with every check that fails, unless the settings say `run.checks = false`.
     """
     data, order, strict = experiment.data, experiment.config.teacher.class_order, experiment.config.run.checks
     stores = {role: source for role, source in logits.items() if isinstance(source, LogitStore)}

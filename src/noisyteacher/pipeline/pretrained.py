@@ -286,8 +286,12 @@ def class_names_of(where: StrPath | None, model: Classifier, order: Sequence[int
     """
     names = None if where is None or not is_model_path(os.fspath(where)) else _recorded_class_names(where)
     if names is None:
-        names = models.class_names_of(model.architecture)
-        order = model.network.class_order.tolist() if isinstance(model.network, models.Reordered) else ()
+        names, network = models.class_names_of(model.architecture), model.network
+        order = range(model.classes or 0)
+        while isinstance(network, (models.Reordered, models.Rescaled)):
+            if isinstance(network, models.Reordered):
+                order = [int(network.class_order[output]) for output in order]
+            network = network.network
     if names is None or len(names) != model.classes:
         return None
     return [str(names[output]) for output in (order or range(len(names)))]
@@ -304,13 +308,19 @@ def _recorded_class_names(where: StrPath) -> Sequence[str] | None:
     if file.suffix != ".safetensors" or not file.exists():
         return None
     names = (model_record(file).get("data") or {}).get("classes")
-    if names is None and file.name == models.HUB_WEIGHTS and file.with_name(CONFIG).exists():
+    return list(labels.values()) if names is None and (labels := _hub_config(file).get("id2label")) else names
+
+
+def _hub_config(file: Path) -> Json:
+    """The config beside the weights in a folder for the hub; empty where there is none."""
+    config = file.with_name(CONFIG)
+    if file.name == models.HUB_WEIGHTS and config.exists():
         with suppress(FileFormatError):  # another library's
-            names = list(read_json(file.with_name(CONFIG), KIND, SCHEMA)["id2label"].values())
-    return names
+            return read_json(config, KIND, SCHEMA)
+    return {}
 
 
-def _training_settings(where: StrPath) -> Json | None:
+def training_settings(where: StrPath) -> Json | None:
     """The settings of its training that a weights file records; None for another library's file, which has none."""
     file = weights_of(where)
     if file.suffix != ".safetensors" or not file.exists():
@@ -321,7 +331,7 @@ def _training_settings(where: StrPath) -> Json | None:
 
 def trained_on(where: StrPath) -> TrainedOn | None:
     """The data a saved model was trained on; None where its files do not say. Raises FileFormatError."""
-    settings = _training_settings(where)
+    settings = training_settings(where)
     if settings is None:
         return None
     name, train, run, text = settings["data"], settings.get("train"), run_of(where), os.fspath(where)
@@ -367,19 +377,33 @@ def fit_of(where: StrPath) -> str:
     run, file = run_of(where), weights_of(where)
     record = None if run is None else run.result()
     if run is None and file.suffix == ".safetensors":
-        record = model_record(file).get("data")
+        record = model_record(file).get("data") or _hub_config(file)
     return str((record or {}).get("fit", "squash"))
 
 
-def other_data(where: StrPath, data: Splits) -> str | None:
-    """A sentence when a model was trained on other data than these, or on images that these judge it by; else None."""
-    settings = _training_settings(where)
+def other_data(where: StrPath, data: Splits, who: str = "") -> str | None:
+    """A sentence when a model was trained on other data than these, or on images that these judge it by; else None.
+
+    who: the model in words, by default its path.
+    """
+    settings, who = training_settings(where), who or str(where)
     if settings is None:
         return None
     role = "val" if settings.get("val") else "train"  # the first is the same where a training had fewer rows
-    theirs, ours = settings.get(role), data.parts[role].fingerprint
-    overlap = seen_before(trained_on(where), data, str(where))
-    if overlap is not None or theirs is None or theirs == ours:
+    theirs, ours, source = settings.get(role), data.parts[role].fingerprint, trained_on(where)
+    overlap = seen_before(source, data, who)
+    if overlap is not None or theirs == ours:
         return overlap
+    if theirs is None:
+        name = None if source is None else source["name"]
+        words = f"{who} was trained on {name}, and nothing says whether {data.name} has the same images"
+        return words if name not in (None, data.name) else None
     fingerprints = f"its {role} split has the fingerprint {theirs[:12]}, {data.name}'s has {ours[:12]}"
-    return f"{where} was not trained on these data: {fingerprints}"
+    return f"{who} was not trained on these data: {fingerprints}"
+
+
+def data_note(where: StrPath) -> str | None:
+    """A sentence without its full stop on the data of a `pretrained:` model, where its card has one; else None."""
+    text = os.fspath(where)
+    note = models.pretrained()[text.removeprefix(PREFIX)]["data"].get("note") if text.startswith(PREFIX) else None
+    return f"it was trained on {note}" if note else None

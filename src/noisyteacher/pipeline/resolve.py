@@ -124,8 +124,9 @@ def with_student_to_choose(config: Config) -> Config:
     networks of at most a quarter of the teacher's multiplications. Where its latency is limited it is exported too.
     """
     student, target, run = config.student, config.target, config.run
-    if not student.name and student.options:
-        raise UsageError("student.options: no effect where the student is chosen: leave them out, or name the student")
+    if not student.name and (named := [name for name in ("options", "weights") if getattr(student, name)]):
+        words = "no effect where the student is chosen: leave it out, or name the student"
+        raise UsageError(f"student.{named[0]}: {words}")
     student = replace(student, name=student.name or AUTO)
     if student.name == AUTO and not target.limits_costs:
         target = replace(target, macs=DEFAULT_LIMIT)
@@ -148,9 +149,12 @@ def require_student(config: Config) -> None:
 
 
 def with_epochs(recipe: R, epochs: int) -> R:
-    """The recipe with so many epochs; if they are fewer than before, a warm-up takes a quarter of them at most."""
+    """The recipe with so many epochs; if they are fewer than before, a warm-up takes a quarter of them at most, and so
+    do epochs with a frozen body that would be all of them.
+    """
     warmup = recipe.warmup_epochs if epochs >= recipe.epochs else min(recipe.warmup_epochs, epochs / 4)
-    return replace(recipe, epochs=epochs, warmup_epochs=warmup)
+    freeze = recipe.freeze_epochs if epochs > recipe.freeze_epochs else epochs / 4
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup, freeze_epochs=freeze)
 
 
 def short_epochs(epochs: int, named: int | None) -> int:

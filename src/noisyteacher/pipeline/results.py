@@ -365,5 +365,8 @@ def p_note(gaps: Iterable[Difference]) -> str:
     if any(gap.p_holm is not None for gap in gaps):
         return "p of the paired t-test, for noises after Holm's correction."
     if (count := max((gap.comparisons for gap in gaps), default=1)) > 1:
-        return f"Noises, over common seeds: intervals and p hold for all {count} at once (Dunnett); else paired t-test."
+        return (
+            "Noises, over common seeds: intervals and p hold for all noises of one clean student at once "
+            f"(up to {count}; Dunnett); else paired t-test."
+        )
     return "p of the paired t-test." if any(gap.p is not None for gap in gaps) else ""

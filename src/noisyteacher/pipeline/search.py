@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,16 +16,17 @@ from torch import nn
 
 from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
-from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, Classifier, build_model
-from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel, train_student
+from noisyteacher.pipeline.experiment import Experiment, Logits, StudentTask, TrainedModel, train_student
 from noisyteacher.pipeline.latency import Timings
 from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.results import COSTS
 from noisyteacher.pipeline.timing import Pace, StageTitles
+from noisyteacher.progress import message
 from noisyteacher.runs import folder_name
 from noisyteacher.text import few, plural
 
@@ -281,12 +282,14 @@ def search_student(
     """The experiment with its student named and its epochs fitted to the time there is, and the evidence.
 
     Every candidate is distilled without noise, with seed 0, for a few epochs; the lowest validation error wins, and
-    of equals the network with fewer multiplications. Test data are not looked at.
+    of equals the network with fewer multiplications. Test data are not looked at. Raises TrainingError where every
+    try diverges.
     """
     work, student, n = pace.again("search"), experiment.config.student, len(experiment.data.val)
     epochs = work.short_epochs
     end = stages.number + pace.whole.tries
     trials: dict[Candidate, TrainedModel] = {}
+    diverged: dict[Candidate, TrainingError] = {}
 
     def best() -> Candidate:
         return min(trials, key=lambda candidate: (trials[candidate].val_error, candidate.macs))
@@ -300,10 +303,16 @@ def search_student(
             break
         short = experiment.with_student(candidate.name, with_epochs(student, epochs))
         run, title = folder_name(f"search-{candidate.name}", 120), stages.next(f"trying {display_name(candidate.name)}")
-        trials[candidate] = train_student(short, run, "clean", None, 0, logits, title)
+        try:
+            trials[candidate] = train_student(StudentTask(short, run, "clean", None, 0, logits, title))
+        except TrainingError as error:
+            diverged[candidate] = error
+            message(experiment.on_progress, "warning", f"{display_name(candidate.name)} cannot be chosen: {error}")
+    if not trials:
+        raise next(iter(diverged.values()))
     stages.number, chosen = end, best()
-    pace.keep_tried([candidate.name for candidate in trials])
-    measured = 0.0 if pace.speeds is None else pace.speeds.students[list(trials).index(chosen)]
+    pace.keep_tried([candidate.name for candidate in search.fitting if candidate in {*trials, *diverged}])
+    measured = 0.0 if pace.speeds is None else pace.speeds.students[search.fitting.index(chosen)]
     work = pace.again("student", (max(epoch_seconds(chosen), measured),), tries=0)
     errors = {candidate.name: trial.val_error for candidate, trial in trials.items()}
     record: Json = {
@@ -317,7 +326,7 @@ def search_student(
         "teacher": dict(search.teacher),
         "known": len(search.candidates),
         "within": len(search.fitting),
-        "table": search_rows(search, errors, experiment.config.target.search),
+        "table": search_rows(search, errors, experiment.config.target.search, {network.name for network in diverged}),
         "tried": [
             {
                 "name": candidate.name,
@@ -351,10 +360,13 @@ def explain_search(
     return [*sentences, *search.notes]
 
 
-def search_rows(search: StudentSearch, errors: Mapping[str, float], tries: int) -> list[Json]:
+def search_rows(
+    search: StudentSearch, errors: Mapping[str, float], tries: int, diverged: Collection[str] = ()
+) -> list[Json]:
     """The rows of the table of networks: those tried by their error, others within the limits, the nearest over one.
 
-    errors: validation error (%) by name of those that were tried. tries: how many were to be tried.
+    errors: validation error (%) by name of those that were tried. tries: how many were to be tried. diverged: names of
+    those whose training diverged.
     """
     tried = [candidate for candidate in search.fitting if candidate.name in errors]
     tried.sort(key=lambda candidate: (errors[candidate.name], candidate.macs))
@@ -362,7 +374,8 @@ def search_rows(search: StudentSearch, errors: Mapping[str, float], tries: int) 
     outcomes = {candidate: f"error {errors[candidate.name] - lowest:.2f} points higher" for candidate in tried}
     outcomes[tried[0]] = "chosen"
     for index, candidate in enumerate(search.fitting[:MOST_ROWS]):
-        outcomes.setdefault(candidate, f"not tried: {'time' if index < tries else f'search = {tries}'}")
+        reason = f"not tried: {'time' if index < tries else f'search = {tries}'}"
+        outcomes.setdefault(candidate, "its training diverged" if candidate.name in diverged else reason)
     over = [candidate for candidate in search.candidates if candidate.over]
     outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.use)[:1]}
     rows = []

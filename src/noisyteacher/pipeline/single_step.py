@@ -169,7 +169,7 @@ def distil_config(
             with run.lock(shared=True), errors_recorded(run):
                 titles = StageTitles(number_of_trials(experiment))
                 experiment, extra["choice"] = choose_noise(experiment, {"train": logits}, titles)
-            student = experiment.recipe("clean" if experiment.noise is None else "noisy")
+            student = experiment.recipes["clean" if experiment.noise is None else "noisy"]
             objective = replace(objective, noise=experiment.noise)
         return _train_network(experiment, model, objective, student, seed, extra)
 

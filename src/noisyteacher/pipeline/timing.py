@@ -23,23 +23,29 @@ from noisyteacher.config import type_adapter
 from noisyteacher.data import Batch, Split, Splits, expand_views, samples_of
 from noisyteacher.device import channels_last, inference, precision_context, resolve_device
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
+from noisyteacher.extract import BATCH_SIZES
 from noisyteacher.io.files import Json, read_json, write_json
 from noisyteacher.objectives import supervised
-from noisyteacher.pipeline.resolve import short_epochs
+from noisyteacher.pipeline.resolve import LABEL_WEIGHT, short_epochs
 from noisyteacher.progress import Watch, message
 from noisyteacher.runs import Run
 from noisyteacher.text import duration, plural, rough_duration
 from noisyteacher.train import fit
 from noisyteacher.train.history import Tick
 
-FILE, KIND, SCHEMA = "plan.json", "compression-plan", 2
+FILE, KIND, SCHEMA = "plan.json", "compression-plan", 3
 RESERVE = 0.05  # share of the remaining time that is not planned with: measured speeds vary
 MOST_EPOCHS = 200  # of students, where the minutes and not the user say how many
 EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
-HALF = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
+ENOUGH = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
 COMPARISON = 0.1  # the most of the time that a short student on labels may take, where no networks are tried
 STEPS, LONG_ENOUGH_S = 6, 0.5  # a training is timed for so many steps after the first, or until they took so long
-IMAGES = 32  # in the batch by which the teacher's answers are timed
+NO_COMPARISON = (
+    "the teacher is not compared with a student on labels, of which an epoch takes over a tenth of the minutes: the "
+    f"label weight is {LABEL_WEIGHT} where it is auto"
+)
+IMAGES = 32  # in the batch by which a teacher is timed on a CPU: a large one may take a second for each
+SLOWER_LATER = 1.1  # epochs take longer than their first steps say: 1.09 times in 40 s, 1.17 in 18 min, on an EPYC
 Clock = Callable[[], float]
 
 
@@ -58,8 +64,8 @@ class StageTitles:
 
 @dataclass(frozen=True)
 class Work:
-    """What remains to be done. Where they are None, tries have a quarter of the student's epochs, trials of the noise
-    all of them.
+    """What remains to be done. Where they are None, tries have a quarter of the student's epochs, a comparison as many
+    as a try, trials of the noise all of them.
     """
 
     teacher_epochs: int  # 0: the teacher is trained already
@@ -69,8 +75,7 @@ class Work:
     try_epochs: int | None = None
     noise_runs: int = 0  # trials that choose the noise
     noise_epochs: int | None = None
-    comparisons: int = 0  # short runs on labels alone, which the teacher is compared with; as long as a try
-    most_comparison_epochs: int | None = None  # of such a run, where it must be shorter than a try
+    comparison_epochs: int | None = 0  # of a short student on labels, which the teacher is compared with; 0: none
     views: int = 0  # under which the teacher's answers for the training images are stored; 0: nothing to choose
     most_epochs: int = 0  # of a student where there is time for more than student_epochs
 
@@ -80,10 +85,9 @@ class Work:
         return short_epochs(self.student_epochs, self.try_epochs)
 
     @property
-    def comparison_epochs(self) -> int:
-        """Epochs of a short student on labels alone."""
-        most = self.most_comparison_epochs
-        return self.short_epochs if most is None else min(self.short_epochs, most)
+    def labels_epochs(self) -> int:
+        """Epochs of the short student on labels."""
+        return self.short_epochs if self.comparison_epochs is None else min(self.short_epochs, self.comparison_epochs)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def estimate(work: Work, speeds: Speeds) -> dict[str, float]:
     return {
         "teacher": work.teacher_epochs * speeds.teacher,
         "logits": speeds.logits + work.views * speeds.view,
-        "comparison": work.comparisons * (work.comparison_epochs * speeds.students[0] + speeds.scoring),
+        "student on labels": work.labels_epochs and work.labels_epochs * speeds.students[0] + speeds.scoring,
         "search": work.short_epochs * sum(tried) + len(tried) * speeds.scoring,
         "noise": work.noise_runs * (noise_epochs * slowest + speeds.scoring),
         "students": work.students * (work.student_epochs * slowest + speeds.scoring),
@@ -134,9 +138,9 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
     where the epochs are named, with as few as the recipe has. A named student is compared with a short one on labels
     for a tenth of the time at most, and not at all where an epoch takes longer.
     """
-    if work.comparisons and not work.tries:
+    if work.comparison_epochs != 0 and not work.tries:
         affordable = max(0, int((COMPARISON * seconds - speeds.scoring) / speeds.students[0]))
-        work = replace(work, comparisons=min(1, affordable), most_comparison_epochs=affordable or None)
+        work = replace(work, comparison_epochs=affordable)
     fits = total(work, speeds) <= seconds
     if fits and work.most_epochs <= work.student_epochs:
         return work
@@ -155,13 +159,15 @@ def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
     for tries in range(work.tries, min(1, work.tries) - 1, -1):
         plans = [work] if fits and tries == work.tries else []
         for views in range(min(1, work.views), work.views + 1):
-            fewest = math.ceil(HALF * work.student_epochs) if tries > 1 else 1
+            fewest = math.ceil(ENOUGH * work.student_epochs) if tries > 1 else 1
             least = math.ceil(views * per_view) if views > 1 else 1
             lengths = range(max(fewest, least), most + 1)
             fitting = bisect_right(lengths, seconds, key=lambda n: total(cut(tries, views, n), speeds))
             plans += [cut(tries, views, epochs) for epochs in lengths[:fitting][-1:]]
         if plans:
             return max(plans, key=lambda plan: max(1, plan.views) * plan.student_epochs)
+    if work.comparison_epochs and not work.tries:
+        return fit_into(replace(work, comparison_epochs=0), speeds, seconds)
     least_work: dict[str, Any] = {**dict.fromkeys(full, 1), "student_epochs": 1}
     return replace(work, tries=min(1, work.tries), views=min(1, work.views), **least_work)
 
@@ -247,7 +253,7 @@ class Pace:
         students: newer speeds of them; tries: networks still to be tried (by default as planned).
         """
         tries, speeds = self.whole.tries if tries is None else tries, self.speeds
-        work = replace(self.whole, teacher_epochs=0, comparisons=0, views=0, tries=tries)
+        work = replace(self.whole, teacher_epochs=0, comparison_epochs=0, views=0, tries=tries)
         if speeds is not None:
             speeds = replace(speeds, teacher=0.0, logits=0.0, students=students or speeds.students)
         return self._decide(stage, work, speeds)
@@ -264,12 +270,17 @@ class Pace:
         return work
 
     def time_for_try(self, index: int, epochs: int, epoch_seconds: float) -> bool:
-        """Whether a try leaves the time for half of the students' epochs, at the speed of the best network so far."""
+        """Whether a try leaves the time for half of the students' epochs, at the speed of the best network so far, and
+        for what comes before and after them.
+        """
         if self.record.tried is not None or self.speeds is None:
             return self.record.tried is None or index < len(self.record.tried)
-        half = replace(self.whole, student_epochs=max(1, int(HALF * self.decided.student_epochs)))
-        students = estimate(replace(half, tries=0), replace(self.speeds, students=(epoch_seconds,)))["students"]
-        return epochs * self.speeds.students[index] + self.speeds.scoring + students <= self.remaining()
+        half = max(1, int(ENOUGH * self.decided.student_epochs))
+        rest = replace(self.whole, student_epochs=half, teacher_epochs=0, views=0, comparison_epochs=0, tries=0)
+        if rest.noise_runs:
+            rest = replace(rest, noise_epochs=short_epochs(half, rest.noise_epochs))
+        rest_s = total(rest, replace(self.speeds, logits=0.0, students=(epoch_seconds,)))
+        return epochs * self.speeds.students[index] + self.speeds.scoring + rest_s <= self.remaining()
 
     def keep_tried(self, names: list[str]) -> None:
         """Record which networks there was time to try."""
@@ -308,6 +319,9 @@ class Pace:
         )
         over = "MORE than" if self.spent > 60 * self.minutes else "of"
         took = f"the whole run took {duration(self.spent)}, {over} {self.minutes:.3g} min"
+        summary = [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took]
+        if whole.comparison_epochs is None and not work.labels_epochs:
+            summary.append(NO_COMPARISON)
         return {
             "minutes": self.minutes,
             "spent_s": self.spent,
@@ -317,7 +331,7 @@ class Pace:
             "views_requested": whole.views,
             "tries": tried,
             "tries_requested": None if tried is None else whole.tries,
-            "summary": [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took],
+            "summary": summary,
         }
 
 
@@ -353,7 +367,7 @@ def training_seconds(
     batch_size = int(options["batch_size"])
     samples = samples_of(data.train, expand_views(options["views"]), options["every_view"])
     batches = max(1.0, samples / batch_size) + len(data.val) / batch_size / 3  # validation has no backward pass
-    return median(steps[1:] or steps) * batches  # the first step sets things up
+    return SLOWER_LATER * median(steps[1:] or steps) * batches  # the first step sets things up
 
 
 def seconds_per_answer(
@@ -361,7 +375,8 @@ def seconds_per_answer(
 ) -> float:
     """Seconds of a forward pass per image of the split, in batches of many, as logits are stored."""
     target = resolve_device(device)
-    images = split.first_images(min(IMAGES, len(split))).to(target)
+    size = BATCH_SIZES["cuda"] if target.type == "cuda" else IMAGES
+    images = split.first_images(min(size, len(split))).to(target)
     with inference(model, target), channels_last(model, images), precision_context(precision, target):
         times: list[float] = []
         while len(times) < 2 or (len(times) <= STEPS and times[-1] - times[0] < LONG_ENOUGH_S):

@@ -20,9 +20,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from noisyteacher.io.files import Json
-from noisyteacher.paper.reference import Curve, matching_curves
+from noisyteacher.paper.reference import PAPERS_SETTINGS, Curve, matching_curves
 from noisyteacher.pipeline.results import COSTS, Condition, Difference, Estimate, PaperRow
 from noisyteacher.report.study import Study, latency_conditions, network, setting
+from noisyteacher.runs import by_name
 from noisyteacher.text import SPLIT_NAMES, flat, plural, printable
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ OF_THE_MACHINE = (
     *("run.tensorboard", "run.track", "run.profile"),
 )
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
-PAPER_NOISE = {"noise.kind": "multiplicative", "noise.distribution": "gaussian", "noise.frozen": False}
 MIN_ROWS = 10
 """The accuracy of a bin of fewer rows is not drawn."""
 MAX_NUMBERED_CLASSES, MAX_NAMED_CLASSES = 12, 24
@@ -168,7 +168,8 @@ def along(group: Group, axis: str, role: str) -> Figure | None:
     levels = {row.kind: error for row in reversed(controls) if row.kind in LEVELS and (error := row.score(role))}
     teacher, student = network(teachers), network(noisy[:1]) or network(study.result.conditions)
     data, n, split = study.data_of(noisy[0]), noisy[0].n.get(role), SPLIT_NAMES[role]
-    paper = _paper_curves(data, teacher, student, axis, curves) if role == "test" else []
+    run_settings = flat(by_name(study.run.config))
+    paper = _paper_curves(data, teacher, student, axis, curves, run_settings) if role == "test" else []
     other = {"sigma": "noise.alpha", "alpha": "noise.sigma"}[axis]
     varying = [key for key in sorted(curves[0].settings) if len({str(each.settings.get(key)) for each in curves}) > 1]
 
@@ -228,11 +229,14 @@ def _series(rows: Iterable[Condition], axis: str, role: str) -> list[Series]:
     return [series for series in curves.values() if series.points[0][0] < series.points[-1][0]]
 
 
-def _paper_curves(data: str, teacher: str | None, student: str | None, axis: str, curves: list[Series]) -> list[Curve]:
-    """The paper's curves of the same data, networks and fixed setting; each once."""
+def _paper_curves(
+    data: str, teacher: str | None, student: str | None, axis: str, curves: list[Series], run_settings: Json
+) -> list[Curve]:
+    """The paper's curves of the same data, networks, loss and fixed setting; each once."""
     matching: dict[str, Curve] = {}
     for settings in (series.settings for series in curves):
-        if teacher and student and all(settings.get(key, value) == value for key, value in PAPER_NOISE.items()):
+        used = PAPERS_SETTINGS | run_settings | settings
+        if teacher and student and all(used[key] == value for key, value in PAPERS_SETTINGS.items()):
             noise = {key: settings.get(f"noise.{key}") for key in ("sigma", "alpha")}
             target = settings.get("noise.target", "teacher")
             matches = matching_curves(data, teacher, student, axis, target=target, **noise)
@@ -261,7 +265,7 @@ def differences(study: Study) -> Figure | None:
 
     interval = "95 % interval over pairs" if any(gap.low is not None for gap in gaps) else "no interval"
     if (count := max(gap.comparisons for gap in gaps)) > 1:
-        interval += f", of noises for all {count} at once"
+        interval += f", for all noises of one clean student at once (up to {count})"
     caption = (
         f"{SPLIT_NAMES[role].capitalize()} error minus that of the {study.reference} student with the same seed, "
         f"{_comma(study.images(role, reversed(rows)))}{plural(max(gap.n for gap in gaps), 'paired seed')}; lines: "

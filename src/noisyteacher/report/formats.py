@@ -17,7 +17,7 @@ from noisyteacher.report.study import Study, heading, setting, tagged, verdict_t
 from noisyteacher.text import escaped, harmless
 
 SCHEMA = 2
-NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule")
+NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule", "until", "draws")
 
 
 def markdown(studies: Sequence[Study]) -> str:

@@ -101,12 +101,20 @@ class Study:
         return [self, *(inner for part in self.parts for inner in part.with_parts())]
 
     def picks(self) -> list[Condition]:
-        """The conditions that a figure of epochs or calibration shows: all, or the controls and the best noises."""
+        """The conditions that a figure of epochs or calibration shows: all, or teacher and labels, then students.
+
+        Students are ranked by validation error; what was chosen among noises is always there.
+        """
         if len(self.rows) <= MAX_CURVES:
             return list(self.rows)
-        noisy = {row.name: error.mean for row in self.rows if row.kind == "noisy" and (error := row.score("val"))}
-        picks = [row for row in self.rows if row.kind != "noisy" or row.name in noisy]
-        return sorted(picks, key=lambda row: noisy.get(row.name, -1.0))[:MAX_CURVES]
+        errors = {row.name: error.mean for row in self.rows if (error := row.error_on("val"))}
+        students = [row for row in self.rows if row.kind in ("clean", "noisy") and row.name in errors]
+        students.sort(key=lambda row: errors[row.name])
+        chosen = [row.name for row in students if self.over_noise and self.is_chosen(row)]
+        controls = [row for row in self.rows if row.kind in ("teacher", "labels")]
+        controls = controls[: max(0, min(MAX_CURVES // 2, MAX_CURVES - len(chosen)))]
+        names = [*chosen, *(row.name for row in students if row.name not in chosen)][: MAX_CURVES - len(controls)]
+        return [*controls, *(row for row in students if row.name in names)]
 
     def data_of(self, condition: Condition) -> str:
         """The name of a condition's data."""

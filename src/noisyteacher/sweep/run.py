@@ -77,17 +77,12 @@ def sweep(
     function is called with (stage, done, total, note).
     A cell that fails is listed in `.failed`; the rest is trained. Raises NoisyTeacherError before any training.
     """
-    if jobs < 1 or stack < 1:
-        raise UsageError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
-    if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
-        raise UsageError("jobs, stack, scheduler, executor: use only one of them")
+    check_workers(jobs, stack, scheduler, executor)
     with reported(progress, delay_s=0.0) as watch:
         spec = build_spec(base, grids, seeds, allow_import)
         settings = spec.base.run
-        if stack > 1 and settings.profile:
-            raise UsageError("run.profile measures the steps of one student: leave it or stack out")
         with stage(watch, "checking the conditions"):
-            spec.check()
+            spec.check(stack)
         if run is not None and not isinstance(run, Run):
             run = Run.open(run)
         if executor is None and jobs > 1:
@@ -107,6 +102,14 @@ def sweep(
                 threads = max(1, cores() // jobs)
             with run.lock(shared=True), cpu_threads(settings.threads):
                 return _run(spec, run, threads, make_executor, stack, watch)
+
+
+def check_workers(jobs: int, stack: int, scheduler: str | None, executor: MakeExecutor | None = None) -> None:
+    """Raises UsageError for numbers below 1, and for more than one way of training many students."""
+    if jobs < 1 or stack < 1:
+        raise UsageError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
+    if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
+        raise UsageError("jobs, stack, scheduler, executor: use only one of them")
 
 
 def resume_sweep(run: Run, **options: Any) -> SweepResult:

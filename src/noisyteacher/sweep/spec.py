@@ -26,7 +26,7 @@ from noisyteacher.pipeline.resolve import (
 )
 from noisyteacher.pipeline.results import Family
 from noisyteacher.runs import as_json
-from noisyteacher.text import plural, sigma_words
+from noisyteacher.text import flat, plural, sigma_words
 
 Grid = Mapping[str, Sequence[Any]]
 """Dotted settings with the values to try."""
@@ -42,6 +42,8 @@ LOSS_SETTINGS: Values = {
 LABELS_ALONE: Values = {**LOSS_SETTINGS, "scale": "none"}
 """Settings without effect on students trained on labels alone, reset for these so that duplicates merge."""
 DEFAULT_NOISE = asdict(NoiseSettings())
+OF_COMPRESSIONS = ("student.qat_epochs", "choice.", "target.", "run.export")
+"""Beginnings of settings that only a compression looks at."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ class SweepSpec:
 
     @property
     def fresh_seeds(self) -> range:
-        """The further seeds, on which the noise that validation prefers in each family is judged: two or more."""
-        seeds = range(self.seeds, self.control_seeds)
-        return seeds if len(seeds) > 1 else range(0)
+        """The further seeds, on which the noise that validation prefers in each family is judged: none, two or more."""
+        return range(self.seeds, self.control_seeds)
 
     def seeds_of(self, condition: ConditionSpec) -> range:
         """The seeds that a condition is trained with before a noise is chosen."""
@@ -117,8 +118,13 @@ class SweepSpec:
             groups.setdefault(key, []).append(condition)
         return {"teacher" if len(groups) == 1 else f"teacher-{key}": members for key, members in groups.items()}
 
-    def check(self) -> None:
-        """Load the data and build the networks of every condition; raises what a cell's training would raise."""
+    def check(self, stack: int = 1) -> None:
+        """Load the data and build the networks of every condition; raises what a cell's training would raise.
+
+        stack: students that are trained at once.
+        """
+        if stack > 1 and self.base.run.profile:
+            raise UsageError("run.profile measures the steps of one student: leave it or stack out")
         for members in self.by_teacher().values():
             data = load_config_data(members[0].config)
             unlabelled = ", ".join(role for role, split in data.parts.items() if split.labels is None)
@@ -149,14 +155,25 @@ def build_spec(
         raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
     conditions, families, axes = expand(base, grids)
     controls = config.run.control_seeds
-    if controls is not None and not (controls >= count and any(family.noisy for family in families)):
+    judging = any(family.noisy for family in families) and controls != count + 1  # one further seed judges nothing
+    if controls is not None and not (controls >= count and judging):
         raise UsageError(
-            f"run.control_seeds={controls}: expected a sweep over noise and at least the {plural(count, 'seed')} of a "
-            "noise: give more, or leave it out"
+            f"run.control_seeds={controls}: expected a sweep over noise, and the {plural(count, 'seed')} of a noise or "
+            f"at least {count + 2}: give more, or leave it out"
         )
     resolved = [replace(spec, config=with_papers_student(resolve_auto(spec.config))) for spec in conditions]
+    if any(spec.config.student.name != AUTO for spec in resolved):  # one to be chosen is refused later, by `check`
+        _refuse_unused(config)
     settings = as_json({"base": describe(config), "grids": [dict(grid) for grid in grids], "seeds": count}, "config")
     return SweepSpec(config, tuple(resolved), tuple(families), tuple(axes), count, settings, allow_import)
+
+
+def _refuse_unused(config: Config) -> None:
+    """Raises UsageError for settings that only a compression looks at, where they are not the defaults."""
+    defaults = flat(describe(Config()))
+    named = {key: value for key, value in flat(describe(config)).items() if key.startswith(OF_COMPRESSIONS)}
+    if unused := [key for key, value in named.items() if value != defaults[key]]:
+        raise UsageError(f"{', '.join(unused)}: no effect on a sweep, only on a compression: leave it out")
 
 
 def expand(base: Mapping[str, object], grids: Sequence[Grid]) -> tuple[list[ConditionSpec], list[Family], list[str]]:
@@ -283,6 +300,8 @@ def _noise_words(noise: Values, varying: Sequence[str]) -> list[str]:
         words.append(noise["draw"])
     choices = ("kind", "distribution", "schedule")
     words += [noise[key] for key in choices if key in varying and noise[key] != DEFAULT_NOISE[key]]
+    if "until" in varying and noise["until"] < 1:
+        words.append(f"until {noise['until']:g}")
     if "draws" in varying:
         words.append(f"{noise['draws']} draws")
     if "target" in varying and noise["target"] != "teacher":

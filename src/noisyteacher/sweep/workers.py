@@ -37,7 +37,7 @@ from noisyteacher.errors import DataWarning, NoisyTeacherError, UsageError
 from noisyteacher.io.files import read_bytes
 from noisyteacher.models import SHRINK, load_model
 from noisyteacher.noise import Noise
-from noisyteacher.pipeline.experiment import Experiment, TrainingSpec, student_spec, train_run, train_runs
+from noisyteacher.pipeline.experiment import Experiment, StudentTask, TrainingSpec, student_spec, train_run, train_runs
 from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
 from noisyteacher.pipeline.results import run_name
 from noisyteacher.process import WorkerTerminated, end, exit_terminated, worker_pool
@@ -304,7 +304,7 @@ def _training(cell: Cell) -> TrainingSpec:
     experiment = Experiment(
         config=config, data=data, teacher=config.teacher.name, student=config.student.name, run=Run(cell.folder)
     )
-    return student_spec(experiment, cell.name, cell.kind, noise, cell.seed, logits, cell.name)
+    return student_spec(StudentTask(experiment, cell.name, cell.kind, noise, cell.seed, logits, cell.name))
 
 
 @lru_cache(maxsize=2)

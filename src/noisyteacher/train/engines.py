@@ -51,7 +51,7 @@ def check_gradients(gradients: Sequence[tuple[str, Tensor | None]], step: int) -
 class EagerEngine:
     """Runs a step operation by operation: one model as it is, several of one architecture as a vmapped stack."""
 
-    lookahead = 0
+    lookahead, replayed = 0, False
 
     def __init__(self, students: Sequence[Student], plan: TrainingPlan, mark: Mark = lambda phase: None) -> None:
         self.students, self.plan, self.mark = list(students), plan, mark

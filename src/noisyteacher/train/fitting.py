@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +18,14 @@ from noisyteacher.data import Batch, Split, expand_views
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
-from noisyteacher.models import Classifier, as_classifier, check_trainable, head_parameters, learn_in_unit
+from noisyteacher.models import (
+    Classifier,
+    as_classifier,
+    check_trainable,
+    head_parameters,
+    learn_in_unit,
+    output_restorer,
+)
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import Watch, counted, reported
 from noisyteacher.runs import WEIGHTS
@@ -70,7 +77,7 @@ def fit(
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     profile: bool = False,
     progress: bool | Callable[[Tick], None] | None = True,
 ) -> History:
@@ -85,12 +92,13 @@ def fit(
     `noisyteacher.config.TrainSettings`.
 
     With `run=FOLDER` the metrics (a JSON line per epoch), both weights and, while unfinished, a checkpoint are kept
-    there; `resume=True` continues from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and
-    SIGTERM then take effect at the end of a step, after a checkpoint (a second one at once). `progress` shows on stderr
-    how far the training is (a live line in a terminal; elsewhere a line every ten seconds, none for a training of under
-    two); False shows nothing, a callable receives a Tick after every step. `track` names where the metrics also go:
-    "tensorboard" (or `tensorboard=True`), "mlflow", "wandb". With `profile` the History has the time of every phase
-    (`PhaseTimer`); a GPU is waited for after every phase then.
+    there; `resume=True` continues from it and ends, on a CPU, with the same bytes as an unbroken run. SIGINT and, if
+    the program has a handler for it as the command line has, SIGTERM then take effect at the end of a step, after a
+    checkpoint (a second one at once). `progress` shows on stderr how far the training is (a live line in a terminal;
+    elsewhere a line every ten seconds, none for a training of under two); False shows nothing, a callable receives a
+    Tick after every step. `track` names where the metrics also go: "tensorboard" (or `tensorboard=True`), "mlflow",
+    "wandb", or several of them. With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is waited
+    for after every phase then.
 
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
     replayed, and the model may be a step ahead of what `progress` receives; `NOISYTEACHER_GRAPHS=off` in the
@@ -119,10 +127,11 @@ def fit(
         _check_scale([model], [classifier], [objective])
         _check_folder(folder, resume)
         plan = make_plan(classifier, split, settings, val, val_teacher, device)
-        student = make_student(classifier, objective, seed, plan)
-        check_equal(student.identity)
-        profiler, names = PhaseTimer(plan.device) if profile else None, _named(tensorboard, track)
-        [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, names, tick, profiler)
+        with _outputs_restored_on_error([classifier]) as restorers:
+            student = make_student(classifier, objective, seed, plan)
+            check_equal(student.identity)
+            profiler, names = PhaseTimer(plan.device) if profile else None, _named(tensorboard, track)
+            [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, names, restorers, tick, profiler)
     if isinstance(outcome, NoisyTeacherError):
         raise outcome
     return outcome
@@ -141,7 +150,7 @@ def fit_many(
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
     tensorboard: bool = False,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     progress: bool | Callable[[int, int], None] | None = True,
     **settings: Any,
 ) -> list[Outcome]:
@@ -178,14 +187,16 @@ def fit_many(
     for run_folder in folders:
         _check_folder(run_folder, resume)
     plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
-    students = [
-        make_student(classifier, objective, seed, plan)
-        for classifier, objective, seed in zip(classifiers, objectives, seeds, strict=True)
-    ]
-    check_stackable(classifiers)
-    with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
-        tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
-        return _train(students, plan, folders, resume, checkpoint_every_s, _named(tensorboard, track), tick)
+    with _outputs_restored_on_error(classifiers) as restorers:
+        students = [
+            make_student(classifier, objective, seed, plan)
+            for classifier, objective, seed in zip(classifiers, objectives, seeds, strict=True)
+        ]
+        check_stackable(classifiers)
+        with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
+            tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
+            names = _named(tensorboard, track)
+            return _train(students, plan, folders, resume, checkpoint_every_s, names, restorers, tick)
 
 
 def _train(
@@ -195,10 +206,14 @@ def _train(
     resume: bool,
     checkpoint_every_s: float,
     track: Sequence[str],
+    restorers: list[Callable[[], None]],
     on_step: Callable[[Tick], None] | None,
     profiler: PhaseTimer | None = None,
 ) -> list[Outcome]:
-    """Every student's outcome, in order: of a run folder that holds the end of its training, or trained."""
+    """Every student's outcome, in order: of a run folder that holds the end of its training, or trained.
+
+    restorers: of each student's outputs, called where its run is refused; emptied when the training begins.
+    """
     outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[int, int], list[int]] = {}  # students whose checkpoints stand at one step train together
     with ExitStack() as cleanup:
@@ -215,14 +230,28 @@ def _train(
             except NoisyTeacherError as error:
                 if not resume:
                     raise
+                restorers[number]()
                 outcomes[number] = error
         for numbers in (groups[key] for key in sorted(groups)):
             trainer = Trainer(
                 [students[number] for number in numbers], plan, checkpoint_every_s=checkpoint_every_s,
                 signals=signals, on_step=on_step, profiler=profiler, track=track,
             )  # fmt: skip
+            restorers.clear()
             outcomes |= dict(zip(numbers, trainer.run(), strict=True))
     return [outcomes[number] for number in range(len(students))]
+
+
+@contextmanager
+def _outputs_restored_on_error(models: Sequence[Classifier]) -> Iterator[list[Callable[[], None]]]:
+    """Yields a function for each model that undoes `learn_in_unit`; an error calls all that are still in the list."""
+    restorers = [output_restorer(model) for model in models]
+    try:
+        yield restorers
+    except BaseException:
+        for restore in restorers:
+            restore()
+        raise
 
 
 def _started(watch: Watch) -> Callable[[Tick], None]:
@@ -231,9 +260,9 @@ def _started(watch: Watch) -> Callable[[Tick], None]:
     return ticked(watch, "training")
 
 
-def _named(tensorboard: bool, track: Sequence[str]) -> tuple[str, ...]:
+def _named(tensorboard: bool, track: str | Sequence[str]) -> tuple[str, ...]:
     """The trackers that both options name."""
-    return (*(["tensorboard"] if tensorboard else []), *track)
+    return (*(["tensorboard"] if tensorboard else []), *([track] if isinstance(track, str) else track))
 
 
 def _check_folder(folder: Path | None, resume: bool) -> None:
@@ -269,8 +298,8 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
         classes = int(model.architecture.get("classes") or split.classes)
         objective.check(split, plan.views, classes, settings.augment)
     if isinstance(objective, Distillation):
-        objective = objective.prepared(split, plan.views)
-        if objective.scale == "rms":  # the last check is made: the outputs change now
+        objective = objective.prepared(split, plan.views, plan.device)
+        if objective.scale == "rms":  # a later refusal undoes it: `_outputs_restored_on_error`
             learn_in_unit(model, objective.unit)
         objective = objective.weighed(model, split, plan.views[0])
     identity: dict[str, Any] = {

@@ -20,8 +20,8 @@ def preferred_optimizer(model: nn.Module, macs: int, batch_size: int) -> str:
     """`muon` if its matrix products cost at most half of a training step's own multiplications, else `adamw`.
 
     A step multiplies about 3 * macs * batch_size times, forward and backward; Muon's orthogonalization of an m x n
-    matrix (m <= n) takes ROUNDS * (2 m^2 n + m^3). That is little for convolutions, whose weights are used at every
-    pixel, and up to a hundred times the step for wide linear layers. macs: of one image, forward.
+    matrix (m <= n) takes at most about ROUNDS * (2 m^2 n + m^3). That is little for convolutions, whose weights serve
+    every pixel, and up to a hundred times the step for wide linear layers. macs: of one image, forward.
     """
     products = 0
     for parameter in model.parameters():

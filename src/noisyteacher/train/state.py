@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from noisyteacher.noise import Noise
 from noisyteacher.objectives import Metrics
 from noisyteacher.rng import derive_seed, seed_draws
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
+if TYPE_CHECKING:  # loaded, it would be a fifth floor of this folder (tests/test_layers.py)
+    from noisyteacher.train.validation import Validation
+
+RATE_SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda done, hold: 1.0,
     "hold": lambda done, hold: 1.0 if done <= hold else (1.0 - done) / (1.0 - hold),
     "linear": lambda done, hold: 1.0 - done,
@@ -31,20 +34,10 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 """Schedule -> factor on the base learning rate after a share `done` (0..1) of the steps behind the warm-up; `hold` is
 the share for which the schedule of that name does not fall."""
+OWN_METRICS = ("epoch", "step", "samples", "train/loss", "lr", "seconds")
+"""Names that the trainer itself uses for numbers of an epoch, besides those that begin with `val/`."""
 GroupMetrics = list[tuple[list[int], Metrics]]
 """Groups of students, each with metrics `[n]` by name."""
-
-
-class Judge(Protocol):
-    """Judges a model after an epoch: numbers for its metrics, and the key that the best epoch has smallest."""
-
-    val: Split
-    identity: dict[str, Any]
-    """What a resumed run must have in common with the saved one."""
-
-    def __call__(self, model: nn.Module, epoch: int) -> tuple[dict[str, float], list[float]]:
-        """Judge the model after this epoch, from 1."""
-        ...
 
 
 @dataclass
@@ -53,7 +46,7 @@ class TrainingPlan:
 
     settings: TrainSettings
     split: Split
-    validation: Judge | None
+    validation: Validation | None
     views: tuple[str, ...]
     device: torch.device
     precision: str
@@ -95,12 +88,18 @@ class Progress:
     best_key: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, numbers: dict[str, float], samples: int) -> None:
-        """Count a step: add its numbers to the epoch's sums, those named `_rms` by their squares.
+    def add(self, loss: float, numbers: dict[str, float], samples: int) -> None:
+        """Count a step: add its loss and its numbers to the epoch's sums, those named `_rms` by their squares.
 
-        Raises TrainingError for a number that is not finite.
+        Raises TrainingError for a number that is not finite, or has a name of the training's own metrics.
         """
-        for name, number in numbers.items():
+        for name in numbers:
+            if name in OWN_METRICS or name.startswith("val/"):
+                raise TrainingError(
+                    f"the objective's number {name!r} has the name of one of the training's own metrics: rename it, "
+                    f"for example to 'objective/{name}'"
+                )
+        for name, number in {"train/loss": loss, **numbers}.items():
             if not math.isfinite(number):
                 raise TrainingError(f"the objective's number {name!r} is {number} at step {self.step + 1}")
             value = number**2 if name.endswith("_rms") else number
@@ -156,6 +155,8 @@ class Engine(Protocol):
 
     lookahead: int
     """Steps that may be started before the first one's numbers are read."""
+    replayed: bool
+    """Whether some step was replayed."""
 
     def prepare(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
         """The batches of an epoch, made where they are needed: at every step one for each seed."""
@@ -203,7 +204,7 @@ def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), hold)
+    return RATE_SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), hold)
 
 
 def learning_rate(settings: TrainSettings, step: int, batches: int) -> float:

@@ -31,8 +31,8 @@ class Tracker(Protocol):
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         """Record the numbers of an epoch (from 1), named as in metrics.jsonl."""
 
-    def close(self) -> None:
-        """Record that the training is over."""
+    def close(self, failed: bool = False) -> None:
+        """Record that the training is over, or has failed."""
 
 
 class TensorBoard:
@@ -47,7 +47,7 @@ class TensorBoard:
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, epoch)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.writer.close()
 
 
@@ -72,8 +72,8 @@ class MLflow:
         for name, value in numbers.items():
             self.client.log_metric(self.id, name.replace("%", "percent"), value, step=epoch)
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    def close(self, failed: bool = False) -> None:
+        self.client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
 
 
 class WeightsAndBiases:
@@ -90,8 +90,8 @@ class WeightsAndBiases:
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         self.run.log(dict(numbers), step=epoch)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool = False) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 TRACKERS: dict[str, tuple[type[Tracker], str]] = {
@@ -138,11 +138,11 @@ class Trackers:
                 del self.open[name]
                 warnings.warn(f"{name} failed and gets no more numbers of this run: {error}", stacklevel=2)
 
-    def close(self) -> None:
-        """Record that the training is over."""
+    def close(self, failed: bool = False) -> None:
+        """Record that the training is over, or has failed."""
         for name, tracker in self.open.items():
             try:
-                tracker.close()
+                tracker.close(failed)
             except Exception as error:
                 warnings.warn(f"{name} could not be closed: {error}", stacklevel=2)
 

@@ -71,10 +71,19 @@ class Trainer:
             with self._device_settings():
                 while running := [student for student in self.students if not student.is_over(self.plan)]:
                     self._run_until_one_is_over(running)
+        except NoisyTeacherError:
+            self._close_trackers(failed=True)
+            raise
         finally:
             for student in self.students:
                 restore_memory_format(student.model)
+        self._close_trackers()
         return [student.error or self._finish(student) for student in self.students]
+
+    def _close_trackers(self, failed: bool = False) -> None:
+        """Record that every training is over, and whether it failed."""
+        for student, trackers in self.trackers.items():
+            trackers.close(failed=failed or student.error is not None)
 
     @contextmanager
     def _device_settings(self) -> Iterator[None]:
@@ -106,7 +115,7 @@ class Trainer:
             raise
         finally:
             engine.release()
-            self.replayed |= getattr(engine, "replayed", False)
+            self.replayed |= engine.replayed
 
     def _epoch(self, engine: Engine, students: Sequence[Student]) -> None:
         """Train one epoch, or what is left of it, validate and record it; stop early if all students have failed."""
@@ -180,7 +189,7 @@ class Trainer:
             student.error = student.error or report.errors.get(row)
             if student.error is None:
                 try:
-                    student.progress.add({"train/loss": report.losses[row], **report.metrics[row]}, report.samples)
+                    student.progress.add(report.losses[row], report.metrics[row], report.samples)
                     student.progress.seconds += seconds
                 except TrainingError as error:
                     student.error = error
@@ -247,8 +256,6 @@ class Trainer:
     def _finish(self, student: Student) -> History:
         """Put the kept weights into the model, write both sets to the run folder, and drop the checkpoint."""
         plan, folder = self.plan, student.folder
-        if student in self.trackers:
-            self.trackers[student].close()
         last = copy_weights(student.model)
         weights = {"last": last} if plan.validation is None else {"last": last, "best": student.best}
         if folder is not None:
