@@ -19,6 +19,7 @@ from noisyteacher.pipeline.resolve import with_epochs
 from noisyteacher.pipeline.timing import (
     FILE,
     NO_COMPARISON,
+    SLOWER_LATER,
     Pace,
     Speeds,
     Work,
@@ -229,10 +230,12 @@ def test_a_training_is_timed_by_its_clock_and_stops_early(views: tuple[str, ...]
         "augment": "mixup", "patience": 3, "precision": "fp32", "keep": "best",
     }  # fmt: skip
     model = nt.build_model("compact-xs:0.5", data)
-    assert training_seconds(model, data, recipe, "cpu", clock) == pytest.approx(
-        1.1 * 3 * (steps + 2)
-    )  # 6 val batches at a third
+    epoch_s = SLOWER_LATER * 3 * (steps + 2)  # 6 validation batches at a third
+    assert training_seconds(model, data, recipe, "cpu", clock) == pytest.approx(epoch_s)
     assert len(ticks) == 3  # two steps: the second took longer than half a second
+    ticks.clear()
+    training_seconds(model, data, recipe, "cpu", clock, 10.0)
+    assert len(ticks) == 6  # of 3 s each, of which four are more than 10 s
     assert training_seconds(model, data, {**recipe, "lr": -1.0}, "cpu", clock) is None
 
 
@@ -242,9 +245,8 @@ def test_the_first_step_sets_things_up_and_does_not_count() -> None:
     recipe = {"batch_size": 20, "views": ("clean",), "every_view": False, "epochs": 2, "lr": 1e-3, "optimizer": "adam"}
     model = nt.build_model("compact-xs:0.5", data)
     # 60 / 20 steps and 60 / 20 validation batches at a third, each of the 2 s of the second step
-    assert training_seconds(model, data, {**recipe, "precision": "fp32"}, "cpu", lambda: next(times)) == 1.1 * 2 * (
-        3 + 1
-    )
+    epoch_s = training_seconds(model, data, {**recipe, "precision": "fp32"}, "cpu", lambda: next(times))
+    assert epoch_s == SLOWER_LATER * 2 * (3 + 1)
 
 
 SMALL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -39,13 +39,14 @@ MOST_EPOCHS = 200  # of students, where the minutes and not the user say how man
 EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
 ENOUGH = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
 COMPARISON = 0.1  # the most of the time that a short student on labels may take, where no networks are tried
-STEPS, LONG_ENOUGH_S = 6, 0.5  # a training is timed for so many steps after the first, or until they took so long
+LONG_ENOUGH_S, CALLS = 0.5, 6  # a training is timed for so long after its first step, a teacher or for so many calls
+TIMED, MOST_TIMED_S = 0.02, 5.0  # where time is limited trainings are timed for this share of it, each at most so long
 NO_COMPARISON = (
     "the teacher is not compared with a student on labels, of which an epoch takes over a tenth of the minutes: the "
     f"label weight is {LABEL_WEIGHT} where it is auto"
 )
 IMAGES = 32  # in the batch by which a teacher is timed on a CPU: a large one may take a second for each
-SLOWER_LATER = 1.1  # epochs take longer than their first steps say: 1.09 times in 40 s, 1.17 in 18 min, on an EPYC
+SLOWER_LATER = 1.05  # epochs take longer than their first steps: 1.04 times after 5 s of them, on an EPYC
 Clock = Callable[[], float]
 
 
@@ -340,18 +341,23 @@ class _EnoughError(Exception):
 
 
 def training_seconds(
-    model: nn.Module, data: Splits, recipe: Mapping[str, Any], device: str, clock: Clock = time.monotonic
+    model: nn.Module,
+    data: Splits,
+    recipe: Mapping[str, Any],
+    device: str,
+    clock: Clock = time.monotonic,
+    seconds: float = LONG_ENOUGH_S,
 ) -> float | None:
     """Seconds of an epoch of training this model by these options of `fit`, validation included; None if it fails.
 
-    A few steps are done, which change the model: pass a copy.
+    Steps are done for so many seconds, at most a whole training, which change the model: pass a copy.
     """
     options = {key: value for key, value in recipe.items() if key not in ("augment", "patience", "keep", "criterion")}
     times = [clock()]
 
     def on_step(tick: Tick) -> None:
         times.append(clock())
-        if len(times) - 2 >= STEPS or times[-1] - times[1] >= LONG_ENOUGH_S:
+        if times[-1] - times[1] >= seconds:
             raise _EnoughError
 
     def any_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -367,7 +373,7 @@ def training_seconds(
     batch_size = int(options["batch_size"])
     samples = samples_of(data.train, expand_views(options["views"]), options["every_view"])
     batches = max(1.0, samples / batch_size) + len(data.val) / batch_size / 3  # validation has no backward pass
-    return SLOWER_LATER * median(steps[1:] or steps) * batches  # the first step sets things up
+    return SLOWER_LATER * fmean(steps[1:] or steps) * batches  # the first step sets things up
 
 
 def seconds_per_answer(
@@ -379,7 +385,7 @@ def seconds_per_answer(
     images = split.first_images(min(size, len(split))).to(target)
     with inference(model, target), channels_last(model, images), precision_context(precision, target):
         times: list[float] = []
-        while len(times) < 2 or (len(times) <= STEPS and times[-1] - times[0] < LONG_ENOUGH_S):
+        while len(times) < 2 or (len(times) <= CALLS and times[-1] - times[0] < LONG_ENOUGH_S):
             logits: Tensor = model(images)
             float(logits.sum())  # a GPU has answered once a number is there
             times.append(clock())
