@@ -37,7 +37,7 @@ from noisyteacher.device import precision_context, resolve_precision
 from noisyteacher.models import Classifier
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.pipeline.resolve import fit_options, resolve_auto
-from noisyteacher.pipeline.timing import MOST_TIMED_S, RESERVE, TIMED, training_seconds
+from noisyteacher.pipeline.timing import RESERVE, timed_seconds, training_seconds
 
 SNAPSHOTS = 8
 """A copy of the student's weights is kept at so many equal parts of the time, but the last."""
@@ -177,7 +177,7 @@ def labels_alone(task: Task) -> tuple[Classifier, dict[str, Any]]:
     config = build_config({"student": {"name": "compact-s", **task.options}})  # the name is not used
     recipe = resolve_auto(config, task.data).student
     options = fit_options(recipe, task.student, task.data)
-    timed_s = min(MOST_TIMED_S, TIMED * task.clock.budget_s)
+    timed_s = timed_seconds(task.clock.budget_s)
     epoch_s = training_seconds(copy.deepcopy(task.student), task.data, options, "cpu", seconds=timed_s)
     assert epoch_s is not None
     seconds = (1 - RESERVE) * (task.clock.budget_s - task.clock.seconds)

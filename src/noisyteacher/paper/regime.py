@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -307,6 +307,20 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
+def kept(file: Path, kind: str, train: Callable[[Path], Json]) -> Json:
+    """The record of a training: read from its file, or what `train(folder)` returns, which is then kept there.
+
+    The folder, beside the file, holds the training until it is done. One that another process works on is waited for.
+    """
+    if not file.exists():
+        with alone(file):
+            if not file.exists():
+                folder = file.with_suffix("")
+                write_json(file, kind, SCHEMA, {"trained": train(folder)})
+                shutil.rmtree(folder, ignore_errors=True)
+    return dict(read_json(file, kind, SCHEMA)["trained"])
+
+
 def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint.
 
@@ -314,13 +328,7 @@ def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}.json"
-    if not file.exists():
-        with alone(file):
-            if not file.exists():
-                trained = _train_arm(workspace, cell, arm, seed, file.with_suffix(""))
-                write_json(file, KIND, SCHEMA, {"trained": asdict(trained)})
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-    record = read_json(file, KIND, SCHEMA)["trained"]
+    record = kept(file, KIND, lambda folder: asdict(_train_arm(workspace, cell, arm, seed, folder)))
     return Trained(**{**record, "arm": Arm(**record["arm"])})
 
 

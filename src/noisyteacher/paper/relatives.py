@@ -8,7 +8,6 @@ weights. Each arm is compared with the arm without its noise, by Dunnett's test.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from noisyteacher.errors import TrainingError
 from noisyteacher.extract import extract
-from noisyteacher.io.files import Json, read_json, write_json
+from noisyteacher.io.files import Json, write_json
 from noisyteacher.models import build_model
 from noisyteacher.noise import Noise, perturb, sample_unit_noise
 from noisyteacher.objectives import distil, supervised
@@ -33,6 +32,7 @@ from noisyteacher.paper.regime import (
     difference_record,
     draw_subset,
     errors_of,
+    kept,
 )
 from noisyteacher.pipeline.noise_choice import PILOT_SEED
 from noisyteacher.process import run_in_workers
@@ -230,13 +230,7 @@ def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: 
     another process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}-lr{lr:g}.json"
-    if not file.exists():
-        with alone(file):
-            if not file.exists():
-                trained = _train_relative(workspace, cell, arm, lr, seed, file.with_suffix(""))
-                write_json(file, KIND, SCHEMA, {"trained": trained})
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-    return dict(read_json(file, KIND, SCHEMA)["trained"])
+    return kept(file, KIND, partial(_train_relative, workspace, cell, arm, lr, seed))
 
 
 def _train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int, folder: Path) -> Json:

@@ -47,7 +47,7 @@ from noisyteacher.pipeline.search import (
     search_student,
     within_latency,
 )
-from noisyteacher.pipeline.timing import MOST_EPOCHS, NO_COMPARISON, Pace, Speeds, StageTitles, Work
+from noisyteacher.pipeline.timing import MOST_EPOCHS, Pace, Speeds, StageTitles, Work
 from noisyteacher.progress import Watch, message, reported, stage
 from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
 from noisyteacher.store import LogitStore
@@ -397,7 +397,6 @@ class Compression:
         config, data = experiment.config, experiment.data
         self.experiment, self.search, self.jobs, self.timings = experiment, search, jobs, timings
         self.comparable = data.train.labels is not None and data.val.labels is not None
-        self.short_run = self.comparable and (search is not None or not config.run.baselines)
         self.pace = self._pace(teacher_network, started)
         self.at_the_end = bool(config.student.qat_epochs) + bool(config.run.export)
         self.trained: dict[str, list[TrainedModel]] = {}
@@ -423,8 +422,7 @@ class Compression:
     def plan(self) -> None:
         """Fit the teacher's epochs and the views into the time, and say what is about to be done."""
         experiment, config, work = self.experiment, self.experiment.config, self.pace.begin()
-        student, wanted = config.student, self.short_run
-        self.short_run = work.labels_epochs > 0
+        student, self.short_run = config.student, work.labels_epochs > 0
         if work.views < self.pace.whole.views:
             student = replace(student, views=list(expand_views(student.views)[: work.views]))
         teacher = with_epochs(config.teacher, work.teacher_epochs or config.teacher.epochs)
@@ -434,8 +432,6 @@ class Compression:
         self.stages = StageTitles(2 + tries + trainings + self.at_the_end)
         for line in outline(self.experiment, work.tries, trials, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
-        if wanted and not self.short_run:
-            message(experiment.on_progress, "plan", NO_COMPARISON)
 
     def prepare_teacher(self) -> None:
         """Load or train the teacher, store its logits, check both."""
@@ -673,6 +669,7 @@ class Compression:
             what = "a group of processes" if several_processes else "several teachers"
             raise UsageError(f"target.minutes: the time of {what} cannot be planned: leave it out")
         views = expand_views(config.student.views)
+        compared = self.comparable and (search is not None or not config.run.baselines)
         to_try = [] if search is None else [network.name for network in search.fitting[: config.target.search]]
         of_the_recipe = tuple(views) == resolve.default_views(experiment.data, config.student.epochs)
         work = Work(
@@ -683,7 +680,7 @@ class Compression:
             try_epochs=None if search is None else config.target.epochs,
             noise_runs=number_of_trials(experiment),
             noise_epochs=config.choice.epochs,
-            comparison_epochs=None if self.short_run else 0,
+            comparison_epochs=None if compared else 0,
             views=len(views) if of_the_recipe and not (experiment.live or config.student.every_view) else 0,
             most_epochs=MOST_EPOCHS if config.student.epochs == TrainSettings.epochs else 0,
         )

@@ -14,15 +14,7 @@ from noisyteacher.models import Classifier
 from noisyteacher.pipeline import pretrained, resolve
 from noisyteacher.pipeline.experiment import Experiment
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.timing import (
-    LONG_ENOUGH_S,
-    MOST_TIMED_S,
-    TIMED,
-    Clock,
-    Speeds,
-    seconds_per_answer,
-    training_seconds,
-)
+from noisyteacher.pipeline.timing import Clock, Speeds, seconds_per_answer, timed_seconds, training_seconds
 from noisyteacher.text import plural
 
 EXPORT_S = 5.0
@@ -45,8 +37,7 @@ def measure_speeds(
     trainings: list[tuple[Recipe, Classifier]] = [(config.student, network) for network in networks]
     if not experiment.teacher_is_trained:
         trainings.append((config.teacher, teacher_network))
-    seconds, minutes = [], config.target.minutes or 0.0
-    timed_s = max(LONG_ENOUGH_S, min(MOST_TIMED_S, TIMED * 60 * minutes / len(trainings)))
+    seconds, timed_s = [], timed_seconds(60 * (config.target.minutes or 0.0), len(trainings))
     for recipe, network in trainings:
         epoch_s = training_seconds(network, data, resolve.fit_options(recipe, network, data), device, clock, timed_s)
         if epoch_s is None:

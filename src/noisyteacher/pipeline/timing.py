@@ -246,7 +246,13 @@ class Pace:
             else:
                 words += f", because an epoch takes {rough_duration(epoch_s)}"
             message(self.on_progress, "plan", words)
+        if self._lacks_comparison(work):
+            message(self.on_progress, "plan", NO_COMPARISON)
         return work
+
+    def _lacks_comparison(self, work: Work) -> bool:
+        """Whether a comparison with a student on labels was wanted, and this work has no time for it."""
+        return self.whole.comparison_epochs is None and not work.labels_epochs
 
     def again(self, stage: str, students: tuple[float, ...] = (), tries: int | None = None) -> Work:
         """The work after the teacher's as it fits into the remaining time, decided once.
@@ -321,7 +327,7 @@ class Pace:
         over = "MORE than" if self.spent > 60 * self.minutes else "of"
         took = f"the whole run took {duration(self.spent)}, {over} {self.minutes:.3g} min"
         summary = [f"{self.minutes:.3g} min allowed {cut}", took] if cut else [took]
-        if whole.comparison_epochs is None and not work.labels_epochs:
+        if self._lacks_comparison(work):
             summary.append(NO_COMPARISON)
         return {
             "minutes": self.minutes,
@@ -334,6 +340,11 @@ class Pace:
             "tries_requested": None if tried is None else whole.tries,
             "summary": summary,
         }
+
+
+def timed_seconds(limit_s: float, trainings: int = 1) -> float:
+    """For how many seconds each of so many trainings is timed, where all has to be done within `limit_s`."""
+    return max(LONG_ENOUGH_S, min(MOST_TIMED_S, TIMED * limit_s / trainings))
 
 
 class _EnoughError(Exception):
