@@ -209,8 +209,9 @@ def test_a_file_that_torch_cannot_read_is_an_error_without_a_traceback(tmp_path:
     handler.emit = logged.append  # type: ignore[method-assign, assignment]
     logging.getLogger("torch.export").addHandler(handler)
     try:
-        with pytest.raises(BenchError, match=r"a\.pt2: torch cannot run it"):
+        with pytest.raises(BenchError, match=r"a\.pt2: torch cannot run it") as error:
             bench.bench([tmp_path / "a.pt2"])
+        assert error.value.file == str(tmp_path / "a.pt2")
     finally:
         logging.getLogger("torch.export").removeHandler(handler)
     assert not logged

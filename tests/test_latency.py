@@ -260,6 +260,29 @@ def test_a_teacher_that_cannot_be_exported_is_no_measure_of_others(
     assert together == [["a-60"], ["a-40"]]
 
 
+def test_a_network_that_the_runtime_cannot_run_is_left_out(
+    benched: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benched({"t-99": 10.0, "a-60": 6.0, "a-40": 4.0})
+    run, broken = vars(bench)["bench"], {"b-50"}
+
+    def refuse(paths: Sequence[Path], threads: int, batch: int) -> LatencyRecord:
+        for path in paths:
+            if (name := json.loads(path.read_text())["model"]["architecture"]["name"]) in broken:
+                raise bench.BenchError(f"{name} has no kernel", str(path))
+        result: LatencyRecord = run(paths, threads, batch)
+        return result
+
+    monkeypatch.setattr(bench, "bench", refuse)
+    search = StudentSearch({}, COSTS, candidates("a-60", "b-50", "a-40"))
+    found = within_latency(search, timings_of(config_of(), tmp_path), Nets())
+    assert [candidate.name for candidate in found.fitting] == ["a-40"]
+    assert found.notes == ("without a timing, and left out: b-50 (b-50 has no kernel)",)
+    broken.add("t-99")
+    with pytest.raises(UsageError, match=r"target\.latency: t-99 has no kernel"):
+        timings_of(config_of(), tmp_path / "other").measure({"a-60": Nets()("a-60")})
+
+
 def test_a_resumed_run_reads_its_timings(benched: Bench, tmp_path: Path) -> None:
     search = StudentSearch({}, COSTS, candidates("a-60", "a-40", "a-20"))
     latencies = {"t-99": 10.0, "a-60": 6.0, "a-40": 4.0, "a-20": 2.0}

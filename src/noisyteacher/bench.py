@@ -36,7 +36,11 @@ TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class BenchError(ValueError):
-    """What was given cannot be timed."""
+    """What was given cannot be timed; `file` is the path where the reason is one file alone."""
+
+    def __init__(self, message: str, file: str = "") -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class Loaded(NamedTuple):
@@ -199,12 +203,11 @@ def bench(
                 calls[path]()
             except ImportError as error:
                 raise BenchError(f"{path}: needs {package}, which is not installed: pip install {package}") from error
-            except BenchError:
-                raise
+            except BenchError as error:
+                raise BenchError(str(error), path) from error
             except Exception as error:  # whatever a runtime raises for a file it cannot read or run
-                raise BenchError(
-                    f"{path}: {package} cannot run it ({(str(error) or repr(error)).splitlines()[0][:200]})"
-                ) from error
+                reason = (str(error) or repr(error)).splitlines()[0][:200]
+                raise BenchError(f"{path}: {package} cannot run it ({reason})", path) from error
             names[path] = with_version(package)
         times = time_in_turns(calls, seconds, clock=clock)
     return LatencyRecord(

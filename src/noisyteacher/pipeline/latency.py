@@ -172,12 +172,22 @@ class Timings:
     def measure(self, networks: Mapping[str, Classifier]) -> None:
         """Export the networks as they are, and time them here in turns with the teacher.
 
-        What cannot be exported is in `missing`. Raises UsageError for a file that its runtime cannot run.
+        What cannot be exported, or run by its runtime, is in `missing`. Raises UsageError where the teacher's file
+        cannot be run, or the runtime is not installed.
         """
         with tempfile.TemporaryDirectory() as scratch:
             files, failed = write_networks({TEACHER: self.teacher, **networks}, Path(scratch), self.config, self.data)
             self.missing |= {name: reason for name, reason in failed.items() if name != TEACHER}
-            self._time(list(files.values()))
+            while files.keys() - {TEACHER}:
+                try:
+                    self._time(list(files.values()))
+                    break
+                except BenchError as error:
+                    refused = {path: name for name, path in files.items() if name != TEACHER}.get(Path(error.file))
+                    if refused is None:
+                        raise UsageError(f"target.latency: {error}") from error
+                    self.missing[refused] = str(error)
+                    del files[refused]
 
     def of_file(self, sha256: str, path: Path, network: Classifier) -> Timing | None:
         """The timing of a trained network's file, measured now unless it was before; of a device its network's."""
@@ -186,15 +196,15 @@ class Timings:
         if self.find(network, sha256) is None:
             with tempfile.TemporaryDirectory() as scratch:
                 files, _ = write_networks({TEACHER: self.teacher}, Path(scratch), self.config, self.data)
-                self._time([*files.values(), path])
+                try:
+                    self._time([*files.values(), path])
+                except BenchError as error:
+                    raise UsageError(f"target.latency: {error}") from error
         return self.find(network, sha256)
 
     def _time(self, paths: list[Path]) -> None:
         target = self.config.target
-        try:
-            self._keep(bench.bench(paths, threads=target.latency_threads, batch=target.latency_batch))
-        except BenchError as error:
-            raise UsageError(f"target.latency: {error}") from error
+        self._keep(bench.bench(paths, threads=target.latency_threads, batch=target.latency_batch))
 
     def _keep(self, record: LatencyRecord) -> None:
         self.records.append(record)
