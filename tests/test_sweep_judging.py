@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats as oracle
 
-from noisyteacher.config import flat_grids, parse_grid
+from noisyteacher.config import describe, flat_grids, parse_grid, read_config
 from noisyteacher.errors import ConfigError
 from noisyteacher.pipeline.results import Condition, Family, Verdict, condition_of
 from noisyteacher.stats import detectable, mean_interval, paired_difference, t_quantile
@@ -85,6 +87,19 @@ def test_the_student_on_labels_alone_is_left_out_where_no_baselines_are_wanted()
 def test_a_wrong_grid_is_told(grid: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError, match="(?s)" + part.replace("(", r"\(")):
         expand(BASE, [grid])
+
+
+def test_the_sweep_of_the_compact_students_is_the_one_in_the_results() -> None:
+    results = Path(__file__).resolve().parents[1] / "docs" / "results"
+    settings = read_config(results / "compact.toml")
+    conditions, _, _ = expand(settings, flat_grids(settings.pop("sweep")))
+    students = json.loads((results / "compact.json").read_text())["students"]
+    assert {condition.config.student.name for condition in conditions} == set(students)
+    for condition in conditions:
+        trained, configured = students[condition.config.student.name]["recipe"], describe(condition.config)["student"]
+        recipe = {name: value for name, value in trained["recipe"].items() if name != "precision"}  # auto: bf16 there
+        recipe |= {name: trained["objective"][name] for name in ("loss", "label_weight")}
+        assert {name: configured[name] for name in recipe} == recipe
 
 
 def test_grids_from_the_command_line_and_from_toml() -> None:
