@@ -37,8 +37,6 @@ from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
 from noisyteacher.train.trainer import Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
 
-LATER = ("steps", "body_rate", "freeze_epochs", "sampling", "criterion")
-"""Settings that are not in every training's identity: epochs say the steps, the others are there where they act."""
 ObjectiveFunction = Callable[[Tensor, Batch], Any]
 
 
@@ -303,10 +301,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
             learn_in_unit(model, objective.unit)
         objective = objective.weighed(model, split, plan.views[0])
     identity: dict[str, Any] = {
-        **{name: value for name, value in asdict(settings).items() if name not in LATER},
-        **({"body_rate": settings.body_rate, "freeze_epochs": settings.freeze_epochs} if settings.has_body else {}),
-        **({"sampling": settings.sampling} if settings.sampling != "all" else {}),
-        **({"criterion": settings.criterion} if settings.criterion != "error" else {}),
+        **{name: value for name, value in asdict(settings).items() if name != "steps"},  # which the epochs say
         "views": list(plan.views),
         "precision": plan.precision,
         "keep": plan.keep,
