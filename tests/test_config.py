@@ -152,9 +152,9 @@ def test_template_and_explanation_tell_what_presets_decide() -> None:
     explained = {key: (default, doc) for key, _, default, doc in config.explain()}
     assert explained["student.lr"] == (
         "auto",
-        "Base learning rate; auto: 0.01, or 0.03 where a batch size of auto is 128, or 0.003 for a student with the "
-        "weights of half its teacher's channels or more. Preset paper: 0.001. Preset modern: 0.01. Preset patient: "
-        "0.03.",
+        "Base learning rate; auto: 0.01, or 0.02 and 0.03 where a batch size of auto is 64 and 128, or 0.003 for a "
+        "student with the weights of half its teacher's channels or more. Preset paper: 0.001. Preset modern: 0.01. "
+        "Preset patient: 0.03.",
     )
     assert "Preset" not in explained["student.epochs"][1]
     with pytest.raises(UnknownNameError, match="did you mean 'modern'"):
@@ -231,7 +231,7 @@ def test_every_setting_has_a_flag() -> None:
     assert set(FLAGS) <= set(keys)
     assert config.flag_of("data.name").name == "--data"
     assert config.flag_of("student.batch_size") == config.Flag(
-        "--batch-size", "Samples per update, or auto: 32, and 128 for many images."
+        "--batch-size", "Samples per update, or auto: 32, and 64 or 128 for many images."
     )
     assert config.flag_of("student.momentum") == config.Flag("--momentum", "Momentum of sgd and muon.")
     assert all(flag.name.startswith("--") and flag.help for flag in map(config.flag_of, keys))

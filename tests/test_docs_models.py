@@ -8,7 +8,7 @@ from pathlib import Path
 import noisyteacher as nt
 from noisyteacher.config import PRESETS, Config
 from noisyteacher.models import COMPACT, MODELS
-from noisyteacher.pipeline.resolve import BATCH, INHERITED_LR, LARGE_BATCH, LARGE_BATCH_LR, LR, MANY_IMAGES
+from noisyteacher.pipeline.resolve import BATCH, INHERITED_LR, LARGER_BATCHES, LR
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
 ROW = re.compile(
@@ -55,9 +55,11 @@ def test_the_presets_are_described() -> None:
         )
         assert [cell.strip() for cell in rows[name]] == [words(value) for value in values], name
         assert paper["teacher"][name] == paper["student"][name]
-    rates = f"auto: {LR:g}, with {LARGE_BATCH} of auto {LARGE_BATCH_LR:g}, wide copies {INHERITED_LR:g}"
+    larger = sorted(LARGER_BATCHES.items())
+    rates = f"auto: {LR:g}, in larger batches of auto {' and '.join(f'{lr:g}' for _, (_, lr) in larger)}, "
+    rates += f"wide copies {INHERITED_LR:g}"
     assert rows["lr"][0].strip() == f"{rates}; teacher {default.teacher.lr:g}"
-    sizes = f"auto: {BATCH}, students of {MANY_IMAGES:,} images and more {LARGE_BATCH}"
+    sizes = f"auto: {BATCH}, students {', '.join(f'from {images:,} images on {size}' for images, (size, _) in larger)}"
     assert [cell.strip() for cell in rows["batch_size"]] == [sizes, "64", "128", "128"]
     assert default.teacher.batch_size == BATCH
     for name in ("views", "optimizer", "label_weight", "lr", "batch_size"):

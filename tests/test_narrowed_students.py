@@ -160,6 +160,6 @@ def test_a_student_with_half_of_its_teachers_weights_has_a_lower_rate(
     student = nt.build_model(name, data, teacher=nt.load_model(LENET), init=init)
     assert fit_options(Student(), student, data)["lr"] == rate
     assert fit_options(Student(lr=0.02), student, data)["lr"] == 0.02
-    monkeypatch.setattr(resolve, "MANY_IMAGES", 50)
+    monkeypatch.setattr(resolve, "LARGER_BATCHES", {50: (128, 0.03)})
     monkeypatch.setattr(resolve, "preferred_optimizer", lambda *_: "muon")
     assert fit_options(Student(), student, data)["batch_size"] == (32 if rate == 0.003 else 128)

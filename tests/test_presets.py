@@ -72,7 +72,8 @@ def test_muon_where_its_products_are_cheap(network: str, shape: tuple[int, int, 
     ("recipe", "least", "batch_size", "lr"),
     [
         ({}, 40, 128, 0.03),
-        ({}, 41, 32, 0.01),
+        ({}, 41, 64, 0.02),
+        ({}, 82, 32, 0.01),
         ({"lr": 0.02}, 40, 32, 0.02),
         ({"optimizer": "adamw"}, 40, 32, 0.01),
         ({"batch_size": 64}, 40, 64, 0.01),
@@ -82,7 +83,7 @@ def test_muon_where_its_products_are_cheap(network: str, shape: tuple[int, int, 
 def test_many_images_are_learned_in_large_batches_where_the_trials_behind_it_hold(
     recipe: dict[str, Any], least: int, batch_size: int, lr: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "MANY_IMAGES", least)
+    monkeypatch.setattr(resolve, "LARGER_BATCHES", {least: (128, 0.03), least // 2: (64, 0.02)})
     monkeypatch.setattr(resolve, "preferred_optimizer", lambda *_: "muon")  # on larger images
     data = nt.load_data(images(tmp_path, 3))
     config = resolve_auto(build_config({"student": {"name": "compact-xs", **recipe}}), data)
@@ -91,7 +92,7 @@ def test_many_images_are_learned_in_large_batches_where_the_trials_behind_it_hol
 
 
 def test_conditions_of_a_sweep_have_one_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "MANY_IMAGES", 40)
+    monkeypatch.setattr(resolve, "LARGER_BATCHES", {40: (128, 0.03)})
     settings: dict[str, Any] = {"data": {"name": images(tmp_path, 3)}, "student": {"name": "compact-xs"}}
     conditions, *_ = expand(settings, [{"student.lr": ["auto", 0.01]}])
     assert {condition.config.student.batch_size for condition in conditions} == {32}

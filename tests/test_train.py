@@ -679,8 +679,8 @@ def test_the_settings_that_a_resumed_training_must_share_are_recorded(tmp_path: 
     settings = model_record(tmp_path / "weights.safetensors")["training"]["settings"]
     assert list(settings) == [
         "epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "decay_biases", "schedule", "hold",
-        "warmup_epochs", "views", "every_view", "augment", "batch_norm", "precision", "patience", "keep", "seed",
-        "train", "val", "labels", "objective", "architecture",
+        "warmup_epochs", "body_rate", "freeze_epochs", "views", "every_view", "sampling", "augment", "batch_norm",
+        "precision", "patience", "keep", "criterion", "seed", "train", "val", "labels", "objective", "architecture",
     ]  # fmt: skip
     assert list(settings["objective"]) == ["objective", "loss", "teacher", "scale", "label_weight", "noise"]
     assert nt.supervised().describe() == {"objective": "supervised"}

@@ -209,13 +209,13 @@ class Recipe(TrainSettings, Network):
     """A network and how it is trained, by default with the preset `standard`."""
 
     batch_size: Count | Literal["auto"] = "auto"  # type: ignore[assignment]
-    """Samples per update; auto: 32, but 128 for a student of 20,000 training images and more that has muon at a rate of
-    auto, and no steps. In a sweep 32."""
+    """Samples per update; auto: 32, but for a student that has muon at a rate of auto, and no steps, 64 from 2,000
+    training images on and 128 from 20,000. In a sweep 32."""
     optimizer: Literal["auto", "adam", "adamw", "sgd", "muon"] = "auto"  # type: ignore[assignment]
     """Adam, adamw, sgd (with momentum), muon, or auto: muon, but adamw where muon would cost half a step more."""
     lr: Positive | Literal["auto"] = "auto"  # type: ignore[assignment]
-    """Base learning rate; auto: 0.01, or 0.03 where a batch size of auto is 128, or 0.003 for a student with the
-    weights of half its teacher's channels or more."""
+    """Base learning rate; auto: 0.01, or 0.02 and 0.03 where a batch size of auto is 64 and 128, or 0.003 for a student
+    with the weights of half its teacher's channels or more."""
     weight_decay: NotNegative = 0.05
     schedule: Schedule = "cosine"
     warmup_epochs: NotNegative = 0.5
