@@ -175,7 +175,12 @@ class EagerEngine:
                 torch.distributed.broadcast(buffer, 0)
 
     def release(self) -> None:
-        """Give every model and optimizer tensors of its own again."""
+        """Give every model and optimizer tensors of its own again, and let go of the process group.
+
+        Its destructor must not be the one that runs when an exception's frames are freed: it waits for a thread of the
+        group, which may need the interpreter's lock to free a tensor.
+        """
+        self.forward = self.students[0].model
         if self.stack is not None:
             self.stack.release()
 
