@@ -204,7 +204,8 @@ def bench(
             except ImportError as error:
                 raise BenchError(f"{path}: needs {package}, which is not installed: pip install {package}") from error
             except BenchError as error:
-                raise BenchError(str(error), path) from error
+                error.file = path
+                raise
             except Exception as error:  # whatever a runtime raises for a file it cannot read or run
                 reason = (str(error) or repr(error)).splitlines()[0][:200]
                 raise BenchError(f"{path}: {package} cannot run it ({reason})", path) from error

@@ -178,16 +178,9 @@ class Timings:
         with tempfile.TemporaryDirectory() as scratch:
             files, failed = write_networks({TEACHER: self.teacher, **networks}, Path(scratch), self.config, self.data)
             self.missing |= {name: reason for name, reason in failed.items() if name != TEACHER}
-            while files.keys() - {TEACHER}:
-                try:
-                    self._time(list(files.values()))
-                    break
-                except BenchError as error:
-                    refused = {path: name for name, path in files.items() if name != TEACHER}.get(Path(error.file))
-                    if refused is None:
-                        raise UsageError(f"target.latency: {error}") from error
-                    self.missing[refused] = str(error)
-                    del files[refused]
+            candidates = {path: name for name, path in files.items() if name != TEACHER}
+            if candidates:
+                self._time(list(files.values()), candidates)
 
     def of_file(self, sha256: str, path: Path, network: Classifier) -> Timing | None:
         """The timing of a trained network's file, measured now unless it was before; of a device its network's."""
@@ -196,15 +189,23 @@ class Timings:
         if self.find(network, sha256) is None:
             with tempfile.TemporaryDirectory() as scratch:
                 files, _ = write_networks({TEACHER: self.teacher}, Path(scratch), self.config, self.data)
-                try:
-                    self._time([*files.values(), path])
-                except BenchError as error:
-                    raise UsageError(f"target.latency: {error}") from error
+                self._time([*files.values(), path], {})
         return self.find(network, sha256)
 
-    def _time(self, paths: list[Path]) -> None:
+    def _time(self, paths: list[Path], candidates: dict[Path, str]) -> None:
+        """Time the files in turns. A candidate, named by its file, that its runtime cannot run goes into `missing`."""
         target = self.config.target
-        self._keep(bench.bench(paths, threads=target.latency_threads, batch=target.latency_batch))
+        try:
+            record = bench.bench(paths, threads=target.latency_threads, batch=target.latency_batch)
+        except BenchError as error:
+            refused = Path(error.file)
+            if refused not in candidates:
+                raise UsageError(f"target.latency: {error}") from error
+            self.missing[candidates.pop(refused)] = str(error)
+            if candidates:
+                self._time([path for path in paths if path != refused], candidates)
+        else:
+            self._keep(record)
 
     def _keep(self, record: LatencyRecord) -> None:
         self.records.append(record)

@@ -31,7 +31,7 @@ BATCH, LR, INHERITED_LR, HALF = 32, 0.01, 0.003, 0.5
 """The batch size and learning rate that `auto` means; the second rate where a student keeps the weights of so many of
 its teacher's channels."""
 LARGER_BATCHES = {20_000: (128, 0.03), 2_000: (64, 0.02)}
-"""From so many training images on, `auto` means this batch size and rate, with Muon: as accurate, and faster."""
+"""From so many training images on, the most first, `auto` means this batch size and rate, with Muon."""
 LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT = 0.3, 0.7
 """The label weight that `auto` means; the second where the teacher is hardly better than a student on labels."""
 SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
