@@ -30,7 +30,7 @@ from noisyteacher.pipeline.timing import (
 )
 from noisyteacher.runs import Run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import rough_duration
+from noisyteacher.text import duration, rough_duration
 
 WORK = Work(20, 20, 6, tries=3)
 SPEEDS = Speeds(5.0, 7.0, (2.0, 4.0, 1.0), 3.0)
@@ -191,9 +191,11 @@ def test_a_decision_is_kept_for_whoever_resumes_the_run(tmp_path: Path) -> None:
         pace(5.0, SPEEDS, 0.0)
 
 
-def test_rough_durations() -> None:
+def test_durations_in_words() -> None:
     durations = {0.2: "1 s", 41: "40 s", 90: "2 min", 5399: "90 min", 5400: "1.5 h"}
     assert {seconds: rough_duration(seconds) for seconds in durations} == durations
+    exact = {8.25: "8.2 s", 59.94: "59.9 s", 59.97: "1 min 00 s", 3723: "1 h 02 min"}
+    assert {seconds: duration(seconds) for seconds in exact} == exact
 
 
 def test_a_warm_up_shrinks_with_the_epochs() -> None:

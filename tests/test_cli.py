@@ -361,7 +361,7 @@ WRONG = [
     (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),
     (("compress", "--data", "none.npz"), 1, "none.npz: no such file or folder"),
     (("compress", "nothing.toml"), 2, "nothing.toml: cannot be read"),
-    (("compress", "--jobs", "0", *SMALL), 2, "jobs=0: expected 1 or more processes"),
+    (("compress", "--jobs", "0", *SMALL), 2, "jobs=0: expected a whole number >= 1"),
     (("train", "--resume", "7f3a9c"), 2, "no run '7f3a9c' in runs"),
     (("distil", "no-store"), 1, "no-store: no logit store here"),
     (("evaluate", "abc"), 2, "no run 'abc'"),

@@ -65,6 +65,8 @@ def test_all_problems_at_once_with_the_nearest_name() -> None:
         ({"noise": {"sigma": [0.5, 0.1]}}, "low <= high"),
         ({"noise": {"sigma": [0.1, 0.5], "frozen": True}}, "noise.frozen"),
         ({"student": {"views": []}}, "student.views"),
+        ({"student": {"label_weight": "0.5"}}, "student.label_weight: given '0.5'"),
+        ({"student": {"label_weight": False}}, "student.label_weight: given False"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: dict[str, object], part: str) -> None:

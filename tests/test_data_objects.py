@@ -311,8 +311,8 @@ def test_labels_beyond_the_class_names_are_refused() -> None:
         (3, "unsupported data source: int"),
         (iter(GOOD), "unsupported data source"),
         ((GOOD, GOOD), "a tuple of 2"),
-        ({"train": GOOD, "more": GOOD}, "expected train and"),
-        ({"test": GOOD}, "expected train and"),
+        ({"train": GOOD, "more": GOOD}, "expected train, at most one"),
+        ({"test": GOOD}, "expected train, at most one"),
     ],
 )
 def test_objects_that_are_no_data_are_refused(source: Any, words: str) -> None:

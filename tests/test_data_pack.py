@@ -122,9 +122,12 @@ def test_an_interrupted_pack_starts_again(source: Path, tmp_path: Path, monkeypa
         with pytest.raises(ZeroDivisionError):  # the images are there, the record is not
             pack_data(source, tmp_path / "out", size=8)
     (tmp_path / "out" / ".images.u8.0123abcd.tmp").write_bytes(b"of a pack that was killed")
+    (tmp_path / "out" / ".draft.tmp").write_bytes(b"of somebody else")
     with pytest.raises(DataError, match="an unfinished pack"):
         load_data(tmp_path / "out")
     pack_data(source, tmp_path / "out", size=8)
+    assert (tmp_path / "out" / ".draft.tmp").read_bytes() == b"of somebody else"
+    (tmp_path / "out" / ".draft.tmp").unlink()
     assert content(tmp_path / "out") == whole
 
 
@@ -372,7 +375,7 @@ def test_a_bad_npz_is_refused_however_it_is_bad(tmp_path: Path) -> None:
         pack_data(path, tmp_path / "bomb", classes=2)
 
 
-def test_hugging_face_data_sets(tmp_path: Path) -> None:
+def test_hugging_face_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra data")
     pixels = RNG.integers(0, 256, (24, 9, 7, 3), dtype=np.uint8)
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
@@ -398,6 +401,10 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     assert load_data(pack_data(unlabelled, tmp_path / "plain", classes=3).path).train.labels is None
     with pytest.raises(UsageError, match="has the parts train, more"):
         pack_data(datasets.DatasetDict(train=whole, more=whole), tmp_path / "other")
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets.Dataset, "__getitem__", lambda dataset, rows: Path("/lost").read_bytes())
+        with pytest.raises(DataError, match=r"dataset, all: not a data set whose files can be read: .*lost"):
+            pack_data(unlabelled, tmp_path / "other", classes=3)
     (tmp_path / "hub" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a readable parquet"):
         pack_data(tmp_path / "hub", tmp_path / "other")

@@ -66,7 +66,7 @@ def test_it_is_rebuilt_judged_and_exported_from_its_file_alone(library: str, tmp
     exported = export_all(model, files, data=data, max_drop=100.0, runs=2)
     assert {("pt2", "fp32"), ("hub", "fp32")} <= {(file.format, file.precision) for file in exported}
     assert all(file.holds for file in exported)
-    assert weights_fingerprint(nt.from_pretrained(tmp_path / "hub")) == weights_fingerprint(narrow)
+    assert weights_fingerprint(nt.load_model(tmp_path / "hub")) == weights_fingerprint(narrow)
 
 
 def rewritten(model: nn.Module, path: Path, of: dict[str, Any]) -> Path:

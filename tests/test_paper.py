@@ -197,8 +197,8 @@ def test_a_part_with_sigmas_and_seeds_of_ones_own(tmp_path: Path, tiny: dict[str
     ("words", "error", "message"),
     [
         ({"parts": ["studnet3"]}, UnknownNameError, "did you mean 'student3'"),
-        ({"seeds": 0}, UsageError, "seeds=0: expected 1 or more"),
-        ({"jobs": 0}, UsageError, "jobs=0, stack=1: expected 1 or more"),
+        ({"seeds": 0}, UsageError, "seeds=0: expected a whole number >= 1"),
+        ({"jobs": 0}, UsageError, "jobs=0: expected a whole number >= 1"),
         ({"jobs": 2, "stack": 8}, UsageError, "jobs, stack, .* only one of them"),
         ({"overrides": {"student.epohcs": 2}}, ConfigError, r"student\.epohcs: .*did you mean 'student\.epochs'"),
         ({"overrides": {"run.control_seeds": 1}}, UsageError, r"run\.control_seeds=1: expected"),

@@ -280,7 +280,7 @@ def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:
         ({"overrides": {"student.lr": 0.1}}, "settings of the data alone"),
         ({"seeds": 1}, "needs two or more"),
         ({"device": "cuda", "extra": False}, "device, extra: no effect on regime"),
-        ({"jobs": 0}, "jobs=0, stack=1: expected 1 or more"),
+        ({"jobs": 0}, "jobs=0: expected a whole number >= 1"),
         ({"overrides": {"data.lmit": 100}}, r"data\.lmit: unknown setting; did you mean 'data\.limit'"),
         ({"overrides": {"data.limit": 0}}, r"data\.limit: given 0"),
     ):

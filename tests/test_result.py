@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import made_runs
+from helpers import Call
 from noisyteacher.errors import FileFormatError
 from noisyteacher.pipeline import Result
 from noisyteacher.pipeline.results import Estimate
@@ -31,15 +32,21 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert Result.read(result.path, warned.describe()) == warned
 
 
-def test_a_result_of_an_earlier_version_is_refused_but_still_listed(tmp_path: Path) -> None:
+def test_a_result_of_an_earlier_version_is_refused_but_still_listed(tmp_path: Path, call: Call) -> None:
     run = made_runs.compression(tmp_path)
     record = run.result() or {}
+    record["best"] = {"run": "clean-seed1"}
     run.write_result({key: value for key, value in record.items() if key != "schema"})
     with pytest.raises(FileFormatError, match=r"result\.json: written by an earlier version .*run it again"):
         read(run)
     with pytest.raises(FileFormatError, match="written by an earlier version"):
         build_report(run)
     assert [(listed.path.name, listed.state) for listed in list_runs(tmp_path, 1)] == [(run.path.name, "done")]
+    code, listing, _ = call("runs", "ls", "--output-dir", str(tmp_path))
+    error = next(row["scores"]["test"]["error"] for row in record["conditions"] if "clean-seed1" in row["runs"])
+    assert (code, run.path.name in listing, f"{error['per_seed'][1]:.2f}" in listing) == (0, True, True)
+    run.write_result({"conditions": [{"errors": [15.0]}]})  # of a version that none of this one's names
+    assert call("runs", "ls", "--output-dir", str(tmp_path))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,19 @@ def test_networks_for_images_of_different_sizes_have_their_own_costs(tmp_path: P
     assert len({row["parameters"] for row in lines}) == 2
 
 
+def test_students_narrowed_from_two_teachers_have_their_own_costs(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning", reason="needs the extra prune")
+    grid: dict[str, list[Any]] = {"noise.sigma": [0.5], "teacher.options.width": [0.25, 0.5]}
+    student = {"name": "shrink:0.5", "epochs": 1, "batch_size": 30}
+    teacher = {"name": "compact-xs", "epochs": 1}
+    result = swept(tmp_path, grid, seeds=1, data={"name": drawn(tmp_path, "eight")}, student=student, teacher=teacher)
+    for condition in result.conditions:
+        measured = measure(load_model(result.path / condition.runs[0] / "weights.safetensors"), device="cpu")
+        assert condition.costs is not None
+        assert condition.costs.parameters == measured.parameters, condition.title
+    assert len({condition.costs.parameters for condition in result.conditions if condition.costs}) == 2
+
+
 @pytest.mark.parametrize("first", ["tested", "untested"])
 def test_a_difference_is_of_the_split_that_it_says(tmp_path: Path, first: str) -> None:
     files = {"tested": drawn(tmp_path, "tested"), "untested": drawn(tmp_path, "untested", test=0)}

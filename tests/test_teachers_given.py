@@ -19,7 +19,14 @@ from noisyteacher.config import Teacher, build_config
 from noisyteacher.errors import ConfigError, FileFormatError, MismatchError, UsageError
 from noisyteacher.evaluate import judge
 from noisyteacher.models import save_model, weights_fingerprint
-from noisyteacher.pipeline.pretrained import display_name, is_model_path, is_pretrained, load_teacher, teachers_of
+from noisyteacher.pipeline.pretrained import (
+    display_name,
+    fit_of,
+    is_model_path,
+    is_pretrained,
+    load_teacher,
+    teachers_of,
+)
 from noisyteacher.runs import Run
 
 
@@ -95,7 +102,7 @@ def test_names_of_files(tmp_path: Path) -> None:
 
 
 def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:
-    data = nt.load_data(folder / "grey.npz")
+    data = replace(nt.load_data(folder / "grey.npz"), fit="crop")
     ours = nt.load_model(folder / "ours.safetensors")
     for file in ("ours.safetensors", "theirs.pth"):
         model, run = load_teacher("mlp800", data, settings=Teacher(name="mlp800", weights=str(folder / file)))
@@ -106,7 +113,7 @@ def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:
         teacher_training={"weights": str(folder / "theirs.pth")},
     )  # fmt: skip
     child = Run.open(result.path / "teacher")
-    assert child.info["kind"] == "given"
+    assert (child.info["kind"], fit_of(child.path)) == ("given", "crop")
     kept = nt.load_model(child.path / "weights.safetensors")
     assert weights_fingerprint(kept) == weights_fingerprint(ours)
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "other.pth")

@@ -354,7 +354,7 @@ def test_wrong_settings_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         nt.fit(small(), blobs(), nt.supervised(), patience=2, keep="best", every_view=True, batch_size=1)
     for name in ("patience", "keep", "every_view", "batch norm"):
-        assert name in str(caught.value)
+        assert str(caught.value).count(name) == 1
     with pytest.raises(ConfigError, match=r"(?s)momentum: 0\.5 has no effect.*warmup_epochs: 5"):
         nt.fit(small(), blobs(), nt.supervised(), epochs=1, momentum=0.5, warmup_epochs=5)
     frozen = small().requires_grad_(False)
@@ -480,7 +480,8 @@ def test_metrics_that_do_not_belong_to_the_weights_are_named(tmp_path: Path, lin
 
 def test_tensorboard_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    history = nt.fit(small(), blobs(), nt.supervised(), val=blobs(30, "val"), epochs=3, run=tmp_path, tensorboard=True)
+    val = blobs(30, "val")
+    history = nt.fit(small(), blobs(), nt.supervised(), val=val, epochs=3, run=tmp_path, track="tensorboard")
     events = accumulator.EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     scalars = events.Scalars("val/error")

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from noisyteacher.export import Exported as Exported
     from noisyteacher.export import export as export
     from noisyteacher.export import fake_quantized as fake_quantized
-    from noisyteacher.export import from_pretrained as from_pretrained
     from noisyteacher.extract import extract as extract
     from noisyteacher.losses import logit_regression as logit_regression
     from noisyteacher.losses import soft_targets as soft_targets
@@ -75,7 +74,7 @@ NAMES = {
         "TrainingError UnknownNameError UsageError WriteError"
     ),
     "evaluate": "Scores calibrate evaluate predict",
-    "export": "Exported export fake_quantized from_pretrained",
+    "export": "Exported export fake_quantized",
     "extract": "extract",
     "losses": "logit_regression soft_targets",
     "measure": "Costs measure",

@@ -16,8 +16,8 @@ from torch import nn
 
 from noisyteacher.data.folders import image_files
 from noisyteacher.data.images import Resize, Unreadable, decode_all
-from noisyteacher.device import inference, resolve_device
-from noisyteacher.errors import DataError, MismatchError, UsageError
+from noisyteacher.device import check_count, inference, resolve_device
+from noisyteacher.errors import DataError, MismatchError
 from noisyteacher.evaluate import Progress
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.progress import counted, reported
@@ -62,9 +62,8 @@ def classify(
     if classifier.input_shape is None or classifier.input_shape[0] not in (1, 3):
         shape = classifier.input_shape
         raise MismatchError(f"a model of images {shape and list(shape)}: expected [C, H, W] with 1 or 3 channels")
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}={value!r}: expected a whole number, at least 1")
+    check_count("top", top)
+    check_count("batch_size", batch_size)
     channels, height, width = classifier.input_shape
     images = _image_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     resize = Resize.of((height, width), channels == 1, fit)

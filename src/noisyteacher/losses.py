@@ -126,14 +126,6 @@ def standardized(logits: Tensor) -> Tensor:
     return F.layer_norm(logits.float(), logits.shape[-1:])
 
 
-def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log softmax(g)[label], mean over the batch, a scalar. Logits `[B, K]`, labels int64 `[B]`, in nats.
-
-    smoothing: the share of each target that is spread evenly over all K classes (Szegedy et al. 2016).
-    """
-    return F.cross_entropy(student.float(), labels, label_smoothing=smoothing)
-
-
 def check_temperature(temperature: float) -> None:
     """Raises ConfigError unless the temperature is a finite number above 0."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:

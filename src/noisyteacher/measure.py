@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from noisyteacher.device import cpu_threads, inference, resolve_device
+from noisyteacher.device import check_count, cpu_threads, inference, resolve_device
 from noisyteacher.errors import UsageError
 from noisyteacher.models import Classifier, OnnxNetwork, as_classifier, saved_bytes
 from noisyteacher.rng import generator
@@ -88,8 +88,7 @@ def measure(
     impossible setting, MismatchError when the model does not take such images.
     """
     for setting, value in (("batch", batch), ("runs", runs), ("threads", 1 if threads is None else threads)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{setting} {value!r}: expected a whole number of 1 or more")
+        check_count(setting, value)
     sizes = () if input_shape is None or isinstance(input_shape, int | str) else tuple(input_shape)
     if input_shape is not None and (len(sizes) != 3 or any(type(size) is not int or size < 1 for size in sizes)):
         raise UsageError(f"input_shape {input_shape!r}: expected (channels, height, width), three sizes of 1 or more")

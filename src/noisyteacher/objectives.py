@@ -29,7 +29,6 @@ from noisyteacher.errors import ConfigError, DataError, MismatchError, TrainingE
 from noisyteacher.io.files import Json
 from noisyteacher.losses import (
     check_temperature,
-    cross_entropy,
     dist,
     dkd,
     logit_regression,
@@ -98,7 +97,8 @@ class Objective(ABC):
 class Supervised(Objective):
     """Cross-entropy on the labels.
 
-    label_noise: a fixed share of the rows has another class, drawn once per seed. label_smoothing: see `cross_entropy`.
+    label_noise: a fixed share of the rows has another class, drawn once per seed. label_smoothing: the share of
+    each target that is spread evenly over all classes (Szegedy et al. 2016).
     """
 
     label_noise: float = 0.0
@@ -250,11 +250,11 @@ class Distillation(Objective):
     def describe(self) -> Json:
         """Loss, teacher, weights, scale, noise and constants."""
         name = next((name for name, kind in LOSSES.items() if type(self) is kind), type(self).__name__)
-        noise: Json = {} if self.noise is None else {"noise": self.noise.describe()}
+        optional: Json = {} if self.noise is None else {"noise": self.noise.describe()}
         if self.loss_weight != 1:  # runs that are older than this field can be resumed
-            noise["loss_weight"] = self.loss_weight
+            optional["loss_weight"] = self.loss_weight
         record = {"objective": "distil", "loss": name, "teacher": self.teacher.describe(), "scale": self.scale}
-        return {**record, "label_weight": self.label_weight, **noise, **self.constants}
+        return {**record, "label_weight": self.label_weight, **optional, **self.constants}
 
     @property
     def arithmetic(self) -> Hashable:
@@ -527,10 +527,11 @@ def _label_flips(share: float, seed: int, rows: int) -> Tensor:
 
 def label_term(logits: Tensor, inputs: Inputs, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy on the labels, a scalar in nats; with mixup on both labels, weighted by their shares."""
+    term = partial(F.cross_entropy, logits.float(), label_smoothing=smoothing)
     if "share" not in inputs:
-        return cross_entropy(logits, inputs["labels"], smoothing)
-    share, term = inputs["share"], partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
-    first, second = (term(logits.float(), inputs[name]) for name in ("labels", "partner_labels"))
+        return term(inputs["labels"])
+    share = inputs["share"]
+    first, second = (term(inputs[name], reduction="none") for name in ("labels", "partner_labels"))
     return (share * first + (1 - share) * second).mean()
 
 

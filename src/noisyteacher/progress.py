@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from noisyteacher.errors import UsageError
@@ -111,11 +111,8 @@ def reported(
         return
     if progress is not True:
         raise UsageError(f"progress={progress!r}: expected True, False, or a function to call")
-    shows = display(delay_s)
-    try:
+    with closing(display(delay_s)) as shows:
         yield adapt(shows)
-    finally:
-        shows.close()
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class PairedDifference:
     """The size of a difference that would have been detected (p below LEVEL) with a probability of POWER."""
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scale | None = None) -> Interval:
+def mean_interval(values: Sequence[float], scale: Scale | None = None) -> Interval:
     """Mean, sample standard deviation and Student-t interval of the values (one per seed).
 
     `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 to 4.484. With the scale of the values, such as
@@ -89,13 +89,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, scale: Scal
         raise UsageError("no values: an interval needs at least one seed")
     mean = math.fsum(values) / n
     if n == 1:
-        return Interval(mean, None, None, None, 1, confidence)
+        return Interval(mean, None, None, None, 1)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half_width = t_quantile(0.5 + confidence / 2, n - 1) * sd / math.sqrt(n)
+    half_width = t_quantile(0.975, n - 1) * sd / math.sqrt(n)
     lowest, highest = scale or (-math.inf, math.inf)
     if 2 * half_width >= highest - lowest:
-        return Interval(mean, None, None, sd, n, confidence)
-    return Interval(mean, max(mean - half_width, lowest), min(mean + half_width, highest), sd, n, confidence)
+        return Interval(mean, None, None, sd, n)
+    return Interval(mean, max(mean - half_width, lowest), min(mean + half_width, highest), sd, n)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], scale: Scale | None = None) -> PairedDifference:
@@ -191,13 +191,13 @@ def discordant_p(first: int, second: int) -> float:
     return min(1.0, 2 * float(bdtr(min(first, second), both, 0.5))) if both else 1.0
 
 
-def binomial_interval(wrong: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def binomial_interval(wrong: int, n: int) -> tuple[float, float]:
     """The Wilson interval of a share wrong/n, in percent: a model's error as far as n test images determine it."""
     if not 0 <= wrong <= n or n == 0:
         raise UsageError(f"{wrong} of {n}: expected 0 <= wrong <= n and n >= 1")
     from scipy.special import ndtri
 
-    z = float(ndtri(0.5 + confidence / 2))
+    z = float(ndtri(0.975))
     centre = (wrong + z * z / 2) / (n + z * z)
     half_width = z / (n + z * z) * math.sqrt(wrong * (n - wrong) / n + z * z / 4)
     return 100 * max(0.0, centre - half_width), 100 * min(1.0, centre + half_width)

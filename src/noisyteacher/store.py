@@ -274,7 +274,8 @@ class LogitStore:
         rows = torch.randperm(self.rows, generator=generator(seed, "verify-store"))[:sample].sort().values
         for view in self.views:
             stored = self.logits(view, rows)
-            logits = torch.cat([self._run(classifier, split.images_at(part, view)) for part in torch.split(rows, 64)])
+            images = (split.images_at(part, view) for part in torch.split(rows, 64))
+            logits = torch.cat([self.recompute(classifier, chunk) for chunk in images])
             difference, allowed = (logits - stored).abs().amax(1), tolerance + self.rounding(stored)
             wrong = (~(difference <= allowed)).nonzero().flatten().tolist()  # "not within": a NaN is never beyond
             for row in wrong[:1]:
@@ -290,7 +291,8 @@ class LogitStore:
         """The largest difference that rounding alone makes between stored and exact logits `[B, K]`, per row: `[B]`."""
         return (ROUNDING[self.plan.precision] + DISK_ROUNDING[self.dtype]) * stored.abs().amax(dim=1)
 
-    def _run(self, model: nn.Module, images: Tensor) -> Tensor:
+    def recompute(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The model's logits for the images, `[B, K]`, in the precision of the stored ones. Raises MismatchError."""
         with inference(model) as device:
             images = images.to(device)
             with channels_last(model, images), precision_context(self.plan.precision, device):
@@ -353,7 +355,7 @@ def write_store(
                     "folder, or replace it by --overwrite (in Python overwrite=True)"
                 )
             return store
-        files.remove_files(folder, [*folder.glob(".shard-*.tmp"), *folder.glob(f".{INDEX}.*.tmp")])
+        files.remove_files(folder, [*files.temporary_files(folder, "shard-"), *files.temporary_files(folder, INDEX)])
         complete = {shard: _read_shard(folder, plan, shard) for shard in plan.shards}
         if missing := [shard for shard, record in complete.items() if record is None]:
             with closing(blocks_of(missing)) as blocks:

@@ -48,7 +48,7 @@ def size_bytes(value: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds in words. `duration(8.25) == "8.2 s"`, `duration(3723) == "1 h 02 min"`."""
     minutes, rest = divmod(round(seconds), 60)
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
@@ -71,9 +71,11 @@ def signed(value: float) -> str:
     return text if float(text) else text[1:]
 
 
-def sigma_words(sigma: float | Sequence[float]) -> str:
-    """A sigma or a range of sigma. `sigma_words([0.01, 1]) == "0.01..1"`."""
-    return f"{sigma[0]:g}..{sigma[1]:g}" if isinstance(sigma, Sequence) else f"{sigma:g}"
+def value_words(value: object) -> str:
+    """A setting in words, a range as `low..high`. `value_words([0.01, 1]) == "0.01..1"`."""
+    if isinstance(value, (list, tuple)):
+        return "..".join(map(value_words, value))
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def sentence(words: str) -> str:

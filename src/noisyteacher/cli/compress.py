@@ -115,7 +115,8 @@ def compress(
             from noisyteacher.pipeline.compression import resume_compress
 
             run = request.run(request.resume)
-            result = resume_compress(run, begun, watch, request.allow_import, request.jobs, started)
+            options = {"allow_import": request.allow_import, "jobs": request.jobs, "started": started}
+            result = resume_compress(run, on_run_created=begun, on_progress=watch, **options)
         _report(result, request)
     elif candidates is not None:
         _write_candidates(request, candidates)
@@ -258,15 +259,14 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
             request.refuse_beside("--resume")
             run = request.run(request.resume)
             device = str(run.config.get("config", {}).get("run", {}).get("device", "auto"))
-            start = partial(resume_single, run, kind, begun, watch)
+            start = partial(resume_single, run, kind)
         else:
             config = build_config(request.settings())
             device = config.run.device
             create = train_config if kind == "train" else partial(distil_config, store=store)
             start = partial(create, config, seed=request.seed or 0, command=command_line())
-            start = partial(start, on_run_created=begun, on_progress=watch)
         with process_group(device) as group:
-            trained = start()
+            trained = start(on_run_created=begun, on_progress=watch)
     if not group.leads:
         return
     result = trained.result

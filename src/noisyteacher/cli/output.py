@@ -227,17 +227,10 @@ def progress(quiet: bool = False, delay_s: float = 0.0, heavy: str = "noisyteach
         yield None
         return
     if "torch" not in sys.modules:
-        loading = display(0.0, LOG_INTERVAL_S)
-        try:
-            with stage(loading, "loading PyTorch"):
-                import_module(heavy)
-        finally:
-            loading.close()
-    shows = display(delay_s, LOG_INTERVAL_S)
-    try:
+        with contextlib.closing(display(0.0, LOG_INTERVAL_S)) as loading, stage(loading, "loading PyTorch"):
+            import_module(heavy)
+    with contextlib.closing(display(delay_s, LOG_INTERVAL_S)) as shows:
         yield shows
-    finally:
-        shows.close()
 
 
 class TerminatedError(BaseException):

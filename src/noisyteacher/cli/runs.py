@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,16 +50,18 @@ def runs_ls(
 
 
 def _error_of(run: Run) -> str:
-    """The test (else validation) error of a run, or of the best student of a compression; empty without one."""
+    """The test (else validation) error of a run, or of the best student of a compression; empty where none is known."""
     result = (run.result() if run.state == "done" else None) or {}
-    best = (result.get("best") or {}).get("run")
-    for condition in result.get("conditions", ()):
-        error = condition["scores"].get(result["role"], {}).get("error")
-        if error and best in condition["runs"]:
-            return f"{error['per_seed'][condition['runs'].index(best)]:.2f}"
-    scores = result.get("scores", {})
-    errors = [scores[split]["error"]["value"] for split in ("test", "val") if scores.get(split, {}).get("error")]
-    return f"{errors[0]:.2f}" if errors else ""
+    with suppress(KeyError, TypeError, AttributeError):  # a result of another version of this package
+        best = (result.get("best") or {}).get("run")
+        for condition in result.get("conditions", ()):
+            error = condition["scores"].get(result["role"], {}).get("error")
+            if error and best in condition["runs"]:
+                return f"{error['per_seed'][condition['runs'].index(best)]:.2f}"
+        scores = result.get("scores", {})
+        errors = [scores[split]["error"]["value"] for split in ("test", "val") if scores.get(split, {}).get("error")]
+        return f"{errors[0]:.2f}" if errors else ""
+    return ""
 
 
 @runs.command("show")

@@ -24,7 +24,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Views = Annotated[list[str], Field(min_length=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 
 Draw = Literal["batch", "row", "scalar"]
 Kind = Literal["multiplicative", "additive", "mix", "sampled"]
@@ -79,7 +79,7 @@ class TrainSettings(Settings):
     """Update rule: adam; adamw (decoupled weight decay); sgd with momentum; muon (orthogonalized momentum)."""
     lr: Positive = 1e-3
     """Base learning rate."""
-    momentum: Momentum | None = None
+    momentum: BelowOne | None = None
     """Momentum of sgd and muon (default 0.9); refused elsewhere, where it has no effect."""
     weight_decay: NotNegative = 0.0
     """L2 term of the update (decoupled with adamw and muon; with muon only on parameters of two or more dimensions)."""
@@ -164,7 +164,7 @@ class Data(Settings):
     """How images are brought to that size: squash the whole, or crop the largest centred window of that shape first."""
     grey: bool = False
     """Read the images of a folder as one channel."""
-    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    classes: Annotated[int, Field(ge=2, strict=True)] | list[str] | None = None
     """Number or names of the classes, for a folder of images without class folders: as many as the teacher has."""
     extra: bool = True
     """SVHN: train on its 531,131 extra images too, as the paper does."""
@@ -253,7 +253,7 @@ class Teacher(Recipe):
     with target.minutes what student.precision is."""
     label_noise: Share = 0.0
     """Share of the training labels that are replaced by another class where the teacher is trained."""
-    class_order: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    class_order: list[Annotated[int, Field(ge=0, strict=True)]] = field(default_factory=list)
     """Entry k is the trained teacher's output for class k of the data (empty: they have the same order)."""
     also: list[str] = field(default_factory=list)
     """Further teachers, each given or trained like the first; student.combine puts their logits together."""
@@ -277,7 +277,7 @@ class Student(Recipe):
     """Further numbers of the loss: beta and gamma of dist, alpha and beta of dkd, weighted (true: WTTM) of ttm."""
     loss_weight: Positive | Literal["auto"] = 1.0
     """Factor on the teacher's term; auto: what makes its initial gradient as large as that of soft targets at T = 4."""
-    label_weight: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    label_weight: BelowOne | Literal["auto"] = "auto"
     """Weight of the cross-entropy on labels; the rest is the teacher's. auto: 0.3, without labels 0; in compress 0.7 if
     the teacher has more than 75 % of the errors of a student on labels alone, where there is time for one."""
     combine: Literal["mean", "geometric", "pick", "pick-row"] = "mean"
@@ -469,8 +469,6 @@ class RunSettings(Settings):
     """Files to write of the student that is best on validation, each checked against torch."""
     checks: bool = True
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
-    tensorboard: bool = False
-    """The same as track = ["tensorboard"]."""
     track: list[Literal["tensorboard", "mlflow", "wandb"]] = field(default_factory=list)
     """Also record the metrics of every training there: as events in its run folder (needs the extra `track`), in MLflow
     (local unless a tracking URI is set), in Weights & Biases (offline unless WANDB_MODE or WANDB_API_KEY is set)."""

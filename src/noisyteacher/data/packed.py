@@ -143,7 +143,8 @@ def write_packed(
         with files.lock(out, wait=False):
             if (out / RECORD).exists():
                 raise UsageError(f"{out}: holds a packed data set already: remove it, or name a new folder")
-            files.remove_files(out, files.temporary_files(out))  # of a pack that was killed
+            killed = [file for name in (IMAGES, RECORD) for file in files.temporary_files(out, name)]
+            files.remove_files(out, killed)  # of a pack that was killed
             with files.replace_file(out / IMAGES, within=out) as stream:
                 shape, parts, left_out = _write_images(source, stream, out, resize, jobs, watch)
                 if left_out and not skip_corrupt:

@@ -37,6 +37,7 @@ from noisyteacher.data.images import (
 )
 from noisyteacher.data.packed import Packed, is_packed, write_packed
 from noisyteacher.data.split import MAX_CLASSES, ROLES, Splits, class_numbers, role_of
+from noisyteacher.device import check_count
 from noisyteacher.errors import DataError, DataWarning, UsageError
 from noisyteacher.progress import Watch
 from noisyteacher.text import few, size_bytes, unknown_name
@@ -109,8 +110,7 @@ def load_data(
             title = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
             raise UsageError(f"{option} has no effect on {title}: leave it out")
     for option, value in (("limit", limit), ("train_limit", train_limit)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UsageError(f"{option}={value!r}: expected a whole number of rows, at least 1, or None for all")
+        check_count(option, 1 if value is None else value)
     if name == "mnist-5k":
         splits = load_mnist5k()
     elif name is not None:
@@ -168,8 +168,7 @@ def pack_data(
     Raises DataError naming the images that cannot be read, WriteError when the disk refuses, UsageError.
     """
     resize, target = Resize.of(size, grey, fit), Path(out)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise UsageError(f"jobs={jobs!r}: expected a whole number of threads, at least 1")
+    check_count("jobs", jobs)
     if isinstance(source, (str, os.PathLike)):
         path = _existing_path(source)
         if is_packed(path):
@@ -360,13 +359,7 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         if len(source) != 3:
             raise UsageError(f"a tuple of {len(source)}: expected (train, val, test), or a dict with these names")
         source = dict(zip(ROLES, source, strict=True))
-    if not isinstance(source, Mapping):
-        source = {"all": source}
-    else:
-        by_role = {role: part for role in ROLES for key, part in source.items() if role_of(str(key)) == role}
-        if "train" not in by_role or len(by_role) < len(source):
-            raise UsageError(f"a dict with {list(source)}: expected train and, if there are any, val and test")
-        source = by_role
+    source = _by_role(source, "the dict") if isinstance(source, Mapping) else {"all": source}
     parts: list[Part] = []
     class_names: tuple[str, ...] = ()
     for role, dataset in source.items():
@@ -482,12 +475,7 @@ def hugging_face_source(source: Any) -> Source:
                 content.setdefault(re.split(r"[-_.]", path.name)[0], []).append(path)
             if not any(map(role_of, content)):
                 content = parquet_files(source)
-    by_role = {"all": content}
-    if isinstance(content, Mapping):
-        by_role = {role: part for role in ROLES for key, part in content.items() if role_of(str(key)) == role}
-        if "train" not in by_role or len(by_role) < len(content):
-            keys = few(list(map(str, content)))
-            raise UsageError(f"{name}: has the parts {keys}; expected train, at most one validation, at most one test")
+    by_role = _by_role(content, name) if isinstance(content, Mapping) else {"all": content}
     read = _read_dataset if kind == "datasets" else _read_parquet
     parts: list[Part] = []
     class_names: tuple[str, ...] = ()
@@ -502,8 +490,26 @@ def hugging_face_source(source: Any) -> Source:
     return _source(kind, name, parts, class_names)
 
 
+def _by_role(parts: Mapping[Any, Any], title: str) -> dict[str, Any]:
+    """The parts by role, in its order. Raises UsageError without a train part, and for one whose name is no role."""
+    by_role = {role: part for role in ROLES for key, part in parts.items() if role_of(str(key)) == role}
+    if "train" not in by_role or len(by_role) < len(parts):
+        keys = few(list(map(str, parts)))
+        raise UsageError(f"{title}: has the parts {keys}; expected train, at most one validation, at most one test")
+    return by_role
+
+
 _Column = tuple[int, NDArray[Any] | None, Iterable[Any], tuple[str, ...]]
 """The number of rows, class numbers or None, the cells of the images, and class names where there are some."""
+
+
+@contextmanager
+def _readable(title: str, kind: str) -> Iterator[None]:
+    """Inside, what pyarrow raises for files that it cannot read is a DataError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # what pyarrow's errors derive from
+        raise DataError(f"{title}: not {kind}: {error}") from error
 
 
 def _read_dataset(dataset: Any, title: str) -> _Column:
@@ -512,34 +518,33 @@ def _read_dataset(dataset: Any, title: str) -> _Column:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "features"):
         raise UsageError(f"{title}: a {type(dataset).__name__} cannot be indexed: load it without streaming")
     image, label, names = _columns(dataset.features, title)
-    numbers = None
+    numbers, kind = None, "a data set whose files can be read"
+
+    def cells() -> Iterator[Any]:
+        with _readable(title, kind):
+            encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+            for start in range(0, len(dataset), _READ_AHEAD):
+                yield from encoded[start : start + _READ_AHEAD][image]
+
     if label is not None:
-        numbers = dataset.select_columns([label]).with_format("arrow")[:][label].to_numpy()
-    encoded = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
-    starts = range(0, len(dataset), _READ_AHEAD)
-    cells = (cell for start in starts for cell in encoded[start : start + _READ_AHEAD][image])
-    return len(dataset), numbers, cells, names
+        with _readable(title, kind):
+            numbers = dataset.select_columns([label]).with_format("arrow")[:][label].to_numpy()
+    return len(dataset), numbers, cells(), names
 
 
 def _read_parquet(paths: list[Path], title: str) -> _Column:
     import datasets
     import pyarrow.parquet as pq
 
-    @contextmanager
-    def readable() -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, KeyError) as error:  # what pyarrow's errors derive from
-            names = few([path.name for path in paths], 3)
-            raise DataError(f"{title}: not a readable parquet file ({names}): {error}") from error
+    file = f"a readable parquet file ({few([path.name for path in paths], 3)})"
 
     def cells() -> Iterator[Any]:
-        with readable():
+        with _readable(title, file):
             for path in paths:
                 for batch in pq.ParquetFile(path).iter_batches(_READ_AHEAD, columns=[image]):
                     yield from batch[image].to_pylist()
 
-    with readable():
+    with _readable(title, file):
         image, label, names = _columns(datasets.Features.from_arrow_schema(pq.read_schema(paths[0])), title)
         rows = sum(pq.read_metadata(path).num_rows for path in paths)
         numbers = None

@@ -64,14 +64,12 @@ class Split:
         title = f"{self.name} ({self.role})"
         if self.role not in ROLES:
             raise DataError(f"{self.name}: role {self.role!r} is none of {', '.join(ROLES)}")
-        for name, tensor, dtype, shape in (
-            ("images", self.images, torch.uint8, "[M, C, H, W]"),
-            ("index", self.index, torch.int64, "[N]"),
-            ("labels", self.labels, torch.int64, "[N]"),
+        for name, tensor, dtype, dims, shape in (
+            ("images", self.images, torch.uint8, 4, "[M, C, H, W]"),
+            ("index", self.index, torch.int64, 1, "[N]"),
+            ("labels", self.labels, torch.int64, 1, "[N]"),
         ):
-            if tensor is not None and (
-                tensor.dtype != dtype or tensor.ndim != len(shape.split(",")) or not tensor.numel()
-            ):
+            if tensor is not None and (tensor.dtype != dtype or tensor.ndim != dims or not tensor.numel()):
                 kind = f"{tensor.dtype} {list(tensor.shape)}"
                 raise DataError(f"{title}: {name}: {kind}; expected {dtype} {shape}, not empty")
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):

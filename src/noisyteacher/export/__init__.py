@@ -11,7 +11,6 @@ from noisyteacher.export.exporting import check_packages as check_packages
 from noisyteacher.export.exporting import export as export
 from noisyteacher.export.exporting import export_all as export_all
 from noisyteacher.export.exporting import write_unchecked as write_unchecked
-from noisyteacher.export.hub import from_pretrained as from_pretrained
 from noisyteacher.export.outcome import Exported as Exported
 from noisyteacher.export.outcome import notes as notes
 from noisyteacher.export.outcome import table as table

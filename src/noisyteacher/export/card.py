@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -16,7 +16,7 @@ from noisyteacher.export.outcome import Exported, table
 from noisyteacher.measure import Costs
 from noisyteacher.models import HUB_WEIGHTS, Classifier
 from noisyteacher.stats import binomial_interval
-from noisyteacher.text import count, duration, escaped, few, sentence, sigma_words, size_bytes
+from noisyteacher.text import count, duration, escaped, few, sentence, size_bytes, value_words
 
 PREDICT, BENCH = "predict.py", "bench.py"
 ON_THE_HUB = {
@@ -29,12 +29,10 @@ ON_THE_HUB = {
 KEYS = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "momentum", "views", "precision", "seed")
 """Settings of a training that a card lists."""
 SCORES = (("accuracy", ".2f"), ("nll", ".4g"), ("ece", ".2f"), ("agreement", ".2f"))
-Loader = Literal["from_pretrained", "load_model"]
-"""What loads the folder that a card is in: that of the hub, or a compression's `best`."""
 Record = Mapping[str, Any]
 FILES = FileSystemLoader(Path(__file__).with_name("templates"))
 TEMPLATES = Environment(loader=FILES, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-TEMPLATES.filters.update(size=size_bytes, count=count, duration=duration, sigma=sigma_words)
+TEMPLATES.filters.update(size=size_bytes, count=count, duration=duration, sigma=value_words)
 TEMPLATES.filters["md"] = lambda value: escaped(str(value))
 
 
@@ -63,7 +61,6 @@ def card(
     provenance: Provenance | None = None,
     licence: str | None = None,
     *,
-    loader: Loader = "from_pretrained",
     caveats: Sequence[str] = (),
 ) -> str:
     """The card of a model in Markdown: origin, data, recipe, numbers, costs, formats, use, limits.
@@ -78,13 +75,12 @@ def card(
         files=files,
         costs=costs,
         provenance=provenance,
-        loader=loader,
         table=table(files),
         licence=licence or provenance.licence,
         caveats=[sentence(caveat) for caveat in caveats],
         hub_data=ON_THE_HUB.get(data.name),
         objective=settings.get("objective") or {},
-        class_names=few(data.class_names, 20 if loader == "from_pretrained" else 1000),
+        class_names=few(data.class_names, 1000),
         shape=model.input_shape or data.input_shape,
         recipe=", ".join(f"{key} {_short(settings[key])}" for key in KEYS if settings.get(key) is not None),
         score_rows=[_score_row(role, scores) for role, scores in provenance.scores.items()],

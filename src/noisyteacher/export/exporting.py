@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from noisyteacher import bench
 from noisyteacher.bench import SIDECAR, load_onnx, load_pte, load_tflite
 from noisyteacher.data import Split, load_data
-from noisyteacher.device import check_threads, cpu_threads, inference
+from noisyteacher.device import check_count, check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.export.hub import check_rebuildable, run_hub, write_hub
 from noisyteacher.export.litert import write_tflite
@@ -207,8 +207,7 @@ def export_all(
             raise UsageError(f"{path}: a link, which is not written through: remove it, or name another folder")
     if on_failure is None:
         check_formats(list(paths), classifier)
-    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
-        raise UsageError(f"runs {runs!r}: it must be a whole number of 1 or more")
+    check_count("runs", runs)
     threads = torch.get_num_threads() if threads is None else check_threads(threads)
     class_names = [str(number) for number in range(classifier.classes)] if splits is None else splits.class_names
     int8 = any(FORMATS[name].precision == "int8" for name in paths)

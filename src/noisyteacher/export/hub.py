@@ -1,18 +1,17 @@
-"""A folder for the Hugging Face hub, weights and config, and the way back from it to a model."""
+"""A folder for the Hugging Face hub, weights and config, which `load_model` reads again."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from noisyteacher.errors import DataError, FileFormatError, UsageError
+from noisyteacher.errors import UsageError
 from noisyteacher.export.tracing import INPUT_FORMAT, Runner
-from noisyteacher.io.files import read_json, write_json
+from noisyteacher.io.files import write_json
 from noisyteacher.models import (
     HUB_WEIGHTS,
     ONNX,
@@ -21,27 +20,11 @@ from noisyteacher.models import (
     first_origin,
     is_preprocess,
     load_model,
-    model_record,
     save_model,
 )
 
 CONFIG, KIND, SCHEMA = "config.json", "hub-config", 1
 CARD = "README.md"
-
-
-def from_pretrained(folder: str | os.PathLike[str], *, allow_import: bool = False) -> Classifier:
-    """The Classifier in a folder that `export` wrote for the hub, on the CPU and in eval mode, with identical weights.
-
-    The folder is on this machine; nothing is downloaded. `allow_import` as in `load_model`. Raises DataError without
-    the folder, FileFormatError when a file in it is missing or damaged, or the two do not belong together.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder: fetch the repository first (hf download NAME --local-dir FOLDER)")
-    config = read_json(path / CONFIG, KIND, SCHEMA)
-    if config.get("architecture") != model_record(path / HUB_WEIGHTS).get("architecture"):
-        raise FileFormatError(f"{path / CONFIG}: describes another model than {HUB_WEIGHTS} beside it holds")
-    return load_model(path / HUB_WEIGHTS, allow_import=allow_import)
 
 
 def way_to_load(architecture: Mapping[str, Any]) -> Literal["name", "import", "module"]:
@@ -58,7 +41,7 @@ def way_to_load(architecture: Mapping[str, Any]) -> Literal["name", "import", "m
 
 
 def check_rebuildable(model: Classifier) -> None:
-    """Raises UsageError when the model cannot be built again from its name, as `from_pretrained` must."""
+    """Raises UsageError when the model cannot be built again from its name, as `load_model` must."""
     if way_to_load(model.architecture) == "module":
         raise UsageError(
             f"hub: {model.name!r} with preprocessing {model.architecture['preprocess']!r} cannot be built again from "
@@ -87,5 +70,5 @@ def write_hub(
 
 @contextlib.contextmanager
 def run_hub(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the folder: the model of `from_pretrained`, on torch's own threads."""
-    yield from_pretrained(path, allow_import=True)  # a factory has just made the model that was written
+    """Yield a runner of the folder: the model that `load_model` reads, on torch's own threads."""
+    yield load_model(path, allow_import=True)  # a factory has just made the model that was written

@@ -135,9 +135,9 @@ def write_bytes(path: StrPath, data: bytes, within: Path | None = None) -> None:
         stream.write(data)
 
 
-def temporary_files(folder: Path) -> list[Path]:
-    """The files in the folder that `replace_file` was writing, or that a killed process left."""
-    return list(folder.glob(".*.tmp"))
+def temporary_files(folder: Path, name: str = "") -> list[Path]:
+    """What `replace_file` was writing in the folder to files whose names begin so, or a killed process left of it."""
+    return list(folder.glob(f".{name}*.tmp"))
 
 
 def remove_files(folder: Path, files: Iterable[Path]) -> None:

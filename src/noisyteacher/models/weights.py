@@ -111,9 +111,10 @@ def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str,
 def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """The Classifier in a file, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
-    `path` is a weights file, or `pretrained:NAME` for a model that comes with the package (`pretrained()` lists them).
-    A model from `"pkg.module:factory"` is rebuilt by importing and calling that, only with `allow_import=True`. Nothing
-    is downloaded. Raises FileFormatError naming the file when it is damaged or does not fit its architecture, and
+    `path` is a weights file, a folder that was exported for the hub, or `pretrained:NAME` for a model that comes with
+    the package (`pretrained()` lists them). A model from `"pkg.module:factory"` is rebuilt by importing and calling
+    that, only with `allow_import=True`. Nothing is downloaded: fetch a repository first (`hf download NAME --local-dir
+    FOLDER`). Raises FileFormatError naming the file when it is damaged or does not fit its architecture, and
     UsageError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
     """
     path = weights_file(path)

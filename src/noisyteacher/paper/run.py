@@ -11,7 +11,7 @@ from typing import Any
 
 from noisyteacher import stats
 from noisyteacher.config import build_config, describe, put
-from noisyteacher.device import AUTO, PRECISIONS
+from noisyteacher.device import AUTO, PRECISIONS, check_count
 from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
@@ -87,7 +87,7 @@ def run_paper(
     begun: Callable[[Run], None] | None = None,
     watch: Watch | None = None,
 ) -> PaperResult:
-    """Run `table1` ... `table6`, `fig2`, `fig3` or `section5.4` and keep it in a run folder of kind `paper`.
+    """Run an experiment (`table1`, ...) or a study (`why`, ...) and keep it in a run folder of kind `paper`.
 
     budget: `quick`, `standard` or `full`. teacher: a trained one (run folder, weights file or pretrained:NAME) for the
     experiment's first teacher; otherwise it is trained once and kept for the other experiments in the same
@@ -98,8 +98,7 @@ def run_paper(
     """
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"seeds={seeds}: expected 1 or more")
+    check_count("seeds", 1 if seeds is None else seeds)
     check_workers(jobs, stack, scheduler)
     if name in STUDIES:
         unused = {

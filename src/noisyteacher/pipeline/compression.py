@@ -17,7 +17,7 @@ from torch import nn
 from noisyteacher import bench
 from noisyteacher.config import Config, Teacher, TrainSettings, Values, build_config, describe
 from noisyteacher.data import Splits, expand_views, load_data
-from noisyteacher.device import cpu_threads, resolve_device
+from noisyteacher.device import AUTO, check_count, cpu_threads, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
@@ -37,7 +37,7 @@ from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_f
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.plan import measure_speeds, outline
 from noisyteacher.pipeline.pretrained import build_network, display_name
-from noisyteacher.pipeline.resolve import AUTO, LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, with_epochs
+from noisyteacher.pipeline.resolve import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
 from noisyteacher.pipeline.search import (
     StudentSearch,
@@ -76,7 +76,6 @@ def compress(
     output_dir: str | os.PathLike[str] = "runs",
     run: str | os.PathLike[str] | None = None,
     device: str = "auto",
-    tensorboard: bool = False,
     track: Sequence[str] = (),
     allow_import: bool = False,
     checks: bool = True,
@@ -117,7 +116,7 @@ def compress(
         "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
     }
     settings["student"] |= {name: value for name, value in distillation.items() if value is not None}
-    settings["run"] |= {"tensorboard": tensorboard, "track": list(track), "export": list(export), "checks": checks}
+    settings["run"] |= {"track": list(track), "export": list(export), "checks": checks}
     for part in ("teacher", "student"):
         if isinstance(views := settings[part].get("views"), str):
             settings[part]["views"] = views.split(",")
@@ -186,31 +185,18 @@ def compress_config(
         )
 
 
-def resume_compress(
-    run: Run,
-    on_run_created: Callable[[Run], None] | None = None,
-    on_progress: Watch | None = None,
-    allow_import: bool = False,
-    jobs: int = 1,
-    started: float | None = None,
-) -> Result:
-    """Resume an interrupted compression with the settings of its own config.json; a finished run is only read."""
+def resume_compress(run: Run, **options: Any) -> Result:
+    """Resume an interrupted compression with the settings of its own config.json; a finished run is only read.
+
+    options: as those of `compress_config`.
+    """
     if run.info["kind"] != "compress":
         raise UsageError(f"{run.path}: a {run.info['kind']} run, not a compression: nothing to resume here")
     if run.config.get("call") == "python":
         raise UsageError(f"{run.path}: was started in Python: call compress(..., run={str(run.path)!r}) there again")
     if (result := run.result()) is not None:
         return Result.read(run.path, result)
-    config = build_config(run.config, unused_noise=True)
-    return compress_config(
-        config,
-        run=run,
-        on_run_created=on_run_created,
-        on_progress=on_progress,
-        allow_import=allow_import,
-        jobs=jobs,
-        started=started,
-    )
+    return compress_config(build_config(run.config, unused_noise=True), run=run, **options)
 
 
 def _compress_in_run(
@@ -232,8 +218,7 @@ def _compress_in_run(
 
     record: what config.json holds beside or in place of the settings. started: the time of CLOCK when it was called.
     """
-    if jobs < 1:
-        raise UsageError(f"jobs={jobs}: expected 1 or more processes")
+    check_count("jobs", jobs)
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
     if folder is not None and is_run(folder):

@@ -20,7 +20,7 @@ from noisyteacher.pipeline.fairness import regime_words
 from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences
 from noisyteacher.runs import Run
 from noisyteacher.tables import Table
-from noisyteacher.text import SPLIT_NAMES, duration, plural, sentence, sigma_words, size_bytes
+from noisyteacher.text import SPLIT_NAMES, duration, plural, sentence, size_bytes, value_words
 
 REPORT = "report.html"
 HANDED_OVER = "handed over"
@@ -299,7 +299,7 @@ def _verdict(result: Result, noisy: Condition, several: bool) -> Verdict:
         words = "nothing can be said of the noise: no clean student was trained beside the noisy student"
         return Verdict("no evidence", words, noisy.name)
     usual = {"kind": "multiplicative", "target": "teacher", "draws": 1}
-    strength = [f"sigma {sigma_words(result.noise['sigma'])}", f"alpha {result.noise['alpha']:g}"]
+    strength = [f"sigma {value_words(result.noise['sigma'])}", f"alpha {result.noise['alpha']:g}"]
     strength += [f"{key} {setting}" for key in usual if (setting := result.noise.get(key, usual[key])) != usual[key]]
     what = f"noise of {', '.join(strength)}"
     unit = f"points of {SPLIT_NAMES[result.role]} {result.scored}"
@@ -341,7 +341,7 @@ def choice_table(choice: Json | None) -> Table | None:
     for number, trial in enumerate(choice["candidates"]):
         is_best = {key: trial[key] for key in keys} in best
         strong |= {number} if is_best else set()
-        noise = (sigma_words(trial["sigma"]), f"{trial['alpha']:g}") if trial["sigma"] else ("clean", "")
+        noise = (value_words(trial["sigma"]), f"{trial['alpha']:g}") if trial["sigma"] else ("clean", "")
         recipe = (f"{trial[key]:g}" for key in keys[2:])
         by_seed = ", ".join(f"{error:.2f}" for error in trial["val_error_%"])
         mark = f"best {'noisy' if trial['sigma'] else 'clean'}" if is_best else ""

@@ -141,9 +141,8 @@ def write_best(
     failed: dict[str, NoisyTeacherError] = {}
     try:
         if formats:
-            on_progress = None if watch is None else lambda _, done, total, note: watch(title, done, total, note)
             options: Json = {"on_failure": failed.__setitem__, "twin": twin}
-            files = ship(best.model, data, folder, formats, provenance, on_progress, **options)
+            files = ship(best.model, data, folder, formats, provenance, watch, title, **options)
     except WriteError:
         raise
     except NoisyTeacherError as error:  # of no format in particular: the students are trained all the same
@@ -151,7 +150,7 @@ def write_best(
     if any(file.format == "onnx" for file in files):
         script = predict_script(data.class_names, data.input_shape, data.fit)
         write_bytes(folder / PREDICT, script.encode(), within=folder)
-    _write_card(folder, best.model, data, files, provenance, loader="load_model", caveats=caveats)
+    _write_card(folder, best.model, data, files, provenance, caveats=caveats)
     records = [file.describe() | {"path": os.path.relpath(file.path, run.path)} for file in files]
     return records, {name: str(error) for name, error in failed.items()}
 
@@ -163,6 +162,7 @@ def ship(
     formats: Sequence[str],
     provenance: Provenance | None = None,
     on_progress: Watch | None = None,
+    title: str = "export",
     *,
     licence: str | None = None,
     caveats: Sequence[str] = (),
@@ -181,7 +181,7 @@ def ship(
         suffix = "" if FORMATS[name].precision == "fp32" else f"-{FORMATS[name].precision}"
         paths[name] = target / (HUB if name == HUB else f"model{suffix}.{FORMATS[name].kind}")
     if on_progress is not None:
-        options["progress"] = partial(on_progress, "export")
+        options["progress"] = partial(on_progress, title)
     files = export_all(model, paths, data=data, **options)
     if any(file.format != HUB for file in files):
         write_bytes(target / BENCH, Path(bench.__file__).read_bytes())

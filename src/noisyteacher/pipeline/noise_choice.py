@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Literal
 
 from noisyteacher.config import Student
+from noisyteacher.device import AUTO
 from noisyteacher.errors import TrainingError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.noise import Noise
@@ -22,9 +23,9 @@ from noisyteacher.pipeline.experiment import (
     train_ahead,
     train_student,
 )
-from noisyteacher.pipeline.resolve import AUTO, fit_options, with_epochs
+from noisyteacher.pipeline.resolve import fit_options, with_epochs
 from noisyteacher.pipeline.timing import StageTitles
-from noisyteacher.text import plural, sigma_words
+from noisyteacher.text import plural, value_words
 
 PILOT_SEED = 100
 """The first seed of the trials: students that are compared have seeds 0, 1, ..."""
@@ -49,7 +50,7 @@ class NoiseTrial:
     def words(self) -> str:
         """`sigma 0.9, alpha 0.5, lr 0.03, weight decay 0.01`."""
         noise = self.noise
-        noise_words = "clean" if noise is None else f"sigma {sigma_words(noise.sigma)}, alpha {noise.alpha:g}"
+        noise_words = "clean" if noise is None else f"sigma {value_words(noise.sigma)}, alpha {noise.alpha:g}"
         return f"{noise_words}, {recipe_words(self.recipe)}"
 
     def describe(self) -> Json:

@@ -15,7 +15,7 @@ from noisyteacher import models
 from noisyteacher.config import Config, Teacher
 from noisyteacher.data import DATASETS, Batch, Split, Splits, epoch_batches, expand_views
 from noisyteacher.data.sources import FILES
-from noisyteacher.device import channels_last, check_threads, inference, precision_context, resolve_device
+from noisyteacher.device import AUTO, check_threads, inference, resolve_device
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.evaluate import answers_of, predict
 from noisyteacher.io.files import Json
@@ -24,7 +24,7 @@ from noisyteacher.objectives import Distillation
 from noisyteacher.pipeline.class_order import Check, check_class_assignment, check_class_names
 from noisyteacher.pipeline.experiment import Experiment, Logits, TrainedModel
 from noisyteacher.pipeline.pretrained import class_names_of, is_model_path
-from noisyteacher.pipeline.resolve import AUTO, fit_options
+from noisyteacher.pipeline.resolve import fit_options
 from noisyteacher.rng import seeded
 from noisyteacher.stats import LEVEL, discordant_p
 from noisyteacher.store import LogitStore
@@ -159,10 +159,7 @@ def check_stored_logits(teacher: nn.Module, split: Split, store: LogitStore) -> 
     """Whether a few stored logits are what the teacher computes now, within 1e-3 of the largest logit, and rounding."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).long()
     view = store.views[-1]
-    with inference(models.as_classifier(teacher)) as device:
-        images = split.images_at(rows, view).to(device)
-        with channels_last(teacher, images), precision_context(store.plan.precision, device):
-            live = teacher(images).float().cpu()
+    live = store.recompute(models.as_classifier(teacher), split.images_at(rows, view))
     stored = store.logits(view, rows)
     difference, size = float((live - stored).abs().max()), float(stored.abs().max())
     message = (

@@ -375,7 +375,7 @@ def data_settings_of(where: StrPath) -> Json | None:
 def fit_of(where: StrPath) -> str:
     """How images are brought to the size of the model at this path, `crop` or `squash`, by its run or file."""
     run, file = run_of(where), weights_of(where)
-    record = None if run is None else run.result()
+    record = None if run is None else {**(run.config.get("data") or {}), **(run.result() or {})}
     if run is None and file.suffix == ".safetensors":
         record = model_record(file).get("data") or _hub_config(file)
     return str((record or {}).get("fit", "squash"))

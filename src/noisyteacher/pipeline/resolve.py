@@ -11,7 +11,7 @@ from torch import nn
 
 from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error
 from noisyteacher.data import Splits, expand_views, load_data
-from noisyteacher.device import resolve_device, resolve_precision
+from noisyteacher.device import AUTO, resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
 from noisyteacher.errors import UsageError
 from noisyteacher.measure import measure
@@ -22,7 +22,6 @@ from noisyteacher.progress import Watch, stage
 from noisyteacher.train.optim import preferred_optimizer
 from noisyteacher.train.state import length_in_epochs
 
-AUTO = "auto"
 DEFAULT_LIMIT = "4x"
 """The limit on a chosen student's multiplications where nothing limits its costs."""
 PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
@@ -173,8 +172,8 @@ def fit_options(recipe: Recipe, model: nn.Module, data: Splits) -> Values:
             raise config_error(["decay_biases: false has no effect: optimizer auto is muon for this network"])
     if recipe.lr == AUTO:
         options["lr"] = _learning_rate(model)
-        measured = (options["lr"], options["optimizer"], recipe.batch_size) == (LR, "muon", AUTO)
-        if measured:
+        may_grow = (options["lr"], options["optimizer"], recipe.batch_size) == (LR, "muon", AUTO)
+        if may_grow:
             larger = (pair for images, pair in LARGER_BATCHES.items() if len(data.train) >= images)
             size, options["lr"] = next(larger, (BATCH, LR))
     return {**options, "batch_size": size, "views": tuple(recipe.views)}

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from noisyteacher.config import PRESETS, Config, Recipe, build_config, describe
 from noisyteacher.data import Splits, expand_views
-from noisyteacher.device import cpu_threads, resolve_device
+from noisyteacher.device import AUTO, cpu_threads, resolve_device
 from noisyteacher.distributed import on_rank_zero, restarts
 from noisyteacher.errors import FileFormatError, UsageError
 from noisyteacher.extract import extract
@@ -129,7 +129,7 @@ def distil_config(
     resolve.require_student(config)
     with cpu_threads(config.run.threads):
         data, logits = resolve.load_config_data(config, on_progress), LogitStore.open(store)
-        if config.student.views == [resolve.AUTO]:  # the views whose logits are stored
+        if config.student.views == [AUTO]:  # the views whose logits are stored
             config = replace(config, student=replace(config.student, views=list(logits.views)))
         config = resolve.resolve_auto(config, data)
         student = config.student
@@ -174,10 +174,11 @@ def distil_config(
         return _train_network(experiment, model, objective, student, seed, extra)
 
 
-def resume_single(
-    run: Run, kind: str, on_run_created: RunCreated | None = None, on_progress: Watch | None = None
-) -> TrainedModel:
-    """Resume an interrupted run of this kind, `train` or `distil`, with the settings of its own config.json."""
+def resume_single(run: Run, kind: str, **options: Any) -> TrainedModel:
+    """Resume an interrupted run of this kind, `train` or `distil`, with the settings of its own config.json.
+
+    options: `on_run_created` and `on_progress` of `train_config` and `distil_config`.
+    """
     actual, settings = run.info["kind"], run.config
     if "config" not in settings or actual not in ("train", "distil"):
         raise UsageError(f"{run.path}: a {actual} run that cannot be resumed alone: resume the run it belongs to")
@@ -185,9 +186,8 @@ def resume_single(
         raise UsageError(f"{run.path}: a {actual} run, not a {kind} run: resume it by {actual} --resume")
     config, seed = build_config(settings["config"], unused_noise=True), settings["seed"]
     if kind == "train":
-        return train_config(config, seed=seed, run=run, on_run_created=on_run_created, on_progress=on_progress)
-    store = settings["store"]
-    return distil_config(config, store, seed=seed, run=run, on_run_created=on_run_created, on_progress=on_progress)
+        return train_config(config, seed=seed, run=run, **options)
+    return distil_config(config, settings["store"], seed=seed, run=run, **options)
 
 
 def _train_network(

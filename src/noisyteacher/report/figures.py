@@ -22,9 +22,9 @@ import numpy as np
 from noisyteacher.io.files import Json
 from noisyteacher.paper.reference import PAPERS_SETTINGS, Curve, matching_curves
 from noisyteacher.pipeline.results import COSTS, Condition, Difference, Estimate, PaperRow
-from noisyteacher.report.study import Study, latency_conditions, network, setting
+from noisyteacher.report.study import Study, latency_conditions, network
 from noisyteacher.runs import by_name
-from noisyteacher.text import SPLIT_NAMES, flat, plural, printable
+from noisyteacher.text import SPLIT_NAMES, flat, plural, printable, value_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ COST_AXES = {
 }
 OF_THE_MACHINE = (
     *("run.output_dir", "data.root", "run.device", "run.threads"),
-    *("run.tensorboard", "run.track", "run.profile"),
+    *("run.track", "run.profile"),
 )
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
 MIN_ROWS = 10
@@ -142,7 +142,7 @@ def groups(studies: Sequence[Study], tags: Sequence[str]) -> list[Group]:
             present = [(row.kind, row.settings) for row in rows]
             rows += [row for row in result.conditions if (row.kind, row.settings) not in present]
         for family in result.families:
-            words = [f"{key.rpartition('.')[2]} {setting(value)}" for key, value in family.settings.items()]
+            words = [f"{key.rpartition('.')[2]} {value_words(value)}" for key, value in family.settings.items()]
             title = (", ".join(words) or family.name) if len(result.families) > 1 else ""
             names = (family.clean, family.labels, *family.noisy)
             members = [row for row in result.conditions if row.name in names]
@@ -180,7 +180,7 @@ def along(group: Group, axis: str, role: str) -> Figure | None:
             # Curves are moved aside a little, so that their intervals do not cover each other.
             shift = 0.012 * (number - (len(curves) - 1) / 2) * (series.points[-1][0] - series.points[0][0])
             x, errors = [point[0] + shift for point in series.points], [point[1] for point in series.points]
-            words = ", ".join(f"{key[6:]} {setting(series.settings.get(key))}" for key in varying)
+            words = ", ".join(f"{key[6:]} {value_words(series.settings.get(key))}" for key in varying)
             marker, label = MARKERS[number % len(MARKERS)], printable(words or "noisy teacher", 34)
             _plot(axes, x, errors, color=colour, marker=marker, label=label, zorder=3)
             chosen = [number for number, point in enumerate(series.points) if study.is_chosen(point[2])]
@@ -199,7 +199,7 @@ def along(group: Group, axis: str, role: str) -> Figure | None:
         _label(canvas, axes, x_label, f"{split} error (%)")
 
     seeds = [error.n for _, error, _ in points]
-    fixed = dict.fromkeys(setting(series.settings.get(other)) for series in curves)
+    fixed = dict.fromkeys(value_words(series.settings.get(other)) for series in curves)
     caption = (
         f"{split.capitalize()} error against {axis}{group.title and f', {group.title}'}: {student or 'student'} from "
         f"{teacher or 'teacher'}, {data}, {f'n = {n:,} images, ' if n else ''}{_seeds(seeds)}, {other[6:]} "

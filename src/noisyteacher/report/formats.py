@@ -13,8 +13,8 @@ from noisyteacher.pipeline.compression_result import choice_table
 from noisyteacher.pipeline.results import COSTS, Condition
 from noisyteacher.report import tables
 from noisyteacher.report.page import page
-from noisyteacher.report.study import Study, heading, setting, tagged, verdict_text
-from noisyteacher.text import escaped, harmless
+from noisyteacher.report.study import Study, heading, tagged, verdict_text
+from noisyteacher.text import escaped, harmless, value_words
 
 SCHEMA = 2
 NOISE = ("sigma", "alpha", "draw", "kind", "distribution", "target", "frozen", "schedule", "until", "draws")
@@ -114,7 +114,7 @@ def _row(study: Study, row: Condition) -> Json:
         "p": gap and gap.corrected,
         "comparisons": gap and gap.comparisons,
         **means,
-        **{f"noise_{name}": setting(value) if isinstance(value, list) else value for name, value in noise.items()},
+        **{f"noise_{name}": value_words(value) if isinstance(value, list) else value for name, value in noise.items()},
         **{name: int(cost) if cost is not None and cost == int(cost) else cost for name, cost in costs.items()},
         "training_s": sum(row.seconds) / len(row.seconds) if row.seconds else None,
         "chosen": study.is_chosen(row) if row.name else None,

@@ -177,13 +177,6 @@ def tagged(studies: Sequence[Study]) -> list[str]:
     return [chr(65 + number) if number < 26 else str(number + 1) for number in range(len(studies))]
 
 
-def setting(value: object) -> str:
-    """A setting in words: a range as `low..high`."""
-    if isinstance(value, (list, tuple)):
-        return "..".join(map(setting, value))
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
 def latency_conditions(row: Condition) -> str:
     """How the latency was measured; "" where it was not."""
     latency = row.costs.latency_ms if row.costs is not None else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from noisyteacher.pipeline.results import Condition, Family, RunResult, Trend, Verdict, differences, p_note
-from noisyteacher.stats import allowed, evidence, mean_interval, outcome, trend
+from noisyteacher.stats import allowed, evidence, outcome, trend
 from noisyteacher.sweep.spec import varies_noise
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, plural, signed
@@ -230,7 +231,8 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
         prefers_clean = "; validation prefers the clean student to all of them"
         basis += prefers_clean if len(lowest) == 1 else "; on validation the clean student is level with the best"
     shared = _shared_seeds(scored, common)
-    if shared != set(common or ()).union(*(() if common else member.seeds for member in scored)):
+    expected = set(common) if common else {seed for member in scored for seed in member.seeds}
+    if shared != expected:
         over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
         basis += f"; some seeds are missing: validation is compared over {over}"
     return Verdict(word, f"{claim}: {condition.title}{prefers} gives {basis}", condition.name)
@@ -280,7 +282,7 @@ def _means(conditions: Sequence[Condition], role: str, common: range | None = No
         error = condition.score(role)
         assert error is not None
         values = [value for seed, value in zip(condition.seeds, error.per_seed, strict=True) if seed in shared]
-        means[condition.name] = mean_interval(values or error.per_seed).mean
+        means[condition.name] = fmean(values or error.per_seed)
     return means
 
 

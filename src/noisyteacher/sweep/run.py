@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import Values
-from noisyteacher.device import cpu_threads
+from noisyteacher.device import check_count, cpu_threads
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import write_json
 from noisyteacher.measure import Costs, measure
@@ -32,7 +32,7 @@ CONDITIONS, KIND, SCHEMA = "conditions.json", "sweep-conditions", 2
 
 
 @dataclass(frozen=True)
-class Teacher:
+class PreparedTeacher:
     """A teacher of a sweep whose training is done, and the conditions that learn from it."""
 
     run: Run
@@ -41,7 +41,6 @@ class Teacher:
     data: str
     n: dict[str, int] = field(default_factory=dict)
     """Images by role."""
-    input_shape: tuple[int, ...] = ()
     stores: Mapping[str, str] = field(default_factory=dict)
     """Folders of its logits by role, relative to the sweep's."""
     checks: Sequence[Values] = ()
@@ -106,8 +105,8 @@ def sweep(
 
 def check_workers(jobs: int, stack: int, scheduler: str | None, executor: MakeExecutor | None = None) -> None:
     """Raises UsageError for numbers below 1, and for more than one way of training many students."""
-    if jobs < 1 or stack < 1:
-        raise UsageError(f"jobs={jobs}, stack={stack}: expected 1 or more processes, and students at once")
+    check_count("jobs", jobs)
+    check_count("stack", stack)
     if (jobs > 1) + (stack > 1) + (scheduler is not None) + (executor is not None) > 1:
         raise UsageError("jobs, stack, scheduler, executor: use only one of them")
 
@@ -133,7 +132,7 @@ def partial_result(run: Run) -> SweepResult:
         if name in names and child.state == "failed"
     }
     teachers = [
-        Teacher(children[name], results[name], members, children[name].config["data"]["name"])
+        PreparedTeacher(children[name], results[name], members, children[name].config["data"]["name"])
         for name, members in spec.by_teacher().items()
         if name in results
     ]
@@ -206,7 +205,7 @@ def _run(
     return result
 
 
-def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher]:
+def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[PreparedTeacher]:
     """Every teacher, trained or loaded, with its logits stored."""
     groups = spec.by_teacher()
     for number, (name, members) in enumerate(groups.items(), 1):
@@ -230,13 +229,12 @@ def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher
         logits |= more_logits
         with stage(watch, CHECKING_TEACHER):
             checks = [check.describe() for check in check_teacher(experiment, teacher, logits, more_teachers)]
-        yield Teacher(
+        yield PreparedTeacher(
             teacher.run,
             teacher.result,
             members,
             data.name,
             n={role: len(split) for role, split in data.parts.items()},
-            input_shape=tuple(data.input_shape),
             stores={
                 role: str(Path(store.path).relative_to(run.path))
                 for role, store in logits.items()
@@ -248,7 +246,11 @@ def _prepare(spec: SweepSpec, run: Run, watch: Watch | None) -> Iterator[Teacher
 
 
 def _analysed(
-    spec: SweepSpec, run: Run, teachers: Sequence[Teacher], results: Mapping[str, Values], failed: dict[str, str]
+    spec: SweepSpec,
+    run: Run,
+    teachers: Sequence[PreparedTeacher],
+    results: Mapping[str, Values],
+    failed: dict[str, str],
 ) -> SweepResult:
     """The result of a sweep, without costs, from the results of its cells by run."""
     conditions = []
@@ -295,7 +297,7 @@ def _network(run: Run) -> str:
     return str(run.config.get("model") or model_record(weights)["architecture"]["name"])
 
 
-def _teacher_conditions(teachers: Sequence[Teacher]) -> tuple[Condition, ...]:
+def _teacher_conditions(teachers: Sequence[PreparedTeacher]) -> tuple[Condition, ...]:
     """A condition per teacher; the titles of those of one network say what distinguishes them."""
     models = [_network(teacher.run) for teacher in teachers]
     rows = []
@@ -313,18 +315,18 @@ def _teacher_conditions(teachers: Sequence[Teacher]) -> tuple[Condition, ...]:
     return tuple(rows)
 
 
-def _with_costs(result: SweepResult, spec: SweepSpec, teachers: Sequence[Teacher]) -> SweepResult:
+def _with_costs(result: SweepResult, spec: SweepSpec, teachers: Sequence[PreparedTeacher]) -> SweepResult:
     """The result with what every teacher and one student of each network cost, measured on the CPU."""
 
     def measured(run: str, allow_import: bool) -> Costs:
         return measure(load_model(result.path / run / WEIGHTS, allow_import=allow_import), device="cpu")
 
-    shapes = {member.name: teacher.input_shape for teacher in teachers for member in teacher.members}
-    networks = {
-        condition.name: (condition.config.student.name, str(condition.config.student.options), shapes[condition.name])
-        for condition in spec.conditions
-    }
-    costs: dict[tuple[str, str, tuple[int, ...]], Costs] = {}
+    networks = {}  # data, and what a network is narrowed from, are the teacher's
+    for teacher in teachers:
+        for member in teacher.members:
+            student = member.config.student
+            networks[member.name] = teacher.run.path.name, student.name, str(student.options), student.preprocess
+    costs: dict[tuple[str, ...], Costs] = {}
     for condition in result.conditions:
         network = networks[condition.name]
         if condition.runs and network not in costs:

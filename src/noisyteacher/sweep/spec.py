@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from noisyteacher.config import Config, NoiseSettings, Values, build_config, describe, put
+from noisyteacher.device import AUTO, check_count
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.pipeline.compression import build_models
 from noisyteacher.pipeline.pretrained import network_name, run_title
 from noisyteacher.pipeline.resolve import (
-    AUTO,
     BATCH,
     load_config_data,
     require_student,
@@ -26,7 +26,7 @@ from noisyteacher.pipeline.resolve import (
 )
 from noisyteacher.pipeline.results import Family
 from noisyteacher.runs import as_json
-from noisyteacher.text import flat, plural, sigma_words
+from noisyteacher.text import flat, plural, value_words
 
 Grid = Mapping[str, Sequence[Any]]
 """Dotted settings with the values to try."""
@@ -151,8 +151,7 @@ def build_spec(
     grids = [grids] if isinstance(grids, Mapping) else list(grids)
     config = with_papers_student(resolve_auto(base_config(base, grids)))
     count = config.run.seeds if seeds is None else seeds
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UsageError(f"seeds={count!r}: expected a whole number >= 1")
+    check_count("seeds", count)
     conditions, families, axes = expand(base, grids)
     controls = config.run.control_seeds
     judging = any(family.noisy for family in families) and controls != count + 1  # one further seed judges nothing
@@ -196,7 +195,7 @@ def expand(base: Mapping[str, object], grids: Sequence[Grid]) -> tuple[list[Cond
             except ConfigError as error:
                 problems += [line.strip() for line in str(error).splitlines()[-8:]]
                 continue
-            if "auto" in (config.noise.sigma, config.noise.alpha):
+            if AUTO in (config.noise.sigma, config.noise.alpha):
                 problems.append("noise.sigma, noise.alpha: a sweep compares numbers: set them, or put them on the grid")
             configs.append(config)
     if problems:
@@ -293,7 +292,7 @@ def _conditions(configs: list[Config], axes: list[str], base: Config) -> tuple[l
 
 
 def _noise_words(noise: Values, varying: Sequence[str]) -> list[str]:
-    words = [f"sigma {sigma_words(noise['sigma'])}"]
+    words = [f"sigma {value_words(noise['sigma'])}"]
     if "alpha" in varying:
         words.append(f"alpha {noise['alpha']:g}")
     if "draw" in varying:

@@ -92,7 +92,7 @@ class Cell:
 
 
 OnProgress = Callable[[Sequence[Cell], float, Mapping[str, str]], None]
-"""Called with the cells that are not finished, how many of these the training done so far would make, and failures."""
+"""Called with the cells that are not finished, the sum of the shares (0..1) of them that are trained, and failures."""
 
 
 def cell_of(condition: ConditionSpec, seed: int, run: Run, stores: Mapping[str, str], threads: int | None) -> Cell:

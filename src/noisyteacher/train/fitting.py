@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisyteacher.config import config_error, validated
 from noisyteacher.config.schema import TrainSettings
-from noisyteacher.data import Batch, Split, expand_views
+from noisyteacher.data import Batch, Split, expand_views, samples_of
 from noisyteacher.device import resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
@@ -74,7 +74,6 @@ def fit(
     run: str | Path | None = None,
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
-    tensorboard: bool = False,
     track: str | Sequence[str] = (),
     profile: bool = False,
     progress: bool | Callable[[Tick], None] | None = True,
@@ -94,8 +93,8 @@ def fit(
     the program has a handler for it as the command line has, SIGTERM then take effect at the end of a step, after a
     checkpoint (a second one at once). `progress` shows on stderr how far the training is (a live line in a terminal;
     elsewhere a line every ten seconds, none for a training of under two); False shows nothing, a callable receives a
-    Tick after every step. `track` names where the metrics also go: "tensorboard" (or `tensorboard=True`), "mlflow",
-    "wandb", or several of them. With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is waited
+    Tick after every step. `track` names where the metrics also go: "tensorboard", "mlflow", "wandb",
+    or several of them. With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is waited
     for after every phase then.
 
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
@@ -112,7 +111,7 @@ def fit(
     """
     folder = None if run is None else Path(run)
     settings = _settings(
-        [seed], folder, {"resume": resume, "tensorboard": tensorboard, "track": bool(track)},
+        [seed], folder, {"resume": resume, "track": bool(track)},
         epochs=epochs, steps=steps, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum,
         weight_decay=weight_decay, decay_biases=decay_biases, schedule=schedule, hold=hold,
         warmup_epochs=warmup_epochs, body_rate=body_rate, freeze_epochs=freeze_epochs, views=views,
@@ -128,8 +127,8 @@ def fit(
         with _outputs_restored_on_error([classifier]) as restorers:
             student = make_student(classifier, objective, seed, plan)
             check_equal(student.identity)
-            profiler, names = PhaseTimer(plan.device) if profile else None, _named(tensorboard, track)
-            [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, names, restorers, tick, profiler)
+            profiler = PhaseTimer(plan.device) if profile else None
+            [outcome] = _train([student], plan, [folder], resume, checkpoint_every_s, track, restorers, tick, profiler)
     if isinstance(outcome, NoisyTeacherError):
         raise outcome
     return outcome
@@ -147,7 +146,6 @@ def fit_many(
     runs: Sequence[str | Path] | None = None,
     resume: bool = False,
     checkpoint_every_s: float = 30.0,
-    tensorboard: bool = False,
     track: str | Sequence[str] = (),
     progress: bool | Callable[[int, int], None] | None = True,
     **settings: Any,
@@ -175,9 +173,7 @@ def fit_many(
     if runs is not None and len({os.path.realpath(run) for run in runs}) < len(models):
         raise UsageError("two of the runs are one folder: give each training its own")
     folders = [None] * len(models) if runs is None else [Path(run) for run in runs]
-    checked = _settings(
-        seeds, folders[0], {"resume": resume, "tensorboard": tensorboard, "track": bool(track)}, **settings
-    )
+    checked = _settings(seeds, folders[0], {"resume": resume, "track": bool(track)}, **settings)
     for model in models:
         check_trainable(model)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
@@ -193,8 +189,7 @@ def fit_many(
         check_stackable(classifiers)
         with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
             tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
-            names = _named(tensorboard, track)
-            return _train(students, plan, folders, resume, checkpoint_every_s, names, restorers, tick)
+            return _train(students, plan, folders, resume, checkpoint_every_s, track, restorers, tick)
 
 
 def _train(
@@ -203,7 +198,7 @@ def _train(
     folders: Sequence[Path | None],
     resume: bool,
     checkpoint_every_s: float,
-    track: Sequence[str],
+    track: str | Sequence[str],
     restorers: list[Callable[[], None]],
     on_step: Callable[[Tick], None] | None,
     profiler: PhaseTimer | None = None,
@@ -233,7 +228,7 @@ def _train(
         for numbers in (groups[key] for key in sorted(groups)):
             trainer = Trainer(
                 [students[number] for number in numbers], plan, checkpoint_every_s=checkpoint_every_s,
-                signals=signals, on_step=on_step, profiler=profiler, track=track,
+                signals=signals, on_step=on_step, profiler=profiler, track=[track] if isinstance(track, str) else track,
             )  # fmt: skip
             restorers.clear()
             outcomes |= dict(zip(numbers, trainer.run(), strict=True))
@@ -258,11 +253,6 @@ def _started(watch: Watch) -> Callable[[Tick], None]:
     return ticked(watch, "training")
 
 
-def _named(tensorboard: bool, track: str | Sequence[str]) -> tuple[str, ...]:
-    """The trackers that both options name."""
-    return (*(["tensorboard"] if tensorboard else []), *([track] if isinstance(track, str) else track))
-
-
 def _check_folder(folder: Path | None, resume: bool) -> None:
     """Raises UsageError for a folder that holds a training which is not to be resumed."""
     if folder is not None and not resume and ((folder / WEIGHTS).exists() or (folder / STATE).exists()):
@@ -274,7 +264,7 @@ def make_plan(
 ) -> TrainingPlan:
     """What trainings of this model on the split have in common, with every setting resolved and checked."""
     _check_roles(split, val)
-    classes = int(model.architecture.get("classes") or split.classes)
+    classes = model.classes or split.classes
     _check_val(split, val, classes, val_teacher)
     device = resolve_device(device_name)
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
@@ -293,8 +283,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
     """A model on the plan's device with its optimizer, its objective checked against the split."""
     settings, split, validation = plan.settings, plan.split, plan.validation
     if isinstance(objective, Objective):
-        classes = int(model.architecture.get("classes") or split.classes)
-        objective.check(split, plan.views, classes, settings.augment)
+        objective.check(split, plan.views, model.classes or split.classes, settings.augment)
     if isinstance(objective, Distillation):
         objective = objective.prepared(split, plan.views, plan.device)
         if objective.scale == "rms":  # a later refusal undoes it: `_outputs_restored_on_error`
@@ -316,7 +305,7 @@ def make_student(model: Classifier, objective: ObjectiveFunction, seed: int, pla
     }
     parameters = dict(model.named_parameters())
     if settings.has_body:
-        head_parameters(parameters, int(model.architecture.get("classes") or split.classes))
+        head_parameters(parameters, model.classes or split.classes)
     optimizer = build_optimizer(settings, parameters)
     reestimates = settings.batch_norm == "reestimate" and batch_norms_lag(model, plan.batches)
     return Student(model.to(plan.device), optimizer, objective, seed, identity, reestimates)
@@ -350,8 +339,8 @@ def _problems(settings: TrainSettings, model: Classifier, split: Split, val: Spl
     if settings.sampling == "balanced" and split.labels is None:
         problems.append(f"sampling: balanced needs labels, and {split.name!r} ({split.role}) has none: leave it out")
     if settings.every_view and len(settings.views) == 1:
-        problems.append(f"every_view: has no effect with the one view {settings.views[0]!r}: leave it out")
-    samples = len(split) * (len(settings.views) if settings.every_view else 1)
+        problems.append(f"every_view: has no effect with the single view {settings.views[0]!r}: leave it out")
+    samples = samples_of(split, settings.views, settings.every_view)
     norms = [name for name, part in model.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if norms and (samples == 1 or settings.batch_size == 1):
         problems.append(

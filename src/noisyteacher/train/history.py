@@ -60,8 +60,8 @@ class History:
     """What `fit` returns: a dict of numbers per epoch, which epoch was kept, and both sets of weights.
 
     `epochs[i]` holds `epoch`, `step`, `train/loss`, `val/error` (%), `val/nll` (nats), `lr`, `seconds`; for validation
-    without labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from 1, chosen
-    by the first of the two, then the second; 0 without validation. `seconds` is training time without validation.
+    without labels, `val/agreement` (%) and `val/kl` (nats) instead of error and NLL. `best_epoch` counts from 1,
+    chosen by the setting `criterion`, then the NLL (or KL); 0 without validation. `seconds`: without validation.
     `stopped_early`: patience ended the run. `profile`: seconds of every phase, if `fit` was to measure them.
     `replayed`: steps were replayed as a CUDA graph.
     """
