@@ -469,6 +469,8 @@ class RunSettings(Settings):
     """Files to write of the student that is best on validation, each checked against torch."""
     checks: bool = True
     """End the run when a check before the first step does not hold; false: note it in the result and go on."""
+    tensorboard: bool = False
+    """The same as track = ["tensorboard"]."""
     track: list[Literal["tensorboard", "mlflow", "wandb"]] = field(default_factory=list)
     """Also record the metrics of every training there: as events in its run folder (needs the extra `track`), in MLflow
     (local unless a tracking URI is set), in Weights & Biases (offline unless WANDB_MODE or WANDB_API_KEY is set)."""

@@ -113,11 +113,14 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
 
     `path` is a weights file, a folder that was exported for the hub, or `pretrained:NAME` for a model that comes with
     the package (`pretrained()` lists them). A model from `"pkg.module:factory"` is rebuilt by importing and calling
-    that, only with `allow_import=True`. Nothing is downloaded: fetch a repository first (`hf download NAME --local-dir
-    FOLDER`). Raises FileFormatError naming the file when it is damaged or does not fit its architecture, and
-    UsageError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
+    that, only with `allow_import=True`. Nothing is downloaded. Raises FileFormatError naming the file when it is
+    damaged or does not fit its architecture, and UsageError when the model cannot be rebuilt from a name; then build it
+    and call `load_weights`.
     """
     path = weights_file(path)
+    if not path.is_file():
+        missing = f"a folder without {HUB_WEIGHTS}" if path.is_dir() else "no such file"
+        raise FileFormatError(f"{path}: cannot be read: {missing}; fetch a repository of the hub by hf download first")
     tensors, record = read_tensors(path, KIND, SCHEMA)
     wrappers: list[tuple[str, Tensor]] = []  # the outermost first
     while wrapped := next((name for name in ("class_order", "output_scale") if f"network.{name}" in tensors), None):

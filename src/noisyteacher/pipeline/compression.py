@@ -76,7 +76,7 @@ def compress(
     output_dir: str | os.PathLike[str] = "runs",
     run: str | os.PathLike[str] | None = None,
     device: str = "auto",
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     allow_import: bool = False,
     checks: bool = True,
     jobs: int = 1,
@@ -116,7 +116,8 @@ def compress(
         "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
     }
     settings["student"] |= {name: value for name, value in distillation.items() if value is not None}
-    settings["run"] |= {"track": list(track), "export": list(export), "checks": checks}
+    settings["run"] |= {"export": list(export), "checks": checks}
+    settings["run"]["track"] = [track] if isinstance(track, str) else list(track)
     for part in ("teacher", "student"):
         if isinstance(views := settings[part].get("views"), str):
             settings[part]["views"] = views.split(",")

@@ -49,7 +49,7 @@ COST_AXES = {
 }
 OF_THE_MACHINE = (
     *("run.output_dir", "data.root", "run.device", "run.threads"),
-    *("run.track", "run.profile"),
+    *("run.tensorboard", "run.track", "run.profile"),
 )
 """Settings that say where, not what: runs that differ in them alone are of one kind."""
 MIN_ROWS = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from noisyteacher.device import check_count, cpu_threads
 from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import write_json
 from noisyteacher.measure import Costs, measure
-from noisyteacher.models import load_model, model_record
+from noisyteacher.models import SHRINK, load_model, model_record
 from noisyteacher.pipeline.experiment import Experiment, extract_logits, extract_more_teachers, prepare_teacher
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER, check_teacher
 from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
@@ -24,7 +24,7 @@ from noisyteacher.progress import Watch, reported, stage
 from noisyteacher.runs import WEIGHTS, Run, new_run
 from noisyteacher.store import LogitStore
 from noisyteacher.sweep.analysis import SweepResult, analyse, settings_words
-from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec
+from noisyteacher.sweep.spec import ConditionSpec, Grid, SweepSpec, build_spec, fingerprint
 from noisyteacher.sweep.workers import TEACHER, Cell, MakeExecutor, cell_of, cluster, local, train_all
 from noisyteacher.text import plural
 
@@ -321,11 +321,12 @@ def _with_costs(result: SweepResult, spec: SweepSpec, teachers: Sequence[Prepare
     def measured(run: str, allow_import: bool) -> Costs:
         return measure(load_model(result.path / run / WEIGHTS, allow_import=allow_import), device="cpu")
 
-    networks = {}  # data, and what a network is narrowed from, are the teacher's
+    networks = {}
     for teacher in teachers:
         for member in teacher.members:
-            student = member.config.student
-            networks[member.name] = teacher.run.path.name, student.name, str(student.options), student.preprocess
+            student, data = member.config.student, fingerprint(asdict(member.config.data))
+            narrowed_from = teacher.run.path.name if student.name.startswith(SHRINK) else ""
+            networks[member.name] = narrowed_from, data, student.name, str(student.options), student.preprocess
     costs: dict[tuple[str, ...], Costs] = {}
     for condition in result.conditions:
         network = networks[condition.name]

@@ -207,6 +207,7 @@ def _train(
 
     restorers: of each student's outputs, called where its run is refused; emptied when the training begins.
     """
+    trackers = [track] if isinstance(track, str) else list(track)
     outcomes: dict[int, Outcome] = {}
     groups: dict[tuple[int, int], list[int]] = {}  # students whose checkpoints stand at one step train together
     with ExitStack() as cleanup:
@@ -228,7 +229,7 @@ def _train(
         for numbers in (groups[key] for key in sorted(groups)):
             trainer = Trainer(
                 [students[number] for number in numbers], plan, checkpoint_every_s=checkpoint_every_s,
-                signals=signals, on_step=on_step, profiler=profiler, track=[track] if isinstance(track, str) else track,
+                signals=signals, on_step=on_step, profiler=profiler, track=trackers,
             )  # fmt: skip
             restorers.clear()
             outcomes |= dict(zip(numbers, trainer.run(), strict=True))
