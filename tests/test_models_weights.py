@@ -127,6 +127,9 @@ def test_every_kind_of_flipped_bit_is_noticed(tmp_path: Path) -> None:
             load_model(bad)
     with pytest.raises(FileFormatError, match="cannot be read"):
         load_model(tmp_path / "missing.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(FileFormatError, match="cannot be read: a folder, pipe or device"):
+        load_model(tmp_path / "pipe.safetensors")
 
 
 def tampered(path: Path, change: Any) -> Path:

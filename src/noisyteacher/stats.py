@@ -91,7 +91,7 @@ def mean_interval(values: Sequence[float], scale: Scale | None = None) -> Interv
     if n == 1:
         return Interval(mean, None, None, None, 1)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half_width = t_quantile(0.975, n - 1) * sd / math.sqrt(n)
+    half_width = t_quantile(1 - LEVEL / 2, n - 1) * sd / math.sqrt(n)
     lowest, highest = scale or (-math.inf, math.inf)
     if 2 * half_width >= highest - lowest:
         return Interval(mean, None, None, sd, n)
@@ -197,7 +197,7 @@ def binomial_interval(wrong: int, n: int) -> tuple[float, float]:
         raise UsageError(f"{wrong} of {n}: expected 0 <= wrong <= n and n >= 1")
     from scipy.special import ndtri
 
-    z = float(ndtri(0.975))
+    z = float(ndtri(1 - LEVEL / 2))
     centre = (wrong + z * z / 2) / (n + z * z)
     half_width = z / (n + z * z) * math.sqrt(wrong * (n - wrong) / n + z * z / 4)
     return 100 * max(0.0, centre - half_width), 100 * min(1.0, centre + half_width)

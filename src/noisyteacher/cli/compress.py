@@ -115,8 +115,10 @@ def compress(
             from noisyteacher.pipeline.compression import resume_compress
 
             run = request.run(request.resume)
-            options = {"allow_import": request.allow_import, "jobs": request.jobs, "started": started}
-            result = resume_compress(run, on_run_created=begun, on_progress=watch, **options)
+            result = resume_compress(
+                run, on_run_created=begun, on_progress=watch, allow_import=request.allow_import, jobs=request.jobs,
+                started=started,
+            )  # fmt: skip
         _report(result, request)
     elif candidates is not None:
         _write_candidates(request, candidates)

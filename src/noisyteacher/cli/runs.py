@@ -60,7 +60,8 @@ def _error_of(run: Run) -> str:
                 return f"{error['per_seed'][condition['runs'].index(best)]:.2f}"
         scores = result.get("scores", {})
         errors = [scores[split]["error"]["value"] for split in ("test", "val") if scores.get(split, {}).get("error")]
-        return f"{errors[0]:.2f}" if errors else ""
+        if errors:
+            return f"{errors[0]:.2f}"
     return ""
 
 

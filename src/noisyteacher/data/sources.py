@@ -110,7 +110,8 @@ def load_data(
             title = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
             raise UsageError(f"{option} has no effect on {title}: leave it out")
     for option, value in (("limit", limit), ("train_limit", train_limit)):
-        check_count(option, 1 if value is None else value)
+        if value is not None:
+            check_count(option, value)
     if name == "mnist-5k":
         splits = load_mnist5k()
     elif name is not None:

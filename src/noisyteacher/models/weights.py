@@ -118,7 +118,7 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     and call `load_weights`.
     """
     path = weights_file(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         missing = f"a folder without {HUB_WEIGHTS}" if path.is_dir() else "no such file"
         raise FileFormatError(f"{path}: cannot be read: {missing}; fetch a repository of the hub by hf download first")
     tensors, record = read_tensors(path, KIND, SCHEMA)

@@ -98,7 +98,8 @@ def run_paper(
     """
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
-    check_count("seeds", 1 if seeds is None else seeds)
+    if seeds is not None:
+        check_count("seeds", seeds)
     check_workers(jobs, stack, scheduler)
     if name in STUDIES:
         unused = {

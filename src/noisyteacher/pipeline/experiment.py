@@ -171,8 +171,8 @@ class TrainingSpec:
         """The options that `fit` and `fit_many` share."""
         config, val = self.experiment.config.run, self.experiment.data.val
         options = {**self.fit_options, "val": val, "device": config.device, "resume": True}
-        options |= {"checkpoint_every_s": config.checkpoint_every_s}
-        options["track"] = [*(["tensorboard"] if config.tensorboard else []), *config.track]
+        trackers = [*(["tensorboard"] if config.tensorboard else []), *config.track]
+        options |= {"track": trackers, "checkpoint_every_s": config.checkpoint_every_s}
         if val.labels is not None:
             return options
         if val.role in self.teachers:

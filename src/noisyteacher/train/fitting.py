@@ -93,9 +93,9 @@ def fit(
     the program has a handler for it as the command line has, SIGTERM then take effect at the end of a step, after a
     checkpoint (a second one at once). `progress` shows on stderr how far the training is (a live line in a terminal;
     elsewhere a line every ten seconds, none for a training of under two); False shows nothing, a callable receives a
-    Tick after every step. `track` names where the metrics also go: "tensorboard", "mlflow", "wandb",
-    or several of them. With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is waited
-    for after every phase then.
+    Tick after every step. `track` names where the metrics also go: "tensorboard", "mlflow", "wandb", or several of
+    them. With `profile` the History has the time of every phase (`PhaseTimer`); a GPU is waited for after every phase
+    then.
 
     On a GPU the steps of a network made of torch's and this package's layers are captured once as a CUDA graph and
     replayed, and the model may be a step ahead of what `progress` receives; `NOISYTEACHER_GRAPHS=off` in the
