@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-from noisyteacher.paper.regime import CELLS
+from noisyteacher.paper.regime import CELLS, SAME_RATE
+from noisyteacher.stats import LEVEL, mean_interval
 
 ROWS = {
     "val_error": ("step", "validation error, %"),
@@ -21,11 +24,27 @@ ROWS = {
     "trace": ("trace_step", "trace of Gauss-Newton"),
 }
 CONTENT = ("cell", "seeds", "arms", "contrasts", "against_clean_no_decay", "curves", "halving_steps")
-COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a"}
+COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a", "gain": "#2a8a4a"}
+CLEAN = "clean, no decay"
+SHOWN = ("mnist-500-mlp128-sgd", "mnist-500-mlp128-adam", "cifar10-1000-student3-sgd", "mnist-50000-mlp800-sgd")
+QUESTIONS = {
+    "each at its best, last weights": "best minus best",
+    "each at its best, early stopping": "the same, early stopping",
+    "without weight decay, last weights": "no decay",
+    "without weight decay, at one rate": "no decay, at the noisy rate",
+    "noise in place of weight decay": "noise in place of decay",
+}
+FOREST = {
+    "without weight decay, at one rate": "no weight decay, one rate",
+    "each at its best, last weights": "each with its best rate and decay",
+    "each at its best, early stopping": "these with early stopping",
+}
+WIDE = 4
+"""Cells side by side in the figure of curves."""
 
 
 def main(folder: str, *files: str) -> None:
-    """Write `regime.json` (numbers to five figures, no pilot trials but the chosen) and `regime.svg` of the cells in
+    """Write `regime.json` (no pilot trials but the chosen), `regime.svg` and `regime-curves.svg` of the cells in
     DIR/regime.json and in the files; print Markdown tables of all.
     """
     whole = Path(folder, "regime.json")
@@ -36,46 +55,97 @@ def main(folder: str, *files: str) -> None:
         records[content["cell"]["name"]] = {key: content[key] for key in CONTENT}
     ordered = [records[name] for name in CELLS if name in records]
     whole.write_text(_compact(json.dumps(ordered, indent=1, default=str)) + "\n", encoding="utf-8")
-    draw(ordered, Path(folder, "regime.svg"))
-    print(questions(ordered))
-    for record in ordered:
-        print(f"\n{record['cell']['name']}\n\n{arms(record)}")
+    plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
+    draw_answer(ordered, Path(folder, "regime.svg"))
+    draw_curves(ordered, Path(folder, "regime-curves.svg"))
+    print(summary(ordered), noises(ordered), chosen(ordered), sep="\n\n")
 
 
-def questions(records: list[dict[str, Any]]) -> str:
-    """A row per cell: the contrasts, and the steps after which the trace is halved in theory and in the training."""
-    names = list(records[0]["contrasts"])
-    rows = [f"| cell | {' | '.join(names)} | trace halved: predicted | measured |", "|---|" + "--:|" * (len(names) + 2)]
-    for record in records:
+def summary(records: list[dict[str, Any]]) -> str:
+    """A row per cell: errors in %, noisy minus clean in points, the steps after which the noise halves the trace."""
+    heads = ["", "clean, no decay", "clean, best", "noisy, best", *QUESTIONS.values(), "trace halved, Q", "measured"]
+    rows = [heads, ["---", *["--:"] * (len(heads) - 1)]]
+    gaps = [corrected(records, question) for question in QUESTIONS]
+    for number, record in enumerate(records):
         low, high = record["halving_steps"]["predicted"] or (None, None)
-        predicted = "" if low is None else f"{low:,.0f} to {high:,.0f}"
         measured = record["halving_steps"]["measured"]
-        cells = [difference(record["contrasts"][name]) for name in names]
-        halved = "never" if measured is None else f"{measured:,.0f}"
-        rows.append(f"| {record['cell']['name']} | {' | '.join(cells)} | {predicted} | {halved} |")
-    return "\n".join(rows)
+        means = [
+            record["arms"][title]["mean_%"]["last"] for title in (CLEAN, "clean, decay chosen", "noisy, decay chosen")
+        ]
+        halved = ["" if low is None else f"{low:,.0f} to {high:,.0f}", f"{measured:,.0f}" if measured else "never"]
+        rows.append(
+            [
+                label(record["cell"]),
+                *(f"{mean:.2f}" for mean in means),
+                *(difference(gap[number]) for gap in gaps),
+                *halved,
+            ]
+        )
+    means = [mean_interval([gap["mean"] for gap in of_question]) for of_question in gaps]
+    rows.append(
+        [
+            f"mean of {len(records)} cells",
+            "",
+            "",
+            "",
+            *(difference({**asdict(mean), "p": 1.0}) for mean in means),
+            "",
+            "",
+        ]
+    )
+    return table(rows)
 
 
-def arms(record: dict[str, Any]) -> str:
-    """A row per arm of a cell."""
-    rows = ["| | rate | decay | last weights | best epoch | loss without noise | trace | clock | minus clean |"]
-    rows.append("|---|" + "--:|" * 8)
-    for title, arm in record["arms"].items():
-        settings, mean = arm["settings"], arm["mean_%"]
-        gap = record["against_clean_no_decay"].get(title)
-        numbers = [f"{settings['lr']:g}", f"{settings['weight_decay']:g}", f"{mean['last']:.2f}", f"{mean['best']:.2f}"]
-        numbers += [f"{arm['clean_loss']:.2g}", f"{arm['trace']:,.0f}", f"{arm['clock']:.2f}" if arm["clock"] else ""]
-        halved = f", {sum(map(bool, arm['halvings']))} diverged" if any(arm["halvings"]) else ""
-        rows.append(f"| {title}{halved} | {' | '.join(numbers)} | {difference(gap) if gap else ''} |")
-    return "\n".join(rows)
+def noises(records: list[dict[str, Any]]) -> str:
+    """A row per noise and dropout, a column per cell that has them: minus clean without decay, and the trace."""
+    records = [record for record in records if record["against_clean_no_decay"]]
+    heads = ["", *(label(record["cell"]) for record in records)]
+    rows = [heads, ["---", *["--:"] * len(records)]]
+    for title in (CLEAN, SAME_RATE):
+        rows.append([title, *(f"({record['arms'][title]['trace']:,.0f})" for record in records)])
+    for title in records[0]["against_clean_no_decay"]:
+        gaps = [difference(record["against_clean_no_decay"][title]) for record in records]
+        traces = [f"{record['arms'][title]['trace']:,.0f}" for record in records]
+        rows.append([title, *(f"{gap} ({trace})" for gap, trace in zip(gaps, traces, strict=True))])
+    return table(rows)
+
+
+def chosen(records: list[dict[str, Any]]) -> str:
+    """The rate and weight decay of a cell's arms, and the chosen rate where that was halved."""
+    arms = [CLEAN, "noisy, no decay", "clean, decay chosen", "noisy, decay chosen"]
+    rows = [["", *arms], ["---", *["--:"] * len(arms)]]
+    for record in records:
+        cells = []
+        for arm in map(record["arms"].get, arms):
+            decay = arm["settings"]["weight_decay"]
+            text = f"{arm['settings']['lr']:g}" + (f", {decay:g}" if decay else "")
+            cells.append(
+                text + (f" (chosen: {arm['settings']['lr'] * 2 ** arm['halvings']:g})" if arm["halvings"] else "")
+            )
+        rows.append([label(record["cell"]), *cells])
+    return table(rows)
+
+
+def table(rows: list[list[str]]) -> str:
+    """The rows in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
 
 
 def difference(record: dict[str, Any]) -> str:
-    """`-0.71 [-0.96, -0.46]`, bold where the interval does not hold 0; the mean alone where there is none."""
+    """`-0.71 ±0.25`, bold where p (of `corrected`, or simultaneous) is below 0.05; the mean alone without interval."""
     if record["low"] is None or record["high"] is None:
         return f"{record['mean']:+.2f}"
-    text = f"{record['mean']:+.2f} [{record['low']:+.2f}, {record['high']:+.2f}]"
-    return f"**{text}**" if record["low"] * record["high"] > 0 else text
+    text = f"{record['mean']:+.2f} ±{(record['high'] - record['low']) / 2:.2f}"
+    return f"**{text}**" if record["p"] < LEVEL else text
+
+
+def corrected(records: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
+    """The cells' differences for a question, their p corrected for the number of cells (Holm)."""
+    gaps, highest = [dict(record["contrasts"][question]) for record in records], 0.0
+    tested = sorted((gap for gap in gaps if gap["p"] is not None), key=lambda gap: gap["p"])
+    for rank, gap in enumerate(tested):
+        gap["p"] = highest = max(highest, min(1.0, gap["p"] * (len(tested) - rank)))
+    return gaps
 
 
 def _compact(text: str) -> str:
@@ -83,32 +153,95 @@ def _compact(text: str) -> str:
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """A row per cell: validation error, loss without noise and trace against steps, clean beside noisy."""
-    plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
-    figure, axes = plt.subplots(len(records), len(ROWS), figsize=(9, 2.8 * len(records)), squeeze=False, sharex="row")
-    for row, record in enumerate(records):
-        for column, (key, (x, heading)) in enumerate(ROWS.items()):
-            axis = axes[row][column]
-            for title, curve in record["curves"].items():
-                marker = "o" if key == "trace" else None
-                kind = title.split(",")[0]
-                label = f"{kind}, rate {record['arms'][title]['settings']['lr']:g}, no weight decay"
-                axis.plot(curve[x], curve[key], color=COLOURS[kind], label=label, marker=marker, markersize=3)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            if key != "clean_loss":
-                axis.yaxis.set_major_formatter("{x:,.0f}")
-                axis.yaxis.set_minor_formatter("{x:,.0f}")
-            axis.grid(alpha=0.3, which="both", linewidth=0.4)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.set_title(heading)
-            axis.set_xlabel("steps" if row == len(records) - 1 else "")
-        cell = record["cell"]
-        axes[row][0].set_ylabel(f"{cell['data']}, {cell['rows']:,} images, {cell['student']}, {cell['optimizer']}")
-        axes[row][0].legend(frameon=False, fontsize=6)
-    figure.tight_layout()
+def label(cell: dict[str, Any]) -> str:
+    """`500 digits, mlp128, SGD`: a cell's name in words."""
+    images = {"mnist": "digits", "cifar10": "CIFAR-10 images"}[cell["data"]]
+    optimizer = {"sgd": "SGD", "adam": "Adam"}[cell["optimizer"]]
+    loss = f", soft targets at T = {cell['temperature']:g}" if cell["temperature"] else ""
+    return f"{cell['rows']:,} {images}, {cell['student']}, {optimizer}{loss}"
+
+
+def draw_answer(records: list[dict[str, Any]], path: Path) -> None:
+    """Validation error against steps for a few cells; below, noisy minus clean with its interval for every cell."""
+    shown = [record for record in records if record["cell"]["name"] in SHOWN]
+    kinds = [kind for kind in ("mnist", "cifar10") if any(record["cell"]["data"] == kind for record in records)]
+    groups = [[record for record in records if record["cell"]["data"] == kind] for kind in kinds]
+    heights = [2.2, *(0.5 + 0.22 * len(group) for group in groups)]
+    figure = plt.figure(figsize=(10, sum(heights) + 0.6), layout="constrained")
+    bands = figure.subfigures(len(heights), 1, height_ratios=heights)
+    for axis, record in zip(bands[0].subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        draw_curve(axis, record, "val_error")
+        axis.set_title(label(record["cell"]), fontsize=7)
+        axis.set_xlabel("steps")
+        lowest = min(min(curve["val_error"]) for curve in record["curves"].values())
+        axis.set_ylim(lowest * 0.96, lowest * 1.6)
+    bands[0].axes[0].set_ylabel("validation error, %")
+    bands[0].axes[0].legend(frameon=False, loc="lower left")
+    for band, group in zip(bands[1:], groups, strict=True):
+        columns = band.subplots(1, len(FOREST), sharex=True, sharey=True)
+        for axis, (question, heading) in zip(columns, FOREST.items(), strict=True):
+            gaps = zip(records, corrected(records, question), strict=True)
+            draw_differences(axis, [gap for record, gap in gaps if record in group])
+            axis.set_title(heading if band is bands[1] else "")
+        columns[1].set_xlabel("noisy minus clean, points of test error")
+        columns[0].set_yticks(range(len(group)), [label(record["cell"]) for record in group])
+        columns[0].set_ylim(len(group) - 0.5, -0.5)
     figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_differences(axis: Axes, differences: list[dict[str, Any]]) -> None:
+    """A line per difference: its mean and 95 % interval, coloured where p is below 0.05."""
+    axis.axvline(0, color="#888888", linewidth=0.8)
+    for row, gap in enumerate(differences):
+        colour = "#555555"
+        if gap["low"] is not None:
+            if gap["p"] < LEVEL:
+                colour = COLOURS["noisy"] if gap["mean"] > 0 else COLOURS["gain"]
+            axis.plot([gap["low"], gap["high"]], [row, row], color=colour, linewidth=1.2)
+        axis.plot(gap["mean"], row, "o", color=colour, markersize=3.5)
+    axis.grid(alpha=0.3, axis="x", linewidth=0.4)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+
+
+def draw_curve(axis: Axes, record: dict[str, Any], key: str) -> None:
+    """A quantity of the clean and of the noisy student against steps; shaded: where theory has the trace halved."""
+    low, high = record["halving_steps"]["predicted"] or (None, None)
+    if low is not None:
+        axis.axvspan(low, min(high, record["arms"][CLEAN]["steps"]), color="#dddddd", linewidth=0)
+    for title, curve in record["curves"].items():
+        kind = title.split(",")[0]
+        marker = "o" if key == "trace" else None
+        axis.plot(curve[ROWS[key][0]], curve[key], color=COLOURS[kind], label=kind, marker=marker, markersize=2.5)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    if key != "clean_loss":
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_minor_formatter("{x:,.0f}")
+    axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
+    """Of every cell the validation error, the loss without noise and the trace against steps, one below the other."""
+    bands = -(-len(records) // WIDE)
+    figure = plt.figure(figsize=(10, 5.2 * bands), layout="constrained")
+    for number, band in enumerate(figure.subfigures(bands, 1, squeeze=False).ravel()):
+        group = records[number * WIDE : (number + 1) * WIDE]
+        axes = band.subplots(len(ROWS), WIDE, sharex="col", squeeze=False)
+        for column, record in enumerate(group):
+            for row, key in enumerate(ROWS):
+                draw_curve(axes[row][column], record, key)
+            axes[0][column].set_title(label(record["cell"]), fontsize=7)
+            axes[-1][column].set_xlabel("steps")
+        for row, (_, heading) in enumerate(ROWS.values()):
+            axes[row][0].set_ylabel(heading)
+        for axis in axes[:, len(group) :].ravel():
+            axis.remove()
+        axes[0][0].legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 if __name__ == "__main__":

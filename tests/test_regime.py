@@ -198,11 +198,33 @@ def test_a_planted_gain_is_found_and_no_gain_is_not(gain: float) -> None:
             chances = np.clip(hard + change + draws.normal(0, 0.004, (8, 1)), 0, 1)
             wrong = draws.random((8, 800)) < chances
             by_title[title] = [student_with_errors(title, wrong[seed], seed) for seed in range(8)]
-        record = regime.judge_cell(CELL, by_title, [])
+        record = regime.judge_cell(CELL, by_title, [], dict.fromkeys(by_title, 0))
         contrast = record["contrasts"]["each at its best, last weights"]
         detected.append(contrast["high"] < 0)
         assert record["arms"]["clean, no decay"]["mean_%"]["last"] == pytest.approx(10, abs=2)
     assert (np.mean(detected) >= 0.8) if gain else (np.mean(detected) <= 0.1)
+
+
+def test_a_rate_at_which_a_fresh_seed_diverges_is_halved_for_all_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = set[tuple[float, int]]()
+
+    def train(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
+        wrong = np.arange(200) < 20 - 100 * arm.lr + seed % 3  # the highest rate is chosen
+        halvings = 2 if arm.lr > 0.1 and seed == 1 else 1 if arm.lr > 0.02 and seed == 2 else 0
+        judged.add((arm.lr, seed))
+        return replace(student_with_errors(arm.title, wrong, seed), arm=arm, halvings=halvings)
+
+    def run(call: Any, tasks: Any, *_: object) -> list[Any]:
+        return [call(*task) for task in tasks]
+
+    monkeypatch.setattr(regime, "train_arm", train)
+    monkeypatch.setattr(regime, "run_in_workers", run)
+    record = regime.run_cell(Workspace(tmp_path, {}, ""), replace(CELL, variants=False, seeds=3), 1, None)
+    for arm in record["arms"].values():
+        assert (arm["settings"]["lr"], arm["halvings"]) == (0.015, 3)
+    assert {(0.015, seed) for seed in range(3)} < judged
 
 
 def test_dunnett_against_published_tables() -> None:
@@ -265,11 +287,16 @@ def test_an_interval_over_seeds_and_images_covers_both() -> None:
         crossed_difference(same[:1], same[:1])
 
 
-def test_a_difference_without_an_interval_is_printed_by_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_of_the_study_correct_p_for_the_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
-    difference = importlib.import_module("regime_figure").difference
-    assert difference({"mean": -0.714, "low": None, "high": None}) == "-0.71"
-    assert difference({"mean": -0.714, "low": -0.96, "high": -0.46}) == "**-0.71 [-0.96, -0.46]**"
+    figure = importlib.import_module("regime_figure")
+    assert figure.difference({"mean": -0.714, "low": None, "high": None, "p": None}) == "-0.71"
+    assert figure.difference({"mean": -0.714, "low": -0.96, "high": -0.46, "p": 0.049}) == "**-0.71 ±0.25**"
+    assert figure.difference({"mean": -0.714, "low": -0.96, "high": -0.46, "p": 0.051}) == "-0.71 ±0.25"
+    records = [{"contrasts": {"question": {"p": p}}} for p in (0.04, None, 0.01, 0.03, 0.5)]
+    holm = [gap["p"] for gap in figure.corrected(records, "question")]
+    assert holm == [pytest.approx(0.09), None, pytest.approx(0.04), pytest.approx(0.09), pytest.approx(0.5)]
+    assert records[0]["contrasts"]["question"]["p"] == 0.04
 
 
 def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:

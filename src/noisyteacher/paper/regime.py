@@ -3,7 +3,8 @@
 A cell is a data set, the size of its training subset, a student, an optimizer and a loss. On a pilot seed clean and
 noisy students have the same number of trials, and the lowest validation error chooses. Then fresh seeds, each with a
 fresh subset, train the chosen settings and their controls; each student is judged once on test, with its last weights
-and with those of its best epoch on validation (early stopping).
+and with those of its best epoch on validation (early stopping). A rate at which a training diverges is halved: in the
+pilot for that trial, of fresh seeds for all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,6 +95,8 @@ class Cell:
     seeds: int = 8
     variants: bool = False
     """Whether all noises and dropouts are judged, not only the chosen settings."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the training, for clean and noisy students alike; students are judged in fp32."""
 
     @property
     def tuning(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -134,10 +138,10 @@ CELLS = {
         *(Cell("mnist", 1000, "mlp128", "sgd", "soft_targets", t, 400, variants=True) for t in (1.0, 4.0)),
         *(Cell("mnist", rows, "mlp800", optimizer, epochs=400) for rows, optimizer in FEW_ROWS),
         *(Cell("mnist", 5000, *pair, batch=64) for pair in product(("mlp128", "mlp800"), OPTIMIZERS)),
-        *(Cell("cifar10", 1000, "student3", optimizer) for optimizer in OPTIMIZERS),
-        *(Cell("cifar10", 5000, "student3", optimizer, batch=64) for optimizer in OPTIMIZERS),
+        *(Cell("cifar10", 1000, "student3", optimizer, precision="bf16") for optimizer in OPTIMIZERS),
+        *(Cell("cifar10", 5000, "student3", optimizer, batch=64, precision="bf16") for optimizer in OPTIMIZERS),
         Cell("mnist", 50_000, "mlp800", epochs=100, batch=128, seeds=3),
-        Cell("cifar10", 45_000, "student3", "adam", epochs=60, batch=128, seeds=3),
+        Cell("cifar10", 45_000, "student3", "adam", epochs=60, batch=128, seeds=3, precision="bf16"),
     )
 }
 SMALL = ("mnist-1000-mlp128-sgd", "mnist-500-mlp128-sgd", "mnist-1000-mlp128-adam", "mnist-1000-mlp800-sgd")
@@ -191,7 +195,7 @@ class Trained:
     curve: dict[str, list[float]] = field(default_factory=dict)
     """By epoch `step`, `val_error` and `clean_loss` (of the steps); at a few epochs `trace_step` and `trace`."""
     halvings: int = 0
-    """How often the arm's rate was halved because the training diverged."""
+    """How often this training's rate was halved because it diverged."""
 
     def misses(self, weights: str) -> NDArray[np.bool_]:
         """Which test images are misclassified, bool `[N]`."""
@@ -256,7 +260,7 @@ def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
     momentum = {"momentum": 0.0} if optimizer == "sgd" else {}
     return {
         "epochs": epochs, "batch_size": cell.batch, "optimizer": optimizer, "lr": arm.lr, "schedule": "hold",
-        "hold": HOLD, "keep": "last", "precision": "fp32", "device": "cpu", **decay, **momentum,
+        "hold": HOLD, "keep": "last", "precision": cell.precision, "device": "cpu", **decay, **momentum,
     }  # fmt: skip
 
 
@@ -424,9 +428,16 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
     clean, noisy = trials(cell)
     pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
     arms, seeds = choose_arms(cell, pilot), range(cell.seeds)
-    trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
-    by_title = {arm.title: trained[number * len(seeds) : (number + 1) * len(seeds)] for number, arm in enumerate(arms)}
-    record = judge_cell(cell, by_title, pilot)
+    halvings = dict.fromkeys((arm.title for arm in arms), 0)
+    while True:  # a rate at which a seed diverges is halved for all seeds, so that they are of one kind
+        trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
+        rows = {arm.title: trained[number * len(seeds) :][: len(seeds)] for number, arm in enumerate(arms)}
+        more = {title: max(row.halvings for row in of_arm) for title, of_arm in rows.items()}
+        if not any(more.values()):
+            break
+        halvings = {title: times + more[title] for title, times in halvings.items()}
+        arms = [replace(arm, lr=arm.lr / 2 ** more[arm.title]) for arm in arms]
+    record = judge_cell(cell, rows, pilot, halvings)
     write_json(workspace.folder / f"{cell.name}.json", "regime", SCHEMA, record)
     return record
 
@@ -441,8 +452,13 @@ CONTRASTS = {
 """Question -> the arm that is the reference, the other, and which weights are judged."""
 
 
-def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained]) -> Json:
-    """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test."""
+def judge_cell(
+    cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained], halvings: Mapping[str, int]
+) -> Json:
+    """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test.
+
+    halvings: how often an arm's chosen rate was halved because a seed diverged.
+    """
     arms = {}
     for title, rows in by_title.items():
         errors = {weights: [row.test[weights] for row in rows] for weights in ("last", "best")}
@@ -453,7 +469,7 @@ def judge_cell(cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Seq
             "clean_loss": fmean([row.clean_loss for row in rows]),
             "trace": fmean([row.curve["trace"][-1] for row in rows]),
             "clock": fmean([row.clock for row in rows]),
-            "halvings": [row.halvings for row in rows],
+            "halvings": halvings[title],
             "steps": rows[0].curve["step"][-1],
         }
     contrasts = {}
