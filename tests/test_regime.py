@@ -73,6 +73,21 @@ def test_validation_chooses_and_test_errors_play_no_part() -> None:
         assert chosen[title].lr == chosen["noisy, no decay"].lr
 
 
+def test_the_best_trials_are_repeated_with_less_and_with_more_weight_decay() -> None:
+    clean, noisy = regime.trials(CELL)
+    assert (clean[6].weight_decay, noisy[4].weight_decay) == (0.01, 0.0)
+    pilot = [
+        Trained(arm, 100, {"last": 5.0 - (arm in (clean[6], noisy[4])), "best": 0.0}, {}, {}, 0.0, 0.0)
+        for arm in (*clean, *noisy)
+    ]
+    less, more, least, little = regime.refined_trials(CELL, pilot)
+    assert [less, more] == [replace(clean[6], weight_decay=decay) for decay in (0.0045, 0.022)]
+    assert [least, little] == [replace(noisy[4], weight_decay=decay) for decay in (0.00018, 0.00089)]
+    rows = [*pilot, Trained(more, 100, {"last": 3.0, "best": 0.0}, {}, {}, 0.0, 0.0)]
+    chosen = {arm.title: arm for arm in regime.choose_arms(CELL, rows)}
+    assert chosen["clean, decay chosen"].weight_decay == 0.022
+
+
 def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     arm = Arm("noisy", 0.03, 0.002, regime.STRONG)
     unbroken = regime.train_arm(workspace, CELL, arm, 0)

@@ -60,6 +60,8 @@ TUNING = {
 }
 """Optimizer, with the loss or student that needs other rates -> learning rates and weight decays that are tried, each
 with each. Decay is decoupled and not on biases: a step multiplies weights by 1 - rate * decay."""
+BETWEEN = 5**0.5
+"""The best weight decay is also divided and multiplied by this: half way, in logarithms, to one that was tried."""
 HALVING = (0.02, 0.1)
 """Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) at which fresh noise halved the trace in trials with perceptrons."""
 GENTLE, STRONG = (
@@ -383,10 +385,23 @@ def _train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int, folder: Pa
 
 
 def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
-    """The clean and the noisy trials of the pilot: every rate with every weight decay, the noise being STRONG."""
+    """The pilot's first trials, clean and noisy: every rate with every weight decay, the noise being STRONG."""
     rates, decays = cell.tuning
     pairs = [(rate, decay) for rate in rates for decay in decays]
     return [Arm("clean", *pair) for pair in pairs], [Arm("noisy", *pair, STRONG) for pair in pairs]
+
+
+def refined_trials(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
+    """Two more trials of clean and two of noisy students: the best ones so far, with less and with more weight decay.
+
+    Noise may do what a little more weight decay does: without these a gain could be that of a decay between two trials.
+    """
+    arms = []
+    for kind in ("clean", "noisy"):
+        best = min((row for row in pilot if row.arm.title == kind), key=lambda row: row.val["last"]).arm
+        decay = best.weight_decay or cell.tuning[1][1] / BETWEEN**2
+        arms += [replace(best, weight_decay=float(f"{decay * factor:.2g}")) for factor in (1 / BETWEEN, BETWEEN)]
+    return arms
 
 
 def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
@@ -427,6 +442,7 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
 
     clean, noisy = trials(cell)
     pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
+    pilot += train([(arm, PILOT_SEED) for arm in refined_trials(cell, pilot)], "choosing the weight decay")
     arms, seeds = choose_arms(cell, pilot), range(cell.seeds)
     halvings = dict.fromkeys((arm.title for arm in arms), 0)
     while True:  # a rate at which a seed diverges is halved for all seeds, so that they are of one kind
