@@ -14,7 +14,7 @@ from noisyteacher.cli import main
 from noisyteacher.errors import ConfigError, UnknownNameError, UsageError
 from noisyteacher.paper import BUDGETS, EXPERIMENTS, regime, relatives, run_paper
 from noisyteacher.paper.experiments import SAME, experiment
-from noisyteacher.paper.reference import curve, matching_curves, reference, value
+from noisyteacher.paper.reference import curve, curves, matching_curves
 from noisyteacher.paper.run import _study_result, adapted, paper_number, with_teacher
 from noisyteacher.pipeline.results import Condition
 from noisyteacher.runs import Run, list_runs
@@ -114,17 +114,14 @@ def test_the_papers_numbers() -> None:
     assert curve("table4").errors[4] == curve("table3").errors[5] == 19.15
     assert curve("figure2").digitised
     assert not curve("table5").digitised
-    assert value("section5.4-sigma-range").sigma == ((0.01, 1.0),)
-    assert value("table2-best").error == min(curve("table2").errors) == 4.45
-    for row in reference().curves:
+    assert min(curve("table2").errors) == 4.45
+    for row in curves():
         assert len(row.x) == len(row.errors)
         assert 0 < min(row.errors) < max(row.errors) < 100
     ours = {"data": "mnist", "teacher": "lenet", "student": "mlp800", "axis": "sigma"}
     assert [row.id for row in matching_curves(**ours, alpha=0.15)] == ["table1"]
     assert matching_curves(**ours, alpha=0.5) == []
     assert matching_curves(**{**ours, "data": "mnist-5k"}, alpha=0.15) == []
-    with pytest.raises(UnknownNameError, match="did you mean 'table1'"):
-        curve("tabel1")
 
 
 @pytest.mark.parametrize("name", ["table1", "table3", "table5", "section5.4", "constant", "why"])

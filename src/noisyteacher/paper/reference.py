@@ -6,19 +6,16 @@ repeats, sigma chosen on the test set. Numbers read off a figure are marked `dig
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import TypeAdapter
 
 from noisyteacher.io.files import Json
-from noisyteacher.text import unknown_name
 
-T = TypeVar("T")
 PAPERS_SETTINGS: Json = {
     "teacher.also": [],
     "student.loss": "logit_regression",
@@ -62,60 +59,22 @@ class Curve:
     teacher_error: float
     clean_error: float
     """Test error (%) of the teacher, and of the same student by logit regression without noise."""
-    note: str | None
 
     def error_at(self, x: float) -> float | None:
         """The paper's test error (%) at this x; None where it has none."""
         return next((error for at, error in zip(self.x, self.errors, strict=True) if _equal(at, x)), None)
 
 
-@dataclass(frozen=True)
-class Value:
-    """A single test error (%) that the paper states."""
-
-    id: str
-    where: str
-    data: str
-    teacher: str
-    student: str | None
-    """None where the number is the teacher's own."""
-    what: str
-    """In words: "logit regression", "best noisy teacher, chosen on test", ..."""
-    error: float
-    sigma: tuple[float | tuple[float, float], ...] | None
-    """The sigmas that gave it (two when tied; a pair is a range); None where not stated or without a student."""
-    alpha: float | None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """All numbers of the paper."""
-
-    curves: tuple[Curve, ...]
-    values: tuple[Value, ...]
-    """Numbers that are not points of a curve, and each curve's teacher, clean and best."""
-
-
 @cache
-def reference() -> Reference:
-    """All numbers of the paper, as reference.json has them."""
-    return TypeAdapter(Reference).validate_json(Path(__file__).with_name("reference.json").read_bytes())
+def curves() -> tuple[Curve, ...]:
+    """All curves of reference.json."""
+    content = json.loads(Path(__file__).with_name("reference.json").read_bytes())
+    return TypeAdapter(tuple[Curve, ...]).validate_python(content["curves"])
 
 
 def curve(name: str) -> Curve:
-    """The curve of this id. `curve("table1").errors[0] == 0.96`. Raises UnknownNameError."""
-    return _entry("curve", {curve.id: curve for curve in reference().curves}, name)
-
-
-def value(name: str) -> Value:
-    """The single number of this id. `value("table1-clean").error == 0.97`. Raises UnknownNameError."""
-    return _entry("number", {value.id: value for value in reference().values}, name)
-
-
-def _entry(what: str, entries: Mapping[str, T], name: str) -> T:
-    if name not in entries:
-        raise unknown_name(f"{what} of the paper", name, entries)
-    return entries[name]
+    """The curve of this id. `curve("table1").errors[0] == 0.96`."""
+    return next(row for row in curves() if row.id == name)
 
 
 def matching_curves(
@@ -130,10 +89,8 @@ def matching_curves(
 ) -> list[Curve]:
     """The paper's curves along `axis` for these data, networks and target at the fixed setting (sigma or alpha)."""
     setup = (data, teacher, student, axis, target)
-    curves = [row for row in reference().curves if (row.data, row.teacher, row.student, row.axis, row.target) == setup]
-    if axis not in ("sigma", "alpha"):
-        return curves
-    return [row for row in curves if _equal(row.alpha, alpha) or _equal(row.sigma, sigma)]
+    of_setup = [row for row in curves() if (row.data, row.teacher, row.student, row.axis, row.target) == setup]
+    return [row for row in of_setup if _equal(row.alpha, alpha) or _equal(row.sigma, sigma)]
 
 
 def _equal(first: object, second: object) -> bool:
