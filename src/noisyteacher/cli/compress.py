@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,15 +112,9 @@ def compress(
     started = time.monotonic()  # before torch is loaded
     if request.resume is not None:
         request.refuse_beside("--resume", candidates=candidates)
-        with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
-            from noisyteacher.pipeline.compression import resume_compress
+        from noisyteacher.pipeline.compression import resume_compress
 
-            run = request.run(request.resume)
-            result = resume_compress(
-                run, on_run_created=begun, on_progress=watch, allow_import=request.allow_import, jobs=request.jobs,
-                started=started,
-            )  # fmt: skip
-        _report(result, request)
+        _compress(partial(resume_compress, request.run(request.resume)), request, started)
     elif candidates is not None:
         _write_candidates(request, candidates)
     else:
@@ -154,12 +149,15 @@ def _compress_settings(settings: Values, request: o.Request, started: float | No
             "(--target-macs 4x); --student NAME takes another",
             err=True,
         )
-    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
-        from noisyteacher.pipeline.compression import compress_config
+    from noisyteacher.pipeline.compression import compress_config
 
-        result = compress_config(
-            config,
-            command=command_line(),
+    return _compress(partial(compress_config, config, command=command_line()), request, started)
+
+
+def _compress(start: Callable[..., Result], request: o.Request, started: float | None) -> Result:
+    """Start or resume a compression, and print the result, which is returned."""
+    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
+        result = start(
             on_run_created=begun,
             on_progress=watch,
             allow_import=request.allow_import,

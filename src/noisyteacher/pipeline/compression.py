@@ -122,6 +122,9 @@ def compress(
         if isinstance(views := settings[part].get("views"), str):
             settings[part]["views"] = views.split(",")
     config = build_config(settings, unused_noise=True)
+    if run is not None and not is_run(Path(run)):
+        raise UsageError(f"{run}: not a run folder: leave run= out to start a new run")
+    interrupted = None if run is None else Run.open(Path(run))
     with reported(progress, delay_s=0.0) as on_progress:
         with stage(on_progress, "reading the data"):
             splits = load_data(data)
@@ -130,19 +133,10 @@ def compress(
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):
                 record[f"{role}_module"] = steps.module_record(model)
-        folder = None if run is None else Path(run)
         return _compress_in_run(
-            config,
-            splits,
-            teacher,
-            student,
-            record,
-            folder=folder,
-            on_progress=on_progress,
-            allow_import=allow_import,
-            started=started,
-            jobs=jobs,
-        )
+            config, splits, teacher, student, record, started, run=interrupted, on_progress=on_progress,
+            allow_import=allow_import, jobs=jobs,
+        )  # fmt: skip
 
 
 def _model_or_name(model: object, role: str) -> str | nn.Module:
@@ -151,39 +145,16 @@ def _model_or_name(model: object, role: str) -> str | nn.Module:
     return model if isinstance(model, nn.Module) else os.fspath(model)
 
 
-def compress_config(
-    config: Config,
-    *,
-    command: str | None = None,
-    run: Run | None = None,
-    on_run_created: Callable[[Run], None] | None = None,
-    on_progress: Watch | None = None,
-    allow_import: bool = False,
-    jobs: int = 1,
-    started: float | None = None,
-) -> Result:
-    """The same as `compress`, by a Config. `run` is an interrupted run to resume; `on_run_created` gets the run.
+def compress_config(config: Config, *, started: float | None = None, **options: Any) -> Result:
+    """The same as `compress`, by a Config.
 
-    started: the value of `time.monotonic` from which the minutes count (by default now).
+    started: the value of `time.monotonic` from which the minutes count (by default now). options: `run`, an interrupted
+    run to resume; `on_run_created`, called with the run; `on_progress`, `command`, `allow_import`, `jobs`.
     """
     started = CLOCK() if started is None else started
     with cpu_threads(config.run.threads):
-        data = resolve.load_config_data(config, on_progress)
-        teacher, student, folder = config.teacher.name, config.student.name, None if run is None else run.path
-        return _compress_in_run(
-            config,
-            data,
-            teacher,
-            student,
-            {},
-            folder=folder,
-            on_progress=on_progress,
-            allow_import=allow_import,
-            started=started,
-            command=command,
-            on_run_created=on_run_created,
-            jobs=jobs,
-        )
+        data = resolve.load_config_data(config, options.get("on_progress"))
+        return _compress_in_run(config, data, config.teacher.name, config.student.name, {}, started, **options)
 
 
 def resume_compress(run: Run, **options: Any) -> Result:
@@ -206,24 +177,24 @@ def _compress_in_run(
     teacher: str | nn.Module,
     student: str | nn.Module,
     record: Json,
-    *,
-    folder: Path | None,
-    on_progress: Watch | None,
-    allow_import: bool,
     started: float,
+    *,
+    run: Run | None = None,
+    on_progress: Watch | None = None,
+    allow_import: bool = False,
     command: str | None = None,
     on_run_created: Callable[[Run], None] | None = None,
     jobs: int = 1,
 ) -> Result:
-    """The result of a compression in a new run, or in the interrupted run in `folder`.
+    """The result of a compression in a new run, or in an interrupted one.
 
     record: what config.json holds beside or in place of the settings. started: the time of CLOCK when it was called.
     """
     check_count("jobs", jobs)
     if config.run.control_seeds is not None:
         raise UsageError("run.control_seeds: has no effect on a compression, only on a sweep: leave it out")
-    if folder is not None and is_run(folder):
-        config = resolve.with_recorded_choices(config, Run.open(folder).config)
+    if run is not None:
+        config = resolve.with_recorded_choices(config, run.config)
     config = resolve.resolve_auto(resolve.with_student_to_choose(config), data, decide_label_weight=False)
     student = config.student.name if student == "" else student
     record = describe(config) | record
@@ -238,13 +209,13 @@ def _compress_in_run(
             resolve.fit_options(config.student, network, data)
         with suppress(UsageError):  # a network that cannot be measured
             warning = larger_than_teacher(name, costs_of(network, data), costs_of(teacher_network, data))
-    if folder is None:
+    if run is None:
         if config.target.latency_record:
             read_record(config.target.latency_record)  # a damaged file is refused before a folder is made
         title = pretrained.run_title(name, pretrained.network_name(teacher), data.name)
         run = new_run(config.run.output_dir, "compress", name, record, command=command, title=title)
     else:
-        run = _interrupted_run(folder, record)
+        _check_same_arguments(run, record)
     if on_run_created is not None:
         on_run_created(run)
     experiment = Experiment(
@@ -349,11 +320,8 @@ def _build_teacher(model: str | nn.Module, settings: Teacher, data: Splits, allo
     return build_network(settings, model, data)
 
 
-def _interrupted_run(path: Path, record: Values) -> Run:
-    """The run in this folder. Raises UsageError where there is none, MismatchError if it has another record."""
-    if not is_run(path):
-        raise UsageError(f"{path}: not a run folder: leave run= out to start a new run")
-    run = Run.open(path)
+def _check_same_arguments(run: Run, record: Values) -> None:
+    """Raises MismatchError if the interrupted run has another record."""
     defaults = flat(as_json(describe(Config()), "config"))  # of settings that came later than the run
     differences = [
         key
@@ -363,9 +331,8 @@ def _interrupted_run(path: Path, record: Values) -> Run:
     if differences:  # where the folder was made does not matter: it may have been moved since
         keys = ", ".join(differences[:4])
         raise MismatchError(
-            f"{path}: was started with other arguments ({keys}): see its config.json, or start a new run"
+            f"{run.path}: was started with other arguments ({keys}): see its config.json, or start a new run"
         )
-    return run
 
 
 class Compression:
