@@ -29,7 +29,7 @@ from noisyteacher.noise import UnitNoise
 from noisyteacher.objectives import LOSSES, Distillation
 from noisyteacher.paper import objectives as study
 from noisyteacher.paper import relatives
-from noisyteacher.paper.regime import Workspace
+from noisyteacher.paper.regime import TEACHERS, Workspace
 from noisyteacher.pipeline.fairness import regime_of
 from noisyteacher.pipeline.noise_choice import PILOT_SEED
 from noisyteacher.pipeline.preflight import check_no_loss
@@ -425,7 +425,7 @@ def test_options_are_those_of_the_loss() -> None:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A few embedded digits and two epochs."""
     folder = tmp_path_factory.mktemp("objectives")
-    return Workspace(folder, {"name": "mnist-5k", "limit": 200}, study.TEACHERS["mnist"], epochs=2)
+    return Workspace(folder, {"name": "mnist-5k", "limit": 200}, TEACHERS["mnist"], epochs=2)
 
 
 CELL = study.CELLS["cosine-objectives"]

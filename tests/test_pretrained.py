@@ -11,7 +11,7 @@ import noisyteacher as nt
 from noisyteacher.errors import UnknownNameError
 from noisyteacher.io.files import sha256
 from noisyteacher.models import weights_file
-from noisyteacher.paper import regime, relatives
+from noisyteacher.paper import regime
 
 
 @pytest.mark.parametrize("name", nt.pretrained())
@@ -43,9 +43,7 @@ def test_an_unknown_name_names_the_nearest() -> None:
 def test_the_error_for_the_nin_of_earlier_versions_names_the_one_that_is_there() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'nin-cifar10'"):
         nt.load_model("pretrained:nin-cifar10-gpu")
-    names = {
-        teacher.removeprefix("pretrained:") for teacher in (*regime.TEACHERS.values(), *relatives.TEACHERS.values())
-    }
+    names = {teacher.removeprefix("pretrained:") for teacher in regime.TEACHERS.values()}
     assert names <= set(nt.pretrained())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from noisyteacher.report.page import _environment
 from noisyteacher.tables import Table
 
 Example = tuple[tuple[str, ...], Sequence[tuple[str, ...]], Sequence[int]]
@@ -114,7 +115,7 @@ def test_markdown_and_html_show_text_as_text() -> None:
     lines = table.markdown().split("\n")
     assert lines[1] == "|---|--:|"
     assert lines[2] == r"| &lt;script&gt;alert(1)&lt;/script&gt;\|x seed 1 | 1.00 \[0.50, 1.50\] |"
-    page = table.html()
+    page = _environment().get_template("table.html").render(table=table)
     assert "<script" not in page
     assert "<small>[0.50, 1.50]</small>" in page
     assert 'style="width:1.0%"' in page

@@ -1,18 +1,12 @@
-"""A table for terminals, Markdown and HTML: headers, rows of text, notes."""
+"""A table for terminals, Markdown and the report's page: headers, rows of text, notes."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from noisyteacher.text import escaped, printable
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from noisyteacher.text import escaped
 
 GAP = 2
 NARROWEST = 12
@@ -87,25 +81,6 @@ class Table:
         if self.notes:
             lines += [escaped(" ".join(self.notes)), ""]
         return "\n".join(lines)
-
-    def html(self) -> str:
-        """The table as an element of a page, in a box that scrolls; every text is escaped."""
-        label = " ".join(self.notes) or self.folded or ", ".join(self.headers)
-        return _template().render(table=self, align=self.alignment, label=label)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader  # most commands print no HTML
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    return environment.get_template("table.html")
 
 
 def _longest(cell: str) -> int:

@@ -8,15 +8,14 @@ xi is drawn per batch, Algorithm 1 read literally, and per row beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from noisyteacher.io.files import Json
+from noisyteacher.sweep.spec import Grid
 from noisyteacher.text import unknown_name
 
-Grid = Mapping[str, Sequence[Any]]
-"""Dotted settings with the values to try, as `sweep` takes them."""
 TENTHS = tuple(number / 10 for number in range(1, 11))
 DRAWS = ("batch", "row")
 STUDENTS = ("student1", "student2", "student3")

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 from noisyteacher.io.files import Json, write_json
 from noisyteacher.paper.regime import Workspace, difference_record
-from noisyteacher.paper.relatives import PAPER, SCHEMA, TEACHERS, Arm, Cell, choose_and_judge
+from noisyteacher.paper.relatives import PAPER, SCHEMA, Arm, Cell, choose_and_judge
 from noisyteacher.progress import Watch
 from noisyteacher.stats import PERCENT, paired_difference, simultaneous
 
-__all__ = ["BUDGETS", "CELLS", "NOTES", "TEACHERS", "TITLE", "run_cell"]
+__all__ = ["BUDGETS", "CELLS", "NOTES", "TITLE", "run_cell"]
 
 RATES = (0.005, 0.01, 0.02, 0.05)
 MORE_RATES = (0.002, 0.003, 0.005, 0.008, 0.012, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)

@@ -44,7 +44,6 @@ from noisyteacher.train import fit
 
 KIND, SCHEMA = "relatives-training", 1
 DATA, ROWS, STUDENT, TEMPERATURE = "mnist", 500, "mlp128", 4.0
-TEACHERS = {DATA: "pretrained:lenet-mnist"}
 TRAINED: dict[str, tuple[Json, Json]] = {
     "own": ({}, {}),
     "dropout": ({"dropout": 0.5}, {}),

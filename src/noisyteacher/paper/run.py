@@ -16,7 +16,7 @@ from noisyteacher.errors import UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
 from noisyteacher.paper import objectives, regime, relatives
-from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Grid, Part, experiment, varies_sigma
+from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import PAPERS_SETTINGS, curve
 from noisyteacher.pipeline.pretrained import is_model_path, load_teacher
 from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
@@ -26,12 +26,12 @@ from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import Run, as_json, is_run, list_runs, new_run
 from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.sweep.run import check_workers
-from noisyteacher.sweep.spec import build_spec
+from noisyteacher.sweep.spec import Grid, build_spec
 from noisyteacher.tables import Table
 from noisyteacher.text import flat, unknown_name
 
 STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives, "objectives": objectives}
-"""Name -> the module of a study of our own: its cells, budgets, teachers and `run_cell`."""
+"""Name -> the module of a study of our own: its cells, budgets and `run_cell`."""
 STATED = (
     *("data.name", "teacher.name", "student.name", "student.options", "student.preset"),
     *("noise.sigma", "noise.alpha", "noise.target", *PAPERS_SETTINGS),
@@ -188,7 +188,7 @@ def _run_study(
         records = []
         for cell in cells:
             data = {"name": cell.data, **named}
-            workspace = regime.Workspace(run.path / cell.data, data, study.TEACHERS[cell.data], epochs)
+            workspace = regime.Workspace(run.path / cell.data, data, regime.TEACHERS[cell.data], epochs)
             records.append(study.run_cell(workspace, cell, jobs, watch))
         outcome = _study_result(run.path, budget, study, records)
         run.write_result(outcome.describe())

@@ -73,7 +73,24 @@ def page(studies: Sequence[Study]) -> str:
         sections += parts
     sections.append(Section("Settings that differ" if several else "Settings", tables=[tables.settings(every, tags)]))
     sections.append(Section("Versions and hosts", tables=[tables.origins(every, tags)]))
-    environment = Environment(
+    numbers = itertools.count()
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=heading(studies),
+            subtitle=_subtitle(studies),
+            cards=[card for study, tag in zip(every, tags, strict=True) for card in _cards(study, tag)],
+            sections=list(filter(None, sections)),
+            draw=lambda figure: figure.svg(f"figure {next(numbers)}"),
+            style=re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """What renders the templates: every text is escaped, and its control characters are shown."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -81,15 +98,6 @@ def page(studies: Sequence[Study]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    numbers = itertools.count()
-    return environment.get_template("page.html").render(
-        title=heading(studies),
-        subtitle=_subtitle(studies),
-        cards=[card for study, tag in zip(every, tags, strict=True) for card in _cards(study, tag)],
-        sections=list(filter(None, sections)),
-        draw=lambda figure: figure.svg(f"figure {next(numbers)}"),
-        style=re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL),
     )
 
 
