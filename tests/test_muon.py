@@ -35,7 +35,7 @@ def test_zeros_stay_zeros() -> None:
 
 def test_two_steps_of_a_matrix_by_hand() -> None:
     weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
-    rule = Muon([weight], lr=0.1, momentum=0.5, weight_decay=0.2, stacked=False)
+    rule = Muon([weight], lr=0.1, momentum=0.5, weight_decay=0.2)
     here, kept = [1.0, 2.0], [0.0, 0.0]
     for gradient in ([3.0, 4.0], [-1.0, 2.0]):
         weight.grad = torch.diag(torch.tensor(gradient))
@@ -48,10 +48,8 @@ def test_two_steps_of_a_matrix_by_hand() -> None:
     torch.testing.assert_close(weight.detach(), torch.diag(torch.tensor(here)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_a_copy_goes_on_as_the_one_it_was_made_of(stacked: bool) -> None:
-    rule = Muon([torch.nn.Parameter(torch.eye(3).expand(2, 3, 3).clone())], lr=0.1, momentum=0.5, weight_decay=0.0,
-                stacked=stacked)  # fmt: skip
+def test_a_copy_goes_on_as_the_one_it_was_made_of() -> None:
+    rule = Muon([torch.nn.Parameter(torch.eye(3).expand(2, 3, 3).clone())], lr=0.1, momentum=0.5, weight_decay=0.0)
     weights = []
     for optimizer in (rule, copy.deepcopy(rule)):
         (weight,) = optimizer.param_groups[0]["params"]
@@ -63,7 +61,7 @@ def test_a_copy_goes_on_as_the_one_it_was_made_of(stacked: bool) -> None:
 
 def test_what_is_no_matrix_goes_by_adam_without_decay() -> None:
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
-    rule = Muon([ours], lr=0.03, momentum=0.9, weight_decay=0.5, stacked=False)
+    rule = Muon([ours], lr=0.03, momentum=0.9, weight_decay=0.5)
     adam = torch.optim.Adam([theirs], lr=0.03, betas=(0.9, 0.95))
     for seed in range(5):
         gradient = torch.randn(7, generator=torch.Generator().manual_seed(seed))
@@ -76,30 +74,10 @@ def test_what_is_no_matrix_goes_by_adam_without_decay() -> None:
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e30])
 def test_a_step_has_the_size_of_adams_however_large_the_gradients(scale: float) -> None:
     weight = torch.nn.Parameter(torch.zeros(64, 16, 3, 3))
-    rule = Muon([weight], lr=0.01, momentum=0.9, weight_decay=0.0, stacked=False)
+    rule = Muon([weight], lr=0.01, momentum=0.9, weight_decay=0.0)
     weight.grad = scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     rule.step()
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.01 * ADAM_SIZE, rel=0.25)
-
-
-def test_stacked_networks_are_updated_each_by_itself() -> None:
-    values = {"matrix": (3, 4, 10), "bias": (3, 5)}  # three networks of a 4 x 10 matrix and a bias of 5
-    dice = torch.Generator().manual_seed(0)
-    start = {name: torch.randn(shape, generator=dice) for name, shape in values.items()}
-    grads = {name: torch.randn(shape, generator=dice) for name, shape in values.items()}
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
-
-    def step(row: int | None) -> list[torch.Tensor]:
-        ours = [torch.nn.Parameter(tensor.clone() if row is None else tensor[row].clone()) for tensor in start.values()]
-        for parameter, gradient in zip(ours, grads.values(), strict=True):
-            parameter.grad = gradient if row is None else gradient[row]
-        Muon(ours, **options, stacked=row is None).step()
-        return [tensor.detach() for tensor in ours]
-
-    together = step(None)
-    for row in range(3):
-        for common, alone in zip(together, step(row), strict=True):
-            torch.testing.assert_close(common[row], alone)
 
 
 def test_what_is_empty_stays_and_what_is_complex_is_refused() -> None:

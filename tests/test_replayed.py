@@ -390,6 +390,12 @@ def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.M
     assert is_graph_safe(nn.Sequential(nn.BatchNorm2d(3)))
     assert nt.distil([table(), safe]).live_networks == (safe,)
     plan = fitting.make_plan(safe, blobs(), TrainSettings(epochs=1, precision="fp32"), None, None, "cpu")
+    state, before = torch.get_rng_state(), {name: value.clone() for name, value in safe.state_dict().items()}
+    assert not cuda_graph.draws_numbers(safe, plan)
+    dropping = as_classifier(nn.Sequential(safe.network, nn.Dropout(0.5)), input_shape=SHAPE)
+    assert cuda_graph.draws_numbers(dropping, plan), "several would share one sequence of draws"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in safe.state_dict().items())
     student = fitting.make_student(safe, nt.supervised(), 0, plan)
     assert not cuda_graph.can_replay([student], plan), "a CPU has no graphs"
     plan.device = torch.device("cuda")
@@ -410,7 +416,7 @@ def test_muon_with_its_rate_on_the_device_does_the_same_and_can_be_held(shape: t
     ends = []
     for rate in (0.02, torch.tensor(0.02)):
         parameter = nn.Parameter(start.clone())
-        rule = Muon([parameter], lr=0.0, momentum=0.9, weight_decay=0.1, stacked=False)
+        rule = Muon([parameter], lr=0.0, momentum=0.9, weight_decay=0.1)
         rule.param_groups[0]["lr"] = rate
         for step in range(3):
             parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))

@@ -21,13 +21,6 @@ class LossGroup:
     students: list[int]
     inputs: dict[str, list[Tensor]]
 
-    def to(self, device: torch.device) -> LossGroup:
-        """The same on the device; students that share an input share its copy."""
-        tensors = {id(value): value for values in self.inputs.values() for value in values}
-        copies = {key: value.to(device) for key, value in tensors.items()}
-        inputs = {name: [copies[id(value)] for value in values] for name, values in self.inputs.items()}
-        return LossGroup(self.objective, self.students, inputs)
-
     def losses(self, logits: Tensor) -> tuple[Tensor, Metrics]:
         """Losses `[n]` and metrics `[n]` by name of the n students of this group, from logits `[M, B, K]` of all M."""
         if len(self.students) < len(logits):

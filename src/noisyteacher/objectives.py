@@ -86,9 +86,10 @@ class Objective(ABC):
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:  # noqa: B027
         """Raises before the first step when this objective cannot be trained on the split."""
 
-    def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one student, and its metrics as floats."""
-        inputs = {name: value.to(logits.device) for name, value in self.inputs(batch, {}).items()}
+    def __call__(self, logits: Tensor, batch: Batch, cache: Cache | None = None) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one student, and its metrics as floats. cache: what students of the same step share."""
+        on_cpu = self.inputs(batch, {} if cache is None else cache)
+        inputs = {name: value.to(logits.device) for name, value in on_cpu.items()}
         loss, metrics = self.loss(logits, inputs)
         return loss, read_metrics(metrics)
 

@@ -250,15 +250,15 @@ def with_network(model: Classifier, network: nn.Module) -> Classifier:
     return copied
 
 
-def head_parameters(parameters: Mapping[str, Tensor], classes: int | None = None, stacked: bool = False) -> set[str]:
+def head_parameters(parameters: Mapping[str, Tensor], classes: int | None = None) -> set[str]:
     """The names of the parameters of the last layer, which gives the logits: of the last matrix and its bias.
 
-    parameters: of a network, in order; stacked: their first dimension numbers networks. Raises UsageError where the
-    layer does not give one number for each of the `classes`.
+    parameters: of a network, in order. Raises UsageError where the layer does not give one number for each of the
+    `classes`.
     """
-    matrices = [name for name, parameter in parameters.items() if parameter.ndim - stacked > 1]
-    if classes is not None and (not matrices or parameters[matrices[-1]].shape[stacked] != classes):
-        last = f"{matrices[-1]} of {parameters[matrices[-1]].shape[stacked]} outputs" if matrices else "nothing"
+    matrices = [name for name, parameter in parameters.items() if parameter.ndim > 1]
+    if classes is not None and (not matrices or parameters[matrices[-1]].shape[0] != classes):
+        last = f"{matrices[-1]} of {parameters[matrices[-1]].shape[0]} outputs" if matrices else "nothing"
         raise UsageError(
             f"the head is the layer that the network registers last, and that is {last}, not one of {classes} classes: "
             "leave head, freeze_epochs and body_rate out, or register the layer of the logits last"

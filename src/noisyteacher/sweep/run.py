@@ -195,7 +195,7 @@ def _run(
     if fresh := [cell for seed, cell in noisy if seed in spec.fresh_seeds]:
         result = train(fresh)
     # Without times, which differ from run to run: an interrupted sweep writes the same bytes as an unbroken one, except
-    # with `stack`: a resumed sweep groups the cells that are left anew, which changes the rounding.
+    # with `stack` on a GPU: a resumed sweep groups the cells that are left anew, which changes the rounding.
     timeless = replace(result, conditions=tuple(replace(condition, seconds=()) for condition in result.conditions))
     analysis = {key: timeless.describe()[key] for key in ("conditions", "families", "failed")}
     write_json(run.path / CONDITIONS, KIND, SCHEMA, analysis, within=run.path)

@@ -6,11 +6,13 @@ models that do not depend on each other run next to each other in it. Every mode
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.device import full_precision, precision_context
+from noisyteacher.device import PROBE_BATCH, full_precision, precision_context
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.loss_groups import LossGroup, group_losses
 from noisyteacher.models import Classifier, logits_of
 from noisyteacher.objectives import Objective
+from noisyteacher.rng import kept_draws
 from noisyteacher.train.state import (
     GroupMetrics,
     StepReport,
@@ -150,7 +153,7 @@ class GraphEngine:
         with full_precision(self.device):
             images = [self.preprocess(part) for part in step.images]
         logits = torch.stack(self._for_each(lambda row, s: self._logits(s, images[self.seed_index[row]]))).float()
-        loss, metrics = sum_groups(logits, step.groups, {})
+        loss, metrics = sum_groups(logits, step.groups)
         for student in self.students:
             for _, parameter in student.parameters:
                 parameter.grad = None
@@ -315,8 +318,8 @@ def step_shape(images: Sequence[Tensor], groups: Sequence[LossGroup]) -> tuple[o
 
 def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
     """Whether these trainings can be replayed: on one GPU, where networks and losses run the same kernels at every
-    step, no student is a teacher of another and no hook watches all optimizers, and unless `NOISYTEACHER_GRAPHS=off` is
-    in the environment.
+    step, no student is a teacher of another, several draw no random numbers, no hook watches all optimizers, and unless
+    `NOISYTEACHER_GRAPHS=off` is in the environment.
     """
     if (
         plan.device.type != "cuda"
@@ -326,6 +329,8 @@ def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
     ):
         return False
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not all(map(_is_steady, students)):
+        return False
+    if len(students) > 1 and draws_numbers(students[0].model, plan):  # a graph has one sequence of draws for all
         return False
     teachers = [network for student in students for network in student.objective.live_networks]  # type: ignore[attr-defined]
     learned = {id(tensor) for student in students for tensor in (*student.model.parameters(), *student.model.buffers())}
@@ -344,6 +349,16 @@ def _is_steady(student: Student) -> bool:
         and not any(True for _ in model.preprocess.parameters())
         and all(parameter.dtype == torch.float32 for parameter in model.parameters())
     )
+
+
+def draws_numbers(model: Classifier, plan: TrainingPlan) -> bool:
+    """Whether the network draws random numbers in training, such as for dropout."""
+    network, device = copy.deepcopy(model.network).train(), plan.device
+    state = torch.get_rng_state if device.type == "cpu" else partial(torch.cuda.get_rng_state, device)
+    with torch.no_grad(), kept_draws(device):
+        before = state()
+        network(model.preprocess(plan.split.first_images(PROBE_BATCH).to(device)))
+        return not torch.equal(state(), before)
 
 
 def is_graph_safe(network: nn.Module) -> bool:

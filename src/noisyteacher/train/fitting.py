@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from noisyteacher.config import config_error, validated
@@ -32,7 +33,6 @@ from noisyteacher.runs import WEIGHTS
 from noisyteacher.train.checkpoint import STATE, frozen_parameters, labels_fingerprint, signals_deferred
 from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
 from noisyteacher.train.optim import build_optimizer
-from noisyteacher.train.stack import check_stackable
 from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
 from noisyteacher.train.trainer import Outcome, Trainer, load_finished, restore_memory_format, start
 from noisyteacher.train.validation import Validation, batch_norms_lag
@@ -152,14 +152,14 @@ def fit_many(
 ) -> list[Outcome]:
     """What `fit` does for each model with its objective and seed, in common steps: one outcome per model, in order.
 
-    An outcome is the History that `fit` would return, equal step by step up to rounding, or the error of this package
+    An outcome is the History that `fit` would return (on a GPU up to rounding), or the error of this package
     that ended this one training; the others continue. The models have one architecture; they differ in their weights,
     seeds and objectives, each of which takes logits `[B, K]` and the batch. `settings` are those of `fit` (epochs, lr,
     ...), the same for all; `runs` are their run folders. `seconds` is each one's share of the common time. `progress`
     shows how far the training is, as in `fit`; False shows nothing, a callable receives (step, total steps) after every
-    step. Worth it for small networks, and on a GPU, where the common steps are replayed as a CUDA graph wherever `fit`
-    would replay them (docs/performance.md).
-    Raises UsageError for models that cannot be trained as one (`train/stack.py`), and with several processes.
+    step. Worth it on a GPU, where the common steps are replayed as a CUDA graph wherever `fit` would replay them,
+    unless the networks draw random numbers (docs/performance.md).
+    Raises UsageError for models that share weights or differ in more than these, and with several processes.
     """
     if world().size > 1:
         raise UsageError(
@@ -186,10 +186,39 @@ def fit_many(
             make_student(classifier, objective, seed, plan)
             for classifier, objective, seed in zip(classifiers, objectives, seeds, strict=True)
         ]
-        check_stackable(classifiers)
+        _check_alike(classifiers)
         with reported(progress, lambda watch: counted(watch, f"training {len(models)} models", "steps")) as report:
             tick = None if report is None else lambda tick: report(tick.step, tick.total_steps)
             return _train(students, plan, folders, resume, checkpoint_every_s, track, restorers, tick)
+
+
+def _check_alike(models: Sequence[Classifier]) -> None:
+    """Raises UsageError unless the models are equal but for the values of their weights, and share none of them."""
+    first = models[0]
+    for number, model in enumerate(models):
+        if _signature(model) != _signature(first) or not _equal_states(model.preprocess, first.preprocess):
+            raise UsageError(
+                f"model {number} differs from model 0 in network, options, preprocessing or in what is frozen: only "
+                "models of one architecture can be trained together"
+            )
+    tensors = [{id(tensor) for tensor in (*model.parameters(), *model.buffers())} for model in models]
+    if len(set().union(*tensors)) < sum(map(len, tensors)):
+        raise UsageError("two of the models share weights, or are one: make copies of them by copy.deepcopy")
+
+
+def _signature(model: Classifier) -> tuple[object, ...]:
+    """Layers, shapes, and which weights are learned."""
+    shapes = {name: value.shape for name, value in model.network.state_dict().items()}
+    return model.architecture, str(model.network), shapes, [value.requires_grad for value in model.parameters()]
+
+
+def _equal_states(first: nn.Module, second: nn.Module) -> bool:
+    states = first.state_dict(), second.state_dict()
+    return (
+        type(first) is type(second)
+        and states[0].keys() == states[1].keys()
+        and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    )
 
 
 def _train(

@@ -33,28 +33,25 @@ def preferred_optimizer(model: nn.Module, macs: int, batch_size: int) -> str:
     return "muon" if products <= MUON_SHARE * 3 * macs * batch_size else "adamw"
 
 
-def build_optimizer(
-    settings: TrainSettings, parameters: Mapping[str, nn.Parameter], *, stacked: bool = False
-) -> torch.optim.Optimizer:
+def build_optimizer(settings: TrainSettings, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of the settings: `adam` (the paper; weight decay as an L2 term), `adamw` (decoupled decay), `sgd`
     (momentum 0.9 unless set; its L2 term is a decoupled decay without momentum), `muon` (momentum 0.9 unless set;
     decoupled decay).
 
-    Where the layers before the last have a rate of their own, their groups are marked as `body`. stacked: the first
-    dimension of every parameter numbers networks. Raises ConfigError if no parameter requires gradients, or muon gets
-    complex numbers.
+    Where the layers before the last have a rate of their own, their groups are marked as `body`. Raises ConfigError if
+    no parameter requires gradients, or muon gets complex numbers.
     """
     learned = [parameter for parameter in parameters.values() if parameter.requires_grad]
     if not learned:
         raise ConfigError("the model has no parameter that requires gradients: nothing can be learned")
     rule: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     momentum = MOMENTUM if settings.momentum is None else settings.momentum
-    head = head_parameters(parameters, stacked=stacked) if settings.has_body else {*parameters}
-    groups = _groups(learned, {id(parameters[name]) for name in head}, settings.decay_biases, stacked)
+    head = head_parameters(parameters) if settings.has_body else {*parameters}
+    groups = _groups(learned, {id(parameters[name]) for name in head}, settings.decay_biases)
     if settings.optimizer == "muon":
         if any(parameter.is_complex() for parameter in learned):
             raise ConfigError("optimizer 'muon' works on real numbers only, and a parameter is complex: give adam")
-        return Muon(groups, momentum=momentum, stacked=stacked, **rule)
+        return Muon(groups, momentum=momentum, **rule)
     rule["fused"] = all(parameter.is_floating_point() for parameter in learned)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, **rule)
@@ -62,11 +59,11 @@ def build_optimizer(
     return kind(groups, **rule)
 
 
-def _groups(learned: list[nn.Parameter], head: set[int], decay_biases: bool, stacked: bool) -> list[dict[str, Any]]:
+def _groups(learned: list[nn.Parameter], head: set[int], decay_biases: bool) -> list[dict[str, Any]]:
     """Parameters by how they learn: `body` groups have a rate of their own, biases may be without weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in learned:
-        key = id(parameter) not in head, decay_biases or parameter.ndim - stacked > 1
+        key = id(parameter) not in head, decay_biases or parameter.ndim > 1
         groups.setdefault(key, []).append(parameter)
     return [
         {"params": members, "body": body, **({} if decays else {"weight_decay": 0.0})}
@@ -102,13 +99,10 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon is not used: it takes 2-D parameters only, orthogonalizes in bfloat16 (10 to 17 times slower than
     float32 for matrices of 96 x 864 to 192 x 1728 on a CPU without bfloat16 units, one thread, best of 20), reads the
     rate on the host, which a CUDA graph cannot, and knows no `found_inf`.
-    stacked: the first dimension of every parameter numbers networks that are trained side by side.
     """
 
-    def __init__(
-        self, parameters: Iterable[Any], *, lr: float, momentum: float, weight_decay: float, stacked: bool
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "first": int(stacked)}
+    def __init__(self, parameters: Iterable[Any], *, lr: float, momentum: float, weight_decay: float) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 
     @torch.no_grad()
@@ -124,7 +118,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
-                    update = self._update_matrix if parameter.ndim - group["first"] > 1 else self._update_other
+                    update = self._update_matrix if parameter.ndim > 1 else self._update_other
                     update(parameter, self.state[parameter], group)
         if found_inf is not None:
             for tensor, before in zip(tensors, saved, strict=True):
@@ -141,7 +135,7 @@ class Muon(torch.optim.Optimizer):
         assert gradient is not None
         state["momentum"].mul_(beta).add_(gradient)
         nesterov = gradient.add(state["momentum"], alpha=beta)
-        matrix = nesterov.flatten(group["first"] + 1)
+        matrix = nesterov.flatten(1)
         size = ADAM_SIZE * max(matrix.shape[-2:]) ** 0.5
         parameter.mul_(1 - rate * group["weight_decay"])
         direction = orthogonal(matrix).reshape(parameter.shape)

@@ -255,12 +255,12 @@ def seed_step(seed: int, step: int, plan: TrainingPlan) -> None:
     seed_draws(derive_seed(seed, "dropout", step, *rank), plan.device)
 
 
-def sum_groups(logits: Tensor, groups: Sequence[LossGroup], losses: dict[int, Tensor]) -> tuple[Tensor, GroupMetrics]:
-    """Losses `[M]`: those given by student, those of the groups, zero for students in neither; and the groups' metrics.
+def sum_groups(logits: Tensor, groups: Sequence[LossGroup]) -> tuple[Tensor, GroupMetrics]:
+    """Losses `[M]`, those of the groups, zero for students in none; and the groups' metrics.
 
     A student without a loss has the same kernels as the others.
     """
-    metrics: GroupMetrics = []
+    losses, metrics = dict[int, Tensor](), GroupMetrics()
     for group in groups:
         values, group_metrics = group.losses(logits)
         losses |= dict(zip(group.students, values.unbind(), strict=True))
