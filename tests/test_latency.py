@@ -18,7 +18,7 @@ import noisyteacher as nt
 from helpers import Call
 from noisyteacher import bench
 from noisyteacher.bench import FileLatency, LatencyRecord, median_interval
-from noisyteacher.config import Config, build_config, latency_limit
+from noisyteacher.config import Config, build_config, limit
 from noisyteacher.errors import ConfigError, ExportError, FileFormatError, UsageError
 from noisyteacher.io.files import write_json
 from noisyteacher.pipeline import Result
@@ -37,7 +37,7 @@ Bench = Callable[[dict[str, float]], list[list[str]]]
 
 @pytest.mark.parametrize(("setting", "most"), [("2x", 4.0), ("5ms", 5.0), (" 1.5 ms ", 1.5), ("1x", 8.0)])
 def test_a_limit_is_milliseconds_or_a_ratio_to_the_teacher(setting: str, most: float) -> None:
-    assert latency_limit(setting, 8.0) == most
+    assert limit(setting, 8.0, "ms") == most
 
 
 @pytest.mark.parametrize(

@@ -25,5 +25,4 @@ from noisyteacher.config.schema import Student as Student
 from noisyteacher.config.schema import Teacher as Teacher
 from noisyteacher.config.schema import TrainSettings as TrainSettings
 from noisyteacher.config.schema import Values as Values
-from noisyteacher.config.schema import latency_limit as latency_limit
 from noisyteacher.config.schema import limit as limit

@@ -431,7 +431,7 @@ class Target(Settings):
                 reason = "without latency" if self.latency is None else "beside latency_record, which has its own"
                 yield name, f"has no effect {reason}: leave it out"
         try:
-            latency_limit("1x" if self.latency is None else self.latency, 1.0)
+            limit("1x" if self.latency is None else self.latency, 1.0, "ms")
         except ConfigError as error:
             yield "latency", str(error)
         for name in LIMITS:
@@ -564,39 +564,24 @@ def wrong_pairs(loss: str, scale: str, noise: NoiseSettings | None) -> Iterator[
         yield "noise.draw", "zscore takes one number per row out again: name another draw, or another scale"
 
 
-def limit(value: str | float, teachers: float) -> float:
+def limit(value: str | float, teachers: float, unit: str = "") -> float:
     """The most that a limit of `target` allows, of a cost that is `teachers` of the teacher. `limit("4x", 200) == 50`.
 
-    Raises ConfigError for text that is neither a number nor a ratio of 1 or more followed by x.
+    unit: of a number, as in `limit("5ms", 8, "ms") == 5`. Raises ConfigError for text that is neither a number with its
+    unit nor a ratio of 1 or more followed by x.
     """
-    if not isinstance(value, str):
-        return value
-    is_ratio = value.strip().endswith("x")
+    text = str(value).strip()
+    is_ratio = text.endswith("x")
     try:
-        number = float(value.strip().removesuffix("x"))
+        number = float(text.removesuffix("x" if is_ratio else unit)) if is_ratio or text.endswith(unit) else math.nan
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and (number >= 1 if is_ratio else number > 0)):
-        raise ConfigError(f"given {value!r}; expected a number, or a ratio to the teacher of 1 or more such as '4x'")
+        expected, ratio = ("milliseconds such as '5ms'", "2x") if unit else ("a number", "4x")
+        raise ConfigError(
+            f"given {text!r}; expected {expected}, or a ratio to the teacher of 1 or more such as '{ratio}'"
+        )
     return teachers / number if is_ratio else number
-
-
-def latency_limit(value: str | float, teachers: float) -> float:
-    """The most milliseconds that target.latency allows beside a teacher of so many. `latency_limit("2x", 8.0) == 4.0`.
-
-    Raises ConfigError for what is neither, such as a number alone.
-    """
-    text = str(value).strip()
-    try:
-        if text.endswith("x"):
-            return limit(text, teachers)
-        if text.endswith("ms"):
-            return limit(str(float(text.removesuffix("ms"))), teachers)
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"given {text!r}; expected milliseconds such as '5ms', or a ratio to the teacher of 1 or more such as '2x'"
-    )
 
 
 Values = dict[str, Any]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from noisyteacher import bench
 from noisyteacher.bench import BenchError, FileLatency, LatencyRecord, median_interval, speed_up
-from noisyteacher.config import Config, latency_limit, type_adapter
+from noisyteacher.config import Config, limit, type_adapter
 from noisyteacher.data import Splits
 from noisyteacher.errors import ExportError, FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, calibration_images, write_unchecked
@@ -53,8 +53,8 @@ def write_networks(
         except NoisyTeacherError as error:
             failed[title] = str(error)
             if title == TEACHER and is_relative(config):
-                limit = f"target.latency {config.target.latency} is relative to the teacher"
-                raise ExportError(f"{limit}, which cannot be timed ({error}): give milliseconds, as '5ms'") from error
+                given = f"target.latency {config.target.latency} is relative to the teacher"
+                raise ExportError(f"{given}, which cannot be timed ({error}): give milliseconds, as '5ms'") from error
         else:
             files[title] = path
     return files, failed
@@ -100,14 +100,14 @@ class Timing:
     @property
     def most_ms(self) -> float:
         """What target.latency allows, beside the median of this teacher."""
-        return latency_limit(self.limit, 0.0 if self.teacher is None else self.teacher.median_ms)
+        return limit(self.limit, 0.0 if self.teacher is None else self.teacher.median_ms, "ms")
 
     @property
     def share(self) -> tuple[float, float, float]:
         """Latency over the most that is allowed, round by round: its median with a 95 % interval."""
         teachers = self.file.round_ms if self.teacher is None else self.teacher.round_ms
         return median_interval(
-            [ms / latency_limit(self.limit, other) for ms, other in zip(self.file.round_ms, teachers, strict=True)]
+            [ms / limit(self.limit, other, "ms") for ms, other in zip(self.file.round_ms, teachers, strict=True)]
         )
 
     def describe(self) -> Json:
