@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -148,31 +148,6 @@ class StepReport:
     losses: list[float]
     metrics: list[dict[str, float]]
     errors: dict[int, NoisyTeacherError] = field(default_factory=dict)
-
-
-class Engine(Protocol):
-    """Computes steps of students that stand at the same step of the same plan."""
-
-    lookahead: int
-    """Steps that may be started before the first one's numbers are read."""
-    replayed: bool
-    """Whether some step was replayed."""
-
-    def prepare(self, batches: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
-        """The batches of an epoch, made where they are needed: at every step one for each seed."""
-        ...
-
-    def step(self, batches: Sequence[Batch]) -> Callable[[], StepReport]:
-        """Start an update of every student, with one batch per seed; returns a function that waits for its numbers."""
-        ...
-
-    def sync_optimizers(self) -> None:
-        """Make every student's model and optimizer hold its current state, to be evaluated and saved."""
-        ...
-
-    def release(self) -> None:
-        """Give every student tensors and an update rule of its own again."""
-        ...
 
 
 def seeds_of(students: Sequence[Student]) -> tuple[list[int], list[int]]:

@@ -28,11 +28,14 @@ from noisyteacher.train.checkpoint import Signals, check_identity, drop_checkpoi
 from noisyteacher.train.cuda_graph import GraphEngine, can_replay
 from noisyteacher.train.engines import EagerEngine
 from noisyteacher.train.history import History, PhaseTimer, Tick
-from noisyteacher.train.state import Engine, StepReport, Student, TrainingPlan, seed_step, seeds_of
+from noisyteacher.train.state import StepReport, Student, TrainingPlan, seed_step, seeds_of
 from noisyteacher.train.tracking import Trackers
 from noisyteacher.train.validation import reestimate_batch_norms
 
 Outcome = History | NoisyTeacherError
+Engine = EagerEngine | GraphEngine
+"""Computes steps of students that stand at the same step of the same plan. `lookahead`: steps that may be started
+before the first one's numbers are read; `replayed`: whether some step was replayed."""
 
 
 class Trainer:
