@@ -14,24 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from helpers import part
+from noisyteacher.data import Split
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import MODELS, Classifier, as_classifier, build_model, external, logits_of, nearest_networks
 
 SHAPE = (1, 6, 6)
 
 
-@dataclass
-class Images:
-    """As much of a split as a model needs to see."""
-
-    images: Tensor
-    role: str = "train"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def images_at(self, rows: Tensor, views: str = "clean") -> Tensor:
-        return self.images[rows]
+def numbers() -> Split:
+    """Five images with the pixels 0 to 179."""
+    pixels = torch.arange(5 * 36, dtype=torch.uint8).reshape(5, *SHAPE)
+    return Split(pixels, None, torch.arange(5), "train", "numbers", tuple("abcd"))
 
 
 @dataclass
@@ -39,7 +32,7 @@ class Data:
     preprocess: str = "scale"
     classes: int = 4
     input_shape: tuple[int, int, int] = SHAPE
-    train: Images = field(default_factory=lambda: Images(torch.arange(5 * 36, dtype=torch.uint8).reshape(5, *SHAPE)))
+    train: Split = field(default_factory=numbers)
 
 
 class Answer(nn.Module):

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import part
+from noisyteacher.data import Split
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import (
@@ -75,10 +77,8 @@ def test_a_saved_model_comes_back_from_its_file_alone(name: str, tmp_path: Path)
 def test_options_and_statistics_come_back(tmp_path: Path) -> None:
     train = images(20)
     for preprocess in ("standardize", "pixel-mean"):
-        data = type("Data", (), {"classes": 5, "input_shape": SHAPE, "preprocess": preprocess})()
-        data.train = type(
-            "Split", (), {"__len__": lambda self: 20, "images_at": lambda self, rows, views: train[rows]}
-        )()
+        split = Split(train, None, torch.arange(20), "train", "images", tuple("abcde"))
+        data = SimpleNamespace(classes=5, input_shape=SHAPE, preprocess=preprocess, train=split)
         model = build_model("mlp800", data, dropout=0.5).eval()
         save_model(model, tmp_path / "m.safetensors")
         back = load_model(tmp_path / "m.safetensors")

@@ -20,10 +20,9 @@ from noisyteacher.models.classifier import Architecture, Classifier, Options, as
 from noisyteacher.models.external import ZOO, BuiltNetwork, unknown_network
 from noisyteacher.models.narrow import CHOICES, SHRINK, Origin, first_origin, narrow_network, ratio_of
 from noisyteacher.models.networks import COMPACT, PAPER, compact_network, default_options, paper_network, without_width
-from noisyteacher.models.preprocess import CHUNK, Resized, Shape, build_preprocess
+from noisyteacher.models.preprocess import Resized, Shape, build_preprocess
 from noisyteacher.rng import kept_draws, seeded
 
-CHUNK_BYTES = 2**24
 EXAMPLES = 256
 """Training images on whose gradients channels are ranked."""
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -116,10 +115,8 @@ def training_images(data: Any) -> Iterator[Tensor]:
     Raises UsageError when the split has another role: statistics of test images would leak into the model.
     """
     split = _training_split(data, "preprocessing statistics")
-    image_bytes = split.images_at(torch.zeros(1, dtype=torch.int64), "clean").numel()
-    rows = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))  # summed in float64, which is eight times as large
-    for first in range(0, len(split), rows):
-        yield split.images_at(torch.arange(first, min(first + rows, len(split))), "clean")
+    for rows in split.chunks():
+        yield split.images_at(rows)
 
 
 def _build_network(name: str, classes: int, shape: Shape, options: Options) -> BuiltNetwork:

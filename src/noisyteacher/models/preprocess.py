@@ -7,20 +7,16 @@ with. Everything but uint8 images raises MismatchError: a float image may be in 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisyteacher.errors import DataError, MismatchError, UsageError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.text import unknown_name
 
 Shape = tuple[int, int, int]
-Images = Tensor | Iterable[Tensor]
-"""uint8 images `[N, C, H, W]`, in one tensor or in chunks."""
-CHUNK = 4096
-"""Images whose float64 copy is in memory at a time while statistics are computed."""
 MODES = ("nearest", "bilinear", "bicubic")
 """Interpolation modes of `Resized`."""
 
@@ -68,10 +64,10 @@ class Standardize(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def fit(self, images: Images) -> None:
-        """Set mean and std from training images; a channel that never varies gets std 1."""
+    def fit(self, images: Iterable[Tensor]) -> None:
+        """Set mean and std from training images in chunks; a channel that never varies gets std 1."""
         pixels, (total, squares) = 0, torch.zeros((2, len(self.mean)), dtype=torch.float64)
-        for chunk in _chunks(images, len(self.mean)):
+        for chunk in images:
             values = chunk.to("cpu", torch.float64) / 255.0
             pixels += values[:, 0].numel()
             total += values.sum((0, 2, 3))
@@ -100,10 +96,10 @@ class PixelMean(nn.Module):
             raise UsageError(f"a mean image of shape {tuple(mean.shape)}: expected [C, H, W]")
         self.register_buffer("mean", mean.to(torch.float32))
 
-    def fit(self, images: Images) -> None:
-        """Set the mean image from training images, summed in float64."""
+    def fit(self, images: Iterable[Tensor]) -> None:
+        """Set the mean image from training images in chunks, summed in float64."""
         count, total = 0, torch.zeros(self.mean.shape, dtype=torch.float64)
-        for chunk in _chunks(images, self.mean.shape[0]):
+        for chunk in images:
             count += len(chunk)
             total += chunk.to("cpu", torch.float64).sum(0)
         self.mean.copy_(total / count)
@@ -196,10 +192,10 @@ def blank_preprocess(name: str, input_shape: Shape) -> nn.Module:
     return PREPROCESS[name](input_shape)
 
 
-def build_preprocess(name: str, images: Images | None, input_shape: Shape) -> nn.Module:
+def build_preprocess(name: str, images: Iterable[Tensor] | None, input_shape: Shape) -> nn.Module:
     """The named module with the statistics of the training images; None for modules without statistics.
 
-    Raises UnknownNameError; UsageError when images are missing; DataError when there are none or of another shape.
+    images: uint8 `[n, C, H, W]` in chunks. Raises UnknownNameError; UsageError when images are missing.
     """
     module = blank_preprocess(name, input_shape)
     statistics = module.inner if isinstance(module, Resized) else module
@@ -228,14 +224,3 @@ def preprocess_name(module: nn.Module) -> str:
     if kind is LocalContrast and module.extra_repr() == LocalContrast().extra_repr():
         return "local-contrast"
     return _NAMES.get(kind, f"module:{kind.__module__}.{kind.__qualname__}")
-
-
-def _chunks(images: Images, channels: int) -> Iterator[Tensor]:
-    count = 0
-    for part in [images] if isinstance(images, Tensor) else images:
-        if part.dtype != torch.uint8 or part.dim() != 4 or part.shape[1] != channels:
-            raise DataError(f"images of {part.dtype} {tuple(part.shape)}: expected uint8 [N, {channels}, H, W]")
-        count += len(part)
-        yield from part.split(CHUNK)
-    if not count:
-        raise DataError("there are no training images to take the preprocessing's statistics from")
