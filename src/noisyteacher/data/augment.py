@@ -18,26 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyteacher.errors import MismatchError
 from noisyteacher.rng import generator
-from noisyteacher.text import unknown_name
 
-AUGMENTATIONS = ("none", "mixup", "randaugment")
 OPERATIONS_EACH, MAGNITUDE = 2, 9 / 30
 FILL = 128.0
 
 
 def augmented(images: Tensor, augment: str, seed: int, step: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """The augmented batch `[B, C, H, W]` uint8 of this step; of mixup also partners and shares as `mixed` takes them.
-
-    Raises UnknownNameError, MismatchError for images of another kind.
-    """
-    if augment not in AUGMENTATIONS:
-        raise unknown_name("augmentation", str(augment), AUGMENTATIONS)
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise MismatchError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [B, C, H, W]")
-    if augment == "none":
-        return images, None
+    """The augmented batch `[B, C, H, W]` uint8 of this step; with mixup also partners and shares, as for `mixed`."""
     draws = generator(seed, "augment", step)
     if augment == "randaugment":
         return randaugment(images, draws), None
