@@ -10,10 +10,10 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from noisyteacher.errors import UsageError
 from noisyteacher.runs import EVENTS
@@ -21,18 +21,6 @@ from noisyteacher.text import unknown_name
 
 PROJECT = "noisyteacher"
 """The experiment of MLflow and the project of Weights & Biases that runs are recorded in."""
-
-
-class Tracker(Protocol):
-    """Where the numbers of one run folder go; made with the folder, the settings and the epochs that are done."""
-
-    def __init__(self, run: Path, settings: Mapping[str, Any], done: int) -> None: ...
-
-    def write(self, numbers: Mapping[str, float], epoch: int) -> None:
-        """Record the numbers of an epoch (from 1), named as in metrics.jsonl."""
-
-    def close(self, failed: bool = False) -> None:
-        """Record that the training is over, or has failed."""
 
 
 class TensorBoard:
@@ -94,12 +82,12 @@ class WeightsAndBiases:
         self.run.finish(exit_code=int(failed))
 
 
-TRACKERS: dict[str, tuple[type[Tracker], str]] = {
+TRACKERS: dict[str, tuple[Callable[[Path, Mapping[str, Any], int], Any], str]] = {
     "tensorboard": (TensorBoard, "track"),
     "mlflow": (MLflow, "mlflow"),
     "wandb": (WeightsAndBiases, "wandb"),
 }
-"""Name in `run.track` -> its class, and the extra that brings what it needs."""
+"""Name in `run.track` -> its class, made with run folder, settings and epochs done, and the extra that it needs."""
 
 
 class Trackers:
@@ -109,7 +97,7 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], run: Path, settings: Mapping[str, Any], done: int = 0) -> None:
-        self.open: dict[str, Tracker] = {}
+        self.open: dict[str, Any] = {}
         flat = {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str))}
         for name in dict.fromkeys(names):
             if name not in TRACKERS:
