@@ -118,7 +118,7 @@ def load_pt2(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
     try:
         with torch.no_grad():
             shape, kind = ("batch", *example.shape[1:]), str(example.dtype).partition(".")[2]
-            yield Loaded(lambda images: run(torch.from_numpy(images)).numpy(), shape, kind)
+            yield Loaded(lambda images: run(torch.from_numpy(images)).float().numpy(), shape, kind)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import bench
-from noisyteacher.bench import SIDECAR, load_onnx, load_pte, load_tflite
+from noisyteacher.bench import SIDECAR, load_onnx, load_pt2, load_pte, load_tflite
 from noisyteacher.data import Split, load_data
 from noisyteacher.device import check_count, check_threads, cpu_threads, inference
 from noisyteacher.errors import NoisyTeacherError, TrainingError, UsageError
@@ -25,7 +25,7 @@ from noisyteacher.export.litert import write_tflite
 from noisyteacher.export.onnx import write_onnx
 from noisyteacher.export.outcome import Comparison, Exported, compare
 from noisyteacher.export.quantization import CALIBRATION, FakeQuantized, calibration_images, in_int8, scaled_as
-from noisyteacher.export.torch_export import run_pt2, write_pt2, write_pte
+from noisyteacher.export.torch_export import write_pt2, write_pte
 from noisyteacher.export.tracing import Runner, export_errors, run_file
 from noisyteacher.io.files import read_bytes, sha256, write_bytes, write_json
 from noisyteacher.measure import Latency, percentile
@@ -77,7 +77,7 @@ _ONNX, _MOBILE, _LITERT = (
 FORMATS = {
     "onnx": Format("onnx", "fp32", write_onnx, partial(run_file, load_onnx), _ONNX, "export"),
     "onnx-int8": Format("onnx", "int8", write_onnx, partial(run_file, load_onnx), _ONNX, "export", True),
-    "pt2": Format("pt2", "fp32", write_pt2, run_pt2),
+    "pt2": Format("pt2", "fp32", write_pt2, partial(run_file, load_pt2)),
     "pte": Format("pte", "fp32", write_pte, partial(run_file, load_pte), _MOBILE, "mobile"),
     "pte-int8": Format("pte", "int8", write_pte, partial(run_file, load_pte), _MOBILE, "mobile", True),
     "tflite": Format("tflite", "fp32", write_tflite, partial(run_file, load_tflite), _LITERT, "litert"),

@@ -7,27 +7,20 @@ tensor, weights per output channel, preprocessing in fp32.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from noisyteacher.export.quantization import calibrated, in_int8
-from noisyteacher.export.tracing import Runner, export_errors, traced
+from noisyteacher.export.tracing import export_errors, traced
 from noisyteacher.models import Classifier
 
 
 def write_pt2(model: Classifier, path: Path, class_names: Sequence[str], images: Tensor | None) -> None:
     """Write a .pt2 file, which takes any batch size. Raises ExportError."""
     torch.export.save(traced(model), path)
-
-
-@contextlib.contextmanager
-def run_pt2(path: Path, threads: int) -> Iterator[Runner]:
-    """Yield a runner of the file by torch.export.load, on torch's own threads."""
-    yield torch.export.load(path).module()
 
 
 def write_pte(model: Classifier, path: Path, class_names: Sequence[str], images: Tensor | None) -> None:
