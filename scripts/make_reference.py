@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from noisyteacher.cli import COMMANDS, build_command
-from noisyteacher.config import as_toml, explain
+from noisyteacher.config import explain
+from noisyteacher.config.load import as_toml
 from noisyteacher.config.schema import Config
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

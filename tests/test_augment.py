@@ -13,8 +13,9 @@ from torch import Tensor
 
 import noisyteacher as nt
 from noisyteacher.config import build_config
-from noisyteacher.data import apply_view, epoch_batches
+from noisyteacher.data import epoch_batches
 from noisyteacher.data.augment import MAGNITUDE, OPERATIONS, augmented, mixed
+from noisyteacher.data.views import apply_view
 from noisyteacher.errors import ConfigError, MismatchError
 from noisyteacher.objectives import label_inputs, label_term
 from noisyteacher.pipeline.compression import compress_config

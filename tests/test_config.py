@@ -11,7 +11,7 @@ import pytest
 
 import noisyteacher as nt
 from noisyteacher import config
-from noisyteacher.config.schema import FLAGS
+from noisyteacher.config.schema import FLAGS, Flag
 from noisyteacher.data import expand_views
 from noisyteacher.errors import ConfigError, UnknownNameError
 
@@ -232,8 +232,8 @@ def test_every_setting_has_a_flag() -> None:
     keys = [key for key, *_ in config.explain()]
     assert set(FLAGS) <= set(keys)
     assert config.flag_of("data.name").name == "--data"
-    assert config.flag_of("student.batch_size") == config.Flag(
+    assert config.flag_of("student.batch_size") == Flag(
         "--batch-size", "Samples per update, or auto: 32, and 64 or 128 for many images."
     )
-    assert config.flag_of("student.momentum") == config.Flag("--momentum", "Momentum of sgd and muon.")
+    assert config.flag_of("student.momentum") == Flag("--momentum", "Momentum of sgd and muon.")
     assert all(flag.name.startswith("--") and flag.help for flag in map(config.flag_of, keys))

@@ -18,7 +18,7 @@ import scipy.io
 import torch
 
 from helpers import labels_of
-from noisyteacher.data import builtin, default_root, load_data
+from noisyteacher.data import builtin, load_data
 from noisyteacher.data.builtin import MNIST_FILES as FILES
 from noisyteacher.data.builtin import OfficialFile, read_idx
 from noisyteacher.errors import DataError
@@ -314,12 +314,12 @@ def test_download_false_never_touches_the_network(tmp_path: Path, monkeypatch: p
 
 def test_the_default_root_is_the_variable_or_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NOISYTEACHER_DATA", str(tmp_path))
-    assert default_root() == tmp_path
+    assert builtin.default_root() == tmp_path
     with pytest.raises(DataError, match=str(tmp_path)):
         load_data("mnist", download=False)
     monkeypatch.delenv("NOISYTEACHER_DATA")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_root() == Path("/home/somebody/.cache/noisyteacher")
+    assert builtin.default_root() == Path("/home/somebody/.cache/noisyteacher")
 
 
 def test_a_mat_file_that_is_not_the_official_one_is_refused_before_it_is_parsed(

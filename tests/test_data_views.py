@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisyteacher.data import apply_view, apply_views, expand_views
+from noisyteacher.data.views import apply_view, apply_views, expand_views
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 
 

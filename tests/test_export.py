@@ -28,8 +28,8 @@ from noisyteacher.errors import (
     TrainingError,
     UsageError,
 )
-from noisyteacher.export import FORMATS, Exported, check_formats, export_all, notes, table, verdict
-from noisyteacher.export.outcome import compare
+from noisyteacher.export import FORMATS, Exported, check_formats, export_all, table, verdict
+from noisyteacher.export.outcome import compare, notes
 from noisyteacher.export.quantization import calibration_images
 from noisyteacher.io.files import check_seal
 from noisyteacher.measure import Latency

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch import library as operators
 
 from noisyteacher.measure import Costs, is_free, measure
-from noisyteacher.models import Classifier, Scale, as_classifier, build_model
+from noisyteacher.models import Classifier, as_classifier, build_model
 from noisyteacher.models.classifier import Architecture
+from noisyteacher.models.preprocess import Scale
 
 # Per layer: output height * width * kernels * (kernel size^2 * input channels), or inputs * outputs.
 MULTIPLICATIONS = {

@@ -19,6 +19,7 @@ from noisyteacher.models import MODELS, PAPER, Classifier, build_model, load_mod
 from noisyteacher.models.classifier import Architecture
 from noisyteacher.models.external import import_torchvision
 from noisyteacher.models.narrow import narrowed, reshape_network
+from noisyteacher.models.preprocess import Scale
 
 pytest.importorskip("torch_pruning", reason="needs the extra prune")
 COLOUR = (3, 32, 32)
@@ -357,7 +358,7 @@ def test_what_cannot_be_narrowed_is_refused_by_name(teacher: nn.Module, message:
 def _unasked(module: nn.Module) -> Classifier:
     """The module as a classifier that was not asked for logits first, so that the refusal is the one of narrowing."""
     architecture = Architecture(name="module:x", classes=10, input_shape=list(COLOUR), options={}, preprocess="scale")
-    return Classifier(nt.models.Scale(), module, architecture)
+    return Classifier(Scale(), module, architecture)
 
 
 def test_usage_errors() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from helpers import part
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
-from noisyteacher.models import LocalContrast, PixelMean, Scale, Standardize, build_preprocess
-from noisyteacher.models.preprocess import PREPROCESS, preprocess_name
+from noisyteacher.models import Standardize, build_preprocess
+from noisyteacher.models.preprocess import PREPROCESS, LocalContrast, PixelMean, Scale, preprocess_name
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Settings as typed code: read them, check them, explain them."""
 
-from noisyteacher.config.load import as_toml as as_toml
 from noisyteacher.config.load import build_config as build_config
 from noisyteacher.config.load import config_error as config_error
 from noisyteacher.config.load import describe as describe
@@ -18,7 +17,6 @@ from noisyteacher.config.schema import LIMITS as LIMITS
 from noisyteacher.config.schema import PRESETS as PRESETS
 from noisyteacher.config.schema import Choice as Choice
 from noisyteacher.config.schema import Config as Config
-from noisyteacher.config.schema import Flag as Flag
 from noisyteacher.config.schema import NoiseSettings as NoiseSettings
 from noisyteacher.config.schema import Recipe as Recipe
 from noisyteacher.config.schema import Student as Student

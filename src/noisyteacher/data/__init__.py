@@ -1,10 +1,10 @@
 """Data sets as two tensors and an index: splits, views, batches, and the sources they are read from."""
 
-from noisyteacher.data.builtin import DATASETS, datasets_here, default_root
+from noisyteacher.data.builtin import DATASETS, datasets_here
 from noisyteacher.data.packed import Packed, is_packed
 from noisyteacher.data.sources import load_data, pack_data
 from noisyteacher.data.split import Batch, Split, Splits, data_summary, epoch_batches, samples_of
-from noisyteacher.data.views import apply_view, apply_views, expand_views
+from noisyteacher.data.views import expand_views
 
 __all__ = [
     "DATASETS",
@@ -12,11 +12,8 @@ __all__ = [
     "Packed",
     "Split",
     "Splits",
-    "apply_view",
-    "apply_views",
     "data_summary",
     "datasets_here",
-    "default_root",
     "epoch_batches",
     "expand_views",
     "is_packed",

@@ -12,7 +12,6 @@ from noisyteacher.export.exporting import export as export
 from noisyteacher.export.exporting import export_all as export_all
 from noisyteacher.export.exporting import write_unchecked as write_unchecked
 from noisyteacher.export.outcome import Exported as Exported
-from noisyteacher.export.outcome import notes as notes
 from noisyteacher.export.outcome import table as table
 from noisyteacher.export.outcome import verdict as verdict
 from noisyteacher.export.quantization import calibration_images as calibration_images

@@ -36,10 +36,7 @@ from noisyteacher.models.onnx_teacher import OnnxNetwork as OnnxNetwork
 from noisyteacher.models.onnx_teacher import is_onnx_file as is_onnx_file
 from noisyteacher.models.onnx_teacher import load_onnx as load_onnx
 from noisyteacher.models.preprocess import PREPROCESS as PREPROCESS
-from noisyteacher.models.preprocess import LocalContrast as LocalContrast
-from noisyteacher.models.preprocess import PixelMean as PixelMean
 from noisyteacher.models.preprocess import Resized as Resized
-from noisyteacher.models.preprocess import Scale as Scale
 from noisyteacher.models.preprocess import Standardize as Standardize
 from noisyteacher.models.preprocess import blank_preprocess as blank_preprocess
 from noisyteacher.models.preprocess import build_preprocess as build_preprocess
