@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,23 +24,6 @@ from noisyteacher.store import LogitStore
 from noisyteacher.text import unknown_name
 
 
-class Teacher(Protocol):
-    """A source of clean logits for batches of a split."""
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for teachers that give the same logits for a batch."""
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Clean teacher logits `[B, K]` for the batch, without gradient, on whatever device they come from."""
-
-    def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        """Raises MismatchError when this teacher cannot serve the split, the views or the classes."""
-
-    def describe(self) -> dict[str, object]:
-        """What this teacher is, for JSON."""
-
-
 @dataclass(frozen=True)
 class StoredTeacher:
     """A logit store as a teacher: exact targets for every stored view, joined by row number."""
@@ -49,19 +32,23 @@ class StoredTeacher:
 
     @property
     def key(self) -> Hashable:
+        """Equal for teachers that give the same logits for a batch."""
         return "store", self.store.digest
 
     def logits(self, batch: Batch) -> Tensor:
+        """Clean teacher logits `[B, K]` for the batch, without gradient, on whatever device they come from."""
         if len(batch.views) == 1:
             return self.store.logits(batch.views[0], batch.rows)
         return self.store.logits(self.store.view_indices(batch.views)[batch.which.cpu()], batch.rows)
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
+        """Raises MismatchError when this teacher cannot serve the split, the views or the classes."""
         self.store.view_indices(views)
         self.store.check(data=split.fingerprint)
         _check_classes(self.store.classes, classes, f"the store {self.store.path}")
 
     def describe(self) -> dict[str, object]:
+        """What this teacher is, for JSON."""
         return {"store": self.store.digest}
 
 
@@ -195,6 +182,10 @@ class SeveralTeachers:
 
     def describe(self) -> dict[str, object]:
         return {"combine": self.combine, "teachers": [teacher.describe() for teacher in self.teachers]}
+
+
+Teacher = StoredTeacher | TableTeacher | LiveTeacher | SeveralTeachers
+"""A source of clean logits for batches of a split; `StoredTeacher` says what all of them have."""
 
 
 def _members(teacher: Teacher) -> list[Teacher]:
