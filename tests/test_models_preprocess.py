@@ -48,6 +48,7 @@ def contrast_by_loops(image: np.ndarray, window: int = 9) -> np.ndarray:
 def test_local_contrast_is_the_published_formula(shape: tuple[int, int, int]) -> None:
     batch = images(2, *shape)
     batch[1] //= 8  # a dark image: the divisor is its own mean, not the batch's
+    assert repr(LocalContrast()) == "LocalContrast(window=9, deviation=2.25, eps=0.0001)"  # in stores' fingerprints
     results = LocalContrast()(batch).numpy()
     for image, ours in zip(batch, results, strict=True):
         np.testing.assert_allclose(ours, contrast_by_loops(image.numpy().astype(np.float64) / 255), atol=2e-5)
@@ -61,13 +62,6 @@ def test_local_contrast_does_not_see_brightness_or_contrast() -> None:
     dark = images(1, 3, 16, 16) // 4
     bright = dark * 3 + 60
     torch.testing.assert_close(LocalContrast()(bright), LocalContrast()(dark), atol=1e-4, rtol=1e-3)
-
-
-def test_local_contrast_settings_are_checked() -> None:
-    assert LocalContrast(window=5)(images(1, 1, 8, 8)).shape == (1, 1, 8, 8)
-    for window in (8, 1, -3):
-        with pytest.raises(UsageError, match="odd number"):
-            LocalContrast(window=window)
 
 
 def test_scale_maps_0_to_0_and_255_to_1() -> None:
@@ -138,5 +132,4 @@ def test_missing_and_wrong_statistics_are_refused() -> None:
 
 
 def test_a_module_that_no_name_rebuilds_says_so() -> None:
-    assert preprocess_name(LocalContrast(window=7)).startswith("module:")
     assert preprocess_name(torch.nn.Identity()) == "module:torch.nn.modules.linear.Identity"

@@ -120,14 +120,12 @@ class LocalContrast(nn.Module):
     """
 
     kernel: Tensor
+    window, deviation, eps = 9, 9 / 4, 1e-4
+    """Pixels of the window and of its Gaussian's deviation; what floors the divisor in flat images."""
 
-    def __init__(self, window: int = 9, deviation: float | None = None, eps: float = 1e-4) -> None:
-        """`window` in pixels, odd; `deviation` of the Gaussian in pixels; `eps` floors the divisor in flat images."""
+    def __init__(self) -> None:
         super().__init__()
-        if window < 3 or window % 2 == 0:
-            raise UsageError(f"window {window}: expected an odd number of 3 pixels or more")
-        self.window, self.deviation, self.eps = window, window / 4 if deviation is None else deviation, eps
-        offsets = torch.arange(window, dtype=torch.float64) - window // 2
+        offsets = torch.arange(self.window, dtype=torch.float64) - self.window // 2
         gaussian = torch.exp(-0.5 * (offsets / self.deviation).square())
         self.register_buffer("kernel", (gaussian / gaussian.sum()).to(torch.float32))
 
@@ -174,7 +172,10 @@ PREPROCESS: dict[str, Callable[[Shape], nn.Module]] = {
     "local-contrast": lambda shape: LocalContrast(),
 }
 """Name -> builder of a module for images of a shape; statistics start with mean 0 and deviation 1."""
-_NAMES = {Untouched: "none", Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean"}
+_NAMES = {
+    Untouched: "none", Scale: "scale", Standardize: "standardize", PixelMean: "pixel-mean",
+    LocalContrast: "local-contrast",
+}  # fmt: skip
 _RESIZED = re.compile(rf"({'|'.join(PREPROCESS)})@([0-9]{{1,4}})x([0-9]{{1,4}})-({'|'.join(MODES)})")
 
 
@@ -221,6 +222,4 @@ def preprocess_name(module: nn.Module) -> str:
         name = f"{preprocess_name(module.inner)}@{module.size[0]}x{module.size[1]}-{module.mode}"
         if _RESIZED.fullmatch(name):
             return name
-    if kind is LocalContrast and module.extra_repr() == LocalContrast().extra_repr():
-        return "local-contrast"
     return _NAMES.get(kind, f"module:{kind.__module__}.{kind.__qualname__}")
