@@ -50,9 +50,9 @@ def test_nothing_left_over_is_refused(sizes: list[int]) -> None:
         partition(torch.arange(10) % 2, sizes, 0)
 
 
-def test_per_class_takes_the_number_or_the_share() -> None:
+def test_per_class_takes_the_number_or_a_fifth() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [3] * 4)
-    chosen, rest = per_class(labels, 5, 0.2, 0, "svhn")
+    chosen, rest = per_class(labels, 5, 0, "svhn")
     assert labels[chosen].bincount(minlength=4).tolist() == [5, 2, 0, 0]
     assert sorted([*chosen.tolist(), *rest.tolist()]) == list(range(64))
 

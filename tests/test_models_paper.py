@@ -137,8 +137,6 @@ def test_wrong_options_are_refused_with_the_nearest_name() -> None:
         paper_network("lenet", 10, GREY, droput=0.1)
     with pytest.raises(UnknownNameError, match="final_relu"):
         paper_network("lenet", 10, GREY, final_relu=True)
-    with pytest.raises(UnknownNameError, match="did you mean 'lenet'"):
-        paper_network("lenett", 10, GREY)
     wrong: Any
     for wrong in (1.0, -0.1, "half", True):
         with pytest.raises(UsageError, match="probability to drop"):

@@ -12,7 +12,7 @@ import torch
 from helpers import part
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
 from noisyteacher.models import Standardize, build_preprocess
-from noisyteacher.models.preprocess import PREPROCESS, LocalContrast, PixelMean, Scale, preprocess_name
+from noisyteacher.models.preprocess import PREPROCESS, LocalContrast, Scale, preprocess_name
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -127,8 +127,6 @@ def test_missing_and_wrong_statistics_are_refused() -> None:
         Standardize([0.5], [0.0])
     with pytest.raises(UsageError, match=r"\[C\]"):
         Standardize([0.5], [0.1, 0.2])
-    with pytest.raises(UsageError, match=r"\[C, H, W\]"):
-        PixelMean(torch.zeros(3))
 
 
 def test_a_module_that_no_name_rebuilds_says_so() -> None:

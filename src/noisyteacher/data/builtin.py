@@ -283,7 +283,7 @@ def _svhn_splits(paths: list[Path], seed: int) -> Splits:
     *train_parts, (test_images, test_labels) = map(_read_mat, paths)
     val_rows, train_rows, start = [], [], 0
     for part, (_, labels) in zip(SVHN_VAL_PER_CLASS, train_parts, strict=False):
-        val, train = per_class(labels, SVHN_VAL_PER_CLASS[part], 0.2, seed, "svhn", part)
+        val, train = per_class(labels, SVHN_VAL_PER_CLASS[part], seed, "svhn", part)
         val_rows.append(val + start)
         train_rows.append(train + start)
         start += len(labels)

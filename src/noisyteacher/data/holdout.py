@@ -44,10 +44,10 @@ def partition(labels: Tensor, sizes: Sequence[int], seed: int, *purpose: str) ->
     return [torch.from_numpy(np.sort(rows)) for rows in np.split(order, np.cumsum(sizes))]
 
 
-def per_class(labels: Tensor, limit: int, share: float, seed: int, *purpose: str) -> tuple[Tensor, Tensor]:
-    """(chosen, rest), ascending int64 rows: `limit` of each class are chosen, at most the `share` of the class."""
+def per_class(labels: Tensor, limit: int, seed: int, *purpose: str) -> tuple[Tensor, Tensor]:
+    """(chosen, rest), ascending int64 rows: `limit` of each class are chosen, at most a fifth of the class."""
     classes, _, ranks, counts = _ranked(labels, seed, purpose)
-    quota = np.minimum(limit, np.floor(counts * share).astype(np.int64))
+    quota = np.minimum(limit, counts // 5)
     chosen = ranks < quota[classes]
     return torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(np.flatnonzero(~chosen))
 

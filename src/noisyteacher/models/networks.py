@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -87,10 +86,8 @@ def default_options(name: str) -> dict[str, float | bool]:
     return {**options, "final_relu": False} if name == "nin" else options
 
 
-def _check_options(name: str, names: Iterable[str], options: dict[str, float | bool]) -> dict[str, float | bool]:
-    """All options of the network. Raises UnknownNameError for a name, UsageError for a value out of range."""
-    if name not in names:
-        raise unknown_name("model", name, names)
+def _check_options(name: str, options: dict[str, float | bool]) -> dict[str, float | bool]:
+    """All options of the network. Raises UnknownNameError for an option, UsageError for a value out of range."""
     checked = default_options(name)
     for option, value in options.items():
         if option not in checked:
@@ -110,10 +107,10 @@ def paper_network(name: str, classes: int, input_shape: Shape, **options: float 
 
     `dropout` is the probability to DROP, after every hidden fully connected layer (Table 5), or in place of the 0.5
     that nin and alexnet-cifar state. `final_relu` (nin only) puts a ReLU before the last average, which forbids
-    negative logits. Raises UnknownNameError for a network or option, UsageError for a value out of range, and
+    negative logits. Raises UnknownNameError for an option, UsageError for a value out of range, and
     MismatchError when images of `input_shape` (C, H, W) are too small for the layers.
     """
-    settings = _check_options(name, PAPER, options)
+    settings = _check_options(name, options)
     dropout, drops_stated = settings["dropout"], "-D" in PAPER[name]
     layers, numbers = OrderedDict[str, nn.Module](), Counter[str]()
 
@@ -185,10 +182,10 @@ def compact_network(name: str, classes: int, input_shape: Shape, **options: floa
     """One of the compact students: float32 `[B, C, H, W]` of any size to logits `[B, classes]`.
 
     `width` (above 0) multiplies the channels, in steps of 8. The last batch norm of every block starts at 0, so that
-    the block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677). Raises UnknownNameError for a network or
+    the block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677). Raises UnknownNameError for an
     option, UsageError for a width out of range.
     """
-    factor = _check_options(name, COMPACT, options)["width"]
+    factor = _check_options(name, options)["width"]
 
     def scaled(count: int) -> int:
         return count if factor == 1 else max(8, 8 * round(count * factor / 8))

@@ -90,10 +90,7 @@ class PixelMean(nn.Module):
     mean: Tensor
 
     def __init__(self, mean: Tensor) -> None:
-        """Raises UsageError unless the mean image is `[C, H, W]`."""
         super().__init__()
-        if mean.dim() != 3:
-            raise UsageError(f"a mean image of shape {tuple(mean.shape)}: expected [C, H, W]")
         self.register_buffer("mean", mean.to(torch.float32))
 
     def fit(self, images: Iterable[Tensor]) -> None:

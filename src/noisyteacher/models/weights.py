@@ -91,9 +91,9 @@ def save_model(model: nn.Module, path: StrPath, record: Json | None = None, *, w
     write_tensors(path, KIND, SCHEMA, state, content, within)
 
 
-def saved_bytes(model: nn.Module, record: Json | None = None) -> int:
-    """The length in bytes of the file that `save_model(model, path, record)` writes."""
-    return len(sealed_tensors(KIND, SCHEMA, *_state_and_content(model, record)))
+def saved_bytes(model: nn.Module) -> int:
+    """The length in bytes of the file that `save_model(model, path)` writes."""
+    return len(sealed_tensors(KIND, SCHEMA, *_state_and_content(model, None)))
 
 
 def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str, Tensor], Json]:

@@ -38,14 +38,12 @@ class Trace:
     weighted_error: float = 0.0
 
 
-def gauss_newton_trace(
-    model: nn.Module, images: Tensor, targets: Tensor | None = None, *, unit: float = 1.0, exact: bool | None = None
-) -> Trace:
+def gauss_newton_trace(model: nn.Module, images: Tensor, targets: Tensor | None = None, *, unit: float = 1.0) -> Trace:
     """The trace of J J^T, J the Jacobian of the logits / unit in the learned parameters, in eval mode.
 
-    images: uint8 `[N, C, H, W]`. targets: the teacher's logits `[N, K]` for the weighted trace. exact: by default for
-    networks with a small Jacobian; else Hutchinson's estimator with PROBES random signs per logit. Source: Damian, Ma &
-    Lee 2021 (label noise drives SGD towards a small trace); Hutchinson 1990.
+    images: uint8 `[N, C, H, W]`. targets: the teacher's logits `[N, K]` for the weighted trace. Exact for networks with
+    a small Jacobian; else Hutchinson's estimator with PROBES random signs per logit. Source: Damian, Ma & Lee 2021
+    (label noise drives SGD towards a small trace); Hutchinson 1990.
     """
     classifier = as_classifier(model)
     with inference(classifier) as device, torch.enable_grad():
@@ -55,8 +53,7 @@ def gauss_newton_trace(
         if not learned:
             return Trace(0.0, None if weights is None else 0.0, len(images))
         classes = classifier.classes or classifier(images[:1]).shape[1]
-        if exact is None:
-            exact = classes * sum(parameter.numel() for parameter in learned) <= EXACT_ELEMENTS
+        exact = classes * sum(parameter.numel() for parameter in learned) <= EXACT_ELEMENTS
         if exact:
             squares = _squared_gradients(classifier, images, learned, unit)
             plain = float(squares.sum(1).mean()), 0.0
