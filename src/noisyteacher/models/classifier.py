@@ -191,12 +191,19 @@ def learn_in_unit(model: Classifier, unit: float) -> Classifier:
 
 
 def output_restorer(model: Classifier) -> Callable[[], None]:
-    """A function that undoes a later `learn_in_unit`: the network and all weights are then those of now."""
-    network, state = model.network, copy.deepcopy(model.state_dict())
+    """A function that undoes a later `learn_in_unit`: network, scale and head are then those of now."""
+    network, scale = model.network, 1.0
+    if isinstance(network, Rescaled):
+        scale = float(network.output_scale)
+    head = dict(network.named_modules()).get(model.inherited_head) if model.inherited_head else None
+    values = [] if head is None else [(parameter, parameter.data) for parameter in head.parameters()]
 
     def restore() -> None:
         model.network = network
-        model.load_state_dict(state)
+        if isinstance(network, Rescaled):
+            rescale(model, scale)
+        for parameter, value in values:
+            parameter.data = value.to(parameter.device)
 
     return restore
 
