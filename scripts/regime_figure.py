@@ -99,6 +99,8 @@ def summary(records: list[dict[str, Any]]) -> str:
 def noises(records: list[dict[str, Any]]) -> str:
     """A row per noise and dropout, a column per cell that has them: minus clean without decay, and the trace."""
     records = [record for record in records if record["against_clean_no_decay"]]
+    if not records:
+        return ""
     heads = ["", *(label(record["cell"]) for record in records)]
     rows = [heads, ["---", *["--:"] * len(records)]]
     for title in (CLEAN, SAME_RATE):
@@ -163,7 +165,7 @@ def label(cell: dict[str, Any]) -> str:
 
 def draw_answer(records: list[dict[str, Any]], path: Path) -> None:
     """Validation error against steps for a few cells; below, noisy minus clean with its interval for every cell."""
-    shown = [record for record in records if record["cell"]["name"] in SHOWN]
+    shown = [record for record in records if record["cell"]["name"] in SHOWN] or records[:4]
     kinds = [kind for kind in ("mnist", "cifar10") if any(record["cell"]["data"] == kind for record in records)]
     groups = [[record for record in records if record["cell"]["data"] == kind] for kind in kinds]
     heights = [2.2, *(0.5 + 0.22 * len(group) for group in groups)]

@@ -271,7 +271,7 @@ def test_a_fit_that_is_refused_leaves_the_outputs_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_behind_the_unit_leaves_the_outputs_alone_too(tmp_path: Path) -> None:
-    """A run of other settings, an unknown tracker, a frozen network, a stack that cannot be."""
+    """A run of other settings, an unknown tracker, a frozen network, networks that differ."""
     objective = nt.distil(table(), scale="rms")
     nt.fit(mlp(), blobs(), objective, run=tmp_path / "done", epochs=1, **OPTIONS)
     images, resumed = blobs().images_at(torch.arange(4)), {**OPTIONS, "epochs": 2, "resume": True}

@@ -242,6 +242,24 @@ def test_a_rate_at_which_a_fresh_seed_diverges_is_halved_for_all_seeds(
     assert {(0.015, seed) for seed in range(3)} < judged
 
 
+def test_what_is_compared_at_one_rate_keeps_one_rate_and_a_halved_trial_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
+        wrong = np.arange(200) < 20 - 100 * arm.lr + seed % 3
+        noisy_diverges = arm.noise is not None and arm.lr > 0.05 and seed == 1
+        in_pilot = arm.lr > 0.1 and seed == 100
+        student = student_with_errors(arm.title, wrong, seed)
+        return replace(student, arm=arm, halvings=int(noisy_diverges or in_pilot))
+
+    monkeypatch.setattr(regime, "train_arm", train)
+    monkeypatch.setattr(regime, "run_in_workers", lambda call, tasks, *_: [call(*task) for task in tasks])
+    record = regime.run_cell(Workspace(tmp_path, {}, ""), replace(CELL, variants=False, seeds=3), 1, None)
+    rates = {title: arm["settings"]["lr"] for title, arm in record["arms"].items()}
+    assert rates["clean, no decay"] == 0.06, "0.12 was never trained"
+    assert rates[regime.SAME_RATE] == rates["noisy, no decay"] == 0.03
+
+
 def test_dunnett_against_published_tables() -> None:
     """Two-sided 5 % points for 1 to 4 treatments (Dunnett 1964, table II)."""
     published = {

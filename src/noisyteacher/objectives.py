@@ -67,7 +67,7 @@ class Objective(ABC):
 
     @property
     def arithmetic(self) -> Hashable:
-        """Students whose objectives have equal values here share one vmapped `loss`; the default equals itself alone.
+        """Students whose objectives have equal values here share one vmapped `loss` in a CUDA graph; by default none.
 
         `loss` may then differ between them in its inputs only.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from noisyteacher.cli.output import (
 from noisyteacher.progress import stage
 
 if TYPE_CHECKING:
-    from noisyteacher.config import Values
+    from noisyteacher.config import Config, Values
     from noisyteacher.pipeline import Result
 
 
@@ -112,9 +111,7 @@ def compress(
     started = time.monotonic()  # before torch is loaded
     if request.resume is not None:
         request.refuse_beside("--resume", candidates=candidates)
-        from noisyteacher.pipeline.compression import resume_compress
-
-        _compress(partial(resume_compress, request.run(request.resume)), request, started)
+        _compress(None, request, started)
     elif candidates is not None:
         _write_candidates(request, candidates)
     else:
@@ -149,14 +146,18 @@ def _compress_settings(settings: Values, request: o.Request, started: float | No
             "(--target-macs 4x); --student NAME takes another",
             err=True,
         )
-    from noisyteacher.pipeline.compression import compress_config
-
-    return _compress(partial(compress_config, config, command=command_line()), request, started)
+    return _compress(config, request, started)
 
 
-def _compress(start: Callable[..., Result], request: o.Request, started: float | None) -> Result:
-    """Start or resume a compression, and print the result, which is returned."""
+def _compress(config: Config | None, request: o.Request, started: float | None) -> Result:
+    """Start a compression, or without a config resume the request's, and print the result, which is returned."""
     with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
+        from noisyteacher.pipeline.compression import compress_config, resume_compress
+
+        if config is None:
+            start = partial(resume_compress, request.run(str(request.resume)))
+        else:
+            start = partial(compress_config, config, command=command_line())
         result = start(
             on_run_created=begun,
             on_progress=watch,

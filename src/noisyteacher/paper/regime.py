@@ -76,10 +76,12 @@ VARIANTS: dict[str, Json] = {
     "sigma 0.9, one xi per batch": {**STRONG, "draw": "batch"},
     "additive of equal size": {**STRONG, "kind": "additive"},
 }
-"""Noises that are judged beside the chosen one, at its rate and without weight decay. Logits have a mean square of 1,
-so that additive noise of the same sigma has the same variance on average."""
+"""Noises that are judged beside the chosen one, at its rate (unless they diverge there) and without weight decay.
+Logits have a mean square of 1, so that additive noise of the same sigma has the same variance on average."""
 DROPOUTS = (0.1, 0.3)
 SAME_RATE = "clean, no decay, at the noisy rate"
+AT_ONE_RATE = (SAME_RATE, "noisy, no decay")
+"""Arms that are compared at one rate: where it is halved for one, it is for both."""
 
 
 @dataclass(frozen=True)
@@ -404,6 +406,11 @@ def refined_trials(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     return arms
 
 
+def at_their_rates(pilot: Sequence[Trained]) -> list[Trained]:
+    """The trials with the rates at which they were trained in the end: halved where they diverged."""
+    return [replace(row, arm=replace(row.arm, lr=row.arm.lr / 2**row.halvings)) for row in pilot]
+
+
 def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     """What fresh seeds train: the best clean and noisy arms on validation, with decay and without; then controls."""
 
@@ -441,14 +448,16 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
         return [by_key[arm.name, seed] for arm, seed in tasks]
 
     clean, noisy = trials(cell)
-    pilot = train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing")
-    pilot += train([(arm, PILOT_SEED) for arm in refined_trials(cell, pilot)], "choosing the weight decay")
+    pilot = at_their_rates(train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing"))
+    refined = [(arm, PILOT_SEED) for arm in refined_trials(cell, pilot)]
+    pilot += at_their_rates(train(refined, "choosing the weight decay"))
     arms, seeds = choose_arms(cell, pilot), range(cell.seeds)
     halvings = dict.fromkeys((arm.title for arm in arms), 0)
     while True:  # a rate at which a seed diverges is halved for all seeds, so that they are of one kind
         trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
         rows = {arm.title: trained[number * len(seeds) :][: len(seeds)] for number, arm in enumerate(arms)}
         more = {title: max(row.halvings for row in of_arm) for title, of_arm in rows.items()}
+        more |= dict.fromkeys(AT_ONE_RATE, max(more[title] for title in AT_ONE_RATE))
         if not any(more.values()):
             break
         halvings = {title: times + more[title] for title, times in halvings.items()}

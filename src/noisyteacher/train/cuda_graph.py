@@ -330,7 +330,7 @@ def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
         return False
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not all(map(_is_steady, students)):
         return False
-    if len(students) > 1 and draws_numbers(students[0].model, plan):  # a graph has one sequence of draws for all
+    if len(students) > 1 and any(draws_numbers(student.model, plan) for student in students):  # one sequence for all
         return False
     teachers = [network for student in students for network in student.objective.live_networks]  # type: ignore[attr-defined]
     learned = {id(tensor) for student in students for tensor in (*student.model.parameters(), *student.model.buffers())}

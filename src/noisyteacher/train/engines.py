@@ -52,7 +52,6 @@ class EagerEngine:
     def __init__(self, students: Sequence[Student], plan: TrainingPlan, mark: Mark = lambda phase: None) -> None:
         self.students, self.plan, self.mark = list(students), plan, mark
         _, self.seed_index = seeds_of(students)
-        self.failed: set[int] = set()
         self.forwards: list[nn.Module] = [student.model for student in students]
         self.modules = [list(model.modules()) for model in self.forwards]
         if plan.world.size > 1:
@@ -65,20 +64,25 @@ class EagerEngine:
 
     def step(self, batches: Sequence[Batch]) -> Callable[[], StepReport]:
         """One update of every student that has not failed."""
-        count, cache = len(self.students), Cache()
+        count, cache, plan = len(self.students), Cache(), self.plan
         report = StepReport(batches[0].step, batches[0].whole_size, [math.nan] * count, [{} for _ in range(count)])
-        for number in set(range(count)) - self.failed:
+        running = [number for number, student in enumerate(self.students) if student.error is None]
+        for number in running:
             try:
-                self._update(number, batches[self.seed_index[number]], cache, report)
+                self._backward(number, batches[self.seed_index[number]], cache, report)
             except NoisyTeacherError as error:
                 report.errors[number] = error
-        self.failed |= report.errors.keys()
+        for number in running:  # after all losses: a student may be another's teacher
+            if number not in report.errors:
+                optimizer = self.students[number].optimizer
+                set_rate(optimizer, plan.learning_rate(report.step), plan.body_factor(report.step))
+                optimizer.step()
+        self.mark("optimizer")
         return lambda: report
 
-    def _update(self, number: int, batch: Batch, cache: Cache, report: StepReport) -> None:
-        """One update of a student; its numbers go into the report. Raises before the update what makes it fail."""
+    def _backward(self, number: int, batch: Batch, cache: Cache, report: StepReport) -> None:
+        """Compute a student's gradients; its numbers go into the report. Raises what makes it fail."""
         student, plan, world = self.students[number], self.plan, self.plan.world
-        set_rate(student.optimizer, plan.learning_rate(batch.step), plan.body_factor(batch.step))
         seed_step(batch.seed, batch.step, plan)
         if not all(module.training for module in self.modules[number]):
             student.model.train()
@@ -86,8 +90,11 @@ class EagerEngine:
             logits = self.forwards[number](batch.images, input_noise_of(student.objective, batch)).float()
         self.mark("forward")
         objective = student.objective
-        shared = (cache,) if isinstance(objective, Objective) else ()
-        loss, metrics = loss_and_metrics(objective(logits, batch, *shared))
+        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
+            result = objective(logits, batch, cache)
+        else:
+            result = objective(logits, batch)
+        loss, metrics = loss_and_metrics(result)
         if world.size > 1:
             loss = loss * world.weight(batch.whole_size)
         value = float(loss.detach())
@@ -103,8 +110,6 @@ class EagerEngine:
         self.mark("backward")
         check_gradients([(name, value.grad) for name, value in student.parameters], batch.step)
         self.mark("checks")
-        student.optimizer.step()
-        self.mark("optimizer")
 
     def sync_optimizers(self) -> None:
         """With several processes all take the buffers of rank 0, as DistributedDataParallel does before each forward

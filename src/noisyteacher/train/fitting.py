@@ -159,7 +159,8 @@ def fit_many(
     shows how far the training is, as in `fit`; False shows nothing, a callable receives (step, total steps) after every
     step. Worth it on a GPU, where the common steps are replayed as a CUDA graph wherever `fit` would replay them,
     unless the networks draw random numbers (docs/performance.md).
-    Raises UsageError for models that share weights or differ in more than these, and with several processes.
+    Raises UsageError for models that share weights or differ in network, preprocessing or in what is frozen, and with
+    several processes.
     """
     if world().size > 1:
         raise UsageError(
@@ -193,7 +194,7 @@ def fit_many(
 
 
 def _check_alike(models: Sequence[Classifier]) -> None:
-    """Raises UsageError unless the models are equal but for the values of their weights, and share none of them."""
+    """Raises UsageError unless the models have one architecture and preprocessing, and no weights in common."""
     first = models[0]
     for number, model in enumerate(models):
         if _signature(model) != _signature(first) or not _equal_states(model.preprocess, first.preprocess):
@@ -388,7 +389,9 @@ def _check_scale(
     """
     scales = {objective.scale for objective in objectives if isinstance(objective, Distillation)}
     if len(scales) > 1:
-        raise UsageError(f"objectives with the scales {', '.join(sorted(scales))}: students of one scale train as one")
+        raise UsageError(
+            f"objectives with the scales {', '.join(sorted(scales))}: students of one scale train together"
+        )
     for model, classifier, objective in zip(models, classifiers, objectives, strict=True):
         if isinstance(objective, Distillation) and objective.scale == "rms" and classifier is not model:
             raise UsageError(
