@@ -28,31 +28,32 @@ COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a", "gain": "#2a8a4a"}
 CLEAN = "clean, no decay"
 SHOWN = ("mnist-500-mlp128-sgd", "mnist-500-mlp128-adam", "cifar10-1000-student3-sgd", "mnist-50000-mlp800-sgd")
 QUESTIONS = {
-    "each at its best, last weights": "best minus best",
-    "each at its best, early stopping": "the same, early stopping",
-    "without weight decay, last weights": "no decay",
-    "without weight decay, at one rate": "no decay, at the noisy rate",
-    "noise in place of weight decay": "noise in place of decay",
+    "each at its best, last weights": "chosen rates and decays",
+    "each at its best, early stopping": "chosen for early stopping",
+    "without weight decay, last weights": "no decay, own rates",
+    "without weight decay, at one rate": "no decay, the noisy rate",
+    "noise in place of weight decay": "noisy, no decay, minus clean, decay",
 }
 FOREST = {
-    "without weight decay, at one rate": "no weight decay, one rate",
-    "each at its best, last weights": "each with its best rate and decay",
-    "each at its best, early stopping": "these with early stopping",
+    "without weight decay, at one rate": "no decay, the noisy rate",
+    "each at its best, last weights": "chosen rate and decay",
+    "each at its best, early stopping": "chosen for early stopping",
 }
 WIDE = 4
 """Cells side by side in the figure of curves."""
 
 
 def main(folder: str, *files: str) -> None:
-    """Write `regime.json` (no pilot trials but the chosen), `regime.svg` and `regime-curves.svg` of the cells in
-    DIR/regime.json and in the files; print Markdown tables of all.
+    """Write `regime.json` (of the pilot the validation errors by trial), `regime.svg` and `regime-curves.svg` of the
+    cells in DIR/regime.json and in the files; print Markdown tables of all.
     """
     whole = Path(folder, "regime.json")
     known = json.loads(whole.read_text(encoding="utf-8")) if whole.exists() else []
     records = {record["cell"]["name"]: record for record in known}
     for file in files:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        records[content["cell"]["name"]] = {key: content[key] for key in CONTENT}
+        pilot = {row["arm"]: [row["val_%"][weights] for weights in ("last", "best")] for row in content["pilot"]}
+        records[content["cell"]["name"]] = {**{key: content[key] for key in CONTENT}, "pilot_val_%": pilot}
     ordered = [records[name] for name in CELLS if name in records]
     whole.write_text(_compact(json.dumps(ordered, indent=1, default=str)) + "\n", encoding="utf-8")
     plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
@@ -63,7 +64,15 @@ def main(folder: str, *files: str) -> None:
 
 def summary(records: list[dict[str, Any]]) -> str:
     """A row per cell: errors in %, noisy minus clean in points, the steps after which the noise halves the trace."""
-    heads = ["", "clean, no decay", "clean, best", "noisy, best", *QUESTIONS.values(), "trace halved, Q", "measured"]
+    heads = [
+        "",
+        "clean, no decay",
+        "clean, chosen",
+        "noisy, chosen",
+        *QUESTIONS.values(),
+        "steps at Q of 0.02 to 0.1",
+        "trace halved",
+    ]
     rows = [heads, ["---", *["--:"] * (len(heads) - 1)]]
     gaps = [corrected(records, question) for question in QUESTIONS]
     for number, record in enumerate(records):
@@ -208,7 +217,7 @@ def draw_differences(axis: Axes, differences: list[dict[str, Any]]) -> None:
 
 
 def draw_curve(axis: Axes, record: dict[str, Any], key: str) -> None:
-    """A quantity of the clean and of the noisy student against steps; shaded: where theory has the trace halved."""
+    """A quantity of the clean and of the noisy student against steps; shaded: Q of 0.02 to 0.1."""
     low, high = record["halving_steps"]["predicted"] or (None, None)
     if low is not None:
         axis.axvspan(low, min(high, record["arms"][CLEAN]["steps"]), color="#dddddd", linewidth=0)
