@@ -185,6 +185,7 @@ def test_halving_is_predicted_at_a_rate_that_holds_and_measured_between_two_trac
     assert predicted is not None
     assert predicted == pytest.approx([200, 1000])
     assert regime.predicted_halving(replace(CELL, optimizer="adam"), arm) is None
+    assert regime.predicted_halving(replace(CELL, loss="soft_targets", temperature=1.0), arm) is None
     clean = {"trace_step": [10.0, 1000.0], "trace": [8.0, 8.0]}
     assert regime.measured_halving(clean, {"trace": [8.0, 2.0]}) == pytest.approx(100)  # half way to a quarter
     assert regime.measured_halving(clean, {"trace": [8.0, 5.0]}) is None

@@ -279,11 +279,11 @@ def clock_of(arm: Arm, steps: int, batch: int) -> float:
 
 
 def predicted_halving(cell: Cell, arm: Arm) -> list[float] | None:
-    """Between how many steps the noise should halve the trace, at a rate that holds: Q = HALVING. None for Adam.
+    """Between how many steps the noise should halve the trace, at a rate that holds: Q = HALVING.
 
-    Source: Damian, Ma & Lee 2021, for the form of Q; its two values are measured.
+    None for Adam and for soft targets. Source: Damian, Ma & Lee 2021, for the form of Q; its two values are measured.
     """
-    if arm.noise is None or cell.optimizer != "sgd":
+    if arm.noise is None or cell.optimizer != "sgd" or cell.loss != "logit_regression":
         return None
     return [clock / clock_of(arm, 1, cell.batch) for clock in HALVING]
 
