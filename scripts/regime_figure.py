@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from noisyteacher.paper.regime import CELLS, SAME_RATE
-from noisyteacher.stats import LEVEL, mean_interval
+from noisyteacher.stats import LEVEL, holm, mean_interval
 
 ROWS = {
     "val_error": ("step", "validation error, %"),
@@ -34,11 +34,11 @@ QUESTIONS = {
     "without weight decay, at one rate": "no decay, the noisy rate",
     "noise in place of weight decay": "noisy, no decay, minus clean, decay",
 }
-FOREST = {
-    "without weight decay, at one rate": "no decay, the noisy rate",
-    "each at its best, last weights": "chosen rate and decay",
-    "each at its best, early stopping": "chosen for early stopping",
-}
+FOREST = (
+    "without weight decay, at one rate",
+    "each at its best, last weights",
+    "each at its best, early stopping",
+)
 WIDE = 4
 """Cells side by side in the figure of curves."""
 
@@ -152,10 +152,10 @@ def difference(record: dict[str, Any]) -> str:
 
 def corrected(records: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
     """The cells' differences for a question, their p corrected for the number of cells (Holm)."""
-    gaps, highest = [dict(record["contrasts"][question]) for record in records], 0.0
-    tested = sorted((gap for gap in gaps if gap["p"] is not None), key=lambda gap: gap["p"])
-    for rank, gap in enumerate(tested):
-        gap["p"] = highest = max(highest, min(1.0, gap["p"] * (len(tested) - rank)))
+    gaps = [dict(record["contrasts"][question]) for record in records]
+    tested = [gap for gap in gaps if gap["p"] is not None]
+    for gap, p in zip(tested, holm([gap["p"] for gap in tested]), strict=True):
+        gap["p"] = p
     return gaps
 
 
@@ -190,10 +190,10 @@ def draw_answer(records: list[dict[str, Any]], path: Path) -> None:
     bands[0].axes[0].legend(frameon=False, loc="lower left")
     for band, group in zip(bands[1:], groups, strict=True):
         columns = band.subplots(1, len(FOREST), sharex=True, sharey=True)
-        for axis, (question, heading) in zip(columns, FOREST.items(), strict=True):
+        for axis, question in zip(columns, FOREST, strict=True):
             gaps = zip(records, corrected(records, question), strict=True)
             draw_differences(axis, [gap for record, gap in gaps if record in group])
-            axis.set_title(heading if band is bands[1] else "")
+            axis.set_title(QUESTIONS[question] if band is bands[1] else "")
         columns[1].set_xlabel("noisy minus clean, points of test error")
         columns[0].set_yticks(range(len(group)), [label(record["cell"]) for record in group])
         columns[0].set_ylim(len(group) - 0.5, -0.5)

@@ -17,7 +17,7 @@ FLOORS = (
     ("sweep",),
     ("pipeline",),
     ("train", "export", "measure"),
-    ("data", "models", "store", "runs", "teachers", "objectives", "loss_groups", "evaluate", "classify",
+    ("data", "models", "store", "runs", "teachers", "objectives", "evaluate", "classify",
      "data_check", "extract"),
     (
         "noise", "losses", "metrics", "stats", "rng", "device", "distributed", "process", "progress",

@@ -108,23 +108,28 @@ def paired_difference(a: Sequence[float], b: Sequence[float], scale: Scale | Non
     return dunnett(a, [b], scale)[0]
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's correction for their number. `holm([0.01, 0.2, 0.03]) == [0.03, 0.2, 0.06]`."""
+    corrected, highest = list(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        corrected[number] = highest = max(highest, min(1.0, p_values[number] * (len(p_values) - rank)))
+    return corrected
+
+
 def simultaneous(tests: Sequence[PairedDifference], scale: Scale | None = None) -> list[PairedDifference]:
     """Paired tests as a family: p after Holm's correction, 95 % intervals that hold for all at once (Bonferroni), cut
     to differences on the scale, or left out where they would be wider.
     """
     span = math.inf if scale is None else scale[1] - scale[0]
-    order = sorted(range(len(tests)), key=lambda number: 1.0 if (p := tests[number].p) is None else p)
-    results, highest = list(tests), 0.0
-    for rank, number in enumerate(order):
-        test = tests[number]
+    results, corrected = list(tests), holm([1.0 if test.p is None else test.p for test in tests])
+    for number, (test, p) in enumerate(zip(tests, corrected, strict=True)):
         if test.p is None or not test.sd:
             continue
-        highest = max(highest, min(1.0, test.p * (len(tests) - rank)))
         error, freedom = test.sd / math.sqrt(test.n), test.n - 1
         point = t_quantile(1 - LEVEL / 2 / len(tests), freedom)
         half_width, size = point * error, detectable(error, freedom, point)
         low, high = max(test.mean - half_width, -span), min(test.mean + half_width, span)
-        family = replace(test, low=low, high=high, p=highest, comparisons=len(tests), detectable=size)
+        family = replace(test, low=low, high=high, p=p, comparisons=len(tests), detectable=size)
         results[number] = family if half_width < span else replace(family, low=None, high=None, detectable=None)
     return results
 

@@ -22,12 +22,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import PROBE_BATCH, full_precision, precision_context
 from noisyteacher.errors import NoisyTeacherError
-from noisyteacher.loss_groups import LossGroup, group_losses
 from noisyteacher.models import Classifier, logits_of
 from noisyteacher.objectives import Objective
 from noisyteacher.rng import kept_draws
+from noisyteacher.train.loss_groups import GroupMetrics, LossGroup, group_losses, sum_groups
 from noisyteacher.train.state import (
-    GroupMetrics,
     StepReport,
     Student,
     TrainingPlan,
@@ -35,7 +34,6 @@ from noisyteacher.train.state import (
     loss_error,
     seed_step,
     seeds_of,
-    sum_groups,
 )
 
 VARIABLE, OFF = "NOISYTEACHER_GRAPHS", ("off", "0", "false", "no")

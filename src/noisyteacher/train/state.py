@@ -16,10 +16,8 @@ from noisyteacher.config.schema import HOLD, MOMENTUM, TrainSettings
 from noisyteacher.data import Batch, Split, samples_of
 from noisyteacher.distributed import World
 from noisyteacher.errors import NoisyTeacherError, TrainingError
-from noisyteacher.loss_groups import LossGroup
 from noisyteacher.models import Classifier
 from noisyteacher.noise import Noise
-from noisyteacher.objectives import Metrics
 from noisyteacher.rng import derive_seed, seed_draws
 
 if TYPE_CHECKING:  # loaded, it would be a fifth floor of this folder (tests/test_layers.py)
@@ -36,8 +34,6 @@ RATE_SCHEDULES: dict[str, Callable[[float, float], float]] = {
 the share for which the schedule of that name does not fall."""
 OWN_METRICS = ("epoch", "step", "samples", "train/loss", "lr", "seconds")
 """Names that the trainer itself uses for numbers of an epoch, besides those that begin with `val/`."""
-GroupMetrics = list[tuple[list[int], Metrics]]
-"""Groups of students, each with metrics `[n]` by name."""
 
 
 @dataclass
@@ -228,17 +224,3 @@ def seed_step(seed: int, step: int, plan: TrainingPlan) -> None:
     """Seed torch's global generators for what network and objective draw at this step, such as dropout."""
     rank = (plan.world.rank,) if plan.world.rank else ()  # each process drops units of its own rows
     seed_draws(derive_seed(seed, "dropout", step, *rank), plan.device)
-
-
-def sum_groups(logits: Tensor, groups: Sequence[LossGroup]) -> tuple[Tensor, GroupMetrics]:
-    """Losses `[M]`, those of the groups, zero for students in none; and the groups' metrics.
-
-    A student without a loss has the same kernels as the others.
-    """
-    losses, metrics = dict[int, Tensor](), GroupMetrics()
-    for group in groups:
-        values, group_metrics = group.losses(logits)
-        losses |= dict(zip(group.students, values.unbind(), strict=True))
-        metrics.append((group.students, group_metrics))
-    rows = range(len(logits))
-    return torch.stack([losses[row] if row in losses else logits[row].sum() * 0 for row in rows]), metrics

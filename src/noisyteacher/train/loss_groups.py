@@ -12,6 +12,9 @@ from noisyteacher.data import Batch
 from noisyteacher.errors import NoisyTeacherError
 from noisyteacher.objectives import Cache, Metrics, Objective
 
+GroupMetrics = list[tuple[list[int], Metrics]]
+"""Groups of students, each with metrics `[n]` by name."""
+
 
 @dataclass(frozen=True)
 class LossGroup:
@@ -54,3 +57,17 @@ def group_losses(
         for name, value in inputs.items():
             group.inputs.setdefault(name, []).append(value)
     return list(groups.values())
+
+
+def sum_groups(logits: Tensor, groups: Sequence[LossGroup]) -> tuple[Tensor, GroupMetrics]:
+    """Losses `[M]`, those of the groups, zero for students in none; and the groups' metrics.
+
+    A student without a loss has the same kernels as the others.
+    """
+    losses, metrics = dict[int, Tensor](), GroupMetrics()
+    for group in groups:
+        values, group_metrics = group.losses(logits)
+        losses |= dict(zip(group.students, values.unbind(), strict=True))
+        metrics.append((group.students, group_metrics))
+    rows = range(len(logits))
+    return torch.stack([losses[row] if row in losses else logits[row].sum() * 0 for row in rows]), metrics
