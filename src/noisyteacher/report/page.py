@@ -74,17 +74,14 @@ def page(studies: Sequence[Study]) -> str:
     sections.append(Section("Settings that differ" if several else "Settings", tables=[tables.settings(every, tags)]))
     sections.append(Section("Versions and hosts", tables=[tables.origins(every, tags)]))
     numbers = itertools.count()
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=heading(studies),
-            subtitle=_subtitle(studies),
-            cards=[card for study, tag in zip(every, tags, strict=True) for card in _cards(study, tag)],
-            sections=list(filter(None, sections)),
-            draw=lambda figure: figure.svg(f"figure {next(numbers)}"),
-            style=re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL),
-        )
+    page = _environment().get_template("page.html")
+    return page.render(
+        title=heading(studies),
+        subtitle=_subtitle(studies),
+        cards=[card for study, tag in zip(every, tags, strict=True) for card in _cards(study, tag)],
+        sections=list(filter(None, sections)),
+        draw=lambda figure: figure.svg(f"figure {next(numbers)}"),
+        style=re.sub(r"/\*.*?\*/\s*", "", (TEMPLATES / "page.css").read_text(encoding="utf-8"), flags=re.DOTALL),
     )
 
 
