@@ -23,7 +23,7 @@ ROWS = {
     "clean_loss": ("step", "training loss without noise"),
     "trace": ("trace_step", "trace of Gauss-Newton"),
 }
-CONTENT = ("cell", "seeds", "arms", "contrasts", "against_clean_no_decay", "curves", "halving_steps")
+CONTENT = ("cell", "seeds", "left_out", "arms", "contrasts", "against_clean_no_decay", "curves", "halving_steps")
 COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a", "gain": "#2a8a4a"}
 CLEAN = "clean, no decay"
 SHOWN = ("mnist-500-mlp128-sgd", "mnist-500-mlp128-adam", "cifar10-1000-student3-sgd", "mnist-50000-mlp800-sgd")
@@ -122,18 +122,16 @@ def noises(records: list[dict[str, Any]]) -> str:
 
 
 def chosen(records: list[dict[str, Any]]) -> str:
-    """The rate and weight decay of a cell's arms, and the chosen rate where that was halved."""
+    """The rate and weight decay of a cell's arms, and the rates that were left out because a training diverged."""
     arms = [CLEAN, "noisy, no decay", "clean, decay chosen", "noisy, decay chosen"]
-    rows = [["", *arms], ["---", *["--:"] * len(arms)]]
+    rows = [["", *arms, "left out"], ["---", *["--:"] * (len(arms) + 1)]]
     for record in records:
         cells = []
-        for arm in map(record["arms"].get, arms):
-            decay = arm["settings"]["weight_decay"]
-            text = f"{arm['settings']['lr']:g}" + (f", {decay:g}" if decay else "")
-            cells.append(
-                text + (f" (chosen: {arm['settings']['lr'] * 2 ** arm['halvings']:g})" if arm["halvings"] else "")
-            )
-        rows.append([label(record["cell"]), *cells])
+        for settings in (record["arms"][arm]["settings"] for arm in arms):
+            decay = settings["weight_decay"]
+            cells.append(f"{settings['lr']:g}" + (f", {decay:g}" if decay else ""))
+        left_out = [f"{kind} {rate:g}" for kind, rates in record["left_out"].items() for rate in rates]
+        rows.append([label(record["cell"]), *cells, ", ".join(left_out)])
     return table(rows)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 
 import noisyteacher as nt
 from helpers import PATIENCE
-from noisyteacher.errors import UsageError
+from noisyteacher.errors import TrainingError, UsageError
 from noisyteacher.io.files import lock, write_json
 from noisyteacher.paper import regime, relatives, run_paper
 from noisyteacher.paper.regime import Arm, Cell, Trained, Workspace
@@ -118,24 +119,12 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, m
     assert not list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
 
 
-def test_a_training_that_diverges_is_repeated_at_half_the_rate(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rates, fit = list[float](), nt.fit
-
-    def diverging(*content: Any, lr: float, **options: Any) -> Any:
-        rates.append(lr)
-        return fit(*content, lr=1e9 if lr > 0.02 else lr, **options)
-
-    monkeypatch.setattr(regime, "fit", diverging)
-    arm = Arm("clean", 0.08, 0.002)
+def test_a_training_that_diverges_is_kept_as_such(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = Arm("clean", 1e9)
     trained = regime.train_arm(workspace, CELL, arm, 5)
-    assert rates == [0.08, 0.04, 0.02]
-    assert (trained.arm, trained.halvings) == (arm, 2)
+    assert (trained.diverged, trained.val) == (True, {})
+    monkeypatch.setattr(regime, "fit", None)  # cannot be called
     assert regime.train_arm(workspace, CELL, arm, 5) == trained  # from its file
-    slowest = regime.train_arm(workspace, CELL, replace(arm, lr=0.02), 5)
-    assert (slowest.halvings, slowest.test) == (0, trained.test)
-    assert rates == [0.08, 0.04, 0.02]
 
 
 @pytest.mark.parametrize("module", [regime, relatives], ids=["regime", "relatives"])
@@ -214,51 +203,72 @@ def test_a_planted_gain_is_found_and_no_gain_is_not(gain: float) -> None:
             chances = np.clip(hard + change + draws.normal(0, 0.004, (8, 1)), 0, 1)
             wrong = draws.random((8, 800)) < chances
             by_title[title] = [student_with_errors(title, wrong[seed], seed) for seed in range(8)]
-        record = regime.judge_cell(CELL, by_title, [], dict.fromkeys(by_title, 0))
+        record = regime.judge_cell(CELL, by_title, [], set())
         contrast = record["contrasts"]["each at its best, last weights"]
         detected.append(contrast["high"] < 0)
         assert record["arms"]["clean, no decay"]["mean_%"]["last"] == pytest.approx(10, abs=2)
     assert (np.mean(detected) >= 0.8) if gain else (np.mean(detected) <= 0.1)
 
 
-def test_a_rate_at_which_a_fresh_seed_diverges_is_halved_for_all_seeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged = set[tuple[float, int]]()
+def run_with(
+    diverges: Callable[[Arm, int], bool], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], set[tuple[str, float, float]]]:
+    """The record of a cell whose students err the less the higher their rate; and kind, rate and decay of the pilot."""
+    tried = set()
 
     def train(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
-        wrong = np.arange(200) < 20 - 100 * arm.lr + seed % 3  # the highest rate is chosen
-        halvings = 2 if arm.lr > 0.1 and seed == 1 else 1 if arm.lr > 0.02 and seed == 2 else 0
-        judged.add((arm.lr, seed))
-        return replace(student_with_errors(arm.title, wrong, seed), arm=arm, halvings=halvings)
-
-    def run(call: Any, tasks: Any, *_: object) -> list[Any]:
-        return [call(*task) for task in tasks]
-
-    monkeypatch.setattr(regime, "train_arm", train)
-    monkeypatch.setattr(regime, "run_in_workers", run)
-    record = regime.run_cell(Workspace(tmp_path, {}, ""), replace(CELL, variants=False, seeds=3), 1, None)
-    for arm in record["arms"].values():
-        assert (arm["settings"]["lr"], arm["halvings"]) == (0.015, 3)
-    assert {(0.015, seed) for seed in range(3)} < judged
-
-
-def test_what_is_compared_at_one_rate_keeps_one_rate_and_a_halved_trial_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def train(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
-        wrong = np.arange(200) < 20 - 100 * arm.lr + seed % 3
-        noisy_diverges = arm.noise is not None and arm.lr > 0.05 and seed == 1
-        in_pilot = arm.lr > 0.1 and seed == 100
-        student = student_with_errors(arm.title, wrong, seed)
-        return replace(student, arm=arm, halvings=int(noisy_diverges or in_pilot))
+        if seed == 100:
+            tried.add((arm.kind, arm.lr, arm.weight_decay))
+        if diverges(arm, seed):
+            return Trained(arm, seed, {}, {}, {}, 0.0, 0.0, diverged=True)
+        wrong = np.arange(200) < 20 - 100 * arm.lr + 100 * abs(arm.weight_decay - 0.01) + seed % 3
+        return replace(student_with_errors(arm.title, wrong, seed), arm=arm)
 
     monkeypatch.setattr(regime, "train_arm", train)
     monkeypatch.setattr(regime, "run_in_workers", lambda call, tasks, *_: [call(*task) for task in tasks])
-    record = regime.run_cell(Workspace(tmp_path, {}, ""), replace(CELL, variants=False, seeds=3), 1, None)
+    return regime.run_cell(Workspace(folder, {}, ""), replace(CELL, seeds=3), 1, None), tried
+
+
+def test_a_rate_at_which_a_fresh_seed_diverges_is_left_out_and_the_decay_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(arm: Arm, seed: int) -> bool:
+        return arm.noise is not None and arm.lr > 0.1 and seed == 2
+
+    record, tried = run_with(diverges, tmp_path, monkeypatch)
+    assert record["left_out"] == {"clean": [], "noisy": [0.12]}
     rates = {title: arm["settings"]["lr"] for title, arm in record["arms"].items()}
-    assert rates["clean, no decay"] == 0.06, "0.12 was never trained"
-    assert rates[regime.SAME_RATE] == rates["noisy, no decay"] == 0.03
+    assert rates["clean, decay chosen"] == rates["clean, no decay"] == rates["clean, dropout 0.3"] == 0.12
+    assert rates["noisy, decay chosen"] == rates["noisy, no decay"] == rates[regime.SAME_RATE] == 0.06
+    assert {rates[title] for title in regime.VARIANTS} == {0.06}
+    for rate in (0.06, 0.12):  # the decays beside the best one were tried at each rate that was the best
+        assert {("noisy", rate, 0.0045), ("noisy", rate, 0.022)} < tried
+
+
+def test_a_rate_is_left_out_for_noisy_students_where_their_clean_control_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = run_with(lambda arm, seed: arm.noise is None and arm.lr > 0.1 and seed == 1, tmp_path, monkeypatch)
+    assert record["left_out"] == {"clean": [0.12], "noisy": [0.12]}
+    rates = {arm["settings"]["lr"] for arm in record["arms"].values()}
+    assert rates == {0.06}
+
+
+def test_a_rate_at_which_the_pilot_diverges_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, tried = run_with(
+        lambda arm, _: not arm.noise and arm.lr > 0.1 and arm.weight_decay > 0.02, tmp_path, monkeypatch
+    )
+    assert record["left_out"] == {"clean": [0.12], "noisy": []}
+    assert record["arms"]["clean, decay chosen"]["settings"]["lr"] == 0.06
+    assert record["arms"]["noisy, decay chosen"]["settings"]["lr"] == 0.12
+    assert not {("clean", 0.12, 0.0045), ("clean", 0.12, 0.022)} & tried
+    kept = [row["arm"] for row in record["pilot"] if row["kind"] == "clean"]
+    assert len(kept) == 10
+    assert not any("lr0.12" in name for name in kept)
+    with pytest.raises(
+        TrainingError, match=r"students with settings of clean ones diverged at every rate \(0\.03, 0\.06"
+    ):
+        run_with(lambda arm, _: not arm.noise, tmp_path, monkeypatch)
 
 
 def test_dunnett_against_published_tables() -> None:

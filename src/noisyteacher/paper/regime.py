@@ -3,8 +3,9 @@
 A cell is a data set, the size of its training subset, a student, an optimizer and a loss. On a pilot seed clean and
 noisy students have the same number of trials, and the lowest validation error chooses. Then fresh seeds, each with a
 fresh subset, train the chosen settings and their controls; each student is judged once on test, with its last weights
-and with those of its best epoch on validation (early stopping). A rate at which a training diverges is halved: in the
-pilot for that trial, of fresh seeds for all of them.
+and with those of its best epoch on validation (early stopping). A rate at which a training of clean students diverges,
+be it of the pilot or of a fresh seed, is left out for clean students, and they are chosen anew among the other rates;
+noisy students likewise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -46,7 +47,7 @@ from noisyteacher.train.curvature import ROWS, gauss_newton_trace
 from noisyteacher.train.history import Tick
 from noisyteacher.train.state import noise_clock
 
-KIND, SCHEMA = "regime-training", 1
+KIND, SCHEMA = "regime-training", 2
 WATCHED = 2000
 """At most so many validation images are evaluated after an epoch; settings are chosen on all of them."""
 TRACES = 8
@@ -76,12 +77,11 @@ VARIANTS: dict[str, Json] = {
     "sigma 0.9, one xi per batch": {**STRONG, "draw": "batch"},
     "additive of equal size": {**STRONG, "kind": "additive"},
 }
-"""Noises that are judged beside the chosen one, at its rate (unless they diverge there) and without weight decay.
+"""Noises that are judged beside the chosen one, at its rate and without weight decay.
 Logits have a mean square of 1, so that additive noise of the same sigma has the same variance on average."""
 DROPOUTS = (0.1, 0.3)
+KINDS = ("clean", "noisy")
 SAME_RATE = "clean, no decay, at the noisy rate"
-AT_ONE_RATE = (SAME_RATE, "noisy, no decay")
-"""Arms that are compared at one rate: where it is halved for one, it is for both."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ class Arm:
     weight_decay: float = 0.0
     noise: Json | None = None
     dropout: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        """`clean` or `noisy`: whose rate it has."""
+        return "noisy" if self.noise or self.title == SAME_RATE else "clean"
 
     @property
     def name(self) -> str:
@@ -182,7 +187,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Trained:
-    """A student's errors (%) on validation and test, with its last weights and with those of its best epoch."""
+    """A student's errors (%) on validation and test, with its last weights and with those of its best epoch.
+
+    One that diverged has none.
+    """
 
     arm: Arm
     seed: int
@@ -198,8 +206,7 @@ class Trained:
     """Test images; None: as many as there are bits."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """By epoch `step`, `val_error` and `clean_loss` (of the steps); at a few epochs `trace_step` and `trace`."""
-    halvings: int = 0
-    """How often this training's rate was halved because it diverged."""
+    diverged: bool = False
 
     def misses(self, weights: str) -> NDArray[np.bool_]:
         """Which test images are misclassified, bool `[N]`."""
@@ -332,8 +339,7 @@ def kept(file: Path, kind: str, train: Callable[[Path], Json]) -> Json:
 def train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int) -> Trained:
     """The student of this arm and seed, judged; read from its file where that is done, resumed from its checkpoint.
 
-    A training that diverges is trained anew at half the rate, clean or noisy, as its user would. One that another
-    process works on is waited for.
+    One that another process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}.json"
     record = kept(file, KIND, lambda folder: asdict(_train_arm(workspace, cell, arm, seed, folder)))
@@ -369,8 +375,7 @@ def _train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int, folder: Pa
             student, train, objective, val=watched, seed=seed, run=folder, resume=True, progress=on_step, **recipe
         )
     except TrainingError:
-        slower = train_arm(workspace, cell, replace(arm, lr=arm.lr / 2), seed)
-        return replace(slower, arm=arm, halvings=slower.halvings + 1)
+        return Trained(arm, seed, {}, {}, {}, 0.0, 0.0, diverged=True)
     val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
     for weights, state in (("best", history.best), ("last", history.last)):
         student.load_state_dict(state)
@@ -399,16 +404,11 @@ def refined_trials(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     Noise may do what a little more weight decay does: without these a gain could be that of a decay between two trials.
     """
     arms = []
-    for kind in ("clean", "noisy"):
+    for kind in KINDS:
         best = min((row for row in pilot if row.arm.title == kind), key=lambda row: row.val["last"]).arm
         decay = best.weight_decay or cell.tuning[1][1] / BETWEEN**2
         arms += [replace(best, weight_decay=float(f"{decay * factor:.2g}")) for factor in (1 / BETWEEN, BETWEEN)]
     return arms
-
-
-def at_their_rates(pilot: Sequence[Trained]) -> list[Trained]:
-    """The trials with the rates at which they were trained in the end: halved where they diverged."""
-    return [replace(row, arm=replace(row.arm, lr=row.arm.lr / 2**row.halvings)) for row in pilot]
 
 
 def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
@@ -434,35 +434,55 @@ def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     return [*arms, *(replace(clean, title=f"clean, dropout {share:g}", dropout=share) for share in DROPOUTS)]
 
 
+class UnstableRatesError(Exception):
+    """Some trainings diverged."""
+
+    def __init__(self, rates: set[tuple[str, float]]) -> None:
+        self.rates = rates
+        """The kinds of arms and the rates at which they did."""
+
+
 def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:
     """Pilot, choice and judgement of a cell: the record that is also in `CELL.json` of the workspace.
 
-    Trainings that are done are read. An interrupted call, made again, continues.
+    Trainings that are done are read. An interrupted call, made again, continues. Raises TrainingError where clean or
+    noisy students diverge at every rate.
     """
 
-    def train(tasks: Sequence[tuple[Arm, int]], stage: str) -> list[Trained]:
-        distinct = {(arm.name, seed): arm for arm, seed in tasks}  # what was chosen may be one of the controls
+    def train(arms: Sequence[Arm], seeds: Sequence[int], stage: str) -> list[list[Trained]]:
+        """Of each arm the students of all seeds."""
+        distinct = {(arm.name, seed): arm for arm in arms for seed in seeds}  # a control may be what was chosen
         calls = [(workspace, cell, arm, seed) for (_, seed), arm in distinct.items()]
         results = run_in_workers(train_arm, calls, jobs, 1, f"{cell.name}, {stage}", watch)
         by_key = dict(zip(distinct, results, strict=True))
-        return [by_key[arm.name, seed] for arm, seed in tasks]
+        rows = [[by_key[arm.name, seed] for seed in seeds] for arm in arms]
+        diverged = [arm for arm, of_arm in zip(arms, rows, strict=True) if any(row.diverged for row in of_arm)]
+        if diverged:
+            raise UnstableRatesError({(arm.kind, arm.lr) for arm in diverged})
+        return rows
 
-    clean, noisy = trials(cell)
-    pilot = at_their_rates(train([(arm, PILOT_SEED) for arm in (*clean, *noisy)], "choosing"))
-    refined = [(arm, PILOT_SEED) for arm in refined_trials(cell, pilot)]
-    pilot += at_their_rates(train(refined, "choosing the weight decay"))
-    arms, seeds = choose_arms(cell, pilot), range(cell.seeds)
-    halvings = dict.fromkeys((arm.title for arm in arms), 0)
-    while True:  # a rate at which a seed diverges is halved for all seeds, so that they are of one kind
-        trained = train([(arm, seed) for arm in arms for seed in seeds], "judging")
-        rows = {arm.title: trained[number * len(seeds) :][: len(seeds)] for number, arm in enumerate(arms)}
-        more = {title: max(row.halvings for row in of_arm) for title, of_arm in rows.items()}
-        more |= dict.fromkeys(AT_ONE_RATE, max(more[title] for title in AT_ONE_RATE))
-        if not any(more.values()):
+    def pilot_of(arms: Sequence[Arm], stage: str) -> list[Trained]:
+        return [row for of_arm in train(arms, [PILOT_SEED], stage) for row in of_arm]
+
+    left_out = set[tuple[str, float]]()
+    while True:
+        clean, noisy = ([arm for arm in of_kind if (arm.kind, arm.lr) not in left_out] for of_kind in trials(cell))
+        if not clean or not noisy:
+            rates = ", ".join(f"{rate:g}" for rate in cell.tuning[0])
+            raise TrainingError(
+                f"{cell.name}: students with settings of {'noisy' if clean else 'clean'} ones diverged at every rate "
+                f"({rates}); the study needs one at which none does"
+            )
+        try:
+            pilot = pilot_of([*clean, *noisy], "choosing")
+            pilot += pilot_of(refined_trials(cell, pilot), "choosing the weight decay")
+            arms = choose_arms(cell, pilot)
+            rows = train(arms, range(cell.seeds), "judging")
             break
-        halvings = {title: times + more[title] for title, times in halvings.items()}
-        arms = [replace(arm, lr=arm.lr / 2 ** more[arm.title]) for arm in arms]
-    record = judge_cell(cell, rows, pilot, halvings)
+        except UnstableRatesError as unstable:
+            left_out |= unstable.rates
+    by_title = {arm.title: of_arm for arm, of_arm in zip(arms, rows, strict=True)}
+    record = judge_cell(cell, by_title, pilot, left_out)
     write_json(workspace.folder / f"{cell.name}.json", "regime", SCHEMA, record)
     return record
 
@@ -478,11 +498,11 @@ CONTRASTS = {
 
 
 def judge_cell(
-    cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained], halvings: Mapping[str, int]
+    cell: Cell, by_title: Mapping[str, Sequence[Trained]], pilot: Sequence[Trained], left_out: Set[tuple[str, float]]
 ) -> Json:
     """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test.
 
-    halvings: how often an arm's chosen rate was halved because a seed diverged.
+    left_out: the kinds of arms and the rates at which a training of them diverged.
     """
     arms = {}
     for title, rows in by_title.items():
@@ -494,7 +514,6 @@ def judge_cell(
             "clean_loss": fmean([row.clean_loss for row in rows]),
             "trace": fmean([row.curve["trace"][-1] for row in rows]),
             "clock": fmean([row.clock for row in rows]),
-            "halvings": halvings[title],
             "steps": rows[0].curve["step"][-1],
         }
     contrasts = {}
@@ -509,6 +528,7 @@ def judge_cell(
     return {
         "cell": {**asdict(cell), "name": cell.name},
         "seeds": [row.seed for row in next(iter(by_title.values()))],
+        "left_out": {kind: sorted(rate for of_kind, rate in left_out if of_kind == kind) for kind in KINDS},
         "arms": arms,
         "contrasts": contrasts,
         "against_clean_no_decay": {title: difference_record(test) for title, test in zip(compared, tests, strict=True)},
