@@ -127,7 +127,7 @@ def test_short_trials_are_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     student = {"name": "mlp800", "epochs": 8}
     _, record = chosen(build_config({"student": student, "noise": {"sigma": "auto"}, "choice": {"epochs": 2}}))
     assert {task.experiment.config.student.epochs for task in tasks} == {2}
-    assert "2 of 8 epochs each: SHORT TRIALS CHOOSE AGAINST THE NOISE" in record["summary"]
+    assert "2 of 8 epochs each: TRIALS THIS SHORT FAVOUR CLEAN STUDENTS" in record["summary"]
 
 
 def test_each_kind_gets_the_recipe_with_its_lowest_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_a_sweep_has_curves_with_intervals_and_the_papers_beside_them(sweep_page
     assert any(entry.startswith("Validation error against sigma") and "Paper" not in entry for entry in descriptions)
     page = Page(sweep_page)
     assert "paper, Table 1" in page.text
-    assert "chosen by validation, least on test" in page.text
+    assert "chosen by validation, lowest test error" in page.text
     assert "sigma0.9-seed7 diverged" in page.text
     assert "The noise helps: sigma 0.5, which validation prefers among 3 noises, gives -0.40 points" in page.text
 

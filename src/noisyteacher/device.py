@@ -17,11 +17,11 @@ from noisyteacher.text import unknown_name
 
 PRECISIONS = ("fp32", "bf16")
 AUTO = "auto"
-"""Instead of a precision: the faster one of this machine's device."""
+"""The value of a setting that is to be decided here: of a precision, the faster one of this machine's device."""
 NARROW = 16
 """Floats in the widest register of a CPU: convolutions of fewer input channels may write out of bounds."""
 WORTH = 1.5
-"""bf16 is taken where its matrix products run so many times as fast: below that, rounding is not paid for."""
+"""bf16 is used where its matrix products are at least so many times as fast: less does not make up for rounding."""
 MOST_THREADS = 1024
 PROBE_BATCH = 32
 """Images on which a memory format is tried: for up to 16, torch may choose other convolutions than for more."""

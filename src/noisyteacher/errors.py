@@ -35,7 +35,7 @@ class DataError(NoisyTeacherError):
 
 
 class DataWarning(UserWarning):
-    """Work goes on, but not as its owner may think: the message names what was left out, or what may differ."""
+    """Work goes on, but perhaps not as you expect: the message names what was left out, or what may differ."""
 
 
 class FileFormatError(NoisyTeacherError):

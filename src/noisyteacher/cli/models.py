@@ -87,7 +87,7 @@ def predict(
 ) -> None:
     """Say which class each image has, and with what probability.
 
-    Images that cannot be read are named on stderr; the exit code is then 3. json and csv are written as they come.
+    Images that cannot be read are named on stderr; the exit code is then 3. json and csv are written batch by batch.
 
     Example: noisyteacher predict runs/20261122T1246Z-compress-mlp128-7f3a9c/best photos --format csv
     """
@@ -218,7 +218,7 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="That each file is called.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long each file is called, in seconds.")] = 2.0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON file to write.")] = None,
 ) -> None:
     """Say how fast exported files are: latency in their own runtime, in turns, with intervals.

@@ -47,7 +47,9 @@ SHARED: dict[str, tuple[Any, typer.models.OptionInfo | typer.models.ArgumentInfo
     ),
     "auto_noise": (
         bool,
-        typer.Option("--noise", help="Choose sigma, and clean and noisy weight decay, on validation in full trials."),
+        typer.Option(
+            "--noise", help="Let validation choose sigma, and clean and noisy weight decay, in full-length trials."
+        ),
     ),
     "pretrained": (
         bool,

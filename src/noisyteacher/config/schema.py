@@ -374,7 +374,7 @@ class Choice(Settings):
     weight_decays: list[NotNegative] = field(default_factory=list)
     """Candidates for the weight decay (empty: the student's own and five times it; 0 and 0.001 where it has none)."""
     epochs: Count | None = None
-    """Length of each trial (empty: the student's; shorter trials choose against the noise)."""
+    """Length of each trial (empty: the student's; shorter trials favour clean students)."""
     seeds: Count = 1
     """Trials per candidate, with seeds 100, 101, ...: not those of the students that are compared."""
     controls: bool = False

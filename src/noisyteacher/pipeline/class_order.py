@@ -4,8 +4,8 @@ By answers: the best one-to-one assignment of outputs to classes is fitted on on
 other. It is the order if, on the classes that it moves, it is right more often than the order as it stands (exact sign
 test, p < 1e-3), twice as often at least, and for half of the images. Natural sorting (2 before 10), by which other
 programs sort class folders, is tried first: it is not fitted, so all images test it, and it need not be right for half
-of them, because an untrained teacher answers with few classes. With a teacher that is right for all images less than
-half as often as for the moved classes, the normalisation is wrong and not the order.
+of them, because an untrained teacher answers with few classes. A teacher that is right on all images less than half as
+often as on the moved classes points to wrong normalisation, not to a wrong order.
 """
 
 from __future__ import annotations

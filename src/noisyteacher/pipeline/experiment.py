@@ -40,7 +40,8 @@ MANY_CLASSES = 100
 """Up to so many classes a result keeps the whole confusion matrix."""
 Logits = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's logits come from: `train`, `val`, `test` are stores; `live` is the teacher itself, where images are
-augmented. Of a second teacher `train-2` or `live-2`, and so on. `teacher` is the first itself, to be narrowed."""
+augmented. `train-2` or `live-2`, and so on: further teachers. `teacher`: the first network, for students narrowed from
+it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,7 +418,7 @@ def prepare_teacher(experiment: Experiment, title: str, name: str = "teacher") -
             with errors_recorded(run):
                 models.save_model(model, run.path / WEIGHTS, within=run.path)
                 roles = sorted(experiment.data.parts.keys() - {"train"}, reverse=True)
-                answers = {role: _stored(experiment, model, role, title) for role in roles}  # it need not answer twice
+                answers = {role: _stored(experiment, model, role, title) for role in roles}  # for its scores
                 path = None if isinstance(teacher, nn.Module) else teacher
                 result = scores_and_details(experiment, model, {}, answers) | {
                     "classes": pretrained.class_names_of(path, model, settings.class_order),

@@ -254,5 +254,5 @@ def _teacher_words(run: Run) -> str:
         name = None
     if name is None:
         return f"a {weights}"
-    name = Path(name).name if os.path.isabs(name) else name  # where it was is nobody's business
+    name = Path(name).name if os.path.isabs(name) else name  # an absolute path is private
     return f"{escaped(name)} ({weights})"

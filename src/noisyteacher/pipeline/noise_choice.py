@@ -140,7 +140,7 @@ def choose_noise(experiment: Experiment, logits: Logits, stages: StageTitles, jo
     scored = "error" if val.labels is not None else "disagreement"
     length = f"{plural(epochs, 'epoch')} each, as long as those compared"
     if epochs < student.epochs:
-        length = f"{epochs} of {plural(student.epochs, 'epoch')} each: SHORT TRIALS CHOOSE AGAINST THE NOISE"
+        length = f"{epochs} of {plural(student.epochs, 'epoch')} each: TRIALS THIS SHORT FAVOUR CLEAN STUDENTS"
     sentences = [
         f"{len(trials)} trials on validation (n = {len(val):,}, {plural(len(seeds), 'seed')} of their own), {length}",
         *(
