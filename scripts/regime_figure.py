@@ -44,15 +44,18 @@ WIDE = 4
 
 
 def main(folder: str, *files: str) -> None:
-    """Write `regime.json` (of the pilot the validation errors by trial), `regime.svg` and `regime-curves.svg` of the
-    cells in DIR/regime.json and in the files; print Markdown tables of all.
+    """Write `regime.json` (of the pilot the validation errors by trial and seed), `regime.svg` and `regime-curves.svg`
+    of the cells in DIR/regime.json and in the files; print Markdown tables of all.
     """
     whole = Path(folder, "regime.json")
     known = json.loads(whole.read_text(encoding="utf-8")) if whole.exists() else []
     records = {record["cell"]["name"]: record for record in known}
     for file in files:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        pilot = {row["arm"]: [row["val_%"][weights] for weights in ("last", "best")] for row in content["pilot"]}
+        pilot = dict[str, dict[str, list[float]]]()
+        for row in content["pilot"]:
+            for weights, error in row["val_%"].items():
+                pilot.setdefault(row["arm"], {}).setdefault(weights, []).append(error)
         records[content["cell"]["name"]] = {**{key: content[key] for key in CONTENT}, "pilot_val_%": pilot}
     ordered = [records[name] for name in CELLS if name in records]
     whole.write_text(_compact(json.dumps(ordered, indent=1, default=str)) + "\n", encoding="utf-8")

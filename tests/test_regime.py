@@ -89,6 +89,27 @@ def test_the_best_trials_are_repeated_with_less_and_with_more_weight_decay() -> 
     assert chosen["clean, decay chosen"].weight_decay == 0.022
 
 
+def test_the_best_trials_of_each_choice_are_repeated_and_their_mean_chooses() -> None:
+    clean, noisy = regime.trials(CELL)
+    errors = {arm.name: 5.0 - 0.1 * number for number, arm in enumerate((*clean, *noisy))}
+
+    def trained(arm: Arm, seed: int, change: float = 0.0) -> Trained:
+        error = errors[arm.name] + change
+        return Trained(arm, seed, {"last": error, "best": 10 - error}, {}, {}, 0.0, 0.0)
+
+    pilot = [trained(arm, 100) for arm in (*clean, *noisy)]
+    repeated = regime.finalists(pilot)
+    last, best, no_decay = clean[:-4:-1], clean[:3], [clean[8], clean[4]]  # the third of these is clean[0]
+    assert repeated[: len(repeated) // 2] == [*last, *best, *no_decay]
+    assert [arm.noise for arm in repeated] == [None] * 8 + [regime.STRONG] * 8
+    lucky = clean[-1].name  # the best on the first seed, worse than the second best on the others
+    pilot += [trained(arm, seed, 0.2 * (arm.name == lucky)) for arm in repeated for seed in (101, 102)]
+    chosen = {arm.title: arm for arm in regime.choose_arms(CELL, pilot)}
+    assert chosen["clean, decay chosen"].name == clean[-2].name
+    assert chosen["noisy, decay chosen"].name == noisy[-1].name
+    assert chosen["clean, no decay"].name == clean[8].name
+
+
 def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     arm = Arm("noisy", 0.03, 0.002, regime.STRONG)
     unbroken = regime.train_arm(workspace, CELL, arm, 0)
@@ -262,7 +283,7 @@ def test_a_rate_at_which_the_pilot_diverges_is_left_out(tmp_path: Path, monkeypa
     assert record["arms"]["clean, decay chosen"]["settings"]["lr"] == 0.06
     assert record["arms"]["noisy, decay chosen"]["settings"]["lr"] == 0.12
     assert not {("clean", 0.12, 0.0045), ("clean", 0.12, 0.022)} & tried
-    kept = [row["arm"] for row in record["pilot"] if row["kind"] == "clean"]
+    kept = {row["arm"] for row in record["pilot"] if row["kind"] == "clean"}
     assert len(kept) == 10
     assert not any("lr0.12" in name for name in kept)
     with pytest.raises(

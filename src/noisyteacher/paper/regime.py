@@ -1,11 +1,11 @@
 """Where the noise helps: clean and noisy students after long trainings, each with settings chosen for it.
 
 A cell is a data set, the size of its training subset, a student, an optimizer and a loss. On a pilot seed clean and
-noisy students have the same number of trials, and the lowest validation error chooses. Then fresh seeds, each with a
-fresh subset, train the chosen settings and their controls; each student is judged once on test, with its last weights
-and with those of its best epoch on validation (early stopping). A rate at which a training of clean students diverges,
-be it of the pilot or of a fresh seed, is left out for clean students, and they are chosen anew among the other rates;
-noisy students likewise.
+noisy students have the same number of trials; the best are repeated with two more pilot seeds, and the lowest mean
+validation error chooses. Then fresh seeds, each with a fresh subset, train the chosen settings and their controls; each
+student is judged once on test, with its last weights and with those of its best epoch on validation (early stopping). A
+rate at which a training of clean students diverges, be it of the pilot or of a fresh seed, is left out for clean
+students, and they are chosen anew among the other rates; noisy students likewise.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ TUNING = {
 with each. Decay is decoupled and not on biases: a step multiplies weights by 1 - rate * decay."""
 BETWEEN = 5**0.5
 """The best weight decay is also divided and multiplied by this: half way, in logarithms, to one that was tried."""
+FINALISTS, PILOT_SEEDS = 3, range(PILOT_SEED, PILOT_SEED + 3)
+"""So many of the best trials of the first pilot seed, for each of CHOICES, are repeated with all of them."""
+CHOICES = {"decay chosen": ("last", True), "for early stopping": ("best", True), "no decay": ("last", False)}
+"""What is chosen, for clean and for noisy students -> by which weights' error, and whether with weight decay."""
 HALVING = (0.02, 0.1)
 """Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) at which fresh noise halved the trace in trials with perceptrons."""
 GENTLE, STRONG = (
@@ -163,7 +167,7 @@ BUDGETS: dict[str, tuple[Sequence[str], int | None, int | None]] = {
 TITLE = "Where the noise helps: clean and noisy students after long trainings"
 NOTES = (
     "Not in the paper. Logits in units of their root mean square, a rate that holds for 60 % of the steps "
-    "and then falls linearly to 0. Settings were chosen on a pilot seed by validation, with as many trials for noisy "
+    "and then falls linearly to 0. Settings were chosen on pilot seeds by validation, with as many trials for noisy "
     "as for clean students; every seed has a training subset of its own. Errors are those of the last weights. "
     "Differences to 'clean, no decay' have simultaneous intervals (Dunnett).",
 )
@@ -398,36 +402,48 @@ def trials(cell: Cell) -> tuple[list[Arm], list[Arm]]:
     return [Arm("clean", *pair) for pair in pairs], [Arm("noisy", *pair, STRONG) for pair in pairs]
 
 
+def best_trials(pilot: Sequence[Trained], kind: str, weights: str = "last", decay: bool = True) -> list[Arm]:
+    """The arms of a kind by their mean validation error, lowest first: those with the most seeds of the pilot.
+
+    decay: False takes those without weight decay alone.
+    """
+    arms, errors = dict[str, Arm](), dict[str, list[float]]()
+    for row in pilot:
+        if row.arm.title == kind and (decay or not row.arm.weight_decay):
+            arms[row.arm.name] = row.arm
+            errors.setdefault(row.arm.name, []).append(row.val[weights])
+    most = max(map(len, errors.values()))
+    names = [name for name, values in errors.items() if len(values) == most]
+    return [arms[name] for name in sorted(names, key=lambda name: fmean(errors[name]))]
+
+
 def refined_trials(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
     """Two more trials of clean and two of noisy students: the best ones so far, with less and with more weight decay.
 
     Noise may do what a little more weight decay does: without these a gain could be that of a decay between two trials.
     """
     arms = []
-    for kind in KINDS:
-        best = min((row for row in pilot if row.arm.title == kind), key=lambda row: row.val["last"]).arm
+    for best in (best_trials(pilot, kind)[0] for kind in KINDS):
         decay = best.weight_decay or cell.tuning[1][1] / BETWEEN**2
         arms += [replace(best, weight_decay=float(f"{decay * factor:.2g}")) for factor in (1 / BETWEEN, BETWEEN)]
     return arms
 
 
+def finalists(pilot: Sequence[Trained]) -> list[Arm]:
+    """The best trials for each choice, each once."""
+    ranked = [best_trials(pilot, kind, *choice)[:FINALISTS] for kind in KINDS for choice in CHOICES.values()]
+    return list({arm.name: arm for arms in ranked for arm in arms}.values())
+
+
 def choose_arms(cell: Cell, pilot: Sequence[Trained]) -> list[Arm]:
-    """What fresh seeds train: the best clean and noisy arms on validation, with decay and without; then controls."""
-
-    def best(kind: str, weights: str, without_decay: bool) -> Arm:
-        of_kind = [row for row in pilot if row.arm.title == kind and not (without_decay and row.arm.weight_decay)]
-        return min(of_kind, key=lambda row: row.val[weights]).arm
-
-    clean, noisy = best("clean", "last", True), best("noisy", "last", True)
+    """What fresh seeds train: the best clean and noisy arms on validation, for each choice; then controls."""
     arms = [
-        replace(best("clean", "last", False), title="clean, decay chosen"),
-        replace(best("noisy", "last", False), title="noisy, decay chosen"),
-        replace(best("clean", "best", False), title="clean, for early stopping"),
-        replace(best("noisy", "best", False), title="noisy, for early stopping"),
-        replace(clean, title="clean, no decay"),
-        replace(noisy, title="noisy, no decay"),
-        replace(noisy, title=SAME_RATE, noise=None),
+        replace(best_trials(pilot, kind, *how)[0], title=f"{kind}, {choice}")
+        for choice, how in CHOICES.items()
+        for kind in KINDS
     ]
+    clean, noisy = arms[-2:]
+    arms.append(replace(noisy, title=SAME_RATE, noise=None))
     if not cell.variants:
         return arms
     arms += [replace(noisy, title=title, noise=noise) for title, noise in VARIANTS.items()]
@@ -461,8 +477,8 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
             raise UnstableRatesError({(arm.kind, arm.lr) for arm in diverged})
         return rows
 
-    def pilot_of(arms: Sequence[Arm], stage: str) -> list[Trained]:
-        return [row for of_arm in train(arms, [PILOT_SEED], stage) for row in of_arm]
+    def pilot_of(arms: Sequence[Arm], seeds: Sequence[int], stage: str) -> list[Trained]:
+        return [row for of_arm in train(arms, seeds, stage) for row in of_arm]
 
     left_out = set[tuple[str, float]]()
     while True:
@@ -474,8 +490,9 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
                 f"({rates}); the study needs one at which none does"
             )
         try:
-            pilot = pilot_of([*clean, *noisy], "choosing")
-            pilot += pilot_of(refined_trials(cell, pilot), "choosing the weight decay")
+            pilot = pilot_of([*clean, *noisy], PILOT_SEEDS[:1], "choosing")
+            pilot += pilot_of(refined_trials(cell, pilot), PILOT_SEEDS[:1], "choosing the weight decay")
+            pilot += pilot_of(finalists(pilot), PILOT_SEEDS[1:], "repeating the best")
             arms = choose_arms(cell, pilot)
             rows = train(arms, range(cell.seeds), "judging")
             break
@@ -535,7 +552,13 @@ def judge_cell(
         "curves": curves,
         "halving_steps": {"predicted": predicted_halving(cell, noisy), "measured": measured_halving(*curves.values())},
         "pilot": [
-            {"arm": row.arm.name, "kind": row.arm.title, "val_%": row.val, "clean_loss": row.clean_loss}
+            {
+                "arm": row.arm.name,
+                "kind": row.arm.title,
+                "seed": row.seed,
+                "val_%": row.val,
+                "clean_loss": row.clean_loss,
+            }
             for row in pilot
         ],
     }
