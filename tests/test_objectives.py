@@ -393,15 +393,20 @@ def test_options_are_those_of_the_loss() -> None:
         ("dkd", {"beta": True}, "a number of 0 or more"),
         ("dkd", {"beta": math.inf}, "a number of 0 or more"),
         ("ttm", {"weighted": 1.0}, "true or false"),
+        ("dkd", {"alpha": 0, "beta": 0.0}, "alpha and beta are 0, so there is no loss"),
+        ("dist", {"gamma": 0, "beta": 0}, "gamma and beta are 0, so there is no loss"),
     ):
         with pytest.raises(ConfigError, match=problem):
             nt.distil(table(), loss=loss, loss_options=options)
-        (name,) = options
+        name = next(iter(options))
         with pytest.raises(ConfigError, match=rf"student\.loss_options\.{name}: "):
             build_config({"student": {"loss": loss, "loss_options": options}})
     for weight in (0.0, -1.0, math.nan, "off", True):
         with pytest.raises(ConfigError, match="loss_weight="):
             nt.distil(table(), loss_weight=weight)
+    nt.distil(table(), loss="dkd", loss_options={"alpha": 0})
+    with pytest.raises(ConfigError, match="temperature is an option of its own"):
+        nt.distil(table(), loss="dkd", temperature=2.0, loss_options={"temperature": 3.0})
     with pytest.raises(ConfigError, match="setting of its own"):
         build_config({"student": {"loss": "dkd", "loss_options": {"temperature": 2.0}}})
     config = build_config({"student": {"loss": "ttm", "loss_options": {"weighted": True}, "loss_weight": "auto"}})

@@ -246,7 +246,7 @@ def test_the_rows_of_a_study_are_of_the_kind_of_their_arm(tmp_path: Path) -> Non
     arms = {title: {"settings": each, "test_error_%": {"last": [1.0, 2.0]}} for title, each in settings.items()}
     none: dict[str, Any] = {"contrasts": {}, "against_reference": {}, "against_clean_no_decay": {}}
     record: dict[str, Any] = {"cell": {"name": "cell", "data": "mnist"}, "arms": arms, **none}
-    result = _study_result(tmp_path, "quick", relatives, [record])
+    result = _study_result(tmp_path, "quick", relatives, [record], "mnist", [])
     kinds = {row.label.removeprefix("cell: "): row.kind for row in result.paper}
     assert {kinds[name] for name in ("labels alone", "labels, smoothed by 0.1")} == {"labels"}
     assert {kinds[name] for name in ("noise, mean of 3 draws", "mix, sigma 0.5", "noisy, no decay")} == {"noisy"}

@@ -19,7 +19,7 @@ import torch
 
 import noisyteacher as nt
 from helpers import PATIENCE
-from noisyteacher.errors import TrainingError, UsageError
+from noisyteacher.errors import DataError, TrainingError, UsageError
 from noisyteacher.io.files import lock, write_json
 from noisyteacher.paper import regime, relatives, run_paper
 from noisyteacher.paper.regime import Arm, Cell, Trained, Workspace
@@ -379,3 +379,40 @@ def test_what_has_no_effect_on_the_study_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             run_paper("regime", output_dir=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_data_without_a_labelled_test_split_are_refused(tmp_path: Path) -> None:
+    splits = nt.load_data("mnist-5k", limit=40)
+    arrays: dict[str, Any] = {}
+    for role in ("train", "val"):
+        rows = torch.arange(len(splits.parts[role]))
+        arrays[f"x_{role}"] = splits.parts[role].images_at(rows).numpy()
+        arrays[f"y_{role}"] = splits.parts[role].labels_at(rows).numpy()
+    np.savez(tmp_path / "digits.npz", **arrays)
+    for name in ("regime", "relatives"):
+        with pytest.raises(DataError, match="digits: no labelled test split"):
+            run_paper(name, overrides={"data.name": str(tmp_path / "digits.npz")}, output_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_on_other_data_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = list[dict[str, Any]]()
+
+    def judged(workspace: Workspace, cell: Cell, jobs: int, watch: object) -> dict[str, Any]:
+        errors = {"last": [5.0, 6.0]}
+        arms = {"clean, no decay": {"test_error_%": errors, "settings": {"noise": None}}}
+        left_out = {"clean": [0.12], "noisy": []}
+        records.append({"cell": {"name": cell.name, "epochs": cell.epochs}, "arms": arms, "left_out": left_out})
+        return records[-1] | {"contrasts": {}, "against_clean_no_decay": {}}
+
+    monkeypatch.setattr(regime, "run_cell", judged)
+    result = run_paper("regime", "quick", overrides={"data.name": "mnist-5k", "data.limit": 200}, output_dir=tmp_path)
+    assert result.data == "mnist-5k"
+    assert records[0]["cell"]["epochs"] == 3  # those of the budget
+    remarks = " ".join(result.remarks)
+    for words in (
+        "Not the study's own data (data.name = mnist-5k, data.limit = 200)",
+        "clean students diverged at the rate 0.12, which is left out",
+        "it has seen them, so its errors on them say nothing of new images",
+    ):
+        assert words in remarks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -418,20 +418,87 @@ def test_unlike_preprocessing_is_refused() -> None:
         nt.fit_many(classifiers, blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
 
 
-def test_a_teacher_that_is_a_student_answers_before_any_is_updated() -> None:
-    """So the order of students does not matter."""
+def test_a_teacher_that_would_change_in_the_training_is_refused() -> None:
+    models = [network(seed) for seed in range(2)]
+    with pytest.raises(UsageError, match="a teacher shares weights with a model that is trained here"):
+        nt.fit_many(models, blobs(), [nt.supervised(), nt.distil([models[0], network(3)])], seeds=(0, 1), **SETTINGS)
+    with pytest.raises(UsageError, match="a teacher shares weights"):
+        nt.fit(models[0], blobs(), nt.distil(models[0]), seed=0, **SETTINGS)
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64)
+    )  # frozen weights, but statistics that a training moves
+    for parameter in body.parameters():
+        parameter.requires_grad_(False)
+    student, teacher = (as_classifier(nn.Sequential(body, nn.Linear(64, 3)), input_shape=SHAPE) for _ in range(2))
+    with pytest.raises(UsageError, match="a teacher shares weights"):
+        nt.fit(student, blobs(), nt.distil(teacher), seed=0, **SETTINGS)
+    nt.fit(models[0], blobs(), nt.distil(copy.deepcopy(models[0])), seed=0, **SETTINGS)
 
-    def trained(order: tuple[int, ...]) -> list[dict[str, Tensor]]:
-        models = [network(seed, norm=False) for seed in range(3)]
-        objectives = [nt.distil(models[1]), nt.supervised(), nt.distil(models[1])]
-        nt.fit_many([models[row] for row in order], blobs(), [objectives[row] for row in order], seeds=[0] * 3,
-                    **SETTINGS)  # fmt: skip
-        return [model.state_dict() for model in models]
 
-    first, *others = [trained(order) for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1))]
-    for other in others:
-        for ours, theirs in zip(first, other, strict=True):
-            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+def test_a_frozen_body_may_be_the_teachers_too() -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 64))
+    for parameter in body.parameters():
+        parameter.requires_grad_(False)
+    student, teacher = (as_classifier(nn.Sequential(body, nn.Linear(64, 3)), input_shape=SHAPE) for _ in range(2))
+    assert len(nt.fit(student, blobs(), nt.distil(teacher), seed=0, **SETTINGS).epochs) == SETTINGS["epochs"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_objective_that_runs_another_student_does_not_change_that_one(order: tuple[int, int]) -> None:
+    """Its gradient in the other student's weights is not applied, whichever comes first."""
+    models, alone = [network(seed) for seed in range(2)], network(0)
+
+    def imitate(logits: Tensor, batch: nt.Batch) -> Tensor:
+        return torch.nn.functional.mse_loss(logits, models[0](batch.images))
+
+    objectives: list[Any] = [nt.supervised(), imitate]
+    nt.fit_many([models[row] for row in order], blobs(), [objectives[row] for row in order], seeds=[0] * 2, **SETTINGS)
+    nt.fit(alone, blobs(), nt.supervised(), seed=0, **SETTINGS)
+    for name, value in alone.network.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, models[0].network.state_dict()[name]), name
+
+
+def test_models_on_one_memory_are_refused() -> None:
+    first, second = network(0), network(1)
+    second.load_state_dict(first.state_dict(), assign=True)
+    with pytest.raises(UsageError, match="share weights, or are one"):
+        nt.fit_many([first, second], blobs(), [nt.supervised()] * 2, seeds=(0, 1), **SETTINGS)
+
+
+def test_contexts_in_which_nothing_can_be_trained_are_refused(tmp_path: Path) -> None:
+    model, split = network(0), blobs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for call in (
+            lambda: nt.fit(model, split, nt.supervised(), seed=0, **SETTINGS),
+            lambda: nt.fit_many([model], split, [nt.supervised()], seeds=[0], **SETTINGS),
+            lambda: nt.evaluate(model, split, progress=False),
+            lambda: nt.extract(model, split, tmp_path / "logits", progress=False),
+        ):
+            with pytest.raises(UsageError, match=r"inside torch\.autocast: leave that context"):
+                call()
+    with torch.no_grad(), pytest.raises(UsageError, match="where gradients are off"):
+        nt.fit(model, split, nt.supervised(), seed=0, **SETTINGS)
+    with torch.autocast("cpu", enabled=False):
+        nt.fit(model, split, nt.supervised(), seed=0, **SETTINGS)
+
+
+def test_all_splits_in_place_of_one_and_one_in_place_of_a_list(tmp_path: Path) -> None:
+    model, splits = network(0), cast("Any", nt.load_data("mnist-5k", limit=40))
+    for call in (
+        lambda: nt.fit(model, splits, nt.supervised(), seed=0, **SETTINGS),
+        lambda: nt.fit(model, blobs(), nt.supervised(), val=splits, seed=0, **SETTINGS),
+        lambda: nt.fit_many([model], splits, [nt.supervised()], seeds=[0], **SETTINGS),
+        lambda: nt.evaluate(model, splits, progress=False),
+        lambda: nt.extract(model, splits, tmp_path / "logits", progress=False),
+    ):
+        with pytest.raises(UsageError, match=r"given a Splits; expected a Split: give one of its parts"):
+            call()
+    for name, wrong in (("models", model), ("objectives", nt.supervised()), ("seeds", 0), ("runs", "ab")):
+        content: dict[str, Any] = {"models": [model], "objectives": [nt.supervised()], "seeds": [0], "runs": None}
+        content[name] = wrong
+        with pytest.raises(UsageError, match=f"{name}: given .*; expected a list"):
+            nt.fit_many(content.pop("models"), blobs(), content.pop("objectives"), **content, **SETTINGS)
 
 
 def test_an_objective_with_a_call_of_its_own_is_called() -> None:

@@ -124,10 +124,22 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if in_autocast(device) else nullcontext()
 
 
+def refuse_autocast(device: torch.device) -> None:
+    """Raises UsageError inside autocast, which keeps the weights it has cast: after an update they would be old."""
+    if in_autocast(device):
+        raise UsageError(
+            "called inside torch.autocast: leave that context, and say precision='bf16' where it is wanted"
+        )
+
+
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context a forward pass runs in: `precise` for `fp32`, autocast for `bf16` (weights and logits stay fp32)."""
+    """The context a forward pass runs in: `precise` for `fp32`, autocast for `bf16` (weights and logits stay fp32).
+
+    Raises UsageError inside another autocast.
+    """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    refuse_autocast(device)
     if precision == "fp32":
         return precise(precision, device)
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher import metrics
-from noisyteacher.data import Split
+from noisyteacher.data import Split, check_split
 from noisyteacher.device import PROBE_BATCH, channels_last, check_count, inference, precision_context, resolve_device
 from noisyteacher.errors import DataError, MismatchError, TrainingError, UsageError
 from noisyteacher.models import Classifier, Rescaled, as_classifier, rescale
@@ -65,6 +65,7 @@ def predict(
     MismatchError unless the model returns `[B, K]`.
     """
     check_count("batch_size", batch_size)
+    check_split(split)
     classifier, target = as_classifier(model), resolve_device(device)
     batches: list[Tensor] = []
     with (
@@ -106,6 +107,7 @@ def judge(
 
     model: a module, or its logits as anything else that `distil` takes as a teacher.
     """
+    check_split(split)
     if split.labels is None and teacher is None:
         raise DataError(f"the {split.role} split of {split.name!r} has no labels: give a teacher to agree with")
     size = options.get("batch_size", 512)

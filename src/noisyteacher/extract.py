@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from noisyteacher.data import Split, expand_views
+from noisyteacher.data import Split, check_split, expand_views
 from noisyteacher.device import (
     PRECISIONS,
     PROBE_BATCH,
@@ -65,6 +65,7 @@ def extract(
     for what, name, choices in (("precision", precision, PRECISIONS), ("dtype of a logit store", dtype, DTYPES)):
         if name not in choices:
             raise unknown_name(what, name, choices)
+    check_split(split)
     names, target = expand_views(views), resolve_device(device)
     size = BATCH_SIZES.get(target.type, 128) if batch_size is None else batch_size
     check_count("batch_size", size)

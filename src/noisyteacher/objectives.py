@@ -442,6 +442,8 @@ def distil(
     """
     if loss not in LOSSES:
         raise unknown_name("loss", str(loss), LOSSES)
+    if "temperature" in (loss_options or {}):
+        raise ConfigError("loss_options: temperature is an option of its own: give temperature=")
     options = dict(loss_options or {}) | ({} if temperature is None else {"temperature": temperature})
     for name, problem in wrong_loss_options(loss, options):
         raise ConfigError(f"{name}={options[name]!r}: {problem}")

@@ -547,6 +547,9 @@ def wrong_loss_options(loss: str, options: Mapping[str, Any]) -> Iterator[tuple[
             yield name, f"given {value!r}; expected true or false"
         elif name not in ("weighted", "temperature") and not is_number:
             yield name, f"given {value!r}; expected a number of 0 or more"
+    weights = {name: value for name, value in options.items() if name not in ("weighted", "temperature")}
+    if len(weights) == 2 and not any(weights.values()):
+        yield next(iter(weights)), f"{' and '.join(weights)} are 0, so there is no loss: give one of them above 0"
 
 
 def wrong_pairs(loss: str, scale: str, noise: NoiseSettings | None) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from noisyteacher.data.builtin import DATASETS, datasets_here
 from noisyteacher.data.packed import Packed, is_packed
 from noisyteacher.data.sources import load_data, pack_data
-from noisyteacher.data.split import Batch, Split, Splits, data_summary, epoch_batches, samples_of
+from noisyteacher.data.split import Batch, Split, Splits, check_split, data_summary, epoch_batches, samples_of
 from noisyteacher.data.views import expand_views
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Packed",
     "Split",
     "Splits",
+    "check_split",
     "data_summary",
     "datasets_here",
     "epoch_batches",

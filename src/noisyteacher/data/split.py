@@ -37,6 +37,13 @@ MAX_CLASSES = 100_000
 _CHUNK, _CHUNK_BYTES = 4096, 2**24
 
 
+def check_split(value: object, name: str = "split") -> None:
+    """Raises UsageError for what is not a Split: Splits, which have three, above all."""
+    if not isinstance(value, Split):
+        advice = "give one of its parts, such as data.train" if isinstance(value, Splits) else "see nt.load_data"
+        raise UsageError(f"{name}: given a {type(value).__name__}; expected a Split: {advice}")
+
+
 def role_of(folder_name: str) -> str | None:
     """The role that a folder of this name has: `role_of("Valid")` is "val", `role_of("cats")` is None."""
     return SPLIT_FOLDERS.get(folder_name.lower())

@@ -11,14 +11,16 @@ from typing import Any
 
 from noisyteacher import stats
 from noisyteacher.config import build_config, describe, put
+from noisyteacher.data import load_data
+from noisyteacher.data.split import ROLES
 from noisyteacher.device import AUTO, PRECISIONS, check_count
-from noisyteacher.errors import UsageError
+from noisyteacher.errors import DataError, UsageError
 from noisyteacher.evaluate import predict
 from noisyteacher.io.files import Json
 from noisyteacher.paper import objectives, regime, relatives
 from noisyteacher.paper.experiments import BUDGETS, SAME, Budget, Experiment, Part, experiment, varies_sigma
 from noisyteacher.paper.reference import PAPERS_SETTINGS, curve
-from noisyteacher.pipeline.pretrained import is_model_path, load_teacher
+from noisyteacher.pipeline.pretrained import is_model_path, load_teacher, other_data
 from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
 from noisyteacher.pipeline.results import Condition, Difference, Estimate, PaperRow, RunResult, Verdict, p_note
 from noisyteacher.pipeline.single_step import train_config
@@ -28,7 +30,7 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.sweep.run import check_workers
 from noisyteacher.sweep.spec import Grid, build_spec
 from noisyteacher.tables import Table
-from noisyteacher.text import flat, unknown_name
+from noisyteacher.text import flat, sentence, unknown_name
 
 STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives, "objectives": objectives}
 """Name -> the module of a study of our own: its cells, budgets and `run_cell`."""
@@ -177,12 +179,19 @@ def _run_study(
         raise UsageError(f"seeds={seeds}: {name} compares over seeds, so it needs two or more")
     cells = [study.CELLS[part] for part in parts or names]
     cells = [replace(cell, seeds=seeds or number or cell.seeds) for cell in cells]
+    if epochs is not None and hasattr(cells[0], "epochs"):
+        cells = [replace(cell, epochs=epochs) for cell in cells]
     named = {key.removeprefix("data."): value for key, value in settings.items() if value is not None}
+    remarks = list[str]()
     for data_name in dict.fromkeys(cell.data for cell in cells):
         build_config({"data": {"name": data_name, **named}})
+        with stage(watch, f"reading the data {named.get('name', data_name)}"):
+            remarks += _study_remarks(name, {"name": data_name, **named}, regime.TEACHERS[data_name])
     content: Json = {"experiment": name, "budget": budget, "cells": [asdict(cell) for cell in cells]}
     if other := {key: value for key, value in named.items() if key not in ("root", "verify")}:
         content["data"] = other
+        words = ", ".join(f"data.{key} = {value}" for key, value in other.items())
+        remarks.append(f"Not the study's own data ({words}): a training subset has at most all rows of these.")
     run = _open_run(output_dir, content, command, begun)
     with run.lock(shared=True):
         records = []
@@ -190,16 +199,33 @@ def _run_study(
             data = {"name": cell.data, **named}
             workspace = regime.Workspace(run.path / cell.data, data, regime.TEACHERS[cell.data], epochs)
             records.append(study.run_cell(workspace, cell, jobs, watch))
-        outcome = _study_result(run.path, budget, study, records)
+        data_names = dict.fromkeys(named.get("name", cell.data) for cell in cells)
+        outcome = _study_result(run.path, budget, study, records, ", ".join(data_names), remarks)
         run.write_result(outcome.describe())
     return outcome
 
 
-def _study_result(path: Path, budget: str, study: Any, records: Sequence[Json]) -> PaperResult:
+def _study_remarks(study: str, settings: Json, teacher: str) -> list[str]:
+    """What a reader must know of these data beside the study's teacher. Raises DataError for splits without labels."""
+    splits = load_data(settings["name"], **{key: value for key, value in settings.items() if key != "name"})
+    for role in ROLES:
+        if role not in splits.parts or splits.parts[role].labels is None:
+            raise DataError(
+                f"{splits.name}: no labelled {role} split; {study} trains on train, chooses on val and judges on test"
+            )
+    seen = other_data(teacher, splits, f"the teacher {teacher}")
+    return [sentence(seen)] if seen else []
+
+
+def _study_result(
+    path: Path, budget: str, study: Any, records: Sequence[Json], data: str, remarks: Sequence[str]
+) -> PaperResult:
     """A row per arm of every cell, a verdict per contrast."""
-    rows, verdicts = list[PaperRow](), list[Verdict]()
+    rows, verdicts, remarks = list[PaperRow](), list[Verdict](), list(remarks)
     for record in records:
         name = record["cell"]["name"]
+        for kind, rates in record.get("left_out", {}).items():
+            remarks += [f"{name}: {kind} students diverged at the rate {rate:g}, which is left out." for rate in rates]
         for title, arm in record["arms"].items():
             gap = (record.get("against_reference") or record["against_clean_no_decay"]).get(title)
             difference = None if gap is None else Difference(**{"reference": "clean, no decay", **gap})
@@ -214,12 +240,12 @@ def _study_result(path: Path, budget: str, study: Any, records: Sequence[Json]) 
     return PaperResult(
         path=path,
         kind="paper",
-        data=", ".join(dict.fromkeys(record["cell"]["data"] for record in records)),
+        data=data,
         title=study.TITLE,
         budget=budget,
         paper=tuple(rows),
         verdicts=tuple(verdicts),
-        remarks=study.NOTES,
+        remarks=(*study.NOTES, *remarks),
     )
 
 

@@ -316,8 +316,8 @@ def step_shape(images: Sequence[Tensor], groups: Sequence[LossGroup]) -> tuple[o
 
 def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
     """Whether these trainings can be replayed: on one GPU, where networks and losses run the same kernels at every
-    step, no student is a teacher of another, several draw no random numbers, no hook watches all optimizers, and unless
-    `NOISYTEACHER_GRAPHS=off` is in the environment.
+    step, several draw no random numbers, no hook watches all optimizers, and unless `NOISYTEACHER_GRAPHS=off` is in the
+    environment.
     """
     if (
         plan.device.type != "cuda"
@@ -328,13 +328,7 @@ def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
         return False
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not all(map(_is_steady, students)):
         return False
-    if len(students) > 1 and any(draws_numbers(student.model, plan) for student in students):  # one sequence for all
-        return False
-    teachers = [network for student in students for network in student.objective.live_networks]  # type: ignore[attr-defined]
-    learned = {id(tensor) for student in students for tensor in (*student.model.parameters(), *student.model.buffers())}
-    return not any(
-        id(tensor) in learned for teacher in teachers for tensor in (*teacher.parameters(), *teacher.buffers())
-    )
+    return len(students) == 1 or not any(draws_numbers(student.model, plan) for student in students)  # in one sequence
 
 
 def _is_steady(student: Student) -> bool:

@@ -72,12 +72,11 @@ class EagerEngine:
                 self._backward(number, batches[self.seed_index[number]], cache, report)
             except NoisyTeacherError as error:
                 report.errors[number] = error
-        for number in running:  # after all losses: a student may be another's teacher
-            if number not in report.errors:
-                optimizer = self.students[number].optimizer
-                set_rate(optimizer, plan.learning_rate(report.step), plan.body_factor(report.step))
-                optimizer.step()
-        self.mark("optimizer")
+                continue
+            optimizer = self.students[number].optimizer
+            set_rate(optimizer, plan.learning_rate(report.step), plan.body_factor(report.step))
+            optimizer.step()
+            self.mark("optimizer")
         return lambda: report
 
     def _backward(self, number: int, batch: Batch, cache: Cache, report: StepReport) -> None:

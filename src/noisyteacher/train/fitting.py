@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from noisyteacher.config import config_error, validated
 from noisyteacher.config.schema import TrainSettings
-from noisyteacher.data import Batch, Split, expand_views, samples_of
-from noisyteacher.device import resolve_device, resolve_precision
+from noisyteacher.data import Batch, Split, check_split, expand_views, samples_of
+from noisyteacher.device import refuse_autocast, resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models import (
@@ -109,6 +109,7 @@ def fit(
     listing every wrong setting, DataError for `val` without labels or teacher, MismatchError when classes or shapes
     differ, TrainingError before the update when the loss or a gradient is not finite.
     """
+    check_split(split)
     folder = None if run is None else Path(run)
     settings = _settings(
         [seed], folder, {"resume": resume, "track": bool(track)},
@@ -122,6 +123,7 @@ def fit(
     with reported(world().leads if progress is True else progress, _started) as tick:
         classifier = as_classifier(model, input_shape=split.input_shape)
         _check_scale([model], [classifier], [objective])
+        _check_teachers([classifier], [objective])
         _check_folder(folder, resume)
         plan = make_plan(classifier, split, settings, val, val_teacher, device)
         with _outputs_restored_on_error([classifier]) as restorers:
@@ -166,6 +168,10 @@ def fit_many(
         raise UsageError(
             "fit_many trains in one process: under torchrun use fit, which trains one model on all processes"
         )
+    check_split(split)
+    for name, values in (("models", models), ("objectives", objectives), ("seeds", seeds), ("runs", runs)):
+        if not isinstance(values, (Sequence, type(None))) or isinstance(values, str):
+            raise UsageError(f"{name}: given a {type(values).__name__}; expected a list, with an entry for each model")
     if not models or not len(models) == len(objectives) == len(seeds) == len(models if runs is None else runs):
         raise UsageError(
             f"{len(models)} models, {len(objectives)} objectives, {len(seeds)} seeds and "
@@ -179,6 +185,7 @@ def fit_many(
         check_trainable(model)
     classifiers = [as_classifier(model, input_shape=split.input_shape) for model in models]
     _check_scale(models, classifiers, objectives)
+    _check_teachers(classifiers, objectives)
     for run_folder in folders:
         _check_folder(run_folder, resume)
     plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
@@ -202,9 +209,28 @@ def _check_alike(models: Sequence[Classifier]) -> None:
                 f"model {number} differs from model 0 in network, options, preprocessing or in what is frozen: only "
                 "models of one architecture can be trained together"
             )
-    tensors = [{id(tensor) for tensor in (*model.parameters(), *model.buffers())} for model in models]
-    if len(set().union(*tensors)) < sum(map(len, tensors)):
+    addresses = [_addresses((*model.network.parameters(), *model.network.buffers())) for model in models]
+    if len(set().union(*addresses)) < sum(map(len, addresses)):
         raise UsageError("two of the models share weights, or are one: make copies of them by copy.deepcopy")
+
+
+def _check_teachers(models: Sequence[Classifier], objectives: Sequence[ObjectiveFunction]) -> None:
+    """Raises UsageError for a teacher that would change in the training, because a model is learned that it runs."""
+    changing = set[int]()
+    for network in (model.network for model in models):
+        learned = (parameter for parameter in network.parameters() if parameter.requires_grad)
+        changing |= _addresses((*learned, *network.buffers()))
+    teachers = chain.from_iterable(each.live_networks for each in objectives if isinstance(each, Objective))
+    if any(changing & _addresses((*teacher.parameters(), *teacher.buffers())) for teacher in teachers):
+        raise UsageError(
+            "a teacher shares weights with a model that is trained here, so it would change with it: give a copy by "
+            "copy.deepcopy, or its stored logits"
+        )
+
+
+def _addresses(tensors: Iterable[Tensor]) -> set[int]:
+    """Where the values of the tensors lie in memory."""
+    return {tensor.data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def _signature(model: Classifier) -> tuple[object, ...]:
@@ -294,10 +320,15 @@ def make_plan(
     model: Classifier, split: Split, settings: TrainSettings, val: Split | None, val_teacher: object, device_name: str
 ) -> TrainingPlan:
     """What trainings of this model on the split have in common, with every setting resolved and checked."""
+    if val is not None:
+        check_split(val, "val")
     _check_roles(split, val)
     classes = model.classes or split.classes
     _check_val(split, val, classes, val_teacher)
     device = resolve_device(device_name)
+    refuse_autocast(device)
+    if not torch.is_grad_enabled():
+        raise UsageError("called where gradients are off (torch.no_grad, inference_mode): leave that context to train")
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
     validation = (
         None if val is None else Validation(val, val_teacher, classes, str(device), precision, settings.criterion)
