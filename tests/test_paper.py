@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers import Call
 from noisyteacher import device
 from noisyteacher.cli import main
 from noisyteacher.errors import ConfigError, UnknownNameError, UsageError
@@ -126,7 +127,7 @@ def test_the_papers_numbers() -> None:
 
 @pytest.mark.parametrize("name", ["table1", "table3", "table5", "section5.4", "constant", "why"])
 def test_every_kind_of_experiment_runs_and_is_read_again(
-    tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     """The experiments' own grids, students and views, on a few generated images of the data set's shape."""
     least = replace(BUDGETS["quick"], seeds=1, sigmas=(0.9,), alphas=(1.0,), dropouts=(0.5,), control=3)
@@ -148,6 +149,10 @@ def test_every_kind_of_experiment_runs_and_is_read_again(
     again = run_paper(name, "quick", output_dir=tmp_path, overrides=overrides, parts=parts)
     assert again.path == result.path
     assert again.paper == result.paper
+    code, shown, _ = call("runs", "show", str(result.path))
+    assert code == 0
+    assert shown.splitlines()[0] == table.text(120).splitlines()[0]
+    assert f"Run folder: {result.path}" in shown
     assert len([run for run in list_runs(tmp_path, 1) if run.info["kind"] == "paper"]) == 1
 
 

@@ -14,8 +14,8 @@ import typer
 from noisyteacher.cli import options as o
 from noisyteacher.cli.output import (
     command_line,
-    print_exported,
     print_json,
+    print_result,
     print_scores,
     resumable,
     say,
@@ -184,28 +184,9 @@ def _report(result: Result, request: o.Request) -> None:
                 write_bytes(result.path / REPORT, page, within=result.path)
         except NoisyTeacherError as error:  # the table is worth more than the page
             say(f"no report: {error}", err=True)
-    print_result(result, request.as_json)
+    print_result(result, request.as_json, summary=result.summary())
     if not result.holds:
         raise typer.Exit(3)
-
-
-def print_result(result: Result, as_json: bool) -> None:
-    """A compression's table, notes and exported files, then its verdicts, paths and next commands; or all as JSON."""
-    if as_json:
-        print_json({"run": str(result.path), **result.describe(), "summary": result.summary()})
-        return
-    for table in (result.table(), result.search_table(), result.choice_table()):
-        if table is not None:
-            show_table(table)
-            write("")
-    if result.files or result.failed:
-        print_exported(result.files, result.failed, "Files")
-        write("")
-    for line in result.closing_lines():
-        if line.startswith((" ", "Run folder")):
-            say(line)  # paths and commands are not wrapped, so that they can be copied
-        else:
-            write(line, "bold" if line.startswith(("Verdict", "WARNING")) else None)
 
 
 @o.with_options(

@@ -30,6 +30,7 @@ from noisyteacher.text import harmless, printable_lines
 
 if TYPE_CHECKING:
     from noisyteacher.export import Exported
+    from noisyteacher.pipeline.results import RunResult
     from noisyteacher.runs import Run
 
 LOG_INTERVAL_S = 30.0
@@ -195,6 +196,21 @@ def csv_of_predictions(top: int) -> Iterator[WriteRow]:
 
 WRITERS = {"table": table_of_predictions, "json": json_of_predictions, "csv": csv_of_predictions}
 """Format of `predict` -> how many classes each row has -> the function that writes a row."""
+
+
+def print_result(result: RunResult, as_json: bool = False, **more: Any) -> None:
+    """A result's tables, then its verdicts, paths and next commands; or all as JSON, with `more`."""
+    if as_json:
+        print_json({"run": str(result.path), **result.describe(), **more})
+        return
+    for table in result.tables():
+        show_table(table)
+        write("")
+    for line in result.closing_lines():
+        if line.startswith((" ", "Run folder")):
+            say(line)  # paths and commands are not wrapped, so that they can be copied
+        else:
+            write(line, "bold" if line.startswith(("Verdict", "WARNING")) or line.endswith("failed:") else None)
 
 
 def print_exported(files: Sequence[Exported], failed: Mapping[str, str], label: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import print_json, print_scores, print_table, say
+from noisyteacher.cli.output import print_json, print_result, print_scores, print_table, say
 from noisyteacher.progress import PATIENCE_S, stage
 
 if TYPE_CHECKING:
@@ -79,16 +79,10 @@ def runs_show(request: o.Request, run: RunName) -> None:
     result, info = opened.result(), opened.info
     if request.as_json:
         print_json({"run": opened.id, "state": opened.state, "info": info, "config": opened.config, "result": result})
-    elif result is not None and info["kind"] == "compress":
-        from noisyteacher.cli.compress import print_result
-        from noisyteacher.pipeline import Result
+    elif result is not None and info["kind"] in ("compress", "sweep", "paper"):
+        from noisyteacher.report.load import READERS
 
-        print_result(Result.read(opened.path, result), False)
-    elif result is not None and info["kind"] == "sweep":
-        from noisyteacher.cli.sweep import print_sweep
-        from noisyteacher.sweep import SweepResult
-
-        print_sweep(SweepResult.read(opened.path, result), False)
+        print_result(READERS[info["kind"]].read(opened.path, result))
     else:
         say(f"{opened.path}: {opened.state}, {info['kind']}, started {info['started']}")
         facts = {**info["parents"], "command": info["command"], "error": opened.error()}

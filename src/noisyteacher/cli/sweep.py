@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial as partial_function
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import command_line, print_json, resumable, show_table, write
+from noisyteacher.cli.output import command_line, print_json, print_result, resumable, write
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.text import flat
-
-if TYPE_CHECKING:
-    from noisyteacher.paper import PaperResult
-    from noisyteacher.sweep import SweepResult
 
 
 @o.with_options(
@@ -49,7 +45,7 @@ def sweep(
             from noisyteacher.sweep import partial_result
 
             result = partial_result(request.run(partial))
-        print_sweep(result, request.as_json)
+        print_result(result, request.as_json)
         return
     if resume is not None:
         request.refuse_beside("--resume", grid=grid)
@@ -79,30 +75,9 @@ def sweep(
             begun=begun,
             progress=watch,
         )
-    print_sweep(result, request.as_json)
+    print_result(result, request.as_json)
     if result.failed:
         raise typer.Exit(3)
-
-
-def print_sweep(result: SweepResult, as_json: bool) -> None:
-    """A sweep's table, notes, verdicts, failed cells and run folder; or all of it as JSON."""
-    if as_json:
-        print_json({"run": str(result.path), **result.describe()})
-        return
-    show_table(result.table())
-    write("")
-    _print_end(result)
-
-
-def _print_end(result: SweepResult | PaperResult) -> None:
-    """Verdicts, failed cells and the run folder."""
-    for verdict in result.verdicts:
-        write(f"Verdict: {verdict}.", "bold")
-    if result.failed:
-        write(f"\n{len(result.failed)} failed:", "bold red")
-        for run, error in result.failed.items():
-            write(f"  {run}: {error}")
-    write(f"\nRun folder: {result.path}")
 
 
 @o.with_options("data.root jobs stack scheduler run.output_dir run.device overrides as_json quiet")
@@ -163,8 +138,7 @@ def paper(
         results.append(result)
         if not request.as_json:
             write(f"{result.title} ({result.budget}, {result.data})", "bold")
-            show_table(result.table())
-            _print_end(result)
+            print_result(result)
     if request.as_json:
         print_json([{"run": str(result.path), **result.describe()} for result in results])
     if any(result.failed for result in results):

@@ -63,6 +63,10 @@ class PaperResult(RunResult):
         note = p_note(row.against_clean for row in self.paper if row.against_clean is not None)
         return Table(headers, tuple(rows), notes=(*filter(None, (note,)), *self.remarks))
 
+    def tables(self) -> list[Table]:
+        """What is printed of it: the table of numbers."""
+        return [self.table()]
+
 
 def run_paper(
     name: str,

@@ -12,6 +12,7 @@ from noisyteacher.config import LIMITS
 from noisyteacher.errors import FileFormatError
 from noisyteacher.export import Exported
 from noisyteacher.export import table as export_table
+from noisyteacher.export import verdict as export_verdict
 from noisyteacher.export.card import BENCH, PREDICT
 from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json
@@ -100,6 +101,14 @@ class Result(RunResult):
         if table is None or self.choice is None:
             return None
         return replace(table, notes=(f"Choice: {self.choice['summary'].partition('; ')[0]}.",))
+
+    def tables(self) -> list[Table]:
+        """The models; where there are some, how student and noise were chosen, and the exported files."""
+        tables = [self.table(), self.search_table(), self.choice_table()]
+        if self.files or self.failed:
+            exported = export_table(self.files, self.failed)
+            tables.append(replace(exported, notes=(*exported.notes, f"Files: {export_verdict(self.files)}.")))
+        return [table for table in tables if table is not None]
 
     def _cells(self, row: Condition) -> tuple[str, ...]:
         teacher = self.teachers[0]
@@ -251,16 +260,6 @@ class Result(RunResult):
             *(f"  {path} ({what})" for path, what in files if path),
             *(["", "Next:", *(f"  {command}" for command in commands)] if commands else []),
         ]
-
-    def __str__(self) -> str:
-        table, files = self.table(), self.files
-        lines = [table.text(), "", *table.notes, ""]
-        for more in (self.search_table(), self.choice_table()):
-            lines += [] if more is None else [more.text(), "", *more.notes, *([""] if more.notes else [])]
-        if files or self.failed:
-            exported = export_table(files, self.failed)
-            lines += [exported.text(), "", *exported.notes, ""]
-        return "\n".join([*lines, *self.closing_lines()])
 
 
 def judged(result: Result) -> Result:

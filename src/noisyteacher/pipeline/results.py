@@ -15,6 +15,7 @@ from noisyteacher.config import type_adapter
 from noisyteacher.errors import FileFormatError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
+from noisyteacher.tables import Table
 from noisyteacher.text import count, signed, size_bytes
 
 SCHEMA = 3
@@ -285,6 +286,24 @@ class RunResult:
                 return self.condition(family.clean)
         clean = (row for row in self.conditions if row.kind == "clean" and row.family == condition.family)
         return next(clean, None)
+
+    def tables(self) -> list[Table]:
+        """What is printed of it before the closing lines."""
+        return []
+
+    def closing_lines(self) -> list[str]:
+        """The last lines as text: verdicts, what failed, the run folder."""
+        failed = [f"  {run}: {error}" for run, error in self.failed.items()]
+        return [
+            *(f"Verdict: {verdict}." for verdict in self.verdicts),
+            *(["", f"{len(failed)} failed:", *failed] if failed else []),
+            "",
+            f"Run folder: {self.path}",
+        ]
+
+    def __str__(self) -> str:
+        blocks = ("\n".join([table.text(), *(["", *table.notes] if table.notes else [])]) for table in self.tables())
+        return "\n\n".join([*blocks, "\n".join(self.closing_lines())])
 
     def describe(self) -> Json:
         """The JSON-able form, which `read` takes back."""

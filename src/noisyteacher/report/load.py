@@ -13,6 +13,7 @@ from noisyteacher.config import NoiseSettings, type_adapter
 from noisyteacher.errors import FileFormatError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import Costs
+from noisyteacher.paper.run import PaperResult
 from noisyteacher.pipeline import Result
 from noisyteacher.pipeline.compression_result import HANDED_OVER
 from noisyteacher.pipeline.pretrained import check_weights
@@ -22,6 +23,8 @@ from noisyteacher.runs import WEIGHTS, Run, RunInfo, is_run, list_runs
 from noisyteacher.sweep import SweepResult, partial_result
 from noisyteacher.text import SPLIT_NAMES, sentence
 
+READERS: dict[str, type[RunResult]] = {"compress": Result, "sweep": SweepResult, "paper": PaperResult}
+"""Kind of a run of several trainings -> the class of its result."""
 SINGLE = {"train": "trained on labels", "distil": "distilled", "given": "trained before"}
 """Kind of a run that is a training on its own -> how its model came about."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
@@ -156,8 +159,7 @@ def _result(run: Run, trainings: Mapping[str, Training]) -> RunResult:
         result = replace(result, data=row.data, n=row.n, role=row.role, choice=(record or {}).get("choice"))
         return replace(result, conditions=(row,), verdicts=_measured(row))
     if record is not None:
-        reader = {"compress": Result, "sweep": SweepResult}.get(kind, RunResult)
-        return reader.read(run.path, record)
+        return READERS[kind].read(run.path, record)
     if kind == "sweep":
         try:
             return replace(partial_result(run), verdicts=())

@@ -77,10 +77,9 @@ class SweepResult(RunResult):
         )
         return notes
 
-    def __str__(self) -> str:
-        verdicts = (f"Verdict: {verdict}." for verdict in self.verdicts)
-        table = self.table()
-        return "\n".join([table.text(), "", *table.notes, "", *verdicts])
+    def tables(self) -> list[Table]:
+        """What is printed of it: the table of conditions."""
+        return [self.table()]
 
 
 def _compared_on(condition: Condition) -> str:
