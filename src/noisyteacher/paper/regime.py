@@ -1,11 +1,12 @@
 """Where the noise helps: clean and noisy students after long trainings, each with settings chosen for it.
 
 A cell is a data set, the size of its training subset, a student, an optimizer and a loss. On a pilot seed clean and
-noisy students have the same number of trials; the best are repeated with two more pilot seeds, and the lowest mean
-validation error chooses. Then fresh seeds, each with a fresh subset, train the chosen settings and their controls; each
-student is judged once on test, with its last weights and with those of its best epoch on validation (early stopping). A
-rate at which a training of clean students diverges, be it of the pilot or of a fresh seed, is left out for clean
-students, and they are chosen anew among the other rates; noisy students likewise.
+noisy students have the same number of trials; the best are repeated with two more pilot seeds, the best of these also
+with less and with more weight decay, and the lowest mean validation error chooses. Then fresh seeds, each with a fresh
+subset, train the chosen settings and their controls; each student is judged once on test, with its last weights and
+with those of its best epoch on validation (early stopping). A rate at which a training of clean students diverges, be
+it of the pilot or of a fresh seed, is left out for clean students, and they are chosen anew among the other rates;
+noisy students likewise.
 """
 
 from __future__ import annotations
@@ -491,8 +492,8 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
             )
         try:
             pilot = pilot_of([*clean, *noisy], PILOT_SEEDS[:1], "choosing")
-            pilot += pilot_of(refined_trials(cell, pilot), PILOT_SEEDS[:1], "choosing the weight decay")
             pilot += pilot_of(finalists(pilot), PILOT_SEEDS[1:], "repeating the best")
+            pilot += pilot_of(refined_trials(cell, pilot), PILOT_SEEDS, "choosing the weight decay")
             arms = choose_arms(cell, pilot)
             rows = train(arms, range(cell.seeds), "judging")
             break
