@@ -262,7 +262,7 @@ def test_a_rate_at_which_a_fresh_seed_diverges_is_left_out_and_the_decay_chosen_
     assert rates["clean, decay chosen"] == rates["clean, no decay"] == rates["clean, dropout 0.3"] == 0.12
     assert rates["noisy, decay chosen"] == rates["noisy, no decay"] == rates[regime.SAME_RATE] == 0.06
     assert {rates[title] for title in regime.VARIANTS} == {0.06}
-    seeds = [row["seed"] for row in record["pilot"] if row["arm"].startswith("lr0.06-wd0.0045-")]
+    seeds = [row["seed"] for row in record["pilot"] if row["arm"].startswith("lr0.06-wd0.022-")]
     assert seeds == [100, 101, 102], "the decays around the best are judged by as many seeds as the best"
     for rate in (0.06, 0.12):  # the decays beside the best one were tried at each rate that was the best
         assert {("noisy", rate, 0.0045), ("noisy", rate, 0.022)} < tried
