@@ -337,7 +337,7 @@ def export(
         record = {"model": path, "folder": str(folder), "verdict": verdict(files), "files": described}
         print_json(record | {"failed": reasons, "caveats": caveats})
     else:
-        print_exported(files, reasons, "Verdict")
+        print_exported(files, reasons)
         if calibrate:
             say(f"\n{sentence}.")
         say(f"\nFolder: {folder}")

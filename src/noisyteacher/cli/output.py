@@ -213,12 +213,12 @@ def print_result(result: RunResult, as_json: bool = False, **more: Any) -> None:
             write(line, "bold" if line.startswith(("Verdict", "WARNING")) or line.endswith("failed:") else None)
 
 
-def print_exported(files: Sequence[Exported], failed: Mapping[str, str], label: str) -> None:
+def print_exported(files: Sequence[Exported], failed: Mapping[str, str]) -> None:
     """Exported files beside torch, formats that failed with the reason, and which file is fastest and smallest."""
     from noisyteacher.export import table, verdict
 
     show_table(table(files, failed))
-    write(f"\n{label}: {verdict(files)}.")
+    write(f"\nVerdict: {verdict(files)}.")
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ _CHUNK, _CHUNK_BYTES = 4096, 2**24
 
 
 def check_split(value: object, name: str = "split") -> None:
-    """Raises UsageError for what is not a Split: Splits, which have three, above all."""
+    """Raises UsageError unless the value is a Split; for Splits it says to give one of their parts."""
     if not isinstance(value, Split):
         advice = "give one of its parts, such as data.train" if isinstance(value, Splits) else "see nt.load_data"
         raise UsageError(f"{name}: given a {type(value).__name__}; expected a Split: {advice}")

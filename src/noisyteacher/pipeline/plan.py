@@ -47,9 +47,8 @@ def measure_speeds(
     view_s = answer_s * len(data.train)
     live_s = view_s if experiment.live else 0.0
     others = sum(len(split) for role, split in data.parts.items() if role != "train")
-    logits_s = (
-        (1 if experiment.teacher_is_trained else 2) * answer_s * others
-    )  # a trained teacher is scored by its stored logits
+    passes = 1 if experiment.teacher_is_trained else 2  # a trained teacher is scored by its stored logits
+    logits_s = passes * answer_s * others
     if config.student.every_view and not experiment.live:
         logits_s += view_s * len(expand_views(config.student.views))
     samples = samples_of(data.train, expand_views(config.student.views), config.student.every_view)

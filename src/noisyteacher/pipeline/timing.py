@@ -39,14 +39,9 @@ MOST_EPOCHS = 200  # of students, where the minutes and not the user say how man
 EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
 ENOUGH = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
 COMPARISON = 0.1  # the most of the time that a short student on labels may take, where no networks are tried
-LONG_ENOUGH_S, CALLS = (
-    0.5,
-    6,
-)  # a training is timed for so long after its first step, a teacher for so long or so many calls
-TIMED, MOST_TIMED_S = (
-    0.02,
-    5.0,
-)  # where time is limited: the share of it in which trainings are timed, and the most for one
+LONG_ENOUGH_S = 0.5  # a training is timed for so long after its first step, a teacher for so long or CALLS calls
+CALLS = 6
+TIMED, MOST_TIMED_S = 0.02, 5.0  # where time is limited: the share of it for timing trainings, and the most for one
 NO_COMPARISON = (
     "the teacher is not compared with a student on labels, of which an epoch takes over a tenth of the minutes: the "
     f"label weight is {LABEL_WEIGHT} where it is auto"

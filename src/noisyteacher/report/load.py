@@ -159,7 +159,7 @@ def _result(run: Run, trainings: Mapping[str, Training]) -> RunResult:
         result = replace(result, data=row.data, n=row.n, role=row.role, choice=(record or {}).get("choice"))
         return replace(result, conditions=(row,), verdicts=_measured(row))
     if record is not None:
-        return READERS[kind].read(run.path, record)
+        return READERS.get(kind, RunResult).read(run.path, record)
     if kind == "sweep":
         try:
             return replace(partial_result(run), verdicts=())

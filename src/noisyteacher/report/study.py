@@ -135,9 +135,8 @@ class Study:
     def marks(self, condition: Condition) -> str:
         """What distinguishes a condition: handed over, chosen by validation, lowest test error."""
         marks = ["chosen by validation"] if self.is_chosen(condition) else []
-        marks += (
-            ["lowest test error"] if any(condition.name in family.by_test for family in self.result.families) else []
-        )
+        if any(condition.name in family.by_test for family in self.result.families):
+            marks.append("lowest test error")
         if self.handed_over is not None and self.is_handed_over(condition):
             errors = self.handed_over.errors if len(condition.errors) > 1 else ()
             seed = f": seed {self.handed_over.seeds[0]}, {errors[0]:.2f} %" if errors else ""

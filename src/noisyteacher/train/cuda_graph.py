@@ -328,7 +328,8 @@ def can_replay(students: Sequence[Student], plan: TrainingPlan) -> bool:
         return False
     if _global_optimizer_pre_hooks or _global_optimizer_post_hooks or not all(map(_is_steady, students)):
         return False
-    return len(students) == 1 or not any(draws_numbers(student.model, plan) for student in students)  # in one sequence
+    # Several networks in one graph would draw from one sequence of random numbers, each alone from its own.
+    return len(students) == 1 or not any(draws_numbers(student.model, plan) for student in students)
 
 
 def _is_steady(student: Student) -> bool:

@@ -215,7 +215,7 @@ def _check_alike(models: Sequence[Classifier]) -> None:
 
 
 def _check_teachers(models: Sequence[Classifier], objectives: Sequence[ObjectiveFunction]) -> None:
-    """Raises UsageError for a teacher that would change in the training, because a model is learned that it runs."""
+    """Raises UsageError for a live teacher that shares learned weights or buffers with a model that is trained."""
     changing = set[int]()
     for network in (model.network for model in models):
         learned = (parameter for parameter in network.parameters() if parameter.requires_grad)
