@@ -57,7 +57,7 @@ TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar1
 TUNING = {
     "sgd": ((0.03, 0.06, 0.12), (0.0, 2e-3, 1e-2, 3e-2)),
     "sgd-soft": ((0.3, 0.6, 1.2), (0.0, 2e-4, 1e-3, 3e-3)),
-    "sgd-student3": ((0.001, 0.002, 0.004), (0.0, 2e-3, 1e-2, 3e-2)),
+    "sgd-student3": ((0.002, 0.004, 0.008), (0.0, 1e-2, 3e-2, 0.1)),
     "adam": ((3e-4, 1e-3, 3e-3), (0.0, 0.05, 0.2, 0.6)),
 }
 """Optimizer, with the loss or student that needs other rates -> learning rates and weight decays that are tried, each
