@@ -513,4 +513,4 @@ def test_validation_chooses_the_rate_of_every_arm(workspace: Workspace, monkeypa
     record = relatives.run_cell(workspace, replace(cell, seeds=3), 1, None)
     assert record["arms"]["clean"]["settings"]["lr"] == 0.06
     assert record["arms"]["labels alone"]["settings"]["lr"] == 0.12
-    assert record["arms"]["clean"]["test_error_%"]["last"] == [3.0, 4.0, 5.0]
+    assert record["arms"]["clean"]["test_error_%"]["last"] == [8.0, 9.0, 10.0]
