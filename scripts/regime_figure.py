@@ -23,7 +23,17 @@ ROWS = {
     "clean_loss": ("step", "training loss without noise"),
     "trace": ("trace_step", "trace of Gauss-Newton"),
 }
-CONTENT = ("cell", "seeds", "left_out", "arms", "contrasts", "against_clean_no_decay", "curves", "halving_steps")
+CONTENT = (
+    "cell",
+    "seeds",
+    "left_out",
+    "diverged",
+    "arms",
+    "contrasts",
+    "against_clean_no_decay",
+    "curves",
+    "halving_steps",
+)
 COLOURS = {"clean": "#1f6fb2", "noisy": "#c2571a", "gain": "#2a8a4a"}
 CLEAN = "clean, no decay"
 SHOWN = ("mnist-500-mlp128-sgd", "mnist-500-mlp128-adam", "cifar10-1000-student3-sgd", "mnist-50000-mlp800-sgd")
@@ -56,7 +66,10 @@ def main(folder: str, *files: str) -> None:
         for row in content["pilot"]:
             for weights, error in row["val_%"].items():
                 pilot.setdefault(row["arm"], {}).setdefault(weights, []).append(error)
-        records[content["cell"]["name"]] = {**{key: content[key] for key in CONTENT}, "pilot_val_%": pilot}
+        records[content["cell"]["name"]] = {
+            **{key: content[key] for key in CONTENT if key in content},  # older ones lack `diverged`
+            "pilot_val_%": pilot,
+        }
     ordered = [records[name] for name in CELLS if name in records]
     whole.write_text(_compact(json.dumps(ordered, indent=1, default=str)) + "\n", encoding="utf-8")
     plt.rcParams.update({"font.size": 8, "svg.hashsalt": "regime", "svg.fonttype": "none"})
@@ -117,10 +130,14 @@ def noises(records: list[dict[str, Any]]) -> str:
     rows = [heads, ["---", *["--:"] * len(records)]]
     for title in (CLEAN, SAME_RATE):
         rows.append([title, *(f"({record['arms'][title]['trace']:,.0f})" for record in records)])
-    for title in records[0]["against_clean_no_decay"]:
-        gaps = [difference(record["against_clean_no_decay"][title]) for record in records]
-        traces = [f"{record['arms'][title]['trace']:,.0f}" for record in records]
-        rows.append([title, *(f"{gap} ({trace})" for gap, trace in zip(gaps, traces, strict=True))])
+    for title in dict.fromkeys(title for record in records for title in record["against_clean_no_decay"]):
+        cells = [
+            f"{difference(record['against_clean_no_decay'][title])} ({record['arms'][title]['trace']:,.0f})"
+            if title in record["arms"]
+            else "diverged"
+            for record in records
+        ]
+        rows.append([title, *cells])
     return table(rows)
 
 

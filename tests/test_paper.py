@@ -249,7 +249,7 @@ def test_the_rows_of_a_study_are_of_the_kind_of_their_arm(tmp_path: Path) -> Non
     settings = {arm.title: asdict(arm) for arm in relatives.ARMS["logit_regression"]}
     settings["noisy, no decay"] = {"lr": 0.1, "weight_decay": 0.0, "noise": regime.STRONG, "dropout": 0.0}
     arms = {title: {"settings": each, "test_error_%": {"last": [1.0, 2.0]}} for title, each in settings.items()}
-    none: dict[str, Any] = {"contrasts": {}, "against_reference": {}, "against_clean_no_decay": {}}
+    none: dict[str, Any] = {key: {} for key in ("contrasts", "against_reference", "against_clean_no_decay", "diverged")}
     record: dict[str, Any] = {"cell": {"name": "cell", "data": "mnist"}, "arms": arms, **none}
     result = _study_result(tmp_path, "quick", relatives, [record], "mnist", [])
     kinds = {row.label.removeprefix("cell: "): row.kind for row in result.paper}

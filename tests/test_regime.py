@@ -277,6 +277,19 @@ def test_a_rate_is_left_out_for_noisy_students_where_their_clean_control_diverge
     assert rates == {0.06}
 
 
+@pytest.mark.parametrize("control", ["sigma 0.9, one xi per batch", "clean, dropout 0.3"])
+def test_a_control_that_diverges_changes_no_choice(
+    control: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, _ = run_with(lambda arm, seed: arm.title == control and seed == 1, tmp_path, monkeypatch)
+    assert record["left_out"] == {"clean": [], "noisy": []}
+    assert record["diverged"] == {control: 1}
+    assert {arm["settings"]["lr"] for arm in record["arms"].values()} == {0.12}
+    compared = {*regime.VARIANTS, *(f"clean, dropout {share:g}" for share in regime.DROPOUTS)} - {control}
+    assert record["against_clean_no_decay"].keys() == compared
+    assert {test["comparisons"] for test in record["against_clean_no_decay"].values()} == {len(compared)}
+
+
 def test_a_rate_at_which_the_pilot_diverges_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record, tried = run_with(
         lambda arm, _: not arm.noise and arm.lr > 0.1 and arm.weight_decay > 0.02, tmp_path, monkeypatch
@@ -405,7 +418,8 @@ def test_a_study_on_other_data_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         arms = {"clean, no decay": {"test_error_%": errors, "settings": {"noise": None}}}
         left_out = {"clean": [0.12], "noisy": []}
         records.append({"cell": {"name": cell.name, "epochs": cell.epochs}, "arms": arms, "left_out": left_out})
-        return records[-1] | {"contrasts": {}, "against_clean_no_decay": {}}
+        counts = {"seeds": [0, 1], "diverged": {"clean, dropout 0.3": 1}}
+        return records[-1] | counts | {"contrasts": {}, "against_clean_no_decay": {}}
 
     monkeypatch.setattr(regime, "run_cell", judged)
     result = run_paper("regime", "quick", overrides={"data.name": "mnist-5k", "data.limit": 200}, output_dir=tmp_path)
@@ -415,6 +429,7 @@ def test_a_study_on_other_data_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     for words in (
         "Not the study's own data (data.name = mnist-5k, data.limit = 200)",
         "clean students diverged at the rate 0.12, which is left out",
+        "clean, dropout 0.3: 1 of 2 trainings diverged, so that it is not compared",
         "it has seen them, so its errors on them say nothing of new images",
     ):
         assert words in remarks

@@ -498,6 +498,29 @@ def test_differences_are_to_each_arms_own_reference() -> None:
     assert scattered["noise, mean of 3 draws"] == gaps["noise, mean of 3 draws"]
 
 
+def test_an_arm_that_diverged_is_not_compared() -> None:
+    """Nor is what is compared with it; the others are as without it."""
+    draws = np.random.default_rng(0)
+    arms = relatives.ARMS["logit_regression"]
+    rows: list[dict[str, Any]] = [
+        {"arm": asdict(arm), "lr": 0.03, "seed": seed, "diverged": False, "train_error": 0.0, "val": 5.0,
+         "test": 5.0 + draws.normal(0, 0.1)}
+        for arm in arms for seed in range(5)
+    ]  # fmt: skip
+    cell, gone = relatives.CELLS["patient-logit_regression"], ("mix, sigma 0.5", "clean, own teacher")
+    for row in rows:
+        if row["arm"]["title"] in gone and row["seed"] == 3:
+            row |= {"diverged": True, "test": 90.2}
+    record = relatives.judge_cell(cell, range(5), rows)
+    assert record["diverged"] == dict.fromkeys(gone, 1)
+    assert not record["arms"].keys() & set(gone)
+    without = relatives.judge_cell(cell, range(5), [row for row in rows if row["arm"]["title"] not in gone])
+    compared = without["against_reference"]
+    assert record["against_reference"] == compared
+    assert compared.keys().isdisjoint({*gone, "teacher of 40 % wrong labels"})
+    assert compared["noise, mean of 3 draws"]["high"] < 1
+
+
 def test_validation_chooses_the_rate_of_every_arm(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study's table, with one arm and trainings in this process."""
     cell = relatives.CELLS["patient-logit_regression"]

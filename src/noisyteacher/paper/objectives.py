@@ -83,8 +83,9 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
     workspace.load()  # stores the teacher's logits before workers read them
     record = choose_and_judge(workspace, cell, trials(), jobs, watch)
     errors = {title: arm["test_error_%"]["last"] for title, arm in record["arms"].items()}
-    pairs = [paired_difference(errors[title], errors[f"{title}, noise"], PERCENT) for title in LOSSES]
+    titles = [title for title in LOSSES if not record["diverged"].keys() & {title, f"{title}, noise"}]
+    pairs = [paired_difference(errors[title], errors[f"{title}, noise"], PERCENT) for title in titles]
     tests = simultaneous(pairs, PERCENT)
-    record["contrasts"] = dict(zip(LOSSES, map(difference_record, tests), strict=True))
+    record["contrasts"] = dict(zip(titles, map(difference_record, tests), strict=True))
     write_json(workspace.folder / f"{cell.name}.json", "objectives", SCHEMA, record)
     return record

@@ -6,7 +6,8 @@ with less and with more weight decay, and the lowest mean validation error choos
 subset, train the chosen settings and their controls; each student is judged once on test, with its last weights and
 with those of its best epoch on validation (early stopping). A rate at which a training of clean students diverges, be
 it of the pilot or of a fresh seed, is left out for clean students, and they are chosen anew among the other rates;
-noisy students likewise.
+noisy students likewise, and with them the clean one at their rate. Another noise or dropout that diverges is not
+compared.
 """
 
 from __future__ import annotations
@@ -135,6 +136,11 @@ class Arm:
     def kind(self) -> str:
         """`clean` or `noisy`: whose rate it has."""
         return "noisy" if self.noise or self.title == SAME_RATE else "clean"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is judged at a rate that was chosen for another: if it diverges, that rate stays."""
+        return self.title in VARIANTS or self.dropout > 0
 
     @property
     def name(self) -> str:
@@ -474,8 +480,8 @@ def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -
         by_key = dict(zip(distinct, results, strict=True))
         rows = [[by_key[arm.name, seed] for seed in seeds] for arm in arms]
         diverged = [arm for arm, of_arm in zip(arms, rows, strict=True) if any(row.diverged for row in of_arm)]
-        if diverged:
-            raise UnstableRatesError({(arm.kind, arm.lr) for arm in diverged})
+        if unstable := {(arm.kind, arm.lr) for arm in diverged if not arm.is_control}:
+            raise UnstableRatesError(unstable)
         return rows
 
     def pilot_of(arms: Sequence[Arm], seeds: Sequence[int], stage: str) -> list[Trained]:
@@ -520,8 +526,11 @@ def judge_cell(
 ) -> Json:
     """Errors of every arm, the contrasts over seeds x images, and all noises against clean by Dunnett's test.
 
-    left_out: the kinds of arms and the rates at which a training of them diverged.
+    left_out: the kinds of arms and the rates at which a training of them diverged. Controls that diverged are counted.
     """
+    seeds = [row.seed for row in next(iter(by_title.values()))]
+    diverged = {title: sum(row.diverged for row in rows) for title, rows in by_title.items()}
+    by_title = {title: rows for title, rows in by_title.items() if not diverged[title]}
     arms = {}
     for title, rows in by_title.items():
         errors = {weights: [row.test[weights] for row in rows] for weights in ("last", "best")}
@@ -545,8 +554,9 @@ def judge_cell(
     curves = {title: _mean_curve(by_title[title]) for title in (SAME_RATE, "noisy, no decay")}
     return {
         "cell": {**asdict(cell), "name": cell.name},
-        "seeds": [row.seed for row in next(iter(by_title.values()))],
+        "seeds": seeds,
         "left_out": {kind: sorted(rate for of_kind, rate in left_out if of_kind == kind) for kind in KINDS},
+        "diverged": {title: count for title, count in diverged.items() if count},
         "arms": arms,
         "contrasts": contrasts,
         "against_clean_no_decay": {title: difference_record(test) for title, test in zip(compared, tests, strict=True)},

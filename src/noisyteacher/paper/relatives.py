@@ -319,17 +319,22 @@ def choose_and_judge(
 
 
 def judge_cell(cell: Cell, seeds: Sequence[int], trained: Sequence[Json]) -> Json:
-    """Errors of every arm over the seeds, and its difference to its reference (Dunnett, per family)."""
+    """Errors of every arm over the seeds, and its difference to its reference (Dunnett, per family).
+
+    An arm of which a training diverged is counted, and not compared: its errors would widen the others' intervals.
+    """
     by_title: dict[str, list[Json]] = {}
     for row in trained:
         by_title.setdefault(row["arm"]["title"], []).append(row)
-    arms = {
+    counts = {title: sum(row["diverged"] for row in rows) for title, rows in by_title.items()}
+    diverged = {title: count for title, count in counts.items() if count}
+    by_title = {title: rows for title, rows in by_title.items() if title not in diverged}
+    arms: dict[str, Json] = {
         title: {
             "settings": {key: value for key, value in rows[0]["arm"].items() if key != "title"} | {"lr": rows[0]["lr"]},
             "test_error_%": {"last": [row["test"] for row in rows]},
             "mean_%": fmean(row["test"] for row in rows),
             "train_error_%": fmean(row["train_error"] for row in rows),
-            "diverged": sum(row["diverged"] for row in rows),
         }
         for title, rows in by_title.items()
     }
@@ -338,12 +343,15 @@ def judge_cell(cell: Cell, seeds: Sequence[int], trained: Sequence[Json]) -> Jso
     families = {title: Arm(**rows[0]["arm"]).family for title, rows in by_title.items()}
     for reference, kind in dict.fromkeys(family for family in families.values() if family[0]):
         titles = [title for title in arms if families[title] == (reference, kind) and title != reference]
+        if not titles or reference not in errors:
+            continue
         tests = dunnett(errors[reference], [errors[title] for title in titles])
         records = ({**difference_record(test), "reference": reference} for test in tests)
         differences |= dict(zip(titles, records, strict=True))
     return {
         "cell": {**asdict(cell), "name": cell.name},
         "seeds": list(seeds),
+        "diverged": diverged,
         "arms": arms,
         "contrasts": {},
         "against_reference": differences,

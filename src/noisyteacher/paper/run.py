@@ -30,7 +30,7 @@ from noisyteacher.sweep import SweepResult, sweep
 from noisyteacher.sweep.run import check_workers
 from noisyteacher.sweep.spec import Grid, build_spec
 from noisyteacher.tables import Table
-from noisyteacher.text import flat, sentence, unknown_name
+from noisyteacher.text import flat, plural, sentence, unknown_name
 
 STUDIES: dict[str, Any] = {"regime": regime, "relatives": relatives, "objectives": objectives}
 """Name -> the module of a study of our own: its cells, budgets and `run_cell`."""
@@ -230,6 +230,9 @@ def _study_result(
         name = record["cell"]["name"]
         for kind, rates in record.get("left_out", {}).items():
             remarks += [f"{name}: {kind} students diverged at the rate {rate:g}, which is left out." for rate in rates]
+        for title, count in record["diverged"].items():
+            trained = plural(len(record["seeds"]), "training")
+            remarks.append(f"{name}: {title}: {count} of {trained} diverged, so that it is not compared.")
         for title, arm in record["arms"].items():
             gap = (record.get("against_reference") or record["against_clean_no_decay"]).get(title)
             difference = None if gap is None else Difference(**{"reference": "clean, no decay", **gap})
