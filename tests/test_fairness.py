@@ -151,6 +151,33 @@ def test_the_regime_is_that_of_the_recipe_that_auto_meant(tmp_path: Path) -> Non
     assert result.regime["noisy"]["clock"] / expected > 1  # by the mean square of the logits
 
 
+def test_the_clock_is_at_the_rate_of_the_noisy_students(tmp_path: Path) -> None:
+    """Clean ones may have another: here validation wants a lower rate under a strong noise."""
+    recipe = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "epochs": 3,
+        "batch_size": 32,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+    }
+    student = {"name": "mlp128", "loss": "logit_regression", "label_weight": 0.0, "scale": "rms", "views": ["clean"]}
+    settings: dict[str, Any] = {
+        "data": {"limit": 200},
+        "teacher": {"name": "pretrained:lenet-mnist"},
+        "student": {**student, **recipe, "lr": 0.06, "weight_decay": 0.0},
+        "noise": {"sigma": 5.0, "alpha": 1.0, "draw": "row"},
+        "choice": {"lrs": [0.005, 0.1], "seeds": 1, "controls": False},
+        "run": {"output_dir": str(tmp_path), "checks": False},
+    }
+    result = compress_config(build_config(settings))
+    rates = {condition.kind: condition.settings.get("student.lr") for condition in result.conditions}
+    assert (rates["clean"], rates["noisy"]) == (0.1, 0.005)
+    assert result.regime is not None
+    expected = noise_clock(TrainSettings(**{**recipe, "lr": 0.005}), nt.Noise(**settings["noise"]), 7, 1.0)  # type: ignore[arg-type]
+    assert result.regime["noisy"]["clock"] == pytest.approx(expected)
+
+
 def test_the_unit_of_a_regime_is_that_of_what_the_student_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,9 +259,13 @@ def test_the_rows_of_a_study_are_of_the_kind_of_their_arm(tmp_path: Path) -> Non
 
 
 def test_a_teacher_of_ones_own_stands_for_the_first_alone() -> None:
-    parts = experiment("section5.4").parts(FULL)
-    replaced = with_teacher("a/run", experiment("section5.4"), parts)
-    assert [row.base["teacher"]["name"] for row in replaced] == ["a/run", "alexnet-cifar", "a/run"]
+    """The paper's numbers stand beside it where it is a network of the same kind."""
+    parts, name = experiment("section5.4").parts(FULL), "pretrained:nin-cifar10"
+    replaced = with_teacher(name, experiment("section5.4"), parts)
+    assert [row.base["teacher"]["name"] for row in replaced] == [name, "alexnet-cifar", name]
+    assert {row.changed for row in replaced} == {()}
+    of_another = with_teacher("pretrained:lenet-mnist", experiment("section5.4"), parts)
+    assert [row.changed for row in of_another] == [("teacher.name",), (), ("teacher.name",)]
     assert replaced[2].base["teacher"]["also"] == ["alexnet-cifar"]
     assert parts[0].base["teacher"]["name"] == "nin", "the experiment itself is as it was"
 
@@ -283,7 +287,7 @@ def test_the_papers_numbers_do_not_stand_beside_other_settings(tmp_path: Path, t
     result = run_paper("table1", "quick", output_dir=tmp_path, seeds=1, sigmas=[0.3],
                        overrides={**SMALL, **tiny["table1"]})  # fmt: skip
     assert {row.paper for row in result.paper} == {None}
-    assert result.remarks == ("The paper's numbers are left out: data.name not as it states.",)
+    assert result.remarks == ("The paper's numbers are left out: data.limit, data.name not as it states.",)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,16 @@ def test_the_loss_without_noise_is_among_the_numbers_of_a_noisy_step() -> None:
         assert float(loss) != pytest.approx(float(clean), rel=1e-3)
 
 
+@pytest.mark.parametrize(("step", "share"), [(4, 100.0), (5, 0.0)])
+def test_no_sample_is_selected_where_the_noise_has_ended(step: int, share: float) -> None:
+    rows, views = torch.arange(32), torch.zeros(32, dtype=torch.int64)
+    batch = nt.Batch(blobs(32).images_at(rows), None, rows, ("clean",), views, step, 0, 32, total_steps=10)
+    noise = nt.Noise(sigma=0.9, alpha=1.0, draw="row", until=0.5)
+    _, numbers = nt.distil(table(32), noise=noise)(torch.randn(32, 3), batch)
+    assert float(numbers["noise/selected_%"]) == share
+    assert (float(numbers["noise/xi_rms"]) > 0) == (share > 0)
+
+
 def test_the_length_in_steps_is_rounded_up_to_epochs() -> None:
     for steps, epochs in ((1, 1), (3, 1), (4, 2), (7, 3)):  # three steps an epoch
         history = nt.fit(mlp(), blobs(), nt.distil(table()), steps=steps, **OPTIONS)

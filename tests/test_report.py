@@ -25,7 +25,17 @@ from noisyteacher import cli
 from noisyteacher.errors import FileFormatError, UnknownNameError, UsageError
 from noisyteacher.pipeline.results import Condition, Difference, Family, Verdict
 from noisyteacher.report import build_report, read_studies
-from noisyteacher.report.figures import COLOURS, Figure, along, confusion, differences, groups, trade_offs
+from noisyteacher.report.figures import (
+    COLOURS,
+    Figure,
+    Series,
+    _paper_curves,
+    along,
+    confusion,
+    differences,
+    groups,
+    trade_offs,
+)
 from noisyteacher.report.formats import as_csv, as_json, markdown
 from noisyteacher.report.page import page as page_of
 from noisyteacher.report.study import Details, Study, verdict_text
@@ -260,11 +270,20 @@ def test_unfinished_and_failed_runs_are_told(tmp_path: Path) -> None:
     assert "7 of the 7 parts begun so far are done" in page.text
     assert "clean" in page.text
     assert "The noise helped" not in page.text
+    folders.training(run, "clean-chosen-seed0", 5.43)
+    assert [row.kind for row in read_studies([run])[0].rows if row.name == "clean-chosen"] == ["clean"]
     run.write_error("TrainingError: the loss is not finite\nat step 3")
     assert "**This run failed: TrainingError: the loss is not finite at step 3;" in build_report(run, "md")
     empty = new_run(tmp_path, "sweep", "mlp800", {"base": {}, "grids": [], "seeds": 1})
     assert "No part of this run is done yet." in Page(build_report(empty)).text
     assert "unfinished" in build_report([run, empty], "csv")
+
+
+def test_the_papers_curves_stand_beside_whole_data_alone() -> None:
+    noise = {"noise.sigma": 0.3, "noise.alpha": 0.15}
+    for limits, ids in (({}, ["table1"]), ({"data.train_limit": 4000}, []), ({"data.limit": 4000}, [])):
+        curves = _paper_curves("mnist", "lenet", "mlp800", "sigma", [Series(noise, [])], limits)
+        assert [curve.id for curve in curves] == ids
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -13,7 +13,7 @@ from scipy import stats as oracle
 from noisyteacher.config import describe, flat_grids, parse_grid, read_config
 from noisyteacher.errors import ConfigError
 from noisyteacher.pipeline.results import Condition, Family, Verdict, condition_of
-from noisyteacher.stats import detectable, mean_interval, paired_difference, t_quantile
+from noisyteacher.stats import detectable, mean_interval, outcome, paired_difference, t_quantile
 from noisyteacher.sweep import ConditionSpec, analyse, expand
 
 BASE: dict[str, Any] = {"noise": {"sigma": 0.0}, "teacher": {"preset": "paper"}, "student": {"preset": "paper"}}
@@ -443,4 +443,44 @@ def test_a_trend_on_sigma_squared_where_three_sigmas_were_run() -> None:
     assert trends["row"].sigmas == (0.0, 0.5, 2.0)
     low = trends["row"].low
     assert low is not None
-    assert 3.0 - low == pytest.approx(t_quantile(0.975, 2) / 3**0.5)
+    assert trends["row"].comparisons == 2, "both trends share the clean students: an interval holds for both at once"
+    assert 3.0 - low == pytest.approx(t_quantile(1 - 0.025 / 2, 2) / 3**0.5)
+
+
+def test_no_trend_is_rarely_taken_for_one() -> None:
+    """Of 300 studies with six noises of two sigmas each, and no effect, about one in twenty claims a trend."""
+    grid: dict[str, list[Any]] = {"noise.sigma": [0.5, 2.0], "noise.alpha": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    conditions, families, _ = expand(BASE, [grid])
+    draws, claims = np.random.default_rng(0), 0
+    for _ in range(300):
+        errors = {condition.name: [(5.0, draws.normal(5, 0.1)) for _ in range(5)] for condition in conditions}
+        _, family, _ = judged(conditions, families, cells(errors))
+        assert len(family.trends) == 6
+        claims += any(outcome(line) != "no evidence" for line in family.trends)
+    assert claims <= 27, "0.05 of 300, and three standard deviations"
+
+
+def test_what_failed_at_some_seeds_is_not_preferred_for_those_it_survived() -> None:
+    """A rate that diverged at two of three seeds, and is lower at the third by 0.1."""
+    conditions, families, axes = expand({**BASE, "run": {"baselines": False}}, [{"student.lr": [0.1, 0.2, 0.3]}])
+    errors = dict(
+        zip((each.name for each in conditions), ([(5.0, 5.0)] * 3, [(5.2, 5.2)] * 3, [(4.9, 4.9)]), strict=True)
+    )
+    results = cells(errors)
+
+    def preference(results: dict[tuple[str, int], Any]) -> str:
+        rows = []
+        for each in conditions:
+            done = {seed: result for (name, seed), result in results.items() if name == each.name}
+            rows.append(condition_of(each.name, each.title, each.kind, done, [], family=each.family))
+        (verdict,) = analyse(rows, families, axes)[2]
+        return verdict.sentence
+
+    assert preference(results).startswith(
+        "among the 2 of 3 settings with all seeds validation prefers distilled, lr 0.1: 5.00 % validation error; "
+        "-0.20 points against the next, distilled, lr 0.2"
+    )
+    none_whole = {
+        key: value for key, value in results.items() if key not in ((conditions[0].name, 0), (conditions[1].name, 1))
+    }
+    assert preference(none_whole).endswith("some seeds are missing: validation is compared over different ones")

@@ -226,7 +226,7 @@ class Distillation(Objective):
                 size = torch.linalg.vector_norm(clean_gradient)
                 change = torch.linalg.vector_norm(gradient.view(-1, *before.shape).mean(0) - clean_gradient)
                 metrics = {
-                    "noise/selected_%": 100 * selected.float().mean(),
+                    "noise/selected_%": 100 * (selected & (sigma.amax() > 0)).float().mean(),
                     "noise/flipped_%": 100 * (before.argmax(-1) != after.argmax(-1)).float().mean(),
                     "noise/xi_rms": xi.square().mean().sqrt(),
                     "noise/gradient_ratio": torch.where(size > 0, change / size, 0.0),

@@ -82,7 +82,7 @@ def mean_interval(values: Sequence[float], scale: Scale | None = None) -> Interv
 
     `mean_interval([1.0, 2.0, 3.0])` is 2.0 with the interval -0.484 to 4.484. With the scale of the values, such as
     PERCENT, the interval is cut to the scale, and dropped if it is as wide as the whole scale. A single value has no
-    interval. Raises UsageError without values.
+    interval, nor have equal ones. Raises UsageError without values.
     """
     n = len(values)
     if n == 0:
@@ -93,7 +93,7 @@ def mean_interval(values: Sequence[float], scale: Scale | None = None) -> Interv
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half_width = t_quantile(1 - LEVEL / 2, n - 1) * sd / math.sqrt(n)
     lowest, highest = scale or (-math.inf, math.inf)
-    if 2 * half_width >= highest - lowest:
+    if 2 * half_width >= highest - lowest or not sd:  # a width of 0 shows a coarse measure, not a sure mean
         return Interval(mean, None, None, sd, n)
     return Interval(mean, max(mean - half_width, lowest), min(mean + half_width, highest), sd, n)
 
@@ -166,6 +166,11 @@ def verdict(difference: PairedDifference, what: str = "the noise", unit: str = "
     return f"{claim} ({evidence(d, unit)}{hint}){allowed(d)}"
 
 
+def p_words(p: float) -> str:
+    """A p-value with two digits, or `< 1e-06`: below that it is lost in rounding. `p_words(0.0213) == "0.021"`."""
+    return f"{p:.2g}" if p >= 1e-6 else "< 1e-06"
+
+
 def evidence(difference: PairedDifference, unit: str, seeds: str = "paired seed") -> str:
     """A difference with its interval, p and n, in words; without an interval the reason."""
     d, pairs = difference, plural(difference.n, seeds)
@@ -173,7 +178,8 @@ def evidence(difference: PairedDifference, unit: str, seeds: str = "paired seed"
         return f"{signed(d.mean)} {unit}, {pairs}: {missing_interval(d.n, d.mean, d.sd)}"
     every = f" for all {d.comparisons} at once" if d.comparisons > 1 else ""
     interval = f"{100 * d.confidence:g} % interval {signed(d.low)} to {signed(d.high)}{every}"
-    return f"{signed(d.mean)} {unit}, {interval}, p = {d.p:.2g}, {pairs}"
+    p = p_words(d.p)
+    return f"{signed(d.mean)} {unit}, {interval}, p {'' if p.startswith('<') else '= '}{p}, {pairs}"
 
 
 def allowed(difference: PairedDifference) -> str:

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter
 from noisyteacher.io.files import Json
 
 PAPERS_SETTINGS: Json = {
+    "data.limit": None,
+    "data.train_limit": None,
     "teacher.also": [],
     "student.loss": "logit_regression",
     "student.scale": "none",

@@ -56,7 +56,7 @@ class PaperResult(RunResult):
         rows = []
         for row in self.paper:
             gap, paper = row.against_clean, "" if row.paper is None else f"{row.paper:.2f}"
-            p = "" if gap is None or gap.corrected is None else f"{gap.corrected:.2g}"
+            p = "" if gap is None or gap.corrected is None else stats.p_words(gap.corrected)
             seeds = "" if row.ours is None else str(row.ours.n)
             rows.append((row.label, paper, str(row.ours or "-"), seeds, "" if gap is None else str(gap), p))
         headers = ("condition", "paper %", "ours % (test)", "seeds", "ours - clean", "p")
@@ -268,7 +268,10 @@ def adapted(part: Part, machine: Json, overrides: Json) -> Part:
 
 
 def with_teacher(name: str, experiment: Experiment, parts: list[Part]) -> list[Part]:
-    """The parts with this trained model in place of the experiment's first teacher. Raises UsageError."""
+    """The parts with this trained model in place of the experiment's first teacher. Raises UsageError.
+
+    The paper's numbers stand beside it only where it is the same network.
+    """
     if not is_model_path(name):
         raise UsageError(
             f"teacher {name!r}: expected a trained one, by its run folder, its weights file or pretrained:NAME; "
@@ -284,7 +287,12 @@ def with_teacher(name: str, experiment: Experiment, parts: list[Part]) -> list[P
     if replaced == parts:
         names = ", ".join(part.name for part in parts)
         raise UsageError(f"teacher {name!r}: it would replace {first}, which is no teacher in {names}")
-    return replaced
+    if load_teacher(name)[0].name == first:
+        return replaced
+    return [
+        new if new == old else replace(new, changed=(*new.changed, "teacher.name"))
+        for new, old in zip(replaced, parts, strict=True)
+    ]
 
 
 def _check_parts(experiment: str, parts: Sequence[str], names: Collection[str]) -> None:

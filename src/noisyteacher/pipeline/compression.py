@@ -575,9 +575,9 @@ class Compression:
         records = {}
         kind = "clean" if experiment.noise is None else "noisy"
         for name in (name for name in self.trained if name.startswith(kind)):
-            models = self.trained.get(name.replace("noisy", "clean")) or self.trained[name]
-            lines = [model.run.metrics()[-1] for model in models]
-            trained: Json = models[0].run.config["recipe"]  # with what auto meant
+            clean = self.trained.get(name.replace("noisy", "clean")) or self.trained[name]
+            lines = [model.run.metrics()[-1] for model in clean]
+            trained: Json = self.trained[name][0].run.config["recipe"]  # with what auto meant
             decided = {key: trained[key] for key in ("batch_size", "optimizer", "lr")}
             recipe = replace(experiment.recipe(name), **decided)
             records[name] = regime_of(recipe, noise, experiment.data.classes, unit, lines)

@@ -134,7 +134,7 @@ class Result(RunResult):
         """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
         what, seeds = "Errors" if self.scored == "error" else "Disagreement with the teacher", ""
         if self.seeds > 1:
-            missing = any(row.error is not None and row.error.n > 1 and row.error.low is None for row in self.rows)
+            missing = any(row.error is not None and row.error.sd and row.error.low is None for row in self.rows)
             hint = " (no interval: it would be wider than 0 to 100 %; run more seeds)" if missing else ""
             seeds = f"[ ] = 95 % Student-t interval over {self.seeds} seeds{hint}; "
         notes = [

@@ -168,7 +168,7 @@ def _result(run: Run, trainings: Mapping[str, Training]) -> RunResult:
         except NoisyTeacherError:  # no training is done, or its settings cannot be read here
             return result
     rows = []
-    for group in KINDS:  # as a compression names its conditions
+    for group in (*KINDS, "clean-chosen", "noisy-chosen"):  # as a compression names its conditions
         names = [name for name, each in trainings.items() if condition_of_run(name) == group and each.result]
         rows += [_condition(trainings, names, group)] if names else []
     if not rows:
@@ -192,7 +192,7 @@ def _condition(trainings: Mapping[str, Training], names: Sequence[str], kind: st
             kind = "clean" if type_adapter(NoiseSettings).validate_python(noise).off else "noisy"
     costs = first.result.get("costs")
     results = {training.info["seed"] or 0: training.result for training in members if training.result}
-    condition = condition_of(name, title, kind, results, names, model=str(model))
+    condition = condition_of(name, title, kind.removesuffix("-chosen"), results, names, model=str(model))
     return replace(
         condition,
         settings={f"noise.{key}": value for key, value in noise.items()} if chosen else {},

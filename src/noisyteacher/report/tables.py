@@ -15,7 +15,7 @@ from noisyteacher.pipeline.latency import read_record
 from noisyteacher.pipeline.results import COSTS, Condition, Difference, Estimate, p_note
 from noisyteacher.report.study import Study, latency_conditions
 from noisyteacher.runs import BEST, by_name
-from noisyteacher.stats import binomial_interval
+from noisyteacher.stats import binomial_interval, p_words
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, count, duration, flat, signed, size_bytes
 
@@ -298,7 +298,7 @@ def _difference(gap: Difference | None) -> str:
     if gap is None:
         return NOTHING
     text, bounds = difference_lines(gap)
-    words = filter(None, (bounds, "" if gap.corrected is None else f"p {gap.corrected:.2g}"))
+    words = filter(None, (bounds, "" if gap.corrected is None else f"p {p_words(gap.corrected)}"))
     return f"{text}\n{' '.join(words)}".rstrip()
 
 

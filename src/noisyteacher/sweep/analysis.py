@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from noisyteacher.io.files import Json
 from noisyteacher.pipeline.results import Condition, Family, RunResult, Trend, Verdict, differences, p_note
-from noisyteacher.stats import allowed, evidence, outcome, trend
+from noisyteacher.stats import PairedDifference, allowed, evidence, outcome, p_words, simultaneous, trend
 from noisyteacher.sweep.spec import varies_noise
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, plural, signed
@@ -41,7 +42,7 @@ class SweepResult(RunResult):
                 split = _compared_on(condition)
                 gap = condition.against_clean[split]
                 suffix = f" ({split})" if headers[4].startswith("error") else ""
-                row[4:] = [f"{gap}{suffix}", "" if gap.corrected is None else f"{gap.corrected:.2g}"]
+                row[4:] = [f"{gap}{suffix}", "" if gap.corrected is None else p_words(gap.corrected)]
             rows.append(tuple(row))
         return Table(headers, tuple(rows), notes=tuple(self.notes()))
 
@@ -67,7 +68,7 @@ class SweepResult(RunResult):
         errors = [
             error for condition in self.conditions for role in ("val", "test") if (error := condition.score(role))
         ]
-        too_wide = any(error.n > 1 and error.low is None for error in errors)
+        too_wide = any(error.sd and error.low is None for error in errors)
         missing = " (no interval: it would be wider than 0 to 100 %)" if too_wide else ""
         gaps = [gap for condition in self.conditions for gap in condition.against_clean.values()]
         reference = self._difference_name.split()[-1]
@@ -138,7 +139,10 @@ def _role(members: Sequence[Condition]) -> str:
 
 
 def _trends(family: Family, by_name: Mapping[str, Condition]) -> tuple[Trend, ...]:
-    """How the error depends on sigma^2, for each noise that was tried with two numbers for sigma or more."""
+    """How the error depends on sigma^2, for each noise that was tried with two numbers for sigma or more.
+
+    Intervals and p hold for all of the family's trends at once.
+    """
     members = [by_name[name] for name in (family.clean, *family.noisy)]
     role = _role(members)
     groups: dict[str, dict[float, Condition]] = {}
@@ -147,14 +151,14 @@ def _trends(family: Family, by_name: Mapping[str, Condition]) -> tuple[Trend, ..
         if condition.errors_by_seed(role) and isinstance(sigma, int | float):
             title = settings_words(settings | {"noise.sigma": ""})
             groups.setdefault(title, {0.0: members[0]})[float(sigma)] = condition
-    trends = []
+    slopes, about = list[PairedDifference](), list[Json]()
     for noises in groups.values():
         values = {sigma**2: condition.errors_by_seed(role) for sigma, condition in noises.items()}
         if len(values) > 2 and set.intersection(*map(set, values.values())):
             words = [part for part in list(noises.values())[-1].title.split(", ") if not part.startswith("sigma ")]
-            slope = vars(trend(values))
-            trends.append(Trend(**slope, title=", ".join(words), sigmas=tuple(sorted(noises))))
-    return tuple(trends)
+            slopes.append(trend(values))
+            about.append({"title": ", ".join(words), "sigmas": tuple(sorted(noises))})
+    return tuple(Trend(**vars(slope), **of) for slope, of in zip(simultaneous(slopes), about, strict=True))
 
 
 def _trend_verdict(line: Trend) -> Verdict:
@@ -254,11 +258,18 @@ def _preferences(conditions: Sequence[Condition]) -> list[Verdict]:
 
 
 def _preference(members: Sequence[Condition]) -> Verdict:
-    """The distilled condition with the lowest validation error, how it compares with the next and with labels."""
+    """The distilled condition with the lowest validation error, how it compares with the next and with labels.
+
+    Conditions whose trainings failed at some seed come last: the seeds that are left are those that went well.
+    """
     distilled = {condition.name: condition for condition in members if condition.kind == "clean"}
-    means = _means(list(distilled.values()), "val")
+    expected = set().union(*(condition.seeds for condition in distilled.values()))
+    whole = {name: each for name, each in distilled.items() if set(each.seeds) == expected}
+    means = _means(list((whole or distilled).values()), "val")
     best = distilled[_lowest(means)[0]]
     among = f"among {len(distilled)} settings validation prefers " if len(distilled) > 1 else ""
+    if whole and len(whole) < len(distilled):
+        among = f"among the {len(whole)} of {len(distilled)} settings with all seeds validation prefers "
     parts = [f"{among}{best.title}: {means.pop(best.name):.2f} % validation error"]
     if means:
         second = distilled[_lowest(means)[0]]
@@ -270,6 +281,10 @@ def _preference(members: Sequence[Condition]) -> Verdict:
     labels = [error.mean for member in members if member.kind == "labels" and (error := member.score("val"))]
     if labels:
         parts.append(f"labels alone: {min(labels):.2f} % validation error")
+    if not whole:
+        shared = _shared_seeds(list(distilled.values()), None)
+        over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
+        parts.append(f"some seeds are missing: validation is compared over {over}")
     return Verdict("", "; ".join(parts), best.name)
 
 
