@@ -23,6 +23,7 @@ from noisyteacher.stats import (
     dunnett_point,
     mean_interval,
     missing_interval,
+    outcome,
     paired_difference,
     simultaneous,
     t_quantile,
@@ -342,3 +343,18 @@ def test_a_quantity_carries_its_unit_and_n() -> None:
     assert interval.describe() == {"value": 98.3, "unit": "%", "n": 10000}
     again = pickle.loads(pickle.dumps(interval))
     assert (again, again.unit, again.n) == (98.3, "%", 10000)
+
+
+def test_a_noise_that_scatters_more_is_judged_by_its_own_residual() -> None:
+    """Nine noises without an effect, one with ten times the scatter: pooled, a fifth of studies claim one."""
+    draws, claims, widths = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        seeds, spreads = draws.normal(20, 0.1, 5), [0.1] * 9 + [1.0]
+        control, *noises = ((seeds + draws.normal(0, spread, 5)).tolist() for spread in spreads)
+        tests = dunnett(control, noises)
+        claims += any(outcome(test) != "no evidence" for test in tests)
+        widths.append([test.high - test.low for test in tests if test.low is not None and test.high is not None])
+        assert {test.comparisons for test in tests} == {9}
+    assert claims <= 19, "0.05 of 200, and three standard deviations"
+    narrow, wide = np.median(np.array(widths), 0)[[0, -1]]
+    assert narrow < 0.5 < 3 < wide

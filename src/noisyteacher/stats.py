@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -261,14 +262,49 @@ def dunnett(control: Values, treatments: Sequence[Values], scale: Scale | None =
     alone count too; the ratio of their variance to the residual's is the upper quartile of what the data allow, as its
     estimate is too low half of the time. Treatments are taken to be correlated as the two that are least so.
 
+    A treatment whose differences scatter more than the others' (F-test, 5 % over all of them) is judged by its own
+    (Bonferroni), since its residual would widen their intervals, and theirs would narrow its own.
+
     There is no interval for a single seed, if all pairs differ by the same amount, or if it would be wider than
     differences on this scale can be (`missing_interval` gives the reason); it is cut to the scale. Raises UsageError
     for a treatment that shares no seed with the control.
     """
+    rows = [dict(row) if isinstance(row, Mapping) else dict(enumerate(row)) for row in treatments]
+    control = dict(control) if isinstance(control, Mapping) else dict(enumerate(control))
+    pooled, results = list(range(len(rows))), dict[int, PairedDifference]()
+    while (widest := _widest(control, [rows[number] for number in pooled])) is not None:
+        number = pooled.pop(widest)
+        results[number] = _compared(control, [rows[number]], scale, len(rows))[0]
+    results |= zip(pooled, _compared(control, [rows[number] for number in pooled], scale, len(rows)), strict=True)
+    return [results[number] for number in range(len(rows))]
+
+
+def _widest(control: Mapping[int, float], treatments: Sequence[Mapping[int, float]]) -> int | None:
+    """The treatment whose differences to the control scatter most; None where the data allow that all do alike."""
+    from scipy.special import fdtri
+
+    gaps = [[row[seed] - control[seed] for seed in row.keys() & control.keys()] for row in treatments]
+    if len(gaps) < 2 or min(map(len, gaps)) < 2:
+        return None
+    squares = [(len(row) - 1) * statistics.variance(row) for row in gaps]
+    ratios = []
+    for number, row in enumerate(gaps):
+        freedom = sum(map(len, gaps)) - len(gaps) - len(row) + 1
+        others = (math.fsum(squares) - squares[number]) / freedom
+        limit = others * float(fdtri(len(row) - 1, freedom, 1 - LEVEL / len(gaps)))
+        ratios.append(squares[number] / (len(row) - 1) / limit if limit > 1e-18 else 0.0)
+    widest = max(range(len(gaps)), key=ratios.__getitem__)
+    return widest if ratios[widest] > 1 else None
+
+
+def _compared(
+    control: Mapping[int, float], treatments: Sequence[Mapping[int, float]], scale: Scale | None, count: int
+) -> list[PairedDifference]:
+    """Each treatment minus the control by one residual, with p and intervals that hold for `count` of them."""
     import numpy as np
     from scipy.special import fdtri
 
-    rows = [dict(row) if isinstance(row, Mapping) else dict(enumerate(row)) for row in (control, *treatments)]
+    rows = [control, *treatments]
     pairs = [len(row.keys() & rows[0].keys()) for row in rows[1:]]
     if not all(pairs):
         raise UsageError("a treatment shares no seed with the control: Dunnett's test compares pairs of one seed")
@@ -279,7 +315,7 @@ def dunnett(control: Values, treatments: Sequence[Values], scale: Scale | None =
     within, residual = (
         float(((values - design @ np.linalg.lstsq(design, values)[0]) ** 2).sum()) for design in (conditions, both)
     )
-    between, count = len(seeds) - 1, len(treatments)
+    between = len(seeds) - 1
     freedom = len(values) - len(rows) - between
     variance, rounding = residual / max(1, freedom), 1e-12 * float(np.abs(values).max())
     ratio = math.inf  # of the variance of seeds to that of the residual: differences within seeds alone
@@ -301,13 +337,15 @@ def dunnett(control: Values, treatments: Sequence[Values], scale: Scale | None =
         ]
     correlation = float((covariance / np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))).min())
     correlation = min(max(0.0, round(correlation, 2)), 0.99)
-    point, sd = dunnett_point(count, freedom, correlation), math.sqrt(2 * variance)
+    alone, sd = len(treatments) == 1, math.sqrt(2 * variance)
+    point = t_quantile(1 - LEVEL / 2 / count, freedom) if alone else dunnett_point(count, freedom, correlation)
     span = math.inf if scale is None else scale[1] - scale[0]
     results = []
     for gap, error, n in zip(gaps.tolist(), errors.tolist(), pairs, strict=True):
         half_width, size = point * error, detectable(error, freedom, point)
         low, high = max(gap - half_width, -span), min(gap + half_width, span)
-        p = dunnett_p(abs(gap) / error, count, freedom, correlation)
+        p = dunnett_p(abs(gap) / error, 1 if alone else count, freedom, correlation)
+        p = min(1.0, count * p) if alone else p
         test = PairedDifference(gap, low, high, p, n, sd=sd, comparisons=count, detectable=size)
         results.append(test if half_width < span else replace(test, low=None, high=None, detectable=None))
     return results
