@@ -294,6 +294,18 @@ def test_old_runs_without_details_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_a_verdict_on_fresh_seeds_shows_their_difference(tmp_path: Path) -> None:
+    (study,) = read_studies([folders.sweep(tmp_path)])
+    fresh = Difference(-0.45, -0.61, -0.29, 0.004, 5, reference="clean")
+    judged = replace(study, verdicts=(Verdict("helps", "the noise helps", "sigma0.5", fresh),))
+    page = Page(page_of([judged]))
+    assert "noisy − clean, points −0.45" in page.text
+    assert "5 fresh pairs" in page.text
+    assert "Differences are on the seeds of the choice" in page.text
+    assert "fresh pairs" not in Page(page_of([study])).text
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_one_seed_has_no_interval_and_no_claim(tmp_path: Path) -> None:
     run = folders.sweep(tmp_path, seeds=1)
     text = build_report(run)

@@ -396,6 +396,9 @@ def test_luck_on_the_seeds_of_the_choice_does_not_help_on_fresh_ones() -> None:
     assert "none of which took part in the choice" in verdict.sentence
     assert "3 paired seeds" in verdict.sentence
     assert "seeds are missing" not in verdict.sentence
+    assert verdict.fresh is not None
+    assert (verdict.fresh.n, verdict.fresh.comparisons) == (3, 1)
+    assert verdict.fresh.mean == pytest.approx(0.61, abs=0.005)
     gap = by_name[first].against_clean["test"]
     assert (gap.n, gap.comparisons) == (2, 2)  # compared with the other noise over the seeds of both
     assert gap.mean == pytest.approx(-1.0, abs=0.1)

@@ -196,6 +196,10 @@ class Family:
     """On the reported split, of each noise with two sigmas or more that differs in nothing else."""
 
 
+OF_THE_CHOICE = "Differences are on the seeds of the choice, errors on all seeds, the verdict is on the others."
+"""What a table needs to say beside a verdict on fresh seeds."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A claim in one sentence, without its full stop."""
@@ -204,6 +208,8 @@ class Verdict:
     """`helps`, `hurts`, `no evidence`, `handed over`, or "" where nothing is claimed of noise."""
     sentence: str
     condition: str | None = None
+    fresh: Difference | None = None
+    """The difference that is claimed, where it is of fresh seeds: the condition's own is of those of the choice."""
 
     def __str__(self) -> str:
         return self.sentence

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from noisyteacher.pipeline.compression_result import HANDED_OVER, choice_table
-from noisyteacher.pipeline.results import Condition, Verdict
+from noisyteacher.pipeline.results import OF_THE_CHOICE, Condition, Difference, Verdict
 from noisyteacher.report import figures, tables
 from noisyteacher.report.figures import Figure
 from noisyteacher.report.study import Study, heading, tagged, verdict_text
@@ -117,7 +117,7 @@ def _cards(study: Study, tag: str) -> Iterable[Card]:
         if verdict.word == HANDED_OVER and about is not None:
             name = f"Handed over: {about.title}"
         title = f"{tag}: {study.models}" if tag else ""
-        yield Card(verdict.word, name, title, verdict_text(verdict), list(_facts(study, about)))
+        yield Card(verdict.word, name, title, verdict_text(verdict), list(_facts(study, about, verdict.fresh)))
 
 
 def _lowest_error(study: Study) -> Verdict:
@@ -132,8 +132,8 @@ def _lowest_error(study: Study) -> Verdict:
     return Verdict("", text if words else "nothing was measured")
 
 
-def _facts(study: Study, about: Condition | None) -> Iterable[tuple[str, str, str]]:
-    """The few numbers behind a verdict."""
+def _facts(study: Study, about: Condition | None, fresh: Difference | None) -> Iterable[tuple[str, str, str]]:
+    """The few numbers behind a verdict. fresh: the difference on seeds of its own, instead of the condition's."""
     role, split = study.role, SPLIT_NAMES[study.role]
     if about is None or about.score(role) is None:
         return
@@ -144,9 +144,10 @@ def _facts(study: Study, about: Condition | None) -> Iterable[tuple[str, str, st
     for name, row in (*compared, (label, about)):
         if row is not None and (error := row.score(role)) is not None:
             yield (f"{name}{split} error", f"{error.mean:.2f} %", row.interval_text(role))
-    if (gap := about.against_clean.get(role)) is not None:
+    if (gap := fresh or about.against_clean.get(role)) is not None:
         value, bounds = tables.difference_lines(gap)
-        yield ("noisy \u2212 clean, points", value, ", ".join(filter(None, (bounds, plural(gap.n, "pair")))))
+        pairs = plural(gap.n, "fresh pair" if fresh else "pair")
+        yield ("noisy \u2212 clean, points", value, ", ".join(filter(None, (bounds, pairs))))
     if teacher is not None and teacher is not about:
         names = {"macs": "MACs", "parameters": "parameters", "latency_ms": "latency"}
         costs = [(about.cost(key), teacher.cost(key), name) for key, name in names.items()]
@@ -158,6 +159,7 @@ def _facts(study: Study, about: Condition | None) -> Iterable[tuple[str, str, st
 def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
     """What there is to say of one study, in order of interest."""
     result, rows, notes = study.result, study.picks(), list(study.notes)
+    notes += [OF_THE_CHOICE] if any(verdict.fresh for verdict in study.verdicts) else []
     if study.state != "done" and not study.rows and not study.parts:
         notes.append("No part of this run is done yet.")
     compared: list[Figure | None] = [figures.beside_paper(result.paper), figures.differences(study)]

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from noisyteacher.io.files import Json
-from noisyteacher.pipeline.results import Condition, Family, RunResult, Trend, Verdict, differences, p_note
+from noisyteacher.pipeline.results import (
+    OF_THE_CHOICE,
+    Condition,
+    Family,
+    RunResult,
+    Trend,
+    Verdict,
+    differences,
+    p_note,
+)
 from noisyteacher.stats import PairedDifference, allowed, evidence, outcome, p_words, simultaneous, trend
 from noisyteacher.sweep.spec import varies_noise
 from noisyteacher.tables import Table
@@ -76,6 +85,7 @@ class SweepResult(RunResult):
             f"[ ] = 95 % Student-t interval over seeds{missing}. {self._difference_name}: paired by seed with the "
             f"{reference} student of the same settings. {p_note(gaps)}".strip()
         )
+        notes += [OF_THE_CHOICE] if any(verdict.fresh for verdict in self.verdicts) else []
         return notes
 
     def tables(self) -> list[Table]:
@@ -203,8 +213,9 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
     helping, hurting = outcomes.count("helps"), outcomes.count("hurts")
     fresh = [seed for seed in condition.seeds if common is not None and seed not in common]
     clean = by_name[family.clean]
+    of_fresh = None
     if len(gaps) > 1 and len(set(fresh) & set(clean.seeds)) > 1:
-        gap = differences([condition], clean, fresh, fresh)[condition.name][role]
+        of_fresh = gap = differences([condition], clean, fresh, fresh)[condition.name][role]
         choice = ", none of which took part in the choice"
     else:
         choice = ", on which it was chosen too"
@@ -238,7 +249,7 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
     if shared != expected:
         over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
         basis += f"; some seeds are missing: validation is compared over {over}"
-    return Verdict(word, f"{claim}: {condition.title}{prefers} gives {basis}", condition.name)
+    return Verdict(word, f"{claim}: {condition.title}{prefers} gives {basis}", condition.name, of_fresh)
 
 
 def _preferences(conditions: Sequence[Condition]) -> list[Verdict]:

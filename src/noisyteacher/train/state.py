@@ -190,7 +190,8 @@ def noise_clock(settings: TrainSettings, noise: Noise, batches: int, mean_square
     noise on the student, and for noise that is frozen.
 
     batches: steps in an epoch; mean_square: of the logits in the units of the loss. Momentum m divides the rate by
-    1 - m; the mean of several draws has the variance of a single one divided by their number.
+    1 - m; the mean of several draws has the variance of a single one divided by their number. One xi per batch counts
+    like one per row: gains were seen at the same numbers, though its rows' noises do not average out.
     """
     if settings.optimizer != "sgd" or noise.target != "teacher" or noise.frozen:
         return None
