@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from noisyteacher.models import (
     save_model,
     weights_fingerprint,
 )
-from noisyteacher.models.external import import_torchvision, timm_network, torchvision_network
+from noisyteacher.models.external import BuiltNetwork, import_torchvision, timm_network, torchvision_network
 
 if find_spec("timm") is None or find_spec("torchvision") is None:
     pytest.skip("needs the extra zoo", allow_module_level=True)
@@ -299,7 +300,8 @@ def test_code_beside_a_model_of_transformers_is_never_run(folders: dict[str, Pat
         nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))
     kernel = {"auto_map": code, "attn_implementation": "somebody/kernel", "_attn_implementation": "somebody/kernel"}
     (tmp_path / "config.json").write_text(json.dumps({**config, **kernel}))
-    (tmp_path / "model.safetensors").write_bytes((folders["vit"] / "model.safetensors").read_bytes())
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        shutil.copy(folders["vit"] / name, tmp_path)
     model = nt.build_model(f"hf:{tmp_path}", classes=3, input_shape=(3, 16, 16))
     assert not {"auto_map", "attn_implementation"} & model.architecture["options"]["config"].keys()
     assert not (tmp_path / "ran").exists()
@@ -345,3 +347,104 @@ def test_options_that_would_leave_weights_of_transformers_at_random_are_refused(
     with pytest.raises(MismatchError, match=r"its weights do not fit its config with these options, from vit\."):
         nt.build_model(name, classes=3, input_shape=shape, pretrained=True, intermediate_size=48)
     nt.build_model(name, classes=5, input_shape=shape, pretrained=True)
+
+
+def changed_copy(folder: Path, target: Path, drop: str = "", processor: dict[str, Any] | None = None) -> str:
+    """The name of a copy without the tensors whose names begin with `drop`, with this image processor or none."""
+    copied = shutil.copytree(folder, target)
+    if drop:
+        tensors = safetensors.torch.load_file(copied / "model.safetensors")
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(drop)}
+        assert len(kept) < len(tensors)
+        safetensors.torch.save_file(kept, copied / "model.safetensors", {"format": "pt"})
+    if processor is None:
+        (copied / "preprocessor_config.json").unlink()
+    else:
+        (copied / "preprocessor_config.json").write_text(json.dumps(processor))
+    return f"hf:{copied}"
+
+
+@pytest.mark.parametrize(("kind", "head"), [("vit", "classifier."), ("resnet", "classifier.1.")])
+def test_weights_that_a_checkpoint_lacks_are_not_left_at_random(
+    kind: str, head: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shape, settings = (3, 16, 16), json.loads((folders[kind] / "preprocessor_config.json").read_text())
+    headless = changed_copy(folders[kind], tmp_path / "headless", head, settings)
+    with pytest.raises(MismatchError, match=rf"lacks 2 of the network's tensors, {head}bias first.*pretrained=true"):
+        nt.build_model(headless, classes=3, input_shape=shape)
+    assert nt.build_model(headless, classes=3, input_shape=shape, pretrained=True).classes == 3
+    body = changed_copy(folders[kind], tmp_path / "body", f"{kind}.embe", settings)
+    for pretrained, classes in (("whole", 3), (True, 3), (True, 5)):
+        with pytest.raises(MismatchError, match=rf"lacks \d+ of the network's tensors, {kind}\.embed"):
+            nt.build_model(body, classes=classes, input_shape=shape, pretrained=pretrained)
+
+
+FLAT = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        (None, "no preprocessor_config.json can be read there"),
+        ({**FLAT, "rescale_factor": 1 / 127.5}, "does not scale pixels by 1/255"),
+        ({**FLAT, "do_rescale": False}, "does not scale pixels by 1/255"),
+        ({**FLAT, "rescale_offset": True}, "has rescale_offset"),
+        ({**FLAT, "do_flip_channel_order": True}, "has do_flip_channel_order"),
+        ({"size": 16}, "states no image_mean and image_std"),
+        ({**FLAT, "image_std": None}, "states no image_mean and image_std"),
+    ],
+)
+def test_pretrained_weights_whose_images_are_unknown_need_a_named_preprocessing(
+    processor: dict[str, Any] | None, reason: str, folders: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
+    name, shape = changed_copy(folders["vit"], tmp_path / "copy", processor=processor), (3, 16, 16)
+    for options in ({}, {"preprocess": "model"}, {"pretrained": True}):
+        with pytest.raises(UsageError, match=rf"{reason}.*preprocess=.*teacher\.preprocess or student\.preprocess"):
+            nt.build_model(name, classes=3, input_shape=shape, **options)
+    model = nt.build_model(name, classes=3, input_shape=shape, preprocess=Standardize([0.4] * 3, [0.2] * 3))
+    assert part(model, "preprocess").mean.tolist() == pytest.approx([0.4] * 3)
+    assert nt.build_model(name, classes=3, input_shape=shape, preprocess="scale").architecture["preprocess"] == "scale"
+    assert nt.build_model(name, classes=3, input_shape=shape, pretrained=False).architecture["preprocess"] == "scale"
+    if processor is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+        np.savez(tmp_path / "a.npz", x=pixels, y=np.arange(30) % 3)
+        words = ("evaluate", name, "--data", str(tmp_path / "a.npz"), "-q")
+        assert call(*words)[0] == 2
+        code, _, err = call(*words, "--set", "teacher.mean=[0.4,0.4,0.4]", "--set", "teacher.std=[0.2,0.2,0.2]")
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("processor", "mean", "std"),
+    [
+        ({"image_mean": 0.5, "image_std": 0.5}, 0.5, 0.5),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({**FLAT, "include_top": True}, 0.5, 0.25),
+        ({**FLAT, "include_top": True, "do_normalize": False}, 0.0, 0.5),
+    ],
+)
+def test_what_an_image_processor_does_to_images(
+    processor: dict[str, Any], mean: float, std: float, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    name = changed_copy(folders["vit"], tmp_path / "copy", processor=processor)
+    front: Any = nt.build_model(name, classes=3, input_shape=(3, 16, 16)).preprocess
+    assert (front.mean.tolist(), front.std.tolist()) == ([mean] * 3, [std] * 3)
+
+
+def test_an_image_processor_of_efficientnet_divides_twice(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its own processor prepares the same images to the same numbers."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "include_top": True, "do_resize": False}
+    name = changed_copy(folders["vit"], tmp_path / "copy", processor=settings)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    theirs = transformers.EfficientNetImageProcessor(**settings)(list(pixels), return_tensors="pt")["pixel_values"]
+    front = nt.build_model(name, classes=3, input_shape=(3, 16, 16)).preprocess
+    assert torch.allclose(front(pixels), theirs, atol=1e-4)
+
+
+def test_a_library_that_states_no_statistics_leaves_them_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = BuiltNetwork(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), pretrained=True)
+    monkeypatch.setitem(ZOO, "timm", lambda *arguments: built)
+    with pytest.raises(UsageError, match="its library states no mean and std"):
+        nt.build_model("timm:x", classes=3, input_shape=(3, 2, 2))
+    assert nt.build_model("timm:x", classes=3, input_shape=(3, 2, 2), preprocess="scale").classes == 3

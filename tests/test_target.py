@@ -140,6 +140,7 @@ def test_a_network_whose_name_is_a_path_can_be_tried(tmp_path: Path) -> None:
         intermediate_size=16, num_labels=10,
     )  # fmt: skip
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
     name = f"hf:{tmp_path / 'model'}"
     result = compress_config(config_of(tmp_path, {"parameters": 1e5, "students": [name], "max_drop": 100.0}, epochs=1))
     assert result.search is not None

@@ -72,6 +72,8 @@ class BuiltNetwork:
     """The size of the only images it takes."""
     name: str | None = None
     """The name to record, where that is not the name it was built by."""
+    images_unknown: str = ""
+    """Why `trained_on` is None, where a library might have stated it."""
 
 
 def timm_network(name: str, classes: int, shape: Shape, options: Options) -> BuiltNetwork:
@@ -175,22 +177,30 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
         config = transformers.AutoConfig.for_model(**fields)
     auto = transformers.AutoModelForImageClassification
     safe = {"config": config, "trust_remote_code": False}
+    report: dict[str, Any] = {"mismatched_keys": (), "missing_keys": ()}
     with _quiet(transformers.utils.logging), _library_errors(f"hf:{name}{NOT_BUILT[bool(pretrained)]}", pretrained):
         if pretrained:
             safe |= {"use_safetensors": True, "ignore_mismatched_sizes": pretrained is True}
             network, report = auto.from_pretrained(name, output_loading_info=True, **safe, **lookup)
-            mismatched = sorted(report["mismatched_keys"])
         else:
-            network, mismatched = auto.from_config(**safe), []
-    for key, saved, built in mismatched:
+            network = auto.from_config(**safe)
+    body = f"{getattr(network, 'base_model_prefix', '')}."
+    missing = [key for key in sorted(report["missing_keys"]) if not key.endswith("num_batches_tracked")]
+    if pretrained is True and hasattr(network, body[:-1]):  # outside the body lies the head, which may be new
+        missing = [key for key in missing if key.startswith(body)]
+    if missing:
+        what = f"its checkpoint lacks {len(missing)} of the network's tensors, {missing[0]} first"
+        advice = "pretrained=true if the head alone is missing, pretrained=false to train it from the start"
+        raise MismatchError(f"hf:{name}: {what}, and they would be random: take a whole checkpoint, or say {advice}")
+    for key, saved, built in sorted(report["mismatched_keys"]):
         is_new_head = config_classes != classes and (saved[0], built[0]) == (config_classes, classes)
         if not is_new_head or saved[1:] != built[1:]:
             what = f"its weights do not fit its config with these options, from {key} on"
             raise MismatchError(f"hf:{name}: {what}: leave the options out, or say pretrained=false")
     size = _sides(fields.get("image_size"))
-    statistics = None if stated is not None else _processor_statistics(name, lookup, size)
-    recorded_name = f"hf:{os.path.basename(os.path.normpath(name))}" if os.path.isdir(name) else None
-    return BuiltNetwork(network.float(), {"config": fields}, statistics, bool(pretrained), size, recorded_name)
+    statistics, unknown_why = (None, "") if stated is not None else _processor_statistics(name, lookup, size)
+    recorded = f"hf:{os.path.basename(os.path.normpath(name))}" if os.path.isdir(name) else None
+    return BuiltNetwork(network.float(), {"config": fields}, statistics, bool(pretrained), size, recorded, unknown_why)
 
 
 Builder = Callable[[str, int, Shape, Options], BuiltNetwork]
@@ -334,23 +344,37 @@ def _check_config(config: Any, name: str) -> Options:
     return fields
 
 
-def _processor_statistics(name: str, lookup: Options, size: Size | None) -> ImageStatistics | None:
-    """What the image processor beside the model says of its images, read as data; None when there is none."""
+def _processor_statistics(name: str, lookup: Options, size: Size | None) -> tuple[ImageStatistics | None, str]:
+    """What the image processor beside the model says of its images, read as data; or None, and why it is not known."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name, **lookup)
-    except Exception:  # none beside the model
-        return None
-    if abs(float(processor.get("rescale_factor", 1 / 255)) - 1 / 255) > 1e-6 or not processor.get("do_rescale", True):
-        raise UsageError(f"hf:{name}: its image processor does not scale pixels by 1/255: name a preprocessing")
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if not processor.get("do_normalize", True):
-        mean, std = [0.0] * 3, [1.0] * 3
+    except Exception as error:  # none beside the model, or the hub cannot be reached
+        reason = " ".join(str(error).split(". ")[0].split())[:200] or type(error).__name__
+        return None, f"no preprocessor_config.json can be read there ({reason})"
+    mean, std = (
+        [value] * 3 if isinstance(value, (int, float)) else value
+        for value in (processor.get("image_mean"), processor.get("image_std"))
+    )
+    factor, rescales = processor.get("rescale_factor", 1 / 255), processor.get("do_rescale", True)
+    if not rescales or not isinstance(factor, float) or abs(factor - 1 / 255) > 1e-6:
+        return None, "its image processor does not scale pixels by 1/255"
+    for setting in ("do_flip_channel_order", "rescale_offset"):
+        if processor.get(setting):
+            return None, f"its image processor has {setting}, which no preprocessing here does"
+    normalizes = processor.get("do_normalize", True)
+    again = processor.get("include_top")  # of EfficientNet: then divided by the deviation once more, about 0
+    if normalizes is None or ((normalizes or again) and not (mean and std)):
+        return None, "its image processor states no image_mean and image_std"
+    if not normalizes:
+        mean, std = [0.0] * 3, std if again else [1.0] * 3
+    elif again:
+        std = [float(deviation) ** 2 for deviation in std or ()]
     stated = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     if isinstance(stated, dict):
         stated = [stated["height"], stated["width"]] if "height" in stated else stated.get("shortest_edge")
-    return _statistics(mean, std, size or _sides(stated), RESAMPLE.get(processor.get("resample", 2)))
+    return _statistics(mean, std, size or _sides(stated), RESAMPLE.get(processor.get("resample", 2))), ""
 
 
 @contextlib.contextmanager
