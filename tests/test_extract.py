@@ -346,26 +346,66 @@ def test_an_interrupted_extraction_goes_on_and_ends_as_the_same_bytes(tmp_path: 
     kept = {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in contents(tmp_path / "s")}
     teacher.images_seen, reports = 0, []
     extract(teacher, split(), tmp_path / "s", progress=lambda *at: reports.append(at), **options)
-    # 2 images to learn the classes, 3 + 1 to see that it is steady, then 16 rows x 3 views
-    assert teacher.images_seen == 2 + 4 + 48
+    # 2 images to learn the classes, 3 + 1 to see that it is steady, 16 rows x 3 views, then 8 kept rows in 3 views
+    assert teacher.images_seen == 2 + 4 + 48 + 24
     assert reports[0] == (42 + 3, 90)
     assert reports[-1] == (90, 90)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
     assert {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in kept} == kept
 
 
-def test_a_finished_store_is_reused_without_asking_the_teacher(tmp_path: Path) -> None:
+def test_a_finished_store_is_reused_and_a_sample_of_it_compared(tmp_path: Path) -> None:
     teacher = as_classifier(Counting(), classes=CLASSES, input_shape=SHAPE)
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
     before = contents(tmp_path / "s")
     part(teacher, "network").images_seen = 0
     store = extract(teacher, split(), tmp_path / "s", batch_size=1)
-    assert teacher.network.images_seen == 0
+    assert teacher.network.images_seen == 8
     assert store.rows == ROWS
     assert contents(tmp_path / "s") == before
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7, overwrite=True)
-    assert teacher.network.images_seen == 7 + 3 + ROWS  # the first batch, its half, all rows
+    assert teacher.network.images_seen == 8 + 7 + 3 + ROWS  # then the first batch, its half, all rows
     assert contents(tmp_path / "s") == before
+
+
+class Shifted(Counting):
+    """Its module prints and weighs the same whatever its mean is."""
+
+    mean = 0.5
+
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(images - self.mean)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_store_of_a_teacher_whose_attribute_has_changed_is_not_returned(tmp_path: Path, precision: str) -> None:
+    teacher = Shifted()
+    options: dict[str, Any] = {"views": VIEWS, "rows_per_shard": 7, "precision": precision}
+    extract(teacher, split(), tmp_path / "s", **options)
+    before = contents(tmp_path / "s")
+    teacher.mean = 0.4
+    words = r"view 'clean', row 0: the model's logits are .* although weights and code .*overwrite=True.*another folder"
+    with pytest.raises(MismatchError, match=words):
+        extract(teacher, split(), tmp_path / "s", **options)
+    assert contents(tmp_path / "s") == before
+    extract(teacher, split(), tmp_path / "s", overwrite=True, **options)
+    extract(teacher, split(), tmp_path / "s", **options)
+
+
+def test_shards_of_a_teacher_whose_attribute_has_changed_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    teacher = Shifted()
+    with pytest.raises(KeyboardInterrupt):
+        extract(teacher, split(), tmp_path / "s", rows_per_shard=7, batch_size=7, progress=stop)
+    teacher.mean = 0.4
+    for _ in range(2):
+        with pytest.raises(MismatchError, match="although weights and code"):
+            extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
+        with pytest.raises(StoreError, match="unfinished"):
+            LogitStore.open(tmp_path / "s")
 
 
 def test_shards_of_another_teacher_are_not_kept(tmp_path: Path) -> None:
@@ -400,7 +440,7 @@ def test_a_full_disk_stops_it_with_a_sentence_and_costs_one_shard(
     assert len(contents(tmp_path / "s")) == 3
     teacher.head.images_seen = 0
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
-    assert teacher.head.images_seen == 2 + 7 + 3 + 9  # classes, steadiness, then rows 21 to 29
+    assert teacher.head.images_seen == 2 + 7 + 3 + 9 + 8  # classes, steadiness, rows 21 to 29, 8 kept rows
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
         with pytest.raises(WriteError, match="read-only"):

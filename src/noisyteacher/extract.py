@@ -21,18 +21,20 @@ from noisyteacher.device import (
     precision_context,
     resolve_device,
 )
-from noisyteacher.errors import StoreError, UsageError
+from noisyteacher.errors import MismatchError, StoreError, UsageError
 from noisyteacher.io.files import remove_new_folders_on_error, sha256
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.progress import counted, reported
 from noisyteacher.rng import seeded
-from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, StoreMeta, check_finite, write_store
+from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, StoreMeta, check_finite, unfinished_store, write_store
 from noisyteacher.text import unknown_name
 
 BATCH_SIZES = {"cpu": 128, "cuda": 512}
 """A CPU is fastest when activations stay in its caches, a GPU when it is busy."""
 UNSTEADY = 0.01
 """Largest difference between two forward passes of one image, in units of 1 + max |logit|: bf16 stays below it."""
+SAMPLE = 8
+"""Rows of a store from an earlier call that are compared with the model, under every view."""
 
 
 def extract(
@@ -57,10 +59,11 @@ def extract(
     (done, total). dropout_seed: keep dropout on, all else in eval mode, with masks drawn by this seed for every batch
     of images: one stochastic copy of a fickle teacher (Arani, Sarfraz & Zonooz 2021); a student draws from several by
     `distil([copy_0, copy_1, ...], combine="pick-row")`, or `"pick"`. A finished store of the same model, split and
-    views is returned as it is; an interrupted one is continued and ends as the same bytes, unless `overwrite`.
+    views is returned as it is; an interrupted one is continued and ends as the same bytes, unless `overwrite`. Of both
+    SAMPLE rows are compared with the model's logits, unless there is a dropout_seed.
     Raises UsageError for invalid settings and for a dropout_seed without dropout layers, MismatchError when the model
-    does not fit the split or another store is there, StoreError for logits that are not finite or change from call to
-    call, WriteError when the disk refuses.
+    does not fit the split, another store is there or the sample differs, StoreError for logits that are not finite or
+    change from call to call, WriteError when the disk refuses.
     """
     for what, name, choices in (("precision", precision, PRECISIONS), ("dtype of a logit store", dtype, DTYPES)):
         if name not in choices:
@@ -103,7 +106,24 @@ def extract(
         check_finite(logits, view, int(rows[0]))
         return logits
 
+    computed: list[Shard] = []
+
+    def compare(store: LogitStore, rows: Tensor) -> None:
+        if dropout_seed is None and len(rows):
+            sample = rows[torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).long()]
+            with inference(teacher, target):
+                _, problem = store.compare(teacher, split, sample, 1e-3, relative=1e-3)
+            if problem:
+                raise MismatchError(
+                    f"{problem}, although weights and code are those that the store was made from: the model has "
+                    "changed in something else, an attribute for instance: replace the store by --overwrite (in Python "
+                    "overwrite=True), or extract into another folder"
+                )
+
     def blocks_of(missing: Sequence[Shard]) -> Generator[Tensor]:
+        computed.extend(missing)
+        kept = [shard.row_numbers for shard in plan.shards if shard not in missing]
+        compare(unfinished_store(path, plan, missing), torch.cat([torch.empty(0, dtype=torch.int64), *kept]))
         total = plan.rows * len(names)
         done = total - sum(shard.rows for shard in missing) * len(names)
         with (
@@ -131,7 +151,10 @@ def extract(
         reported(progress, lambda watch: counted(watch, "teacher's logits", "answers")) as report,
         remove_new_folders_on_error(Path(path)),
     ):
-        return write_store(path, plan, blocks_of, meta, overwrite=overwrite)
+        store = write_store(path, plan, blocks_of, meta, overwrite=overwrite)
+    if not computed:
+        compare(store, torch.arange(store.rows))
+    return store
 
 
 def _check_steady(logits_of: Callable[[Tensor, str], Tensor], rows: Tensor, view: str) -> None:

@@ -272,20 +272,36 @@ class LogitStore:
             raise MismatchError(f"{self.path}: {self.rows} rows in the store, {len(split)} in the split")
         classifier = as_classifier(model)
         rows = torch.randperm(self.rows, generator=generator(seed, "verify-store"))[:sample].sort().values
+        largest, problem = self.compare(classifier, split, rows, tolerance)
+        if problem:
+            raise StoreError(
+                f"{problem}: another model, other data, or another precision than the store's {self.plan.precision}"
+            )
+        return VerifyReport(len(self.shards), total, len(rows), max(largest.values()), largest)
+
+    def compare(
+        self, model: nn.Module, split: Split, rows: Tensor, tolerance: float, relative: float = 0.0
+    ) -> tuple[dict[str, float], str]:
+        """The largest difference, by view, between the model's logits and the stored ones of these rows `[B]`; and a
+        sentence on the first that is beyond the store's rounding and the tolerance, or "".
+
+        relative: a further tolerance, as a share of the view's largest |logit|.
+        """
+        largest = {}
         for view in self.views:
             stored = self.logits(view, rows)
             images = (split.images_at(part, view) for part in torch.split(rows, 64))
-            logits = torch.cat([self.recompute(classifier, chunk) for chunk in images])
-            difference, allowed = (logits - stored).abs().amax(1), tolerance + self.rounding(stored)
+            logits = torch.cat([self.recompute(model, chunk) for chunk in images])
+            difference = (logits - stored).abs().amax(1)
+            allowed = tolerance + relative * stored.abs().max() + self.rounding(stored)
             wrong = (~(difference <= allowed)).nonzero().flatten().tolist()  # "not within": a NaN is never beyond
-            for row in wrong[:1]:
-                raise StoreError(
-                    f"{self.path}: view {view!r}, row {int(rows[row])}: the model's logits are {difference[row]:.3g} "
-                    f"away from the stored ones (tolerance {allowed[row]:.2g}; so are {len(wrong)} of {len(rows)} "
-                    f"rows): another model, other data, or another precision than the store's {self.plan.precision}"
-                )
             largest[view] = float(difference.max())
-        return VerifyReport(len(self.shards), total, len(rows), max(largest.values()), largest)
+            for row in wrong[:1]:
+                return largest, (
+                    f"{self.path}: view {view!r}, row {int(rows[row])}: the model's logits are {difference[row]:.3g} "
+                    f"away from the stored ones (tolerance {allowed[row]:.2g}; so are {len(wrong)} of {len(rows)} rows)"
+                )
+        return largest, ""
 
     def rounding(self, stored: Tensor) -> Tensor:
         """The largest difference that rounding alone makes between stored and exact logits `[B, K]`, per row: `[B]`."""
@@ -319,6 +335,15 @@ class LogitStore:
             f"{file}: {problem} (rows {shard.first_row} to {shard.first_row + shard.rows - 1}): restore it from a "
             f"copy, or delete it and {INDEX} and extract again (intact shards are kept)"
         )
+
+
+def unfinished_store(path: files.StrPath, plan: Plan, missing: Sequence[Shard]) -> LogitStore:
+    """A store of which only the rows of shards that are not missing can be read; their files are known to be whole."""
+    store = LogitStore(Path(path), plan, plan.shards, {}, "")
+    store._blocks = [
+        torch.empty(0) if shard in missing else map_tensors(store.path / shard.file)["logits"] for shard in plan.shards
+    ]
+    return store
 
 
 def check_finite(logits: Tensor, view: str, first_row: int) -> None:
