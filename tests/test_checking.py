@@ -121,6 +121,13 @@ def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
         compress_config(moved)
     with pytest.raises(MismatchError, match="'bright' is class 0 of the data and 2 of the stored teacher"):
         distil_config(moved, result.path / result.store)
+    settings = {
+        **base,
+        "data": {"name": str(folder / "moved.npz")},
+        "run": {"output_dir": str(tmp_path), "checks": False},
+    }
+    noted = distil_config(build_config(settings), result.path / result.store).result["checks"]
+    assert noted[0] == {"check": "class order", "passed": False, "summary": noted[0]["summary"]}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,30 @@ def test_live_and_stored_teachers_agree(tmp_path: Path) -> None:
     mixed = nt.Batch(images, None, rows, views, numbers, 0, 0, ROWS)
     for source in (store, str(tmp_path / "s")):
         assert torch.allclose(as_teacher(source).logits(mixed), as_teacher(teacher).logits(mixed), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stored", "ours", "moved"),
+    [
+        ("abc", "bca", "'b' is class 0 of the data and 1 of the store, 'c' is class 1 of the data and 2 of the "),
+        ("abc", "axb", "'b' is class 2 of the data and 1 of the store"),
+        ("abc", "axc", ""),
+        (["A b", "c", "d"], ["c", "a-b", "d"], "'c' is class 0"),
+        (["a b", "a-b", "d"], ["a b", "a-b", "d"], ""),
+        ("012", "120", ""),
+        ("120", "012", ""),
+        ("021", "102", "'1' is class 0 of the data and 2 of the store"),
+        ("abc", "xyz", ""),
+    ],
+)
+def test_a_store_whose_classes_stand_in_another_order_is_refused(
+    stored: Sequence[str], ours: Sequence[str], moved: str, tmp_path: Path
+) -> None:
+    store = nt.extract(net(), replace(split(), class_names=tuple(stored)), tmp_path / "s")
+    renamed = replace(split(), class_names=tuple(ours))
+    refused = pytest.raises(MismatchError, match=f"{moved}.*: load the data with the classes of the store")
+    with refused if moved else nullcontext():
+        nt.fit(net(), renamed, nt.distil(store), epochs=1)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from noisyteacher.models import FORWARD_ERRORS, as_classifier, logits_of, weight
 from noisyteacher.noise import Noise, check_logits, check_noisy_logits, perturb, unit_noise_at
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
-from noisyteacher.text import unknown_name
+from noisyteacher.text import moved_classes, same_names, unknown_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class StoredTeacher:
         self.store.view_indices(views)
         self.store.check(data=split.fingerprint)
         _check_classes(self.store.classes, classes, f"the store {self.store.path}")
+        ours, stated = list(split.class_names), self.store.meta.get("class_names")
+        numbers = list(map(str, range(classes)))  # the names of classes without one
+        known = isinstance(stated, list) and numbers not in (stated, ours)
+        if known and (moved := moved_classes(same_names(stated or [], ours), ours, "the store")):
+            raise MismatchError(
+                f"{self.store.path}: its classes stand in another order: {moved}: load the data with the classes of "
+                "the store, or extract again"
+            )
 
     def describe(self) -> dict[str, object]:
         """What this teacher is, for JSON."""

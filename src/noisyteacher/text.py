@@ -65,6 +65,27 @@ def few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, ... ({len(names)})"
 
 
+def same_names(theirs: Sequence[str], ours: Sequence[str]) -> list[int | None]:
+    """For each of our names the number of theirs: the same, or else but for case, spaces, `_` and `-`; None without."""
+
+    def key(name: str) -> str:
+        return " ".join(re.split(r"[\s_-]+", str(name).lower())).strip()
+
+    numbers = {key(name): number for number, name in enumerate(theirs)}
+    exact = {name: number for number, name in enumerate(theirs)}
+    return [exact.get(name, numbers.get(key(name))) for name in ours]
+
+
+def moved_classes(outputs: Sequence[int | None], class_names: Sequence[str], who: str) -> str:
+    """`'10' is class 2 of the data and 10 of the teacher, ...` for the classes with the output of another."""
+    moved = [
+        f"{class_names[number]!r} is class {number} of the data and {output} of {who}"
+        for number, output in enumerate(outputs)
+        if output not in (None, number)
+    ]
+    return ", ".join(moved[:3]) + (f", and {len(moved) - 3} more" if len(moved) > 3 else "")
+
+
 def signed(value: float) -> str:
     """A difference to two decimals with its sign: `+0.50`; `0.00` when it rounds to zero."""
     text = f"{value:+.2f}"

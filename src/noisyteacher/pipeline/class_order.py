@@ -24,6 +24,7 @@ from scipy.special import bdtr
 from torch import Tensor
 
 from noisyteacher.data import Split
+from noisyteacher.text import moved_classes, same_names
 
 SIGNIFICANT, SHARE = 1e-3, 0.5
 NEARLY = 0.9  # the natural order must be right this often, relative to the order that fits all images best
@@ -56,10 +57,9 @@ def check_class_names(
         return Check(name, None, f"nothing says how {who} calls its classes")
     if len(theirs) != len(ours):
         return Check(name, False, f"{who} has {len(theirs)} classes, the data {len(ours)}")
-    numbers = {_key(text): number for number, text in enumerate(theirs)}
-    outputs = [numbers.get(text) for text in map(_key, ours)]
+    outputs = same_names(theirs, ours)
     matched = [output for output in outputs if output is not None]
-    if moved := _moved(outputs, ours, who):
+    if moved := moved_classes(outputs, ours, who):
         complete = present is not None and sorted(matched) == list(range(len(ours)))
         remedy = f"; {_remedy(matched, present)}" if complete else ""
         return Check(name, False, f"the classes stand in another order: {moved}{remedy}")
@@ -85,20 +85,10 @@ def check_class_assignment(predicted: Tensor, split: Split, who: str, present: S
     hits = [100 * int((predicted == expected).sum()) / n for expected in (labels, labels.new_tensor(order)[labels])]
     message = (
         f"{who}'s classes stand in another order: {hits[0]:.2f} % of {split.role} are right as they stand and "
-        f"{hits[1]:.2f} % in the order that fits (n = {n:,}); {_moved(order, split.class_names, who)}; "
+        f"{hits[1]:.2f} % in the order that fits (n = {n:,}); {moved_classes(order, split.class_names, who)}; "
         f"{_remedy(order, present)}"
     )
     return Check(name, False, message)
-
-
-def _moved(outputs: Sequence[int | None], class_names: Sequence[str], who: str) -> str:
-    """`'10' is class 2 of the data and 10 of the teacher, ...` for the classes with the output of another."""
-    moved = [
-        f"{class_names[number]!r} is class {number} of the data and {output} of {who}"
-        for number, output in enumerate(outputs)
-        if output not in (None, number)
-    ]
-    return ", ".join(moved[:3]) + (f", and {len(moved) - 3} more" if len(moved) > 3 else "")
 
 
 def _remedy(order: Sequence[int], present: Sequence[int] | None) -> str:
@@ -107,10 +97,6 @@ def _remedy(order: Sequence[int], present: Sequence[int] | None) -> str:
     setting = f"--set 'teacher.class_order=[{','.join(map(str, combined))}]'"
     who = "a first teacher, or the model of evaluate, is put in order by"
     return f"{who} {setting} (in Python class_order in teacher_training)"
-
-
-def _key(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", str(name).lower())).strip()
 
 
 def natural_order(class_names: Sequence[str]) -> list[int]:

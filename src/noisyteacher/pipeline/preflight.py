@@ -101,9 +101,12 @@ def check_no_loss(objective: Distillation, batch: Batch) -> Check:
     return Check("no loss where student equals teacher", abs(loss) <= 1e-5 * (1 + size), message)
 
 
-def check_store_order(store: LogitStore, data: Splits, strict: bool) -> list[Check]:
-    """The checks of the class order of a store, of whose teacher nothing else is known. Raises as `check_teacher`."""
-    stated, who = store.meta.get("class_names"), "the stored teacher"
+def check_store_order(store: LogitStore, stated: object, data: Splits, strict: bool) -> list[Check]:
+    """The checks of the class order of a store, of whose teacher nothing is known but the class names that are stated.
+
+    Raises as `check_teacher`.
+    """
+    who = "the stored teacher"
     names = list(map(str, stated)) if isinstance(stated, list) else None
     checks = [check_class_names(names, data.class_names, who)]
     if data.train.labels is not None:

@@ -132,6 +132,7 @@ def distil_config(
         if config.student.views == [AUTO]:  # the views whose logits are stored
             config = replace(config, student=replace(config.student, views=list(logits.views)))
         config = resolve.resolve_auto(config, data)
+        class_names = logits.meta.pop("class_names", None)  # compared here, where the settings may say that it is right
         student = config.student
         noise, candidates = resolve.resolve_noise(config.noise, config.choice)
         if candidates and data.val.labels is None:
@@ -144,7 +145,7 @@ def distil_config(
         model = build_network(student, student.name, data, seed, teacher)
         objective = distil(logits, noise=noise, **resolve.distill_options(config))
         _check_training(objective, model, data, config, student)
-        checks = preflight.check_store_order(logits, data, config.run.checks)
+        checks = preflight.check_store_order(logits, class_names, data, config.run.checks)
         with stage(on_progress, preflight.CHECKING_STUDENT):
             checks += preflight.check_first_step(config, data, objective, model)
         if run is None:
