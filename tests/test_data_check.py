@@ -14,6 +14,7 @@ from PIL import Image
 import noisyteacher as nt
 from helpers import Call, blobs
 from noisyteacher.data_check import Twin, image_names, imbalance, twins
+from noisyteacher.errors import DataWarning
 
 
 def image(path: Path, value: int) -> None:
@@ -102,7 +103,9 @@ def test_images_are_cropped_or_squashed_to_a_rectangle_and_without_class_folders
 def test_a_data_set_by_name_is_no_folder_that_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image(tmp_path / "mnist-5k" / "train" / "a" / "0.png", 0)
     monkeypatch.chdir(tmp_path)
-    assert image_names(nt.load_data("mnist-5k"), "mnist-5k")(("test", 7)) == "row 7 of test"
+    with pytest.warns(DataWarning, match="is read as the data set of that name"):
+        data = nt.load_data("mnist-5k")
+    assert image_names(data, "mnist-5k")(("test", 7)) == "row 7 of test"
 
 
 def test_nothing_is_said_of_a_good_data_set(call: Call) -> None:

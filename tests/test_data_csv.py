@@ -146,3 +146,11 @@ def test_options_of_image_files(tmp_path: Path) -> None:
     assert load_data(unlabelled, classes=3).class_names == ("0", "1", "2")
     with warnings.catch_warnings(), pytest.raises(UsageError, match="no labels here"):
         load_data(unlabelled)
+
+
+def test_a_suffix_in_upper_case(tmp_path: Path) -> None:
+    table = "".join([f"{number}.png,{'ab'[number % 2]}\n" for number in range(20)])
+    for number in range(20):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    (tmp_path / "L.CSV").write_text(f"path,label\n{table}")
+    assert load_data(tmp_path / "L.CSV", size=3).class_names == ("a", "b")

@@ -18,6 +18,7 @@ from helpers import labels_of
 from noisyteacher import data
 from noisyteacher.data import Split, data_summary, load_data
 from noisyteacher.data.sources import channels_first
+from noisyteacher.data.split import class_numbers
 from noisyteacher.errors import DataError, UnknownNameError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -338,3 +339,15 @@ def test_a_header_that_is_no_python_is_refused(path: Path, text: bytes) -> None:
         archive.writestr("x.npy", header)
     with pytest.raises(DataError, match=r"set\.npz: not a readable \.npz file"):
         load_data(path)
+
+
+def test_a_suffix_in_upper_case(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 8, 8), np.uint8), y=np.arange(30) % 2)
+    upper = (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    assert load_data(upper).classes == 2
+
+
+def test_names_as_python_objects_in_a_column_of_labels_are_explained() -> None:
+    """As a column of text has them in `datasets`; astype('int64') cannot read them."""
+    with pytest.raises(DataError, match=r"labels is object; .*np\.unique\(y, return_inverse=True\)"):
+        class_numbers(np.array(["cat", "dog"], dtype=object), 2, "the column of labels")

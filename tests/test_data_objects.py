@@ -270,6 +270,11 @@ def test_random_transforms_are_refused() -> None:
         ([*GOOD, (PIXELS[0], 1.0)], "item 30: label 1.0"),
         ([*GOOD, (PIXELS[0], True)], "item 30: label True"),
         ([*GOOD, (PIXELS[0], None)], "item 30: label None"),
+        ([*GOOD, (PIXELS[0], "cat")], r"item 30: label 'cat' .*np\.unique\(y, return_inverse=True\)"),
+        (
+            [*GOOD, (PIXELS[0].transpose(2, 0, 1), 0)],
+            r"item 30: array \[3, 5, 7\]; .* \[H, W, C\] .*transpose\(1, 2, 0\)",
+        ),
         ([*GOOD, (PIXELS[0][:4], 0)], "item 30: 4x7 .*the first image is 5x7"),
         ([*GOOD, (PIXELS[0].astype(np.float32), 0)], "item 30: ndarray float32"),
         ([*GOOD, (torch.zeros(5, 7, 3, dtype=torch.uint8), 0)], r"item 30: tensor \[5, 7, 3\]; .*permute\(2, 0, 1\)"),
@@ -323,3 +328,76 @@ def test_objects_that_are_no_data_are_refused(source: Any, words: str) -> None:
 def test_a_data_set_that_takes_too_much_memory_is_refused() -> None:
     with pytest.raises(DataError, match="max_bytes"):
         load_data(GOOD, max_bytes=1000)
+
+
+def test_class_names_are_taken_from_the_dataset_itself_or_through_a_subset() -> None:
+    """A wrapper may change labels; a Subset does not. What is no list of strings is ignored."""
+
+    class Wrapper(list[Any]):
+        dataset = Items(GOOD)
+
+    assert load_data(Wrapper(GOOD)).class_names == ("0", "1")
+    assert load_data(Subset(Subset(Items(GOOD), range(30)), range(30))).class_names == ("no", "yes")  # type: ignore[arg-type]
+    for classes in (
+        {"no": 1, "yes": 0},
+        2,
+        None,
+        "ab",
+        [7, 8],
+        [["a"], ["b"]],
+        np.array(["a", "b"]),
+        lambda: ["a", "b"],
+    ):
+
+        class Other(list[Any]):
+            pass
+
+        Other.classes = classes  # type: ignore[attr-defined]
+        assert load_data(Other(GOOD)).class_names == ("0", "1"), classes
+    Other.classes = ["7", "8"]  # type: ignore[attr-defined]
+    assert load_data(Other(GOOD)).class_names == ("7", "8")
+
+
+def test_labels_from_one_on_are_refused_and_rare_class_numbers_said() -> None:
+    with pytest.raises(
+        DataError, match=r"dataset: labels begin at 1: .*: subtract 1, or, if class 0 has no images here"
+    ):
+        load_data([(pixels, 1 + row % 2) for row, pixels in enumerate(PIXELS)])
+    assert load_data(Items((pixels, 1) for pixels in PIXELS)).classes == 2
+    with pytest.warns(DataWarning, match="dataset: only 2 of 108 classes have images: number them from 0 without gaps"):
+        data = load_data([(pixels, (100, 107)[row % 2]) for row, pixels in enumerate(PIXELS)])
+    assert data.classes == 108
+
+
+def test_items_may_have_their_label_under_labels() -> None:
+    class Column(list[Any]):
+        features: ClassVar[dict[str, Any]] = {"image": object(), "labels": SimpleNamespace(names=["cat", "dog"])}
+
+    data = load_data(Column({"image": pixels, "labels": row % 2} for row, pixels in enumerate(PIXELS)))
+    assert data.class_names == ("cat", "dog")
+    assert labels_of(data.train).bincount().tolist() == [12, 12]
+
+
+def test_sizes_of_other_integers(folder: Path) -> None:
+    assert load_data(folder, size=np.int64(7)).input_shape == (3, 7, 7)  # type: ignore[arg-type]
+    assert load_data(folder, size=(np.int32(7), 8)).input_shape == (3, 7, 8)  # type: ignore[arg-type]
+    for size in (7.0, "7", (7,), (7, 8.5), 0):
+        with pytest.raises(UsageError, match=r"size .*expected pixels, or \(height, width\)"):
+            load_data(folder, size=size)  # type: ignore[arg-type]
+
+
+def test_a_folder_with_the_name_of_an_embedded_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for there in ("MNIST/raw", ".cache"):
+        (tmp_path / "mnist-5k" / there).mkdir(parents=True)
+        assert load_data("mnist-5k").classes == 10
+    for name in ("a", "b"):
+        for number in range(5):
+            paint(tmp_path / "mnist-5k" / name / f"{number}.png", number)
+    with pytest.warns(
+        DataWarning, match=r"'mnist-5k' is read as the data set of that name: for the folder here say \./mnist-5k"
+    ):
+        assert load_data("mnist-5k").classes == 10
+    (tmp_path / "mnist-5k" / "MNIST" / "raw").rmdir()
+    (tmp_path / "mnist-5k" / "MNIST").rmdir()
+    assert load_data("./mnist-5k").classes == 2

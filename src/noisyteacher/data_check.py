@@ -107,4 +107,4 @@ def _image_files(source: str, root: str | None) -> Source | None:
         return None
     path = Path(source).expanduser()
     folder = path.is_dir() and not (is_packed(path) or is_saved(path) or parquet_files(path))
-    return path_source(path, True, None, root) if folder or (path.is_file() and path.suffix == ".csv") else None
+    return path_source(path, True, None, root) if folder or (path.is_file() and path.suffix.lower() == ".csv") else None

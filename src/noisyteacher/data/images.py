@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,10 +99,15 @@ class Resize:
         """The options for a `size` argument: a side in pixels, (height, width) or None. Raises UsageError."""
         if fit not in FITS:
             raise unknown_name("way to bring images to a size", str(fit), FITS)
-        shape = (size, size) if isinstance(size, int) else size
-        if shape is not None and (len(shape) != 2 or min(shape) < 1):
-            raise UsageError(f"size {size!r}: expected pixels, or (height, width), each at least 1")
-        return cls(shape and (shape[0], shape[1]), grey, fit)
+        if size is None:
+            return cls(None, grey, fit)
+        try:
+            height, width = map(index, size if isinstance(size, Sequence) else (size, size))
+        except (TypeError, ValueError):
+            height = width = 0
+        if min(height, width) < 1:
+            raise UsageError(f"size {size!r}: expected pixels, or (height, width), whole numbers of at least 1")
+        return cls((height, width), grey, fit)
 
 
 @cache

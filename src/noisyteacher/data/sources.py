@@ -19,8 +19,9 @@ import torch
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Subset
 
-from noisyteacher.data.builtin import DATASETS, default_root, load_mnist5k, load_official
+from noisyteacher.data.builtin import CIFAR_FOLDER, DATASETS, default_root, load_mnist5k, load_official
 from noisyteacher.data.csv_labels import csv_source
 from noisyteacher.data.folders import folder_source
 from noisyteacher.data.holdout import limited, make_splits
@@ -44,7 +45,7 @@ from noisyteacher.text import few, size_bytes, unknown_name
 
 MAX_BYTES = 4 * 2**30
 FILES = (".npz", ".csv")
-"""Suffixes of the files that are data sets."""
+"""Suffixes, in any case, of the files that are data sets."""
 LOOKED_AT_TWICE = 8
 """Images of a data set object that are read twice."""
 MEDMNIST = {
@@ -93,7 +94,7 @@ def load_data(
     path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
     official, packed_folder = name not in (None, "mnist-5k"), path is not None and is_packed(path)
     folder = path is not None and os.path.isdir(path) and not packed_folder
-    csv_file = path is not None and path.suffix == ".csv" and not (folder or packed_folder)
+    csv_file = path is not None and path.suffix.lower() == ".csv" and not (folder or packed_folder)
     image_files = folder or csv_file
     for option, is_set, has_effect in (
         ("root", root is not None, official or csv_file),
@@ -134,8 +135,11 @@ def load_data(
         elif path is not None:
             _check_labelled(content, path)
         splits = _read(content, resize, seed, max_bytes)
-    if path is not None and splits.note:
-        warnings.warn(f"{path}: {splits.note}", DataWarning, stacklevel=2)
+    if name is not None and _is_folder_of_folders(name):
+        here = f"{name!r} is read as the data set of that name: for the folder here say ./{name}"
+        warnings.warn(here, DataWarning, stacklevel=2)
+    elif name is None and splits is not source and splits.note:
+        warnings.warn(f"{path or splits.name}: {splits.note}", DataWarning, stacklevel=2)
     if limit is not None:
         test = None if splits.test is None else limited(splits.test, limit)
         splits = replace(splits, train=limited(splits.train, limit), val=limited(splits.val, limit), test=test)
@@ -191,7 +195,7 @@ def path_source(
     """The source in a `.npz` or `.csv` file, a folder that `datasets` saved, one of parquet files, or one of images."""
     if path.is_file():
         base = None if root is None else Path(root).expanduser()
-        return csv_source(path, base) if path.suffix == ".csv" else npz_source(path, max_bytes)
+        return csv_source(path, base) if path.suffix.lower() == ".csv" else npz_source(path, max_bytes)
     if is_saved(path) or parquet_files(path):
         return hugging_face_source(path)
     return folder_source(Path(os.path.abspath(path)) if follow_links else path.resolve(), follow_links)
@@ -210,13 +214,22 @@ def _existing_path(source: str | os.PathLike[str], names: Sequence[str] = ()) ->
     path = Path(source).expanduser()
     if not os.fspath(source).strip():
         raise UsageError("the data set's name is empty: give a name, a .npz or .csv file or a folder")
-    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix in FILES):
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix.lower() in FILES):
         return path
     if os.path.exists(path):
         raise DataError(f"{path}: neither a folder nor a .npz or .csv file; see load_data for what can be read")
-    if names and isinstance(source, str) and path.suffix not in FILES and len(path.parts) == 1:
+    if names and isinstance(source, str) and path.suffix.lower() not in FILES and len(path.parts) == 1:
         raise unknown_name("data set", source, [*names, "a .npz or .csv file", "a folder"])
     raise DataError(f"{path}: no such file or folder")
+
+
+def _is_folder_of_folders(name: str) -> bool:
+    """Whether a folder of this name is here and has visible folders in it, other than those of official files."""
+    if not os.path.isdir(name):
+        return False
+    with os.scandir(name) as entries:
+        folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    return bool(folders - {"MNIST", CIFAR_FOLDER})
 
 
 def choose_class_names(source: Source, classes: int | Sequence[str] | None, option: str) -> tuple[str, ...]:
@@ -233,10 +246,19 @@ def choose_class_names(source: Source, classes: int | Sequence[str] | None, opti
     return names
 
 
-def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...]) -> Source:
-    """The source of these parts; without names, classes are numbered up to the highest label."""
-    highest = max((int(part.labels.max()) for part in parts if part.labels is not None), default=-1)
-    return Source(kind, name, tuple(parts), class_names or tuple(map(str, range(highest + 1))))
+def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...], title: str, remedy: str) -> Source:
+    """The source of these parts; without names, classes are numbered up to the highest label.
+
+    Raises DataError, which begins with the title and ends with the remedy, where these numbers begin at 1.
+    """
+    used = torch.cat([torch.empty(0, dtype=torch.int64), *(part.labels for part in parts if part.labels is not None)])
+    if class_names or not len(used):
+        return Source(kind, name, tuple(parts), class_names)
+    first, classes, present = int(used.min()), int(used.max()) + 1, len(used.bincount().nonzero())
+    if first == 1:
+        raise DataError(f"{title}: labels begin at 1: expected the class numbers from 0: {remedy}")
+    gaps = f"only {present} of {classes} classes have images: number them from 0 without gaps, unless that is meant"
+    return Source(kind, name, tuple(parts), tuple(map(str, range(classes))), gaps if 2 * present < classes else "")
 
 
 def _same_classes(first: tuple[str, ...], names: tuple[str, ...], title: str) -> tuple[str, ...]:
@@ -289,16 +311,11 @@ def npz_source(path: Path, max_bytes: int | None = MAX_BYTES) -> Source:
             limit = len(class_names) or MAX_CLASSES
             numbers = None if labels is None else class_numbers(labels, len(pixels), title, limit)
             parts.append(Part(role, list(map(str, range(len(pixels)))), numbers, pixels))
-    firsts = [int(part.labels.min()) for part in parts if part.labels is not None]
-    if firsts and min(firsts) == 1 and not class_names:
-        raise DataError(
-            f"{path}: labels begin at 1: expected the class numbers from 0: save y - 1, or, if class 0 has no images "
-            "here, the names of all classes in an array 'classes'"
-        )
     roles = [part.role for part in parts]
     if roles != ["all"] and roles[:1] != ["train"]:
         raise DataError(f"{path}: no array 'x_train', or more than x and y (it has {', '.join(arrays) or 'nothing'})")
-    return _source("npz", path.stem, parts, class_names)
+    remedy = "save y - 1, or, if class 0 has no images here, the names of all classes in an array 'classes'"
+    return _source("npz", path.stem, parts, class_names, str(path), remedy)
 
 
 def read_npz(path: Path, max_bytes: int | None = None) -> dict[str, NDArray[Any]]:
@@ -351,10 +368,10 @@ def channels_first(array: NDArray[Any], title: str) -> NDArray[np.uint8]:
 def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
     """One map-style dataset (to be cut 80/10/10), a dict of `train`, `val`, `test`, or a tuple of the three.
 
-    Items are (image, label), or dicts with `image` or `img` and `label`. An image is a Pillow image (grey ones keep
-    one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in 0..1. Each
-    item is stored once, so random transforms are refused. Class names, one list for all: `.classes`, or those of the
-    column `label` in `.features`. Raises UsageError, DataError.
+    Items are (image, label), or dicts with `image` or `img` and `label` or `labels`. An image is a Pillow image (grey
+    ones keep one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in
+    0..1. Each item is stored once, so random transforms are refused. Class names, one list for all: those in
+    `.classes`, for a Subset of its data set's, or of the column of labels in `.features`. Raises UsageError, DataError.
     """
     if isinstance(source, tuple):
         if len(source) != 3:
@@ -376,13 +393,15 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         pixels = stack_images(items, names, title, max_bytes, "resizing them in the dataset")
         max_bytes -= pixels.nbytes
         parts.append(Part(role, names, torch.tensor(labels), pixels))
-        while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):  # a Subset
+        while isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
             dataset = dataset.dataset
-        features = getattr(dataset, "features", None)
-        label = features.get("label") if isinstance(features, Mapping) else None  # of a data set of Hugging Face
-        named = getattr(label, "names", None) or ()
-        class_names = _same_classes(class_names, tuple(map(str, getattr(dataset, "classes", named))), title)
-    return _source("objects", "dataset", parts, class_names)
+        named, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
+        if named is None and isinstance(features, Mapping):  # of a data set of Hugging Face
+            named = getattr(features.get("label", features.get("labels")), "names", None)
+        known = isinstance(named, (list, tuple)) and all(isinstance(text, str) for text in named)
+        class_names = _same_classes(class_names, tuple(named or ()) if known else (), title)
+    remedy = "subtract 1, or, if class 0 has no images here, give the names of all classes as its `classes`"
+    return _source("objects", "dataset", parts, class_names, "dataset", remedy)
 
 
 def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.uint8]]:
@@ -394,14 +413,15 @@ def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.u
         except Exception as error:
             raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
         if isinstance(item, Mapping):
-            item = item.get("image", item.get("img")), item.get("label")
+            item = item.get("image", item.get("img")), item.get("label", item.get("labels"))
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise DataError(f"{name} is a {type(item).__name__}; expected (image, label)")
         image, label = item[:2]
         if isinstance(label, Tensor) and label.ndim == 0 and not label.dtype.is_floating_point:
             label = label.item()
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < MAX_CLASSES:
-            raise DataError(f"{name}: label {label!r:.60} is not a class number; expected an integer 0..K-1")
+            hint = ": turn names into numbers by np.unique(y, return_inverse=True)" if isinstance(label, str) else ""
+            raise DataError(f"{name}: label {label!r:.60} is not a class number; expected an integer 0..K-1{hint}")
         labels.append(int(label))
         try:
             yield _object_pixels(image)
@@ -431,6 +451,11 @@ def _object_pixels(image: Any) -> NDArray[np.uint8]:
         array = image[None]
     elif isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] <= 4:
         array = image.transpose(2, 0, 1)
+    elif isinstance(image, np.ndarray):
+        shape = list(image.shape)
+        raise DataError(
+            f"array {shape}; expected [H, W], or [H, W, C] of at most 4 channels (from [C, H, W]: transpose(1, 2, 0))"
+        )
     else:
         raise DataError(f"a {type(image).__name__} is not an image; expected a Pillow image, an array or a tensor")
     if array.dtype != np.uint8 or array.ndim != 3:
@@ -488,7 +513,8 @@ def hugging_face_source(source: Any) -> Source:
             numbers = None
         labels = None if numbers is None else class_numbers(numbers, rows, f"{title}: the column of labels")
         parts.append(Part(role, list(map(str, range(rows))), labels, map(_encoded_image, cells)))
-    return _source(kind, name, parts, class_names)
+    remedy = "subtract 1, or, if class 0 has no images here, cast the column to a ClassLabel with all names"
+    return _source(kind, name, parts, class_names, name, remedy)
 
 
 def _by_role(parts: Mapping[Any, Any], title: str) -> dict[str, Any]:

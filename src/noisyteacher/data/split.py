@@ -340,7 +340,7 @@ def balanced_rows(labels: Tensor, draws: torch.Generator) -> Tensor:
 def class_numbers(labels: NDArray[Any], rows: int, title: str, classes: int = MAX_CLASSES) -> Tensor:
     """Labels as int64 `[N]` from integers `[N]` or `[N, 1]`. Raises DataError that begins with the title."""
     if labels.dtype.kind not in "iu":
-        names, hint = labels.dtype.kind in "US", "save y.argmax(1)" if labels.ndim == 2 else "save y.astype('int64')"
+        names, hint = labels.dtype.kind in "USO", "save y.argmax(1)" if labels.ndim == 2 else "save y.astype('int64')"
         hint = "save the two results of np.unique(y, return_inverse=True) as classes and y" if names else hint
         raise DataError(f"{title} is {labels.dtype}; expected integers, the class numbers from 0: {hint}")
     if labels.shape not in ((rows,), (rows, 1)):
