@@ -208,6 +208,10 @@ def test_what_cannot_be_meant_is_refused() -> None:
         build_model(Answer(), Data(), dropout=0.5)
     with pytest.raises(UsageError, match="already has its preprocessing"):
         build_model(build_model("mlp800", Data()), preprocess="scale")
+    for model in ("lenet", Answer()):
+        for preprocess in (3, list[str](), {"mean": 0.5}, torch.relu):
+            with pytest.raises(UsageError, match=r"preprocess=.*: expected a name, .* or an nn\.Module"):
+                build_model(model, Data(), preprocess=preprocess)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a int is not a model"):
         build_model(3, Data())  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="failed on images of shape"):
@@ -229,9 +233,21 @@ class Sized(nn.Module):
 
 
 def test_a_network_that_asserts_its_size_is_refused_with_the_size_that_it_takes() -> None:
-    with pytest.raises(MismatchError, match=r"failed on images of shape \(3, 32, 32\): input height 32.*--size 96"):
+    with pytest.raises(MismatchError, match=r"failed on images .*: AssertionError: input height 32.*--size 96"):
         build_model(Sized(), classes=4, input_shape=(3, 32, 32))
     assert build_model(Sized(), classes=4, input_shape=(3, 96, 96)).classes == 4
+
+
+@pytest.mark.parametrize("error", [KeyError("stem"), IndexError("no layer 3"), AttributeError("no head"), OSError("x")])
+def test_whatever_a_users_network_raises_is_said(error: Exception) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    words = rf"failed on images of shape \(1, 6, 6\): {type(error).__name__}: {error}"
+    with pytest.raises(MismatchError, match=words) as caught:
+        build_model(Broken(), classes=3, input_shape=(1, 6, 6))
+    assert caught.value.__cause__ is error
 
 
 def test_a_factory_gets_what_it_names() -> None:

@@ -172,13 +172,13 @@ def test_a_file_that_would_run_code_is_refused(ending: str, state: State, tmp_pa
         for content in ({"state_dict": state, "extra": Evil()}, {**state, "3.bias": Evil()}, Evil()):
             for zipped in (True, False):
                 torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-                with pytest.raises(FileFormatError, match="without running code" if zipped else "neither an archive"):
+                with pytest.raises(FileFormatError, match="without running code" if zipped else "a pickle, "):
                     load_foreign(classifier, path)
     torch.save({"state_dict": state, "extra": Evil()}, path)
     with pytest.raises(FileFormatError, match=r"it needs (posix|nt)\.mkdir"):
         load_foreign(classifier, path)
     path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(FileFormatError, match="neither an archive"):
+    with pytest.raises(FileFormatError, match="a pickle, "):
         load_foreign(classifier, path)
     assert holds(classifier, before)
     assert not (tmp_path / "ran").exists()
@@ -236,6 +236,20 @@ def test_the_kind_of_a_file_is_decided_by_its_content(state: State, tmp_path: Pa
     (tmp_path / "b.pth").write_bytes(b"no weights at all")
     with pytest.raises(FileFormatError, match=r"b\.pth: neither an archive of torch\.save"):
         load_foreign(classifier, tmp_path / "b.pth")
+
+
+def test_a_file_from_before_torch_1_6_is_to_be_saved_again(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(FileFormatError, match=r"old\.pth: a pickle, as torch\.save wrote it before 1\.6: .*load"):
+        load_foreign(model(), path)
+
+
+def test_what_the_host_lets_torch_load_stays_so(state: State, tmp_path: Path) -> None:
+    with torch.serialization.safe_globals([argparse.Namespace, np.dtype]):
+        load_foreign(model(), saved(tmp_path / "a.pth", state))
+        assert {argparse.Namespace, np.dtype} <= {*torch.serialization.get_safe_globals()}
+        assert np.ndarray not in torch.serialization.get_safe_globals()
 
 
 def rezipped(data: bytes, change: Callable[[dict[str, bytes]], object], **how: Any) -> bytes:

@@ -238,7 +238,7 @@ def test_a_wrapped_module_is_saved_and_filled_but_not_rebuilt(tmp_path: Path) ->
     model, other = TwoLayers(), TwoLayers()
     model(torch.randn(8, 16))  # moves the batch norm's statistics
     save_model(model, tmp_path / "m.safetensors")
-    with pytest.raises(UsageError, match=r"load_weights\(model, path\)"):
+    with pytest.raises(UsageError, match=r"use noisyteacher\.models\.load_weights\(model, path\)"):
         load_model(tmp_path / "m.safetensors")
     load_weights(other, tmp_path / "m.safetensors")
     model.eval(), other.eval()

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from noisyteacher.data import Batch, Split
 from noisyteacher.device import inference, precise
 from noisyteacher.distributed import world
-from noisyteacher.errors import MismatchError, TrainingError, UsageError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.io.tensors import tensor_bytes
-from noisyteacher.models import FORWARD_ERRORS, as_classifier, logits_of, weights_fingerprint
+from noisyteacher.models import as_classifier, logits_of, weights_fingerprint
 from noisyteacher.noise import Noise, check_logits, check_noisy_logits, perturb, unit_noise_at
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
@@ -105,13 +105,13 @@ class LiveTeacher:
         try:
             with inference(self.module) as device:
                 logits = self.module(image.to(device))
-        except MismatchError:
+        except NoisyTeacherError:
             raise
-        except FORWARD_ERRORS as error:
+        except Exception as error:  # the network may be the user's
             dtypes = ", ".join(sorted({str(parameter.dtype) for parameter in self.module.parameters()}))
             raise MismatchError(
-                f"the teacher failed on an image of shape {split.input_shape}: {error}; images reach it as float32, "
-                f"its weights are {dtypes or 'none'}: build it for this shape, and call .float() on it"
+                f"the teacher failed on an image of shape {split.input_shape}: {type(error).__name__}: {error}; images "
+                f"reach it as float32, its weights are {dtypes or 'none'}: build it for this shape, and call .float()"
             ) from error
         _check_classes(logits.shape[1], classes, "the teacher")
 

@@ -5,7 +5,6 @@ from noisyteacher.models.build import OWN as OWN
 from noisyteacher.models.build import PREFIX as PREFIX
 from noisyteacher.models.build import build_model as build_model
 from noisyteacher.models.build import training_images as training_images
-from noisyteacher.models.classifier import FORWARD_ERRORS as FORWARD_ERRORS
 from noisyteacher.models.classifier import Architecture as Architecture
 from noisyteacher.models.classifier import Classifier as Classifier
 from noisyteacher.models.classifier import Reordered as Reordered

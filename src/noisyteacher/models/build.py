@@ -63,6 +63,8 @@ def build_model(
     """
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
         raise UsageError(f"classes {classes!r}: expected a whole number of two or more")
+    if not isinstance(preprocess, str | nn.Module | None):
+        raise UsageError(f"preprocess={preprocess!r:.60}: expected a name, such as 'standardize', or an nn.Module")
     count = _agree("classes", classes, getattr(data, "classes", None))
     shape = _agree("input_shape", _check_shape(input_shape), _check_shape(getattr(data, "input_shape", None)))
     if teacher is not None and not (isinstance(model, str) and model.startswith(SHRINK)):

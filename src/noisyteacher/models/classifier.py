@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.device import full_precision, in_autocast, inference
-from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models.preprocess import Scale, Shape, preprocess_name
 from noisyteacher.rng import kept_draws
 
 Options = dict[str, Any]
 """Keyword arguments of a network's builder; JSON-able where they are recorded."""
-FORWARD_ERRORS = (AssertionError, RuntimeError, TypeError, ValueError)
-"""What a network raises at images that it does not take; `torch._assert`, which timm and torchvision use, the first."""
 USUAL_SIDES = (64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Sizes of square images to advise where a network needs larger ones."""
 
@@ -327,13 +325,14 @@ def count_classes(model: Classifier) -> int:
     shape = tuple(model.input_shape or ())
     try:
         logits = _blank_logits(model, shape)
-    except MismatchError:
+    except NoisyTeacherError:
         raise
-    except FORWARD_ERRORS as error:
+    except Exception as error:  # the network may be the user's
         side = next((side for side in USUAL_SIDES if side > max(shape[1:], default=side) and _runs_at(model, side)), 0)
         larger = f"it runs on images of {side} pixels: --size {side} (size in Python)"
         advice = larger if side else "check input_shape and preprocess="
-        raise MismatchError(f"{model.name!r} failed on images of shape {shape}: {error}; {advice}") from error
+        problem = f"{model.name!r} failed on images of shape {shape}: {type(error).__name__}: {error}"
+        raise MismatchError(f"{problem}; {advice}") from error
     model.check_logits(logits, 2)
     return int(logits.shape[1])
 
@@ -349,6 +348,6 @@ def _runs_at(model: Classifier, side: int) -> bool:
     """Whether the network answers to square images of so many pixels."""
     try:
         _blank_logits(model, (*(model.input_shape or ())[:1], side, side))
-    except (*FORWARD_ERRORS, MismatchError):
+    except Exception:
         return False
     return True

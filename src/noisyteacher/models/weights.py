@@ -29,6 +29,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.nn.parameter import is_lazy
 
 from noisyteacher.errors import DataWarning, FileFormatError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
@@ -68,6 +69,8 @@ WRAPPERS = (
 """Keys under which training programs keep a model's state dict, in the order in which they are tried."""
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".pkl", ".pickle")
 """Usual endings of torch.save's files, in any case; the first bytes decide whether a file is one."""
+PICKLES = (b"\x02", b"\x03", b"\x04", b"\x05")
+"""The second byte of a pickle, its protocol."""
 MAX_OPTION = 2**19
 """The largest number in a file's options for a network of another library: words of a text model are counted there."""
 _HARMLESS: list[Any] = [
@@ -187,7 +190,8 @@ def _rebuild(path: Path, tensors: dict[str, Tensor], architecture: Any, allow_im
         raise FileFormatError(f"{path}: {error}") from error
     if origin["name"].startswith("module:") or not is_preprocess(architecture["preprocess"]) or len(shape) != 3:
         described = f"{name!r} of {origin['name']!r} with preprocessing {architecture['preprocess']!r}"
-        raise UsageError(f"{path}: {described} cannot be rebuilt from its name: use load_weights(model, path)")
+        advice = "build it and use noisyteacher.models.load_weights(model, path)"
+        raise UsageError(f"{path}: {described} cannot be rebuilt from its name: {advice}")
     narrower = name.startswith(SHRINK)
     imports = _check_origin(path, origin["name"], origin["options"], narrower, allow_import)
     library, _, rest = origin["name"].partition(":")
@@ -368,9 +372,15 @@ def read_state_dict(path: StrPath) -> dict[str, Tensor]:
     """The tensors by name in a file of torch.save or safetensors. Raises FileFormatError naming the file."""
     if begins_as_torch_file(path):
         return _unwrap(_read_torch_file(path), path)
+    content = read_bytes(path)
     try:
-        return dict(safetensors.torch.load(read_bytes(path)))
+        return dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if content[:1] == b"\x80" and content[1:2] in PICKLES:
+            raise FileFormatError(
+                f"{path}: a pickle, as torch.save wrote it before 1.6: if you trust it, load it with torch.load and "
+                "save it again with torch.save"
+            ) from error
         raise FileFormatError(
             f"{path}: neither an archive of torch.save nor a file of safetensors ({error})"
         ) from error
@@ -385,7 +395,9 @@ def _read_torch_file(path: StrPath) -> Any:
             for member in archive.infolist():
                 if member.filename.endswith("/data.pkl"):
                     Unpickler(archive.read(member)).load()  # refuses what would never end
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+        # The context removes what it is given, also what the host had registered before.
+        ours = list({*_HARMLESS}.difference(torch.serialization.get_safe_globals()))
+        with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged archive or pickle raises whatever it meets
@@ -483,6 +495,8 @@ def _printed(module: nn.Module) -> bytes:
 def _fingerprint(state: Mapping[str, Any]) -> str:
     parts: list[bytes] = []
     for name, value in sorted(state.items()):
+        if is_lazy(value):
+            raise UsageError(f"the model's {name} has no shape yet, as in LazyLinear: run it once on a batch first")
         is_tensor = isinstance(value, Tensor)
         described = f"{value.dtype}\x1f{tuple(value.shape)}" if is_tensor else f"{value!r}"
         parts += [f"{name}\x1f{described}\x1f".encode(), tensor_bytes(value) if is_tensor else b""]
