@@ -174,6 +174,27 @@ def test_names_in_another_order_offer_the_setting_too() -> None:
     assert "--set" not in message()
 
 
+@pytest.mark.parametrize("names", [["A", "B", "a", "b"], ["+", "-", "_"], ["x y", "x-y", "z"]])
+def test_names_that_differ_in_case_or_separators_alone_are_compared_exactly(names: list[str]) -> None:
+    check = check_class_names(names, names, "the teacher")
+    assert (check.passed, check.message) == (
+        True,
+        f"{len(names)} of {len(names)} classes have the same name and number",
+    )
+    moved = check_class_names(names[::-1], names, "the teacher", [])
+    assert moved.passed is False
+    assert f"teacher.class_order=[{','.join(map(str, reversed(range(len(names)))))}]" in moved.message
+
+
+def test_other_spellings_match_where_they_are_unique() -> None:
+    moved = check_class_names(["A_b", "C", "c"], ["a b", "c", "C"], "the teacher").message
+    assert moved.endswith(
+        "order: 'c' is class 1 of the data and 2 of the teacher, 'C' is class 2 of the data and 1 of the teacher"
+    )
+    assert check_class_names(["A_b", "C", "c"], ["a b", "d", "C "], "the teacher").message.startswith("1 of 3 classes")
+    assert check_class_names(["crane", "crane"], ["crane", "crane"], "the teacher").passed is None
+
+
 def test_natural_order() -> None:
     assert natural_order(TEXT) == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
     assert natural_order(("Zebra", "ant")) == [1, 0]

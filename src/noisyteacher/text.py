@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -66,14 +67,22 @@ def few(names: Sequence[str], most: int = 6) -> str:
 
 
 def same_names(theirs: Sequence[str], ours: Sequence[str]) -> list[int | None]:
-    """For each of our names the number of theirs: the same, or else but for case, spaces, `_` and `-`; None without."""
+    """For each of our names the number of theirs; None without.
 
-    def key(name: str) -> str:
-        return " ".join(re.split(r"[\s_-]+", str(name).lower())).strip()
+    The same name, or else the only one on both sides that differs in case, spaces, `_` and `-` alone.
+    """
 
-    numbers = {key(name): number for number, name in enumerate(theirs)}
-    exact = {name: number for number, name in enumerate(theirs)}
-    return [exact.get(name, numbers.get(key(name))) for name in ours]
+    def spelling(name: str) -> str:
+        return " ".join(re.split(r"[\s_-]+", name.lower())).strip()
+
+    numbers: list[int | None] = [None] * len(ours)
+    for form in (spelling, str):  # where both find one, the same name has the last word
+        counts, our_counts = Counter(map(form, theirs)), Counter(map(form, ours))
+        by_form = {form(name): number for number, name in enumerate(theirs)}
+        for number, name in enumerate(map(form, ours)):
+            if counts[name] == our_counts[name] == 1:
+                numbers[number] = by_form[name]
+    return numbers
 
 
 def moved_classes(outputs: Sequence[int | None], class_names: Sequence[str], who: str) -> str:
