@@ -173,6 +173,16 @@ def test_a_training_step_after_measuring_still_works() -> None:
     assert module.fc.weight.grad is not None
 
 
+@pytest.mark.parametrize("frozen", ["network.0", ""])
+def test_frozen_weights_cost_what_others_do(frozen: str) -> None:
+    classifier = as_classifier(nn.Sequential(nn.Linear(4, 8), nn.Flatten(), nn.Linear(32, 3)), input_shape=(1, 4, 4))
+    before = measure(classifier, latency=False, batch=3)
+    classifier.get_submodule(frozen).requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in classifier.parameters()]
+    assert measure(classifier, latency=False, batch=3) == before
+    assert [parameter.requires_grad for parameter in classifier.parameters()] == flags
+
+
 def test_costs_are_json_when_asked() -> None:
     text = json.dumps(dataclasses.asdict(measure(model(), runs=1)))
     assert json.loads(text)["macs"] == 16 * 800 + 800 * 800 + 800 * 4

@@ -222,7 +222,12 @@ def _peak_memory(model: Classifier, images: Tensor) -> int:
         return weights + images.nbytes + int(torch.cuda.max_memory_allocated(images.device)) - before
     from torch.distributed._tools.mem_tracker import MemTracker  # half a second to import
 
-    tracker = MemTracker()
+    class Tracker(MemTracker):  # type: ignore[no-untyped-call]
+        def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = False) -> Any:
+            # Hooks for gradients, of which there are none here, cannot be set on a frozen parameter.
+            return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
+    tracker = Tracker()
     tracker.track_external(model, images)
     with tracker:
         model(images)
