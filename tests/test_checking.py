@@ -189,6 +189,33 @@ def test_accuracy_against_what_chance_would_give(data: nt.Splits, tmp_path: Path
     assert "90.91 % on validation (n = 22), where 90.91 % would be chance" in constant.message
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "passed"),
+    [
+        (8, 0, None),
+        (10, 0, True),
+        (9, 0, None),
+        (4, 4, None),
+        (12, 0, True),
+        (8, 4, False),
+        (40, 10, True),
+        (0, 12, False),
+    ],
+)
+def test_few_images_of_two_classes(right: int, wrong: int, passed: bool | None, tmp_path: Path) -> None:
+    """All of n right has a p of 2^-n, and three standard deviations mean 0.00135, between 2^-9 and 2^-10."""
+    labels = torch.arange(right + wrong) % 2
+    answers = torch.where(torch.arange(right + wrong) < right, labels, 1 - labels)
+    split = nt.Split(
+        answers.to(torch.uint8).reshape(-1, 1, 1, 1), labels, torch.arange(len(labels)), "val", "two", ("0", "1")
+    )
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    part(teacher, "1").load_state_dict({"weight": torch.tensor([[-255.0], [255.0]]), "bias": torch.tensor([0.5, -0.5])})
+    check = preflight.check_accuracy(nt.extract(teacher, split, tmp_path / "store"), split)
+    assert check.passed is passed
+    assert f"{100 * right / len(labels):.2f} % on validation (n = {len(labels)})" in check.message
+
+
 @pytest.mark.parametrize(("answers", "labels"), [([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]), ([0] * 5 + [1], [0] * 6)])
 def test_hits_by_chance_over_all_ways_to_deal(answers: list[int], labels: list[int]) -> None:
     hits = [sum(map(int.__eq__, shuffled, labels)) for shuffled in itertools.permutations(answers)]

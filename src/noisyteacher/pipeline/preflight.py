@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import bdtrc, ndtr
 from torch import Tensor, nn
 
 from noisyteacher import models
@@ -180,17 +181,24 @@ def check_accuracy(store: LogitStore, val: Split) -> Check:
         return Check(name, None, "validation has no labels")
     predicted, labels = predictions(store), val.labels.cpu()
     n, hits = len(labels), int((predicted == labels).sum())
-    chance, variance = hits_by_chance(
-        *(torch.bincount(classes, minlength=val.classes) for classes in (predicted, labels))
-    )
+    answers, truth = (torch.bincount(classes, minlength=val.classes) for classes in (predicted, labels))
+    chance, variance = hits_by_chance(answers, truth)
     message = f"{100 * hits / n:.2f} % on validation (n = {n:,}), where {100 * chance / n:.2f} % would be chance"
-    passed = hits > chance + ABOVE_CHANCE * math.sqrt(variance)
+    passed = _above_chance(hits, n, chance, variance)
+    if not passed and not _above_chance(n, n, *hits_by_chance(truth, truth)):
+        return Check(name, None, f"{message}: too few images or classes to tell them apart")
     if not passed:
         message = (
             f"the teacher's accuracy is {message}: a wrong normalisation or class order shows like this, and so does a "
             "teacher that was hardly trained (see teacher.preprocess, teacher.mean)"
         )
     return Check(name, passed, message)
+
+
+def _above_chance(hits: int, n: int, chance: float, variance: float) -> bool:
+    """Whether n images have more hits than chance explains: by the sd of dealt answers, or the exact binomial test."""
+    p = float(bdtrc(hits - 1, n, chance / n))
+    return hits > chance + ABOVE_CHANCE * math.sqrt(variance) or p < float(ndtr(-ABOVE_CHANCE))
 
 
 def hits_by_chance(answers: Tensor, labels: Tensor) -> tuple[float, float]:
