@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from torch import nn
 
 import noisyteacher as nt
 from noisyteacher.config import Config, build_config, describe, limit
@@ -18,6 +19,7 @@ from noisyteacher.pipeline import search as search_module
 from noisyteacher.pipeline.compression import compress_config, resume_compress
 from noisyteacher.pipeline.compression_result import search_table
 from noisyteacher.pipeline.experiment import Experiment, StudentTask
+from noisyteacher.pipeline.handover import choose_best
 from noisyteacher.pipeline.resolve import with_student_to_choose
 from noisyteacher.pipeline.search import (
     Candidate,
@@ -185,6 +187,21 @@ def test_a_drop_over_the_allowed_one_does_not_hold(tmp_path: Path) -> None:
     assert result.best["drop"] > 0.5
     assert not result.holds
     assert "OVER the 0.5 allowed" in str(result)
+
+
+@pytest.mark.parametrize(("errors", "holds"), [(17, True), (18, False)])
+def test_a_drop_of_exactly_the_allowed_one_holds(errors: int, holds: bool, tmp_path: Path) -> None:
+    """Of 600 images 17 errors are 1 point more than 11, and 1.0000000000000002 as a difference of floats."""
+    run, val = new_run(tmp_path, "compress", "test", {}), nt.load_data("mnist-5k").test
+    settings = SimpleNamespace(target=SimpleNamespace(max_drop=1.0))
+    experiment: Any = SimpleNamespace(
+        data=SimpleNamespace(val=val), config=settings, run=run, titles={"clean": "student"}
+    )
+    student: Any = SimpleNamespace(val_error=100 * errors / 600, run=run, model=nn.Identity())
+    teacher: Any = SimpleNamespace(val_error=100 * 11 / 600)
+    record = choose_best(experiment, teacher, {"clean": [student]})[1]
+    assert record["holds"] is holds
+    assert ("OVER the 1 allowed" in record["summary"]) is not holds
 
 
 class StopError(Exception):

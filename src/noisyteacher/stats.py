@@ -26,6 +26,11 @@ Values = Sequence[float] | Mapping[int, float]
 """A value per seed, by seed or in the order of seeds."""
 
 
+def is_within(drop: float, allowed: float) -> bool:
+    """Whether so many points lost are as many as allowed at most; a difference of exactly that may be rounded up."""
+    return drop <= allowed + 1e-9
+
+
 class Quantity(float):
     """A float with its unit and its number of observations. `Quantity(98.3, "%", 10000).n == 10000`."""
 

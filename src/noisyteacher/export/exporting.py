@@ -32,6 +32,7 @@ from noisyteacher.measure import Latency, percentile
 from noisyteacher.models import HUB_WEIGHTS, Classifier, as_classifier, bare_network, saved_bytes, weights_fingerprint
 from noisyteacher.rng import generator
 from noisyteacher.runs import host, versions
+from noisyteacher.stats import is_within
 from noisyteacher.text import unknown_name
 
 KIND, SCHEMA = "export", 1
@@ -318,7 +319,7 @@ def _judge(form: Format, file: Comparison, max_difference: float | None, max_dro
     """The tolerance for a file, and whether the file is within it."""
     if form.precision == "int8":
         most = MAX_DROP if max_drop is None else max_drop
-        return most, file.drop <= most + 1e-9  # a drop of exactly this may be rounded up
+        return most, is_within(file.drop, most)
     tolerance = MAX_DIFFERENCE * file.logit_scale if max_difference is None else max_difference
     tolerance = 0.0 if form.kind == "hub" else tolerance
     return tolerance, file.difference <= tolerance

@@ -42,6 +42,7 @@ from noisyteacher.pipeline.experiment import (
 from noisyteacher.pipeline.pretrained import is_model_path, run_of, training_settings
 from noisyteacher.progress import Watch, stage
 from noisyteacher.runs import BEST, WEIGHTS, Run
+from noisyteacher.stats import is_within
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import SPLIT_NAMES, escaped
 
@@ -62,7 +63,7 @@ def choose_best(
     best = min(trained[condition], key=lambda model: model.val_error)
     mean, run = means[condition], os.path.relpath(best.run.path, experiment.run.path)
     drop = mean - teacher.val_error
-    within = allowed is None or drop <= allowed
+    within = allowed is None or is_within(drop, allowed)
     scored = "error" if val.labels is not None else "disagreement"
     limit = "" if allowed is None else f", {'within' if within else 'OVER'} the {allowed:g} allowed"
     return best, {
