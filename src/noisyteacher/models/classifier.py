@@ -277,9 +277,9 @@ def as_classifier(
 ) -> Classifier:
     """The module as a Classifier: itself if it is one, else wrapped behind `preprocess` (default: `Scale`, x / 255).
 
-    The module is shared, not copied. With an `input_shape` (C, H, W) and `probe`, it runs once, in eval mode, on two
-    blank images, so that its number of classes is known before the first batch. Raises MismatchError when that is not
-    `classes`, and UsageError for something that is not a module.
+    The module is shared, not copied, and its mode is the Classifier's. With an `input_shape` (C, H, W) and `probe`, it
+    runs once, in eval mode, on two blank images, so that its number of classes is known before the first batch. Raises
+    MismatchError when that is not `classes`, and UsageError for something that is not a module.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"a {type(module).__name__} is not a model: expected an nn.Module that returns logits")
@@ -306,6 +306,8 @@ def as_classifier(
         name=name, classes=classes, input_shape=shape, options=options or {}, preprocess=preprocess_name(preprocess)
     )
     model = Classifier(preprocess, module, architecture)
+    for part in (model, *preprocess.modules()):  # without train(), in which the module may do work
+        part.training = module.training
     if shape is not None and probe:
         architecture["classes"] = count_classes(model)
     return model
