@@ -52,6 +52,20 @@ def image(path: Path, value: int = 0, shape: tuple[int, int] = (9, 9)) -> Path:
     return path
 
 
+def test_an_image_that_is_given_twice_is_answered_twice(tmp_path: Path) -> None:
+    first, second = image(tmp_path / "a.png", 255), image(tmp_path / "b.png", 0)
+    paths = [first, second, first, tmp_path]
+    found = list(nt.classify(model(), paths, progress=False))
+    assert [prediction.file for prediction in found] == list(map(str, [first, second, first, first, second]))
+    assert [prediction.classes for prediction in found] == [("2",), ("0",), ("2",), ("2",), ("0",)]
+
+
+@pytest.mark.parametrize("threads", [0, 1.5])
+def test_threads_that_cannot_be_are_refused_by_name(threads: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"threads={threads}: expected a whole number >= 1"):
+        nt.classify(model(), image(tmp_path / "a.png"), threads=threads)
+
+
 def test_probabilities_of_every_image_in_order(tmp_path: Path) -> None:
     """Five images in batches of two, one that cannot be read among them."""
     values = [0, 255, 100, 30, 200]

@@ -64,10 +64,11 @@ def classify(
         raise MismatchError(f"a model of images {shape and list(shape)}: expected [C, H, W] with 1 or 3 channels")
     check_count("top", top)
     check_count("batch_size", batch_size)
+    check_count("threads", threads)
     channels, height, width = classifier.input_shape
     images = _image_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     resize = Resize.of((height, width), channels == 1, fit)
-    pixels = zip(images, decode_all(images.values(), resize, threads), strict=True)
+    pixels = zip([path for path, _ in images], decode_all([file for _, file in images], resize, threads), strict=True)
 
     def predictions() -> Iterator[Prediction]:
         done = 0
@@ -81,17 +82,17 @@ def classify(
     return predictions()
 
 
-def _image_files(paths: Iterable[StrPath]) -> dict[str, str | Unreadable]:
-    """Path as it is reported -> the file, or why it cannot be read."""
-    images: dict[str, str | Unreadable] = {}
+def _image_files(paths: Iterable[StrPath]) -> list[tuple[str, str | Unreadable]]:
+    """For every image its path as it is reported, and the file or why it cannot be read."""
+    images: list[tuple[str, str | Unreadable]] = []
     for name in paths:
         path = os.fspath(name)
         if os.path.isdir(path):
-            images |= {os.path.join(path, inside): image for inside, image in image_files(Path(path)).items()}
+            images += [(os.path.join(path, inside), image) for inside, image in image_files(Path(path)).items()]
         elif not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder")
         else:
-            images[path] = path if os.path.isfile(path) else Unreadable("is not a regular file")
+            images.append((path, path if os.path.isfile(path) else Unreadable("is not a regular file")))
     return images
 
 
