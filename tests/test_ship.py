@@ -19,6 +19,7 @@ from helpers import Call
 from noisyteacher.data import Split, Splits
 from noisyteacher.data.builtin import CIFAR_CLASSES
 from noisyteacher.export import FORMATS
+from noisyteacher.export.card import card
 from noisyteacher.io.files import read_json, write_json
 from noisyteacher.pipeline.handover import provenance_of, ship
 from noisyteacher.runs import Run
@@ -103,6 +104,18 @@ def test_the_card_s_lines_run(compressed: Path, tmp_path: Path, monkeypatch: pyt
     assert "No licence was stated" in text
     assert front_matter(text)["license"] == "unknown"
     assert "How it was trained is not recorded" in text
+
+
+def test_a_data_set_of_the_same_name_is_not_the_one_on_the_hub() -> None:
+    def datasets(name: str, names: tuple[str, ...], preprocess: str) -> list[str] | None:
+        images, rows = torch.zeros(2, 20, 1, 28, 28, dtype=torch.uint8), torch.arange(20)
+        train, val = (Split(images[i], rows % 10, rows, r, name, names) for i, r in enumerate(("train", "val")))
+        data = Splits(name, train, val, preprocess=preprocess)
+        return front_matter(card(nt.build_model("mlp128", data), data, [], None)).get("datasets")
+
+    assert datasets("cifar10", CIFAR_CLASSES, "pixel-mean") == ["uoft-cs/cifar10"]
+    assert datasets("cifar10", CIFAR_CLASSES, "standardize") is None
+    assert datasets("mnist", tuple("abcdefghij"), "scale") is None
 
 
 def test_names_cannot_write_into_the_card(tmp_path: Path) -> None:

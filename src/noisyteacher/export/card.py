@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from noisyteacher.data import Splits
+from noisyteacher.data.builtin import CIFAR_CLASSES, DIGITS
 from noisyteacher.export.hub import way_to_load
 from noisyteacher.export.outcome import Exported, table
 from noisyteacher.measure import Costs
@@ -20,12 +21,13 @@ from noisyteacher.text import count, duration, escaped, few, sentence, size_byte
 
 PREDICT, BENCH = "predict.py", "bench.py"
 ON_THE_HUB = {
-    "mnist": "ylecun/mnist",
-    "mnist-5k": "ylecun/mnist",
-    "cifar10": "uoft-cs/cifar10",
-    "svhn": "ufldl-stanford/svhn",
+    ("mnist", "scale", DIGITS): "ylecun/mnist",
+    ("mnist-5k", "scale", DIGITS): "ylecun/mnist",
+    ("cifar10", "pixel-mean", CIFAR_CLASSES): "uoft-cs/cifar10",
+    ("svhn", "local-contrast", DIGITS): "ufldl-stanford/svhn",
 }
-"""Names of data sets here and on the hub, which refuses cards with names that it does not know."""
+"""Name, preprocessing and classes of data sets here (a user's of the same name differ in these) and the name on the
+hub, which refuses cards with names that it does not know."""
 KEYS = ("epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "momentum", "views", "precision", "seed")
 """Settings of a training that a card lists."""
 SCORES = (("accuracy", ".2f"), ("nll", ".4g"), ("ece", ".2f"), ("agreement", ".2f"))
@@ -78,7 +80,7 @@ def card(
         table=table(files),
         licence=licence or provenance.licence,
         caveats=[sentence(caveat) for caveat in caveats],
-        hub_data=ON_THE_HUB.get(data.name),
+        hub_data=ON_THE_HUB.get((data.name, data.preprocess, data.class_names)),
         objective=settings.get("objective") or {},
         class_names=few(data.class_names, 1000),
         shape=model.input_shape or data.input_shape,
