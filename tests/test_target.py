@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 import noisyteacher as nt
 from noisyteacher.config import Config, build_config, describe, limit
@@ -97,6 +97,38 @@ def test_every_candidate_is_priced_and_compared_with_the_limits(data: nt.Splits)
     macs = [candidate.macs for candidate in search.candidates]
     assert macs == sorted(macs, reverse=True)
     assert "mlp800" not in [candidate.name for candidate in search.fitting]
+
+
+class Recurrent(nn.Module):
+    """A layer without a formula beside a small linear one."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(28, 16, batch_first=True), nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.lstm(x[:, 0])[0][:, -1])
+        return answers
+
+
+def test_macs_that_are_a_lower_bound_are_not_within_a_limit(data: nt.Splits) -> None:
+    name, teacher = f"{__name__}:Recurrent", nt.build_model("mlp800", data)
+
+    def search_of(**target: Any) -> StudentSearch:
+        settings = {"student": {"name": "auto"}, "target": {"students": [name, "lenet"], **target}}
+        return price_candidates(build_config(settings), teacher, data)
+
+    search = search_of(macs=3e6)
+    assert [network.name for network in search.fitting] == ["lenet"]
+    row = search_rows(search, {"lenet": 5.0}, 4)[-1]
+    assert (row["student"], row["macs"], row["lower_bound"]) == (name, 160, True)
+    assert row["outcome"] == "at least 0.00 times target.macs (not all of its operations can be counted)"
+    table = search_table({"table": [row], "chosen": "lenet"})
+    assert table is not None
+    assert table.rows[0][:2] == (name, ">= 160")
+    with pytest.raises(UsageError, match=r"the nearest, '.*Recurrent', has at least 0\.16 times target\.macs"):
+        search_of(macs=1000)
+    assert name in [network.name for network in search_of(bytes=1e7).fitting]
 
 
 def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
@@ -365,7 +397,7 @@ def priced(shape: tuple[int, int, int], limits: dict[str, float]) -> StudentSear
         kind, _, width = name.partition(":")
         cost = round(1000 * COMPACT_COSTS.get(kind, 30.0) * (1.0 if kind == "timm" else float(width or 1) ** 2))
         costs = {"macs": cost, "bytes": 4 * cost, "parameters": cost}
-        return Candidate(name, **costs, over=tuple(key for key, most in allowed.items() if costs[key] > most))
+        return Candidate(name, cost, 4 * cost, cost, tuple(key for key, most in allowed.items() if costs[key] > most))
 
     candidates, notes = all_candidates(price, shape)
     return StudentSearch(limits, teacher, tuple(candidates), notes=tuple(notes))

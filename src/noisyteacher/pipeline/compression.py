@@ -43,6 +43,7 @@ from noisyteacher.pipeline.search import (
     StudentSearch,
     costs_of,
     larger_than_teacher,
+    limited,
     price_candidates,
     search_student,
     within_latency,
@@ -208,7 +209,9 @@ def _compress_in_run(
         if not config.student.decay_biases:  # refused where the network decides for an optimizer that decays none
             resolve.fit_options(config.student, network, data)
         with suppress(UsageError):  # a network that cannot be measured
-            warning = larger_than_teacher(name, costs_of(network, data), costs_of(teacher_network, data))
+            warning = larger_than_teacher(
+                name, *(limited(costs_of(model, data)) for model in (network, teacher_network))
+            )
     if run is None:
         if config.target.latency_record:
             read_record(config.target.latency_record)  # a damaged file is refused before a folder is made

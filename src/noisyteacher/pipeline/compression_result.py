@@ -356,7 +356,11 @@ def search_table(search: Json | None) -> Table | None:
         return None
     rows, columns = [], {name: column for name, column in SEARCH_COSTS.items() if name in search["table"][0]}
     for row in search["table"]:
-        costs = ("" if row[name] is None else written(row[name]) for name, (_, written) in columns.items())
+        bounds = {"macs": ">= "} if row.get("lower_bound") else {}
+        costs = (
+            "" if row[name] is None else bounds.get(name, "") + written(row[name])
+            for name, (_, written) in columns.items()
+        )
         error = row["val_error_%"]
         rows.append((row["student"], *costs, "" if error is None else f"{error:.2f}", row["outcome"]))
     headers = ("student", *(name for name, _ in columns.values()), "validation error %", "outcome")

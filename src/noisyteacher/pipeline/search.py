@@ -18,7 +18,7 @@ from noisyteacher.config import LIMITS, Config, limit
 from noisyteacher.data import Splits
 from noisyteacher.errors import MismatchError, TrainingError, UsageError
 from noisyteacher.io.files import Json
-from noisyteacher.measure import measure
+from noisyteacher.measure import Costs, measure
 from noisyteacher.models import COMPACT, PAPER, SHRINK, Classifier, build_model
 from noisyteacher.pipeline.experiment import Experiment, Logits, StudentTask, TrainedModel, train_student
 from noisyteacher.pipeline.latency import Timings
@@ -57,6 +57,8 @@ class Candidate:
     over: tuple[str, ...]
     latency: float | None = None
     """Milliseconds, the upper end of the interval; None where it is not limited, or not measured yet."""
+    lower_bound: bool = False
+    """Whether it has more multiplications than `macs`: those of some of its operations are unknown."""
 
     @property
     def family(self) -> str:
@@ -114,8 +116,12 @@ class StudentSearch:
 
     def excess(self, candidate: Candidate) -> str:
         """By how much a network breaks its limits. `1.08 times target.macs, 2.96 times the teacher's bytes`."""
-        ratios = {key: getattr(candidate, key) / self.allowed[key] for key in candidate.over}
-        return ", ".join(f"{ratio:,.2f} times {self.limit_name(key)}" for key, ratio in ratios.items())
+        words = []
+        for key in candidate.over:
+            times = f"{getattr(candidate, key) / self.allowed[key]:,.2f} times {self.limit_name(key)}"
+            unknown = key == "macs" and candidate.lower_bound
+            words.append(f"at least {times} (not all of its operations can be counted)" if unknown else times)
+        return ", ".join(words)
 
     def limit_name(self, key: str) -> str:
         """`target.macs`, or `the teacher's MACs` where the settings do not limit them."""
@@ -127,7 +133,7 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
 
     Networks that are not named keep below the teacher, which need not be trained yet, in every cost, limited or not.
     """
-    target, costs = config.target, costs_of(teacher, data)
+    target, costs = config.target, limited(costs_of(teacher, data))
     limits = {name: limit(most, costs[name]) for name in LIMITS if (most := getattr(target, name)) is not None}
     search = StudentSearch(limits, costs, named=bool(target.students))
     # One preprocessing for all, since its statistics take a pass over the data; named networks have their own.
@@ -138,8 +144,12 @@ def price_candidates(config: Config, teacher: nn.Module, data: Splits) -> Studen
             model = build_network(config.student, name, data, teacher=teacher)
         else:
             model = build_model(name, data, preprocess=front)
-        costs = costs_of(model, data)
-        return Candidate(name, **costs, over=tuple(key for key, most in search.allowed.items() if costs[key] > most))
+        measured = costs_of(model, data)
+        costs, unknown = limited(measured), bool(measured.unsupported)
+        above = {key for key, most in search.allowed.items() if costs[key] > most}
+        above |= {"macs"} & limits.keys() if unknown else set()  # a lower bound is not within a limit
+        over = tuple(key for key in search.allowed if key in above)
+        return Candidate(name, **costs, over=over, lower_bound=unknown)
 
     if target.students:
         candidates, notes = list(map(price, target.students)), list[str]()
@@ -197,16 +207,20 @@ def within_latency(search: StudentSearch, timings: Timings, build: Callable[[str
     return search
 
 
-def costs_of(model: nn.Module, data: Splits) -> dict[str, int]:
-    """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits.
+def costs_of(model: nn.Module, data: Splits) -> Costs:
+    """What a model costs, without its latency.
 
     Raises UsageError for a model that cannot be measured, such as a torch.jit module.
     """
     try:
-        costs = measure(model, data.input_shape, device="auto", latency=False)
+        return measure(model, data.input_shape, device="auto", latency=False)
     except Exception as error:  # whatever a user's network raises
         problem = f"{type(model).__name__} cannot be measured ({error}), so no limit can be compared with its costs"
         raise UsageError(f"{problem}: name the student, and set no target") from error
+
+
+def limited(costs: Costs) -> dict[str, int]:
+    """Multiplications per image, bytes of the weights file and parameters of a model, by the names of their limits."""
     return {name: int(getattr(costs, name)) for name in LIMITS}
 
 
@@ -384,5 +398,5 @@ def search_rows(
             key: getattr(candidate, key) for key in (*LIMITS, *(["latency"] if "latency" in search.limits else []))
         }
         row = {"student": candidate.name, **costs, "val_error_%": errors.get(candidate.name), "outcome": outcome}
-        rows.append(row)
+        rows.append(row | ({"lower_bound": True} if candidate.lower_bound else {}))
     return rows
