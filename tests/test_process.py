@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from noisyteacher import process
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 
 SCRIPT = """
 import json, os, resource, sys
@@ -106,3 +106,13 @@ class Unsendable:
 def test_a_full_shared_memory_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(NoisyTeacherError, match=r"/dev/shm has no space for the data of 2 processes .*--shm-size"):
         process.run_in_workers(len, [(Unsendable(),)], 2, 1, "training", None)
+
+
+def test_a_class_inside_a_function_is_an_error_that_says_what_to_do() -> None:
+    class Local:
+        pass
+
+    with pytest.raises(UsageError, match=r"^jobs=2: .*Local.*: define its class or function in a module.* jobs=1$"):
+        process.run_in_workers(len, [(Local(),)], 2, 1, "training", None)
+    with pytest.raises(TypeError, match="has no len"):
+        process.run_in_workers(len, [(1,)], 2, 1, "training", None)

@@ -132,6 +132,12 @@ def refuse_autocast(device: torch.device) -> None:
         )
 
 
+def refuse_no_gradients() -> None:
+    """Raises UsageError where gradients are off, without which nothing can be trained."""
+    if not torch.is_grad_enabled():
+        raise UsageError("called where gradients are off (torch.no_grad, inference_mode): leave that context to train")
+
+
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context a forward pass runs in: `precise` for `fp32`, autocast for `bf16` (weights and logits stay fp32).
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import pickle
+import re
 import signal
 import threading
 import time
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NoReturn
 
-from noisyteacher.errors import NoisyTeacherError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.progress import Watch
 from noisyteacher.text import plural
 
@@ -111,7 +113,7 @@ def run_in_workers(
 ) -> list[Any]:
     """What `train(*task)` returns for each task, in their order, from `jobs` processes of so many threads each.
 
-    Raises NoisyTeacherError when a process dies.
+    Raises NoisyTeacherError when a process dies, UsageError for a task that cannot be sent to one.
     """
     pool = worker_pool(jobs)
     try:
@@ -125,6 +127,13 @@ def run_in_workers(
         raise NoisyTeacherError(
             "a process that trained students died: use fewer jobs if memory is short. A script must start them "
             "under `if __name__ == '__main__':`, with networks of its own in a module that can be imported"
+        ) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if not re.search("pickle|local object", str(error)):
+            raise
+        raise UsageError(
+            f"jobs={jobs}: a network or an option cannot be sent to another process ({error}): define its class or "
+            "function in a module, outside other functions, or say jobs=1"
         ) from error
     except RuntimeError as error:
         if "shared memory" not in str(error) and "/torch_" not in str(error):

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from noisyteacher.device import full_precision, in_autocast, inference
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
@@ -279,7 +280,7 @@ def as_classifier(
 
     The module is shared, not copied, and its mode is the Classifier's. With an `input_shape` (C, H, W) and `probe`, it
     runs once, in eval mode, on two blank images, so that its number of classes is known before the first batch. Raises
-    MismatchError when that is not `classes`, and UsageError for something that is not a module.
+    MismatchError when that is not `classes`, UsageError for something that is no module, or not in shape yet.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"a {type(module).__name__} is not a model: expected an nn.Module that returns logits")
@@ -310,11 +311,20 @@ def as_classifier(
         part.training = module.training
     if shape is not None and probe:
         architecture["classes"] = count_classes(model)
+    check_shaped(module)
     return model
+
+
+def check_shaped(module: nn.Module) -> None:
+    """Raises UsageError for weights whose shape the first batch decides, as in nn.LazyLinear."""
+    unknown = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if unknown:
+        raise UsageError(f"the model's {unknown[0]} has no shape yet (a Lazy module): run it once on a batch first")
 
 
 def check_trainable(module: nn.Module) -> None:
     """Raises UsageError for weights without values, or whose elements share memory, which cannot be written."""
+    check_shaped(module)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise UsageError(f"the model's {name} is on the meta device, without values: load its weights first")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noisyteacher.config import config_error, validated
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.data import Batch, Split, check_split, expand_views, samples_of
-from noisyteacher.device import refuse_autocast, resolve_device, resolve_precision
+from noisyteacher.device import refuse_autocast, refuse_no_gradients, resolve_device, resolve_precision
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models import (
@@ -327,8 +327,7 @@ def make_plan(
     _check_val(split, val, classes, val_teacher)
     device = resolve_device(device_name)
     refuse_autocast(device)
-    if not torch.is_grad_enabled():
-        raise UsageError("called where gradients are off (torch.no_grad, inference_mode): leave that context to train")
+    refuse_no_gradients()
     precision = on_rank_zero(lambda: resolve_precision(settings.precision, device))
     validation = (
         None if val is None else Validation(val, val_teacher, classes, str(device), precision, settings.criterion)
