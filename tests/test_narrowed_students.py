@@ -56,6 +56,13 @@ def test_a_compression_narrows_the_teacher_it_trains(tmp_path: Path) -> None:
     assert Run.open(result.path / "noisy-seed0").config["recipe"]["lr"] == 0.003  # it has the teacher's weights
 
 
+def test_a_narrowed_module_keeps_its_name(tmp_path: Path, data: nt.Splits) -> None:
+    student = nt.build_model("shrink:0.5", data, teacher=nt.load_model(LENET))
+    result = nt.compress(LENET, student, data, epochs=1, baselines=False, output_dir=tmp_path)
+    assert [row.model for row in result.conditions] == ["shrink:0.5"]
+    assert "-compress-shrink-0.5-from-lenet-mnist-" in result.path.name
+
+
 def test_from_python_with_a_file_a_module_and_a_model_of_a_factory(tmp_path: Path, data: nt.Splits) -> None:
     named = nt.build_model("lenet", data)
     nt.save_model(named, tmp_path / "t.safetensors")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +180,9 @@ def test_a_run_is_gone_on_with_only_by_the_same_modules(tmp_path: Path, data: nt
         return nn.Sequential(nn.Flatten(), layer or nn.Identity(), nn.Linear(784, 10))
 
     def go(student: nn.Module, teacher: nn.Module | str = "lenet", run: Path | None = None) -> Result:
+        training = {"epochs": 1} if teacher == "lenet" else None
         return nt.compress(
-            teacher, student, data, epochs=1, teacher_training={"epochs": 1}, output_dir=tmp_path, run=run, checks=False
+            teacher, student, data, epochs=1, teacher_training=training, output_dir=tmp_path, run=run, checks=False
         )
 
     whole = go(module(0))
@@ -248,6 +252,30 @@ def test_wrong_questions_start_nothing(tmp_path: Path, data: nt.Splits) -> None:
     with pytest.raises(MismatchError, match="classes 3"):
         nt.compress(wrong, "mlp800", data, output_dir=tmp_path / "g")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu")])
+def test_contexts_without_training_are_refused_at_once(
+    context: Callable[[], AbstractContextManager[Any]], tmp_path: Path, data: nt.Splits
+) -> None:
+    with context(), pytest.raises(UsageError, match=r"^called .*: leave that context"):
+        nt.compress(nt.build_model("lenet", data), "mlp800", data, output_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_without_shapes_is_refused_in_words(tmp_path: Path, data: nt.Splits) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    for call in (
+        lambda: nt.compress(lazy, "mlp800", data, output_dir=tmp_path),
+        lambda: nt.compress("pretrained:lenet-mnist", lazy, data, output_dir=tmp_path),
+        lambda: nt.fit(lazy, data.train, nt.supervised(), progress=False),
+        lambda: nt.evaluate(lazy, data.val, progress=False),
+        lambda: nt.save_model(lazy, tmp_path / "lazy.safetensors"),
+    ):
+        with pytest.raises(UsageError, match=r"1\.weight has no shape yet .*: run it once on a batch first"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    assert nt.build_model(lazy, data).classes == 10
 
 
 def test_a_failed_run_says_why(tmp_path: Path, data: nt.Splits) -> None:

@@ -27,7 +27,7 @@ from noisyteacher.pipeline.pretrained import (
     load_teacher,
     teachers_of,
 )
-from noisyteacher.runs import Run
+from noisyteacher.runs import Run, new_run
 
 
 def arrays(channels: int) -> dict[str, Any]:
@@ -99,6 +99,35 @@ def test_names_of_files(tmp_path: Path) -> None:
         "dir/teacher.onnx": "teacher.onnx", "pkg.module:factory": "pkg.module:factory", "runs/r1": "r1",
     }  # fmt: skip
     assert {name: display_name(name) for name in names} == names
+
+
+def test_the_name_of_a_network_wins_over_a_folder_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lenet").mkdir()
+    assert [is_model_path(name) for name in ("lenet", "lenet/", "./lenet", "mlp800")] == [False, True, True, False]
+    save_model(nt.build_model("mlp128", classes=2, input_shape=(1, 8, 8)), "lenet/weights.safetensors")
+    new_run(Path("runs"), "train", "x", {}).path.rename("mlp800")
+    assert [is_model_path(name) for name in ("lenet", "mlp800")] == [True, True]
+
+
+def test_options_of_a_training_beside_a_trained_teacher_are_refused(folder: Path, tmp_path: Path) -> None:
+    data, ours = nt.load_data(folder / "grey.npz"), str(folder / "ours.safetensors")
+    for teacher, options, name in (
+        (nt.load_model(ours), {"epochs": 3}, "mlp800"),
+        (ours, {"preset": "modern"}, "ours.safetensors"),
+        ("mlp800", {"weights": ours, "lr": 0.1}, "mlp800"),
+    ):
+        wrong = f"teacher_training: {list(options)[-1]} has no effect on {name}, which is trained already: leave it out"
+        with pytest.raises(UsageError, match=f"^{wrong}$"):
+            nt.compress(teacher, "mlp128", data, teacher_training=options, output_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    result = nt.compress(
+        ours, "mlp128", data, epochs=1, teacher_training={"also": ["mlp128"], "epochs": 1}, baselines=False,
+        output_dir=tmp_path, checks=False,
+    )  # fmt: skip
+    assert Run.open(result.path / "teacher-2").info["kind"] == "train"
 
 
 def test_weights_beside_a_name(folder: Path, tmp_path: Path) -> None:

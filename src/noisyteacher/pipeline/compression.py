@@ -17,7 +17,7 @@ from torch import nn
 from noisyteacher import bench
 from noisyteacher.config import Config, Teacher, TrainSettings, Values, build_config, describe
 from noisyteacher.data import Splits, expand_views, load_data
-from noisyteacher.device import AUTO, check_count, cpu_threads, resolve_device
+from noisyteacher.device import AUTO, check_count, cpu_threads, refuse_autocast, refuse_no_gradients, resolve_device
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
@@ -36,7 +36,7 @@ from noisyteacher.pipeline.handover import choose_best, train_twin, write_best
 from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.plan import measure_speeds, outline
-from noisyteacher.pipeline.pretrained import build_network, display_name
+from noisyteacher.pipeline.pretrained import build_network, display_name, is_pretrained
 from noisyteacher.pipeline.resolve import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
 from noisyteacher.pipeline.search import (
@@ -72,7 +72,7 @@ def compress(
     label_weight: float | str | None = None,
     scale: str | None = None,
     target: Mapping[str, Any] | None = None,
-    export: Sequence[str] = (),
+    export: str | Sequence[str] = (),
     teacher_training: Mapping[str, Any] | None = None,
     output_dir: str | os.PathLike[str] = "runs",
     run: str | os.PathLike[str] | None = None,
@@ -117,7 +117,7 @@ def compress(
         "run": {"seeds": seeds, "baselines": baselines, "output_dir": os.fspath(output_dir), "device": device},
     }
     settings["student"] |= {name: value for name, value in distillation.items() if value is not None}
-    settings["run"] |= {"export": list(export), "checks": checks}
+    settings["run"] |= {"export": [export] if isinstance(export, str) else list(export), "checks": checks}
     settings["run"]["track"] = [track] if isinstance(track, str) else list(track)
     for part in ("teacher", "student"):
         if isinstance(views := settings[part].get("views"), str):
@@ -126,10 +126,13 @@ def compress(
     if run is not None and not is_run(Path(run)):
         raise UsageError(f"{run}: not a run folder: leave run= out to start a new run")
     interrupted = None if run is None else Run.open(Path(run))
+    refuse_autocast(resolve_device(device))
+    refuse_no_gradients()
     with reported(progress, delay_s=0.0) as on_progress:
         with stage(on_progress, "reading the data"):
             splits = load_data(data)
             record: Json = {"call": "python", "data": steps.data_record(splits)}
+        _refuse_teacher_training(teacher, teacher_training or {}, config, splits)
         record["noise"] = noise.describe() if isinstance(noise, Noise) else noise
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):
@@ -138,6 +141,17 @@ def compress(
             config, splits, teacher, student, record, started, run=interrupted, on_progress=on_progress,
             allow_import=allow_import, jobs=jobs,
         )  # fmt: skip
+
+
+def _refuse_teacher_training(teacher: str | nn.Module, given: Mapping[str, Any], config: Config, data: Splits) -> None:
+    """Raises UsageError for options of a training where every teacher is trained already."""
+    unused = next((name for name in given if name in ("preset", *TrainSettings.__dataclass_fields__)), None)
+    teachers = pretrained.teachers_of(teacher, config)
+    if unused and all(
+        isinstance(name, nn.Module) or is_pretrained(name, settings, data) for name, settings in teachers
+    ):
+        who = f"{display_name(teacher)}, which is trained already"
+        raise UsageError(f"teacher_training: {unused} has no effect on {who}: leave it out")
 
 
 def _model_or_name(model: object, role: str) -> str | nn.Module:

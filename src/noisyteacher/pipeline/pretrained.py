@@ -50,8 +50,10 @@ def is_model_path(name: str) -> bool:
         )
     if name.partition(":")[0] in ZOO:
         return False
-    path_like = name.endswith(".safetensors") or is_onnx_file(name) or os.sep in name or os.path.isdir(name)
-    return name.startswith(PREFIX) or path_like
+    path_like = name.endswith(".safetensors") or is_onnx_file(name) or os.sep in name
+    if not path_like and name in models.MODELS:  # a folder of that name is meant where it holds a trained model
+        return is_run(Path(name)) or weights_of(name).is_file()
+    return name.startswith(PREFIX) or path_like or os.path.isdir(name)
 
 
 def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
@@ -79,6 +81,8 @@ def display_name(model: str | nn.Module) -> str:
         return type(model).__name__
     name = model.rstrip("/") if isinstance(model, str) else str(model.architecture["name"])
     library, _, rest = name.partition(":")
+    if name.startswith(SHRINK):
+        return name
     if library in (*ZOO, ONNX) and rest:
         return rest.rstrip("/").split("/")[-1]
     return name.split("/")[-1].removeprefix(PREFIX) if isinstance(model, str) else re.split("[.:]", name)[-1]
