@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from noisyteacher import bench
 from noisyteacher.bench import FileLatency, LatencyRecord, median_interval
 from noisyteacher.config import Config, build_config, limit
 from noisyteacher.errors import ConfigError, ExportError, FileFormatError, UsageError
+from noisyteacher.export import network_record
 from noisyteacher.io.files import write_json
 from noisyteacher.pipeline import Result
 from noisyteacher.pipeline import latency as latency_module
@@ -354,6 +356,20 @@ def test_a_record_without_the_teacher_serves_no_ratio(tmp_path: Path) -> None:
     path = written(tmp_path / "phone.json", record_of(device_file("a-60", 3.0)))
     with pytest.raises(UsageError, match=r"has no timing of the teacher 't-99' as onnx, which target\.latency 2x"):
         timings_of(config_of(latency_record=path), tmp_path)
+
+
+def test_a_module_of_the_same_class_is_another_network(tmp_path: Path) -> None:
+    """All modules of a class have one architecture; a record of earlier versions says nothing of their shapes."""
+    known, other = network_of(60), network_of(40)
+    assert known.architecture == other.architecture
+    for model, found in ((network_record(known), None), ({"architecture": dict(known.architecture)}, 3.0)):
+        file = file_latency("a-60", [3.0] * 20, model=model)
+        path = written(tmp_path / "phone.json", record_of(file, device_file("t-99", 10.0)))
+        timings = timings_of(config_of(latency_record=path), tmp_path)
+        timing = timings.find(other)
+        assert (None if timing is None else timing.file.median_ms) == found
+        assert timings.find(known) is not None
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_milliseconds_need_no_teacher_in_the_record(tmp_path: Path) -> None:

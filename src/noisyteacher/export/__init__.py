@@ -10,6 +10,7 @@ from noisyteacher.export.exporting import check_formats as check_formats
 from noisyteacher.export.exporting import check_packages as check_packages
 from noisyteacher.export.exporting import export as export
 from noisyteacher.export.exporting import export_all as export_all
+from noisyteacher.export.exporting import network_record as network_record
 from noisyteacher.export.exporting import write_unchecked as write_unchecked
 from noisyteacher.export.outcome import Exported as Exported
 from noisyteacher.export.outcome import table as table

@@ -280,7 +280,7 @@ def export_all(
             )
             exported.append(file)
         record = {
-            "model": {"architecture": classifier.architecture, "weights": weights_fingerprint(classifier)},
+            "model": {**network_record(classifier), "weights": weights_fingerprint(classifier)},
             "classes": list(class_names),
             "versions": versions(),
             "host": host(),
@@ -295,6 +295,15 @@ def export_all(
     return exported
 
 
+def network_record(model: Classifier) -> dict[str, Any]:
+    """What tells networks apart whatever their weights: `architecture`, and `structure`, a fingerprint of the names and
+    shapes of the parameters, since two modules of a user can have one architecture.
+    """
+    parameters = bare_network(model).named_parameters()
+    structure = sha256([f"{name} {tuple(parameter.shape)}\n".encode() for name, parameter in parameters])
+    return {"architecture": model.architecture, "structure": structure}
+
+
 def write_unchecked(
     model: Classifier, name: str, path: Path, class_names: Sequence[str], images: Tensor | None
 ) -> None:
@@ -305,7 +314,7 @@ def write_unchecked(
     form = FORMATS[name]
     with inference(model, torch.device("cpu")), export_errors(f"{name}: it cannot be written"):
         form.write(model, path, class_names, images if form.precision == "int8" else None)
-    record = {"format": form.kind, "precision": form.precision, "model": {"architecture": model.architecture}}
+    record = {"format": form.kind, "precision": form.precision, "model": network_record(model)}
     record["sha256"] = sha256([read_bytes(path)])
     write_json(path.with_name(path.name + SIDECAR), "unchecked export", SCHEMA, record)
 

@@ -16,7 +16,7 @@ from noisyteacher.bench import BenchError, FileLatency, LatencyRecord, median_in
 from noisyteacher.config import Config, limit, type_adapter
 from noisyteacher.data import Splits
 from noisyteacher.errors import ExportError, FileFormatError, NoisyTeacherError, UsageError
-from noisyteacher.export import FORMATS, calibration_images, write_unchecked
+from noisyteacher.export import FORMATS, calibration_images, network_record, write_unchecked
 from noisyteacher.io.files import MAX_TEXT, Json, StrPath, parse_json, read_bytes, read_json, unwrap, write_json
 from noisyteacher.models import Classifier
 from noisyteacher.runs import Run, as_json, folder_name
@@ -214,11 +214,12 @@ class Timings:
 
     def _entry(self, record: LatencyRecord, network: Classifier, sha256: str = "") -> FileLatency | None:
         """The first timing of this network, or of this file of it, in the timed format."""
-        form, architecture = FORMATS[timed_format(self.config)], as_json(network.architecture, "architecture")
+        form, known = FORMATS[timed_format(self.config)], as_json(network_record(network), "network")
         export = {"format": form.kind, "precision": form.precision}
         for file in record.files:
             stated = file.export or {}
-            same_network = stated.get("model", {}).get("architecture") == architecture
+            model = {"structure": known["structure"], **stated.get("model", {})}  # earlier files do not state it
+            same_network = known.items() <= model.items()
             if same_network and export.items() <= stated.items() and sha256 in ("", file.sha256):
                 return file
         return None
