@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import noisyteacher as nt
@@ -276,6 +277,17 @@ def test_a_network_without_shapes_is_refused_in_words(tmp_path: Path, data: nt.S
             call()
     assert list(tmp_path.iterdir()) == []
     assert nt.build_model(lazy, data).classes == 10
+
+
+def test_a_frozen_teacher_and_a_student_with_a_frozen_layer(tmp_path: Path, data: nt.Splits) -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    student[1].requires_grad_(False)
+    teacher = nt.load_model("pretrained:lenet-mnist").requires_grad_(False)
+    result = nt.compress(teacher, student, data, epochs=1, baselines=False, output_dir=tmp_path)
+    assert [row.cost("macs") for row in result.rows] == [2_293_000, 784 * 16 + 160]
+    tensors = load_file(result.path / "clean-seed0" / "weights.safetensors")
+    assert torch.equal(tensors["network.1.weight"], student.get_parameter("1.weight"))
+    assert not torch.equal(tensors["network.3.weight"], student.get_parameter("3.weight"))
 
 
 def test_a_failed_run_says_why(tmp_path: Path, data: nt.Splits) -> None:
