@@ -106,7 +106,9 @@ def test_the_name_of_a_network_wins_over_a_folder_without_a_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lenet").mkdir()
-    assert [is_model_path(name) for name in ("lenet", "lenet/", "./lenet", "mlp800")] == [False, True, True, False]
+    Path("nin").write_text("notes")
+    names = ("lenet", "lenet/", "./lenet", "mlp800", "nin")
+    assert [is_model_path(name) for name in names] == [False, True, True, False, False]
     save_model(nt.build_model("mlp128", classes=2, input_shape=(1, 8, 8)), "lenet/weights.safetensors")
     new_run(Path("runs"), "train", "x", {}).path.rename("mlp800")
     assert [is_model_path(name) for name in ("lenet", "mlp800")] == [True, True]

@@ -52,7 +52,7 @@ def is_model_path(name: str) -> bool:
         return False
     path_like = name.endswith(".safetensors") or is_onnx_file(name) or os.sep in name
     if not path_like and name in models.MODELS:  # a folder of that name is meant where it holds a trained model
-        return is_run(Path(name)) or weights_of(name).is_file()
+        return os.path.isdir(name) and (is_run(Path(name)) or weights_of(name).is_file())
     return name.startswith(PREFIX) or path_like or os.path.isdir(name)
 
 
