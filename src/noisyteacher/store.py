@@ -282,10 +282,10 @@ class LogitStore:
     def compare(
         self, model: nn.Module, split: Split, rows: Tensor, tolerance: float, relative: float = 0.0
     ) -> tuple[dict[str, float], str]:
-        """The largest difference, by view, between the model's logits and the stored ones of these rows `[B]`; and a
-        sentence on the first that is beyond the store's rounding and the tolerance, or "".
+        """The largest difference, by view, between the model's logits and the stored ones of these rows `[B]`.
 
-        relative: a further tolerance, as a share of the view's largest |logit|.
+        And a sentence on the first row that differs by more than the store's rounding and the tolerance, or "".
+        relative: a further tolerance, as a share of the view's largest logit in size.
         """
         largest = {}
         for view in self.views:

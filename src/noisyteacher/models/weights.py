@@ -29,7 +29,6 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from torch.nn.parameter import is_lazy
 
 from noisyteacher.errors import DataWarning, FileFormatError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.io.files import Json, StrPath, read_bytes, sha256
@@ -495,8 +494,6 @@ def _printed(module: nn.Module) -> bytes:
 def _fingerprint(state: Mapping[str, Any]) -> str:
     parts: list[bytes] = []
     for name, value in sorted(state.items()):
-        if is_lazy(value):
-            raise UsageError(f"the model's {name} has no shape yet, as in LazyLinear: run it once on a batch first")
         is_tensor = isinstance(value, Tensor)
         described = f"{value.dtype}\x1f{tuple(value.shape)}" if is_tensor else f"{value!r}"
         parts += [f"{name}\x1f{described}\x1f".encode(), tensor_bytes(value) if is_tensor else b""]
