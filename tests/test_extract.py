@@ -354,8 +354,8 @@ def test_an_interrupted_extraction_goes_on_and_ends_as_the_same_bytes(tmp_path: 
     kept = {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in contents(tmp_path / "s")}
     teacher.images_seen, reports = 0, []
     extract(teacher, split(), tmp_path / "s", progress=lambda *at: reports.append(at), **options)
-    # 2 images to learn the classes, 3 + 1 to see that it is steady, 16 rows x 3 views, then 8 kept rows in 3 views
-    assert teacher.images_seen == 2 + 4 + 48 + 24
+    # 2 images to learn the classes, 3 + 1 to see that it is steady, 16 rows x 3 views; first 8 kept rows in one view
+    assert teacher.images_seen == 2 + 4 + 48 + 8
     assert reports[0] == (42 + 3, 90)
     assert reports[-1] == (90, 90)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
@@ -364,15 +364,15 @@ def test_an_interrupted_extraction_goes_on_and_ends_as_the_same_bytes(tmp_path: 
 
 def test_a_finished_store_is_reused_and_a_sample_of_it_compared(tmp_path: Path) -> None:
     teacher = as_classifier(Counting(), classes=CLASSES, input_shape=SHAPE)
-    extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
+    extract(teacher, split(), tmp_path / "s", rows_per_shard=7, views=VIEWS)
     before = contents(tmp_path / "s")
     part(teacher, "network").images_seen = 0
-    store = extract(teacher, split(), tmp_path / "s", batch_size=1)
-    assert teacher.network.images_seen == 8
+    store = extract(teacher, split(), tmp_path / "s", batch_size=1, views=VIEWS)
+    assert teacher.network.images_seen == 8, "of the first view alone"
     assert store.rows == ROWS
     assert contents(tmp_path / "s") == before
-    extract(teacher, split(), tmp_path / "s", rows_per_shard=7, overwrite=True)
-    assert teacher.network.images_seen == 8 + 7 + 3 + ROWS  # then the first batch, its half, all rows
+    extract(teacher, split(), tmp_path / "s", rows_per_shard=7, overwrite=True, views=VIEWS)
+    assert teacher.network.images_seen == 8 + 7 + 3 + ROWS * len(VIEWS)  # then the first batch, its half, all rows
     assert contents(tmp_path / "s") == before
 
 

@@ -106,7 +106,7 @@ def test_what_a_library_does_not_have(name: str, options: dict[str, Any], error:
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"timm:resnet18: its pretrained weights could not be loaded.*teacher\.weights"):
@@ -364,6 +364,20 @@ def changed_copy(folder: Path, target: Path, drop: str = "", processor: dict[str
     return f"hf:{copied}"
 
 
+def test_a_body_of_clip_gets_a_new_head(tmp_path: Path) -> None:
+    """Its body is not called as its class says (base_model_prefix is `clip`)."""
+    import_torchvision()
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision, text = {**sizes, "image_size": 16, "patch_size": 8}, {**sizes, "vocab_size": 20}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    name, shape = f"hf:{tmp_path / 'clip'}", (3, 16, 16)
+    with pytest.raises(MismatchError, match=r"lacks 2 of the network's tensors, classifier\.bias first"):
+        nt.build_model(name, classes=2, input_shape=shape, preprocess="scale")
+    assert nt.build_model(name, classes=3, input_shape=shape, preprocess="scale", pretrained=True).classes == 3
+
+
 @pytest.mark.parametrize(("kind", "head"), [("vit", "classifier."), ("resnet", "classifier.1.")])
 def test_weights_that_a_checkpoint_lacks_are_not_left_at_random(
     kind: str, head: str, folders: dict[str, Path], tmp_path: Path
@@ -390,8 +404,8 @@ FLAT = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         ({**FLAT, "do_rescale": False}, "does not scale pixels by 1/255"),
         ({**FLAT, "rescale_offset": True}, "has rescale_offset"),
         ({**FLAT, "do_flip_channel_order": True}, "has do_flip_channel_order"),
-        ({"size": 16}, "states no image_mean and image_std"),
-        ({**FLAT, "image_std": None}, "states no image_mean and image_std"),
+        ({"size": 16}, "does not state do_normalize, image_mean and image_std"),
+        ({**FLAT, "image_std": None}, "does not state do_normalize, image_mean and image_std"),
     ],
 )
 def test_pretrained_weights_whose_images_are_unknown_need_a_named_preprocessing(
@@ -445,6 +459,6 @@ def test_an_image_processor_of_efficientnet_divides_twice(folders: dict[str, Pat
 def test_a_library_that_states_no_statistics_leaves_them_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     built = BuiltNetwork(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), pretrained=True)
     monkeypatch.setitem(ZOO, "timm", lambda *arguments: built)
-    with pytest.raises(UsageError, match="its library states no mean and std"):
+    with pytest.raises(UsageError, match="library states no mean and std"):
         nt.build_model("timm:x", classes=3, input_shape=(3, 2, 2))
     assert nt.build_model("timm:x", classes=3, input_shape=(3, 2, 2), preprocess="scale").classes == 3

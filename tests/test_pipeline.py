@@ -196,6 +196,11 @@ def test_a_run_is_gone_on_with_only_by_the_same_modules(tmp_path: Path, data: nt
         with pytest.raises(MismatchError, match=r"other arguments .*student_module"):
             go(different, run=whole.path)
     other_teacher = go(module(0), teacher=module(2))
+    trained: dict[str, Any] = {"teacher_training": {"epochs": 1}, "output_dir": tmp_path, "epochs": 1, "checks": False}
+    with pytest.raises(UsageError, match="teacher_training: epochs has no effect on Sequential, which is trained"):
+        nt.compress(module(2), module(0), data, **trained)
+    with pytest.raises(MismatchError, match=r"other arguments .*teacher\.epochs"):  # a run of before that was refused
+        nt.compress(module(2), module(0), data, run=other_teacher.path, **trained)
     with pytest.raises(MismatchError, match=r"other arguments .*teacher_module"):
         go(module(0), teacher=module(3), run=other_teacher.path)
 

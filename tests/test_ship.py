@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,15 @@ def test_the_card_s_lines_run(compressed: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_data_set_of_the_same_name_is_not_the_one_on_the_hub() -> None:
-    def datasets(name: str, names: tuple[str, ...], preprocess: str) -> list[str] | None:
+    def datasets(name: str, names: Sequence[str], preprocess: str) -> list[str] | None:
         images, rows = torch.zeros(2, 20, 1, 28, 28, dtype=torch.uint8), torch.arange(20)
-        train, val = (Split(images[i], rows % 10, rows, r, name, names) for i, r in enumerate(("train", "val")))
+        known: Any = names  # a list does as well
+        train, val = (Split(images[i], rows % 10, rows, r, name, known) for i, r in enumerate(("train", "val")))
         data = Splits(name, train, val, preprocess=preprocess)
         return front_matter(card(nt.build_model("mlp128", data), data, [], None)).get("datasets")
 
     assert datasets("cifar10", CIFAR_CLASSES, "pixel-mean") == ["uoft-cs/cifar10"]
+    assert datasets("cifar10", list(CIFAR_CLASSES), "pixel-mean") == ["uoft-cs/cifar10"]
     assert datasets("cifar10", CIFAR_CLASSES, "standardize") is None
     assert datasets("mnist", tuple("abcdefghij"), "scale") is None
 

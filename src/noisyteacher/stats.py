@@ -99,7 +99,9 @@ def mean_interval(values: Sequence[float], scale: Scale | None = None) -> Interv
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half_width = t_quantile(1 - LEVEL / 2, n - 1) * sd / math.sqrt(n)
     lowest, highest = scale or (-math.inf, math.inf)
-    if 2 * half_width >= highest - lowest or not sd:  # a width of 0 shows a coarse measure, not a sure mean
+    if _negligible(sd, mean):  # a width of 0 shows a coarse measure, not a sure mean
+        return Interval(mean, None, None, 0.0, n)
+    if 2 * half_width >= highest - lowest:
         return Interval(mean, None, None, sd, n)
     return Interval(mean, max(mean - half_width, lowest), min(mean + half_width, highest), sd, n)
 
@@ -268,7 +270,7 @@ def dunnett(control: Values, treatments: Sequence[Values], scale: Scale | None =
     estimate is too low half of the time. Treatments are taken to be correlated as the two that are least so.
 
     A treatment whose differences scatter more than the others' (F-test, 5 % over all of them) is judged by its own
-    (Bonferroni), since its residual would widen their intervals, and theirs would narrow its own.
+    residual (Bonferroni), since its residual would widen their intervals, and theirs would narrow its own.
 
     There is no interval for a single seed, if all pairs differ by the same amount, or if it would be wider than
     differences on this scale can be (`missing_interval` gives the reason); it is cut to the scale. Raises UsageError

@@ -6,6 +6,7 @@ raw logits, never perturbed and never softened, read by view and ROW OF THE SPLI
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -191,6 +192,12 @@ class LogitStore:
     def __repr__(self) -> str:
         return f"LogitStore({str(self.path)!r}: {len(self.views)} views x {self.rows} rows x {self.classes} classes)"
 
+    def renamed(self, class_names: Sequence[str]) -> LogitStore:
+        """The store with its classes called so, in the order in which they stand."""
+        store = copy.copy(self)
+        store.meta = {**self.meta, "class_names": list(class_names)}
+        return store
+
     def view_indices(self, views: Sequence[str] | str) -> Tensor:
         """The index in `.views` of each of these views, int64 `[V]`. Raises MismatchError for a missing view."""
         names = [views] if isinstance(views, str) else views
@@ -280,15 +287,21 @@ class LogitStore:
         return VerifyReport(len(self.shards), total, len(rows), max(largest.values()), largest)
 
     def compare(
-        self, model: nn.Module, split: Split, rows: Tensor, tolerance: float, relative: float = 0.0
+        self,
+        model: nn.Module,
+        split: Split,
+        rows: Tensor,
+        tolerance: float,
+        relative: float = 0.0,
+        views: Sequence[str] | None = None,
     ) -> tuple[dict[str, float], str]:
         """The largest difference, by view, between the model's logits and the stored ones of these rows `[B]`.
 
         And a sentence on the first row that differs by more than the store's rounding and the tolerance, or "".
-        relative: a further tolerance, as a share of the view's largest logit in size.
+        relative: a further tolerance, as a share of the view's largest logit in size. views: all by default.
         """
         largest = {}
-        for view in self.views:
+        for view in self.views if views is None else views:
             stored = self.logits(view, rows)
             images = (split.images_at(part, view) for part in torch.split(rows, 64))
             logits = torch.cat([self.recompute(model, chunk) for chunk in images])

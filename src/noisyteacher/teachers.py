@@ -52,7 +52,7 @@ class StoredTeacher:
         if known and (moved := moved_classes(same_names(stated or [], ours), ours, "the store")):
             raise MismatchError(
                 f"{self.store.path}: its classes stand in another order: {moved}: load the data with the classes of "
-                "the store, or extract again"
+                "the store, or extract again with --overwrite (in Python overwrite=True)"
             )
 
     def describe(self) -> dict[str, object]:

@@ -225,7 +225,7 @@ def _existing_path(source: str | os.PathLike[str], names: Sequence[str] = ()) ->
 
 def _is_folder_of_folders(name: str) -> bool:
     """Whether a folder of this name is here and has visible folders in it, other than those of official files."""
-    if not os.path.isdir(name):
+    if not (os.path.isdir(name) and os.access(name, os.R_OK)):
         return False
     with os.scandir(name) as entries:
         folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
@@ -257,7 +257,7 @@ def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...
     first, classes, present = int(used.min()), int(used.max()) + 1, len(used.bincount().nonzero())
     if first == 1:
         raise DataError(f"{title}: labels begin at 1: expected the class numbers from 0: {remedy}")
-    gaps = f"only {present} of {classes} classes have images: number them from 0 without gaps, unless that is meant"
+    gaps = f"only {present} of {classes} classes have images: number them from 0 without gaps, unless that is intended"
     return Source(kind, name, tuple(parts), tuple(map(str, range(classes))), gaps if 2 * present < classes else "")
 
 
@@ -398,8 +398,9 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
         named, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
         if named is None and isinstance(features, Mapping):  # of a data set of Hugging Face
             named = getattr(features.get("label", features.get("labels")), "names", None)
-        known = isinstance(named, (list, tuple)) and all(isinstance(text, str) for text in named)
-        class_names = _same_classes(class_names, tuple(named or ()) if known else (), title)
+        named = named.tolist() if isinstance(named, np.ndarray) else named
+        listed = isinstance(named, (list, tuple)) and all(isinstance(text, (str, int, np.generic)) for text in named)
+        class_names = _same_classes(class_names, tuple(map(str, named or ())) if listed else (), title)
     remedy = "subtract 1, or, if class 0 has no images here, give the names of all classes as its `classes`"
     return _source("objects", "dataset", parts, class_names, "dataset", remedy)
 

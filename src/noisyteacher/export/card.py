@@ -80,7 +80,7 @@ def card(
         table=table(files),
         licence=licence or provenance.licence,
         caveats=[sentence(caveat) for caveat in caveats],
-        hub_data=ON_THE_HUB.get((data.name, data.preprocess, data.class_names)),
+        hub_data=ON_THE_HUB.get((data.name, data.preprocess, tuple(data.class_names))),
         objective=settings.get("objective") or {},
         class_names=few(data.class_names, 1000),
         shape=model.input_shape or data.input_shape,

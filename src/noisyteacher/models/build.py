@@ -231,10 +231,10 @@ def _front(preprocess: str | nn.Module | None, data: Any, shape: Shape | None, b
     own = preprocess == OWN or (preprocess is None and built.pretrained)
     if own and built.trained_on is None:
         if built.pretrained or built.images_unknown:
-            reason = built.images_unknown or "its library states no mean and std"
+            reason = built.images_unknown or "the pretrained network's library states no mean and std"
             raise UsageError(
-                f"how the images of {built.name or 'the pretrained network'} are prepared is not known: {reason}: name "
-                "it by preprocess= (on the command line teacher.preprocess or student.preprocess, with mean and std)"
+                f"{reason}, so how its images are prepared is not known: name a preprocessing by preprocess= (on the "
+                "command line teacher.preprocess or student.preprocess, with mean and std)"
             )
         raise UsageError(f"preprocess='model' is for networks of {', '.join(ZOO)} that state theirs: name another")
     if shape and built.trained_on and own:

@@ -184,13 +184,14 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
             network, report = auto.from_pretrained(name, output_loading_info=True, **safe, **lookup)
         else:
             network = auto.from_config(**safe)
-    body = f"{getattr(network, 'base_model_prefix', '')}."
     missing = [key for key in sorted(report["missing_keys"]) if not key.endswith("num_batches_tracked")]
-    if pretrained is True and hasattr(network, body[:-1]):  # outside the body lies the head, which may be new
-        missing = [key for key in missing if key.startswith(body)]
+    body = next((part for part in (network.base_model_prefix, "vision_model") if hasattr(network, part)), "")
+    if pretrained is True and body:  # outside the body lies the head, which may be new
+        missing = [key for key in missing if key.startswith(f"{body}.")]
     if missing:
         what = f"its checkpoint lacks {len(missing)} of the network's tensors, {missing[0]} first"
-        advice = "pretrained=true if the head alone is missing, pretrained=false to train it from the start"
+        advice = "pretrained=false to train it from the start"
+        advice = advice if pretrained is True else f"pretrained=true if the head alone is missing, {advice}"
         raise MismatchError(f"hf:{name}: {what}, and they would be random: take a whole checkpoint, or say {advice}")
     for key, saved, built in sorted(report["mismatched_keys"]):
         is_new_head = config_classes != classes and (saved[0], built[0]) == (config_classes, classes)
@@ -200,7 +201,8 @@ def hf_network(name: str, classes: int, shape: Shape, options: Options) -> Built
     size = _sides(fields.get("image_size"))
     statistics, unknown_why = (None, "") if stated is not None else _processor_statistics(name, lookup, size)
     recorded = f"hf:{os.path.basename(os.path.normpath(name))}" if os.path.isdir(name) else None
-    return BuiltNetwork(network.float(), {"config": fields}, statistics, bool(pretrained), size, recorded, unknown_why)
+    why = f"hf:{name}: {unknown_why}" if unknown_why else ""
+    return BuiltNetwork(network.float(), {"config": fields}, statistics, bool(pretrained), size, recorded, why)
 
 
 Builder = Callable[[str, int, Shape, Options], BuiltNetwork]
@@ -366,7 +368,7 @@ def _processor_statistics(name: str, lookup: Options, size: Size | None) -> tupl
     normalizes = processor.get("do_normalize", True)
     again = processor.get("include_top")  # of EfficientNet: then divided by the deviation once more, about 0
     if normalizes is None or ((normalizes or again) and not (mean and std)):
-        return None, "its image processor states no image_mean and image_std"
+        return None, "its image processor does not state do_normalize, image_mean and image_std"
     if not normalizes:
         mean, std = [0.0] * 3, std if again else [1.0] * 3
     elif again:

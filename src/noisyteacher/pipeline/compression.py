@@ -132,7 +132,8 @@ def compress(
         with stage(on_progress, "reading the data"):
             splits = load_data(data)
             record: Json = {"call": "python", "data": steps.data_record(splits)}
-        _refuse_teacher_training(teacher, teacher_training or {}, config, splits)
+        if run is None:
+            _refuse_teacher_training(teacher, teacher_training or {}, config, splits)
         record["noise"] = noise.describe() if isinstance(noise, Noise) else noise
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):

@@ -18,7 +18,7 @@ from noisyteacher.export.hub import CARD
 from noisyteacher.io.files import Json
 from noisyteacher.models import HUB_WEIGHTS
 from noisyteacher.pipeline.fairness import regime_words
-from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences
+from noisyteacher.pipeline.results import COSTS, Condition, Estimate, RunResult, Verdict, differences, why_no_interval
 from noisyteacher.runs import Run
 from noisyteacher.tables import Table
 from noisyteacher.text import SPLIT_NAMES, duration, plural, sentence, size_bytes, value_words
@@ -134,9 +134,8 @@ class Result(RunResult):
         """What a reader needs beside the table: n, what the intervals are, conditions of the latency."""
         what, seeds = "Errors" if self.scored == "error" else "Disagreement with the teacher", ""
         if self.seeds > 1:
-            missing = any(row.error is not None and row.error.sd and row.error.low is None for row in self.rows)
-            hint = " (no interval: it would be wider than 0 to 100 %; run more seeds)" if missing else ""
-            seeds = f"[ ] = 95 % Student-t interval over {self.seeds} seeds{hint}; "
+            missing = why_no_interval(row.error for row in self.rows)
+            seeds = f"[ ] = 95 % Student-t interval over {self.seeds} seeds{missing}; "
         notes = [
             f"{what}: {self.data}, {self.role}, n = {self.n[self.role]:,} images; {seeds}( ) = 95 % Wilson interval of "
             "one run.",

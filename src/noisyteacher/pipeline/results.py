@@ -37,6 +37,14 @@ KINDS = ("teacher", "labels", "clean", "noisy")
 """Kinds of conditions in a run of several; in a compression also their names."""
 
 
+def why_no_interval(errors: Iterable[Estimate | None]) -> str:
+    """Why some of these errors over seeds have no interval, as a clause in parentheses; "" where all have one."""
+    missing = [error for error in errors if error is not None and error.n > 1 and error.low is None]
+    reasons = ["it would be wider than 0 to 100 %; run more seeds"] if any(error.sd for error in missing) else []
+    reasons += ["all seeds agree"] if any(not error.sd for error in missing) else []
+    return f" (no interval: {', or '.join(reasons)})" if reasons else ""
+
+
 def run_name(condition: str, seed: int) -> str:
     """The name of the child run that trains a condition with a seed."""
     return f"{condition}-seed{seed}"
@@ -196,7 +204,10 @@ class Family:
     """On the reported split, of each noise with two sigmas or more that differs in nothing else."""
 
 
-OF_THE_CHOICE = "Differences are on the seeds of the choice, errors on all seeds, the verdict is on the others."
+OF_THE_CHOICE = (
+    "Differences are over the seeds of the choice, errors over all seeds, the verdict over seeds that took no part in "
+    "the choice."
+)
 """What a table needs to say beside a verdict on fresh seeds."""
 
 

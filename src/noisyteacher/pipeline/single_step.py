@@ -132,7 +132,8 @@ def distil_config(
         if config.student.views == [AUTO]:  # the views whose logits are stored
             config = replace(config, student=replace(config.student, views=list(logits.views)))
         config = resolve.resolve_auto(config, data)
-        class_names = logits.meta.pop("class_names", None)  # compared here, where the settings may say that it is right
+        class_names = logits.meta.get("class_names")
+        logits = logits.renamed(data.class_names)  # names are compared here, where run.checks may allow any order
         student = config.student
         noise, candidates = resolve.resolve_noise(config.noise, config.choice)
         if candidates and data.val.labels is None:

@@ -17,6 +17,7 @@ from noisyteacher.pipeline.results import (
     Verdict,
     differences,
     p_note,
+    why_no_interval,
 )
 from noisyteacher.stats import PairedDifference, allowed, evidence, outcome, p_words, simultaneous, trend
 from noisyteacher.sweep.spec import varies_noise
@@ -74,11 +75,7 @@ class SweepResult(RunResult):
             line = f"{teacher.title[:1].upper()}{teacher.title[1:]}: {result}."
             by_data.setdefault(f"{teacher.data}: {sizes} images.", []).append(line)
         notes += [" ".join([data, *lines]) for data, lines in by_data.items()]
-        errors = [
-            error for condition in self.conditions for role in ("val", "test") if (error := condition.score(role))
-        ]
-        too_wide = any(error.sd and error.low is None for error in errors)
-        missing = " (no interval: it would be wider than 0 to 100 %)" if too_wide else ""
+        missing = why_no_interval(each.score(role) for each in self.conditions for role in ("val", "test"))
         gaps = [gap for condition in self.conditions for gap in condition.against_clean.values()]
         reference = self._difference_name.split()[-1]
         notes.append(
@@ -271,7 +268,7 @@ def _preferences(conditions: Sequence[Condition]) -> list[Verdict]:
 def _preference(members: Sequence[Condition]) -> Verdict:
     """The distilled condition with the lowest validation error, how it compares with the next and with labels.
 
-    Conditions whose trainings failed at some seed come last: the seeds that are left are those that went well.
+    Where others have all seeds, those that failed at some are left out: what is left of them are seeds that went well.
     """
     distilled = {condition.name: condition for condition in members if condition.kind == "clean"}
     expected = set().union(*(condition.seeds for condition in distilled.values()))
