@@ -508,3 +508,14 @@ def test_settings_of_the_loss_reach_the_objective_and_no_student_on_labels() -> 
         record = regime_of(recipe, nt.Noise(sigma=0.9, alpha=0.5), 10, 2.0, [line])
         assert (record["unfitted_%"] is not None) == known
     assert nt.distil(table(), scale="zscore").arithmetic != nt.distil(table()).arithmetic
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_dkd_refuses_labels_of_other_classes(classes: int) -> None:
+    """Its target is the label, also without a weight of its own."""
+    student = as_classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), input_shape=(1, 8, 8))
+    objective = nt.distil(torch.randn(96, classes), loss="dkd")
+    with pytest.raises(MismatchError, match="3"):
+        nt.fit(student, blobs(), objective, epochs=1, progress=False)
+    unlabelled = replace(blobs(), labels=None)
+    nt.fit(student, unlabelled, objective, epochs=1, progress=False)

@@ -30,7 +30,7 @@ from helpers import (
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.errors import TrainingError
 from noisyteacher.models import as_classifier
-from noisyteacher.objectives import Objective
+from noisyteacher.objectives import Objective, Supervised
 from noisyteacher.rng import generator, kept_draws
 from noisyteacher.train import cuda_graph, fitting, trainer
 from noisyteacher.train.cuda_graph import CapturedStep, GraphEngine, is_graph_safe
@@ -400,6 +400,15 @@ def test_only_what_does_the_same_at_every_step_is_replayed(monkeypatch: pytest.M
     assert not cuda_graph.can_replay([student], plan), "a CPU has no graphs"
     plan.device = torch.device("cuda")
     assert cuda_graph.can_replay([student], plan)
+
+    class Doubled(Supervised):
+        def __call__(self, logits: Tensor, batch: Any, cache: Any = None) -> Any:
+            loss, metrics = super().__call__(logits, batch, cache)
+            return 2 * loss, metrics
+
+    student.objective = Doubled()
+    assert not cuda_graph.can_replay([student], plan), "a graph computes `loss`, not what calls it"
+    student.objective = nt.supervised()
     watching = register_optimizer_step_post_hook(lambda *arguments: None)
     try:
         assert not cuda_graph.can_replay([student], plan)

@@ -51,6 +51,10 @@ def test_the_head_is_the_last_layer_with_a_matrix() -> None:
     assert {nin.get_parameter(name).shape[0] for name in head} == {10}
     assert head_parameters(dict(nn.Linear(2, 3).named_parameters())) == {"weight", "bias"}
     assert head_parameters({"a.scale": torch.ones(3)}) == set()
+    weighted = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
+    names = {f"1.parametrizations.weight.original{number}" for number in (0, 1)}
+    assert head_parameters(dict(weighted.named_parameters()), 2) == {"1.bias", *names}
+    assert head_parameters(dict(weighted[1].named_parameters())) == {name[2:] for name in ("1.bias", *names)}
 
 
 @pytest.mark.parametrize(("head", "loaded"), [("keep", True), ("new", False), ("", True)])

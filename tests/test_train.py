@@ -32,6 +32,7 @@ from noisyteacher.errors import (
 )
 from noisyteacher.io.tensors import read_tensors, write_tensors
 from noisyteacher.models import model_record
+from noisyteacher.train import fitting, trainer
 from noisyteacher.train.engines import check_gradients
 from noisyteacher.train.history import Tick
 
@@ -819,3 +820,87 @@ def test_a_finished_run_read_back_has_the_memory_order_of_one_just_trained(tmp_p
         ends.append({name: value.stride() for name, value in model.named_parameters()})
     assert ends[0] == ends[1]
     assert ends[1]["0.1.weight"] == (36, 9, 3, 1)
+
+
+class Flattening(nn.Module):
+    """A linear network of RGB images that flattens by `.view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(108, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.view(len(images), -1))
+        return logits
+
+
+def rgb(rows: int, role: str = "train") -> nt.Split:
+    pixels = torch.randint(0, 256, (rows, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(rows))
+    return nt.Split(pixels, torch.arange(rows) % 3, torch.arange(rows), role, "rgb", ("a", "b", "c"))
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+
+
+@pytest.fixture
+def channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every student is trained in channels-last memory."""
+    monkeypatch.setattr(trainer, "choose_memory_format", lambda model, images: torch.channels_last)
+
+
+@pytest.mark.usefixtures("channels_last")
+def test_teachers_and_objectives_may_flatten_images_by_view() -> None:
+    def objective(logits: Tensor, batch: nt.Batch) -> Tensor:
+        assert batch.labels is not None
+        return nn.functional.cross_entropy(logits, batch.labels) + batch.images.view(len(batch.rows), -1).float().std()
+
+    for loss in (nt.distil(Flattening()), objective):
+        history = nt.fit(convolutional(), rgb(32), loss, epochs=1, precision="fp32", progress=False)
+        assert math.isfinite(history.epochs[0]["train/loss"])
+
+
+@pytest.mark.usefixtures("channels_last")
+def test_no_gradient_stays_behind_and_kept_weights_have_the_usual_memory_order() -> None:
+    model = convolutional()
+    history = nt.fit(model, rgb(32), nt.supervised(), val=rgb(16, "val"), epochs=2, precision="fp32", progress=False)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for weights in (history.best, history.last):
+        assert all(value.is_contiguous() for value in weights.values())
+
+
+def test_state_that_is_no_tensor_is_kept() -> None:
+    class Stated(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.state = state
+
+    model = nn.Sequential(nn.Flatten(), Stated(64, 3))
+    history = nt.fit(model, blobs(), nt.supervised(), val=blobs(30, "val"), epochs=1, progress=False)
+    assert history.last["network.1._extra_state"] == model[1].state == {"calls": 3}
+
+
+def test_an_imaginary_part_that_is_not_finite_is_noticed() -> None:
+    gradient = torch.complex(torch.zeros(3), torch.tensor([0.0, math.nan, 0.0]))
+    with pytest.raises(TrainingError, match="the gradient of phase is not finite"):
+        check_gradients([("phase", gradient)], 4)
+    check_gradients([("phase", torch.zeros(3, dtype=torch.complex64)), ("weight", torch.zeros(2))], 4)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_precision_that_is_left_open_stays_that_of_the_run(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured, and may come out otherwise when the run is resumed."""
+    monkeypatch.setattr(fitting, "resolve_precision", lambda name, device: "bf16" if name == "auto" else name)
+    if finished:
+        nt.fit(small(), blobs(), nt.supervised(), epochs=1, run=tmp_path / "run", progress=False)
+    else:
+        stopped(tmp_path / "run", small(), nt.supervised())
+    monkeypatch.setattr(fitting, "resolve_precision", lambda name, device: "fp32" if name == "auto" else name)
+    options: dict[str, Any] = {"run": tmp_path / "run", "resume": True, "progress": False}
+    nt.fit(small(), blobs(), nt.supervised(), epochs=1 if finished else 3, **options)
+    assert model_record(tmp_path / "run" / "weights.safetensors")["training"]["settings"]["precision"] == "bf16"

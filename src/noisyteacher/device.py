@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -81,7 +82,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def _faster_precision(device: torch.device) -> str:
     size = 4096 if device.type == "cuda" else 512  # a CPU without units for bf16 takes 20 ms for one such product
     try:
-        gain = matmul_peak(device, "bf16", size) / matmul_peak(device, "fp32", size)
+        gain = statistics.median(
+            matmul_peak(device, "bf16", size) / matmul_peak(device, "fp32", size) for _ in range(3)
+        )
     except (RuntimeError, TypeError):  # a device that knows no bf16
         return "fp32"
     return "bf16" if gain >= WORTH else "fp32"

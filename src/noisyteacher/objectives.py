@@ -316,7 +316,7 @@ class Distillation(Objective):
 
     def check(self, split: Split, views: tuple[str, ...], classes: int, augment: str = "none") -> None:
         """Raises DataError for missing labels, MismatchError when the teacher cannot serve the split or its views."""
-        if self.label_weight:
+        if self.label_weight or (self.needs_target and split.labels is not None):
             _need_labels(split, classes)
         if augment != "none":
             check_live(self.teacher, augment)

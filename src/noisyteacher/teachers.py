@@ -90,13 +90,15 @@ class LiveTeacher:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = as_classifier(module)
+        self.takes_channels_last = True
 
     @property
     def key(self) -> Hashable:
         return "live", id(self.module)
 
     def logits(self, batch: Batch) -> Tensor:
-        logits = frozen_forward(self.module, batch.images)
+        images = batch.images if self.takes_channels_last else batch.images.contiguous()
+        logits = frozen_forward(self.module, images)
         check_logits(logits)
         return logits
 
@@ -114,6 +116,11 @@ class LiveTeacher:
                 f"reach it as float32, its weights are {dtypes or 'none'}: build it for this shape, and call .float()"
             ) from error
         _check_classes(logits.shape[1], classes, "the teacher")
+        try:
+            with inference(self.module) as device:
+                self.module(image.to(device, memory_format=torch.channels_last))
+        except Exception:  # it flattens by view, as a student that is trained in channels last need not
+            self.takes_channels_last = False
 
     def describe(self) -> dict[str, object]:
         return {"live": self.module.architecture, "weights": weights_fingerprint(self.module)}

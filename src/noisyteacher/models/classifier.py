@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
@@ -262,8 +263,11 @@ def head_parameters(parameters: Mapping[str, Tensor], classes: int | None = None
             f"the head is the layer that the network registers last, and that is {last}, not one of {classes} classes: "
             "leave head, freeze_epochs and body_rate out, or register the layer of the logits last"
         )
-    layer = matrices[-1].rpartition(".")[0] if matrices else ""
-    return {name for name in parameters if matrices and name.rpartition(".")[0] == layer}
+
+    def layer_of(name: str) -> str:  # `head` for `head.weight` and for `head.parametrizations.weight.original0`
+        return re.sub(r"(^|\.)(parametrizations\..*|[^.]*)$", "", name)
+
+    return {name for name in parameters if matrices and layer_of(name) == layer_of(matrices[-1])}
 
 
 def as_classifier(

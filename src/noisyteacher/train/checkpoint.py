@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from noisyteacher.data import Split
 from noisyteacher.errors import DataWarning, FileFormatError, MismatchError
-from noisyteacher.io.files import sha256
-from noisyteacher.io.tensors import read_tensors, tensor_bytes, write_tensors
-from noisyteacher.runs import CHECKPOINT
+from noisyteacher.io.files import sha256, unwrap
+from noisyteacher.io.tensors import read_record, read_tensors, tensor_bytes, write_tensors
+from noisyteacher.runs import CHECKPOINT, WEIGHTS
 from noisyteacher.train.state import Progress, Student
 
 KIND, SCHEMA = "checkpoint", 1
@@ -76,6 +76,16 @@ def read_checkpoint(folder: Path, student: Student) -> None:
         raise FileFormatError(f"{path}: its settings are this run's, its state is not: {error}") from error
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     student.progress, student.best = progress, _below("best/", tensors)
+
+
+def saved_precision(folder: Path) -> str | None:
+    """The precision of the training in a run folder; None where it holds none that can be read."""
+    with suppress(FileFormatError, KeyError, TypeError):
+        if (file := folder / WEIGHTS).exists():
+            return str(unwrap(read_record(file), file, "model", 1)["training"]["settings"]["precision"])
+        if (file := folder / STATE).exists():
+            return str(unwrap(read_record(file), file, KIND, SCHEMA)["settings"]["precision"])
+    return None
 
 
 def check_identity(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def check_gradients(gradients: Sequence[tuple[str, Tensor | None]], step: int) -
     not finite, as that of very large numbers is not either.
     """
     present = [(name, gradient) for name, gradient in gradients if gradient is not None]
-    sums = [gradient.sum(dtype=torch.float32).to(present[0][1].device) for _, gradient in present]
+    parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for _, gradient in present]
+    sums = [part.sum(dtype=torch.float32).to(parts[0].device) for part in parts]
     if not sums or math.isfinite(float(torch.stack(sums).sum())):
         return
     for name, gradient in present:
@@ -92,7 +94,7 @@ class EagerEngine:
         if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
             result = objective(logits, batch, cache)
         else:
-            result = objective(logits, batch)
+            result = objective(logits, replace(batch, images=batch.images.contiguous()))
         loss, metrics = loss_and_metrics(result)
         if world.size > 1:
             loss = loss * world.weight(batch.whole_size)
@@ -119,12 +121,14 @@ class EagerEngine:
                 torch.distributed.broadcast(buffer, 0)
 
     def release(self) -> None:
-        """Let go of the process group.
+        """Let go of the gradients and the process group.
 
-        Its destructor must not be the one that runs when an exception's frames are freed: it waits for a thread of the
-        group, which may need the interpreter's lock to free a tensor.
+        The group's destructor must not be the one that runs when an exception's frames are freed: it waits for a
+        thread of the group, which may need the interpreter's lock to free a tensor.
         """
         self.forwards = []
+        for student in self.students:
+            student.optimizer.zero_grad(set_to_none=True)
 
 
 def average_over_processes(

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from noisyteacher.config import config_error, validated
 from noisyteacher.config.schema import TrainSettings
 from noisyteacher.data import Batch, Split, check_split, expand_views, samples_of
-from noisyteacher.device import refuse_autocast, refuse_no_gradients, resolve_device, resolve_precision
+from noisyteacher.device import (
+    AUTO,
+    PRECISIONS,
+    refuse_autocast,
+    refuse_no_gradients,
+    resolve_device,
+    resolve_precision,
+)
 from noisyteacher.distributed import check_equal, on_rank_zero, world
 from noisyteacher.errors import DataError, MismatchError, NoisyTeacherError, UsageError
 from noisyteacher.models import (
@@ -30,7 +37,13 @@ from noisyteacher.models import (
 from noisyteacher.objectives import Distillation, Objective, describe_objective
 from noisyteacher.progress import Watch, counted, reported
 from noisyteacher.runs import WEIGHTS
-from noisyteacher.train.checkpoint import STATE, frozen_parameters, labels_fingerprint, signals_deferred
+from noisyteacher.train.checkpoint import (
+    STATE,
+    frozen_parameters,
+    labels_fingerprint,
+    saved_precision,
+    signals_deferred,
+)
 from noisyteacher.train.history import History, PhaseTimer, Tick, ticked
 from noisyteacher.train.optim import build_optimizer
 from noisyteacher.train.state import Student, TrainingPlan, length_in_epochs
@@ -125,6 +138,7 @@ def fit(
         _check_scale([model], [classifier], [objective])
         _check_teachers([classifier], [objective])
         _check_folder(folder, resume)
+        settings = _in_precision_of_run(settings, [folder])
         plan = make_plan(classifier, split, settings, val, val_teacher, device)
         with _outputs_restored_on_error([classifier]) as restorers:
             student = make_student(classifier, objective, seed, plan)
@@ -188,7 +202,7 @@ def fit_many(
     _check_teachers(classifiers, objectives)
     for run_folder in folders:
         _check_folder(run_folder, resume)
-    plan = make_plan(classifiers[0], split, checked, val, val_teacher, device)
+    plan = make_plan(classifiers[0], split, _in_precision_of_run(checked, folders), val, val_teacher, device)
     with _outputs_restored_on_error(classifiers) as restorers:
         students = [
             make_student(classifier, objective, seed, plan)
@@ -314,6 +328,13 @@ def _check_folder(folder: Path | None, resume: bool) -> None:
     """Raises UsageError for a folder that holds a training which is not to be resumed."""
     if folder is not None and not resume and ((folder / WEIGHTS).exists() or (folder / STATE).exists()):
         raise UsageError(f"{folder}: holds a training already: resume=True continues it, or name another folder")
+
+
+def _in_precision_of_run(settings: TrainSettings, folders: Sequence[Path | None]) -> TrainSettings:
+    """The settings; where they leave the precision open, with that of the training to resume, not one measured anew."""
+    saved = [saved_precision(folder) for folder in folders if folder is not None and settings.precision == AUTO]
+    precision: Any = next((name for name in PRECISIONS if name in saved), settings.precision)
+    return replace(settings, precision=precision)
 
 
 def make_plan(

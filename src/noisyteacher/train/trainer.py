@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
@@ -338,5 +339,10 @@ def restore_memory_format(model: nn.Module) -> None:
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's state on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """A copy of the model's state on the CPU, tensors in torch's usual memory order."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if isinstance(value, Tensor)
+        else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
