@@ -814,3 +814,25 @@ def test_data_are_packed_checked_and_used(call: Call, tmp_path: Path) -> None:
     assert "images.u8: bytes 0 to 3839 are damaged" in err
     assert call("data", "pack", "pets", "other", "--fit", "crops")[0] == 2
     assert call("data", "pack", "nowhere", "other")[0] == 1
+
+
+def test_an_empty_name_of_an_output_is_refused_before_anything_is_done(call: Call, tmp_path: Path) -> None:
+    for words in (
+        ("report", "run", "-o", ""),
+        ("bench", "model.onnx", "-o", ""),
+        ("compress", "--target-latency", "2x", "--candidates", ""),
+    ):
+        code, _, err = call(*words)
+        assert (code, "is empty" in err) == (2, True), words
+
+
+def test_a_command_to_run_is_quoted(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("config", "init", "a file.toml")
+    assert code == 0
+    assert "run it with: noisyteacher compress 'a file.toml'" in out
+
+
+def test_a_rank_that_is_none_hides_no_error(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "noisyteacher", "runs", "show", "nope"]
+    ended = subprocess.run(words, env={**os.environ, "RANK": "x"}, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "error: no run 'nope' in runs: there are 0 runs there\n")

@@ -379,6 +379,20 @@ def test_removing_a_run_spares_what_its_links_lead_to(tmp_path: Path) -> None:
     assert (outside / "dear.txt").read_text() == "dear"
 
 
+def test_what_is_left_of_a_run_that_could_not_be_removed_whole_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("noisyteacher.runs.shutil.rmtree", busy)
+        with pytest.raises(WriteError, match=r"\.removed-"):
+            remove_run(run)
+
+
 def test_a_link_to_a_run_is_not_removed_nor_the_run(tmp_path: Path) -> None:
     run = make(tmp_path / "elsewhere")
     (tmp_path / "runs").mkdir()

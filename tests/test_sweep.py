@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ from noisyteacher.errors import (
     UnknownNameError,
     UsageError,
 )
+from noisyteacher.io.files import write_json
 from noisyteacher.pipeline.experiment import StudentTask, student_spec
 from noisyteacher.report import build_report
 from noisyteacher.runs import Run, list_runs, new_run
@@ -384,6 +386,44 @@ def test_several_teachers_on_data_that_vary(tmp_path: Path) -> None:
 def test_ways_to_combine_teachers_have_one_student_on_labels(tmp_path: Path) -> None:
     conditions, *_ = expand(base(tmp_path, teacher={"also": ["mlp800"]}), [{"student.combine": ["mean", "pick"]}])
     assert [condition.kind for condition in conditions] == ["labels", "clean", "clean"]
+
+
+@pytest.mark.parametrize(
+    ("student", "grid"),
+    [
+        ({}, {"student.epochs": [1, 2]}),
+        ({"steps": 20}, {"student.optimizer": ["sgd", "adam"]}),
+        ({}, {"student.weight_decay": [0.0, 0.01]}),
+    ],
+)
+def test_a_sweep_with_a_preset_is_expanded_from_its_record_as_it_began(
+    student: dict[str, Any], grid: dict[str, list[Any]]
+) -> None:
+    """What the preset decides and a grid makes unused is named in the record."""
+    named = {"student": {"name": "mlp128", "preset": "patient", **student}, "run": {"baselines": False}}
+    begun = build_spec(named, [grid])
+    recorded = build_spec(**json.loads(json.dumps(begun.settings)))
+    assert recorded.settings == begun.settings
+    assert [each.config for each in recorded.conditions] == [each.config for each in begun.conditions]
+
+
+def test_settings_that_came_later_than_a_sweep_count_as_their_defaults(copied: Run, tmp_path: Path) -> None:
+    earlier = copy.deepcopy(copied.config)
+    del earlier["base"]["run"]["trace"]
+    write_json(copied.path / "config.json", "run-config", 1, {"config": earlier})
+    assert resume_sweep(Run.open(copied.path)).cells is None
+    with pytest.raises(MismatchError, match=r"other settings \(base\.run\.trace\)"):
+        sweep({**earlier["base"], "run": {**earlier["base"]["run"], "trace": True}}, SIGMA, seeds=2, run=copied)
+
+
+def test_the_share_of_a_cell_is_that_of_its_steps_where_these_are_its_length(tmp_path: Path) -> None:
+    cell = Cell(str(tmp_path), "a-seed0", "clean", 0, {"student": {"epochs": 20, "steps": 384}}, {}, None)
+    cell.run.path.mkdir()
+    lines = "".join(f'{{"epoch": {number}, "step": {number}}}\n' for number in range(1, 21))
+    (cell.run.path / "metrics.jsonl").write_text(lines)
+    assert cell.share_trained == pytest.approx(20 / 384)
+    in_epochs = replace(cell, config={"student": {"epochs": 40, "steps": None}})
+    assert in_epochs.share_trained == pytest.approx(0.5)
 
 
 def test_wrong_questions_start_nothing(copied: Run, tmp_path: Path) -> None:

@@ -322,10 +322,11 @@ def remove_run(run: Run) -> None:
     with contextlib.ExitStack() as locks:
         for folder in (*run.ancestors, path):
             locks.enter_context(files.lock(folder, wait=False))
-        locks.enter_context(files.write_errors(path, "removed"))
-        path.rename(trash)
-        shutil.rmtree(trash)
-        files.sync_folder(path.parent)
+        with files.write_errors(path, "removed"):
+            path.rename(trash)
+        with files.write_errors(trash, "removed"):  # the run is gone from the list, this folder is what is left of it
+            shutil.rmtree(trash)
+            files.sync_folder(path.parent)
 
 
 def diff_runs(a: Run, b: Run) -> list[tuple[str, Any, Any]]:

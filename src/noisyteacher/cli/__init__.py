@@ -120,15 +120,22 @@ def _run() -> int | str | None:
     except SystemExit as end:
         return end.code
     except NoisyTeacherError as error:
-        sys.stderr.write(f"{f'process {rank()}: ' if rank() else ''}error: {printable_lines(error)}\n")
+        sys.stderr.write(f"{f'process {_rank()}: ' if _rank() else ''}error: {printable_lines(error)}\n")
         return error.exit_code
     except OSError as error:  # of a path that no other check has covered
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
         return 1
     except (KeyboardInterrupt, TerminatedError) as interruption:
-        if rank() == 0:
+        if _rank() == 0:
             sys.stderr.write("interrupted\n")
         return _signal_code(interruption)
+    return 0
+
+
+def _rank() -> int:
+    """The rank of this process; 0 where the environment has none that can be read, which is an error of its own."""
+    with contextlib.suppress(NoisyTeacherError):
+        return rank()
     return 0
 
 

@@ -89,8 +89,12 @@ def demo(
 def compress(
     request: o.Request,
     candidates: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Only write the networks to be timed on a device (see: bench), untrained."),
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only write the networks to be timed on a device (see: bench), untrained.",
+            callback=o.not_empty,
+        ),
     ] = None,
 ) -> None:
     """Compress a teacher into a student and measure what was saved.
@@ -114,7 +118,7 @@ def compress(
         request.refuse_beside("--resume", candidates=candidates)
         _compress(None, request, started)
     elif candidates is not None:
-        _write_candidates(request, candidates)
+        _write_candidates(request, Path(candidates))
     else:
         _compress_settings(request.with_teacher_preset().settings(), request, started)
 

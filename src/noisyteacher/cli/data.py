@@ -161,7 +161,7 @@ def data_pack(
 
     labels: int | list[str] | None = None
     if classes is not None:
-        labels = int(classes) if classes.strip().isdigit() else [name.strip() for name in classes.split(",")]
+        labels = int(classes) if classes.strip().isdecimal() else [name.strip() for name in classes.split(",")]
     with request.progress(heavy="noisyteacher.data") as watch:
         from noisyteacher.data import pack_data
 

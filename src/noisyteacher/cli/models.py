@@ -219,7 +219,9 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="How long each file is called, in seconds.")] = 2.0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON file to write.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="The JSON file to write.", callback=o.not_empty)
+    ] = None,
 ) -> None:
     """Say how fast exported files are: latency in their own runtime, in turns, with intervals.
 
@@ -237,7 +239,7 @@ def bench(
     except latency.BenchError as error:
         raise UsageError(str(error)) from error
     if output is not None:
-        write_bytes(output, latency.to_json(record).encode())
+        write_bytes(Path(output), latency.to_json(record).encode())
     if request.as_json:
         say(latency.to_json(record))
         return

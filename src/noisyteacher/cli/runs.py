@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -151,7 +152,7 @@ def config_init(
     if path.exists():
         raise UsageError(f"{path}: exists already: choose another name, or remove it first")
     write_bytes(path, template(preset).encode())
-    say(f"wrote {path}; run it with: noisyteacher compress {path}")
+    say(f"wrote {path}; run it with: noisyteacher compress {shlex.quote(str(path))}")
 
 
 @config.command("check")
@@ -210,7 +211,8 @@ def report(
         str | None, typer.Option("--format", help="html, md, json or csv (default: by the ending of FILE, else html).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is stdout.")
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is stdout.", callback=o.not_empty),
     ] = None,
 ) -> None:
     """Report on any set of runs: verdicts, figures, costs, settings, in one self-contained HTML page.
@@ -223,7 +225,7 @@ def report(
     from noisyteacher.io.files import write_bytes
     from noisyteacher.text import plural
 
-    ending = output.suffix.lstrip(".").lower() if output is not None else ""
+    ending = "" if output is None else Path(output).suffix.lstrip(".").lower()
     chosen = format or {"": "html", "htm": "html", "markdown": "md"}.get(ending, ending)
     with request.progress(PATIENCE_S, "noisyteacher.report") as watch:
         from noisyteacher.report import FORMATS, build_report
@@ -235,9 +237,9 @@ def report(
             text = build_report(
                 [name if Path(name).is_dir() else find_run(request.output_dir, name) for name in names], chosen
             )
-    if str(output) == "-" or (output is None and chosen != "html"):
+    if output == "-" or (output is None and chosen != "html"):
         sys.stdout.write(text)
         return
-    target = output or Path("report.html")
+    target = Path(output or "report.html")
     write_bytes(target, text.encode())
     say(f"wrote {target} ({plural(len(names), 'run')}, {len(text.encode()):,} bytes)")

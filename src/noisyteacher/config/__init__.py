@@ -3,6 +3,7 @@
 from noisyteacher.config.load import build_config as build_config
 from noisyteacher.config.load import config_error as config_error
 from noisyteacher.config.load import describe as describe
+from noisyteacher.config.load import drop_unused as drop_unused
 from noisyteacher.config.load import explain as explain
 from noisyteacher.config.load import flag_of as flag_of
 from noisyteacher.config.load import flat_grids as flat_grids

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +72,19 @@ def _preset_values(preset: str, part: str, named: Mapping[str, Any]) -> Values:
     if optimizer in ("muon", "auto") or named.get("weight_decay", 1) == 0:
         unused.add("decay_biases")
     return {name: value for name, value in values.items() if name not in unused}
+
+
+def drop_unused(table: Values, part: str, varied: Collection[str]) -> None:
+    """Take out of a part's table what its preset decided and what has no effect beside the settings that vary.
+
+    A table that a sweep has recorded names all settings, those of its preset too.
+    """
+    preset = PRESETS.get(str(table.get("preset")), {}).get(part, {})
+    named = {name: table[name] for name in ("optimizer", "weight_decay", *varied) if name in table}
+    used = _preset_values(table["preset"], part, named) if preset else {}
+    for name in preset.keys() - used.keys() - {*varied}:
+        if name in table and table[name] == preset[name]:
+            del table[name]
 
 
 def validated(kind: type[S], values: Mapping[str, Any], other_problems: Iterable[str] = (), part: str = "") -> S:

@@ -50,9 +50,8 @@ from noisyteacher.pipeline.search import (
 )
 from noisyteacher.pipeline.timing import MOST_EPOCHS, Pace, Speeds, StageTitles, Work
 from noisyteacher.progress import Watch, message, reported, stage
-from noisyteacher.runs import ABSENT, Run, as_json, compare, is_run, new_run
+from noisyteacher.runs import Run, as_json, is_run, new_run
 from noisyteacher.store import LogitStore
-from noisyteacher.text import few, flat
 
 CLOCK = time.monotonic
 SHORT_RUN = "labels-short"
@@ -272,8 +271,8 @@ def write_candidates(
     if config.target.latency is None or config.student.name != AUTO or config.target.latency_record:
         problem = "they are for a student to be chosen by a latency that is yet to be measured"
         raise UsageError(f"candidates: {problem}: say target.latency, and neither a student nor a latency_record")
-    if earlier := [path.name for path in folder.glob(f"*{bench.SIDECAR}")]:
-        raise UsageError(f"{folder}: has exported networks already ({few(sorted(earlier))}): name another folder")
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is not an empty folder, and nothing in it is overwritten: name another one")
     data = resolve.load_config_data(config, on_progress)
     config = resolve.resolve_auto(config, data, decide_label_weight=False)
     teacher, _ = build_models(config.teacher.name, AUTO, data, config, allow_import)
@@ -340,13 +339,9 @@ def _build_teacher(model: str | nn.Module, settings: Teacher, data: Splits, allo
 
 def _check_same_arguments(run: Run, record: Values) -> None:
     """Raises MismatchError if the interrupted run has another record."""
-    defaults = flat(as_json(describe(Config()), "config"))  # of settings that came later than the run
-    differences = [
-        key
-        for key, old, new in compare(run.config, as_json(record, "config"))
-        if key != "run.output_dir" and not (old is ABSENT and new == defaults.get(key, ABSENT))
-    ]
-    if differences:  # where the folder was made does not matter: it may have been moved since
+    differences = resolve.differing_keys(run.config, as_json(record, "config"))
+    differences = [key for key in differences if key != "run.output_dir"]  # it may have been moved since
+    if differences:
         keys = ", ".join(differences[:4])
         raise MismatchError(
             f"{run.path}: was started with other arguments ({keys}): see its config.json, or start a new run"

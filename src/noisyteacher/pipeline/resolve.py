@@ -9,16 +9,19 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import nn
 
-from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error
+from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, TrainSettings, Values, config_error, describe
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import AUTO, resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
 from noisyteacher.errors import UsageError
+from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
 from noisyteacher.models import SHRINK, Classifier
 from noisyteacher.models.narrow import ratio_of
 from noisyteacher.noise import Noise
 from noisyteacher.progress import Watch, stage
+from noisyteacher.runs import ABSENT, as_json, compare
+from noisyteacher.text import flat
 from noisyteacher.train.optim import preferred_optimizer
 from noisyteacher.train.state import length_in_epochs
 
@@ -37,6 +40,19 @@ SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
 """An image and its shifts by 2 pixels along the diagonals."""
 MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shift, f"mirror-{shift}")))
 R = TypeVar("R", bound=Recipe)
+
+
+def differing_keys(recorded: Json, given: Json, part: str = "") -> list[str]:
+    """The dotted keys in which a run's record differs from what is given.
+
+    A setting that came later than the record counts as its default. part: the key that settings are under.
+    """
+    defaults = flat(as_json(describe(Config()), "config"))
+    return [
+        key
+        for key, old, new in compare(recorded, given)
+        if not (old is ABSENT and new == defaults.get(key.removeprefix(f"{part}."), ABSENT))
+    ]
 
 
 def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_weight: bool = True) -> Config:

@@ -17,7 +17,7 @@ from noisyteacher.measure import Costs, measure
 from noisyteacher.models import SHRINK, load_model, model_record
 from noisyteacher.pipeline.experiment import Experiment, extract_logits, extract_more_teachers, prepare_teacher
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER, check_teacher
-from noisyteacher.pipeline.resolve import load_config_data, resolve_auto
+from noisyteacher.pipeline.resolve import differing_keys, load_config_data, resolve_auto
 from noisyteacher.pipeline.results import Condition, condition_of, run_name
 from noisyteacher.process import cores
 from noisyteacher.progress import Watch, reported, stage
@@ -153,8 +153,11 @@ def _open_run(spec: SweepSpec, run: Run | None, parent: Run | None, name: str | 
     """The run folder of a new sweep, or the one to resume. Raises MismatchError if that has other settings."""
     title = name or spec.base.student.name or "students"
     if run is not None:
-        if run.config != spec.settings:
-            raise MismatchError(f"{run.path}: was started with other settings: see its config.json, or start a new one")
+        if differences := differing_keys(run.config, spec.settings, "base"):
+            raise MismatchError(
+                f"{run.path}: was started with other settings ({', '.join(differences[:4])}): see its config.json, or "
+                "start a new one"
+            )
         return run
     if parent is not None:
         return parent.child(title, "sweep", spec.settings)
@@ -175,7 +178,9 @@ def _run(
             if watch is not None:
                 done, failing = before + len(cells) - len(waiting), len(failed) + len(failures)
                 note = f"{done} of {plural(spec.trainings, 'cell')} done" + (f", {failing} failed" if failing else "")
-                watch("sweep", round(100 * (done + share)), 100 * spec.trainings, note)
+                total = 100 * spec.trainings
+                most = total - 1 if waiting else total  # a sweep whose cells wait has not ended
+                watch("sweep", min(round(100 * (done + share)), most), total, note)
 
         before = len(results) + len(failed)
         failures = train_all([cell for cell in cells if not cell.done], make_executor, report, stack)

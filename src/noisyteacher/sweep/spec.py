@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noisyteacher.config import Config, NoiseSettings, Values, build_config, describe, put
+from noisyteacher.config import Config, NoiseSettings, Values, build_config, describe, drop_unused, put
 from noisyteacher.device import AUTO, check_count
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.io.files import sha256
@@ -190,6 +190,9 @@ def expand(base: Mapping[str, object], grids: Sequence[Grid]) -> tuple[list[Cond
             settings = copy.deepcopy(dict(base))
             for key, value in zip(grid, values, strict=True):
                 put(settings, key, value)
+            for part, table in settings.items():
+                if isinstance(table, dict):
+                    drop_unused(table, part, [key.partition(".")[2] for key in grid if key.startswith(f"{part}.")])
             try:
                 config = base_config(settings, grids)
             except ConfigError as error:

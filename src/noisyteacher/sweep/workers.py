@@ -84,11 +84,14 @@ class Cell:
 
     @property
     def share_trained(self) -> float:
-        """The share (0..1) of its epochs that are recorded in the run folder."""
-        file = self.run.path / METRICS
-        if not file.exists():
+        """The share (0..1) of its epochs, or of its steps, that are recorded in the run folder."""
+        file, student = self.run.path / METRICS, self.config["student"]
+        lines = read_bytes(file).splitlines() if file.exists() else []
+        if not lines:
             return 0.0
-        return min(1.0, len(read_bytes(file).splitlines()) / int(self.config["student"]["epochs"]))
+        if student.get("steps") is None:
+            return min(1.0, len(lines) / int(student["epochs"]))
+        return min(1.0, float(json.loads(lines[-1])["step"]) / int(student["steps"]))
 
 
 OnProgress = Callable[[Sequence[Cell], float, Mapping[str, str]], None]
