@@ -359,6 +359,7 @@ WRONG = [
     (("runs", "show", "n" * 5000), 2, "no run"),
     (("train", "--set", "x=" + "9" * 5000), 2, "x: unknown setting"),
     (("train", "--set", "student.lr=5"), 2, "--set student.lr=5: train has no use for settings of student, noise"),
+    (("train", "--set", "student={lr=3.5}"), 2, "--set student={lr=3.5}: train has no use for settings of student"),
     (("train", "--set", "noise.sigma=0.3"), 2, "train has no use for settings of student, noise, target"),
     (("distil", "no-store", "--set", "teacher.lr=5"), 2, "distil has no use for settings of teacher, target"),
     (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),

@@ -233,7 +233,7 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
     """One training run of a kind, new or resumed, and its scores."""
     unread = {"train": ("student", "noise", "target"), "distil": ("teacher", "target")}[kind]
     for setting in request.overrides or ():
-        if setting.split(".")[0].strip() in unread:
+        if setting.partition("=")[0].partition(".")[0].strip() in unread:
             raise UsageError(f"--set {setting}: {kind} has no use for settings of {', '.join(unread)}: leave it out")
     from noisyteacher.config import build_config
     from noisyteacher.distributed import process_group, rank
