@@ -301,7 +301,7 @@ def test_a_verdict_on_fresh_seeds_shows_their_difference(tmp_path: Path) -> None
     page = Page(page_of([judged]))
     assert "noisy − clean, points −0.45" in page.text
     assert "5 fresh pairs" in page.text
-    assert "Differences are on the seeds of the choice" in page.text
+    assert "Differences are over the seeds of the choice" in page.text
     assert "fresh pairs" not in Page(page_of([study])).text
 
 
