@@ -99,6 +99,8 @@ class User:
             return ""
         typed = set(arguments)
         more = "" if typed & {"--resume", "--so-far"} else SHORT.get(arguments[0], "")
+        if re.search(r"--teacher (pretrained:|runs/|\S+\.(onnx|safetensors))", line):  # one that is trained already
+            more = re.sub(r"--teacher-epochs 1|--set teacher.epochs=1", "", more)
         if arguments[0] == "compress" and more and not re.search(r"--student|--target|--search|\.toml", line):
             more += " --student mlp800"  # none is chosen, which would measure dozens of networks
         self.patch.setattr(sys, "argv", ["noisyteacher", *arguments, *more.split()])

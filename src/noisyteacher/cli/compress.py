@@ -158,10 +158,12 @@ def _compress(config: Config | None, request: o.Request, started: float | None) 
     """Start a compression, or without a config resume the request's, and print the result, which is returned."""
     with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
         from noisyteacher.pipeline.compression import compress_config, resume_compress
+        from noisyteacher.pipeline.pretrained import refuse_training_of
 
         if config is None:
             start = partial(resume_compress, request.run(str(request.resume)))
         else:
+            refuse_training_of(config.teacher.name, request.named)
             start = partial(compress_config, config, command=command_line())
         result = start(
             on_run_created=begun,

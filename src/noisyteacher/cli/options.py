@@ -142,6 +142,11 @@ class Request:
                 words += [flags.get(name, f"--{name}"), *([] if value is True else [str(value)])]
         return words
 
+    @property
+    def named(self) -> list[str]:
+        """The dotted keys of flags and `--set`."""
+        return [*self.flags, *(setting.partition("=")[0].strip() for setting in self.overrides or ())]
+
     def with_teacher_preset(self) -> Request:
         """With `--preset` for the teacher too."""
         preset = self.flags.get("student.preset")

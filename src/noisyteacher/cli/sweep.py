@@ -60,12 +60,15 @@ def sweep(
                 "no grid: give --grid KEY=V1,V2 (such as noise.sigma=0.1,0.5) or a table [sweep] in CONFIG"
             )
     with resumable("sweep", request.options_to_resume()) as begun, request.progress() as watch:
+        from noisyteacher.pipeline.pretrained import refuse_training_of
         from noisyteacher.sweep import resume_sweep
         from noisyteacher.sweep import sweep as run_sweep
 
         if resume is not None:
             start = partial_function(resume_sweep, request.run(resume))
         else:
+            if not any("teacher.name" in each for each in grids):  # some of which may be trained
+                refuse_training_of(str(base.get("teacher", {}).get("name", "")), request.named)
             start = partial_function(run_sweep, base, grids, command=command_line())
         result = start(
             jobs=request.jobs,

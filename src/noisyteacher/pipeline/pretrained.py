@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from noisyteacher import models
-from noisyteacher.config import Config, Recipe, Teacher, Values
+from noisyteacher.config import Config, Recipe, Teacher, TrainSettings, Values
 from noisyteacher.data import Splits
 from noisyteacher.errors import DataError, FileFormatError, MismatchError, NoChecksumError, UsageError
 from noisyteacher.export.hub import CONFIG, KIND, SCHEMA
@@ -54,6 +54,15 @@ def is_model_path(name: str) -> bool:
     if not path_like and name in models.MODELS:  # a folder of that name is meant where it holds a trained model
         return os.path.isdir(name) and (is_run(Path(name)) or weights_of(name).is_file())
     return name.startswith(PREFIX) or path_like or os.path.isdir(name)
+
+
+def refuse_training_of(model: str, keys: Iterable[str]) -> None:
+    """Raises UsageError for a teacher in a file, and a setting of its training among these dotted keys."""
+    if is_model_path(model):
+        unused = {f"teacher.{name}" for name in ("preset", *TrainSettings.__dataclass_fields__)}.intersection(keys)
+        if unused:
+            who = f"{display_name(model)}, which is trained already"
+            raise UsageError(f"{min(unused)}: has no effect on {who}: leave it out")
 
 
 def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:

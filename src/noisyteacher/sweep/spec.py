@@ -16,7 +16,7 @@ from noisyteacher.device import AUTO, check_count
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.io.files import sha256
 from noisyteacher.pipeline.compression import build_models
-from noisyteacher.pipeline.pretrained import network_name, run_title
+from noisyteacher.pipeline.pretrained import network_name, refuse_training_of, run_title
 from noisyteacher.pipeline.resolve import (
     BATCH,
     load_config_data,
@@ -152,6 +152,9 @@ def build_spec(
     config = with_papers_student(resolve_auto(base_config(base, grids)))
     count = config.run.seeds if seeds is None else seeds
     check_count("seeds", count)
+    varied = {key for grid in grids for key in grid}
+    if "teacher.name" not in varied:
+        refuse_training_of(config.teacher.name, varied)
     conditions, families, axes = expand(base, grids)
     controls = config.run.control_seeds
     judging = any(family.noisy for family in families) and controls != count + 1  # one further seed judges nothing
