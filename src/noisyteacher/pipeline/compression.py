@@ -36,7 +36,7 @@ from noisyteacher.pipeline.handover import choose_best, train_twin, write_best
 from noisyteacher.pipeline.latency import TEACHER, Timings, read_record, timed_format, write_networks
 from noisyteacher.pipeline.noise_choice import choose_noise, number_of_trials
 from noisyteacher.pipeline.plan import measure_speeds, outline
-from noisyteacher.pipeline.pretrained import build_network, display_name, is_pretrained
+from noisyteacher.pipeline.pretrained import build_network, display_name
 from noisyteacher.pipeline.resolve import LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT, with_epochs
 from noisyteacher.pipeline.results import condition_of, run_name
 from noisyteacher.pipeline.search import (
@@ -132,7 +132,7 @@ def compress(
             splits = load_data(data)
             record: Json = {"call": "python", "data": steps.data_record(splits)}
         if run is None:
-            _refuse_teacher_training(teacher, teacher_training or {}, config, splits)
+            pretrained.refuse_teacher_training(teacher, teacher_training or {}, config, splits)
         record["noise"] = noise.describe() if isinstance(noise, Noise) else noise
         for role, model in (("teacher", teacher), ("student", student)):
             if isinstance(model, nn.Module):
@@ -141,17 +141,6 @@ def compress(
             config, splits, teacher, student, record, started, run=interrupted, on_progress=on_progress,
             allow_import=allow_import, jobs=jobs,
         )  # fmt: skip
-
-
-def _refuse_teacher_training(teacher: str | nn.Module, given: Mapping[str, Any], config: Config, data: Splits) -> None:
-    """Raises UsageError for options of a training where every teacher is trained already."""
-    unused = next((name for name in given if name in ("preset", *TrainSettings.__dataclass_fields__)), None)
-    teachers = pretrained.teachers_of(teacher, config)
-    if unused and all(
-        isinstance(name, nn.Module) or is_pretrained(name, settings, data) for name, settings in teachers
-    ):
-        who = f"{display_name(teacher)}, which is trained already"
-        raise UsageError(f"teacher_training: {unused} has no effect on {who}: leave it out")
 
 
 def _model_or_name(model: object, role: str) -> str | nn.Module:

@@ -27,6 +27,8 @@ from noisyteacher.text import SPLIT_NAMES
 SHARED = {("mnist", "mnist-5k"): ("val", "test"), ("mnist-5k", "mnist"): ("val",)}
 """(data trained on, data judged on): the splits of the latter that hold training images of the former: the embedded
 mnist-5k is a part of MNIST's training set, and so are the validation images of mnist."""
+TRAINING = frozenset({"preset", *TrainSettings.__dataclass_fields__})
+"""Settings of a teacher's training."""
 
 
 class TrainedOn(TypedDict):
@@ -58,11 +60,22 @@ def is_model_path(name: str) -> bool:
 
 def refuse_training_of(model: str, keys: Iterable[str]) -> None:
     """Raises UsageError for a teacher in a file, and a setting of its training among these dotted keys."""
-    if is_model_path(model):
-        unused = {f"teacher.{name}" for name in ("preset", *TrainSettings.__dataclass_fields__)}.intersection(keys)
-        if unused:
-            who = f"{display_name(model)}, which is trained already"
-            raise UsageError(f"{min(unused)}: has no effect on {who}: leave it out")
+    if is_model_path(model) and (unused := {f"teacher.{name}" for name in TRAINING}.intersection(keys)):
+        raise _trained_already(f"{min(unused)}:", model)
+
+
+def refuse_teacher_training(teacher: str | nn.Module, options: Iterable[str], config: Config, data: Splits) -> None:
+    """Raises UsageError for one of TRAINING among these options where every teacher is trained already."""
+    unused = next((name for name in options if name in TRAINING), None)
+    if unused and all(
+        isinstance(name, nn.Module) or is_pretrained(name, settings, data)
+        for name, settings in teachers_of(teacher, config)
+    ):
+        raise _trained_already(f"teacher_training: {unused}", teacher)
+
+
+def _trained_already(setting: str, teacher: str | nn.Module) -> UsageError:
+    return UsageError(f"{setting} has no effect on {display_name(teacher)}, which is trained already: leave it out")
 
 
 def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:

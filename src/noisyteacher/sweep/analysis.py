@@ -244,8 +244,7 @@ def _verdict(family: Family, by_name: Mapping[str, Condition], common: range | N
     shared = _shared_seeds(scored, common)
     expected = set(common) if common else {seed for member in scored for seed in member.seeds}
     if shared != expected:
-        over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
-        basis += f"; some seeds are missing: validation is compared over {over}"
+        basis += f"; {_missing_seeds(shared)}"
     return Verdict(word, f"{claim}: {condition.title}{prefers} gives {basis}", condition.name, of_fresh)
 
 
@@ -290,9 +289,7 @@ def _preference(members: Sequence[Condition]) -> Verdict:
     if labels:
         parts.append(f"labels alone: {min(labels):.2f} % validation error")
     if not whole:
-        shared = _shared_seeds(list(distilled.values()), None)
-        over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
-        parts.append(f"some seeds are missing: validation is compared over {over}")
+        parts.append(_missing_seeds(_shared_seeds(list(distilled.values()), None)))
     return Verdict("", "; ".join(parts), best.name)
 
 
@@ -312,6 +309,12 @@ def _shared_seeds(conditions: Sequence[Condition], common: range | None) -> set[
     """The seeds that all have, of `common` where some are fresh."""
     shared = set.intersection(*(set(condition.seeds) for condition in conditions))
     return shared if common is None else shared & set(common)
+
+
+def _missing_seeds(shared: set[int]) -> str:
+    """That not all conditions have all seeds, and over which ones they are compared."""
+    over = f"the {plural(len(shared), 'seed')} that all have" if shared else "different ones"
+    return f"some seeds are missing: validation is compared over {over}"
 
 
 def _lowest(means: Mapping[str, float]) -> tuple[str, ...]:
