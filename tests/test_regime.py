@@ -140,6 +140,16 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, m
     assert not list((other.folder / CELL.name / "seed0").glob("*/checkpoint"))
 
 
+def test_a_student_of_the_pilot_is_not_judged_on_test(workspace: Workspace) -> None:
+    trained = regime.train_arm(replace(workspace, epochs=1), CELL, Arm("clean", 0.03), 101)
+    assert trained.val.keys() == {"last", "best"}
+    assert trained.test == trained.wrong == {}
+    short = relatives.CELLS["short-logit_regression"]
+    record = relatives.train_relative(replace(workspace, epochs=1), short, relatives.Arm("clean"), 0.01, 102)
+    assert "val" in record
+    assert not {"test", "wrong"} & record.keys()
+
+
 def test_a_training_that_diverges_is_kept_as_such(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     arm = Arm("clean", 1e9)
     trained = regime.train_arm(workspace, CELL, arm, 5)

@@ -200,7 +200,7 @@ class Workspace:
 class Trained:
     """A student's errors (%) on validation and test, with its last weights and with those of its best epoch.
 
-    One that diverged has none.
+    One that diverged has none, one of the pilot none on test.
     """
 
     arm: Arm
@@ -390,14 +390,16 @@ def _train_arm(workspace: Workspace, cell: Cell, arm: Arm, seed: int, folder: Pa
     val, test, wrong = dict[str, float](), dict[str, float](), dict[str, str]()
     for weights, state in (("best", history.best), ("last", history.last)):
         student.load_state_dict(state)
-        for split, errors in ((splits.val, val), (splits.test, test)):
-            errors[weights], wrong[weights] = errors_of(student, split)  # of the test images, which come last
+        val[weights], _ = errors_of(student, splits.val)
+        if seed not in PILOT_SEEDS:
+            test[weights], wrong[weights] = errors_of(student, splits.test)
     last = predict(student, train, progress=False, device="cpu")
     loss, _ = clean.loss(last, {"teacher": logits / clean.unit})
     curve: dict[str, list[float]] = {"trace_step": [float(step) for step in traces], "trace": list(traces.values())}
     for name, key in (("step", "step"), ("val_error", "val/error")):
         curve[name] = [line[key] for line in history.epochs]
     curve["clean_loss"] = [line.get("train/clean_loss", line["train/loss"]) for line in history.epochs]
+    curve = {key: [float(f"{number:.5g}") for number in column] for key, column in curve.items()}
     clock = clock_of(arm, history.epochs[-1]["step"], cell.batch)
     return Trained(arm, seed, val, test, wrong, float(loss), clock, len(splits.test), curve)
 

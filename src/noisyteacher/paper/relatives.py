@@ -227,9 +227,9 @@ def targets_of(workspace: Workspace, arm: Arm, rows: Tensor, seed: int) -> list[
 
 
 def train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed: int) -> Json:
-    """The student of this arm, rate and seed, judged: `val` and `test` (%), `wrong` (the misclassified test images as
-    bits in hexadecimal), `train_error` (%), `diverged`. Read from its file where that is done, else resumed; one that
-    another process works on is waited for.
+    """The student of this arm, rate and seed, judged: `val` and, unless the seed is one of the pilot, `test` (%) and
+    `wrong` (the misclassified test images as bits in hexadecimal), `train_error` (%), `diverged`. Read from its file
+    where that is done, else resumed; one that another process works on is waited for.
     """
     file = workspace.folder / cell.name / f"seed{seed}" / f"{arm.name}-lr{lr:g}.json"
     return kept(file, KIND, partial(_train_relative, workspace, cell, arm, lr, seed))
@@ -265,10 +265,12 @@ def _train_relative(workspace: Workspace, cell: Cell, arm: Arm, lr: float, seed:
         )  # fmt: skip
     except TrainingError:
         diverged = True
-    errors, wrong, judged = dict[str, float](), "", None if diverged else student
-    for name, split in (("train_error", train), ("val", splits.val), ("test", splits.test)):
-        errors[name], wrong = errors_of(judged, split)  # of the test images, which come last
-    return {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged, **errors, "wrong": wrong}
+    judged = None if diverged else student
+    record: Json = {"arm": asdict(arm), "lr": lr, "seed": seed, "diverged": diverged}
+    record |= {name: errors_of(judged, split)[0] for name, split in (("train_error", train), ("val", splits.val))}
+    if seed not in PILOT_SEEDS:
+        record["test"], record["wrong"] = errors_of(judged, splits.test)
+    return record
 
 
 def run_cell(workspace: Workspace, cell: Cell, jobs: int, watch: Watch | None) -> Json:
