@@ -703,6 +703,15 @@ def test_a_root_mean_square_stays_one_over_an_epoch() -> None:
         assert line["mine/x_rms"] == pytest.approx(math.sqrt(18))
 
 
+def test_a_number_reported_in_some_steps_is_a_mean_over_their_samples() -> None:
+    def objective(logits: Tensor, batch: nt.Batch) -> tuple[Tensor, dict[str, float]]:
+        numbers = {"second": 6.0, "second_rms": 6.0} if batch.step % 2 else {"first": 3.0}
+        return logits.square().mean(), numbers
+
+    for line in nt.fit(small(), blobs(), objective, epochs=2).epochs:
+        assert (line["first"], line["second"], line["second_rms"]) == pytest.approx((3, 6, 6))
+
+
 def test_a_schedule_of_noise_runs_over_the_whole_training() -> None:
     """96 rows are 2 steps an epoch, so `until` 0.5 is all of epochs 1 and 2 of 4, and `late` all of 3 and 4."""
     seen: list[int] = []

@@ -83,6 +83,8 @@ class Progress:
     best_epoch: int = 0
     best_key: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    missing: dict[str, float] = field(default_factory=dict)
+    """By name, the samples of the running epoch's steps in which the objective did not report that number."""
 
     def add(self, loss: float, numbers: dict[str, float], samples: int) -> None:
         """Count a step: add its loss and its numbers to the epoch's sums, those named `_rms` by their squares.
@@ -95,13 +97,27 @@ class Progress:
                     f"the objective's number {name!r} has the name of one of the training's own metrics: rename it, "
                     f"for example to 'objective/{name}'"
                 )
-        for name, number in {"train/loss": loss, **numbers}.items():
+        numbers, samples_before = {"train/loss": loss, **numbers}, self.sums.get("samples", 0.0)
+        for name in self.sums.keys() - numbers.keys() - {"samples"}:
+            self.missing[name] = self.missing.get(name, 0.0) + samples
+        for name in numbers.keys() - self.sums.keys():
+            self.missing[name] = samples_before
+        for name, number in numbers.items():
             if not math.isfinite(number):
                 raise TrainingError(f"the objective's number {name!r} is {number} at step {self.step + 1}")
             value = number**2 if name.endswith("_rms") else number
             self.sums[name] = self.sums.get(name, 0.0) + value * samples
-        self.sums["samples"] = self.sums.get("samples", 0.0) + samples
+        self.sums["samples"] = samples_before + samples
         self.step += 1
+
+    def means(self) -> dict[str, float]:
+        """Of the running epoch: each number's mean over the samples of the steps that reported it."""
+        means = {
+            name: total / (self.sums["samples"] - self.missing.get(name, 0.0))
+            for name, total in self.sums.items()
+            if name != "samples"
+        }
+        return {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
 
 
 @dataclass(eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -203,9 +202,7 @@ class Trainer:
         plan, progress = self.plan, student.progress
         if self.profiler is not None:
             self.profiler.start()
-        means = {name: total / progress.sums["samples"] for name, total in progress.sums.items() if name != "samples"}
-        line: dict[str, Any] = {"epoch": len(progress.epochs) + 1, "step": progress.step}
-        line |= {name: math.sqrt(mean) if name.endswith("_rms") else mean for name, mean in means.items()}
+        line: dict[str, Any] = {"epoch": len(progress.epochs) + 1, "step": progress.step, **progress.means()}
         line["lr"] = plan.learning_rate(progress.step - 1)
         key: list[float] = []
         if student.reestimate_batch_norms:
@@ -220,7 +217,7 @@ class Trainer:
         if key and (not progress.best_key or key < progress.best_key):
             progress.best_key, progress.best_epoch = key, line["epoch"]
             student.best = copy_weights(student.model)
-        progress.sums = {}
+        progress.sums, progress.missing = {}, {}
         progress.epochs.append(line)
         self.consistent = True
         self.mark("validation")
