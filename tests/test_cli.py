@@ -386,6 +386,7 @@ WRONG = [
     ),
     (("train", "--set", "student={lr=3.5}"), 2, "--set student={lr=3.5}: train has no use for settings of student"),
     (("train", "--set", "noise.sigma=0.3"), 2, "train has no use for settings of student, noise, target"),
+    (("train", "--set", "run.seeds=3"), 2, "--set run.seeds=3: train trains one network, and exports none: leave it"),
     (("distil", "no-store", "--set", "teacher.lr=5"), 2, "distil has no use for settings of teacher, target"),
     (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),
     (("compress", "--data", "none.npz"), 1, "none.npz: no such file or folder"),

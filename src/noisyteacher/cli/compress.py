@@ -235,8 +235,11 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
     """One training run of a kind, new or resumed, and its scores."""
     unread = {"train": ("student", "noise", "target"), "distil": ("teacher", "target")}[kind]
     for setting in request.overrides or ():
-        if setting.partition("=")[0].partition(".")[0].strip() in unread:
+        key = setting.partition("=")[0].strip()
+        if key.partition(".")[0].strip() in unread:
             raise UsageError(f"--set {setting}: {kind} has no use for settings of {', '.join(unread)}: leave it out")
+        if key in ("run.seeds", "run.control_seeds", "run.baselines", "run.export"):
+            raise UsageError(f"--set {setting}: {kind} trains one network, and exports none: leave it out")
     from noisyteacher.config import build_config
     from noisyteacher.distributed import process_group, rank
     from noisyteacher.text import duration, plural
