@@ -237,8 +237,8 @@ def draw_differences(axis: Axes, differences: list[dict[str, Any]]) -> None:
 def draw_curve(axis: Axes, record: dict[str, Any], key: str) -> None:
     """A quantity of the clean and of the noisy student against steps; shaded: Q of 0.02 to 0.1."""
     low, high = record["halving_steps"]["predicted"] or (None, None)
-    if low is not None:
-        axis.axvspan(low, min(high, record["arms"][CLEAN]["steps"]), color="#dddddd", linewidth=0)
+    if low is not None and low < (steps := record["arms"][CLEAN]["steps"]):
+        axis.axvspan(low, min(high, steps), color="#dddddd", linewidth=0)
     for title, curve in record["curves"].items():
         kind = title.split(",")[0]
         marker = "o" if key == "trace" else None

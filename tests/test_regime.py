@@ -5,6 +5,8 @@ against published tables and simulated studies.
 from __future__ import annotations
 
 import importlib
+import json
+import tarfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from noisyteacher.paper.regime import Arm, Cell, Trained, Workspace
 from noisyteacher.stats import PairedDifference, crossed_difference, dunnett, dunnett_p, paired_difference
 
 CELL = Cell("mnist", 60, "mlp128", epochs=3, variants=True)
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,8 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(workspace: Workspace, m
 def test_a_student_of_the_pilot_is_not_judged_on_test(workspace: Workspace) -> None:
     trained = regime.train_arm(replace(workspace, epochs=1), CELL, Arm("clean", 0.03), 101)
     assert trained.val.keys() == {"last", "best"}
-    assert trained.test == trained.wrong == {}
+    assert not trained.test
+    assert not trained.wrong
     short = relatives.CELLS["short-logit_regression"]
     record = relatives.train_relative(replace(workspace, epochs=1), short, relatives.Arm("clean"), 0.01, 102)
     assert "val" in record
@@ -239,6 +243,38 @@ def test_a_planted_gain_is_found_and_no_gain_is_not(gain: float) -> None:
         detected.append(contrast["high"] < 0)
         assert record["arms"]["clean, no decay"]["mean_%"]["last"] == pytest.approx(10, abs=2)
     assert (np.mean(detected) >= 0.8) if gain else (np.mean(detected) <= 0.1)
+
+
+def published_trainings() -> list[Path]:
+    """The archives of the trainings of cells that regime.json has; others are of cells that have not been judged."""
+    judged = {record["cell"]["name"] for record in json.loads((RESULTS / "regime.json").read_text(encoding="utf-8"))}
+    archives = sorted((RESULTS / "regime-trainings").glob("*.tar.xz"))
+    return [archive for archive in archives if archive.name.removesuffix(".tar.xz") in judged]
+
+
+@pytest.mark.parametrize("archive", published_trainings(), ids=lambda archive: archive.name)
+def test_a_published_cell_follows_from_its_published_trainings(archive: Path, tmp_path: Path) -> None:
+    """Errors, differences and intervals, from which test images each student misclassifies."""
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    records = json.loads((RESULTS / "regime.json").read_text(encoding="utf-8"))
+    (published,) = (record for record in records if archive.name == f"{record['cell']['name']}.tar.xz")
+    cell = regime.CELLS[published["cell"]["name"]]
+    by_title = {}
+    for title, content in published["arms"].items():
+        arm = Arm(title, **content["settings"])
+        by_title[title] = [
+            regime.train_arm(Workspace(tmp_path, {}, ""), cell, arm, seed) for seed in published["seeds"]
+        ]
+        for row, error in zip(by_title[title], content["test_error_%"]["last"], strict=True):
+            assert 100 * row.misses("last").mean() == pytest.approx(error)
+    record = json.loads(json.dumps(regime.judge_cell(cell, by_title, [], set())))
+    assert record["curves"] == published["curves"]
+    for title, content in published["arms"].items():
+        assert record["arms"][title]["mean_%"] == pytest.approx(content["mean_%"])
+        assert record["arms"][title]["trace"] == pytest.approx(content["trace"])
+    for question, contrast in published["contrasts"].items():
+        assert record["contrasts"][question] == pytest.approx(contrast)
 
 
 def run_with(
