@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,18 @@ def test_where_no_noise_was_chosen_its_regime_is_stated_too(tmp_path: Path, monk
     assert expected is not None
     assert result.regime["clean"]["clock"] == pytest.approx(expected["noisy"]["clock"])  # of equals the first is best
     assert "so no noise was chosen. Not a fair question: after 6 steps" in str(result)
+
+
+def test_the_clock_of_every_published_gain_is_in_the_window() -> None:
+    """Of plain gradient descent on logits, where noise beat the clean student at its rate, without weight decay."""
+    records = json.loads((Path(__file__).parents[1] / "docs" / "results" / "regime.json").read_text(encoding="utf-8"))
+    clocks = [
+        record["arms"]["noisy, no decay"]["clock"]
+        for record in records
+        if record["cell"]["optimizer"] == "sgd"
+        and record["cell"]["loss"] == "logit_regression"
+        and record["contrasts"]["without weight decay, at one rate"]["high"] < 0
+    ]
+    assert len(clocks) >= 4
+    assert WINDOW[0] <= min(clocks)
+    assert max(clocks) <= WINDOW[1]
