@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from noisyteacher.paper.regime import CELLS, SAME_RATE
+from noisyteacher.paper.regime import CELLS, SAME_RATE, STRONG
 from noisyteacher.stats import LEVEL, holm, mean_interval
 
 ROWS = {
@@ -45,10 +45,12 @@ QUESTIONS = {
     "noise in place of weight decay": "noisy, no decay, minus clean, decay",
 }
 FOREST = (
-    "without weight decay, at one rate",
+    "without weight decay, last weights",
     "each at its best, last weights",
     "each at its best, early stopping",
 )
+UNTIL = float(STRONG["until"])
+"""Share of the steps with noise."""
 WIDE = 4
 """Cells side by side in the figure of curves."""
 
@@ -235,9 +237,9 @@ def draw_differences(axis: Axes, differences: list[dict[str, Any]]) -> None:
 
 
 def draw_curve(axis: Axes, record: dict[str, Any], key: str) -> None:
-    """A quantity of the clean and of the noisy student against steps; shaded: Q of 0.02 to 0.1."""
+    """A quantity of the clean and of the noisy student against steps; shaded: Q of 0.02 to 0.1, under noise."""
     low, high = record["halving_steps"]["predicted"] or (None, None)
-    if low is not None and low < (steps := record["arms"][CLEAN]["steps"]):
+    if low is not None and low < (steps := UNTIL * record["arms"][CLEAN]["steps"]):
         axis.axvspan(low, min(high, steps), color="#dddddd", linewidth=0)
     for title, curve in record["curves"].items():
         kind = title.split(",")[0]
