@@ -53,6 +53,7 @@ TRAINING = {
 }  # fmt: skip
 SMALL = ("--set", "data.limit=100", "--batch-size", "20")
 NAMED = ("--student", "mlp800")
+LENET = "pretrained:lenet-mnist"
 
 
 @cache
@@ -358,9 +359,9 @@ WRONG = [
     (("compress", "n" * 5000), 2, "cannot be read"),
     (("runs", "show", "n" * 5000), 2, "no run"),
     (("train", "--set", "x=" + "9" * 5000), 2, "x: unknown setting"),
-    (("train", "--set", "student.lr=5"), 2, "--set student.lr=5: train has no use for settings of student, noise"),
+    (("train", "--set", "student.lr=5"), 2, "--set student.lr=5: this command reads only data, teacher, run.output"),
     (
-        ("compress", "--teacher", "pretrained:lenet-mnist", "--teacher-epochs", "9"),
+        ("compress", "--teacher", LENET, "--teacher-epochs", "9"),
         2,
         "teacher.epochs: has no effect on lenet-mnist, which is trained already: leave it out",
     ),
@@ -368,7 +369,7 @@ WRONG = [
         (
             "sweep",
             "--teacher",
-            "pretrained:lenet-mnist",
+            LENET,
             "--student",
             "mlp128",
             "--set",
@@ -380,14 +381,35 @@ WRONG = [
         "teacher.lr: has no effect on lenet-mnist",
     ),
     (
-        ("sweep", "--teacher", "pretrained:lenet-mnist", "--student", "mlp128", "--grid", "teacher.epochs=1,9"),
+        ("sweep", "--teacher", LENET, "--student", "mlp128", "--grid", "teacher.epochs=1,9"),
         2,
         "teacher.epochs: has no effect on lenet-mnist",
     ),
-    (("train", "--set", "student={lr=3.5}"), 2, "--set student={lr=3.5}: train has no use for settings of student"),
-    (("train", "--set", "noise.sigma=0.3"), 2, "train has no use for settings of student, noise, target"),
-    (("train", "--set", "run.seeds=3"), 2, "--set run.seeds=3: train trains one network, and exports none: leave it"),
-    (("distil", "no-store", "--set", "teacher.lr=5"), 2, "distil has no use for settings of teacher, target"),
+    (("train", "--set", "student={lr=3.5}"), 2, "--set student={lr=3.5}: this command reads only data, teacher"),
+    (("train", "--set", "noise.sigma=0.3"), 2, "this command reads only data, teacher, run.output_dir"),
+    (("train", "--set", "run.seeds=3"), 2, "--set run.seeds=3: this command reads only data, teacher, run.output_dir"),
+    (("train", "--set", "run.sedes=3"), 2, "run.sedes: unknown setting"),
+    (
+        ("evaluate", LENET, "--data", "mnist-5k", "--set", "run.seeds=3"),
+        2,
+        "--set run.seeds=3: this command reads only data, teacher, run.d",
+    ),
+    (
+        ("export", LENET, "--data", "mnist-5k", "--set", "student.lr=3"),
+        2,
+        "--set student.lr=3: this command reads only data, teacher, run.t",
+    ),
+    (
+        ("extract", LENET, "--data", "mnist-5k", "--set", "run.seeds=3"),
+        2,
+        "--set run.seeds=3: this command reads only data, teacher, studen",
+    ),
+    (("data", "check", "mnist-5k", "--set", "run.seeds=3"), 2, "this command reads only data: leave it out"),
+    (
+        ("distil", "no-store", "--set", "teacher.lr=5"),
+        2,
+        "this command reads only data, student, noise, choice, run.output",
+    ),
     (("train", "--set", "x=" + "[" * 5000), 2, "nested deeper"),
     (("compress", "--data", "none.npz"), 1, "none.npz: no such file or folder"),
     (("compress", "nothing.toml"), 2, "nothing.toml: cannot be read"),
@@ -397,8 +419,8 @@ WRONG = [
     (("evaluate", "abc"), 2, "no run 'abc'"),
     (("evaluate", "abc", "--split", "tset"), 2, "did you mean 'test'?"),
     (("measure", "nin", "--input-shape", "32"), 2, "--input-shape '32': expected C,H,W"),
-    (("measure", "pretrained:lenet-mnist", "--input-shape", "1,28,28"), 2, "--input-shape has no effect on pretrained"),
-    (("measure", "pretrained:lenet-mnist", "--classes", "10"), 2, "--classes has no effect on pretrained:lenet-mnist"),
+    (("measure", LENET, "--input-shape", "1,28,28"), 2, "--input-shape has no effect on pretrained"),
+    (("measure", LENET, "--classes", "10"), 2, "--classes has no effect on pretrained:lenet-mnist"),
     (("logits", "verify", "nowhere"), 1, "nowhere: no logit store here"),
     (("runs", "rm", "nowhere", "--yes"), 2, "no run 'nowhere'"),
     (("config", "explain", "sigmma"), 2, "unknown setting 'sigmma'"),

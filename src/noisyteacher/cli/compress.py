@@ -22,12 +22,24 @@ from noisyteacher.cli.output import (
     show_table,
     write,
 )
-from noisyteacher.errors import UsageError
 from noisyteacher.progress import stage
 
 if TYPE_CHECKING:
     from noisyteacher.config import Config, Values
     from noisyteacher.pipeline import Result
+
+RUN_OF_ONE = [
+    "output_dir",
+    "device",
+    "threads",
+    "checks",
+    "tensorboard",
+    "track",
+    "trace",
+    "profile",
+    "checkpoint_every_s",
+]
+"""Settings of a run that a training of one network reads: it has no further seeds and exports nothing."""
 
 
 @o.with_options("run.output_dir as_json quiet")
@@ -233,14 +245,6 @@ def distil(
 
 def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
     """One training run of a kind, new or resumed, and its scores."""
-    unread = {"train": ("student", "noise", "target"), "distil": ("teacher", "target")}[kind]
-    for setting in request.overrides or ():
-        key = setting.partition("=")[0].strip()
-        if key.partition(".")[0].strip() in unread:
-            raise UsageError(f"--set {setting}: {kind} has no use for settings of {', '.join(unread)}: leave it out")
-        if key in ("run.seeds", "run.control_seeds", "run.baselines", "run.export"):
-            raise UsageError(f"--set {setting}: {kind} trains one network, and exports none: leave it out")
-    from noisyteacher.config import build_config
     from noisyteacher.distributed import process_group, rank
     from noisyteacher.text import duration, plural
 
@@ -257,7 +261,8 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
             device = str(run.config.get("config", {}).get("run", {}).get("device", "auto"))
             start = partial(resume_single, run, kind)
         else:
-            config = build_config(request.settings())
+            trained_by = {"train": ("teacher",), "distil": ("student", "noise", "choice")}[kind]
+            config = request.config_reading("data", *trained_by, *(f"run.{name}" for name in RUN_OF_ONE))
             device = config.run.device
             create = train_config if kind == "train" else partial(distil_config, store=store)
             start = partial(create, config, seed=request.seed or 0, command=command_line())
@@ -301,7 +306,7 @@ def extract(
 
         path = teacher if "teacher.weights" in request.flags else o.model_path(teacher, request.output_dir)
         named = replace(request, flags=request.flags | {"teacher.name": path})
-        config, splits = named.data_for(path, watch)
+        config, splits = named.data_for(path, watch, "student.views", "run.checks", *o.MACHINE.split())
         store = extract_config(config, to, watch, data=splits, allow_import=request.allow_import, overwrite=overwrite)
     o.note_other_data(path, splits)
     record: Values = {

@@ -54,11 +54,10 @@ def data_check(
 
     Example: noisyteacher data check mnist-5k
     """
-    from noisyteacher.config import build_config
     from noisyteacher.errors import DataError, DataWarning
     from noisyteacher.process import cores
 
-    config = build_config(request.settings({"data": {"name": name}}))
+    config = request.config_reading("data", base={"data": {"name": name}})
     with request.progress(PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
         from noisyteacher.data_check import image_names, imbalance, twins, unreadable_files
@@ -265,7 +264,7 @@ def logits_verify(
                 report = opened.verify()
         else:
             path = o.model_path(teacher, request.output_dir)
-            config, splits = request.data_for(path, watch)
+            config, splits = request.data_for(path, watch, "run.device", "run.output_dir")
             model, _ = load_teacher(path, splits, request.allow_import, config.teacher)
             model = model.to(resolve_device(config.run.device))
             opened.check(data=splits.train.fingerprint)

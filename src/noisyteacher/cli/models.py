@@ -41,7 +41,7 @@ def evaluate(
         from noisyteacher.pipeline.pretrained import load_teacher
 
         path = o.model_path(model, request.output_dir)
-        config, splits = request.data_for(path, watch)
+        config, splits = request.data_for(path, watch, "run.device", "run.output_dir")
         part = splits.parts.get(split)
         if part is None:
             raise DataError(f"{splits.name}: has no {split} split, only {', '.join(splits.parts)}")
@@ -303,7 +303,7 @@ def export(
             if value is not None and not has_effect:
                 raise UsageError(f"{option} has no effect on {', '.join(names)}: leave it out")
         path = o.model_path(model, request.output_dir)
-        config, splits = request.data_for(path, watch)
+        config, splits = request.data_for(path, watch, "run.threads")
         classifier, _ = load_teacher(path, splits, request.allow_import, config.teacher)
         check_stated_order(path, classifier, splits, config.teacher)
         folder = Path(output_dir) if output_dir is not None else Path("exports") / _export_name(path)

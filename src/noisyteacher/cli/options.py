@@ -133,6 +133,21 @@ class Request:
             put(settings, key, value)
         return read_config(None, tuple(self.overrides or ()), settings)
 
+    def config_reading(self, *read: str, base: Values | None = None) -> Config:
+        """The checked settings of a command that reads only these: dotted keys, or whole parts of the settings.
+
+        Raises UsageError for a `--set` of another setting.
+        """
+        from noisyteacher.config import build_config
+        from noisyteacher.errors import UsageError
+
+        config = build_config(self.settings(base))
+        for override in self.overrides or ():
+            key = override.partition("=")[0].strip()
+            if not any(f"{key}.".startswith(f"{name}.") for name in read):
+                raise UsageError(f"--set {override}: this command reads only {', '.join(read)}: leave it out")
+        return config
+
     def options_to_resume(self) -> list[str]:
         """The options of this command line that a run folder does not record, as words."""
         words = []
@@ -174,12 +189,12 @@ class Request:
             raise typer.BadParameter(f"--output-dir {output_dir}: {run.path} resumes in place; leave --output-dir out")
         return run
 
-    def data_for(self, model: str, watch: Watch | None) -> tuple[Config, Splits]:
+    def data_for(self, model: str, watch: Watch | None, *read: str) -> tuple[Config, Splits]:
         """The settings, and the data that the model at this path was trained on, unless other data are named.
 
-        Raises UsageError when neither the command nor the model's run names the data.
+        read: settings that the command reads beside those of data and teacher. Raises UsageError when neither the
+        command nor the model's run names the data, and for a `--set` of another setting.
         """
-        from noisyteacher.config import build_config
         from noisyteacher.errors import UsageError
         from noisyteacher.pipeline.pretrained import data_settings_of
         from noisyteacher.pipeline.resolve import load_config_data
@@ -191,7 +206,7 @@ class Request:
             if data is None:
                 raise UsageError(f"{model}: no run says on which data it was trained: name the data by --data")
             base["data"] = data
-        config = build_config(self.settings(base))
+        config = self.config_reading("data", "teacher", *read, base=base)
         return config, load_config_data(config, watch)
 
 

@@ -180,6 +180,8 @@ def pack_data(
             raise UsageError(f"{path}: is packed already: use it as it is")
         if f"{os.path.realpath(target)}{os.sep}".startswith(os.path.realpath(path) + os.sep):
             raise UsageError(f"{out}: lies inside the source {path}: choose a folder outside")
+        if root is not None and (path.suffix.lower() != ".csv" or not path.is_file()):
+            raise UsageError(f"root has no effect on {str(path)!r}: leave it out")
         content = path_source(path, follow_links, None, root)
     elif type(source).__module__.split(".")[0] == "datasets":
         content = hugging_face_source(source)
