@@ -49,7 +49,7 @@ pygments_dark_style = "native"
 def as_paragraphs(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Start a paragraph, its first words bold, where a docstring comes to an argument, the errors or the source.
 
-    The docstrings are prose: `seed: of the run. limit: at most so many rows. Raises DataError ...`. Doctests stay.
+    The docstrings are prose: `seed: of the run. limit: at most this many rows. Raises DataError ...`. Doctests stay.
     """
     try:
         arguments = "|".join(map(re.escape, inspect.signature(obj).parameters)) or "^"

@@ -160,7 +160,7 @@ def test_minutes_that_are_too_few_are_refused_with_those_it_takes(tmp_path: Path
 
     # 4 + 60 + 2 x 23 s, a reserve of 5 %, and the 10 s that have passed are 2.097 minutes
     with pytest.raises(
-        UsageError, match=r"2\.09 min are too few here: .* it takes 3 min \(start 10 s, logits 65 s, students 45 s\)"
+        UsageError, match=r"2\.09 min is too short: .* it takes 3 min \(start 10 s, logits 65 s, students 45 s\)"
     ):
         pace(2.09).begin()
     assert not (run.path / FILE).exists()

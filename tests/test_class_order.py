@@ -1,4 +1,4 @@
-"""A teacher whose classes stand in another order than the data's: seen in its answers, refused, and put in order."""
+"""A teacher whose classes are in another order than the data's: seen in its predictions, refused, and put in order."""
 
 from __future__ import annotations
 
@@ -271,5 +271,5 @@ def test_the_classes_of_further_teachers_are_compared_too(folder: Path, tmp_path
     teacher |= {"preprocess": "scale", "class_order": order, "also": [str(tmp_path / "further.safetensors")]}
     chosen = settings(folder, tmp_path / "runs", **teacher)
     chosen["student"]["augment"] = "mixup"  # answers of the teachers are not stored
-    with pytest.raises(MismatchError, match=r"teacher 2's classes stand in another order: 16\.67 % of val"):
+    with pytest.raises(MismatchError, match=r"teacher 2's classes are in another order: 16\.67 % of val"):
         compress_config(build_config(chosen), allow_import=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import noisyteacher as nt
 from helpers import Call, blobs
-from noisyteacher.data_check import Twin, image_names, imbalance, twins
+from noisyteacher.data_check import Duplicate, duplicates, image_names, imbalance
 from noisyteacher.errors import DataWarning
 
 
@@ -36,16 +36,16 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def test_twins_of_every_kind() -> None:
+def test_duplicates_of_every_kind() -> None:
     """Rows 1 and 5 of train are one image; row 2 of val is row 0 of train, with another label."""
     train, val = blobs(9), blobs(6, "val", seed=1)
     train.images[5], val.images[2] = train.images[1], train.images[0]
     train = replace(train, labels=torch.tensor([0, 1, 2, 0, 1, 1, 0, 1, 2]))
     done: list[int] = []
-    pairs = twins(nt.Splits("blobs", train, val), lambda count, total: done.append(count))
-    assert pairs == [Twin(("train", 1), ("train", 5), False), Twin(("train", 0), ("val", 2), True)]
+    pairs = duplicates(nt.Splits("blobs", train, val), lambda count, total: done.append(count))
+    assert pairs == [Duplicate(("train", 1), ("train", 5), False), Duplicate(("train", 0), ("val", 2), True)]
     assert done == [9, 15]
-    assert twins(nt.Splits("blobs", blobs(9), blobs(6, "val", seed=1))) == []
+    assert duplicates(nt.Splits("blobs", blobs(9), blobs(6, "val", seed=1))) == []
 
 
 def test_imbalance_by_hand() -> None:

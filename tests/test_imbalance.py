@@ -26,7 +26,7 @@ from noisyteacher.train.validation import Validation
 
 
 def rare(sizes: tuple[int, ...], role: str = "train") -> nt.Split:
-    """Blobs with so many rows of each class."""
+    """Blobs with this many rows of each class."""
     split = blobs(len(sizes) * max(sizes), role, len(sizes))
     labels = labels_of(split)
     return split.subset(torch.cat([(labels == label).nonzero().flatten()[:n] for label, n in enumerate(sizes)]))

@@ -136,7 +136,7 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bytes(
     ).read_bytes()
     assert [row.errors for row in resumed.rows] == [row.errors for row in whole.rows]
     assert compressed(data, tmp_path, run=cut.path, **INTERRUPTED).rows[3].errors == resumed.rows[3].errors
-    with pytest.raises(MismatchError, match="other arguments"):
+    with pytest.raises(MismatchError, match="other settings"):
         compressed(data, tmp_path, run=cut.path, **{**INTERRUPTED, "epochs": 4})
     with pytest.raises(UsageError, match=r"started in Python: call compress\(\.\.\., run="):
         resume_compress(cut)
@@ -193,15 +193,15 @@ def test_a_run_is_gone_on_with_only_by_the_same_modules(tmp_path: Path, data: nt
     assert [row.errors for row in go(module(0), run=whole.path).rows] == [row.errors for row in whole.rows]
     (whole.path / "result.json").unlink()
     for different in (module(1), module(0, nn.ReLU())):
-        with pytest.raises(MismatchError, match=r"other arguments .*student_module"):
+        with pytest.raises(MismatchError, match=r"other settings .*student_module"):
             go(different, run=whole.path)
     other_teacher = go(module(0), teacher=module(2))
     trained: dict[str, Any] = {"teacher_training": {"epochs": 1}, "output_dir": tmp_path, "epochs": 1, "checks": False}
     with pytest.raises(UsageError, match="teacher_training: epochs has no effect on Sequential, which is trained"):
         nt.compress(module(2), module(0), data, **trained)
-    with pytest.raises(MismatchError, match=r"other arguments .*teacher\.epochs"):  # a run of before that was refused
+    with pytest.raises(MismatchError, match=r"other settings .*teacher\.epochs"):  # a run of before that was refused
         nt.compress(module(2), module(0), data, run=other_teacher.path, **trained)
-    with pytest.raises(MismatchError, match=r"other arguments .*teacher_module"):
+    with pytest.raises(MismatchError, match=r"other settings .*teacher_module"):
         go(module(0), teacher=module(3), run=other_teacher.path)
 
 

@@ -215,7 +215,7 @@ def test_one_whose_teacher_fails_learns_no_more(launched: list[int]) -> None:
 
 
 class Root(nn.Module):
-    """Its gradient is not finite once all weights have left it alone for so many steps."""
+    """Its gradient is not finite once all weights have left it alone for this many steps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def fill(folder: Path, layout: Plan | None = None, logits: Tensor | None = None)
 
 
 def interrupt(folder: Path, written: int, layout: Plan | None = None) -> list[int]:
-    """Write so many shards, then fail; returns the numbers of the shards that were missing."""
+    """Write this many shards, then fail; returns the numbers of the shards that were missing."""
     missing: list[int] = []
 
     def blocks_of(shards: Sequence[Shard]) -> Generator[Tensor]:

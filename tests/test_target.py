@@ -198,7 +198,7 @@ def test_validation_chooses_and_the_evidence_is_kept(tmp_path: Path) -> None:
     assert search["bound"] == ["macs"]
     assert Run.open(result.path / "noisy-seed0").config["model"] == search["chosen"]
     assert f"chosen on validation (n = 60) was {search['chosen']}: error {lowest:.2f} %" in str(result)
-    assert "the limit that bound was target.macs" in str(result)
+    assert "the binding limit was target.macs" in str(result)
     assert result.best is not None
     assert result.best["run"] == "noisy-seed0"
     assert result.holds

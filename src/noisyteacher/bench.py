@@ -56,7 +56,7 @@ class Loaded(NamedTuple):
 
 @contextlib.contextmanager
 def load_onnx(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
-    """Yield the file loaded by onnxruntime, on the CPU with so many threads; all else is onnxruntime's default."""
+    """Yield the file loaded by onnxruntime, on the CPU with this many threads; all else is onnxruntime's default."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -69,7 +69,7 @@ def load_onnx(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
 
 @contextlib.contextmanager
 def load_pte(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
-    """Yield the file loaded by ExecuTorch, with so many threads in XNNPACK."""
+    """Yield the file loaded by ExecuTorch, with this many threads in XNNPACK."""
     import torch
 
     with contextlib.redirect_stderr(io.StringIO()):  # the runtime reports on the CPU
@@ -91,7 +91,7 @@ def load_pte(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
 
 @contextlib.contextmanager
 def load_tflite(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
-    """Yield the file loaded by LiteRT, with so many threads."""
+    """Yield the file loaded by LiteRT, with this many threads."""
     from ai_edge_litert.interpreter import Interpreter
 
     run = Interpreter(os.fspath(path), num_threads=threads).get_signature_runner()
@@ -103,7 +103,7 @@ def load_tflite(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
 
 @contextlib.contextmanager
 def load_pt2(path: str | os.PathLike[str], threads: int) -> Iterator[Loaded]:
-    """Yield the file loaded by torch.export.load, with so many of torch's threads."""
+    """Yield the file loaded by torch.export.load, with this many of torch's threads."""
     import torch
 
     logger, threads_before = logging.getLogger("torch.export"), torch.get_num_threads()
@@ -276,7 +276,7 @@ def time_in_turns(
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[list[float]]]:
-    """Milliseconds of the calls by name and round, after a round that does not count; another begins each round.
+    """Milliseconds of the calls by name and round, after a warm-up round; each round starts with another name.
 
     In its turn each is called once without being timed, to get over what ran before it, then at least once, and for its
     share of the seconds.

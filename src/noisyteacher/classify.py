@@ -19,10 +19,9 @@ from noisyteacher.data.images import Resize, Unreadable, decode_all
 from noisyteacher.device import check_count, inference, resolve_device
 from noisyteacher.errors import DataError, MismatchError
 from noisyteacher.evaluate import Progress
+from noisyteacher.io.files import StrPath
 from noisyteacher.models import Classifier, as_classifier
 from noisyteacher.progress import counted, reported
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is suspicious in a data set: images that stand in it twice, rare classes, files that cannot be read."""
+"""What is suspicious in a data set: images that occur twice, rare classes, files that cannot be read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Position = tuple[str, int]
 """An image by the role of its split and its row."""
 
 
-class Twin(NamedTuple):
+class Duplicate(NamedTuple):
     """An image with the pixels of an earlier one; and whether their labels differ."""
 
     first: Position
@@ -42,13 +42,13 @@ class Imbalance(NamedTuple):
         return self.most / self.fewest if self.fewest else math.inf
 
 
-def twins(splits: Splits, report: Callable[[int, int], None] | None = None) -> list[Twin]:
+def duplicates(splits: Splits, report: Callable[[int, int], None] | None = None) -> list[Duplicate]:
     """Every image whose pixels an earlier one has, of train, val and test in this order, with the first such image.
 
     Memory grows by a hash of 16 bytes for each image. report: called with (images done, of how many).
     """
     firsts: dict[bytes, Position] = {}
-    pairs: list[Twin] = []
+    pairs: list[Duplicate] = []
     done, total = 0, sum(map(len, splits.parts.values()))
     for role, split in splits.parts.items():
         for rows in split.chunks():
@@ -58,7 +58,7 @@ def twins(splits: Splits, report: Callable[[int, int], None] | None = None) -> l
                 if first != (role, row):
                     labels, earlier = split.labels, splits.parts[first[0]].labels
                     differ = labels is not None and earlier is not None and bool(labels[row] != earlier[first[1]])
-                    pairs.append(Twin(first, (role, row), differ))
+                    pairs.append(Duplicate(first, (role, row), differ))
             done += len(rows)
             if report is not None:
                 report(done, total)

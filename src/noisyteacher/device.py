@@ -22,7 +22,7 @@ AUTO = "auto"
 NARROW = 16
 """Floats in the widest register of a CPU: convolutions of fewer input channels may write out of bounds."""
 WORTH = 1.5
-"""bf16 is used where its matrix products are at least so many times as fast: less does not make up for rounding."""
+"""bf16 is used where its matrix products are at least this many times as fast: less does not make up for rounding."""
 MOST_THREADS = 1024
 PROBE_BATCH = 32
 """Images on which a memory format is tried: for up to 16, torch may choose other convolutions than for more."""
@@ -61,7 +61,7 @@ def check_count(name: str, number: object, least: int = 1) -> None:
 
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Inside, torch uses so many CPU threads; None leaves them as they are."""
+    """Inside, torch uses this many CPU threads; None leaves them as they are."""
     if threads is None:
         yield
         return

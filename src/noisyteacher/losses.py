@@ -33,8 +33,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> 
     Raises MismatchError unless the shapes are equal and B >= 1, ConfigError unless temperature is finite and above 0.
     Source: Hinton, Vinyals & Dean 2015, section 2.
     """
-    check_pair(student, teacher)
-    check_temperature(temperature)
+    check_pair(student, teacher, temperature)
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum() / student.shape[0]
@@ -51,8 +50,7 @@ def dist(
     mean (a single row, a class that no row prefers) has no direction, counts as 0, and has a finite gradient.
     Raises as `soft_targets`. Source: Huang et al., NeurIPS 2022 (DIST), section 3, the factor T^2 as in their code.
     """
-    check_pair(student, teacher)
-    check_temperature(temperature)
+    check_pair(student, teacher, temperature)
 
     def directions(logits: Tensor, dim: int) -> Tensor:
         p = (logits.float() / temperature).softmax(1)
@@ -79,8 +77,7 @@ def dkd(
     Raises as `soft_targets`, and MismatchError for a target of another shape.
     Source: Zhao et al., CVPR 2022 (DKD), Eqs. 6 and 7, without their warm-up of the weight.
     """
-    check_pair(student, teacher)
-    check_temperature(temperature)
+    check_pair(student, teacher, temperature)
     if target.shape != student.shape[:1]:
         raise MismatchError(f"targets {list(target.shape)}: expected one class per row, [{student.shape[0]}]")
     is_target = target[:, None] == torch.arange(student.shape[1], device=target.device)
@@ -108,8 +105,7 @@ def ttm(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, weighted:
     p = softmax(z): more, the less certain the teacher is. Raises as `soft_targets`.
     Source: Zheng & Yang, ICLR 2024 (TTM, weighted: WTTM), whose gamma is 1/T; they tune it (0.1 in their example).
     """
-    check_pair(student, teacher)
-    check_temperature(temperature)
+    check_pair(student, teacher, temperature)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     rows = (log_teacher.exp() * (log_teacher - F.log_softmax(student.float(), dim=1))).sum(1)
     if weighted:
@@ -132,10 +128,11 @@ def check_temperature(temperature: float) -> None:
         raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
 
 
-def check_pair(student: Tensor, teacher: Tensor) -> None:
-    """Raises MismatchError unless both are `[B, K]` of one shape with B >= 1."""
+def check_pair(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> None:
+    """Raises MismatchError unless both are `[B, K]` of one shape with B >= 1, ConfigError for a wrong temperature."""
     if student.dim() != 2 or student.shape != teacher.shape or not len(student):
         raise MismatchError(
             f"student logits {list(student.shape)}, teacher logits {list(teacher.shape)}: both must be [B, K] with the "
             "same batch of at least one row and the same classes in the same order"
         )
+    check_temperature(temperature)

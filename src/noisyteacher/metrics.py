@@ -1,4 +1,4 @@
-"""What is said of finite logits `[N, K]` and labels int64 `[N]`, N >= 1. Percentages are 0..100, NLL is in nats."""
+"""Scores of finite logits `[N, K]` against labels int64 `[N]`, N >= 1. Percentages are 0..100, NLL is in nats."""
 
 from __future__ import annotations
 

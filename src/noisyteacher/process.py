@@ -111,7 +111,7 @@ def run_in_workers(
     title: str,
     watch: Watch | None,
 ) -> list[Any]:
-    """What `train(*task)` returns for each task, in their order, from `jobs` processes of so many threads each.
+    """What `train(*task)` returns for each task, in their order, from `jobs` processes of this many threads each.
 
     Raises NoisyTeacherError when a process dies, UsageError for a task that cannot be sent to one.
     """

@@ -116,13 +116,13 @@ def reported(
 
 
 @contextmanager
-def stage(watch: Watch | None, title: str, note: str = "") -> Iterator[None]:
+def stage(watch: Watch | None, title: str) -> Iterator[None]:
     """Report a stage that begins and ends with the block."""
     if watch is not None:
-        watch(title, 0, 1, note)
+        watch(title, 0, 1, "")
     yield
     if watch is not None:
-        watch(title, 1, 1, note)
+        watch(title, 1, 1, "")
 
 
 def message(watch: Watch | None, kind: str, words: str) -> None:

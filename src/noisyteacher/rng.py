@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -29,14 +29,12 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, *purpose))
 
 
-@contextmanager
-def kept_draws(device: torch.device = CPU) -> Iterator[None]:
+def kept_draws(device: torch.device = CPU) -> AbstractContextManager[None]:
     """Afterwards torch's global generators, the CPU's and this device's, are as they were.
 
     No other device is looked at: that would start CUDA in a process that only computes on the CPU.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def seed_draws(seed: int, device: torch.device = CPU) -> None:

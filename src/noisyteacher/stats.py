@@ -27,7 +27,7 @@ Values = Sequence[float] | Mapping[int, float]
 
 
 def is_within(drop: float, allowed: float) -> bool:
-    """Whether so many points lost are as many as allowed at most; a difference of exactly that may be rounded up."""
+    """Whether a drop in points is within the allowed one; a drop of exactly that may have been rounded up."""
     return drop <= allowed + 1e-9
 
 
@@ -377,7 +377,7 @@ def dunnett_point(treatments: int, degrees_of_freedom: int, correlation: float) 
 
 
 def dunnett_p(t: float, treatments: int, degrees_of_freedom: int, correlation: float = 0.5) -> float:
-    """The chance that the largest of so many |t|, against one control and without any effect, is `t` or more.
+    """The chance that the largest of this many |t|, against one control and without any effect, is `t` or more.
 
     `dunnett_p(2.57, 2, 10)` is 0.05. The t's share the control: their correlation is 1/2 if all have the same seeds.
     """

@@ -51,7 +51,7 @@ class StoredTeacher:
         known = isinstance(stated, list) and numbers not in (stated, ours)
         if known and (moved := moved_classes(same_names(stated or [], ours), ours, "the store")):
             raise MismatchError(
-                f"{self.store.path}: its classes stand in another order: {moved}: load the data with the classes of "
+                f"{self.store.path}: its classes are in another order: {moved}: load the data with the classes of "
                 "the store, or extract again with --overwrite (in Python overwrite=True)"
             )
 

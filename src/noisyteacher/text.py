@@ -109,7 +109,7 @@ def value_words(value: object) -> str:
 
 
 def sentence(words: str) -> str:
-    """The words with a capital and a full stop. `sentence("no limit bound") == "No limit bound."`."""
+    """The words with a capital and a full stop. `sentence("no limit was binding") == "No limit was binding."`."""
     return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 

@@ -283,7 +283,7 @@ def test_a_store_on_a_disk_that_fails_says_so_and_is_finished_later(
 
 @contextmanager
 def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of so many bytes, really full when it is full. Skips where none may be mounted."""
+    """A file system of this many bytes, really full when it is full. Skips where none may be mounted."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False

@@ -34,7 +34,7 @@ TIMES = ("seconds", "latency", "started", "finished", "memory", "_s", "_ms", "th
 
 
 def kill_later(process: Fork, folder: Path, writes: int, pause: float) -> None:
-    """Kill the process so long after so many files of the folder were made or replaced, unless it ends before."""
+    """Kill the process so long after this many files of the folder were made or replaced, unless it ends before."""
     seen = before = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
     count = 0
     while count < writes:

@@ -17,6 +17,7 @@ from noisyteacher.cli.output import (
     print_json,
     print_result,
     print_scores,
+    progress,
     resumable,
     say,
     show_table,
@@ -61,7 +62,7 @@ def demo(
 
     run: Values = {"output_dir": request.output_dir, "threads": 1}  # the networks are too small for more
     teacher: Values = {"teacher": {"preset": "paper", "epochs": 4}, "run": run}
-    with request.progress() as watch:
+    with progress(request.quiet) as watch:
         from noisyteacher.pipeline.single_step import train_config
 
         trained = train_config(build_config(teacher), on_progress=watch)
@@ -140,7 +141,7 @@ def _write_candidates(request: o.Request, folder: Path) -> None:
     from noisyteacher.config import build_config
 
     config = build_config(request.with_teacher_preset().settings())
-    with request.progress() as watch:
+    with progress(request.quiet) as watch:
         from noisyteacher.pipeline.compression import write_candidates
 
         files = write_candidates(config, folder, watch, request.allow_import)
@@ -168,7 +169,7 @@ def _compress_settings(settings: Values, request: o.Request, started: float | No
 
 def _compress(config: Config | None, request: o.Request, started: float | None) -> Result:
     """Start a compression, or without a config resume the request's, and print the result, which is returned."""
-    with resumable("compress", request.options_to_resume()) as begun, request.progress() as watch:
+    with resumable("compress", request.options_to_resume()) as begun, progress(request.quiet) as watch:
         from noisyteacher.pipeline.compression import compress_config, resume_compress
         from noisyteacher.pipeline.pretrained import refuse_training_of
 
@@ -197,7 +198,7 @@ def _report(result: Result, request: o.Request) -> None:
         from noisyteacher.report import build_report
 
         try:
-            with request.progress() as watch, stage(watch, "writing the report"):
+            with progress(request.quiet) as watch, stage(watch, "writing the report"):
                 page = build_report([result.path], "html").encode()
                 write_bytes(result.path / REPORT, page, within=result.path)
         except NoisyTeacherError as error:  # the table is worth more than the page
@@ -250,7 +251,7 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
 
     with (
         resumable(kind, request.options_to_resume()) as begun,
-        replace(request, quiet=request.quiet or rank() > 0).progress() as watch,
+        progress(request.quiet or rank() > 0) as watch,
     ):
         from noisyteacher.pipeline.single_step import distil_config, resume_single, train_config
         from noisyteacher.train.history import profile_table
@@ -301,7 +302,7 @@ def extract(
 
     Example: noisyteacher extract runs/20261122T1246Z-train-lenet-7f3a9c --views clean,mirror
     """
-    with request.progress() as watch:
+    with progress(request.quiet) as watch:
         from noisyteacher.pipeline.single_step import extract_config
 
         path = teacher if "teacher.weights" in request.flags else o.model_path(teacher, request.output_dir)

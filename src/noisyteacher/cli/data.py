@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import print_json, print_table, say
+from noisyteacher.cli.output import print_json, print_table, progress, say
 from noisyteacher.progress import PATIENCE_S, counted, stage
 from noisyteacher.text import few, plural
 
@@ -58,9 +58,9 @@ def data_check(
     from noisyteacher.process import cores
 
     config = request.config_reading("data", base={"data": {"name": name}})
-    with request.progress(PATIENCE_S) as watch:
+    with progress(request.quiet, PATIENCE_S) as watch:
         from noisyteacher.data import Packed, data_summary, is_packed
-        from noisyteacher.data_check import image_names, imbalance, twins, unreadable_files
+        from noisyteacher.data_check import duplicates, image_names, imbalance, unreadable_files
         from noisyteacher.pipeline.resolve import load_config_data
 
         packed = Packed.open(config.data.name) if is_packed(Path(config.data.name)) else None
@@ -83,7 +83,7 @@ def data_check(
                 raise DataError(f"{len(damaged):,} images cannot be read:\n{listed}{more}") from error
         with stage(watch, "summing up the images"):
             summary = data_summary(splits)
-        pairs = twins(splits, None if watch is None else counted(watch, "looking for duplicates", "images"))
+        pairs = duplicates(splits, None if watch is None else counted(watch, "looking for duplicates", "images"))
         name_of = image_names(splits, packed or config.data.name, config.data.root) if pairs else str
     rare = imbalance(splits)
     summary["imbalance"] = None if rare is None else rare._asdict()
@@ -161,7 +161,7 @@ def data_pack(
     labels: int | list[str] | None = None
     if classes is not None:
         labels = int(classes) if classes.strip().isdecimal() else [name.strip() for name in classes.split(",")]
-    with request.progress(heavy="noisyteacher.data") as watch:
+    with progress(request.quiet, heavy="noisyteacher.data") as watch:
         from noisyteacher.data import pack_data
 
         packed = pack_data(
@@ -253,7 +253,7 @@ def logits_verify(
     Example: noisyteacher logits verify STORE --teacher runs/20261122T1246Z-train-lenet-7f3a9c
     """
     record: Values = {}
-    with request.progress(PATIENCE_S) as watch:
+    with progress(request.quiet, PATIENCE_S) as watch:
         from noisyteacher.device import resolve_device
         from noisyteacher.pipeline.pretrained import load_teacher
         from noisyteacher.store import LogitStore

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import WRITERS, print_exported, print_json, print_scores, print_table, say
+from noisyteacher.cli.output import WRITERS, print_json, print_scores, print_table, progress, say, show_table, write
 from noisyteacher.progress import PATIENCE_S, counted, stage
 
 HARDEST = 20
@@ -34,7 +34,7 @@ def evaluate(
 
     if split not in ("train", "val", "test"):
         raise unknown_name("split", split, ("train", "val", "test"))
-    with request.progress(PATIENCE_S) as watch:
+    with progress(request.quiet, PATIENCE_S) as watch:
         from noisyteacher.evaluate import evaluate as score
         from noisyteacher.evaluate import recall_by_class
         from noisyteacher.pipeline.preflight import check_stated_order
@@ -97,7 +97,7 @@ def predict(
     if format not in WRITERS:
         raise unknown_name("format", format, WRITERS)
     unreadable = 0
-    with request.progress(PATIENCE_S) as watch:
+    with progress(request.quiet, PATIENCE_S) as watch:
         from noisyteacher.classify import classify
         from noisyteacher.pipeline.pretrained import class_names_of, fit_of, load_teacher
 
@@ -105,7 +105,7 @@ def predict(
         classifier, _ = load_teacher(path, allow_import=request.allow_import)
         names = class_names_of(path, classifier)
         if names is None:
-            say(f"note: nothing says how {path} calls its classes: they are numbered", err=True)
+            say(f"note: no class names are recorded for {path}: classes are numbered", err=True)
         fit = fit or fit_of(path)
         report = False if watch is None else counted(watch, "predicting", "images")
         options = {"top": top, "fit": fit, "batch_size": batch_size, "device": request.flags.get("run.device", "auto")}
@@ -141,7 +141,7 @@ def measure(
     from noisyteacher.text import count, size_bytes
 
     threads = request.flags.get("run.threads")
-    with request.progress(PATIENCE_S) as watch:
+    with progress(request.quiet, PATIENCE_S) as watch:
         from noisyteacher.device import check_threads
         from noisyteacher.errors import UsageError
         from noisyteacher.measure import measure as measure_costs
@@ -283,10 +283,10 @@ def export(
 
     Example: noisyteacher export runs/20261122T1246Z-distil-mlp800-7f3a9c --format onnx,onnx-int8,hub
     """
-    with request.progress() as watch:
+    with progress(request.quiet) as watch:
         from noisyteacher.device import cpu_threads
         from noisyteacher.errors import NoisyTeacherError, UsageError
-        from noisyteacher.export import FORMATS, check_format_names, check_formats, verdict
+        from noisyteacher.export import FORMATS, check_format_names, check_formats, table, verdict
         from noisyteacher.models import is_onnx_file
         from noisyteacher.pipeline.handover import calibrated, provenance_of, ship
         from noisyteacher.pipeline.preflight import check_stated_order
@@ -339,7 +339,8 @@ def export(
         record = {"model": path, "folder": str(folder), "verdict": verdict(files), "files": described}
         print_json(record | {"failed": reasons, "caveats": caveats})
     else:
-        print_exported(files, reasons)
+        show_table(table(files, reasons))
+        write(f"\nVerdict: {verdict(files)}.")
         if calibrate:
             say(f"\n{sentence}.")
         say(f"\nFolder: {folder}")

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 
 import typer
 
-from noisyteacher.cli.output import progress, say
+from noisyteacher.cli.output import say
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from noisyteacher.config import Config, Values
     from noisyteacher.data import Splits
     from noisyteacher.progress import Watch
@@ -103,12 +101,6 @@ class Request:
     def output_dir(self) -> str:
         """The folder of run folders."""
         return str(self.flags.get("run.output_dir") or "runs")
-
-    def progress(
-        self, delay_s: float = 0.0, heavy: str = "noisyteacher.pipeline"
-    ) -> AbstractContextManager[Watch | None]:
-        """`output.progress`, silent with `--quiet`."""
-        return progress(self.quiet, delay_s, heavy)
 
     def settings(self, base: Values | None = None) -> Values:
         """Nested settings from the file (or `base`), then the flags, then `--set`.

@@ -29,7 +29,6 @@ from noisyteacher.tables import Table
 from noisyteacher.text import harmless, printable_lines
 
 if TYPE_CHECKING:
-    from noisyteacher.export import Exported
     from noisyteacher.pipeline.results import RunResult
     from noisyteacher.runs import Run
 
@@ -211,14 +210,6 @@ def print_result(result: RunResult, as_json: bool = False, **more: Any) -> None:
             say(line)  # paths and commands are not wrapped, so that they can be copied
         else:
             write(line, "bold" if line.startswith(("Verdict", "WARNING")) or line.endswith("failed:") else None)
-
-
-def print_exported(files: Sequence[Exported], failed: Mapping[str, str]) -> None:
-    """Exported files beside torch, formats that failed with the reason, and which file is fastest and smallest."""
-    from noisyteacher.export import table, verdict
-
-    show_table(table(files, failed))
-    write(f"\nVerdict: {verdict(files)}.")
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

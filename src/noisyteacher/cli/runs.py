@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import print_json, print_result, print_scores, print_table, say
+from noisyteacher.cli.output import print_json, print_result, print_scores, print_table, progress, say
 from noisyteacher.progress import PATIENCE_S, stage
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def report(
 
     ending = "" if output is None else Path(output).suffix.lstrip(".").lower()
     chosen = format or {"": "html", "htm": "html", "markdown": "md"}.get(ending, ending)
-    with request.progress(PATIENCE_S, "noisyteacher.report") as watch:
+    with progress(request.quiet, PATIENCE_S, "noisyteacher.report") as watch:
         from noisyteacher.report import FORMATS, build_report
         from noisyteacher.runs import find_run
 

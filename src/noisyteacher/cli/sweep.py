@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from noisyteacher.cli import options as o
-from noisyteacher.cli.output import command_line, print_json, print_result, resumable, write
+from noisyteacher.cli.output import command_line, print_json, print_result, progress, resumable, write
 from noisyteacher.errors import ConfigError, UsageError
 from noisyteacher.text import flat
 
@@ -41,7 +41,7 @@ def sweep(
     resume = request.resume
     if partial is not None:
         request.refuse_beside("--partial", grid=grid, resume=resume)
-        with request.progress():
+        with progress(request.quiet):
             from noisyteacher.sweep import partial_result
 
             result = partial_result(request.run(partial))
@@ -59,7 +59,7 @@ def sweep(
             raise ConfigError(
                 "no grid: give --grid KEY=V1,V2 (such as noise.sigma=0.1,0.5) or a table [sweep] in CONFIG"
             )
-    with resumable("sweep", request.options_to_resume()) as begun, request.progress() as watch:
+    with resumable("sweep", request.options_to_resume()) as begun, progress(request.quiet) as watch:
         from noisyteacher.pipeline.pretrained import refuse_training_of
         from noisyteacher.sweep import resume_sweep
         from noisyteacher.sweep import sweep as run_sweep
@@ -106,7 +106,7 @@ def paper(
 
     Example: noisyteacher paper table1 --budget quick --data-root data
     """
-    with request.progress():  # says that it is loading
+    with progress(request.quiet):  # says that it is loading
         from noisyteacher.paper import EXPERIMENTS, run_paper, varies_sigma
 
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
@@ -117,7 +117,7 @@ def paper(
         teacher = o.model_path(teacher, request.output_dir)
     results = []
     for name in names:
-        with resumable(None) as begun, request.progress() as watch:
+        with resumable(None) as begun, progress(request.quiet) as watch:
             result = run_paper(
                 name,
                 budget,

@@ -50,7 +50,7 @@ def build_config(settings: Mapping[str, Any], *, unused_noise: bool = False) -> 
         table = settings.get(part)
         preset = table.get("preset") if isinstance(table, Mapping) else None
         if isinstance(table, Mapping) and isinstance(preset, str) and preset in PRESETS:
-            filled[part] = {**_preset_values(preset, part, table), **table}
+            filled[part] = {**_effective_preset(preset, part, table), **table}
     config = validated(Config, filled)
     problems = [f"{name}: {problem}" for name, problem in config.contradictions()]
     if (unused := config.noise.unused()) and not unused_noise:
@@ -63,7 +63,7 @@ def build_config(settings: Mapping[str, Any], *, unused_noise: bool = False) -> 
     return config
 
 
-def _preset_values(preset: str, part: str, named: Mapping[str, Any]) -> Values:
+def _effective_preset(preset: str, part: str, named: Mapping[str, Any]) -> Values:
     """What a preset decides for a part, without what would have no effect beside the settings that are named."""
     values = dict(PRESETS[preset][part])
     optimizer = named.get("optimizer", values.get("optimizer"))
@@ -81,7 +81,7 @@ def drop_unused(table: Values, part: str, varied: Collection[str]) -> None:
     """
     preset = PRESETS.get(str(table.get("preset")), {}).get(part, {})
     named = {name: table[name] for name in ("optimizer", "weight_decay", *varied) if name in table}
-    used = _preset_values(table["preset"], part, named) if preset else {}
+    used = _effective_preset(table["preset"], part, named) if preset else {}
     for name in preset.keys() - used.keys() - {*varied}:
         if name in table and table[name] == preset[name]:
             del table[name]

@@ -72,7 +72,7 @@ class TrainSettings(Settings):
     epochs: Count = 20
     """Passes over the training split."""
     steps: Count | None = None
-    """Length in updates instead of epochs: as many whole epochs as are needed for so many."""
+    """Length in updates instead of epochs: as many whole epochs as are needed for this many."""
     batch_size: Count = 64
     """Samples per update."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
@@ -169,9 +169,9 @@ class Data(Settings):
     extra: bool = True
     """SVHN: train on its 531,131 extra images too, as the paper does."""
     limit: Count | None = None
-    """At most so many rows of each split, every class in proportion: for trying things out."""
+    """At most this many rows of each split, every class in proportion: for trying things out."""
     train_limit: Count | None = None
-    """At most so many rows of the training split alone, every class in proportion: what little data would do."""
+    """At most this many rows of the training split alone, every class in proportion: what little data would do."""
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
         if self.name == "mnist-5k" and self.root is not None:
@@ -392,14 +392,14 @@ class Target(Settings):
     teacher unless named in students."""
 
     macs: str | Positive | None = None
-    """At most so many multiplications per image, or "4x": at most a quarter of the teacher's."""
+    """At most this many multiplications per image, or "4x": at most a quarter of the teacher's."""
     bytes: str | Positive | None = None
-    """At most so many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
+    """At most this many bytes in the weights file, or "8x": at most an eighth of the teacher's."""
     parameters: str | Positive | None = None
-    """At most so many parameters, or "8x": at most an eighth of the teacher's."""
+    """At most this many parameters, or "8x": at most an eighth of the teacher's."""
     latency: str | Positive | None = None
-    """At most so many milliseconds a call, "5ms", or "2x": twice as fast as the teacher or faster; of the first file of
-    run.export (default onnx) in its own runtime."""
+    """At most this many milliseconds a call, "5ms", or "2x": twice as fast as the teacher or faster; of the first file
+    of run.export (default onnx) in its own runtime."""
     latency_threads: Count = 1
     """CPU threads of that runtime."""
     latency_batch: Count = 1

@@ -27,7 +27,7 @@ from torch import Tensor
 from noisyteacher.data.holdout import make_splits, partition, per_class
 from noisyteacher.data.split import Split, Splits
 from noisyteacher.errors import DataError
-from noisyteacher.io.files import remove_new_folders_on_error
+from noisyteacher.io.files import StrPath, remove_new_folders_on_error
 from noisyteacher.io.pickles import Recorded, Unpickler
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -72,9 +72,9 @@ MAT_MATRIX, MAT_COMPRESSED, MAX_VARIABLES = 14, 15, 8
 SVHN_VAL_PER_CLASS = {"train": 400, "extra": 200}
 
 
-def default_root() -> Path:
-    """The folder of the official files: the variable NOISYTEACHER_DATA, or ~/.cache/noisyteacher."""
-    folder = os.environ.get("NOISYTEACHER_DATA")
+def default_root(root: StrPath | None = None) -> Path:
+    """The folder of the official files: `root`, or the variable NOISYTEACHER_DATA, or ~/.cache/noisyteacher."""
+    folder = os.environ.get("NOISYTEACHER_DATA") if root is None else root
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "noisyteacher"
 
 
@@ -186,12 +186,11 @@ def _official_files(name: str, root: Path, extra: bool = True) -> list[OfficialF
     return files
 
 
-def datasets_here(root: str | os.PathLike[str] | None = None) -> list[dict[str, str]]:
+def datasets_here(root: StrPath | None = None) -> list[dict[str, str]]:
     """For each known name: `name`, `here` (yes, no), `files` (where they are under `root`, or what is missing)."""
-    base = Path(root).expanduser() if root is not None else default_root()
     records = [{"name": "mnist-5k", "here": "yes", "files": "comes with the package"}]
     for name in DATASETS[1:]:
-        files = _official_files(name, base)
+        files = _official_files(name, default_root(root))
         folder, missing = files[0].path.parent, ", ".join(file.path.name for file in files if not file.path.exists())
         text = f"missing in {folder}: {missing} (fetched at first use)" if missing else str(folder)
         records.append({"name": name, "here": "no" if missing else "yes", "files": text})

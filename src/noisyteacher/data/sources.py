@@ -82,7 +82,7 @@ def load_data(
         by default its folder. download: fetch what is missing.
     verify: refuse official files with another MD5 (False says so in `.note`), and packed images with another checksum.
     seed: of the draw that holds rows out where the source has no validation split; runs to be compared must share it.
-    limit: at most so many rows of each split, each class in proportion. train_limit: the same of train alone.
+    limit: at most this many rows of each split, each class in proportion. train_limit: the same of train alone.
     extra: False leaves SVHN's 531,131 extra images out. size (pixels, or (height, width)), fit (`squash` or `crop`),
         grey: resize the images of a folder or `.csv` file, to one channel. classes: the number or the names, where
         these are not labelled.
@@ -116,8 +116,7 @@ def load_data(
     if name == "mnist-5k":
         splits = load_mnist5k()
     elif name is not None:
-        base = Path(root).expanduser() if root is not None else default_root()
-        splits = load_official(name, base, download=download, verify=verify, seed=seed, extra=extra)
+        splits = load_official(name, default_root(root), download=download, verify=verify, seed=seed, extra=extra)
     elif isinstance(source, Splits):
         splits = source
     elif path is not None and is_packed(path):

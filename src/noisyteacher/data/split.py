@@ -125,7 +125,7 @@ class Split:
         return apply_view(images, views if isinstance(views, str) else views[0])
 
     def first_images(self, most: int, view: str = "clean") -> Tensor:
-        """The images of the first rows, at most so many, under a view: uint8 `[min(most, N), C, H, W]`."""
+        """The images of the first rows, at most this many, under a view: uint8 `[min(most, N), C, H, W]`."""
         return self.images_at(torch.arange(min(most, len(self))), view)
 
     def labels_at(self, rows: Tensor) -> Tensor:

@@ -70,11 +70,9 @@ class Draft:
     qat: bool
 
 
-_ONNX, _MOBILE, _LITERT = (
-    ("onnx", "onnxscript", "onnxruntime"),
-    ("torchao", "executorch"),
-    ("litert_torch", "ai_edge_litert"),
-)
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_MOBILE = ("torchao", "executorch")
+_LITERT = ("litert_torch", "ai_edge_litert")
 FORMATS = {
     "onnx": Format("onnx", "fp32", write_onnx, partial(run_file, load_onnx), _ONNX, "export"),
     "onnx-int8": Format("onnx", "int8", write_onnx, partial(run_file, load_onnx), _ONNX, "export", True),

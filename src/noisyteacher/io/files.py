@@ -217,7 +217,7 @@ def write_json(path: StrPath, kind: str, schema: int, content: Json, within: Pat
 
 
 def read_json(path: StrPath, kind: str, schema: int, most: int | None = None) -> Json:
-    """The content of a sealed JSON file of at most so many bytes (by default MAX_TEXT), without its `header`.
+    """The content of a sealed JSON file of at most this many bytes (by default MAX_TEXT), without its `header`.
 
     Raises FileFormatError naming the file when it is missing, larger, damaged, or of another kind or schema.
     """

@@ -361,7 +361,7 @@ def _blank_logits(model: Classifier, shape: Sequence[int]) -> Tensor:
 
 
 def _runs_at(model: Classifier, side: int) -> bool:
-    """Whether the network answers to square images of so many pixels."""
+    """Whether the network answers to square images of this many pixels."""
     try:
         _blank_logits(model, (*(model.input_shape or ())[:1], side, side))
     except Exception:

@@ -309,7 +309,7 @@ def _replace_head(network: nn.Module, old: int, classes: int) -> None:
 
 
 def _adapt_stem(network: nn.Module, channels: int, keep_filters: bool) -> None:
-    """Make the first convolution take so many channels; kept filters are summed and shared among them."""
+    """Make the first convolution take this many channels; kept filters are summed and shared among them."""
     name, layer = next((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
     if layer.in_channels == channels:
         return

@@ -24,7 +24,7 @@ from noisyteacher.models.networks import he_normal
 
 SHRINK = "shrink:"
 STEP = 8
-"""Large multiples of it stay multiples of it: CPUs compute on so many channels at once."""
+"""Large multiples of it stay multiples of it: CPUs compute on this many channels at once."""
 DEEPEST = 8
 """How many times in a row a network may be narrowed."""
 LEAST = 0.25

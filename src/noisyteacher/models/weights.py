@@ -242,7 +242,7 @@ def _largest(options: Any) -> int:
 
 @contextlib.contextmanager
 def _bounded_layers(tensors: int) -> Iterator[None]:
-    """Raise MismatchError when this thread builds far more parts of networks than a file with so many tensors has."""
+    """Raise MismatchError when this thread builds far more parts of networks than a file with this many tensors has."""
     most, thread, counted = 10_000 + 20 * tensors, threading.get_ident(), itertools.count(1)
 
     def count_part(*part: Any) -> None:

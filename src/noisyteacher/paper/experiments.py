@@ -40,7 +40,7 @@ class Budget:
     """How many times as many seeds the clean student has, where students are cheap: about the root of the number of
     noises."""
     limit: int | None = None
-    """At most so many images of each split."""
+    """At most this many images of each split."""
 
     def epochs(self, full: int) -> int:
         """The number of epochs in this budget."""

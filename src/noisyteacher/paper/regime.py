@@ -51,7 +51,7 @@ from noisyteacher.train.state import noise_clock
 
 KIND, SCHEMA = "regime-training", 2
 WATCHED = 2000
-"""At most so many validation images are evaluated after an epoch; settings are chosen on all of them."""
+"""At most this many validation images are evaluated after an epoch; settings are chosen on all of them."""
 TRACES = 8
 """How often in a training the trace is computed, at epochs that are evenly spaced in their logarithm."""
 TEACHERS = {"mnist": "pretrained:lenet-mnist", "cifar10": "pretrained:nin-cifar10"}
@@ -71,10 +71,8 @@ CHOICES = {"decay chosen": ("last", True), "for early stopping": ("best", True),
 """What is chosen, for clean and for noisy students -> by which weights' error, and whether with weight decay."""
 HALVING = (0.02, 0.1)
 """Q = 1/B sum of rate^2 alpha sigma^2 mean(z^2) at which fresh noise halved the trace in trials with perceptrons."""
-GENTLE, STRONG = (
-    {"sigma": 0.3, "alpha": 1.0, "draw": "row", "until": 0.6},
-    {"sigma": 0.9, "alpha": 0.5, "draw": "row", "until": 0.6},
-)
+GENTLE = {"sigma": 0.3, "alpha": 1.0, "draw": "row", "until": 0.6}
+STRONG = {"sigma": 0.9, "alpha": 0.5, "draw": "row", "until": 0.6}
 VARIANTS: dict[str, Json] = {
     "sigma 0.3, alpha 1": GENTLE,
     "sigma 0.9, alpha 0.5": STRONG,
@@ -287,7 +285,7 @@ def recipe_of(cell: Cell, arm: Arm, epochs: int) -> Json:
 
 
 def clock_of(arm: Arm, steps: int, batch: int) -> float:
-    """Q of a training of so many steps, for logits whose mean square is 1."""
+    """Q of a training of this many steps, for logits whose mean square is 1."""
     if arm.noise is None:
         return 0.0
     recipe = TrainSettings(

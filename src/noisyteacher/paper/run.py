@@ -41,7 +41,7 @@ STATED = (
 """Settings that the paper states: its numbers do not belong beside those of other settings."""
 OWN_OPTIONS = {"run.seeds": "--seeds", "run.output_dir": "--output-dir"}
 """Settings that are options of an experiment -> the option."""
-OF_FILES = ("class_order", "logits_precision", "preprocess", "mean", "std")
+TRAINED_TEACHER_SETTINGS = ("class_order", "logits_precision", "preprocess", "mean", "std")
 """Settings of a teacher that apply to one that is trained already."""
 SECTION54 = {"drawn-sigma": ("noisy", 19.08), "teacher2": ("clean", 22.62), "two-teachers": ("clean", 20.44)}
 """Part -> the kind of condition that a test error (%) of the paper's section 5.4 stands beside, and that error."""
@@ -357,7 +357,7 @@ def _train_teachers(base: Json, output_dir: str | os.PathLike[str], watch: Watch
                 return str(train_config(candidate, run=existing, on_progress=watch).run.path)
         return str(train_config(resolved, on_progress=watch).run.path)
 
-    names = OF_FILES if is_model_path(settings["name"]) else ()
+    names = TRAINED_TEACHER_SETTINGS if is_model_path(settings["name"]) else ()
     kept = {key: settings[key] for key in names if key in settings}
     also = {"also": [trained(name) for name in settings["also"]]} if settings.get("also") else {}
     return {**base, "teacher": {**kept, "name": trained(settings["name"]), **also}}

@@ -1,11 +1,11 @@
-"""Whether a teacher's classes are in the order of the data's: by their names, and by its answers to labelled images.
+"""Whether a teacher's classes are in the order of the data's: by their names, and by its predictions.
 
-By answers: the best one-to-one assignment of outputs to classes is fitted on one half of the images and tested on the
-other. It is the order if, on the classes that it moves, it is right more often than the order as it stands (exact sign
-test, p < 1e-3), twice as often at least, and for half of the images. Natural sorting (2 before 10), by which other
-programs sort class folders, is tried first: it is not fitted, so all images test it, and it need not be right for half
-of them, because an untrained teacher answers with few classes. A teacher that is right on all images less than half as
-often as on the moved classes points to wrong normalisation, not to a wrong order.
+By predictions: the best one-to-one assignment of outputs to classes is fitted on one half of the images and tested on
+the other. It is accepted if, on the images of the classes it moves, it is right significantly more often than the
+current order (exact sign test, p < 1e-3), at least twice as often, and on at least half of them. Natural sorting (2
+before 10), which other programs use for class folders, is tried first: nothing is fitted, so all images test it, and it
+need not be right on half of them, because a barely trained teacher predicts few classes. If accuracy over all images is
+less than half of that on the moved classes, wrong normalisation is the likelier cause, and no order is accepted.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Check:
 def check_class_names(
     theirs: Sequence[str] | None, ours: Sequence[str], who: str, present: Sequence[int] | None = None
 ) -> Check:
-    """Whether class names that both sides know have the same number on both.
+    """Whether class names that the model and the data share have the same number in both.
 
     present: the setting `teacher.class_order`; None where it has no effect.
     """
     name = "class order"
     if theirs is None:
-        return Check(name, None, f"nothing says how {who} calls its classes")
+        return Check(name, None, f"no class names are recorded for {who}")
     if len(theirs) != len(ours):
         return Check(name, False, f"{who} has {len(theirs)} classes, the data {len(ours)}")
     outputs = same_names(theirs, ours)
@@ -62,7 +62,7 @@ def check_class_names(
     if moved := moved_classes(outputs, ours, who):
         complete = present is not None and sorted(matched) == list(range(len(ours)))
         remedy = f"; {_remedy(matched, present)}" if complete else ""
-        return Check(name, False, f"the classes stand in another order: {moved}{remedy}")
+        return Check(name, False, f"the classes are in another order: {moved}{remedy}")
     if not matched:
         return Check(name, None, f"{who} calls its classes {theirs[0]!r}, ..., the data theirs {ours[0]!r}, ...")
     return Check(name, True, f"{len(matched)} of {len(ours)} classes have the same name and number")
@@ -84,7 +84,7 @@ def check_class_assignment(predicted: Tensor, split: Split, who: str, present: S
         return Check(name, True, f"no other order of the classes fits {split.role} better (n = {n:,})")
     hits = [100 * int((predicted == expected).sum()) / n for expected in (labels, labels.new_tensor(order)[labels])]
     message = (
-        f"{who}'s classes stand in another order: {hits[0]:.2f} % of {split.role} are right as they stand and "
+        f"{who}'s classes are in another order: {hits[0]:.2f} % of {split.role} are right as they stand and "
         f"{hits[1]:.2f} % in the order that fits (n = {n:,}); {moved_classes(order, split.class_names, who)}; "
         f"{_remedy(order, present)}"
     )
@@ -119,7 +119,7 @@ def find_reorder(predicted: Tensor, labels: Tensor, class_names: Sequence[str]) 
     table, same = _confusion(outputs, truth, classes), np.arange(classes)
 
     def explains(order: Ints) -> bool:
-        """Whether the order makes the teacher right for all images half as often as for the classes it moves."""
+        """Whether, in this order, accuracy over all images is at least half of that on the classes it moves."""
         moved, hits = order != same, table[same, order]
         return bool(moved.any() and 2 * hits.sum() * table[moved].sum() >= hits[moved].sum() * table.sum())
 

@@ -19,7 +19,7 @@ from noisyteacher.config import Config, Teacher, TrainSettings, Values, build_co
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import AUTO, check_count, cpu_threads, refuse_autocast, refuse_no_gradients, resolve_device
 from noisyteacher.distributed import world
-from noisyteacher.errors import MismatchError, NoisyTeacherError, UsageError
+from noisyteacher.errors import NoisyTeacherError, UsageError
 from noisyteacher.export import FORMATS, check_formats, check_packages, fake_quantized
 from noisyteacher.export.card import BENCH
 from noisyteacher.io.files import Json, make_folder, write_bytes
@@ -212,16 +212,15 @@ def _compress_in_run(
         if not config.student.decay_biases:  # refused where the network decides for an optimizer that decays none
             resolve.fit_options(config.student, network, data)
         with suppress(UsageError):  # a network that cannot be measured
-            warning = larger_than_teacher(
-                name, *(limited(costs_of(model, data)) for model in (network, teacher_network))
-            )
+            costs = [limited(costs_of(model, data)) for model in (network, teacher_network)]
+            warning = larger_than_teacher(name, *costs)
     if run is None:
         if config.target.latency_record:
             read_record(config.target.latency_record)  # a damaged file is refused before a folder is made
         title = pretrained.run_title(name, pretrained.network_name(teacher), data.name)
         run = new_run(config.run.output_dir, "compress", name, record, command=command, title=title)
     else:
-        _check_same_arguments(run, record)
+        resolve.refuse_other_settings(run, as_json(record, "config"))
     if on_run_created is not None:
         on_run_created(run)
     experiment = Experiment(
@@ -326,17 +325,6 @@ def _build_teacher(model: str | nn.Module, settings: Teacher, data: Splits, allo
     return build_network(settings, model, data)
 
 
-def _check_same_arguments(run: Run, record: Values) -> None:
-    """Raises MismatchError if the interrupted run has another record."""
-    differences = resolve.differing_keys(run.config, as_json(record, "config"))
-    differences = [key for key in differences if key != "run.output_dir"]  # it may have been moved since
-    if differences:
-        keys = ", ".join(differences[:4])
-        raise MismatchError(
-            f"{run.path}: was started with other arguments ({keys}): see its config.json, or start a new run"
-        )
-
-
 class Compression:
     """A compression under way: its steps in order, and what they leave for the next."""
 
@@ -353,7 +341,7 @@ class Compression:
         self.experiment, self.search, self.jobs, self.timings = experiment, search, jobs, timings
         self.comparable = data.train.labels is not None and data.val.labels is not None
         self.pace = self._pace(teacher_network, started)
-        self.at_the_end = bool(config.student.qat_epochs) + bool(config.run.export)
+        self.final_stages = bool(config.student.qat_epochs) + bool(config.run.export)
         self.trained: dict[str, list[TrainedModel]] = {}
         self.checks: list[Check] = []
         self.warnings: list[str] = []
@@ -384,7 +372,7 @@ class Compression:
         self.experiment = replace(experiment, config=replace(config, teacher=teacher, student=student))
         tries, trials = self.pace.whole.tries, number_of_trials(self.experiment)
         trainings = trials + len(experiment.conditions) * config.run.seeds + self.short_run
-        self.stages = StageTitles(2 + tries + trainings + self.at_the_end)
+        self.stages = StageTitles(2 + tries + trainings + self.final_stages)
         for line in outline(self.experiment, work.tries, trials, self.short_run, work.student_epochs):
             message(experiment.on_progress, "plan", line)
 
@@ -484,7 +472,7 @@ class Compression:
         overlaps = [pretrained.seen_before(source, self.experiment.data, who) for who, source in sources.items()]
         caveats = [overlap for overlap in overlaps if overlap is not None]
         self.warnings += caveats
-        self.stages.number, twin = self.stages.total - self.at_the_end, None
+        self.stages.number, twin = self.stages.total - self.final_stages, None
         if self.experiment.config.student.qat_epochs:
             condition, title = self.best_record["condition"], self.stages.next("quantization-aware training")
             try:

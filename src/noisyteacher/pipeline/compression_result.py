@@ -55,7 +55,7 @@ class Result(RunResult):
 
         Sentences without the last full stop.
         """
-        return ". ".join(v.sentence for v in self.verdicts if v.word != HANDED_OVER) or None
+        return ". ".join(map(str, self.verdicts)) or None
 
     @property
     def handed_over(self) -> tuple[Condition, int]:
@@ -203,10 +203,8 @@ class Result(RunResult):
 
         `files` has a `path` and `bytes` per exported file. A path is None where there is no such file.
         """
-        best, inside = (
-            self.best_student,
-            {"best": "", "weights": HUB_WEIGHTS, "predict": PREDICT, "bench": BENCH, "card": CARD},
-        )
+        best = self.best_student
+        inside = {"best": "", "weights": HUB_WEIGHTS, "predict": PREDICT, "bench": BENCH, "card": CARD}
         paths = {name: None if best is None else best / file for name, file in inside.items()}
         paths["report"] = self.path / REPORT
         files = [{"path": str(self.path / file.path), "bytes": file.bytes} for file in self.files]
@@ -252,7 +250,7 @@ class Result(RunResult):
         files += [(paths["card"], "model card"), (paths["report"], "report")]
         return [
             f"Verdict: {self.compression_verdict()}.",
-            *(f"Noise: {verdict}." for verdict in self.verdicts if verdict.word != HANDED_OVER),
+            *(f"Noise: {verdict}." for verdict in self.verdicts),
             *(f"WARNING: {warning}." for warning in self.warnings),
             "",
             f"Run folder: {self.path}",

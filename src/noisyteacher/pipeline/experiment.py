@@ -37,7 +37,7 @@ from noisyteacher.train.curvature import trace_record
 from noisyteacher.train.history import profiled, ticked
 
 MANY_CLASSES = 100
-"""Up to so many classes a result keeps the whole confusion matrix."""
+"""A result keeps the whole confusion matrix for up to this many classes."""
 Logits = Mapping[str, LogitStore | nn.Module]
 """Where a teacher's logits come from: `train`, `val`, `test` are stores; `live` is the teacher itself, where images are
 augmented. `train-2` or `live-2`, and so on: further teachers. `teacher`: the first network, for students narrowed from
@@ -93,7 +93,7 @@ class Experiment:
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions; where the noise is yet to be chosen, as if some noise were.
+        """All conditions; where the noise is still to be chosen, as if one had been.
 
         With `choice.controls`, clean and noisy students have the recipe that is named; those with the one that
         validation has chosen are `clean-chosen` and `noisy-chosen`.
@@ -454,9 +454,7 @@ def extract_logits(experiment: Experiment, teacher: nn.Module, title: str) -> di
     For the views the students train on, and of clean images for the splits on which they are compared with it. Where
     students see augmented images no store can serve: `live` is then the teacher itself, in place of `train`.
     """
-    logits: dict[str, LogitStore | nn.Module] = dict.fromkeys(
-        ["teacher", *(["live"] if experiment.live else [])], teacher
-    )
+    logits: dict[str, LogitStore | nn.Module] = {"teacher": teacher, **({"live": teacher} if experiment.live else {})}
     for role in experiment.data.parts:
         if role != "train" or not experiment.live:
             logits[role] = _stored(experiment, teacher, role, title)
@@ -471,10 +469,8 @@ def _stored(experiment: Experiment, teacher: nn.Module, role: str, title: str) -
         make_folder(folder / LOGITS, folder)
         path = folder / LOGITS / store_name(display_name(experiment.teacher), split, teacher, precision)
         progress = False if watch is None else counted(watch, f"{title} ({role})", "answers")
-        options: Json = {"views": expand_views(config.student.views) if role == "train" else "clean"}
-        return extract(
-            teacher, split, path, precision=precision, progress=progress, device=config.run.device, **options
-        )
+        views, device = expand_views(config.student.views) if role == "train" else "clean", config.run.device
+        return extract(teacher, split, path, views=views, precision=precision, progress=progress, device=device)
 
 
 def extract_more_teachers(
@@ -573,7 +569,7 @@ def train_student(task: StudentTask) -> TrainedModel:
 
 
 def train_ahead(tasks: Sequence[StudentTask], jobs: int, title: str) -> None:
-    """Train students in `jobs` processes, so that `train_student` finds them done; one that fails is left to it.
+    """Train students in `jobs` processes, so that `train_student` finds them done; it tries again those that fail.
 
     Does nothing with a single job, and where a teacher runs live.
     """

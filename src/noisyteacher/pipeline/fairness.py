@@ -19,7 +19,7 @@ WINDOW = (0.00466, 0.5)
 
 
 def regime_of(recipe: Student, noise: Noise, classes: int, unit: float, lines: Sequence[Mapping[str, Any]]) -> Json:
-    """`steps`; `unfitted_%`, how much of its clean targets' mean square a student leaves; `clock`, the noise's Q.
+    """`steps`; `unfitted_%`, the share of its clean targets' mean square not yet fitted; `clock`, the noise's Q.
 
     unit: root mean square of the teacher's logits. lines: each seed's metrics of the last epoch, of clean students or,
     without these, of noisy ones. `unfitted_%` is None but for logit regression, `clock` but for plain gradient descent

@@ -46,8 +46,6 @@ from noisyteacher.stats import is_within
 from noisyteacher.store import INDEX, KIND, SCHEMA
 from noisyteacher.text import SPLIT_NAMES, escaped
 
-HUB = "hub"
-
 
 def choose_best(
     experiment: Experiment, teacher: TrainedModel, trained: Mapping[str, Sequence[TrainedModel]]
@@ -169,7 +167,7 @@ def ship(
     caveats: Sequence[str] = (),
     **options: Any,
 ) -> list[Exported]:
-    """The model in every one of the formats, in their order, in the folder; files that are there are replaced.
+    """The files of the model that were written into the folder, one per format, in order; existing ones are replaced.
 
     formats: different names of `export.FORMATS`; the files are called `model.onnx`, `model-int8.onnx` and so on, `hub`
     is a folder with weights, config and a model card; `bench.py` beside the files times them. provenance, licence,
@@ -180,14 +178,14 @@ def ship(
     target, paths = Path(folder), {}
     for name in formats:
         suffix = "" if FORMATS[name].precision == "fp32" else f"-{FORMATS[name].precision}"
-        paths[name] = target / (HUB if name == HUB else f"model{suffix}.{FORMATS[name].kind}")
+        paths[name] = target / ("hub" if name == "hub" else f"model{suffix}.{FORMATS[name].kind}")
     if on_progress is not None:
         options["progress"] = partial(on_progress, title)
     files = export_all(model, paths, data=data, **options)
-    if any(file.format != HUB for file in files):
+    if any(file.format != "hub" for file in files):
         write_bytes(target / BENCH, Path(bench.__file__).read_bytes())
-    if any(file.format == HUB for file in files):
-        _write_card(target / HUB, model, data, files, provenance, licence=licence, caveats=caveats)
+    if any(file.format == "hub" for file in files):
+        _write_card(target / "hub", model, data, files, provenance, licence=licence, caveats=caveats)
     return files
 
 

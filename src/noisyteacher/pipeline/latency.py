@@ -99,12 +99,12 @@ class Timing:
 
     @property
     def most_ms(self) -> float:
-        """What target.latency allows, beside the median of this teacher."""
+        """The most milliseconds that target.latency allows, given this teacher's median."""
         return limit(self.limit, 0.0 if self.teacher is None else self.teacher.median_ms, "ms")
 
     @property
     def share(self) -> tuple[float, float, float]:
-        """Latency over the most that is allowed, round by round: its median with a 95 % interval."""
+        """Latency as a share of the most that is allowed, round by round: the median with its 95 % interval."""
         teachers = self.file.round_ms if self.teacher is None else self.teacher.round_ms
         return median_interval(
             [ms / limit(self.limit, other, "ms") for ms, other in zip(self.file.round_ms, teachers, strict=True)]
@@ -147,9 +147,8 @@ class Timings:
         path = run.path / FILE
         if path.exists():
             try:
-                self.records = type_adapter(list[LatencyRecord]).validate_python(
-                    read_json(path, KIND, SCHEMA)["records"]
-                )
+                records = read_json(path, KIND, SCHEMA)["records"]
+                self.records = type_adapter(list[LatencyRecord]).validate_python(records)
             except (ValidationError, KeyError) as error:
                 raise FileFormatError(f"{path}: not the timings of a compression: {error}") from error
         elif self.device:
@@ -157,8 +156,8 @@ class Timings:
             if self._entry(self.records[0], teacher) is None and is_relative(config):
                 raise UsageError(
                     f"{self.device}: has no timing of the teacher {teacher.name!r} as {timed_format(config)}, which "
-                    f"target.latency {config.target.latency} is relative to: time the files of --candidates, its own "
-                    "among them, each with its .export.json beside it"
+                    f"target.latency {config.target.latency} is relative to: time all files that --candidates writes, "
+                    "the teacher's too, each with its .export.json beside it"
                 )
 
     def find(self, network: Classifier, sha256: str = "") -> Timing | None:
@@ -183,7 +182,7 @@ class Timings:
                 self._time(list(files.values()), candidates)
 
     def of_file(self, sha256: str, path: Path, network: Classifier) -> Timing | None:
-        """The timing of a trained network's file, measured now unless it was before; of a device its network's."""
+        """The timing of a trained network's file, measured now if it was not; with a device's record, its network's."""
         if self.device:
             return self.find(network)
         if self.find(network, sha256) is None:

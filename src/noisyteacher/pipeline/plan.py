@@ -70,7 +70,7 @@ def outline(experiment: Experiment, tries: int, trials: int, short_run: bool, st
     config, data = experiment.config, experiment.data
     names = ", ".join(display_name(name) for name, _ in pretrained.teachers_of(experiment.teacher, config))
     how = f"trained for {plural(config.teacher.epochs, 'epoch')} on {len(data.train):,} images of {data.name}"
-    answers = "" if (precision := config.teacher.logits_precision) == "fp32" else f", scored by answers in {precision}"
+    answers = "" if (precision := config.teacher.logits_precision) == "fp32" else f", scored by logits in {precision}"
     lines = [f"teacher: {names}, {f'already trained{answers}' if experiment.teacher_is_trained else how}"]
     short_runs = {"a student on labels": int(short_run), "the student": tries}
     words = ", ".join(f"{number} for {what}" for what, number in short_runs.items() if number)

@@ -39,7 +39,7 @@ class TrainedOn(TypedDict):
 
 
 def is_model_path(name: str) -> bool:
-    """Whether a model's name means a trained one in a file: a path, what looks like one, `pretrained:NAME`.
+    """Whether a name stands for a trained model in a file: a path, something that looks like one, `pretrained:NAME`.
 
     Raises UsageError for a file that holds weights and no architecture.
     """
@@ -47,8 +47,8 @@ def is_model_path(name: str) -> bool:
         raise UsageError(f"{name}: a torch.export program cannot be a teacher: export the model to ONNX and give that")
     if name.lower().endswith(models.ENDINGS) or (not is_onnx_file(name) and models.begins_as_torch_file(name)):
         raise UsageError(
-            f"{name}: such a file has weights and does not say of which network: name that, for example --teacher "
-            "timm:resnet18, and the file beside it by --teacher-weights (teacher.weights)"
+            f"{name}: this file has weights but does not say of which network: name it, for example --teacher "
+            "timm:resnet18, and pass the file by --teacher-weights (teacher.weights)"
         )
     if name.partition(":")[0] in ZOO:
         return False
@@ -78,14 +78,13 @@ def _trained_already(setting: str, teacher: str | nn.Module) -> UsageError:
     return UsageError(f"{setting} has no effect on {display_name(teacher)}, which is trained already: leave it out")
 
 
-def is_pretrained(name: str, settings: Teacher | None = None, data: Splits | None = None) -> bool:
+def is_pretrained(name: str, settings: Teacher, data: Splits | None = None) -> bool:
     """Whether a teacher's name, with its settings, means one that is trained already.
 
     That is a file, a network with a file of weights (with `data`: for as many classes; a training starts from one for
     other classes, and where `head` is set), `hf:NAME` without the option `pretrained`, and any other name with
     `pretrained = "whole"`.
     """
-    settings = settings or Teacher()
     if is_model_path(name):
         return True
     if settings.weights:
@@ -111,7 +110,7 @@ def display_name(model: str | nn.Module) -> str:
 
 
 def network_name(model: str | nn.Module) -> str:
-    """The network's name, for the name of a run folder: of a run or a file that of the network in it."""
+    """The network's name, for naming a run folder; for a run or a file, that of the network in it."""
     if isinstance(model, nn.Module) or model.startswith(PREFIX) or not is_model_path(model):
         return display_name(model)
     path = Path(model)
@@ -259,9 +258,9 @@ def _load_onnx(path: Path, data: Splits | None, settings: Teacher) -> Classifier
     return models.load_onnx(path, classes=data.classes, input_shape=data.input_shape, preprocess=front).eval()
 
 
-def in_order(model: Classifier, settings: Teacher | None) -> Classifier:
+def in_order(model: Classifier, settings: Teacher) -> Classifier:
     """The teacher with its outputs in the order of `teacher.class_order`; itself where that is empty."""
-    return models.reordered(model, settings.class_order) if settings is not None and settings.class_order else model
+    return models.reordered(model, settings.class_order) if settings.class_order else model
 
 
 def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str | nn.Module, Teacher]]:
@@ -280,7 +279,7 @@ def teachers_of(teacher: str | nn.Module, config: Config) -> Iterator[tuple[str 
 
 
 def weights_of(where: StrPath) -> Path:
-    """The weights file of a trained model's path or `pretrained:` name; of a compression that of its best student."""
+    """The weights file behind a model's path or `pretrained:` name; for a compression, that of its best student."""
     path = models.weights_file(where)
     if not path.is_dir():
         return path

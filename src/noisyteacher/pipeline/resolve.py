@@ -13,14 +13,14 @@ from noisyteacher.config import Choice, Config, NoiseSettings, Recipe, TrainSett
 from noisyteacher.data import Splits, expand_views, load_data
 from noisyteacher.device import AUTO, resolve_device, resolve_precision
 from noisyteacher.distributed import on_rank_zero
-from noisyteacher.errors import UsageError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import Json
 from noisyteacher.measure import measure
 from noisyteacher.models import SHRINK, Classifier
 from noisyteacher.models.narrow import ratio_of
 from noisyteacher.noise import Noise
 from noisyteacher.progress import Watch, stage
-from noisyteacher.runs import ABSENT, as_json, compare
+from noisyteacher.runs import ABSENT, Run, as_json, compare
 from noisyteacher.text import flat
 from noisyteacher.train.optim import preferred_optimizer
 from noisyteacher.train.state import length_in_epochs
@@ -30,10 +30,10 @@ DEFAULT_LIMIT = "4x"
 PAPERS_STUDENT: Mapping[str, str] = {"mnist": "mlp800", "mnist-5k": "mlp800"}
 """Data set -> the student of the paper, which a sweep and `distil` take where none is named."""
 BATCH, LR, INHERITED_LR, HALF = 32, 0.01, 0.003, 0.5
-"""The batch size and learning rate that `auto` means; the second rate where a student keeps the weights of so many of
-its teacher's channels."""
+"""The batch size and learning rate that `auto` means; the second rate where a student keeps the weights of this share
+of its teacher's channels."""
 LARGER_BATCHES = {20_000: (128, 0.03), 2_000: (64, 0.02)}
-"""From so many training images on, the most first, `auto` means this batch size and rate, with Muon."""
+"""From this many training images on, the most first, `auto` means this batch size and rate, with Muon."""
 LABEL_WEIGHT, WEAK_TEACHER_LABEL_WEIGHT = 0.3, 0.7
 """The label weight that `auto` means; the second where the teacher is hardly better than a student on labels."""
 SHIFTED = ("clean", *(f"crop-y{y}-x{x}" for y in (2, 6) for x in (2, 6)))
@@ -42,17 +42,21 @@ MIRRORED = ("clean", "mirror", *(name for shift in SHIFTED[1:] for name in (shif
 R = TypeVar("R", bound=Recipe)
 
 
-def differing_keys(recorded: Json, given: Json, part: str = "") -> list[str]:
-    """The dotted keys in which a run's record differs from what is given.
+def refuse_other_settings(run: Run, given: Json, part: str = "") -> None:
+    """Raises MismatchError where an interrupted run's record differs from what is given, but for `run.output_dir`.
 
-    A setting that came later than the record counts as its default. part: the key that settings are under.
+    A setting that is newer than the record counts as its default. part: the key that settings are under.
     """
     defaults = flat(as_json(describe(Config()), "config"))
-    return [
+    differences = [
         key
-        for key, old, new in compare(recorded, given)
-        if not (old is ABSENT and new == defaults.get(key.removeprefix(f"{part}."), ABSENT))
+        for key, old, new in compare(run.config, given)
+        if key != "run.output_dir"  # it may have been moved since
+        and not (old is ABSENT and new == defaults.get(key.removeprefix(f"{part}."), ABSENT))
     ]
+    if differences:
+        problem = f"was started with other settings ({', '.join(differences[:4])})"
+        raise MismatchError(f"{run.path}: {problem}: see its config.json, or start a new run")
 
 
 def resolve_auto(config: Config, data: Splits | None = None, *, decide_label_weight: bool = True) -> Config:
@@ -164,8 +168,8 @@ def require_student(config: Config) -> None:
 
 
 def with_epochs(recipe: R, epochs: int) -> R:
-    """The recipe with so many epochs; if they are fewer than before, a warm-up takes a quarter of them at most, and so
-    do epochs with a frozen body that would be all of them.
+    """The recipe with this many epochs; if they are fewer than before, a warm-up takes a quarter of them at most, and
+    so do epochs with a frozen body that would be all of them.
     """
     warmup = recipe.warmup_epochs if epochs >= recipe.epochs else min(recipe.warmup_epochs, epochs / 4)
     freeze = recipe.freeze_epochs if epochs > recipe.freeze_epochs else epochs / 4

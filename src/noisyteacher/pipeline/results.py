@@ -204,7 +204,7 @@ class Family:
     """On the reported split, of each noise with two sigmas or more that differs in nothing else."""
 
 
-OF_THE_CHOICE = (
+CHOICE_NOTE = (
     "Differences are over the seeds of the choice, errors over all seeds, the verdict over seeds that took no part in "
     "the choice."
 )

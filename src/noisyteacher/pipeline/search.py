@@ -35,7 +35,7 @@ WIDTHS = tuple(number / 32 for number in range(1, 129))  # of a compact network
 NARROWER = (0.75, 0.5)  # parts of the largest width or ratio within the limits that are candidates too
 GREY = ("lenet", "mlp800")
 MEANT_FOR = {(1, 28, 28): GREY, (3, 32, 32): tuple(name for name in PAPER if name not in (*GREY, "mlp128"))}
-"""The paper's networks by the only images for which they are candidates."""
+"""Shape of the images -> the paper's networks that are candidates for it, and for no other shape."""
 SMALL = "mobilenetv3_small_050 mobilenetv3_small_075 mobilenetv3_small_100 mobilenetv4_conv_small_050"
 MOBILE = tuple(
     f"timm:{name}" for name in f"{SMALL} mobilenetv4_conv_small lcnet_050 lcnet_100 efficientnet_lite0".split()
@@ -93,7 +93,9 @@ class StudentSearch:
         The largest of each family comes first, then the second, of another design where there is one: the largest is
         not always what learns best. Those that use little of what they may cost come last.
         """
-        ranked = sorted((candidate for candidate in self.candidates if not candidate.over), key=self.use, reverse=True)
+        ranked = sorted(
+            (candidate for candidate in self.candidates if not candidate.over), key=self.share_used, reverse=True
+        )
         for group in ("design", "family"):  # the first of each group, then the second of each, and so on
             turns: dict[Candidate, int] = {}
             counter: Counter[str] = Counter()
@@ -101,9 +103,9 @@ class StudentSearch:
                 turns[candidate] = counter[getattr(candidate, group)]
                 counter[getattr(candidate, group)] += 1
             ranked = sorted(turns, key=turns.__getitem__)
-        return tuple(sorted(ranked, key=lambda candidate: self.use(candidate) < LITTLE))
+        return tuple(sorted(ranked, key=lambda candidate: self.share_used(candidate) < LITTLE))
 
-    def use(self, candidate: Candidate) -> float:
+    def share_used(self, candidate: Candidate) -> float:
         """The share that a network uses of the limit that is tightest for it; above 1 it breaks that limit."""
         costs = {name: getattr(candidate, name) for name in self.allowed}
         return max((cost / self.allowed[name] for name, cost in costs.items() if cost is not None), default=0.0)
@@ -112,7 +114,7 @@ class StudentSearch:
         """The limits that kept out the next larger network; empty where there is none."""
         over = [candidate for candidate in self.candidates if candidate.over]
         larger = [candidate for candidate in over if candidate.macs >= chosen.macs] or over
-        return min(larger, key=self.use).over if larger else ()
+        return min(larger, key=self.share_used).over if larger else ()
 
     def excess(self, candidate: Candidate) -> str:
         """By how much a network breaks its limits. `1.08 times target.macs, 2.96 times the teacher's bytes`."""
@@ -166,7 +168,7 @@ def none_fits(search: StudentSearch) -> UsageError:
     """The error where no candidate is within the limits: it names the nearest."""
     if not search.candidates:
         return UsageError(f"target: no candidate has a latency ({'; '.join(search.notes)}): see --candidates")
-    nearest, names = min(search.candidates, key=search.use), [network.name for network in search.candidates]
+    nearest, names = min(search.candidates, key=search.share_used), [network.name for network in search.candidates]
     return UsageError(
         f"target: none of {len(names)} networks ({few(names)}) keeps within the limits; the nearest, {nearest.name!r}, "
         f"has {search.excess(nearest)}: allow more, or name a smaller network in target.students"
@@ -236,7 +238,7 @@ def all_candidates(
 ) -> tuple[list[Candidate], list[str]]:
     """The candidates for images of this shape where none are named, and sentences on those that could not be.
 
-    much_narrower: of every network also copies that are far below the limits, for limits that are measured later.
+    much_narrower: also give versions of each network far below the limits, for limits that are measured later.
     """
     parts = (*NARROWER, NARROWER[-1] / 2) if much_narrower else NARROWER
     notes: list[str] = []
@@ -370,7 +372,7 @@ def explain_search(
     ]
     if near:
         sentences.append(f"{', '.join(near)} came within one standard error of it ({uncertainty:.2f} points)")
-    sentences.append(f"the limit that bound was {bound}" if bound else "no limit bound: there is nothing larger")
+    sentences.append(f"the binding limit was {bound}" if bound else "no limit was binding: there is nothing larger")
     return [*sentences, *search.notes]
 
 
@@ -391,12 +393,11 @@ def search_rows(
         reason = f"not tried: {'time' if index < tries else f'search = {tries}'}"
         outcomes.setdefault(candidate, "its training diverged" if candidate.name in diverged else reason)
     over = [candidate for candidate in search.candidates if candidate.over]
-    outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.use)[:1]}
+    outcomes |= {candidate: search.excess(candidate) for candidate in sorted(over, key=search.share_used)[:1]}
     rows = []
     for candidate, outcome in outcomes.items():
-        costs = {
-            key: getattr(candidate, key) for key in (*LIMITS, *(["latency"] if "latency" in search.limits else []))
-        }
+        keys = (*LIMITS, "latency") if "latency" in search.limits else LIMITS
+        costs = {key: getattr(candidate, key) for key in keys}
         row = {"student": candidate.name, **costs, "val_error_%": errors.get(candidate.name), "outcome": outcome}
         rows.append(row | ({"lower_bound": True} if candidate.lower_bound else {}))
     return rows

@@ -34,17 +34,17 @@ from noisyteacher.train import fit
 from noisyteacher.train.history import Tick
 
 FILE, KIND, SCHEMA = "plan.json", "compression-plan", 3
-RESERVE = 0.05  # share of the remaining time that is not planned with: measured speeds vary
+RESERVE = 0.05  # share of the remaining time that is kept in reserve, because measured speeds vary
 MOST_EPOCHS = 200  # of students, where the minutes and not the user say how many
-EPOCHS_PER_VIEW = 4  # a further view is answered for only where there are so many epochs for each
-ENOUGH = 0.5  # fewer networks are tried where otherwise less than this share of the epochs would remain
+EPOCHS_PER_VIEW = 4  # logits of a further view are stored only if each view then gets at least this many epochs
+ENOUGH = 0.5  # rather than keep less than this share of the epochs, fewer networks are tried
 COMPARISON = 0.1  # the most of the time that a short student on labels may take, where no networks are tried
-LONG_ENOUGH_S = 0.5  # a training is timed for so long after its first step, a teacher for so long or CALLS calls
+LONG_ENOUGH_S = 0.5  # a training is timed this long after its first step, a teacher this long or for CALLS calls
 CALLS = 6
 TIMED, MOST_TIMED_S = 0.02, 5.0  # where time is limited: the share of it for timing trainings, and the most for one
 NO_COMPARISON = (
-    "the teacher is not compared with a student on labels, of which an epoch takes over a tenth of the minutes: the "
-    f"label weight is {LABEL_WEIGHT} where it is auto"
+    "there is no time to compare the teacher with a student trained on labels: a label weight of auto means "
+    f"{LABEL_WEIGHT}"
 )
 IMAGES = 32  # in the batch by which a teacher is timed on a CPU: a large one may take a second for each
 SLOWER_LATER = 1.05  # epochs take longer than their first steps: 1.04 times after 5 s of them, on an EPYC
@@ -132,7 +132,7 @@ def shares(work: Work, speeds: Speeds) -> str:
 
 
 def fit_into(work: Work, speeds: Speeds, seconds: float) -> Work:
-    """The work that can be done in so many seconds, at least one view, an epoch of everything and one try, however few.
+    """The work that can be done in this many seconds, at least one view, an epoch of everything and one try.
 
     Where time is short the noise is chosen in a quarter of the student's epochs. Then all epochs are cut by one factor;
     fewer networks are tried before less than half of the epochs would remain. Where there is time for more, students
@@ -227,22 +227,19 @@ class Pace:
         if "begin" not in self.record.decisions and total(least, self.speeds) > self.remaining():
             enough = math.ceil((self.spent + total(least, self.speeds) / (1 - RESERVE)) / 60)
             raise UsageError(
-                f"target.minutes: {self.minutes:.3g} min are too few here: with one epoch of every training, and the "
-                f"teacher's answers to one view alone, it takes {enough} min (start {rough_duration(self.spent)}, "
-                f"{shares(least, self.speeds)}): allow so many, or use fewer images (--set data.limit=N)"
+                f"target.minutes: {self.minutes:.3g} min is too short: even with one epoch of every training and the "
+                f"teacher's logits for one view it takes {enough} min (start {rough_duration(self.spent)}, "
+                f"{shares(least, self.speeds)}): allow that many, or use fewer images (--set data.limit=N)"
             )
         work = self._decide("begin", self.whole, self.speeds)
-        message(
-            self.on_progress,
-            "plan",
-            f"time: about {rough_duration(total(work, self.speeds))}: {shares(work, self.speeds)}",
-        )
+        words = f"time: about {rough_duration(total(work, self.speeds))}: {shares(work, self.speeds)}"
+        message(self.on_progress, "plan", words)
         if self.minutes is not None:
             epoch_s = max(self.speeds.students[: work.tries] or self.speeds.students)
             words = f"{self.minutes:.3g} min: students get {plural(work.student_epochs, 'epoch')} (recipe: "
             words += f"{self.whole.student_epochs})"
             if work.views:
-                words += f" on {work.views} of {plural(self.whole.views, 'view')}, because the teacher's answers to a "
+                words += f" on {work.views} of {plural(self.whole.views, 'view')}, because the teacher's logits for a "
                 words += f"view take {rough_duration(self.speeds.view)}, and an epoch {rough_duration(epoch_s)}"
             else:
                 words += f", because an epoch takes {rough_duration(epoch_s)}"
@@ -344,7 +341,7 @@ class Pace:
 
 
 def timed_seconds(limit_s: float, trainings: int = 1) -> float:
-    """For how many seconds each of so many trainings is timed, where all has to be done within `limit_s`."""
+    """For how many seconds each of this many trainings is timed, where all has to be done within `limit_s`."""
     return max(LONG_ENOUGH_S, min(MOST_TIMED_S, TIMED * limit_s / trainings))
 
 
@@ -362,7 +359,7 @@ def training_seconds(
 ) -> float | None:
     """Seconds of an epoch of training this model by these options of `fit`, validation included; None if it fails.
 
-    Steps are done for so many seconds, at most a whole training, which change the model: pass a copy.
+    Steps are done for this many seconds, at most a whole training, which change the model: pass a copy.
     """
     options = {key: value for key, value in recipe.items() if key not in ("augment", "patience", "keep", "criterion")}
     times = [clock()]

@@ -47,7 +47,7 @@ COST_AXES = {
     "bytes": "bytes of the weights file",
     "latency_ms": "latency (ms)",
 }
-OF_THE_MACHINE = (
+MACHINE_SETTINGS = (
     *("run.output_dir", "data.root", "run.device", "run.threads"),
     *("run.tensorboard", "run.track", "run.profile"),
 )
@@ -55,7 +55,7 @@ OF_THE_MACHINE = (
 MIN_ROWS = 10
 """The accuracy of a bin of fewer rows is not drawn."""
 MAX_NUMBERED_CLASSES, MAX_NAMED_CLASSES = 12, 24
-"""Up to so many classes the cells of a confusion carry numbers, and the axes all names."""
+"""Up to this many classes the cells of a confusion carry numbers, and the axes all names."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _element(text: str, label: str) -> str:
 
 
 class Group(NamedTuple):
-    """Conditions that may differ in their noise alone, and a study that they are of."""
+    """Conditions that may differ in their noise alone, and a study they belong to."""
 
     title: str
     study: Study
@@ -135,7 +135,7 @@ def groups(studies: Sequence[Study], tags: Sequence[str]) -> list[Group]:
         result = study.result
         if study.kind == "compress":
             config = flat(study.run.config)
-            same = {name: config[name] for name in config if not name.startswith(("noise.", *OF_THE_MACHINE))}
+            same = {name: config[name] for name in config if not name.startswith(("noise.", *MACHINE_SETTINGS))}
             key = json.dumps([result.data, result.n, same], sort_keys=True, default=str)
             _, run_tags, rows = compressions.setdefault(key, (study, [], []))
             run_tags += [tag] if tag else []
@@ -386,8 +386,8 @@ def _trade_off(key: str, role: str, data: str, n: int | None, measured: str, poi
         _label(canvas, axes, COST_AXES[key], f"{SPLIT_NAMES[role]} error (%)", 4)
 
     caption = (
-        f"Error on {data} ({SPLIT_NAMES[role]}{f', n = {n:,} images' if n else ''}) against {COST_AXES[key]}. Left and "
-        f"down is better; {'the broken lines cross at the teacher; ' if len(teachers) == 1 else ''}the steps join what "
+        f"Error on {data} ({SPLIT_NAMES[role]}{f', n = {n:,} images' if n else ''}) against {COST_AXES[key]}. Lower "
+        f"left is better; {'the dashed lines cross at the teacher; ' if len(teachers) == 1 else ''}the steps join what "
         "nothing beats; bars: 95 % Student-t intervals over seeds. Models of equal cost are moved aside a little."
     )
     return Figure(225, f"{caption} Latency: {measured}." if measured else caption, paint)
@@ -417,7 +417,7 @@ def reliability(study: Study, rows: Sequence[Condition], role: str) -> Figure | 
     caption = (
         f"Reliability on {SPLIT_NAMES[role]}, {study.models}, {_comma(study.images(role, rows))}seeds pooled: mean "
         f"accuracy of the answers in each of 15 bins of confidence (those of {MIN_ROWS} rows or more); below the "
-        "broken line the model is too sure. Small panel: share of the rows per bin. ECE: expected calibration error."
+        "dashed line it is overconfident. Small panel: share of the rows per bin. ECE: expected calibration error."
     )
     return Figure(290 + 12 * len(rows), caption, paint)
 

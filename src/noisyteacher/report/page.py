@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from noisyteacher.pipeline.compression_result import HANDED_OVER, choice_table
-from noisyteacher.pipeline.results import OF_THE_CHOICE, Condition, Difference, Verdict
+from noisyteacher.pipeline.results import CHOICE_NOTE, Condition, Difference, Verdict
 from noisyteacher.report import figures, tables
 from noisyteacher.report.figures import Figure
 from noisyteacher.report.study import Study, heading, tagged, verdict_text
@@ -159,7 +159,7 @@ def _facts(study: Study, about: Condition | None, fresh: Difference | None) -> I
 def _parts(study: Study, *, alone: bool) -> Iterable[Section]:
     """What there is to say of one study, in order of interest."""
     result, rows, notes = study.result, study.picks(), list(study.notes)
-    notes += [OF_THE_CHOICE] if any(verdict.fresh for verdict in study.verdicts) else []
+    notes += [CHOICE_NOTE] if any(verdict.fresh for verdict in study.verdicts) else []
     if study.state != "done" and not study.rows and not study.parts:
         notes.append("No part of this run is done yet.")
     compared: list[Figure | None] = [figures.beside_paper(result.paper), figures.differences(study)]

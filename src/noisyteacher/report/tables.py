@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyteacher import bench
+from noisyteacher.export import table as export_table
 from noisyteacher.pipeline import Result
 from noisyteacher.pipeline.compression_result import SEARCH_COSTS, search_table
 from noisyteacher.pipeline.latency import read_record
@@ -21,7 +22,7 @@ from noisyteacher.text import SPLIT_NAMES, count, duration, flat, signed, size_b
 
 NOTHING = "–"
 SAME = 1e-6
-"""Points that scores which are equal may differ by, after rounding."""
+"""By how many points equal scores may differ after rounding."""
 MOST_CLASSES = 20
 """Classes that a table of recall lists at most."""
 
@@ -197,12 +198,10 @@ def searched(study: Study) -> Table | None:
 
 def exported(study: Study) -> Table | None:
     """A row per file that was written of the student, torch first; None without files and failures."""
-    from noisyteacher.export import table
-
     result = study.result
-    return (
-        table(result.files, result.failed) if isinstance(result, Result) and (result.files or result.failed) else None
-    )
+    if not (isinstance(result, Result) and (result.files or result.failed)):
+        return None
+    return export_table(result.files, result.failed)
 
 
 def latencies(study: Study) -> list[Table]:

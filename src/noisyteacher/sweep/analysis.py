@@ -9,7 +9,7 @@ from statistics import fmean
 
 from noisyteacher.io.files import Json
 from noisyteacher.pipeline.results import (
-    OF_THE_CHOICE,
+    CHOICE_NOTE,
     Condition,
     Family,
     RunResult,
@@ -82,7 +82,7 @@ class SweepResult(RunResult):
             f"[ ] = 95 % Student-t interval over seeds{missing}. {self._difference_name}: paired by seed with the "
             f"{reference} student of the same settings. {p_note(gaps)}".strip()
         )
-        notes += [OF_THE_CHOICE] if any(verdict.fresh for verdict in self.verdicts) else []
+        notes += [CHOICE_NOTE] if any(verdict.fresh for verdict in self.verdicts) else []
         return notes
 
     def tables(self) -> list[Table]:

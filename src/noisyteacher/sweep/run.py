@@ -11,13 +11,13 @@ from typing import Any
 
 from noisyteacher.config import Values
 from noisyteacher.device import check_count, cpu_threads
-from noisyteacher.errors import MismatchError, UsageError
+from noisyteacher.errors import UsageError
 from noisyteacher.io.files import write_json
 from noisyteacher.measure import Costs, measure
 from noisyteacher.models import SHRINK, load_model, model_record
 from noisyteacher.pipeline.experiment import Experiment, extract_logits, extract_more_teachers, prepare_teacher
 from noisyteacher.pipeline.preflight import CHECKING_TEACHER, check_teacher
-from noisyteacher.pipeline.resolve import differing_keys, load_config_data, resolve_auto
+from noisyteacher.pipeline.resolve import load_config_data, refuse_other_settings, resolve_auto
 from noisyteacher.pipeline.results import Condition, condition_of, run_name
 from noisyteacher.process import cores
 from noisyteacher.progress import Watch, reported, stage
@@ -153,11 +153,7 @@ def _open_run(spec: SweepSpec, run: Run | None, parent: Run | None, name: str | 
     """The run folder of a new sweep, or the one to resume. Raises MismatchError if that has other settings."""
     title = name or spec.base.student.name or "students"
     if run is not None:
-        if differences := differing_keys(run.config, spec.settings, "base"):
-            raise MismatchError(
-                f"{run.path}: was started with other settings ({', '.join(differences[:4])}): see its config.json, or "
-                "start a new one"
-            )
+        refuse_other_settings(run, spec.settings, "base")
         return run
     if parent is not None:
         return parent.child(title, "sweep", spec.settings)

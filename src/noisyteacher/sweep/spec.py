@@ -22,6 +22,7 @@ from noisyteacher.pipeline.resolve import (
     load_config_data,
     require_student,
     resolve_auto,
+    unlabelled_roles,
     with_papers_student,
 )
 from noisyteacher.pipeline.results import Family
@@ -42,7 +43,7 @@ LOSS_SETTINGS: Values = {
 LABELS_ALONE: Values = {**LOSS_SETTINGS, "scale": "none"}
 """Settings without effect on students trained on labels alone, reset for these so that duplicates merge."""
 DEFAULT_NOISE = asdict(NoiseSettings())
-OF_COMPRESSIONS = ("student.qat_epochs", "choice.", "target.", "run.export")
+COMPRESSION_ONLY = ("student.qat_epochs", "choice.", "target.", "run.export")
 """Beginnings of settings that only a compression looks at."""
 
 
@@ -127,8 +128,7 @@ class SweepSpec:
             raise UsageError("run.profile measures the steps of one student: leave it or stack out")
         for members in self.by_teacher().values():
             data = load_config_data(members[0].config)
-            unlabelled = ", ".join(role for role, split in data.parts.items() if split.labels is None)
-            if unlabelled:
+            if unlabelled := ", ".join(unlabelled_roles(data)):
                 raise UsageError(f"{data.name!r} has no labels in {unlabelled}: a sweep compares errors; use compress")
             for condition in members:
                 if condition.config.student.augment != "none":
@@ -173,7 +173,7 @@ def build_spec(
 def _refuse_unused(config: Config) -> None:
     """Raises UsageError for settings that only a compression looks at, where they are not the defaults."""
     defaults = flat(describe(Config()))
-    named = {key: value for key, value in flat(describe(config)).items() if key.startswith(OF_COMPRESSIONS)}
+    named = {key: value for key, value in flat(describe(config)).items() if key.startswith(COMPRESSION_ONLY)}
     if unused := [key for key, value in named.items() if value != defaults[key]]:
         raise UsageError(f"{', '.join(unused)}: no effect on a sweep, only on a compression: leave it out")
 

@@ -105,7 +105,7 @@ def cell_of(condition: ConditionSpec, seed: int, run: Run, stores: Mapping[str, 
 
 
 def local(jobs: int) -> MakeExecutor:
-    """A function that makes an executor of so many processes on this machine."""
+    """A function that makes an executor of this many processes on this machine."""
     return partial(worker_pool, jobs, unwinding=True)
 
 
@@ -324,6 +324,4 @@ def _teacher(folder: str) -> nn.Module:
     return load_model(os.path.join(folder, WEIGHTS), allow_import=True)
 
 
-@lru_cache(maxsize=8)
-def _store(path: str) -> LogitStore:
-    return LogitStore.open(path)
+_store = lru_cache(maxsize=8)(LogitStore.open)

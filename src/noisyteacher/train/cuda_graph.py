@@ -210,7 +210,7 @@ class GraphEngine:
         self.failed |= report.errors.keys()
         return report
 
-    def sync_optimizers(self) -> None:
+    def sync_buffers(self) -> None:
         """No effect: models and optimizers hold their own state at any time."""
 
     def release(self) -> None:

@@ -18,7 +18,7 @@ from noisyteacher.teachers import logits_at
 ROWS = 200
 """Training rows over which the trace is a mean."""
 EXACT_ELEMENTS = 2_000_000
-"""Up to so many elements of one image's Jacobian (classes x parameters) the trace is computed exactly."""
+"""Up to this many elements of one image's Jacobian (classes x parameters) the trace is computed exactly."""
 PROBES = 32
 
 

@@ -112,7 +112,7 @@ class EagerEngine:
         check_gradients([(name, value.grad) for name, value in student.parameters], batch.step)
         self.mark("checks")
 
-    def sync_optimizers(self) -> None:
+    def sync_buffers(self) -> None:
         """With several processes all take the buffers of rank 0, as DistributedDataParallel does before each forward
         pass.
         """

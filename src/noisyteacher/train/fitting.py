@@ -461,7 +461,7 @@ def _check_roles(split: Split, val: Split | None) -> None:
 
 
 def _check_val(split: Split, val: Split | None, classes: int, teacher: object) -> None:
-    """Raises unless `val` can judge a model of so many classes that is trained on the split: DataError with neither
+    """Raises unless `val` can judge a model of this many classes that is trained on the split: DataError with neither
     labels nor a teacher, UsageError for a teacher without effect, MismatchError for other classes or image shapes.
     """
     if teacher is not None and (val is None or val.labels is not None):

@@ -81,8 +81,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 """a x + b x^3 + c x^5 takes every singular value of 0.01 to 1 to about 0.7 to 1.2 in five rounds (Jordan 2024)."""
 ROUNDS = 5
 WIDE = 2
-"""Of matrices with more columns than so many times their rows, the Gram matrices go through the rounds (up to 2.7 times
-faster for 3x3 convolutions, two threads)."""
+"""Of matrices with more columns than this many times their rows, the Gram matrices go through the rounds (up to 2.7
+times faster for 3x3 convolutions, two threads)."""
 ADAM_SIZE = 0.2
 """Root mean square of an element of Adam's step, in units of the rate (Liu et al. 2025, arXiv 2502.16982, 2.2)."""
 BETAS, EPS = (0.9, 0.95), 1e-8

@@ -195,7 +195,7 @@ def rate_factor(schedule: str, step: int, total_steps: int, warmup_steps: int = 
 
 
 def learning_rate(settings: TrainSettings, step: int, batches: int) -> float:
-    """The learning rate of a step, from 0, of a training whose epochs have so many batches."""
+    """The learning rate of a step, from 0, of a training whose epochs have this many batches."""
     warmup, hold = round(settings.warmup_epochs * batches), HOLD if settings.hold is None else settings.hold
     return settings.lr * rate_factor(settings.schedule, step, batches * settings.epochs, warmup, hold)
 

@@ -133,14 +133,14 @@ class Trainer:
             self._record_pending(students, keep=engine.lookahead)
             if time.monotonic() - self.last_checkpoint >= self.checkpoint_every_s:
                 self._record_pending(students)
-                engine.sync_optimizers()
+                engine.sync_buffers()
                 self._checkpoint(students)
             self._handle_signals(students)
             self.mark("checkpoint")
             if all(student.error for student in students):
                 break
         self._record_pending(students)
-        engine.sync_optimizers()
+        engine.sync_buffers()
         for student in students:
             if student.error is None:
                 try:
@@ -242,7 +242,7 @@ class Trainer:
             if self.consistent:
                 self.on_step = None
                 self._record_pending(students)
-                engine.sync_optimizers()
+                engine.sync_buffers()
                 self._checkpoint([student for student in students if student.progress.step])
 
     def _handle_signals(self, students: Sequence[Student]) -> None:
