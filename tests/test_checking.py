@@ -107,6 +107,27 @@ def test_probabilities_are_not_logits(data: nt.Splits, tmp_path: Path) -> None:
         compressed(teacher(data, "scale", nn.Softmax(1)), data, tmp_path)
 
 
+class Squashed(nn.Module):
+    def __init__(self, squash: str) -> None:
+        super().__init__()
+        self.squash = squash
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.squash == "sigmoid" else logits.log_softmax(1)
+
+
+def test_a_sigmoid_at_the_end_is_refused_and_a_log_softmax_where_logits_matter(data: nt.Splits, tmp_path: Path) -> None:
+    """The soft targets of log-probabilities are those of logits; a multiple of either has another softmax."""
+    with pytest.raises(MismatchError, match="leave the sigmoid at its end out"):
+        compressed(teacher(data, "scale", Squashed("sigmoid")), data, tmp_path)
+    network = teacher(data, "scale", Squashed("log"))
+    for needy in ({"loss": "logit_regression"}, {"noise": nt.Noise(sigma=0.5, alpha=0.5)}):
+        with pytest.raises(MismatchError, match="leave the log-softmax at its end out"):
+            compressed(network, data, tmp_path, **needy)
+    checks = {check["check"]: check["passed"] for check in compressed(network, data, tmp_path).checks}
+    assert checks["answers are logits"] is None
+
+
 def test_classes_in_another_order(folder: Path, tmp_path: Path) -> None:
     base = {"data": {"name": str(folder / "data.npz")}, "run": {"output_dir": str(tmp_path), "baselines": False}}
     trained = train_config(build_config({**base, "teacher": {"name": "mlp800", "epochs": 2}}))

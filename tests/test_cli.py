@@ -99,7 +99,7 @@ def test_a_training_flag_reaches_the_settings_of_every_command(monkeypatch: pyte
     spec = importlib.import_module("noisyteacher.sweep.spec")  # before the patch, which it would import
     for module in (config_module, spec):
         monkeypatch.setattr(module, "build_config", build_config)
-    for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "student.lr=1"], ["train"]):
+    for command in (["compress"], ["distil", "store"], ["sweep", "--grid", "run.seeds=1"], ["train"]):
         monkeypatch.setattr(sys, "argv", ["noisyteacher", *command, *words, "--views", "clean,mirror", "--pretrained"])
         with pytest.raises(SystemExit):
             cli.main()
@@ -337,7 +337,7 @@ WRONG = [
     (("compress", "--epochs", "0"), 2, "student.epochs: given 0"),
     (("compress", "--views", "miror"), 2, "did you mean 'mirror'?"),
     (("compress", "--device", "gpu7"), 2, "device 'gpu7' cannot be used here"),
-    (("compress", "--teacher", "teacher.pt"), 2, "name that, for example --teacher timm:resnet18"),
+    (("compress", "--teacher", "teacher.pt"), 2, "name it, for example --teacher timm:resnet18"),
     (("compress", "--teacher", "teacher.pkl"), 2, "does not say of which network"),
     (("compress", "--teacher", "none.safetensors"), 1, "none.safetensors: no weights there"),
     (("compress", "--device", "meta"), 2, "device 'meta' cannot be used here"),
@@ -389,6 +389,11 @@ WRONG = [
     (("train", "--set", "noise.sigma=0.3"), 2, "this command reads only data, teacher, run.output_dir"),
     (("train", "--set", "run.seeds=3"), 2, "--set run.seeds=3: this command reads only data, teacher, run.output_dir"),
     (("train", "--set", "run.sedes=3"), 2, "run.sedes: unknown setting"),
+    (
+        ("sweep", "--teacher", LENET, "--student", "mlp128", "--grid", "student.lr=0.1,0.2", "--lr", "0.5"),
+        2,
+        "student.lr: has no effect beside a grid that varies it: leave it out",
+    ),
     (
         ("evaluate", LENET, "--data", "mnist-5k", "--set", "run.seeds=3"),
         2,
@@ -731,8 +736,8 @@ def test_an_extraction_that_fails_leaves_no_empty_folder_and_another_store_is_re
 ) -> None:
     run = run_of(call("train", "--epochs", "1", *SMALL, "--json", "-q")[1])
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["noisyteacher.extract"], "UNSTEADY", -1.0)
-        assert call("extract", run, "--to", "new/store", "-q")[0] == 1
+        patch.setattr(sys.modules["noisyteacher.teachers"], "STEADY", -1.0)
+        assert call("extract", run, "--to", "new/store", "-q")[0] == 2
     assert not (tmp_path / "new").exists()
     assert call("extract", run, "--to", "store", "-q")[0] == 0
     code, _, err = call("extract", run, "--to", "store", "--views", "mirror", "-q")

@@ -364,9 +364,13 @@ def test_labels_from_one_on_are_refused_and_rare_class_numbers_said() -> None:
     ):
         load_data([(pixels, 1 + row % 2) for row, pixels in enumerate(PIXELS)])
     assert load_data(Items((pixels, 1) for pixels in PIXELS)).classes == 2
-    with pytest.warns(DataWarning, match="dataset: only 2 of 108 classes have images: number them from 0 without gaps"):
+    with pytest.warns(
+        DataWarning, match="dataset: 106 of 108 classes have no image .*: number them from 0 without gaps"
+    ):
         data = load_data([(pixels, (100, 107)[row % 2]) for row, pixels in enumerate(PIXELS)])
     assert data.classes == 108
+    with pytest.warns(DataWarning, match=r"dataset: 1 of 3 classes have no image \(1\)"):
+        load_data([(pixels, (0, 2)[row % 2]) for row, pixels in enumerate(PIXELS)])
 
 
 def test_items_may_have_their_label_under_labels() -> None:
@@ -381,6 +385,8 @@ def test_items_may_have_their_label_under_labels() -> None:
 def test_sizes_of_other_integers(folder: Path) -> None:
     assert load_data(folder, size=np.int64(7)).input_shape == (3, 7, 7)  # type: ignore[arg-type]
     assert load_data(folder, size=(np.int32(7), 8)).input_shape == (3, 7, 8)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="20000x20000 pixels are more than"):
+        load_data(folder, size=20_000)
     for size in (7.0, "7", (7,), (7, 8.5), 0):
         with pytest.raises(UsageError, match=r"size .*expected pixels, or \(height, width\)"):
             load_data(folder, size=size)  # type: ignore[arg-type]

@@ -354,8 +354,8 @@ def test_an_interrupted_extraction_goes_on_and_ends_as_the_same_bytes(tmp_path: 
     kept = {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in contents(tmp_path / "s")}
     teacher.images_seen, reports = 0, []
     extract(teacher, split(), tmp_path / "s", progress=lambda *at: reports.append(at), **options)
-    # 2 images to learn the classes, 3 + 1 to see that it is steady, 16 rows x 3 views; first 8 kept rows in one view
-    assert teacher.images_seen == 2 + 4 + 48 + 8
+    # 2 images to learn the classes, 3 + 1 + 3 to see that it is steady, 16 rows x 3 views; 8 kept rows in one view
+    assert teacher.images_seen == 2 + 7 + 48 + 8
     assert reports[0] == (42 + 3, 90)
     assert reports[-1] == (90, 90)
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
@@ -372,7 +372,7 @@ def test_a_finished_store_is_reused_and_a_sample_of_it_compared(tmp_path: Path) 
     assert store.rows == ROWS
     assert contents(tmp_path / "s") == before
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7, overwrite=True, views=VIEWS)
-    assert teacher.network.images_seen == 8 + 7 + 3 + ROWS * len(VIEWS)  # then the first batch, its half, all rows
+    assert teacher.network.images_seen == 8 + 7 + 3 + 4 + ROWS * len(VIEWS)  # its half, 4 alone, all rows
     assert contents(tmp_path / "s") == before
 
 
@@ -448,7 +448,7 @@ def test_a_full_disk_stops_it_with_a_sentence_and_costs_one_shard(
     assert len(contents(tmp_path / "s")) == 3
     teacher.head.images_seen = 0
     extract(teacher, split(), tmp_path / "s", rows_per_shard=7)
-    assert teacher.head.images_seen == 2 + 7 + 3 + 9 + 8  # classes, steadiness, rows 21 to 29, 8 kept rows
+    assert teacher.head.images_seen == 2 + 14 + 9 + 8  # classes, steadiness, rows 21 to 29, 8 kept rows
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
         with pytest.raises(WriteError, match="read-only"):
@@ -536,8 +536,9 @@ def test_logits_that_are_not_finite_stop_it_with_view_and_row(tmp_path: Path, ro
     teacher = Diverged()
     with pytest.raises(StoreError, match=f"view 'clean', row {row}: .*nan.*not finite"):
         extract(teacher, split(), tmp_path / "s", batch_size=4)
-    # At once, not when the shard is full: 2 images to learn the classes, then the first batch, or its half and three.
-    assert teacher.images_seen == 2 + (4 if row == 0 else 4 + 2 + 12)
+    # At once, not when the shard is full: 2 images to learn the classes, then the first batch, or its half, four images
+    # alone and three batches.
+    assert teacher.images_seen == 2 + (4 if row == 0 else 4 + 2 + 4 + 12)
     assert not (tmp_path / "s" / "store.json").exists()
 
 
@@ -552,8 +553,22 @@ def test_a_teacher_whose_answer_depends_on_the_call_or_the_batch_is_refused(tmp_
             flat = images.flatten(1)
             return self.linear(nn.functional.dropout(flat, 0.5) if trap.startswith("dropout") else self.norm(flat))
 
-    with pytest.raises(StoreError, match="two calls"):
+    with pytest.raises(MismatchError, match="two calls"):
         extract(Unsteady(), split(), tmp_path / "s")
+
+
+def test_a_network_that_answers_otherwise_to_a_single_image_is_refused(tmp_path: Path) -> None:
+    """Statistics of a large batch hardly differ from those of its half; and it is refused as a live teacher too."""
+
+    class Lone(Counting):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images) + float(len(images) == 1)
+
+    with pytest.raises(MismatchError, match="two calls"):
+        extract(Lone(), split(), tmp_path / "s")
+    student = nt.build_model(nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES)), split())
+    with pytest.raises(MismatchError, match="two calls"):
+        nt.fit(student, split(), nt.distil(Lone()), epochs=1, progress=False)
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import noisyteacher as nt
 from helpers import part
 from noisyteacher.data import Split
 from noisyteacher.errors import MismatchError, UnknownNameError, UsageError
@@ -304,3 +306,18 @@ def test_names_of_other_libraries_are_read_without_importing_them(monkeypatch: p
     external.network_names.cache_clear()
     assert nearest_networks("resnet18", ["lenet"]) == ["timm:resnet18", "torchvision:resnet18"]
     assert "timm" not in sys.modules
+
+
+def test_a_model_without_weights_and_one_of_another_dtype_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    data = nt.load_data("mnist-5k", limit=40)
+    empty = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to("meta")
+    calls: list[Callable[[], object]] = [
+        lambda: nt.predict(empty, data.val, progress=False),
+        lambda: nt.extract(empty, data.train, tmp_path / "s", progress=False),
+        lambda: nt.fit(nt.build_model("mlp128", data), data.train, nt.distil(empty), epochs=1, progress=False),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="meta device, without"):
+            call()
+    with pytest.raises(MismatchError, match=r"weights are torch.float16 and images reach it as float32: call .float"):
+        nt.build_model(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).half(), data)

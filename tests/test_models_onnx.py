@@ -108,6 +108,7 @@ def test_a_file_answers_as_its_network(name: str, folder: Path, images: Tensor, 
     save_model(model, tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
     assert torch.equal(again(images), model(images))
+    assert torch.equal(load_model(folder / name)(images), model(images))
     assert weights_fingerprint(again) == weights_fingerprint(model)
     assert torch.equal(copy.deepcopy(model)(images), model(images))
     costs = nt.measure(model, runs=1)

@@ -362,3 +362,10 @@ def test_a_noise_is_described_in_json() -> None:
     noise = nt.Noise(sigma=[0.1, 1], alpha=1)  # type: ignore[arg-type]
     assert (noise.sigma, noise.describe()["sigma"], noise.describe()["draw"]) == ((0.1, 1.0), [0.1, 1.0], "batch")
     assert nt.Noise(**noise.describe()) == noise  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers_and_a_temperature_without_effect_is_refused() -> None:
+    noise = nt.Noise(sigma=np.float32(0.5), alpha=np.float16(1))  # type: ignore[arg-type]
+    assert (noise.sigma, noise.alpha) == (0.5, 1.0)
+    with pytest.raises(ConfigError, match=r"temperature=7\.0: has no effect on noise of kind 'multiplicative'"):
+        nt.perturb(torch.randn(4, 10), sigma=0.5, alpha=0.5, temperature=7.0)

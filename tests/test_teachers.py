@@ -329,6 +329,36 @@ def test_evaluate_leaves_modes_as_they_were() -> None:
     assert [part.training for part in model] == [True, True, False, True]
 
 
+def test_fit_leaves_the_modes_of_its_teacher_and_a_student_that_is_ready_to_answer(tmp_path: Path) -> None:
+    """Also where a finished run is loaded."""
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Dropout(), nn.Dropout())
+    teacher[2].eval()
+    data = nt.load_data("mnist-5k", limit=40)
+    for _ in range(2):
+        student = nt.build_model("mlp128", data).train()
+        nt.fit(student, data.train, nt.distil(teacher), epochs=1, run=tmp_path / "r", resume=True, progress=False)
+        assert not any(part.training for part in student.modules())
+    assert [part.training for part in teacher] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_another_default_dtype_changes_no_bit(default: torch.dtype, tmp_path: Path) -> None:
+    data, logits = nt.load_data("mnist-5k", limit=40), []
+    try:
+        for dtype in (torch.float32, default):
+            torch.set_default_dtype(dtype)
+            student = nt.build_model("mlp128", data)
+            store = nt.extract(student, data.train, tmp_path / str(dtype), rows_per_shard=30, progress=False)
+            nt.fit(
+                student, data.train, nt.distil(store, noise=nt.Noise(sigma=0.5, alpha=0.5)), epochs=1, progress=False
+            )
+            assert torch.get_default_dtype() == dtype
+            logits.append(nt.predict(student, data.val, progress=False))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(*logits)
+
+
 def test_evaluate_refuses_logits_that_are_not_finite() -> None:
     model = net()
     with torch.no_grad():

@@ -163,6 +163,8 @@ def inference(model: nn.Module, device: torch.device | None = None) -> Iterator[
     """
     home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     target = home if device is None else device
+    if home.type == "meta":
+        raise UsageError("the model is on the meta device, without weights: load them first, or build it on the CPU")
     flags = [(module, module.training) for module in model.modules()]
     try:
         # A model may do work in its own train() (merge branches, unfreeze a part): call it where the mode changes.

@@ -21,18 +21,17 @@ from noisyteacher.device import (
     precision_context,
     resolve_device,
 )
-from noisyteacher.errors import MismatchError, StoreError, UsageError
+from noisyteacher.errors import MismatchError, UsageError
 from noisyteacher.io.files import remove_new_folders_on_error, sha256
 from noisyteacher.models import as_classifier, code_fingerprint, preprocess_fingerprint, weights_fingerprint
 from noisyteacher.progress import counted, reported
 from noisyteacher.rng import seeded
 from noisyteacher.store import DTYPES, LogitStore, Plan, Shard, StoreMeta, check_finite, unfinished_store, write_store
+from noisyteacher.teachers import STEADY, check_steady
 from noisyteacher.text import unknown_name
 
 BATCH_SIZES = {"cpu": 128, "cuda": 512}
 """A CPU is fastest when activations stay in its caches, a GPU when it is busy."""
-UNSTEADY = 0.01
-"""Largest difference between two forward passes of one image, in units of 1 + max |logit|: bf16 stays below it."""
 SAMPLE = 8
 """Rows of a store from an earlier call that are compared with the model, under the first view."""
 
@@ -111,7 +110,7 @@ def extract(
     def compare(store: LogitStore, rows: Tensor) -> None:
         if dropout_seed is None and len(rows):
             sample = rows[torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).long()]
-            allowed = UNSTEADY if precision == "bf16" else 1e-3
+            allowed = STEADY if precision == "bf16" else 1e-3
             with inference(teacher, target):
                 _, problem = store.compare(teacher, split, sample, allowed, relative=allowed, views=names[:1])
             if problem:
@@ -133,12 +132,12 @@ def extract(
             precision_context(precision, target),
         ):
             if dropout_seed is None:
-                _check_steady(logits_of, missing[0].row_numbers[:size], names[0])
+                check_steady(lambda rows: logits_of(rows, names[0]), missing[0].row_numbers[:size])
             else:
                 for layer in dropout:
                     layer.train()
             for shard in missing:
-                block = torch.empty(plan.shape(shard))
+                block = torch.empty(plan.shape(shard), dtype=torch.float32)
                 for number, view in enumerate(names):
                     # Batches start anew in every shard, so that a resumed run computes the same ones.
                     for rows in torch.split(shard.row_numbers, size):
@@ -156,15 +155,3 @@ def extract(
     if not computed:
         compare(store, torch.arange(store.rows))
     return store
-
-
-def _check_steady(logits_of: Callable[[Tensor, str], Tensor], rows: Tensor, view: str) -> None:
-    """Raises StoreError when an image's logits depend on the call or on the other images of its batch."""
-    half = rows[: max(1, len(rows) // 2)]
-    whole = logits_of(rows, view)[: len(half)]
-    difference = float((logits_of(half, view) - whole).abs().max())
-    if not difference <= UNSTEADY * (1 + float(whole.abs().max())):
-        raise StoreError(
-            f"the teacher's logits for the same images differ by {difference:.3g} between two calls, in eval mode: "
-            "dropout called as a function, or batch norm without running statistics; make them obey eval() first"
-        )

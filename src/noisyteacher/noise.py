@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,9 @@ class Noise(NoiseSettings):
     """Probability that a sample of the batch is perturbed, 0..1. Not a loss weight."""
 
     def __post_init__(self) -> None:
+        for name in ("sigma", "alpha"):
+            if isinstance(value := vars(self)[name], Real) and not isinstance(value, (int, float)):
+                vars(self)[name] = float(value)  # a number of numpy
         # pydantic would detach tensors from their graph and reorder sets.
         wrong = [
             f"noise.{name}: given a {type(vars(self)[name]).__name__}; expected a number"
@@ -228,6 +232,8 @@ def perturb(
         sigma, alpha = _checked_size(sigma, alpha, draw, kind, distribution)
         if not 0 < temperature < math.inf:
             raise ConfigError(f"temperature={temperature!r}: expected a finite number above 0")
+        if temperature != 1 and kind != "sampled":
+            raise ConfigError(f"temperature={temperature!r}: has no effect on noise of kind {kind!r}: leave it out")
         unit_noise = sample_unit_noise(draw, distribution, logits.shape[0], logits.shape[1], generator)
     scaled = unit_noise.selected(alpha), unit_noise.deviation(sigma), unit_noise.xi(sigma)
     selected, deviation, xi = (part.to(logits.device) for part in scaled)

@@ -49,7 +49,14 @@ def seed_draws(seed: int, device: torch.device = CPU) -> None:
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int, device: torch.device = CPU) -> Iterator[None]:
-    """Inside the block torch's global generators are seeded for this purpose; afterwards they are as they were."""
+    """Inside the block torch's global generators are seeded for this purpose, and new tensors are float32, so that a
+    draw has the same bits under any default; afterwards generators and default are as they were.
+    """
+    default = torch.get_default_dtype()
     with kept_draws(device):
         seed_draws(derive_seed(seed, *purpose), device)
-        yield
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

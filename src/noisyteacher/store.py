@@ -225,7 +225,8 @@ class LogitStore:
             raise MismatchError(f"{len(view_index)} views for {len(rows)} rows: pass one view per row, or one name")
         if len(self._blocks) == 1:
             return self._blocks[0][view_index, rows].float()
-        logits, per_shard = torch.empty(len(rows), self.classes), self.plan.rows_per_shard
+        logits = torch.empty(len(rows), self.classes, dtype=torch.float32)
+        per_shard = self.plan.rows_per_shard
         shard_of_row = rows // per_shard
         for number in torch.unique(shard_of_row).tolist():
             chosen = shard_of_row == number

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyteacher.data import Batch, Split
-from noisyteacher.device import inference, precise
+from noisyteacher.device import PROBE_BATCH, inference, precise
 from noisyteacher.distributed import world
 from noisyteacher.errors import MismatchError, NoisyTeacherError, TrainingError, UsageError
 from noisyteacher.io.files import sha256
@@ -22,6 +22,11 @@ from noisyteacher.noise import Noise, check_logits, check_noisy_logits, perturb,
 from noisyteacher.rng import derive_seed, generator
 from noisyteacher.store import LogitStore
 from noisyteacher.text import moved_classes, same_names, unknown_name
+
+STEADY = 0.01
+"""Largest difference between two forward passes of one image, in units of 1 + max |logit|: bf16 stays below it."""
+LONE_ROWS = 4
+"""Images that are also passed through a network alone."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,11 @@ class LiveTeacher:
         return logits
 
     def check(self, split: Split, views: tuple[str, ...], classes: int) -> None:
-        image = split.images_at(torch.zeros(1, dtype=torch.int64))
+        images = split.first_images(PROBE_BATCH)
         try:
             with inference(self.module) as device:
-                logits = self.module(image.to(device))
+                logits = self.module(images.to(device))
+                check_steady(lambda rows: self.module(images[rows].to(device)), torch.arange(len(images)))
         except NoisyTeacherError:
             raise
         except Exception as error:  # the network may be the user's
@@ -118,7 +124,7 @@ class LiveTeacher:
         _check_classes(logits.shape[1], classes, "the teacher")
         try:
             with inference(self.module) as device:
-                self.module(image.to(device, memory_format=torch.channels_last))
+                self.module(images.to(device, memory_format=torch.channels_last))
         except Exception:  # it flattens by view, as a student that is trained in channels last need not
             self.takes_channels_last = False
 
@@ -126,14 +132,30 @@ class LiveTeacher:
         return {"live": self.module.architecture, "weights": weights_fingerprint(self.module)}
 
 
+def check_steady(logits_of: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+    """Raises MismatchError when an image's logits depend on the call or on the other images of its batch.
+
+    logits_of: the logits `[B, K]` of row numbers int64 `[B]`. The batch is compared with its first half, and with some
+    of its rows alone: statistics of a large batch hardly differ from those of half of it.
+    """
+    whole, count = logits_of(rows), len(rows)
+    alone = torch.linspace(0, count - 1, min(count, LONE_ROWS)).long()
+    for part in (torch.arange(max(1, count // 2)), *torch.split(alone, 1)):
+        difference = float((logits_of(rows[part]) - whole[part]).abs().max())
+        if difference > STEADY * (1 + float(whole[part].abs().max())):  # those that are not finite are refused later
+            raise MismatchError(
+                f"the teacher's logits for the same images differ by {difference:.3g} between two calls, in eval mode: "
+                "dropout called as a function, or batch norm without running statistics; make them obey eval() first"
+            )
+
+
 def frozen_forward(module: nn.Module, images: Tensor) -> Tensor:
     """The module's logits in eval mode and without gradients; the module follows the images' device."""
-    if any(part.training for part in module.modules()):
-        module.eval()
     first = next(module.parameters(), None)
     if first is not None and first.device != images.device:
         module.to(images.device)
-    with torch.no_grad():
+    in_eval = inference(module) if any(part.training for part in module.modules()) else torch.no_grad()
+    with in_eval:
         logits: Tensor = module(images)
     return logits.float()
 

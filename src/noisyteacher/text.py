@@ -22,7 +22,9 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~!])")
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The name most like `name`, or None when none is close. `nearest("lenett", ["lenet", "nin"]) == "lenet"`."""
-    return next(iter(get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
+    names = list(names)
+    spelt_alike = [known for known in names if known.lower() == name.lower()]
+    return next(iter(spelt_alike or get_close_matches(name, names, n=1, cutoff=cutoff)), None)
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> UnknownNameError:

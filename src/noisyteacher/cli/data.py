@@ -113,10 +113,9 @@ def data_check(
     numbered = [f"{number} {label}" for number, label in enumerate(splits.class_names)]
     say(f"Class order: {few(numbered, LISTED)}")
     if rare is not None and rare.ratio > RARE:
-        say(
-            f"Imbalance: {rare.most:,} training images of {rare.frequent}, {rare.fewest:,} of {rare.rarest}: read "
-            "balanced accuracy and recall (evaluate), and try --set student.sampling=balanced"
-        )
+        advice = "balanced accuracy and recall (evaluate), and try --set student.sampling=balanced"
+        counts = f"{rare.most:,} training images of {rare.frequent}, {rare.fewest:,} of {rare.rarest}"
+        say(f"Imbalance: {counts}{f': read {advice}' if rare.fewest else ', which no student can learn'}")
     kinds = Counter((pair.first[0], pair.second[0]) for pair in pairs)
     for (first, second), count in kinds.items():
         pair = next(pair for pair in pairs if (pair.first[0], pair.second[0]) == (first, second))
@@ -127,14 +126,13 @@ def data_check(
 
 
 @data.command("pack")
-@o.with_options("data.root as_json quiet")
+@o.with_options("data.root data.size as_json quiet")
 def data_pack(
     request: o.Request,
     source: Annotated[
         str, typer.Argument(help="A folder of images, of parquet files or of a saved data set, or a .npz or .csv file.")
     ],
     out: Annotated[str, typer.Argument(help="The folder to make.", callback=o.not_empty)],
-    size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; needed where sizes differ.")] = None,
     fit: Annotated[
         str, typer.Option(help="crop: the largest centred square, scaled; squash: the whole image, scaled.")
     ] = "crop",
@@ -168,7 +166,7 @@ def data_pack(
             source,
             out,
             root=request.flags.get("data.root"),
-            size=size,
+            size=request.flags.get("data.size"),
             grey=grey,
             fit=fit,
             classes=labels,

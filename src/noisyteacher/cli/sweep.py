@@ -59,6 +59,8 @@ def sweep(
             raise ConfigError(
                 "no grid: give --grid KEY=V1,V2 (such as noise.sigma=0.1,0.5) or a table [sweep] in CONFIG"
             )
+        if overruled := sorted(set.intersection(set(request.named), *map(set, grids))):
+            raise UsageError(f"{', '.join(overruled)}: has no effect beside a grid that varies it: leave it out")
     with resumable("sweep", request.options_to_resume()) as begun, progress(request.quiet) as watch:
         from noisyteacher.pipeline.pretrained import refuse_training_of
         from noisyteacher.sweep import resume_sweep

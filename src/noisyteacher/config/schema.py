@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -513,8 +513,13 @@ class Config(Settings):
         yield from wrong_pairs(student.loss, student.scale, noise)
         if student.combine != "mean" and not self.teacher.also:
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
-        if student.name not in ("", "auto") and replace(self.target, max_drop=None, minutes=None) != Target():
-            yield "target", "has no effect where student.name is not auto: leave it out, or let the student be chosen"
+        if student.name not in ("", "auto"):
+            for name, value in vars(self.target).items():
+                if name not in ("max_drop", "minutes") and value != getattr(Target(), name):
+                    yield (
+                        f"target.{name}",
+                        f"{value} has no effect where student.name is not auto: leave one of them out",
+                    )
         if student.qat_epochs and not {"onnx-int8", "pte-int8"} & {*self.run.export}:
             yield (
                 "student.qat_epochs",

@@ -107,6 +107,8 @@ class Resize:
             height = width = 0
         if min(height, width) < 1:
             raise UsageError(f"size {size!r}: expected pixels, or (height, width), whole numbers of at least 1")
+        if height * width > MAX_PIXELS:
+            raise UsageError(f"size {size!r}: {height}x{width} pixels are more than {MAX_PIXELS}: give a smaller one")
         return cls((height, width), grey, fit)
 
 
@@ -236,6 +238,8 @@ def decode(image: EncodedImage, resize: Resize = Resize()) -> NDArray[np.uint8]:
             return pixels_of(_scaled(eight_bits(opened), resize), resize.grey)
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError("there is not enough memory for its pixels: give a smaller size") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"it declares more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:  # Pillow's message would name the file, or an object's address

@@ -255,11 +255,13 @@ def _source(kind: str, name: str, parts: list[Part], class_names: tuple[str, ...
     used = torch.cat([torch.empty(0, dtype=torch.int64), *(part.labels for part in parts if part.labels is not None)])
     if class_names or not len(used):
         return Source(kind, name, tuple(parts), class_names)
-    first, classes, present = int(used.min()), int(used.max()) + 1, len(used.bincount().nonzero())
+    first, classes = int(used.min()), int(used.max()) + 1
+    empty = [str(number) for number in (used.bincount() == 0).nonzero().flatten().tolist()]
     if first == 1:
         raise DataError(f"{title}: labels begin at 1: expected the class numbers from 0: {remedy}")
-    gaps = f"only {present} of {classes} classes have images: number them from 0 without gaps, unless that is intended"
-    return Source(kind, name, tuple(parts), tuple(map(str, range(classes))), gaps if 2 * present < classes else "")
+    gaps = f"{len(empty)} of {classes} classes have no image ({few(empty)}): number them from 0 without gaps, unless "
+    gaps += "that is intended"
+    return Source(kind, name, tuple(parts), tuple(map(str, range(classes))), gaps if empty else "")
 
 
 def _same_classes(first: tuple[str, ...], names: tuple[str, ...], title: str) -> tuple[str, ...]:
@@ -544,7 +546,7 @@ def _readable(title: str, kind: str) -> Iterator[None]:
 def _read_dataset(dataset: Any, title: str) -> _Column:
     import datasets
 
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "features"):
+    if not all(hasattr(dataset, name) for name in ("__getitem__", "__len__", "features")):
         raise UsageError(f"{title}: a {type(dataset).__name__} cannot be indexed: load it without streaming")
     image, label, names = _columns(dataset.features, title)
     numbers, kind = None, "a data set whose files can be read"

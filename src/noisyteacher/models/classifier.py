@@ -346,7 +346,9 @@ def count_classes(model: Classifier) -> int:
     except Exception as error:  # the network may be the user's
         side = next((side for side in USUAL_SIDES if side > max(shape[1:], default=side) and _runs_at(model, side)), 0)
         larger = f"it runs on images of {side} pixels: --size {side} (size in Python)"
-        advice = larger if side else "check input_shape and preprocess="
+        dtypes = {str(parameter.dtype) for parameter in model.parameters()} - {"torch.float32"}
+        narrow = f"its weights are {', '.join(sorted(dtypes))} and images reach it as float32: call .float() on it"
+        advice = narrow if dtypes else larger if side else "check input_shape and preprocess="
         problem = f"{model.name!r} failed on images of shape {shape}: {type(error).__name__}: {error}"
         raise MismatchError(f"{problem}; {advice}") from error
     model.check_logits(logits, 2)

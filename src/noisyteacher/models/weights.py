@@ -47,7 +47,7 @@ from noisyteacher.models.classifier import (
 )
 from noisyteacher.models.external import ZOO
 from noisyteacher.models.narrow import SHRINK, first_origin, reshape_network
-from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork
+from noisyteacher.models.onnx_teacher import ONNX, OnnxNetwork, is_onnx_file, load_onnx
 from noisyteacher.models.preprocess import PREPROCESS, blank_preprocess, is_preprocess
 from noisyteacher.rng import seeded
 from noisyteacher.text import few, unknown_name
@@ -113,8 +113,9 @@ def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str,
 def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """The Classifier in a file, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
-    `path` is a weights file, a folder that was exported for the hub, or `pretrained:NAME` for a model that comes with
-    the package (`pretrained()` lists them). A model from `"pkg.module:factory"` is rebuilt by importing and calling
+    `path` is a weights file, a folder that was exported for the hub, an ONNX model (whose pixels are then divided by
+    255: name others by `preprocess=` of `compress`), or `pretrained:NAME` for a model that comes with the package
+    (`pretrained()` lists them). A model from `"pkg.module:factory"` is rebuilt by importing and calling
     that, only with `allow_import=True`. Nothing is downloaded. Raises FileFormatError naming the file when it is
     damaged or does not fit its architecture, and UsageError when the model cannot be rebuilt from a name; then build it
     and call `load_weights`.
@@ -123,6 +124,8 @@ def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     if path.is_dir() or not path.exists():
         missing = f"a folder without {HUB_WEIGHTS}" if path.is_dir() else "no such file"
         raise FileFormatError(f"{path}: cannot be read: {missing}; fetch a repository of the hub by hf download first")
+    if is_onnx_file(str(path)):
+        return load_onnx(path).eval()
     tensors, record = read_tensors(path, KIND, SCHEMA)
     wrappers: list[tuple[str, Tensor]] = []  # the outermost first
     while wrapped := next((name for name in ("class_order", "output_scale") if f"network.{name}" in tensors), None):
@@ -495,6 +498,8 @@ def _fingerprint(state: Mapping[str, Any]) -> str:
     parts: list[bytes] = []
     for name, value in sorted(state.items()):
         is_tensor = isinstance(value, Tensor)
+        if is_tensor and value.is_meta:
+            raise UsageError(f"{name} is on the meta device, without numbers: load the weights, or build on the CPU")
         described = f"{value.dtype}\x1f{tuple(value.shape)}" if is_tensor else f"{value!r}"
         parts += [f"{name}\x1f{described}\x1f".encode(), tensor_bytes(value) if is_tensor else b""]
     return sha256(parts)

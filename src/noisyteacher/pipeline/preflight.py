@@ -60,7 +60,9 @@ def check_teacher(
     ]
     if train is not None:
         checks.append(check_stored_logits(teacher.model, data.train, train))
-    checks.append(check_not_probabilities(val))
+    student, noise = experiment.config.student, experiment.config.noise
+    needs_logits = not noise.off or student.loss == "logit_regression"
+    checks.append(check_not_probabilities(val, needs_logits))
     if info["kind"] == "given":
         checks.append(check_class_assignment(predictions(val), data.val, "the teacher", order))
     for number, (further, further_val) in enumerate(more_teachers, 2):
@@ -140,7 +142,9 @@ def raise_failed_checks(checks: list[Check], strict: bool) -> list[Check]:
     failed = [check.message for check in checks if check.passed is False]
     if failed and strict:
         counts = f"before the first step, {len(failed)} of {len(checks)} checks did not hold"
-        raise MismatchError(f"{counts}: {'; '.join(failed)}. If that is right, say run.checks = false")
+        raise MismatchError(
+            f"{counts}: {'; '.join(failed)}. If that is right, say run.checks = false (in Python checks=False)"
+        )
     return checks
 
 
@@ -212,14 +216,23 @@ def hits_by_chance(answers: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(both.sum()) / n, float(spread) / (n * n * max(1, n - 1))
 
 
-def check_not_probabilities(store: LogitStore) -> Check:
-    """Probabilities are between 0 and 1 and add up to 1 in every row; logits have no reason to."""
+def check_not_probabilities(store: LogitStore, needs_logits: bool) -> Check:
+    """Probabilities, their logarithms and a sigmoid's outputs have sums or bounds that logits have no reason for.
+
+    A log-softmax is noted only, not refused: soft targets without noise are the same as of logits.
+    """
     name, rows = "answers are logits", min(store.rows, CHUNK)
     logits = store.logits(store.views[0], torch.arange(rows))
     distance = float((logits.sum(1) - 1).abs().max())
     if float(logits.min()) >= 0 and distance < 1e-3:
         problem = "the teacher's answers add up to 1 in every row: they are probabilities, and logits are needed"
         return Check(name, False, f"{problem}: leave the softmax at its end out")
+    if float(logits.min()) >= 0 and float(logits.max()) <= 1:
+        problem = "the teacher's answers all lie between 0 and 1, as a sigmoid's do, and logits are needed"
+        return Check(name, False, f"{problem}: leave the sigmoid at its end out")
+    if float(logits.logsumexp(1).abs().max()) < 1e-3:
+        problem = "the teacher's answers are logarithms of probabilities: noise and logit regression need logits"
+        return Check(name, not needs_logits and None, f"{problem}: leave the log-softmax at its end out")
     return Check(name, True, f"they do not add up to 1 (largest distance {distance:.3g}; n = {rows:,})")
 
 

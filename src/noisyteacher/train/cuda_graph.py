@@ -66,7 +66,7 @@ class GraphEngine:
         self.capture_stream = new_stream(self.device) if on_gpu else None
         self.can_capture = on_gpu
         self.rate = torch.tensor(plan.settings.lr, dtype=torch.float32, device=self.device)
-        self.failed_mask = torch.zeros(len(students), device=self.device)
+        self.failed_mask = torch.zeros(len(students), dtype=torch.float32, device=self.device)
         self.failed: set[int] = set()
         self.replayed = False
         """Whether some step was a replay."""
@@ -238,7 +238,7 @@ class CapturedStep:
         self.images = [torch.empty_like(part) for part in images]
         tensors = distinct_inputs(groups)
         staged = [tensor for tensor in tensors if _is_staged(tensor)]
-        self.staging = torch.empty(sum(tensor.numel() for tensor in staged), device=device)
+        self.staging = torch.empty(sum(tensor.numel() for tensor in staged), dtype=torch.float32, device=device)
         """All small inputs from the CPU, copied in one piece."""
         pieces = iter(torch.split(self.staging, [tensor.numel() for tensor in staged]))
         self.inputs = [
@@ -263,7 +263,7 @@ class CapturedStep:
             else:
                 buffer.copy_(tensor, non_blocking=True)
         if staged:
-            pinned = torch.empty(self.staging.shape, pin_memory=self.device.type == "cuda")
+            pinned = torch.empty_like(self.staging, device="cpu", pin_memory=self.device.type == "cuda")
             self.staging.copy_(torch.cat(staged, out=pinned), non_blocking=True)
 
 

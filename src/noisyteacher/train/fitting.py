@@ -91,7 +91,7 @@ def fit(
     profile: bool = False,
     progress: bool | Callable[[Tick], None] | None = True,
 ) -> History:
-    """Train the model in place on the split and return the History; the model ends with the kept weights.
+    """Train the model in place on the split and return the History; the model ends with the kept weights, in eval mode.
 
     `objective(logits [B, K], batch)` returns the loss, or (loss, dict of numbers): `supervised()`, `distil(...)`, or
     any callable. The metrics hold each number's mean over the epoch's samples (its root mean square for names ending in

@@ -268,6 +268,7 @@ class Trainer:
         }
         for name in sorted(weights, key=lambda name: name == plan.keep):  # the kept file comes last: it marks the end
             student.model.load_state_dict(weights[name])
+            student.model.eval()
             if folder is not None:
                 file = WEIGHTS if name == plan.keep else OTHER_WEIGHTS[plan.keep]
                 save_model(student.model, folder / file, {"training": record}, within=folder)
@@ -312,6 +313,7 @@ def load_finished(student: Student, plan: TrainingPlan, folder: Path) -> History
     progress.epochs, progress.best_epoch, progress.seconds = epochs, training["best_epoch"], epochs[-1]["seconds"]
     restore_memory_format(student.model)
     student.model.load_state_dict(kept)
+    student.model.eval()
     drop_checkpoint(folder)  # a process killed behind the last weights has left it
     return history_of(student, plan, weights)
 
