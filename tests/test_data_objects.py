@@ -232,6 +232,21 @@ def test_data_sets_of_hugging_face_keep_their_split_and_class_names() -> None:
     assert data.class_names == ("cat", "dog")
 
 
+def test_columns_of_hugging_face_are_found_by_their_types() -> None:
+    class Image: ...
+
+    class ClassLabel:
+        names: ClassVar[list[str]] = ["cat", "dog"]
+
+    class Rows(list[Any]):
+        features: ClassVar[dict[str, Any]] = {"label": object(), "photo": Image(), "kind": ClassLabel()}
+
+    rows = Rows({"label": "x", "photo": pixels, "kind": row % 2} for row, pixels in enumerate(PIXELS))
+    data = load_data({"train": rows, "val": rows, "test": rows})
+    assert data.class_names == ("cat", "dog")
+    assert labels_of(data.train).tolist() == [row % 2 for row in range(30)]
+
+
 def test_class_names_are_those_of_the_labels_and_the_same_in_every_part() -> None:
     def rows(*names: str) -> Any:
         class Rows(list[Any]):

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -371,7 +371,8 @@ def channels_first(array: NDArray[Any], title: str) -> NDArray[np.uint8]:
 def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
     """One map-style dataset (to be cut 80/10/10), a dict of `train`, `val`, `test`, or a tuple of the three.
 
-    Items are (image, label), or dicts with `image` or `img` and `label` or `labels`. An image is a Pillow image (grey
+    Items are (image, label), or dicts with `image` or `img` and `label` or `labels`, or the columns of images and of
+    labels that a data set of Hugging Face has. An image is a Pillow image (grey
     ones keep one channel), a uint8 array `[H, W]` or `[H, W, C]`, or a tensor `[C, H, W]` of uint8 or of floats in
     0..1. Each item is stored once, so random transforms are refused. Class names, one list for all: those in
     `.classes`, for a Subset of its data set's, or of the column of labels in `.features`. Raises UsageError, DataError.
@@ -400,12 +401,20 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
             dataset = dataset.dataset
         named, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
         if named is None and isinstance(features, Mapping):  # of a data set of Hugging Face
-            named = getattr(features.get("label", features.get("labels")), "names", None)
+            named = getattr(features.get(_keys(dataset, features, title)[1]), "names", None)
         named = named.tolist() if isinstance(named, np.ndarray) else named
         listed = isinstance(named, (list, tuple)) and all(isinstance(text, (str, int, np.generic)) for text in named)
         class_names = _same_classes(class_names, tuple(map(str, named or ())) if listed else (), title)
     remedy = "subtract 1, or, if class 0 has no images here, give the names of all classes as its `classes`"
     return _source("objects", "dataset", parts, class_names, "dataset", remedy)
+
+
+def _keys(dataset: Any, names: Collection[str], title: str) -> tuple[str, str | None]:
+    """The keys of image and label in the items, whose keys are `names`: the columns of these types where it has any."""
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping) and "Image" in {type(feature).__name__ for feature in features.values()}:
+        return _columns(features, title)[:2]
+    return "image" if "image" in names else "img", "label" if "label" in names else "labels"
 
 
 def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.uint8]]:
@@ -417,7 +426,8 @@ def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.u
         except Exception as error:
             raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
         if isinstance(item, Mapping):
-            item = item.get("image", item.get("img")), item.get("label", item.get("labels"))
+            image_key, label_key = _keys(dataset, item, name)
+            item = item.get(image_key), item.get(label_key)
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise DataError(f"{name} is a {type(item).__name__}; expected (image, label)")
         image, label = item[:2]
