@@ -92,7 +92,7 @@ def test_names_of_files(tmp_path: Path) -> None:
         "a.pkl",
         f"{tmp_path}/last",
     ):
-        with pytest.raises(UsageError, match=r"name that, for example --teacher timm:resnet18.*--teacher-weights"):
+        with pytest.raises(UsageError, match=r"name it, for example --teacher timm:resnet18.*--teacher-weights"):
             is_model_path(name)
     names = {
         "timm:resnet18.a1_in1k": "resnet18.a1_in1k", "hf:somebody/model": "model", "hf:./folder/": "folder",
