@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -195,6 +196,11 @@ def test_from_train_to_verify(call: Call, tmp_path: Path) -> None:
     assert len(json.loads(call("runs", "ls", "--json")[1])) == 2
     assert f"{distilled['run']}: done, distil, started" in call("runs", "show", distilled["run"])[1]
     assert call("runs", "diff", teacher.id, Path(distilled["run"]).name)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO())  # nothing there to answer
+        code, _, err = call("runs", "rm", teacher.id)
+    assert (code, teacher.path.exists()) == (1, True)
+    assert "nothing is removed; --yes removes without asking" in err
     assert call("runs", "rm", teacher.id, "--yes")[0] == 0
     assert not teacher.path.exists()
 
@@ -309,6 +315,8 @@ def test_an_interrupted_run_is_resumed_to_the_same_bytes(tmp_path: Path, call: C
     (cut,), (whole,) = list_runs("cut"), list_runs("whole")
     assert f"resume with: noisyteacher train --resume cut/{cut.id}" in process.err
     assert cut.state == "unfinished"
+    advice = f"(the run is unfinished): finish it first by noisyteacher train --resume {cut.path}"
+    assert advice in " ".join(call("evaluate", str(cut.path))[2].split())
     assert (cut.path / "checkpoint" / "state.safetensors").exists()  # long before the first one would have been due
     assert call("train", "--resume", str(cut.path), "-q")[0] == 0
     for name in ("weights.safetensors", "last.safetensors"):
@@ -889,4 +897,7 @@ def test_a_command_to_run_is_quoted(call: Call, tmp_path: Path) -> None:
 def test_a_rank_that_is_none_hides_no_error(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "noisyteacher", "runs", "show", "nope"]
     ended = subprocess.run(words, env={**os.environ, "RANK": "x"}, cwd=tmp_path, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (2, "error: no run 'nope' in runs: there are 0 runs there\n")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: no run 'nope' in runs: list the 0 runs there by noisyteacher runs ls\n",
+    )

@@ -27,7 +27,7 @@ from noisyteacher.errors import FileFormatError, MismatchError, UsageError, Writ
 from noisyteacher.io import files
 from noisyteacher.io.files import Json, StrPath
 from noisyteacher.process import cores
-from noisyteacher.text import flat, nearest
+from noisyteacher.text import flat, nearest, plural
 
 SCHEMA = 1
 CONFIG, INFO, RESULT, METRICS, ERROR = "config.json", "run.json", "result.json", "metrics.jsonl", "error.txt"
@@ -302,7 +302,7 @@ def find_run(output_dir: StrPath, name: StrPath) -> Run:
     if matches:
         raise UsageError(f"{text!r} may mean {len(matches)} runs of {where}: {', '.join(sorted(matches)[:5])}")
     close = nearest(part, runs)
-    hint = f"did you mean {close!r}?" if close else f"there are {len(runs)} runs there"
+    hint = f"did you mean {close!r}?" if close else f"list the {plural(len(runs), 'run')} there by noisyteacher runs ls"
     raise UsageError(f"no run {text!r} in {where}: {hint}")
 
 

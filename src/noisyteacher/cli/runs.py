@@ -128,7 +128,11 @@ def runs_rm(
     by_path = {run.path.resolve(): run for run in (find_run(request.output_dir, name) for name in names)}
     outermost = [run for path, run in by_path.items() if not any(parent in by_path for parent in path.parents)]
     if not yes:
-        typer.confirm(f"remove {', '.join(str(run.path) for run in outermost)}?", abort=True)
+        try:
+            typer.confirm(f"remove {', '.join(str(run.path) for run in outermost)}?", abort=True)
+        except typer.Abort:
+            say("\nnothing is removed; --yes removes without asking", err=True)
+            raise typer.Exit(1) from None
     for run in outermost:
         remove_run(run)
         say(f"removed {run.path}")

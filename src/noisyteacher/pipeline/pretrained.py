@@ -199,8 +199,12 @@ def load_teacher(
         return in_order(_load_named(name, data, settings), settings), None
     path, file = models.weights_file(name), weights_of(name)
     if not file.exists():
-        state = f"the run is {Run(path).state}" if is_run(path) else "no such file"
-        raise DataError(f"{file}: no weights there ({state}): give a finished run, or a .safetensors or .onnx file")
+        state, advice = "no such file", "give a finished run, or a .safetensors or .onnx file"
+        if is_run(path):
+            state = f"the run is {Run(path).state}"
+            if Run(path).state == "unfinished":
+                advice = f"finish it first by noisyteacher {Run(path).info['kind']} --resume {path}"
+        raise DataError(f"{file}: no weights there ({state}): {advice}")
     try:
         model = (
             _load_onnx(file, data, settings)
