@@ -233,8 +233,9 @@ def crossed_difference(first: NDArray[Any], second: NDArray[Any]) -> PairedDiffe
     """Error of `second` minus error of `first`, in points, with an interval that covers other seeds AND other images.
 
     Both bool `[S, N]`: whether the student of seed s misclassifies test image i. Seeds and images are crossed random
-    effects: the variance of the mean is (MS seeds + MS images - MS rest) / (S N), at least what seeds alone give;
-    degrees of freedom by Satterthwaite. Raises UsageError unless both have two seeds or more and the same shape.
+    effects: the variance of the mean is (MS seeds + MS images - MS rest) / (S N), where MS seeds and MS images are at
+    least MS rest, as they are expected to be; degrees of freedom by Satterthwaite. Raises UsageError unless both have
+    two seeds or more and the same shape.
     """
     from scipy.special import stdtr
 
@@ -246,12 +247,14 @@ def crossed_difference(first: NDArray[Any], second: NDArray[Any]) -> PairedDiffe
     rest = gaps - by_seed[:, None] - by_image[None, :] + mean
     freedoms = seeds - 1, images - 1, (seeds - 1) * (images - 1)
     sums = images * ((by_seed - mean) ** 2).sum(), seeds * ((by_image - mean) ** 2).sum(), (rest**2).sum()
-    of_seeds, of_images, of_rest = squares = [float(total) / df for total, df in zip(sums, freedoms, strict=True)]
-    variance = max(of_seeds, of_seeds + of_images - of_rest)
+    of_seeds, of_images, of_rest = (float(total) / df for total, df in zip(sums, freedoms, strict=True))
+    of_seeds, of_images = max(of_seeds, of_rest), max(of_images, of_rest)
+    variance = of_seeds + of_images - of_rest
     if variance <= 0:
         return PairedDifference(float(mean), None, None, None, seeds)
     freedom = float(seeds - 1)
     if variance > of_seeds:
+        squares = (of_seeds, of_images, of_rest)
         freedom = max(1.0, variance**2 / sum(square**2 / df for square, df in zip(squares, freedoms, strict=True)))
     error = math.sqrt(variance / (seeds * images))
     point = t_quantile(1 - LEVEL / 2, freedom)
