@@ -111,8 +111,7 @@ class LiveTeacher:
         images = split.first_images(PROBE_BATCH)
         try:
             with inference(self.module) as device:
-                logits = self.module(images.to(device))
-                check_steady(lambda rows: self.module(images[rows].to(device)), torch.arange(len(images)))
+                logits = check_steady(lambda rows: self.module(images[rows].to(device)), torch.arange(len(images)))
         except NoisyTeacherError:
             raise
         except Exception as error:  # the network may be the user's
@@ -124,7 +123,7 @@ class LiveTeacher:
         _check_classes(logits.shape[1], classes, "the teacher")
         try:
             with inference(self.module) as device:
-                self.module(images.to(device, memory_format=torch.channels_last))
+                self.module(images[:1].to(device, memory_format=torch.channels_last))
         except Exception:  # it flattens by view, as a student that is trained in channels last need not
             self.takes_channels_last = False
 
@@ -132,10 +131,10 @@ class LiveTeacher:
         return {"live": self.module.architecture, "weights": weights_fingerprint(self.module)}
 
 
-def check_steady(logits_of: Callable[[Tensor], Tensor], rows: Tensor) -> None:
-    """Raises MismatchError when an image's logits depend on the call or on the other images of its batch.
+def check_steady(logits_of: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The logits `[B, K]` of the rows. Raises MismatchError when an image's depend on the call or on its batch.
 
-    logits_of: the logits `[B, K]` of row numbers int64 `[B]`. The batch is compared with its first half, and with some
+    logits_of: the logits of row numbers int64 `[B]`. The batch is compared with its first half, and with some
     of its rows alone: statistics of a large batch hardly differ from those of half of it.
     """
     whole, count = logits_of(rows), len(rows)
@@ -147,6 +146,7 @@ def check_steady(logits_of: Callable[[Tensor], Tensor], rows: Tensor) -> None:
                 f"the teacher's logits for the same images differ by {difference:.3g} between two calls, in eval mode: "
                 "dropout called as a function, or batch norm without running statistics; make them obey eval() first"
             )
+    return whole
 
 
 def frozen_forward(module: nn.Module, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -29,18 +29,8 @@ if TYPE_CHECKING:
     from noisyteacher.config import Config, Values
     from noisyteacher.pipeline import Result
 
-RUN_OF_ONE = [
-    "output_dir",
-    "device",
-    "threads",
-    "checks",
-    "tensorboard",
-    "track",
-    "trace",
-    "profile",
-    "checkpoint_every_s",
-]
-"""Settings of a run that a training of one network reads: it has no further seeds and exports nothing."""
+OF_SEVERAL = ("seeds", "control_seeds", "baselines", "export")
+"""Settings of a run that a training of one network does not read: it has no further seeds and exports nothing."""
 
 
 @o.with_options("run.output_dir as_json quiet")
@@ -253,6 +243,7 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
         resumable(kind, request.options_to_resume()) as begun,
         progress(request.quiet or rank() > 0) as watch,
     ):
+        from noisyteacher.config.schema import RunSettings
         from noisyteacher.pipeline.single_step import distil_config, resume_single, train_config
         from noisyteacher.train.history import profile_table
 
@@ -263,7 +254,8 @@ def _train_or_distil(kind: str, request: o.Request, store: str = "") -> None:
             start = partial(resume_single, run, kind)
         else:
             trained_by = {"train": ("teacher",), "distil": ("student", "noise", "choice")}[kind]
-            config = request.config_reading("data", *trained_by, *(f"run.{name}" for name in RUN_OF_ONE))
+            of_run = [f"run.{part.name}" for part in fields(RunSettings) if part.name not in OF_SEVERAL]
+            config = request.config_reading("data", *trained_by, *of_run)
             device = config.run.device
             create = train_config if kind == "train" else partial(distil_config, store=store)
             start = partial(create, config, seed=request.seed or 0, command=command_line())

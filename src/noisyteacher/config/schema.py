@@ -514,8 +514,9 @@ class Config(Settings):
         if student.combine != "mean" and not self.teacher.also:
             yield "student.combine", f"{student.combine!r} has no effect with one teacher: leave it out"
         if student.name not in ("", "auto"):
+            defaults = vars(Target())
             for name, value in vars(self.target).items():
-                if name not in ("max_drop", "minutes") and value != getattr(Target(), name):
+                if name not in ("max_drop", "minutes") and value != defaults[name]:
                     yield (
                         f"target.{name}",
                         f"{value} has no effect where student.name is not auto: leave one of them out",

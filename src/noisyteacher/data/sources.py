@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -94,7 +94,7 @@ def load_data(
     path = None if name or not isinstance(source, (str, os.PathLike)) else _existing_path(source, DATASETS)
     official, packed_folder = name not in (None, "mnist-5k"), path is not None and is_packed(path)
     folder = path is not None and os.path.isdir(path) and not packed_folder
-    csv_file = path is not None and path.suffix.lower() == ".csv" and not (folder or packed_folder)
+    csv_file = path is not None and _is_csv(path)
     image_files = folder or csv_file
     for option, is_set, has_effect in (
         ("root", root is not None, official or csv_file),
@@ -119,7 +119,7 @@ def load_data(
         splits = load_official(name, default_root(root), download=download, verify=verify, seed=seed, extra=extra)
     elif isinstance(source, Splits):
         splits = source
-    elif path is not None and is_packed(path):
+    elif path is not None and packed_folder:
         packed = Packed.open(path)
         if verify:
             packed.verify()
@@ -179,7 +179,7 @@ def pack_data(
             raise UsageError(f"{path}: is packed already: use it as it is")
         if f"{os.path.realpath(target)}{os.sep}".startswith(os.path.realpath(path) + os.sep):
             raise UsageError(f"{out}: lies inside the source {path}: choose a folder outside")
-        if root is not None and (path.suffix.lower() != ".csv" or not path.is_file()):
+        if root is not None and not _is_csv(path):
             raise UsageError(f"root has no effect on {str(path)!r}: leave it out")
         content = path_source(path, follow_links, None, root)
     elif type(source).__module__.split(".")[0] == "datasets":
@@ -190,13 +190,18 @@ def pack_data(
     return write_packed(replace(content, class_names=names), target, resize, skip_corrupt, jobs, watch)
 
 
+def _is_csv(path: Path) -> bool:
+    """Whether the path is that of a `.csv` file."""
+    return path.suffix.lower() == ".csv" and path.is_file()
+
+
 def path_source(
     path: Path, follow_links: bool, max_bytes: int | None, root: str | os.PathLike[str] | None = None
 ) -> Source:
     """The source in a `.npz` or `.csv` file, a folder that `datasets` saved, one of parquet files, or one of images."""
     if path.is_file():
         base = None if root is None else Path(root).expanduser()
-        return csv_source(path, base) if path.suffix.lower() == ".csv" else npz_source(path, max_bytes)
+        return csv_source(path, base) if _is_csv(path) else npz_source(path, max_bytes)
     if is_saved(path) or parquet_files(path):
         return hugging_face_source(path)
     return folder_source(Path(os.path.abspath(path)) if follow_links else path.resolve(), follow_links)
@@ -401,7 +406,7 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
             dataset = dataset.dataset
         named, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
         if named is None and isinstance(features, Mapping):  # of a data set of Hugging Face
-            named = getattr(features.get(_keys(dataset, features, title)[1]), "names", None)
+            named = getattr(_first_of(features, _keys(dataset, title)[1]), "names", None)
         named = named.tolist() if isinstance(named, np.ndarray) else named
         listed = isinstance(named, (list, tuple)) and all(isinstance(text, (str, int, np.generic)) for text in named)
         class_names = _same_classes(class_names, tuple(map(str, named or ())) if listed else (), title)
@@ -409,16 +414,23 @@ def object_source(source: Any, max_bytes: int = MAX_BYTES) -> Source:
     return _source("objects", "dataset", parts, class_names, "dataset", remedy)
 
 
-def _keys(dataset: Any, names: Collection[str], title: str) -> tuple[str, str | None]:
-    """The keys of image and label in the items, whose keys are `names`: the columns of these types where it has any."""
+def _keys(dataset: Any, title: str) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+    """The keys that the image and the label of an item may have: the columns of these types where there are any."""
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping) and "Image" in {type(feature).__name__ for feature in features.values()}:
-        return _columns(features, title)[:2]
-    return "image" if "image" in names else "img", "label" if "label" in names else "labels"
+        image, label, _ = _columns(features, title)
+        return (image,), (label,)
+    return ("image", "img"), ("label", "labels")
+
+
+def _first_of(record: Mapping[Any, Any], keys: Sequence[str | None]) -> Any:
+    """The value of the first of these keys that the record has; None without any."""
+    return next((record[key] for key in keys if key in record), None)
 
 
 def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.uint8]]:
     """The images of the dataset's items, uint8 `[C, H, W]`; the label of each is appended to `labels`."""
+    keys = _keys(dataset, title)
     for row in range(len(dataset)):
         name = f"{title}: item {row}"
         try:
@@ -426,8 +438,7 @@ def _items(dataset: Any, title: str, labels: list[int]) -> Iterator[NDArray[np.u
         except Exception as error:
             raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
         if isinstance(item, Mapping):
-            image_key, label_key = _keys(dataset, item, name)
-            item = item.get(image_key), item.get(label_key)
+            item = tuple(_first_of(item, names) for names in keys)
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise DataError(f"{name} is a {type(item).__name__}; expected (image, label)")
         image, label = item[:2]

@@ -113,12 +113,11 @@ def _state_and_content(model: nn.Module, record: Json | None) -> tuple[dict[str,
 def load_model(path: StrPath, *, allow_import: bool = False) -> Classifier:
     """The Classifier in a file, on the CPU and in eval mode: its architecture rebuilt, its weights filled in.
 
-    `path` is a weights file, a folder that was exported for the hub, an ONNX model (whose pixels are then divided by
-    255: name others by `preprocess=` of `compress`), or `pretrained:NAME` for a model that comes with the package
-    (`pretrained()` lists them). A model from `"pkg.module:factory"` is rebuilt by importing and calling
-    that, only with `allow_import=True`. Nothing is downloaded. Raises FileFormatError naming the file when it is
-    damaged or does not fit its architecture, and UsageError when the model cannot be rebuilt from a name; then build it
-    and call `load_weights`.
+    `path` is a weights file, a folder that was exported for the hub, an ONNX model (one that takes floats gets pixels
+    divided by 255), or `pretrained:NAME` for a model that comes with the package (`pretrained()` lists them). A model
+    from `"pkg.module:factory"` is rebuilt by importing and calling that, only with `allow_import=True`. Nothing is
+    downloaded. Raises FileFormatError naming the file when it is damaged or does not fit its architecture, and
+    UsageError when the model cannot be rebuilt from a name; then build it and call `load_weights`.
     """
     path = weights_file(path)
     if path.is_dir() or not path.exists():

@@ -232,7 +232,7 @@ def check_not_probabilities(store: LogitStore, needs_logits: bool) -> Check:
         return Check(name, False, f"{problem}: leave the sigmoid at its end out")
     if float(logits.logsumexp(1).abs().max()) < 1e-3:
         problem = "the teacher's answers are logarithms of probabilities: noise and logit regression need logits"
-        return Check(name, not needs_logits and None, f"{problem}: leave the log-softmax at its end out")
+        return Check(name, False if needs_logits else None, f"{problem}: leave the log-softmax at its end out")
     return Check(name, True, f"they do not add up to 1 (largest distance {distance:.3g}; n = {rows:,})")
 
 

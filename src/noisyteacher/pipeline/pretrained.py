@@ -201,14 +201,15 @@ def load_teacher(
     if not file.exists():
         state, advice = "no such file", "give a finished run, or a .safetensors or .onnx file"
         if is_run(path):
-            state = f"the run is {Run(path).state}"
-            if Run(path).state == "unfinished":
+            run_state = Run(path).state
+            state = f"the run is {run_state}"
+            if run_state == "unfinished":
                 advice = f"finish it first by noisyteacher {Run(path).info['kind']} --resume {path}"
         raise DataError(f"{file}: no weights there ({state}): {advice}")
     try:
         model = (
             _load_onnx(file, data, settings)
-            if is_onnx_file(file)
+            if is_onnx_file(file) and data is not None
             else models.load_model(file, allow_import=allow_import)
         )
     except NoChecksumError as error:
@@ -251,9 +252,7 @@ def _load_named(name: str, data: Splits, settings: Teacher) -> Classifier:
     return model.eval()
 
 
-def _load_onnx(path: Path, data: Splits | None, settings: Teacher) -> Classifier:
-    if data is None:
-        return models.load_onnx(path).eval()
+def _load_onnx(path: Path, data: Splits, settings: Teacher) -> Classifier:
     front = preprocessing_of(settings, data)
     if front == OWN:
         raise UsageError(f"teacher.preprocess: {path} does not say what it was trained on: name another")

@@ -268,10 +268,10 @@ class Trainer:
         }
         for name in sorted(weights, key=lambda name: name == plan.keep):  # the kept file comes last: it marks the end
             student.model.load_state_dict(weights[name])
-            student.model.eval()
             if folder is not None:
                 file = WEIGHTS if name == plan.keep else OTHER_WEIGHTS[plan.keep]
                 save_model(student.model, folder / file, {"training": record}, within=folder)
+        student.model.eval()
         if folder is not None:
             drop_checkpoint(folder)
         return replace(history_of(student, plan, weights), profile=self.profiler, replayed=self.replayed)
